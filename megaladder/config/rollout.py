@@ -1,0 +1,77 @@
+"""Configuration of generation outside training: the `rollout` section of `eval`, and `bench rollout`. GRPO's own section: `grpo.py`."""
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from megaladder.config.base import StrictModel
+
+Positive = Annotated[int, Field(ge=1)]
+JsonPath = Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")]  # a field named `json` would hide BaseModel.json
+
+
+class EngineSection(StrictModel):
+    """How the engine is run; nothing here changes what is sampled but dtype and the limits."""
+
+    engine: Literal["vllm", "fake"] = "vllm"
+    """vllm; fake = a deterministic stand-in without a model, for trying out the pipeline."""
+    tp: Positive = 1
+    """Tensor parallel GPUs (CPU: processes) of one engine."""
+    replicas: Positive = 1
+    """Independent engines side by side; problems are spread over them. GPUs needed: tp · replicas."""
+    dtype: str = "auto"
+    """Of weights and activations: auto (the checkpoint's, but bfloat16 for a float32 one), bfloat16, float32. Part of the protocol."""
+    max_model_len: Positive | None = None
+    """Longest prompt plus answer, tokens. null = the model's own limit."""
+    max_num_seqs: Positive | None = None
+    """Sequences decoded at once. null = vLLM's choice."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that the engine may take. Not read on CPU."""
+    cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Key/value cache on a CPU, GiB."""
+    cpu_threads: Positive | None = None
+    """Threads of an engine on a CPU. null = OMP_NUM_THREADS, else its share of the cores less one."""
+    max_restarts: Annotated[int, Field(ge=0)] = 1
+    """Restarts of a lost engine before the run stops itself (status 3) and can be resumed."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without a sign of life until an engine counts as lost."""
+
+
+class EvalRolloutSection(EngineSection):
+    """Decoding. null = the benchmark's published default, which is printed with every score."""
+
+    n: Positive | None = None
+    """Samples per problem."""
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """Sampling temperature; 0 = greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus: keep the likeliest tokens up to this probability."""
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    """Keep the k likeliest tokens; 0 = all."""
+    max_tokens: Positive | None = None
+    """Longest answer, tokens."""
+
+
+class BenchRolloutConfig(StrictModel):
+    """Tokens per second of our engine and of bare vllm.LLM.generate, on the same prompts, in turn."""
+
+    model: str
+    """Hugging Face folder."""
+    num_prompts: Positive = 64
+    """Prompts per round, random token ids."""
+    prompt_tokens: Positive = 64
+    """Tokens per prompt."""
+    max_tokens: Positive = 128
+    """Tokens generated per prompt, exactly (end-of-sequence is ignored)."""
+    rounds: Positive = 5
+    """Timed rounds of each after a warm-up round; the best and the median are reported."""
+    tp: Positive = 1
+    """Tensor parallel GPUs (CPU: processes)."""
+    dtype: str = "auto"
+    """Of weights and activations."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of the prompts."""
+    json_path: JsonPath = None
+    """Write the numbers to this file."""

@@ -1,0 +1,208 @@
+"""Configuration of training runs: the sections that `sft` and `grpo` share, and `SftConfig`.
+
+Key names are a contract (design: cli.md). The defaults are a laptop's (one rank, CPU); the shipped files in `examples/configs/` are
+the H200 recipes. The string under a field is its `--help` text: unit, meaning, source of the value.
+Rules that need the model's shape (heads ÷ TP, layers ÷ PP·VPP) are in `rules.py`; no torch here.
+"""
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from megaladder.config.base import CommaInts, StrictModel
+from megaladder.config.rules import check_training_rules, raise_all
+from megaladder.types import TokenWeighting
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ModelConfig(StrictModel):
+    """Which model is trained, and its tokenizer."""
+
+    path: str = ""
+    """Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id. Required. A folder with only config.json needs init=random."""
+    revision: str | None = None
+    """Commit of the hub repository; required for a hub id, so that a run can be repeated. Ignored for a folder."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; null = the model's own."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template that replaces the tokenizer's; null = the tokenizer's."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model folder. Off: that code would have all your rights."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """pretrained = load the folder's weights; random = only its config.json counts, weights are drawn from train.seed."""
+
+
+class DataConfig(StrictModel):
+    """Training data and how it becomes token batches."""
+
+    path: str = ""
+    """File (JSONL, JSON, parquet), Arrow folder or hub id. Required. The row schema is recognised and reported."""
+    format: str = "auto"
+    """Row schema: auto = recognise it per file (two that fit are an error naming both), or force one of the names that error lists."""
+    revision: str | None = None
+    """Commit of the hub data set; required for a hub id."""
+    seq_length: Positive = 2048
+    """Tokens per packed row, and the longest sample. One micro-batch holds micro_batch_size · seq_length tokens."""
+    truncation: Literal["drop", "right", "error"] = "right"
+    """A sample longer than seq_length: drop it, cut its end, or stop. Counted and reported in each case."""
+    packing: bool = True
+    """Lay several samples end to end in a row (they do not see each other). Off = one sample a row, padded."""
+    holdout: int | float | str | None = None
+    """Held-out loss on: a file; or training samples set apart, a number of them (≥ 1) or a share in (0, 0.5]. null = none."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A malformed row: stop with file:line, or skip it, count it by reason, and stop above 1 % of the rows."""
+    response_template: str | None = None
+    """Only for pre-templated `text` rows: the string after which the loss starts, e.g. '<|im_start|>assistant'."""
+    reasoning: Literal["keep", "strip", "last-turn", "split"] = "keep"
+    """<think> blocks: keep = as the data has them; strip = remove them (NoCoT); last-turn = loss on the last assistant turn only;
+    split = one sample per assistant turn. The last two are for templates that drop earlier <think> blocks (Qwen3)."""
+    system_prompt: str | None = None
+    """A system message put before conversations that have none."""
+    s1_teacher: Literal["gemini", "deepseek"] | None = None
+    """Only for s1K rows that hold both: whose reasoning to train on."""
+    cache_dir: str | None = None
+    """Folder for tokenised data, keyed by data, tokenizer and template. null = no cache."""
+
+
+class ParallelConfig(StrictModel):
+    """How the model is laid out over ranks. Data parallelism is what is left: dp = ranks / (tp·pp·cp)."""
+
+    tp: Positive = 1
+    """Tensor parallel ranks: each holds 1/tp of every matrix. Must divide attention heads and key/value groups; keep inside a node."""
+    pp: Positive = 1
+    """Pipeline stages. pp·vpp must divide the number of layers."""
+    vpp: Annotated[int, Field(ge=2)] | None = None
+    """Model chunks per pipeline stage (interleaved schedule, smaller bubble). Needs pp > 1. null = off."""
+    cp: Literal[1] = 1
+    """Context parallel ranks. Only 1 is built: longer sequences are bought with tp, sequence_parallel and recompute."""
+    sequence_parallel: bool = True
+    """Split norms and dropout along the sequence over the tp ranks: less activation memory, same traffic. No effect at tp 1."""
+    ranks: Positive | None = None
+    """Processes in all. null = what torchrun started, else tp·pp·cp on this machine."""
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that one copy of the model takes: tp·pp·cp."""
+        return self.tp * self.pp * self.cp
+
+    @property
+    def uses_sequence_parallel(self) -> bool:
+        """`sequence_parallel` where it has a meaning (tp > 1)."""
+        return self.sequence_parallel and self.tp > 1
+
+
+class TrainConfig(StrictModel):
+    """The training loop. A step is one optimizer update."""
+
+    global_batch_size: Positive = 32
+    """Samples per step over all ranks. Packing keeps it: only the number of rows they fill varies."""
+    micro_batch_size: Positive = 1
+    """Rows of seq_length tokens that pass through the model at once on a rank. Changes memory and speed, not the result."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data; fractions allowed."""
+    max_steps: Positive | None = None
+    """Stop after this many steps, even inside an epoch; the schedule ends there too. null = epochs decide."""
+    loss: TokenWeighting = TokenWeighting.VANILLA
+    """Token weighting of the SFT loss, the ten modes of arXiv 2604.06628 (docs: papers §6.2). vanilla = plain cross-entropy."""
+    clip_ratio_low: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Lower clip of ratio-based losses: ratio ≥ 1 − low. 1.0 as in that paper's runs. Not read by vanilla, teacher-weighted, adv-only."""
+    clip_ratio_high: Annotated[float, Field(ge=0)] = 1.0
+    """Upper clip of ratio-based losses: ratio ≤ 1 + high."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of weights and activations; master weights and optimizer state are fp32. auto = bf16 on CUDA, fp32 on CPU."""
+    fp8: Literal["tensorwise", "blockwise", "delayed", "mxfp8"] | None = None
+    """FP8 recipe of Transformer Engine's linear layers (H200: tensorwise or blockwise; mxfp8 needs Blackwell). null = off."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in backward: attention core (selective) or whole layers (full: about a third more time, least memory)."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of sample order, random initialisation and dropout."""
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Held-out loss every N steps. 0 = only before the first and after the last. Needs data.holdout."""
+    nonfinite_limit: Positive = 3
+    """Steps in a row with a non-finite loss or gradient before the run stops itself (status 3). Each such step changes nothing."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress on some rank before the run ends instead of hanging."""
+
+
+class OptimConfig(StrictModel):
+    """AdamW and its learning-rate schedule."""
+
+    lr: Annotated[float, Field(gt=0)] = 5.0e-5
+    """Peak learning rate."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of a cosine, linear or wsd schedule."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Adam's moment decay."""
+    eps: Annotated[float, Field(gt=0)] = 1.0e-8
+    """Adam's denominator offset."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay; not applied to norms and biases."""
+    clip_grad: Annotated[float, Field(ge=0)] = 1.0
+    """Global gradient norm above which gradients are scaled down. 0 = off."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """After warm-up: cosine or linear to min_lr, constant, or wsd (constant, then a last linear decay)."""
+    warmup_ratio: Share = 0.1
+    """Warm-up as a share of all steps, linear from 0."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Warm-up in steps; replaces warmup_ratio when set."""
+    wsd_decay_ratio: Share = 0.1
+    """Share of all steps that wsd's final decay takes."""
+
+
+class CheckpointConfig(StrictModel):
+    """What is saved, and what a restart does."""
+
+    every: Annotated[int, Field(ge=0)] = 10
+    """Save every N steps. 0 = only at the end (and on SIGTERM, SIGUSR1)."""
+    keep_last: Positive = 2
+    """Newest checkpoints to keep; listed and best ones are kept besides."""
+    keep_steps: CommaInts = ()
+    """Steps that are saved and never deleted, e.g. 10,20,40,80,160,320,640."""
+    keep_best: Annotated[int, Field(ge=1)] | None = None
+    """Keep the K checkpoints with the lowest held-out loss. Needs data.holdout."""
+    export_hf: bool = False
+    """Write a Hugging Face folder hf/step_N beside each checkpoint that is kept for good, and at the end."""
+    async_save: bool = False
+    """Write files in the background while training goes on; an error surfaces at the next step."""
+    resume: str = "auto"
+    """auto = newest committed checkpoint of run_dir, else start; never = start fresh (refused if run_dir has any); or a step_N folder."""
+
+
+class LogConfig(StrictModel):
+    """Where numbers go. metrics.jsonl and log.txt in the run folder are always written."""
+
+    every: Positive = 1
+    """Print a step line every N steps; metrics.jsonl gets every step."""
+    wandb: bool = False
+    """Also log to Weights & Biases (the package and its login must be there). Its failure never stops a run."""
+    wandb_project: str = "megaladder"
+    """Weights & Biases project."""
+    tensorboard: bool = False
+    """Also write TensorBoard files to run_dir/tensorboard."""
+
+
+class SftConfig(StrictModel):
+    """Supervised fine-tuning."""
+
+    run_dir: str = "runs/sft"
+    """Everything this run writes goes here. A second start in the same folder resumes."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _cross_field_rules(self) -> SftConfig:
+        raise_all(check_training_rules(self))
+        return self
+
+    @property
+    def samples_per_update(self) -> int:
+        """Samples in one optimizer update over all ranks."""
+        return self.train.global_batch_size

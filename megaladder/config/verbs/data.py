@@ -1,0 +1,216 @@
+"""Configuration of the `data …` verbs: fields are flags, the string under a field is its `--help` text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import tyro
+from pydantic import Field
+
+from megaladder.config.base import CommaStrs, Positional, StrictModel
+from megaladder.config.rollout import EngineSection
+from megaladder.config.train import ModelConfig
+from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class MakeConfig(StrictModel):
+    """Generated reasoning data with verified worked answers. `data make arithmetic --help` and `data make countdown --help` have more."""
+
+    kind: Positional[Literal["arithmetic", "countdown"]]
+    """What to make."""
+    rows: Positive
+    """Rows to make. The same seed gives the same rows in the same order; more rows only add to them."""
+    out: str
+    """File to write, .jsonl or .parquet."""
+    seed: int = 42
+    """Of the rows and their order."""
+    split: Literal["train", "test"] = "train"
+    """Half of the question space to draw from. A question's half is a hash of its text: no two files of different halves overlap."""
+    form: Literal["sft", "problem"] = "sft"
+    """sft = id, question, gold, messages; problem = id, question, answer (for evaluation and GRPO), without the worked trace."""
+    test_out: str | None = None
+    """Also write held-out problems (form problem, split test) to this file."""
+    test_rows: Positive = 500
+    """Rows of test_out."""
+
+
+class MakeArithmeticConfig(MakeConfig):
+    """Generated arithmetic with worked steps in <think>, the answer in \\boxed{}; every line verified."""
+
+    kind: Positional[Literal["arithmetic"]]
+    """arithmetic"""
+    digits: Positive = 2
+    """Digits of the first number and of what is added or subtracted, 1 to 9."""
+    factor_digits: Positive = 1
+    """Digits of what is multiplied with, 1 to 4."""
+    steps: Positive = 2
+    """Operations per question, 1 to 12."""
+    operations: str = "*+"
+    """Operations out of + - *, taken in this order and repeated: '*+' with 2 steps is a*b+c."""
+    shuffle: bool = False
+    """Draw each operation at random from `operations` instead."""
+
+
+class MakeCountdownConfig(MakeConfig):
+    """Generated countdown puzzles with search traces (try, check, go back); every trace verified by replay."""
+
+    kind: Positional[Literal["countdown"]]
+    """countdown"""
+    numbers: Positive = 4
+    """Numbers per puzzle, 3 to 8. Each must be used exactly once."""
+    largest: Positive = 99
+    """Numbers are drawn from 1 to this."""
+    max_target: Positive = 999
+    """Largest target."""
+    breadth: Count = 2
+    """Wrong operations tried at a state before the right one, at most."""
+    max_backtracks: Count = 12
+    """The trace goes back about this often at most: no new wrong tries after it."""
+    min_backtracks: Count = 0
+    """Puzzles whose trace goes back less often are not used."""
+
+
+def make_config_class(args: Sequence[str]) -> type[MakeConfig]:
+    """The config class that the first word after `data make` names."""
+    classes: dict[str, type[MakeConfig]] = {"arithmetic": MakeArithmeticConfig, "countdown": MakeCountdownConfig}
+    return classes.get(args[0] if args else "", MakeConfig)
+
+
+class DecontaminateConfig(StrictModel):
+    """Which training rows share word n-grams with benchmarks, and a clean copy without them."""
+
+    path: Positional[str]
+    """Training data file."""
+    against: tuple[str, ...]
+    """Benchmark folders or files; their questions are compared. The training file itself may be one of them."""
+    out: str
+    """Clean copy (.jsonl or .parquet). Beside it: OUT.hits.jsonl, a row per span, and OUT.summary.json."""
+    n: Annotated[int, Field(ge=2, le=50)] = 13
+    """Words per n-gram. 13 as GPT-3's appendix C, 8 as s1."""
+    min_words: Annotated[int, Field(ge=2)] = 8
+    """A question shorter than n words counts as a whole if it has at least this many; shorter ones are listed as too short."""
+    columns: CommaStrs = ()
+    """Columns of the training rows to scan; empty = every text of the row."""
+    max_matches: Positive | None = None
+    """A span found in more training rows than this is a common phrase and no hit (GPT-3: 10). null = every span counts."""
+    dedup: Literal["none", "exact", "near"] = "none"
+    """Also drop rows whose question repeats an earlier one: the same words, or near = also similar ones (MinHash)."""
+    near_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity of 5-word shingles from which on two questions are near duplicates."""
+    id_column: str | None = None
+    """Column with unique ids; null = id, unique_id, question_hash or uuid if there, else a hash of the row."""
+
+
+class ScoreConfig(StrictModel):
+    """Rule score, its parts and style features of every row, as new columns."""
+
+    path: Positional[str]
+    """Data file."""
+    out: str
+    """File to write (.jsonl or .parquet): the rows with `score`, `score_parts`, `style` and, with --levels, `level`."""
+    rule: Literal["limo"] = "limo"
+    """limo = 0.30 length + 0.20 verification + 0.25 exploration + 0.25 connectives, each scaled over the file."""
+    rule_file: str | None = None
+    """YAML with weights, word lists and scale (minmax, rank, per_1k); null = the published weights and our word lists."""
+    column: str | None = None
+    """Column of the reasoning text; null = solution, response, completion, a trace column, or the assistant's turns."""
+    levels: Annotated[int, Field(ge=2)] | None = None
+    """Quality bands of equal size by score, 1 = lowest. null = none."""
+    workers: Positive = 1
+    """Processes that measure texts. The result does not depend on it."""
+
+
+class SelectConfig(StrictModel):
+    """Seeded, staged selection by a recipe; the count after every stage is printed and stored."""
+
+    path: Positional[str]
+    """Data file: the pool."""
+    recipe: str
+    """Recipe file (examples/recipes/**.yaml)."""
+    out: str
+    """File to write; a folder when the recipe is a grid. Beside it: OUT.stages.json and OUT.dropped.jsonl."""
+    set: tuple[str, ...] = ()
+    """Parameters of the recipe, as NAME=VALUE NAME=VALUE …; one that the recipe varies is fixed by it."""
+    only: str | None = None
+    """Of a grid, the selections whose name fits this pattern, e.g. 'openr1_algebra_*'."""
+    seed: int | None = None
+    """Of all random choices; null = the recipe's."""
+    workers: Positive = 1
+    """Processes that measure texts. The result does not depend on it."""
+
+
+class StatsConfig(StrictModel):
+    """Rows, schema, lengths, loss-token share, duplicates and a rendered sample of a data file."""
+
+    path: Positional[str]
+    """Data file."""
+    tokenizer: str | None = None
+    """Tokenizer folder or hub id; null = lengths in words only."""
+    chat_template: str | None = None
+    """Jinja file that replaces the tokenizer's template."""
+    format: str = "auto"
+    """Row schema; auto = recognise it."""
+    response_template: str | None = None
+    """Only for pre-templated `text` rows: the string after which the loss starts."""
+    s1_teacher: Literal["gemini", "deepseek"] | None = None
+    """Only for s1K rows that hold both: whose reasoning to look at."""
+    sample: Count = 0
+    """Which sample to show, counted from 0."""
+    json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")] = None
+    """Also write everything as JSON to this file (--json FILE)."""
+
+
+class TeacherRolloutSection(EngineSection):
+    """Decoding; the defaults are Rethinking SFT's teacher settings (papers §6.3)."""
+
+    n: Positive = 32
+    """Samples per problem. A larger n later only adds samples."""
+    temperature: Annotated[float, Field(ge=0)] = 0.6
+    """Sampling temperature; 0 = greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Nucleus: keep the likeliest tokens up to this probability."""
+    top_k: Count = 20
+    """Keep the k likeliest tokens; 0 = all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Drop tokens below this share of the likeliest one's probability."""
+    max_tokens: Positive = 16384
+    """Longest answer, tokens."""
+
+
+def sample_config_class(args: list[str]) -> type[SampleConfig]:
+    """The config class of `data sample`; spells the short flags (--model, --n, …) out in `args`, in place."""
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name.replace("_", "-") in SHORT_FLAGS:
+            args[index] = f"{SHORT_FLAGS[name.replace('_', '-')]}{equals}{value}"
+    return SampleConfig
+
+
+class SampleConfig(StrictModel):
+    """Rejection sampling from a teacher: draw, grade, keep. Short: --model --tokenizer --n --temperature --top-p --top-k --max-tokens."""
+
+    path: Positional[str]
+    """Problems: question and answer, or verl rows."""
+    out: str
+    """Training rows (.jsonl or .parquet). Beside it: OUT.samples/ with every sample (resumable), OUT.difficulty.jsonl."""
+    model: ModelConfig = ModelConfig()
+    keep: Literal["all", "correct", "one_correct", "mixed"] = "correct"
+    """all; correct ones; one correct one a problem, at random; mixed = all samples of problems that are neither always nor never solved."""
+    kind: Literal["math", "gsm8k", "choice", "exact"] | None = None
+    """How answers are graded; null = by the row (#### is gsm8k, else math)."""
+    limit: Positive | None = None
+    """Only the first problems, for trials."""
+    seed: Count = 42
+    """Of sampling and of the choice of one_correct."""
+    rollout: TeacherRolloutSection = TeacherRolloutSection()
+    prompt: PromptSection = PromptSection()
+    grade_workers: Positive = 2
+    """Processes that grade."""
+    grade_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds one answer may take to grade."""
+    progress_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between progress lines."""

@@ -1,0 +1,150 @@
+"""Configuration of `eval`: which model, which benchmarks, how answers are drawn and where results go."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from megaladder.config.base import CommaStrs, StrictModel
+from megaladder.config.rollout import EvalRolloutSection, JsonPath
+from megaladder.config.train import ModelConfig, Positive
+
+# `--n 16` for `--rollout.n 16`: the flags that cli.md promises without their section
+SHORT_FLAGS = {
+    "--model": "--model.path", "--tokenizer": "--model.tokenizer", "--n": "--rollout.n", "--temperature": "--rollout.temperature",
+    "--top-p": "--rollout.top-p", "--top-k": "--rollout.top-k", "--max-tokens": "--rollout.max-tokens", "--tp": "--rollout.tp",
+    "--replicas": "--rollout.replicas", "--engine": "--rollout.engine",
+}  # fmt: skip
+
+
+def eval_config(args: list[str]) -> type[EvalConfig]:
+    """The config class of `eval`; spells the short flags out in `args`, in place."""
+    for index, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name.replace("_", "-") in SHORT_FLAGS:
+            args[index] = f"{SHORT_FLAGS[name.replace('_', '-')]}{equals}{value}"
+    return EvalConfig
+
+
+class PromptSection(StrictModel):
+    """How a problem becomes a prompt."""
+
+    style: Literal["auto", "chat", "raw"] = "auto"
+    """chat = the tokenizer's chat template; raw = the text alone; auto = chat where the tokenizer has a template."""
+    template: str | None = None
+    """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields. \\n is a line break."""
+    system: str | None = None
+    """System message. null = none."""
+    suffix: str = ""
+    """Put after the benchmark's prompt."""
+    thinking: bool | None = None
+    """Given to the template as enable_thinking (Qwen3). null = the template's default."""
+
+
+class BudgetSection(StrictModel):
+    """Test-time budgets (s1, arXiv 2501.19393). Off unless max_thinking, num_waits, step, class or rejection is set."""
+
+    max_thinking: Positive | Literal["auto"] | None = None
+    """Thinking tokens after which the end of thinking is forced. auto = what max_tokens leaves (s1's rule). null = no limit."""
+    num_waits: Annotated[int, Field(ge=0)] = 0
+    """Times that the end of thinking is suppressed and `wait` is put in its place."""
+    wait: str = "Wait"
+    """What is put in the place of a suppressed end of thinking; empty = nothing."""
+    accounting: Literal["published", "remaining"] = "published"
+    """Limit of a round after a wait: published = max_thinking again, thinking cut to it at the end;
+    remaining = what generated tokens left of it."""
+    start: str = "<think>\n"
+    """Opens the thinking, put after the prompt unless it ends with it. s1: '<|im_start|>think'."""
+    end: str = "</think>"
+    """Ends the thinking; generation stops there. s1: '<|im_start|>answer'."""
+    end_forced: str | None = None
+    """Put where the limit cut the thinking off, on a new line. null = `end`, a line break and 'Final Answer:' (s1)."""
+    stop: CommaStrs = ()
+    """Further stop strings of the thinking phase. s1: '<|im_start|>'."""
+    steps: Positive | None = None
+    """Ask in the prompt to think for up to this many steps."""
+    tokens: Positive | None = None
+    """Ask in the prompt to think for up to this many tokens."""
+    effort: Literal["short", "long"] | None = None
+    """Ask in the prompt for short or long thinking, in s1's words."""
+    reject_above: Positive | None = None
+    """Rejection sampling: draw again until the thinking has at most this many tokens."""
+    max_tries: Positive = 100
+    """Draws per sample under reject_above before the sample counts as without an answer."""
+
+    @property
+    def forces(self) -> bool:
+        """Whether thinking and answer are generated in two phases."""
+        return self.max_thinking is not None or self.num_waits > 0 or self.reject_above is not None
+
+    @property
+    def active(self) -> bool:
+        return self.forces or self.steps is not None or self.tokens is not None or self.effort is not None
+
+
+class JudgeSection(StrictModel):
+    """For judged benchmarks (HEx-PHI, AlpacaEval-style). Never needed by the others."""
+
+    model: str | None = None
+    """Folder of a local judge or reward model, or the name that an OpenAI-compatible service knows."""
+    url: str | None = None
+    """Base address of an OpenAI-compatible service, e.g. http://127.0.0.1:8000/v1. null = a local model on our engine."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the service's key; the key itself is written nowhere."""
+    max_tokens: Positive = 4096
+    """Longest judgement, tokens."""
+    retries: Annotated[int, Field(ge=0)] = 5
+    """Tries after a failed call, with growing pauses."""
+
+
+class EvalConfig(StrictModel):
+    """Benchmarks: generate, grade, append; resumable. Short flags: --model --tokenizer --n --temperature --top-p --top-k --max-tokens."""
+
+    model: ModelConfig = ModelConfig()
+    benchmark: CommaStrs = ()
+    """Names from the registry, comma-separated; `--benchmark list` prints it."""
+    out: str = "runs/eval"
+    """Results go to <out>/<model>/<benchmark>/. A second start with the same settings resumes; with others it is refused."""
+    name: str | None = None
+    """Folder name of the model under <out>. null = the last part of its path."""
+    data_dir: str | None = None
+    """Folder with <benchmark>/test.jsonl; looked at first. null = MEGALADDER_DATA, else the hub."""
+    revision: str | None = None
+    """Commit of the benchmark's hub repository, where the registry pins none."""
+    limit: Positive | None = None
+    """Only the first problems, for trials. Printed with the score."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of sampling, option shuffles and intervals."""
+    rollout: EvalRolloutSection = EvalRolloutSection()
+    prompt: PromptSection = PromptSection()
+    budget: BudgetSection = BudgetSection()
+    judge: JudgeSection = JudgeSection()
+    sandbox: str | None = None
+    """Command that runs generated code in isolation (reads one JSON object, prints one); for livecodebench. null = no execution."""
+    grade_workers: Positive = 2
+    """Processes that grade."""
+    grade_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds one answer may take to grade."""
+    progress_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds between progress lines."""
+    json_path: JsonPath = None
+    """Also write the summary to this file."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> EvalConfig:
+        problems = []
+        if not self.benchmark:
+            problems.append("benchmark is empty; fix: --benchmark aime24,math500 (--benchmark list prints the names)")
+        elif self.benchmark != ("list",) and not self.model.path and self.rollout.engine == "vllm":
+            problems.append("model.path is empty; fix: --model DIR")
+        if self.budget.reject_above is not None and (self.budget.max_thinking is not None or self.budget.num_waits):
+            problems.append("budget.reject_above takes no max_thinking and no num_waits; fix: one kind of budget a run")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def section_values(section: StrictModel, names: Sequence[str]) -> dict[str, Any]:
+    """The chosen fields as a dict."""
+    return {name: getattr(section, name) for name in names}

@@ -1,0 +1,278 @@
+"""Process groups: the only owner of torch.distributed. Started by torchrun, by Slurm through torchrun, or by our own local launcher.
+
+`initialize` builds megatron-core's groups for a layout; the small functions below are what the loops may ask. Under no launcher at all
+(WORLD_SIZE unset) it is a world of one.
+"""
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megaladder import platform
+from megaladder.errors import ConfigError, MegaladderError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes of the parallel dimensions. `dp` follows: world / (tp · pp · cp).
+
+    `vpp` is the number of model chunks a pipeline stage holds (None or 1: no interleaving).
+    """
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int | None = None
+    cp: int = 1
+    sequence_parallel: bool = False
+
+    @property
+    def model_parallel_size(self) -> int:
+        return self.tp * self.pp * self.cp
+
+    @property
+    def num_chunks(self) -> int:
+        return self.vpp or 1
+
+    @property
+    def uses_sequence_parallel(self) -> bool:
+        return self.sequence_parallel and self.tp > 1
+
+    def __str__(self) -> str:
+        parts = [f"tp{self.tp}", f"pp{self.pp}"] + ([f"vpp{self.vpp}"] if self.vpp else []) + ([f"cp{self.cp}"] if self.cp > 1 else [])
+        return "·".join(parts) + ("+SP" if self.uses_sequence_parallel else "")
+
+
+def world_size_from_env() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_from_env() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank_from_env() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size_from_env() -> int:
+    """Ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or world_size_from_env())
+
+
+def _single_process_rendezvous() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+
+
+def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
+    """Starts torch.distributed and megatron-core's process groups for `layout`.
+
+    Raises:
+        ConfigError: the number of ranks is no multiple of tp·pp·cp.
+    """
+    world = world_size_from_env()
+    if world % layout.model_parallel_size:
+        raise ConfigError(
+            f"{world} ranks cannot hold {layout} (tp·pp·cp = {layout.model_parallel_size}); "
+            f"fix: start a multiple of {layout.model_parallel_size} ranks, or lower parallel.tp / parallel.pp / parallel.cp"
+        )
+    platform.prepare_megatron()
+    from megatron.core import parallel_state, tensor_parallel
+
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            _single_process_rendezvous()
+        platform.bind_device(local_rank_from_env())
+        dist.init_process_group(platform.collective_backend(), timeout=datetime.timedelta(seconds=timeout_s))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp and layout.vpp > 1 else None,
+        context_parallel_size=layout.cp,
+        distributed_timeout_minutes=max(1, int(timeout_s // 60)),
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(1234)  # no dropout anywhere: only satisfies megatron-core's bookkeeping
+
+
+def shutdown() -> None:
+    """Ends the process groups; safe to call when nothing was started."""
+    if not dist.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def session(layout: Layout, *, timeout_s: float = 1800.0) -> Iterator[None]:
+    """`initialize` … `shutdown`. After an error the groups are left alone: other ranks may hang in them, the launcher ends us."""
+    initialize(layout, timeout_s=timeout_s)
+    yield
+    shutdown()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """The rank that prints and writes."""
+    return rank() == 0
+
+
+def dp_rank() -> int:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_rank()
+
+
+def dp_size() -> int:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_world_size()
+
+
+def tp_rank() -> int:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def is_last_pipeline_stage() -> bool:
+    """True on the ranks that compute the loss."""
+    from megatron.core import parallel_state
+
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_ranks(flag: bool) -> bool:
+    """True when `flag` is true on every rank of the world. One small collective; every rank must call it."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor([1 if flag else 0], dtype=torch.int32, device=platform.device())
+    dist.all_reduce(value, op=dist.ReduceOp.MIN)
+    return bool(value.item())
+
+
+def any_rank(flag: bool) -> bool:
+    """True when `flag` is true on at least one rank of the world. Every rank must call it."""
+    return not all_ranks(not flag)
+
+
+def broadcast(value: Any, src: int = 0) -> Any:
+    """`value` of rank `src`, on every rank. For small plain objects."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=src, device=platform.device())
+    return box[0]
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """`action()` run by rank 0 alone, its plain result on every rank. Every rank must call it.
+
+    Raises:
+        MegaladderError: what `action` raised; on other ranks one with the same text and exit status. Any other exception is a bug: it
+            ends rank 0, hence the run.
+    """
+    value: Any = None
+    raised: MegaladderError | None = None
+    if is_main():
+        try:
+            value = action()
+        except MegaladderError as error:
+            raised = error
+    failure, value = broadcast(((str(raised), raised.exit_status) if raised else None, value))
+    if raised is not None:
+        raise raised
+    if failure is not None:
+        same = MegaladderError(failure[0])
+        same.exit_status = failure[1]
+        raise same
+    return value
+
+
+def all_gather(value: Any) -> list[Any]:
+    """`value` of every rank, in rank order, on every rank. For small plain objects."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
+    """Sums float64 `values` [K] over data-parallel ranks of the last pipeline stage and gives every rank of the world the result.
+
+    `values` counts on the last stage only; TP ranks hold equal copies, of which one is counted.
+    """
+    if world_size() == 1:
+        return values
+    counted = is_last_pipeline_stage() and tp_rank() == 0
+    total = values if counted else torch.zeros_like(values)
+    total = total.to(platform.device())
+    dist.all_reduce(total)
+    return total
+
+
+def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise maximum of `values` [K] over the world; ranks with nothing to say pass -inf. Every rank must call it."""
+    if world_size() == 1:
+        return values
+    values = values.to(platform.device())
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def wait_for_main(name: str, timeout_s: float) -> None:
+    """Ranks other than 0 sleep until rank 0 has called this with the same, never reused `name`; at most `timeout_s`.
+
+    For long waits before a collective (rollouts): a collective would spin on the device and count against its own, shorter timeout.
+    """
+    if world_size() == 1:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    if is_main():
+        store.set(f"megaladder/{name}", "ready")
+    else:
+        store.wait([f"megaladder/{name}"], datetime.timedelta(seconds=timeout_s))
+
+
+@contextmanager
+def main_rank_first() -> Iterator[None]:
+    """Rank 0 runs the body before the others: for downloads and caches. An error on rank 0 reaches all ranks."""
+    error: BaseException | None = None
+    if is_main():
+        try:
+            yield
+        except Exception as caught:  # noqa: BLE001  (whatever it is, the other ranks are waiting to hear of it)
+            error = caught
+    failed = broadcast(repr(error) if error else None)
+    if error is not None:
+        raise error
+    if failed is not None:
+        raise ConfigError(f"rank 0 failed: {failed}")
+    if not is_main():
+        yield

@@ -1,0 +1,232 @@
+"""CUDA or CPU: the only file that knows. Everything else asks here and never says "cuda".
+
+On a CUDA machine nothing is patched. Where there is no CUDA, `prepare_megatron` gives megatron-core what it assumes, once:
+
+* its modules see `torch` through a thin proxy whose factory functions read `device="cuda"` as the CPU and whose `torch.cuda` answers
+  for a machine with one synchronous CPU device (streams and events that do nothing). The real `torch` is not touched, so no other
+  library and no hot path pays for it;
+* `Tensor.type()` answers with the CUDA names that megatron-core's optimizer compares with, only when asked from that optimizer;
+* `Tensor.cuda()` is the identity, only when asked from megatron-core;
+* RNG-state juggling for dropout on the device is a no-op (our models have no dropout; weights are initialised on the CPU).
+
+It does not make megatron-core's CUDA-only features (fused kernels, CUDA graphs, FP8) work on a CPU; the configuration refuses those.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import resource
+import sys
+import types
+import warnings
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like", "full_like")
+_MEGATRON_MODULES = (
+    "megatron.core",
+    "megatron.core.dist_checkpointing",
+    "megatron.core.dist_checkpointing.strategies.async_utils",
+    "megatron.core.dist_checkpointing.strategies.fully_parallel",
+    "megatron.core.dist_checkpointing.strategies.torch",
+    "megatron.core.distributed",
+    "megatron.core.models.gpt",
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.optimizer",
+    "megatron.core.optimizer.distrib_optimizer",
+    "megatron.core.pipeline_parallel",
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.tensor_parallel",
+)
+
+
+def has_cuda() -> bool:
+    """True when this process computes on a CUDA device. MEGALADDER_PLATFORM=cpu forces the CPU (for tests on a GPU machine)."""
+    return os.environ.get("MEGALADDER_PLATFORM") != "cpu" and torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """The device that this process's model lives on."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else _CPU
+
+
+def bind_device(local_rank: int) -> None:
+    """Gives each local rank its own GPU; on the CPU, its share of the cores is set by the launcher through OMP_NUM_THREADS."""
+    if has_cuda():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+
+
+def spare_devices(num_local_ranks: int) -> int:
+    """GPUs of this machine that none of its training ranks has; 0 on a CPU."""
+    return max(0, torch.cuda.device_count() - num_local_ranks) if has_cuda() else 0
+
+
+def collective_backend() -> str:
+    """The torch.distributed backend for this machine."""
+    return "nccl" if has_cuda() else "gloo"
+
+
+def synchronize() -> None:
+    """Waits for the device; a no-op on the CPU."""
+    if has_cuda():
+        torch.cuda.synchronize()
+
+
+def default_precision() -> str:
+    """What `precision: auto` means here."""
+    return "bf16" if has_cuda() else "fp32"
+
+
+def memory_peak_bytes() -> int:
+    """Peak memory of this process: allocated on the GPU, resident on the CPU."""
+    if has_cuda():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+_PEAK_FLOPS = {  # dense bf16 FLOP/s from the vendors' data sheets
+    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12, "GB200": 2500e12, "A100": 312e12,
+}
+
+
+def peak_flops_per_second() -> float | None:
+    """Dense bf16 peak of this process's GPU, None where it is not known (then no MFU is printed)."""
+    if not has_cuda():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for key, flops in sorted(_PEAK_FLOPS.items(), key=lambda item: -len(item[0])) if key in name), None)
+
+
+def has_transformer_engine() -> bool:
+    """True when Transformer Engine's torch part imports and there is a CUDA device to run it on."""
+    if not has_cuda():
+        return False
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+class _NoStream:
+    """Stands in for a CUDA stream or event on a machine where every operation is synchronous."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __enter__(self) -> _NoStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def record_event(self, event: Any = None) -> Any:
+        return event
+
+    def wait_stream(self, stream: Any) -> None:
+        return None
+
+    wait_event = record = synchronize = wait = wait_stream
+
+
+def _no_op(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _cuda_namespace() -> types.ModuleType:
+    """`torch.cuda` of a machine whose only device is the CPU."""
+    real, fake = torch.cuda, types.ModuleType("torch.cuda")
+    fake.__getattr__ = lambda name: getattr(real, name)  # type: ignore[method-assign]
+    fake.current_device = lambda: _CPU
+    fake.current_stream = fake.default_stream = _NoStream
+    fake.Stream = fake.Event = _NoStream
+    fake.stream = lambda *a, **k: contextlib.nullcontext()
+    for name in ("synchronize", "empty_cache", "manual_seed", "set_device", "set_rng_state"):
+        setattr(fake, name, _no_op)
+    fake.get_rng_state = lambda *a, **k: torch.empty(0, dtype=torch.uint8)
+    fake.nvtx = types.SimpleNamespace(range_push=_no_op, range_pop=_no_op)
+    return fake
+
+
+def _is_cuda_name(value: Any) -> bool:
+    return (isinstance(value, str) and value.startswith("cuda")) or (isinstance(value, torch.device) and value.type == "cuda")
+
+
+def _on_cpu(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _is_cuda_name(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return call
+
+
+def _torch_proxy() -> types.ModuleType:
+    """What megatron-core's modules see as `torch`: the real one, but "cuda" means the CPU."""
+    proxy = types.ModuleType("torch")
+    proxy.__getattr__ = lambda name: getattr(torch, name)  # type: ignore[method-assign]
+    for name in _FACTORIES:
+        setattr(proxy, name, _on_cpu(getattr(torch, name)))
+    proxy.cuda = _cuda_namespace()
+    return proxy
+
+
+def _caller_module(depth: int = 2) -> str:
+    return sys._getframe(depth).f_globals.get("__name__", "")
+
+
+def _patch_tensor_methods() -> None:
+    real_type, real_cuda = torch.Tensor.type, torch.Tensor.cuda
+
+    def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = real_type(self, *args, **kwargs)
+        if isinstance(out, str) and _caller_module().startswith("megatron.core.optimizer"):
+            return out.replace("torch.", "torch.cuda.")
+        return out
+
+    def tensor_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self if _caller_module().startswith("megatron.core") else real_cuda(self, *args, **kwargs)
+
+    torch.Tensor.type, torch.Tensor.cuda = tensor_type, tensor_cuda  # type: ignore[method-assign]
+
+
+class _FusedAdamW(torch.optim.AdamW):
+    """torch's single-pass AdamW kernel, in the place where megatron-core uses the fused AdamW of Transformer Engine or apex."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, fused=True, **kwargs)
+
+
+@functools.lru_cache(maxsize=1)
+def prepare_megatron() -> None:
+    """Imports megatron-core and, without CUDA, meets its assumptions. Call before using it; further calls do nothing."""
+    if has_cuda():
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core orders TP collectives before GEMMs by it
+        return
+    _silence_expected_warnings()
+    for name in _MEGATRON_MODULES:
+        importlib.import_module(name)
+    proxy = _torch_proxy()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
+            module.torch = proxy  # type: ignore[attr-defined]
+    random = importlib.import_module("megatron.core.tensor_parallel.random")
+    random._set_cuda_rng_state = _no_op
+    random._get_cuda_rng_state = proxy.cuda.get_rng_state
+    importlib.import_module("megatron.core.optimizer").Adam = _FusedAdamW
+    _patch_tensor_methods()
+
+
+def _silence_expected_warnings() -> None:
+    """What megatron-core says on every start and nobody can act on here: missing GPU packages (`doctor` lists them), deprecations."""
+    for pattern in ("Transformer Engine and Apex", "full scope is deprecated", "When using sequence parallelism",
+                    "The .grad attribute of a", ".* is deprecated. Please use", "Apex is not installed", "overwriting old incomplete"):
+        warnings.filterwarnings("ignore", message=pattern)
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)

@@ -1,0 +1,193 @@
+"""`megaladder check run.yaml`: everything about a run that can be known before a single rank starts.
+
+Prints the layout, the batch arithmetic, memory by part, what the data became, and one sample with its loss tokens marked. Exit status 2
+if the run could not start here as it is written; `--no-data` leaves data and model files out (on a machine that does not have them).
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from megaladder.config.grpo import GrpoConfig
+from megaladder.config.resolve.overlay import load_layered as load_yaml
+from megaladder.config.rules import batch_line, check_platform, check_world, layout_notes, validate_layout
+from megaladder.config.train import SftConfig
+from megaladder.errors import ConfigError
+from megaladder.preflight.memory import MemoryEstimate, estimate_memory
+
+if TYPE_CHECKING:
+    from megaladder.data.store_build import DataSpec
+    from megaladder.model.hf_config import ModelShape
+
+GRPO_SECTIONS = ("rollout", "grpo", "reward")
+SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
+NoData = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+class CheckSft(SftConfig):
+    """Resolve a supervised fine-tuning run and say what it would do; starts nothing."""
+
+    no_data: NoData = False
+    """Leave out what needs the data or the model's folder. For a machine that does not have them."""
+
+
+class CheckGrpo(GrpoConfig):
+    """Resolve a GRPO run and say what it would do; starts nothing."""
+
+    no_data: NoData = False
+    """Leave out what needs the data or the model's folder. For a machine that does not have them."""
+
+
+def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo]:
+    """A file or a flag that names a section only GRPO has makes it a GRPO run."""
+    if any(arg.startswith(f"--{section}.") for arg in args for section in GRPO_SECTIONS):
+        return CheckGrpo
+    if args and not args[0].startswith("-") and any(section in load_yaml(args[0]).values for section in GRPO_SECTIONS):
+        return CheckGrpo
+    return CheckSft
+
+
+def run_check(config: CheckSft | CheckGrpo) -> int:
+    """Prints the findings; 0 if the run could start here, else 2."""
+    ranks = config.parallel.ranks or config.parallel.model_ranks
+    dp = check_world(config, ranks)
+    layout = config.parallel
+    _show("run folder", f"{config.run_dir}{' (exists: a start there resumes)' if Path(config.run_dir, 'config.yaml').exists() else ''}")
+    _show("layout", f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}" + (f" (vpp {layout.vpp})" if layout.vpp else ""))
+    _show("batch", batch_line(config, ranks))
+    if isinstance(config, CheckGrpo):
+        _show("rollouts", _rollout_line(config))
+    for note in layout_notes(config):
+        _show("note", note)
+    if config.no_data:
+        _show("left out", "model and data (--no-data)")
+        return 0
+    needs = [*_check_model(config, dp), *_check_data(config)]
+    for need in needs:
+        _show("needs", need)
+    return 2 if needs else 0
+
+
+def _rollout_line(config: CheckGrpo) -> str:
+    prompts, n, updates = config.grpo.prompts_per_step, config.rollout.n, config.grpo.mini_batches
+    return f"{prompts} prompts × {n} completions = {prompts * n} a step, in {updates} update(s) of {config.samples_per_update}"
+
+
+def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
+    """Prints shape, memory and what this machine cannot do; returns what is missing."""
+    from megaladder import platform
+    from megaladder.model.hf_config import model_shape, read_config_json
+
+    if not Path(config.model.path).is_dir():
+        return [f"model.path {config.model.path}: no such folder here (a hub id is fetched when the run starts; check it with a folder)"]
+    shape = model_shape(read_config_json(config.model.path))
+    validate_layout(config, shape)
+    precision = platform.default_precision() if config.train.precision == "auto" else config.train.precision
+    _show("model", f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, weights {config.model.init}")
+    for name, value in _memory_rows(estimate_memory(config, shape, dp, precision)):
+        _show(name, value)
+    try:
+        check_platform(config, platform.has_cuda())
+    except ConfigError as error:
+        _show("not here", str(error))
+    weights = list(Path(config.model.path).glob("*.safetensors"))
+    if config.model.init == "pretrained" and not weights:
+        return [f"*.safetensors in {config.model.path} (model.init is pretrained); fix: the whole folder, or model.init random"]
+    return []
+
+
+def _count(shape: ModelShape) -> str:
+    return f"{shape.num_parameters / 1e9:.2f} G" if shape.num_parameters >= 1e9 else f"{shape.num_parameters / 1e6:.2f} M"
+
+
+def _memory_rows(estimate: MemoryEstimate) -> list[tuple[str, str]]:
+    parts = ("weights", "gradients", "optimizer", "activations", "head")
+    by_part = ", ".join(f"{part} {_size(getattr(estimate, part))}" for part in parts)
+    return [("memory/rank", f"about {_size(estimate.total)} on the fullest: {by_part}")]
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1024**3:.2f} GiB" if num_bytes >= 1024**3 else f"{num_bytes / 1024**2:.1f} MiB"
+
+
+def data_spec(config: SftConfig) -> DataSpec:
+    """The data section as the data folder reads it."""
+    from megaladder.data.chat import TemplateOptions
+    from megaladder.data.schemas import ReadOptions
+    from megaladder.data.store_build import DataSpec
+
+    data = config.data
+    return DataSpec(
+        path=data.path,
+        seq_length=data.seq_length,
+        truncation=data.truncation,
+        read=ReadOptions(data.format, data.revision, data.on_bad_row, data.system_prompt, data.s1_teacher),
+        template=TemplateOptions(data.reasoning, data.response_template),
+        cache_dir=data.cache_dir,
+    )
+
+
+def _check_data(config: SftConfig | GrpoConfig) -> list[str]:
+    """Prints what the data became and one sample; returns what is missing."""
+    files = [config.data.path] + ([config.data.holdout] if isinstance(config.data.holdout, str) else [])
+    absent = [path for path in files if not Path(path).exists()]
+    missing = [f"data file {path}: not found here; fix: data.path, or --no-data to check the rest" for path in absent]
+    if missing or isinstance(config, GrpoConfig):
+        return missing
+    from megaladder.data.chat import load_tokenizer, render_sample, tokenizer_dir, tokenizer_fingerprint
+    from megaladder.data.store_build import open_train_and_holdout
+
+    source = config.model.tokenizer or config.model.path
+    tokenizer = load_tokenizer(source, config.model.revision, config.model.chat_template, config.model.trust_remote_code)
+    fingerprint = tokenizer_fingerprint(tokenizer_dir(source, config.model.revision), tokenizer.chat_template)
+    store, held_out = open_train_and_holdout(data_spec(config), config.data.holdout, config.train.seed, tokenizer, fingerprint)
+    report = store.report
+    _show("data", f"{report.path}: {report.rows:,} rows of schema {report.schema}, {len(store):,} training samples"
+          + (f", {len(held_out):,} held out" if held_out else ""))
+    _show("tokens", f"{report.num_tokens:,}, {report.loss_token_share:.1%} with loss; lengths "
+          + ", ".join(f"{name} {length:,}" for name, length in report.token_quantiles.items()))
+    counts = {**report.bad_rows, **report.dropped, "cut to seq_length": report.truncated, "duplicate rows": report.duplicate_rows}
+    for reason, count in {**counts, "without an end-of-turn token": report.no_end_of_turn}.items():
+        if count:
+            _show("counted", f"{reason}: {count:,}")
+    _show("steps", _steps_line(config, len(store)))
+    _show_sample(render_sample(store[0], tokenizer), store[0].id)
+    return []
+
+
+def _steps_line(config: SftConfig, num_samples: int) -> str:
+    from fractions import Fraction
+    from math import ceil
+
+    batch = config.train.global_batch_size
+    if batch > num_samples:
+        raise ConfigError(f"train.global_batch_size {batch} is more than the {num_samples} training samples; fix: at most {num_samples}")
+    steps = ceil(num_samples // batch * Fraction(str(config.train.epochs)))
+    capped = f", train.max_steps ends it at {config.train.max_steps}" if config.train.max_steps and config.train.max_steps < steps else ""
+    return f"{num_samples // batch} an epoch × {config.train.epochs:g} epochs = {steps}{capped}"
+
+
+def _show_sample(text: Any, sample_id: str) -> None:
+    """Colours on a terminal, ⟦…⟧ around loss tokens elsewhere."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        _show("sample", f"{sample_id} (loss tokens bold green)")
+        Console(highlight=False).print(text)
+        return
+    plain = text.plain
+    for span in sorted(text.spans, key=lambda span: -span.start):
+        if "bold" in str(span.style):
+            plain = f"{plain[: span.start]}⟦{plain[span.start : span.end]}⟧{plain[span.end :]}"
+    if len(plain) > SAMPLE_CHARACTERS:
+        plain = f"{plain[: SAMPLE_CHARACTERS // 2]}\n… {len(plain) - SAMPLE_CHARACTERS:,} characters …\n{plain[-SAMPLE_CHARACTERS // 2 :]}"
+    _show("sample", f"{sample_id} (loss tokens between ⟦ and ⟧)")
+    print(plain)
+
+
+def _show(name: str, value: str) -> None:
+    print(f"{name:<12}{value}")

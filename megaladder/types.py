@@ -1,0 +1,195 @@
+"""The nouns that travel between folders. Frozen dataclasses over numpy; no torch here.
+
+Shape legend: T = tokens of one micro-batch (packed, one row), N = tokens of one sample, S = sequences in a micro-batch.
+
+How they follow each other: file row → `Example` → `TokenSample` → `PackedBatch` (SFT);
+`Problem` → `Completion` → `Graded` → `RolloutGroup` → `TokenSample` → `PackedBatch` (GRPO); `Problem` → `Completion` → `Graded` (eval).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+
+IGNORE_INDEX = -100  # label of a token that takes no part in the loss; same value as torch.nn.functional.cross_entropy
+
+
+class TokenWeighting(StrEnum):
+    """Per-token SFT loss, the ten modes of Rethinking SFT (arXiv 2604.06628 code, importance_sampling_mode)."""
+
+    VANILLA = "vanilla"
+    TEACHER_WEIGHTED = "teacher-weighted"
+    DFT = "dft"
+    ADV_ONLY = "adv-only"
+    PPO_ORI = "ppo-ori"
+    PPO = "ppo"
+    CLIP = "clip"
+    CISPO = "cispo"
+    GSPO_ORI = "gspo-ori"
+    GSPO = "gspo"
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # end-of-sequence token or stop string
+    LENGTH = "length"  # max_tokens reached: the text is truncated
+    ABORT = "abort"  # the engine gave up on it; never trained on, never scored as an answer
+
+
+class GradeReason(StrEnum):
+    """How a grade came about, for counting. `correct` says the verdict; this says why."""
+
+    EXACT = "exact"  # equal strings after normalisation
+    NUMERIC = "numeric"  # equal numbers
+    SYMBOLIC = "symbolic"  # equal by math-verify / sympy
+    CHOICE = "choice"  # equal option letters
+    DIFFERENT = "different"  # an answer was found and is not the gold one
+    NO_ANSWER = "no_answer"  # nothing to compare
+    TIMEOUT = "timeout"  # grading was killed at its time limit: counted as wrong
+    CRASH = "crash"  # grading died (memory, crash): counted as wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `reasoning_content` is the `<think>` part where a data set stores it apart; templates that know it render it."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    reasoning_content: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training row, whatever file format it came from.
+
+    Exactly one of `messages` and `text` is set: `text` is an already templated string (reasoning_ladder, s1) whose loss part is found
+    with `response_template`. `where` is `file:line`, used in every message about this row.
+
+    >>> Example(id="a1", where="train.jsonl:1", messages=(Message("user", "1+1?"), Message("assistant", "2")))
+    """
+
+    id: str
+    where: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    advantage: float | None = None
+    response_logprobs: tuple[float, ...] | None = None  # old log-probs of the response tokens incl. end-of-sequence
+    raw_response: bool = False  # True: response ids = tokenizer(response) + [eos], no template on the answer (Rethinking SFT)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSample:
+    """One tokenised sample. `loss_mask[i]` says whether token i is *predicted* with loss; token 0 is never predicted.
+
+    Worked example, prompt ids [5, 6], response ids [7, 2]: `input_ids=[5,6,7,2]`, `loss_mask=[0,0,1,1]`.
+    The arrays with `_n` in their name are aligned with `input_ids`: `old_logprobs_n[i]` is the log-prob *of token i* (0 on the prompt).
+    """
+
+    id: str
+    input_ids: np.ndarray  # int32 [N]
+    loss_mask: np.ndarray  # bool [N]
+    advantage: float | None = None  # one number a sample, nats-free
+    loss_weight: float | None = None  # factor on the loss of each of its tokens (how RL aggregates tokens and sequences)
+    old_logprobs_n: np.ndarray | None = None  # float32 [N], natural log
+    rollout_logprobs_n: np.ndarray | None = None  # float32 [N], from the engine that generated the sample
+    ref_logprobs_n: np.ndarray | None = None  # float32 [N], from the reference model
+    policy_version: int | None = None  # weights version that generated it
+    group: int | None = None  # index of its prompt's group in the step
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One micro-batch of one rank: S sequences laid end to end in T tokens (THD layout), labels already shifted inside each sequence.
+
+    `labels_t[t]` is the token that position t predicts, `IGNORE_INDEX` where there is no loss (prompt, last token of a sequence,
+    padding). The per-token arrays are aligned with `labels_t`: `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`.
+    Padding, if any, forms the last sequences in `cu_seqlens` (their `sample_index` is -1).
+
+    Worked example, samples [5,6,7,2] (mask 0,0,1,1) and [8,9] (mask 0,1), two padding tokens:
+    input_ids_t=[5,6,7,2,8,9,0,0], labels_t=[-100,7,2,-100,9,-100,-100,-100], position_ids_t=[0,1,2,3,0,1,0,1],
+    cu_seqlens=[0,4,6,8], max_seqlen=4, sample_index=[0,1,-1], num_tokens=6.
+    """
+
+    input_ids_t: np.ndarray  # int64 [T]
+    labels_t: np.ndarray  # int64 [T]
+    position_ids_t: np.ndarray  # int64 [T], restarts at 0 in each sequence
+    cu_seqlens: np.ndarray  # int32 [S + 1], starts with 0, ends with T
+    max_seqlen: int
+    sample_index: np.ndarray  # int64 [S]: index of the sample in the data set or in the step; -1 = padding
+    num_tokens: int  # tokens that are no padding
+    advantages_t: np.ndarray | None = None  # float32 [T]
+    loss_weights_t: np.ndarray | None = None  # float32 [T]
+    old_logprobs_t: np.ndarray | None = None  # float32 [T]
+    rollout_logprobs_t: np.ndarray | None = None  # float32 [T]
+    ref_logprobs_t: np.ndarray | None = None  # float32 [T]
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int((self.labels_t != IGNORE_INDEX).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with a checkable answer. `id` is stable: given by the data, else a content hash.
+
+    `prompt` are chat messages (rendered with the model's template) unless `prompt_text` gives a raw string. `gold` is what the grader of
+    kind `kind` compares with; for `choice` it is the letter.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    gold: str
+    kind: Literal["math", "gsm8k", "choice", "exact"] = "math"
+    prompt_text: str | None = None
+    source: str = ""  # data set or benchmark name
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated answer. `token_ids` hold what the engine sampled, end-of-sequence included when it was sampled.
+
+    `logprobs[i]` is the natural log-prob of `token_ids[i]` after temperature and top-k/top-p (vLLM's `processed_logprobs`); empty when
+    the engine was not asked for them. Never re-tokenise `text`.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] = ()
+    policy_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """The grader's verdict on one response. `answer` is what was extracted (None if nothing was)."""
+
+    correct: bool
+    answer: str | None
+    reason: GradeReason
+    detail: str = ""  # a human's hint: what was compared, or why grading was cut short
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutGroup:
+    """A problem with its n samples, their rewards and verdicts. All tuples have length n, same order."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    rewards: tuple[float, ...] = ()
+    reward_terms: tuple[dict[str, float], ...] = ()
+    graded: tuple[Graded, ...] = ()
+    advantages: tuple[float, ...] = ()

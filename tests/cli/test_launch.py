@@ -1,0 +1,116 @@
+"""The local launcher with real processes: environment, output, exit status, signals, and no rank left behind."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megaladder.launch import available_cores, rank_environment, under_launcher
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+LAUNCH = "import sys; from megaladder.launch import launch_local; sys.exit(launch_local(int(sys.argv[1]), [sys.executable, *sys.argv[2:]]))"
+
+
+def start(num_ranks: int, mode: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", LAUNCH, str(num_ranks), str(WORKER), mode, str(folder)]
+    variables = {**{k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}, **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+
+
+def wait_for_ranks(folder: Path, count: int) -> list[dict[str, str]]:
+    deadline = time.monotonic() + 30
+    while len(list(folder.glob("rank_*.json"))) < count:
+        assert time.monotonic() < deadline, "ranks did not start"
+        time.sleep(0.02)
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(count)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def assert_gone(ranks: list[dict[str, str]], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while any(is_alive(rank["pid"]) for rank in ranks):
+        assert time.monotonic() < deadline, "a rank was left behind"
+        time.sleep(0.02)
+
+
+def test_environment_and_output(tmp_path) -> None:
+    launcher = start(3, "ok", tmp_path)
+    out, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == 0
+    assert out == "hello from 0\n"
+    assert sorted(err.splitlines()) == ["[rank 1] hello from 1", "[rank 2] hello from 2"]
+    ranks = wait_for_ranks(tmp_path, 3)
+    assert [(rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"]) for rank in ranks] == [
+        (str(i), str(i), "3", "3") for i in range(3)
+    ]
+    assert {rank["MASTER_ADDR"] for rank in ranks} == {"127.0.0.1"}
+    assert len({rank["MASTER_PORT"] for rank in ranks}) == 1
+    assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {str(max(1, available_cores() // 3))}
+    assert {rank["USE_HUB_KERNELS"] for rank in ranks} == {"NO"}
+
+
+def test_the_users_thread_count_wins() -> None:
+    assert rank_environment(0, 2, 1, {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
+    assert rank_environment(0, 10_000, 1, {})["OMP_NUM_THREADS"] == "1"
+    assert not any(name.startswith("TORCHELASTIC") for name in rank_environment(0, 2, 1, {"TORCHELASTIC_USE_AGENT_STORE": "True"}))
+    assert under_launcher(rank_environment(0, 2, 1, {}))
+    assert not under_launcher({"WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(("mode", "status", "how"), [("exit2", 2, "exited with status 2"), ("SIGKILL", 1, "was killed by SIGKILL")])
+def test_a_failed_rank_ends_the_others_soon_and_is_named(tmp_path, mode: str, status: int, how: str) -> None:
+    launcher = start(3, mode, tmp_path)
+    ranks = wait_for_ranks(tmp_path, 3)
+    began = time.monotonic()
+    _, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == status
+    assert time.monotonic() - began < 8
+    assert f"megaladder: rank 1 of 3 {how}; the other 2 ranks were stopped (2 by force)" in err
+    assert_gone(ranks, within_s=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_reach_every_rank_and_status_3_comes_back(tmp_path, number: signal.Signals) -> None:
+    launcher = start(2, "sleep", tmp_path)
+    wait_for_ranks(tmp_path, 2)
+    launcher.send_signal(number)
+    _, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == 3
+    assert [(tmp_path / f"signal_{rank}").read_text() for rank in (0, 1)] == [number.name, number.name]
+    assert "start the same command again" in err
+
+
+def test_ranks_die_with_a_killed_launcher(tmp_path) -> None:
+    launcher = start(2, "sleep", tmp_path)
+    ranks = wait_for_ranks(tmp_path, 2)
+    launcher.kill()
+    launcher.wait()
+    assert_gone(ranks, within_s=5)
+    launcher.stdout.close()
+    launcher.stderr.close()
+
+
+def test_a_second_interrupt_kills(tmp_path) -> None:
+    launcher = start(2, "sleep", tmp_path)
+    ranks = wait_for_ranks(tmp_path, 2)
+    for pid in [rank["pid"] for rank in ranks]:
+        os.kill(pid, signal.SIGSTOP)  # a rank that does not react
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 1
+    assert_gone(ranks, within_s=1)
