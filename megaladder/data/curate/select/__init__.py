@@ -1,0 +1,1 @@
+"""`data select`: a recipe is a list of stages; each stage keeps some rows and says why it dropped the others."""

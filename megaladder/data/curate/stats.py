@@ -1,0 +1,190 @@
+"""`data stats`: what a person wants to see first of a data file. Reads it as a stream; keeps numbers, not texts.
+
+Rows, columns, schema, lengths by tokenizer (words without one), the share of tokens with loss, repeated questions, bad rows by reason,
+and one rendered sample with its loss tokens marked. Nothing is written but `--json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from megaladder.data.chat import TemplateOptions, load_tokenizer, render_sample, tokenize_batch
+from megaladder.data.curate.ngrams import words
+from megaladder.data.curate.rows import Row, prompt_text, text_leaves
+from megaladder.data.read import BadRow, RawRow, open_source
+from megaladder.data.schemas import ExampleReader, ReadOptions, recognise
+from megaladder.data.store import length_quantiles
+from megaladder.errors import DataError
+from megaladder.run_dir import atomic_write, to_json
+
+if TYPE_CHECKING:
+    from megaladder.config.verbs.data import StatsConfig
+    from megaladder.types import TokenSample
+
+BATCH_ROWS = 64
+SAMPLE_CHARACTERS = 2400
+
+
+@dataclass
+class RowCounts:
+    """First pass: rows as they stand in the file."""
+
+    rows: int = 0
+    columns: Counter[str] = field(default_factory=Counter)
+    bad_rows: Counter[str] = field(default_factory=Counter)
+    first_bad: str | None = None
+    questions: int = 0
+    repeated_questions: int = 0
+    repeated_rows: int = 0
+    num_words: list[int] = field(default_factory=list)
+
+
+@dataclass
+class TokenCounts:
+    """Second pass: rows as samples. Lengths in tokens, one entry a sample."""
+
+    lengths: list[int] = field(default_factory=list)
+    loss_lengths: list[int] = field(default_factory=list)
+    unusable: Counter[str] = field(default_factory=Counter)
+    shown: TokenSample | None = None
+
+
+def run_stats(config: StatsConfig) -> None:
+    """The verb `data stats`."""
+    counts = count_rows(config.path)
+    summary: Row = {"file": str(config.path), "schema": None, "rows": counts.rows, "columns": dict(counts.columns.most_common())}
+    summary |= {
+        "bad_rows": dict(counts.bad_rows),
+        "first_bad_row": counts.first_bad,
+        "repeated_rows": counts.repeated_rows,
+        "questions": counts.questions,
+        "repeated_questions": counts.repeated_questions,
+        "word_quantiles": length_quantiles(np.array(counts.num_words)),
+    }
+    reader, reason = None, None
+    try:
+        source = open_source(config.path)
+        summary["schema"] = recognise(source.path, source.key_sets()).name if config.format == "auto" else config.format
+        reader = ExampleReader(config.path, ReadOptions(format=summary["schema"], on_bad_row="skip", s1_teacher=config.s1_teacher))
+    except DataError as error:
+        reason = str(error)
+    tokens, tokenizer = None, None
+    if reader is not None and config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer, chat_template=config.chat_template)
+        tokens = count_tokens(reader, tokenizer, TemplateOptions(response_template=config.response_template), config.sample)
+        summary |= _token_summary(tokens)
+    if config.json_file:
+        atomic_write(config.json_file, to_json(summary, sort_keys=True, indent=2) + "\n")
+    _print(summary, reason, tokens, tokenizer)
+
+
+def count_rows(path: str) -> RowCounts:
+    """Counts over the raw rows; bad rows are counted by reason, an empty file is a DataError."""
+    counts, seen_rows, seen_questions = RowCounts(), set(), set()
+    for row in open_source(path).rows():
+        counts.rows += 1
+        if isinstance(row, BadRow):
+            counts.bad_rows[row.reason] += 1
+            counts.first_bad = counts.first_bad or str(row)
+            continue
+        _count(counts, row, seen_rows, seen_questions)
+    if not counts.rows:
+        raise DataError(f"{path}: expected at least one row, found none; fix: give a file with rows")
+    return counts
+
+
+def _count(counts: RowCounts, row: RawRow, seen_rows: set[bytes], seen_questions: set[bytes]) -> None:
+    counts.columns.update(row.data.keys())
+    counts.num_words.append(sum(len(words(text)) for _, text in text_leaves(row.data)))
+    digest = _digest(to_json(row.data, sort_keys=True))
+    counts.repeated_rows += digest in seen_rows
+    seen_rows.add(digest)
+    question = prompt_text(row.data)
+    if question is not None:
+        digest = _digest(" ".join(words(question)))
+        counts.questions += 1
+        counts.repeated_questions += digest in seen_questions
+        seen_questions.add(digest)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=12).digest()
+
+
+def count_tokens(reader: ExampleReader, tokenizer: Any, options: TemplateOptions, shown: int) -> TokenCounts:
+    """Renders and tokenises every row as training would, without truncation; rows that cannot be used are counted by reason."""
+    counts = TokenCounts()
+    examples = iter(reader)
+    while chunk := list(islice(examples, BATCH_ROWS)):
+        for result in tokenize_batch(chunk, tokenizer, options):
+            if isinstance(result, BadRow):
+                counts.unusable[result.reason] += 1
+                continue
+            if len(counts.lengths) == shown:
+                counts.shown = result
+            counts.lengths.append(result.num_tokens)
+            counts.loss_lengths.append(result.num_loss_tokens)
+    counts.unusable += reader.bad_rows.counts
+    return counts
+
+
+def _token_summary(tokens: TokenCounts) -> Row:
+    total, loss = sum(tokens.lengths), sum(tokens.loss_lengths)
+    return {
+        "samples": len(tokens.lengths),
+        "unusable_rows": dict(tokens.unusable),
+        "tokens": total,
+        "loss_tokens": loss,
+        "loss_token_share": loss / total if total else None,
+        "token_quantiles": length_quantiles(np.array(tokens.lengths)),
+        "loss_token_quantiles": length_quantiles(np.array(tokens.loss_lengths)),
+    }
+
+
+def _print(summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Any) -> None:
+    for name, value in _lines(summary, reason):
+        print(f"{name:<18}{value}")
+    if tokens is not None and tokens.shown is not None:
+        from rich.console import Console
+
+        text = render_sample(tokens.shown, tokenizer)
+        print(f"\none sample ({tokens.shown.num_tokens:,} tokens; loss tokens in bold):")
+        Console(soft_wrap=True).print(text[:SAMPLE_CHARACTERS])
+        if len(text) > SAMPLE_CHARACTERS:
+            print(f"… {len(text) - SAMPLE_CHARACTERS:,} characters more")
+
+
+def _lines(summary: Row, reason: str | None) -> Iterator[tuple[str, str]]:
+    yield "file", summary["file"]
+    yield "rows", f"{summary['rows']:,}"
+    yield "schema", (summary["schema"] or "none recognised") + (f" ({reason.splitlines()[0]})" if reason else "")
+    yield "columns", ", ".join(f"{name} {count:,}" if count < summary["rows"] else name for name, count in summary["columns"].items())
+    if summary["bad_rows"]:
+        yield "bad rows", f"{_reasons(summary['bad_rows'])}; first: {summary['first_bad_row']}"
+    yield "repeated", f"{summary['repeated_rows']:,} rows, {summary['repeated_questions']:,} of {summary['questions']:,} questions"
+    yield "words a row", _quantiles(summary["word_quantiles"])
+    if "tokens" in summary:
+        share = summary["loss_token_share"]
+        yield (
+            "tokens",
+            f"{summary['tokens']:,} in {summary['samples']:,} samples" + (f", {share:.1%} with loss" if share is not None else ""),
+        )
+        yield "tokens a sample", _quantiles(summary["token_quantiles"])
+        yield "of these loss", _quantiles(summary["loss_token_quantiles"])
+        if summary["unusable_rows"]:
+            yield "unusable rows", _reasons(summary["unusable_rows"])
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} × {reason}" for reason, count in counts.items())
+
+
+def _quantiles(values: dict[str, int]) -> str:
+    return "  ".join(f"{name} {value:,}" for name, value in values.items()) or "none"

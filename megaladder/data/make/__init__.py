@@ -1,0 +1,1 @@
+"""Generated reasoning data: pure seeded generators, an independent checker, and the verbs `data make arithmetic|countdown`."""

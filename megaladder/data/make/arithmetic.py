@@ -1,0 +1,133 @@
+r"""Arithmetic with worked steps: `What is 23 * 7 + 58?` → short digit-level reasoning in `<think>` → `\boxed{219}`.
+
+A row is a pure function of (spec, seed, position). Every line of the trace is a chain of equal expressions, which `check.py` evaluates
+without knowing how it was made. A model of a million parameters learns the default spec in a minute or two.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megaladder.data.make.split import is_test_question, question_id
+from megaladder.errors import DataError
+
+MAX_REPEATS = 20_000  # draws in a row that gave nothing new before we say that the question space is used up
+
+
+@dataclass(frozen=True)
+class ArithmeticSpec:
+    """How hard the questions are.
+
+    >>> ArithmeticSpec()                                    # a*b+c: two digits times one digit plus two digits
+    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False)
+    """
+
+    digits: int = 2  # of the first number and of everything added or subtracted
+    factor_digits: int = 1  # of everything multiplied with
+    steps: int = 2  # number of operations
+    operations: str = "*+"  # taken in this order, repeated; with `shuffle` drawn at random
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        bad = sorted(set(self.operations) - set("+-*"))
+        if bad or not self.operations:
+            raise DataError(f"operations {self.operations!r}: expected some of + - *, found {bad or 'nothing'}; fix: --operations '*+'")
+        for name, low, high in (("digits", 1, 9), ("factor_digits", 1, 4), ("steps", 1, 12)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise DataError(f"{name} {value} is outside {low}…{high}; fix: a number in that range")
+
+
+def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool = False) -> Iterator[dict[str, Any]]:
+    """`num_rows` different questions of one half of the split, in a seeded order.
+
+    Row: `id, question, gold, messages` (user, assistant) and the measures `steps, largest`. Raises DataError when the spec has fewer
+    questions than asked for.
+    """
+    rng = random.Random(f"arithmetic/{seed}/{test}")
+    seen: set[str] = set()
+    repeats = 0
+    while len(seen) < num_rows:
+        question, trace, value, largest = _draw(spec, rng)
+        if question in seen or is_test_question(question) != test:
+            repeats += 1
+            if repeats > MAX_REPEATS:
+                raise DataError(
+                    f"only {len(seen):,} different {'test' if test else 'training'} questions found, {num_rows:,} wanted"
+                    f" (digits {spec.digits}, steps {spec.steps}); fix: fewer rows, more digits or more steps"
+                )
+            continue
+        repeats = 0
+        seen.add(question)
+        answer = f"<think>\n{trace}\n</think>\n\n\\boxed{{{value}}}"
+        yield {
+            "id": question_id("arith", question),
+            "question": question,
+            "gold": str(value),
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+            "steps": spec.steps,
+            "largest": largest,
+        }
+
+
+def _draw(spec: ArithmeticSpec, rng: random.Random) -> tuple[str, str, int, int]:
+    """One question: its text, the trace, the value, the largest number that occurs on the way."""
+    value = largest = _number(spec.digits, rng)
+    expression, last_operation, lines = str(value), "*", []
+    for step in range(spec.steps):
+        operation = rng.choice(spec.operations) if spec.shuffle else spec.operations[step % len(spec.operations)]
+        operand = _operand(operation, value, spec, rng)
+        if operation == "*" and last_operation != "*":
+            expression = f"({expression})"
+        expression = f"{expression} {operation} {operand}"
+        line, value = _worked(value, operation, operand)
+        lines.append(line)
+        last_operation, largest = operation, max(largest, value)
+    return f"What is {expression}?", "\n".join(lines), value, largest
+
+
+def _number(digits: int, rng: random.Random) -> int:
+    return rng.randint(10 ** (digits - 1) if digits > 1 else 1, 10**digits - 1)
+
+
+def _operand(operation: str, value: int, spec: ArithmeticSpec, rng: random.Random) -> int:
+    """Never 0 or 1 as a factor, never more than the value when subtracting: all values stay whole and not negative."""
+    if operation == "*":
+        return max(2, _number(spec.factor_digits, rng))
+    number = _number(spec.digits, rng)
+    return min(number, value) if operation == "-" else number
+
+
+def _worked(left: int, operation: str, right: int) -> tuple[str, int]:
+    """One operation as a chain of equal expressions, the right number (for products the longer one) taken apart by digits.
+
+    >>> _worked(23, "*", 7)
+    ('23 * 7 = 20 * 7 + 3 * 7 = 140 + 21 = 161', 161)
+    >>> _worked(161, "+", 58)
+    ('161 + 58 = 161 + 50 + 8 = 211 + 8 = 219', 219)
+    """
+    value = {"+": left + right, "-": left - right, "*": left * right}[operation]
+    sides = [f"{left} {operation} {right}"]
+    if operation == "*":
+        split_left = len(_places(right)) == 1
+        parts = _places(left) if split_left else _places(right)
+        if len(parts) > 1:
+            products = [part * (right if split_left else left) for part in parts]
+            sides.append(" + ".join(f"{part} * {right}" if split_left else f"{left} * {part}" for part in parts))
+            sides += [" + ".join(map(str, [sum(products[: i + 1]), *products[i + 1 :]])) for i in range(len(products) - 1)]
+    else:
+        parts = _places(right)
+        running = left
+        for i in range(len(parts) if len(parts) > 1 else 0):
+            sides.append(f" {operation} ".join(map(str, [running, *parts[i:]])))
+            running = running + parts[i] if operation == "+" else running - parts[i]
+    return " = ".join([*sides, str(value)]), value
+
+
+def _places(number: int) -> list[int]:
+    """347 → [300, 40, 7]; zeros left out; 0 → [0]."""
+    text = str(number)
+    return [int(digit) * 10 ** (len(text) - i - 1) for i, digit in enumerate(text) if digit != "0"] or [0]

@@ -1,0 +1,212 @@
+"""Data file → SampleStore: read, tokenise, truncate, store once, count everything that did not make it.
+
+With a cache folder, one process builds and the others wait for it; the folder's name is a hash of all that the tokens depend on (data
+bytes, tokenizer files, chat template, options, CODE_VERSION), so a stale cache cannot be used. Not done here: packing and order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from megaladder.data.chat import TemplateOptions, special_token_ids, split_turns, tokenize_batch
+from megaladder.data.read import BadRow, BadRowLog, open_source
+from megaladder.data.schemas import ExampleReader, ReadOptions
+from megaladder.data.store import DataReport, SampleStore, StoreWriter, commit, split_holdout, with_totals
+from megaladder.errors import DataError
+from megaladder.run_dir import to_json
+from megaladder.types import Example, TokenSample
+
+CODE_VERSION = 1  # raise it when the same input would give other tokens or masks
+TOKENIZE_BATCH_ROWS = 64
+Truncation = Literal["drop", "right", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """A data file and how it becomes samples of at most `seq_length` tokens.
+
+    `truncation` of longer samples: drop, right (cut the end; dropped if no loss token is left) or error. `cache_dir`: folder for tokenised
+    data, None = in memory. `lock_timeout_s`: how long to wait for another process that builds the same cache.
+    """
+
+    path: str
+    seq_length: int
+    truncation: Truncation = "right"
+    read: ReadOptions = field(default_factory=ReadOptions)
+    template: TemplateOptions = field(default_factory=TemplateOptions)
+    cache_dir: str | None = None
+    lock_timeout_s: float = 3600.0
+
+
+def data_fingerprint(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> str:
+    """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`. Reads the data file once."""
+    source = open_source(spec.path, spec.read.revision)
+    files = []
+    for path in source.files():
+        with path.open("rb") as file:
+            files.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    parts = {
+        "code": CODE_VERSION,
+        "data": files or [spec.path, spec.read.revision],
+        "tokenizer": tokenizer_hash,
+        "chat_template": tokenizer.chat_template,
+        "seq_length": spec.seq_length,
+        "truncation": spec.truncation,
+        "read": asdict(spec.read),
+        "template": asdict(spec.template),
+    }
+    return hashlib.sha256(to_json(parts, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def truncate(sample: TokenSample, seq_length: int) -> TokenSample | None:
+    """The first `seq_length` tokens, or None when no loss token is among them."""
+    cut = replace(
+        sample,
+        input_ids=sample.input_ids[:seq_length],
+        loss_mask=sample.loss_mask[:seq_length],
+        old_logprobs_n=None if sample.old_logprobs_n is None else sample.old_logprobs_n[:seq_length],
+    )
+    return cut if cut.loss_mask.any() else None
+
+
+class _Build:
+    """One pass over a data file: the samples, and the counts of what happened."""
+
+    def __init__(self, spec: DataSpec, tokenizer: Any) -> None:
+        self.spec, self.tokenizer = spec, tokenizer
+        self.bad_rows = BadRowLog(spec.read.on_bad_row)
+        self.reader = ExampleReader(spec.path, spec.read, self.bad_rows)
+        self.dropped: Counter[str] = Counter()
+        self.truncated = self.no_end_of_turn = 0
+
+    def samples(self) -> Iterator[TokenSample]:
+        special = special_token_ids(self.tokenizer)
+        examples = self._examples()
+        while chunk := list(islice(examples, TOKENIZE_BATCH_ROWS)):
+            for example, result in zip(chunk, tokenize_batch(chunk, self.tokenizer, self.spec.template), strict=True):
+                if isinstance(result, BadRow):
+                    self.bad_rows.handle(result)
+                    continue
+                last_loss_token = result.input_ids[np.flatnonzero(result.loss_mask)[-1]]
+                sample = self._fit(example, result)
+                if sample is not None:
+                    self.no_end_of_turn += int(last_loss_token) not in special
+                    yield sample
+
+    def _examples(self) -> Iterator[Example]:
+        for example in self.reader:
+            if self.spec.template.reasoning == "split":
+                yield from split_turns(example)
+            else:
+                yield example
+
+    def _fit(self, example: Example, sample: TokenSample) -> TokenSample | None:
+        """Applies the truncation policy."""
+        limit, policy = self.spec.seq_length, self.spec.truncation
+        if sample.num_tokens <= limit:
+            return sample
+        if policy == "error":
+            raise DataError(
+                f"{example.where}: expected at most data.seq_length {limit} tokens, found {sample.num_tokens};"
+                f" fix: seq_length {sample.num_tokens} or more, or data.truncation: right (cut the end) or drop"
+            )
+        if policy == "drop":
+            self.dropped["longer than seq_length"] += 1
+            return None
+        cut = truncate(sample, limit)
+        if cut is None:
+            self.dropped["no loss token left after truncation"] += 1
+        else:
+            self.truncated += 1
+        return cut
+
+    def report(self, num_samples: int) -> DataReport:
+        """Call after the pass. Raises DataError for too many bad rows, or when nothing is left."""
+        path, rows = self.reader.source.path, self.reader.rows
+        self.bad_rows.check(path, rows)
+        if not num_samples:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in (self.bad_rows.counts + self.dropped).most_common())
+            raise DataError(
+                f"{path}: expected at least one usable sample, found 0 of {rows} rows ({reasons}); fix: data.seq_length or the data"
+            )
+        return DataReport(
+            path=path,
+            schema=self.reader.schema.name,
+            rows=rows,
+            samples=num_samples,
+            bad_rows=dict(self.bad_rows.counts),
+            dropped=dict(self.dropped),
+            truncated=self.truncated,
+            duplicate_rows=self.reader.duplicate_rows,
+            no_end_of_turn=self.no_end_of_turn,
+        )
+
+
+def _run(build: _Build, writer: StoreWriter) -> DataReport:
+    num_samples = 0
+    for num_samples, sample in enumerate(build.samples(), 1):  # noqa: B007 the count is what is wanted after the loop
+        writer.add(sample)
+    return build.report(num_samples)
+
+
+def open_store(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> SampleStore:
+    """The tokenised samples of a data file, from the cache if they are there. Every rank may call this at the same time.
+
+    `tokenizer`: from `chat.load_tokenizer`; `tokenizer_hash`: `chat.tokenizer_fingerprint` of its folder. Raises DataError.
+    """
+    fingerprint = data_fingerprint(spec, tokenizer, tokenizer_hash)
+    if spec.cache_dir is None:
+        writer = StoreWriter()
+        report = _run(_Build(spec, tokenizer), writer)
+        arrays, names = writer.finish()
+        return SampleStore(arrays, names, fingerprint, with_totals(report, arrays))
+    target = Path(spec.cache_dir) / f"data-{fingerprint[:24]}"
+    if not target.is_dir():
+        _build_cache(spec, tokenizer, target, fingerprint)
+    return SampleStore.open(target)
+
+
+def _build_cache(spec: DataSpec, tokenizer: Any, target: Path, fingerprint: str) -> None:
+    """Builds `target` under a lock. A process that waited finds it done; what a killed builder left is removed first."""
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock_path = target.parent / f"{target.name}.lock"
+    try:
+        with FileLock(lock_path, timeout=spec.lock_timeout_s):
+            if target.is_dir():
+                return
+            temporary = target.parent / f".tmp-{target.name}"
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            try:
+                writer = StoreWriter(temporary)
+                commit(writer, temporary, target, fingerprint, _run(_Build(spec, tokenizer), writer))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except Timeout as error:
+        raise DataError(
+            f"{spec.path}: expected another process to finish tokenising within {spec.lock_timeout_s:g} s, found {lock_path} still held;"
+            " fix: look whether that process hangs, or use another data.cache_dir"
+        ) from error
+
+
+def open_train_and_holdout(
+    spec: DataSpec, holdout: int | float | str | None, seed: int, tokenizer: Any, tokenizer_hash: str
+) -> tuple[SampleStore, SampleStore | None]:
+    """Training samples, and the held-out ones: a number or share of the training samples, or a file read with the same options."""
+    store = open_store(spec, tokenizer, tokenizer_hash)
+    if holdout is None:
+        return store, None
+    if isinstance(holdout, str):
+        return store, open_store(replace(spec, path=holdout), tokenizer, tokenizer_hash)
+    return split_holdout(store, holdout, seed)

@@ -1,0 +1,83 @@
+"""Problems for GRPO from verl rows, question/answer rows and benchmark files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megaladder.data.read_problems import ProblemOptions, read_problems
+from megaladder.errors import DataError
+from megaladder.types import Message
+
+DATA = Path(__file__).parents[2] / "../shared/data"
+
+
+def write(path: Path, *rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_verl_rows_from_parquet(tmp_path):
+    """Transferability's to_parquet.py layout."""
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"data_source": source, "prompt": [{"role": "user", "content": f"q{i}"}], "ability": "math",
+         "reward_model": {"style": "rule", "ground_truth": "1/2"}, "extra_info": {"index": i}}
+        for i, source in enumerate(("deepscaler", "openai/gsm8k"))
+    ]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rl.parquet")
+    first, second = read_problems(tmp_path / "rl.parquet")
+    assert (first.prompt, first.gold, first.kind, first.source) == ((Message("user", "q0"),), "1/2", "math", "deepscaler")
+    assert first.metadata == {"ability": "math", "extra_info": {"index": 0}} and second.kind == "gsm8k" and first.id != second.id
+
+
+def test_question_answer_rows(tmp_path):
+    path = write(
+        tmp_path / "p.jsonl", {"question": "q", "golden_answer": 7.0, "data_source": "x"}, {"problem": "p", "answer": ["3"], "id": 60}
+    )
+    one, two = read_problems(path, ProblemOptions(prompt_suffix="\nThink.", system_prompt="S"))
+    assert (one.prompt, one.gold) == ((Message("system", "S"), Message("user", "q\nThink.")), "7")
+    assert (two.id, two.gold, two.metadata) == ("60", "3", {})
+    assert read_problems(path)[0].id == read_problems(path)[0].id != one.id
+
+
+def test_refusals(tmp_path):
+    good = {"problem": "p", "answer": "3"}
+    for row, message in (
+        ({"problem": "p", "answer": " "}, r"p.jsonl:2: expected a final answer to compare with, found str ' '; fix"),
+        ({"problem": "p", "answer": {"a": 1}}, r"expected a final answer to compare with, found an object"),
+        (
+            {"prompt": [{"role": "assistant", "content": "x"}], "reward_model": {"ground_truth": "1"}},
+            r"expected a list of \{role, content\} that ends with the user",
+        ),
+        ({"prompt": "x", "reward_model": {}}, r"expected a final answer to compare with, found nothing"),
+        ({"problem": "p", "question": "q", "answer": "1"}, r"expected a question in one of the fields problem, question"),
+        ({"problem": "p"}, r"expected a final answer in one of the fields"),
+        (good, r"p.jsonl:2: expected a new problem, found id '[0-9a-f]{16}' again, first at .*p.jsonl:1; fix"),
+    ):
+        path = write(tmp_path / "p.jsonl", good, row)
+        with pytest.raises(DataError, match=message):
+            read_problems(path)
+        many = write(tmp_path / "many.jsonl", good, row, *({"problem": f"p{i}", "answer": "1"} for i in range(100)))
+        assert len(read_problems(many, ProblemOptions(on_bad_row="skip"))) == 101
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")
+@pytest.mark.parametrize(
+    ("name", "rows", "kind", "gold"),
+    [
+        ("gsm8k/test", 1319, "gsm8k", "18"),
+        ("math500/test", 500, "math", r"\left( 3, \frac{\pi}{2} \right)"),
+        ("aime24/test", 30, "math", "204"),
+        ("amc23/test", 40, "math", "27"),
+    ],
+)
+def test_real_files(name, rows, kind, gold):
+    problems = read_problems(DATA / f"{name}.jsonl")
+    assert (len(problems), {p.kind for p in problems}) == (rows, {kind})
+    assert len({p.id for p in problems}) == rows and all(p.gold.strip() and p.prompt[0].content.strip() for p in problems)
+    assert problems[0].gold == gold
