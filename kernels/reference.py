@@ -1,0 +1,338 @@
+"""Plain PyTorch twins of every Triton kernel: the CPU path, and what the kernels are compared with.
+
+T = tokens, V = local columns, K = statistics per token, R = tensor-parallel ranks. Everything is computed in `accumulator(logits)`:
+float64 for float64 logits, float32 otherwise; bfloat16 logits are widened block by block, never as a whole. Blocks of rows are about
+1 MiB, so that the passes over a block stay in cache (three times the speed of whole-tensor passes on two cores).
+
+Statistics per token over this rank's valid columns, with z = inv_temperature·log2(e)·x (the unit of the exchange is log2):
+    0  m = max z (−1e30 if there is no column)      1  s = Σ 2^(z−m)
+    2  z_y − m (−inf where another rank owns y)     3  t = Σ 2^(z−m)·(z−m); 0 unless `entropy`
+and with `rank`:
+    4  x_y (−inf)   5  max x (−inf)   6  first column with x = max x, global (−1)   7  number of columns with x >= x_y (0 where not owner)
+Differences to m instead of absolute z keep log-prob and entropy exact under any common shift of the logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss, policy_terms
+
+LOG2E = 1.0 / math.log(2.0)
+NO_MAX = -1.0e30  # maximum of no column: finite, so that differences of two of them are 0 and not NaN
+FLAT = -1.0e4  # exp and exp2 of this are 0; keeps 0·(−inf) out of the entropy
+_BLOCK_BYTES = 1 << 20
+_LINEAR_BLOCK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """What every row kernel needs to know besides the logits."""
+
+    targets: torch.Tensor  # int64 [T], global column or `ignore_index`
+    inv_temperature: torch.Tensor  # float [1] or [T], > 0
+    vocab_start: int
+    n_valid: int  # valid local columns; columns from here on are never read and get gradient 0
+    ignore_index: int = -100
+
+    def rows(self, index: torch.Tensor | slice) -> RowSpec:
+        """The same for some tokens."""
+        scale = self.inv_temperature if self.inv_temperature.numel() == 1 else self.inv_temperature[index]
+        return RowSpec(self.targets[index], scale, self.vocab_start, self.n_valid, self.ignore_index)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def row_blocks(num_rows: int, row_bytes: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
+    """Consecutive slices over the rows, each about `block_bytes`."""
+    step = max(1, block_bytes // max(1, row_bytes))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(num_rows, start + step))
+
+
+def _scale(spec: RowSpec, block: slice, dtype: torch.dtype) -> torch.Tensor | float | None:
+    """inv_temperature of a block as [n, 1] or a number; None when it is 1."""
+    if spec.inv_temperature.numel() == 1:
+        if spec.inv_temperature.device.type != "cpu":
+            return spec.inv_temperature.to(dtype).view(1, 1)
+        value = spec.inv_temperature.item()
+        return None if value == 1.0 else value
+    return spec.inv_temperature[block].to(dtype).unsqueeze(1)
+
+
+def _times(values: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Tensor:
+    """[n] values times the block's scale."""
+    if scale is None:
+        return values
+    return values * (scale.squeeze(1) if isinstance(scale, torch.Tensor) else scale)
+
+
+def _owner(spec: RowSpec, block: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Local target column clamped into range [n, 1], whether this rank owns it [n], whether the row is ignored [n]."""
+    targets = spec.targets[block]
+    ignored = targets == spec.ignore_index
+    local = targets - spec.vocab_start
+    owned = (local >= 0) & (local < spec.n_valid) & ~ignored
+    return local.clamp(0, max(0, spec.n_valid - 1)).unsqueeze(1), owned, ignored
+
+
+def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False) -> torch.Tensor:
+    """[4, T] or, with `rank`, [8, T] statistics (module docstring) of logits [T, V]. Rows of ignored targets are unspecified."""
+    dtype = accumulator(logits.dtype)
+    stats = torch.zeros(8 if rank else 4, logits.shape[0], dtype=dtype, device=logits.device)
+    if spec.n_valid == 0 or logits.shape[0] == 0:
+        stats[0], stats[2] = NO_MAX, -math.inf
+        if rank:
+            stats[4:6], stats[6] = -math.inf, -1.0
+        return stats
+    tops = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
+    for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):
+        wide = logits[block, : spec.n_valid].to(dtype)
+        _stats_of_block(wide, tops, spec, block, stats, entropy)
+        if rank:
+            _ranks_of_block(wide, spec, block, stats)
+    _rebase(stats, tops, spec)
+    return stats
+
+
+def _stats_of_block(wide: torch.Tensor, tops: torch.Tensor, spec: RowSpec, block: slice, stats: torch.Tensor, entropy: bool) -> None:
+    scale = _scale(spec, block, wide.dtype)
+    local, owned, _ = _owner(spec, block)
+    top = wide.amax(1).clamp_(min=NO_MAX)
+    below = wide - top.unsqueeze(1)
+    if scale is not None:
+        below.mul_(scale)
+    stats[2, block] = torch.where(owned, below.gather(1, local).squeeze(1) * LOG2E, -math.inf)
+    if entropy:
+        below.clamp_(min=FLAT)
+        shares = below.exp()
+        stats[1, block] = shares.sum(1)
+        stats[3, block] = shares.mul_(below).sum(1) * LOG2E
+    else:
+        stats[1, block] = below.exp_().sum(1)
+    tops[block] = top
+
+
+def _rebase(stats: torch.Tensor, tops: torch.Tensor, spec: RowSpec) -> None:
+    """Sums were taken relative to the exact maximum; refers them to the rounded peak that is exchanged."""
+    exact = tops.double() * spec.inv_temperature.double() * LOG2E
+    stats[0] = exact
+    gap = (exact - stats[0].double()).to(stats.dtype)  # at most half a unit in the last place of the peak
+    gap.masked_fill_(tops <= NO_MAX, 0.0)  # nothing but −inf: there are no sums to refer
+    factor = torch.exp2(gap)
+    stats[3] = (stats[3] + stats[1] * gap) * factor
+    stats[1] *= factor
+    stats[2] += gap
+
+
+def _ranks_of_block(wide: torch.Tensor, spec: RowSpec, block: slice, stats: torch.Tensor) -> None:
+    local, owned, _ = _owner(spec, block)
+    at_target = torch.where(owned, wide.gather(1, local).squeeze(1), -math.inf)
+    stats[4, block] = at_target
+    stats[5, block] = wide.amax(1)
+    stats[6, block] = (wide.argmax(1) + spec.vocab_start).to(stats.dtype)
+    stats[7, block] = torch.where(owned, (wide >= at_target.unsqueeze(1)).sum(1).to(stats.dtype), 0.0)
+
+
+def count_at_least(logits: torch.Tensor, threshold: torch.Tensor, n_valid: int) -> torch.Tensor:
+    """[T] number of valid columns with x >= threshold: one rank's share of a target's rank when the vocabulary is split."""
+    counts = torch.zeros_like(threshold)
+    for block in row_blocks(logits.shape[0], max(1, n_valid) * threshold.dtype.itemsize):
+        wide = logits[block, :n_valid].to(threshold.dtype)
+        counts[block] = (wide >= threshold[block].unsqueeze(1)).sum(1).to(threshold.dtype)
+    return counts
+
+
+def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
+    """[R, K, T] statistics of all ranks → [5, T]: log-prob, entropy, log-sum-exp in nats, and the peak (log2 units) and total that the
+    backward needs; 0, 0, 0, 0, 1 on ignored tokens.
+
+    A target outside every rank's columns gives log-prob −inf, never a plausible number.
+    """
+    peaks, sums, at_target, weighted = gathered[:, 0], gathered[:, 1], gathered[:, 2], gathered[:, 3]
+    top = peaks.amax(0)
+    shift = peaks - top
+    share = torch.exp2(shift)
+    total = (sums * share).sum(0)
+    spread = ((weighted + sums * shift) * share).sum(0)
+    log_total = total.log2()
+    ignored = targets == ignore_index
+    logp = ((at_target + shift).amax(0) - log_total) / LOG2E
+    merged = torch.stack([logp, (log_total - spread / total) / LOG2E, (top + log_total) / LOG2E, top, total])
+    merged.masked_fill_(ignored, 0.0)
+    merged[4].masked_fill_(ignored, 1.0)
+    return merged
+
+
+def partial_merge(parts: torch.Tensor) -> torch.Tensor:
+    """[S, 4, T] statistics of S column ranges of one rank → [4, T] of their union."""
+    peaks, sums = parts[:, 0], parts[:, 1]
+    top = peaks.amax(0)
+    shift = peaks - top
+    share = torch.exp2(shift)
+    return torch.stack(
+        [top, (sums * share).sum(0), (parts[:, 2] + shift).amax(0), ((parts[:, 3] + sums * shift) * share).sum(0)],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RowGrad:
+    """Upstream of a row and its merged statistics: all [T]. `d_entropy` None when nothing flows into the entropy."""
+
+    peak: torch.Tensor  # log2 units, as merge_stats gives it
+    total: torch.Tensor  # Σ 2^(z − peak) over the whole vocabulary
+    entropy: torch.Tensor | None  # nats; needed with `d_entropy`
+    d_logp: torch.Tensor
+    d_entropy: torch.Tensor | None = None
+
+    def rows(self, index: torch.Tensor | slice) -> RowGrad:
+        """The same for some tokens."""
+        values = (self.peak, self.total, self.entropy, self.d_logp, self.d_entropy)
+        return RowGrad(*(None if value is None else value[index] for value in values))
+
+
+def _finish(grad: torch.Tensor, at_target: torch.Tensor, spec: RowSpec, block: slice, active: torch.Tensor, out: torch.Tensor) -> None:
+    """Adds the target's part, zeroes inactive rows and padded columns, and stores the block."""
+    local, owned, _ = _owner(spec, block)
+    grad.scatter_add_(1, local, torch.where(owned, at_target, torch.zeros_like(at_target)).unsqueeze(1))
+    if not bool(active.all()):
+        grad.masked_fill_(~active.unsqueeze(1), 0.0)
+    target = out[block, : spec.n_valid]
+    if grad.data_ptr() != target.data_ptr() or grad.dtype != target.dtype:
+        target.copy_(grad)
+    out[block, spec.n_valid :].zero_()
+
+
+def _workspace(logits: torch.Tensor, out: torch.Tensor, block: slice, n_valid: int, dtype: torch.dtype) -> torch.Tensor:
+    """A [n, n_valid] block of accumulator type that may be overwritten: the output itself where its type allows."""
+    target = out[block, :n_valid]
+    return target if target.dtype == dtype else torch.empty(target.shape, dtype=dtype, device=logits.device)
+
+
+def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: torch.Tensor) -> None:
+    """d logits [T, V] into `out`, which may be `logits` itself or a tensor of another floating type.
+
+    dx_i = inv_temperature·(g·(1[i=y] − p_i) − h·p_i·(ln p_i + H)), g = d_logp, h = d_entropy. Exactly 0 on ignored tokens, on tokens
+    with g = h = 0 and in columns from n_valid on, whatever the logits hold there.
+    """
+    dtype = accumulator(logits.dtype)
+    if spec.n_valid == 0:
+        out.zero_()
+        return
+    base = (upstream.peak.double() / (spec.inv_temperature.double() * LOG2E)).to(dtype)  # the peak in the unit of the logits
+    rest = base.double() * spec.inv_temperature.double() * LOG2E - upstream.peak.double()
+    share_of_one = torch.exp2(rest).to(dtype) / upstream.total  # p where x = base
+    for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):
+        scale = _scale(spec, block, dtype)
+        _, _, ignored = _owner(spec, block)
+        slope = _times(upstream.d_logp[block].to(dtype), scale).masked_fill(ignored, 0.0)
+        bend = None if upstream.d_entropy is None else _times(upstream.d_entropy[block].to(dtype), scale).masked_fill(ignored, 0.0)
+        active = slope != 0 if bend is None else (slope != 0) | (bend != 0)
+        raw, work = logits[block, : spec.n_valid], _workspace(logits, out, block, spec.n_valid, dtype)
+        torch.sub(raw, base[block].unsqueeze(1), out=work)
+        if scale is not None:
+            work.mul_(scale)
+        unit = share_of_one[block]
+        if bend is None:
+            work.exp_().mul_((-slope * unit).unsqueeze(1))
+        else:
+            shares = work.exp()
+            work.clamp_(min=FLAT).add_((unit.log() + upstream.entropy[block].to(dtype)).unsqueeze(1))
+            work.mul_((-bend * unit).unsqueeze(1)).sub_((slope * unit).unsqueeze(1)).mul_(shares)
+        _finish(work, slope, spec, block, active, out)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """Loss specification and its per-token constants."""
+
+    loss: PolicyLoss
+    inputs: PolicyInputs
+
+
+def ce_policy(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+    """Loss, its derivatives and d logits in one go: [5, T] = weighted loss, d/d logp, d/d entropy, logp, entropy; d logits into `out`.
+
+    `gathered` [R, K, T] holds every rank's statistics when the vocabulary is split; None: this rank holds all columns, and the
+    exponentials of the forward are reused for the gradient.
+    """
+    if gathered is not None:
+        return _policy_from_stats(logits, spec, policy, gathered, out)
+    dtype = accumulator(logits.dtype)
+    result = torch.zeros(5, logits.shape[0], dtype=dtype, device=logits.device)
+    for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):
+        _policy_block(logits, spec, policy, block, out, result)
+    return result
+
+
+def _policy_rows(
+    logp: torch.Tensor, entropy: torch.Tensor | None, policy: PolicyRow, inputs: PolicyInputs, ignored: torch.Tensor
+) -> torch.Tensor:
+    """[5, n] per-token results, 0 on ignored tokens."""
+    terms = policy_terms(logp, entropy, policy.loss, inputs)
+    zero = torch.zeros_like(logp)
+    rows = torch.stack(
+        [terms.loss, terms.d_logp, zero if terms.d_entropy is None else terms.d_entropy, logp, zero if entropy is None else entropy]
+    )
+    return rows.masked_fill_(ignored, 0.0)
+
+
+def _policy_from_stats(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    merged = merge_stats(gathered, spec.targets, spec.ignore_index)
+    entropy = merged[1] if policy.loss.needs_entropy else None
+    result = _policy_rows(merged[0], entropy, policy, policy.inputs, spec.targets == spec.ignore_index)
+    ce_backward(logits, spec, RowGrad(merged[3], merged[4], merged[1], result[1], result[2] if policy.loss.needs_entropy else None), out)
+    return result
+
+
+def _policy_block(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, block: slice, out: torch.Tensor, result: torch.Tensor) -> None:
+    dtype, with_entropy = result.dtype, policy.loss.needs_entropy
+    scale = _scale(spec, block, dtype)
+    local, owned, ignored = _owner(spec, block)
+    raw, work = logits[block, : spec.n_valid], _workspace(logits, out, block, spec.n_valid, dtype)
+    top = raw.amax(1).to(dtype).clamp(min=NO_MAX)
+    torch.sub(raw, top.unsqueeze(1), out=work)
+    if scale is not None:
+        work.mul_(scale)
+    at_target = torch.where(owned, work.gather(1, local).squeeze(1), -math.inf)
+    shares = work.clamp_(min=FLAT).exp() if with_entropy else work.exp_()
+    total = shares.sum(1)
+    log_total = total.log()
+    entropy = log_total - torch.linalg.vecdot(shares, work) / total if with_entropy else None
+    rows = _policy_rows(at_target - log_total, entropy, policy, policy.inputs.rows(block), ignored)
+    result[:, block] = rows
+    slope = _times(rows[1], scale)
+    if with_entropy:
+        bend = _times(rows[2], scale)
+        work.sub_((log_total - entropy).unsqueeze(1)).mul_((-bend / total).unsqueeze(1)).sub_((slope / total).unsqueeze(1)).mul_(shares)
+        active = (slope != 0) | (bend != 0)
+    else:
+        work.mul_((-slope / total).unsqueeze(1))
+        active = slope != 0
+    _finish(work, slope, spec, block, active, out)
+
+
+def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """out = left @ right with products summed in `out`'s type: bfloat16 times bfloat16 into float32 without rounding the sums."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=out.dtype, out=out)
+    return torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
+
+
+def linear_stats(hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool) -> torch.Tensor:
+    """[4, T] statistics of hidden [T, H] · weight [V, H]ᵀ, which exists only in blocks of about 16 MiB."""
+    dtype = accumulator(hidden.dtype)
+    stats = torch.empty(4, hidden.shape[0], dtype=dtype, device=hidden.device)
+    columns = weight[: spec.n_valid].to(dtype).t()
+    for block in row_blocks(hidden.shape[0], max(1, spec.n_valid) * dtype.itemsize, _LINEAR_BLOCK_BYTES):
+        logits = torch.mm(hidden[block].to(dtype), columns)
+        stats[:, block] = ce_stats(logits, spec.rows(block), entropy=entropy)
+    return stats

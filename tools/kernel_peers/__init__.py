@@ -1,0 +1,1 @@
+"""Parts of `tools/bench_kernels.py`: contenders, the memory table, the checks that need a GPU."""
