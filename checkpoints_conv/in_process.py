@@ -1,0 +1,230 @@
+"""Hugging Face folder ⇄ the GPTModel chunks of a running job, at any TP × PP × VPP layout.
+
+`load_hf_into_chunks`: every rank reads only the slices that it holds. `iter_hf_tensors`: the reverse, tensor by tensor in model order, on
+every rank in lockstep, for export and for weight sync alike; never more than one parameter is gathered at a time. `export_hf` writes a
+folder from it. Accounting is strict both ways: parameters without a name in the table, names without a parameter, wrong shapes raise.
+
+Both layer specifications work (see `families.PORTABLE_NAMES`). Not here: files' formats (reader.py, writer.py), optimizer state; after
+loading into a model whose optimizer exists already, call the optimizer's `reload_model_params()`.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megaladder import parallel
+from megaladder.checkpoints_conv.families import Entry, NameTable, TensorSource, canonical_name, listed, name_table
+from megaladder.checkpoints_conv.reader import HFReader
+from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
+from megaladder.errors import ConversionError, MegaladderError
+from megaladder.model.hf_config import ModelShape
+
+Held = dict[str, tuple[Entry, torch.nn.Parameter]]  # canonical global name → its entry and this rank's parameter
+_T = TypeVar("_T")
+_LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+
+
+def load_hf_into_chunks(chunks: Sequence[torch.nn.Module], hf_dir: str | Path, shape: ModelShape) -> int:
+    """Fills the parameters of this rank's model chunks (bare, or wrapped by DDP) from an HF folder. Returns the bytes written here.
+
+    Every rank of the job must call it. Values are cast to the parameters' dtype; vocabulary padding becomes zero.
+
+    Raises:
+        ModelError: the folder can't be read. ConversionError: names or shapes do not fit; the message lists them.
+    """
+    with _on_all_ranks(lambda: HFReader(hf_dir)) as reader:
+        return load_tensors_into_chunks(chunks, reader, shape)
+
+
+def load_tensors_into_chunks(chunks: Sequence[torch.nn.Module], source: TensorSource, shape: ModelShape) -> int:
+    """The same from any source of HF tensors, such as a random initialisation."""
+    table, tp_rank, tp_size = name_table(shape), _tp_rank(), _tp_size()
+
+    def account() -> Held:
+        table.check_layout(tp_size)
+        table.check_source(source)
+        return _held(table, chunks)
+
+    held = _on_all_ranks(account)
+    _check_complete(table, held)
+    for entry, parameter in held.values():
+        entry.mapping.fill(parameter.data, source, tp_rank, tp_size)
+    return sum(parameter.numel() * parameter.element_size() for _, parameter in held.values())
+
+
+def _on_all_ranks(action: Callable[[], _T]) -> _T:
+    """Runs `action`; where it fails on one rank, every rank raises: one that raised alone would leave the others waiting for it."""
+    result: Any = None
+    failure: MegaladderError | None = None
+    try:
+        result = action()
+    except MegaladderError as error:
+        failure = error
+    if parallel.any_rank(failure is not None):
+        raise failure or ConversionError("another rank could not load the model; its message says why")
+    return result
+
+
+def iter_hf_tensors(
+    chunks: Sequence[torch.nn.Module], shape: ModelShape, *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(HF name, full tensor on this rank's device), in model order; vocabulary padding trimmed, tied output layer left out.
+
+    Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep. DP replicas are independent of each other, so
+    a caller may let only some of them iterate. A tensor may be a view of a live parameter: use it before the next step, or clone it.
+    """
+    table = name_table(shape)
+    held = _held(table, chunks)
+    owners = _check_complete(table, held)
+    device = next(chunks[0].parameters()).device
+    for entry in table.entries():
+        parameter = held[entry.megatron][1] if entry.megatron in held else None
+        shards = _all_shards(entry, parameter, owners[entry.megatron], device)
+        for name, tensor in entry.mapping.to_hf(shards).items():
+            yield name, tensor if dtype is None else tensor.to(dtype)
+
+
+def export_hf(
+    chunks: Sequence[torch.nn.Module],
+    shape: ModelShape,
+    out_dir: str | Path,
+    *,
+    source_dir: str | Path,
+    options: WriteOptions = WriteOptions(),
+) -> None:
+    """Writes the model as an HF folder; configuration and tokenizer files are copied from `source_dir`. Every rank must call it.
+
+    The first DP replica gathers, rank 0 writes. A failure of the writer (disk full, …) is raised on every rank.
+    """
+    failure: MegaladderError | None = None
+    if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
+        stream = iter_hf_tensors(chunks, shape, dtype=options.dtype)
+        if parallel.is_main():
+            options = replace(options, dtype=options.dtype or next(chunks[0].parameters()).dtype)
+            failure = _write_and_drain(stream, name_table(shape), Path(out_dir), Path(source_dir), options)
+        else:
+            for _ in stream:
+                pass
+    failure = parallel.broadcast(failure)
+    if failure is not None:
+        raise failure
+
+
+def _write_and_drain(
+    stream: Iterator[tuple[str, torch.Tensor]], table: NameTable, out_dir: Path, source_dir: Path, options: WriteOptions
+) -> MegaladderError | None:
+    """Writes the stream; after a failure goes on gathering, since the other ranks are waiting in the collectives."""
+    try:
+        specs = [TensorSpec(name, size, options.dtype) for name, size in table.hf_shapes.items()]
+        with HFWriter(out_dir, specs, options) as writer:
+            for name, tensor in stream:
+                writer.write(name, tensor)
+            writer.commit(source_dir)
+        return None
+    except (MegaladderError, OSError) as error:
+        for _ in stream:
+            pass
+        return error if isinstance(error, MegaladderError) else ConversionError(f"{out_dir}: {error}")
+
+
+def _tp_rank() -> int:
+    return parallel_state.get_tensor_model_parallel_rank()
+
+
+def _tp_size() -> int:
+    return parallel_state.get_tensor_model_parallel_world_size()
+
+
+def _unwrap(chunk: Any) -> Any:
+    """The GPTModel inside DistributedDataParallel, Float16Module and the like."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def _global_name(chunk: Any, local_name: str) -> str:
+    """Local layer index → global one (megatron-core numbers its layers from 1 over the whole model), either spec → canonical name."""
+    match = _LOCAL_LAYER.match(local_name)
+    if match:
+        layer = chunk.decoder.layers[int(match[1])].layer_number - 1
+        local_name = f"decoder.layers.{layer}.{local_name[match.end():]}"
+    return canonical_name(local_name)
+
+
+def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
+    """What this rank holds.
+
+    Raises:
+        ConversionError: a parameter that the family's table does not know.
+    """
+    found: Held = {}
+    unknown = []
+    for wrapped in chunks:
+        chunk = _unwrap(wrapped)
+        for local_name, parameter in chunk.named_parameters():
+            name = _global_name(chunk, local_name)
+            entry = table.by_name.get(name)
+            if entry is None and name == "output_layer.weight" and table.shape.tied:
+                entry = table.tied_output()  # the last pipeline stage's copy of a tied embedding
+            if entry is None:
+                unknown.append(local_name)
+            else:
+                found[name] = (entry, parameter)
+    if unknown:
+        raise ConversionError(f"the model holds parameters that the {table.family.name} table does not know" + listed("unknown", unknown))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """The pipeline stage that a parameter is exported from, and its dtype there."""
+
+    stage: int
+    dtype: torch.dtype
+
+
+def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
+    """Checks shapes here, and that the pipeline's stages together hold every parameter. Returns where each one is.
+
+    One exchange of names over the pipeline group, so that a problem of one stage raises on all of them.
+    """
+    tp_size = _tp_size()
+    expected = {name: entry.mapping.local_shape(tp_size) for name, (entry, _) in held.items()}
+    wrong = [f"{n}: {tuple(p.shape)}, expected {expected[n]}" for n, (_, p) in held.items() if tuple(p.shape) != expected[n]]
+    stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
+    mine = ({name: parameter.dtype for name, (_, parameter) in held.items()}, wrong)
+    dist.all_gather_object(stages, mine, group=parallel_state.get_pipeline_model_parallel_group())
+    owners: dict[str, _Owner] = {}
+    for stage, (dtypes, _) in enumerate(stages):
+        for name, dtype in dtypes.items():
+            owners.setdefault(name, _Owner(stage, dtype))
+    missing = [name for name in table.by_name if name not in owners]
+    wrong = [problem for _, problems in stages for problem in problems]
+    if missing or wrong:
+        what = f"the model's parameters are not those of {table.family.name} at tp = {tp_size}"
+        raise ConversionError(what + listed("missing", missing) + listed("wrong shape", wrong))
+    return owners
+
+
+def _all_shards(entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owner, device: torch.device) -> list[torch.Tensor]:
+    """Every TP rank's shard of one parameter, on every rank of the grid: broadcast along the pipeline, then gathered over TP."""
+    tp_size = _tp_size()
+    pp_group = parallel_state.get_pipeline_model_parallel_group()
+    if dist.get_rank(pp_group) == owner.stage:
+        local = parameter.data
+    else:
+        local = torch.empty(entry.mapping.local_shape(tp_size), dtype=owner.dtype, device=device)
+    if dist.get_world_size(pp_group) > 1:
+        dist.broadcast(local, src=dist.get_global_rank(pp_group, owner.stage), group=pp_group)
+    if tp_size == 1 or entry.mapping.tp_axis is None:
+        return [local] * tp_size
+    shards = [torch.empty_like(local) for _ in range(tp_size)]
+    dist.all_gather(shards, local.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return shards

@@ -1,0 +1,257 @@
+"""Invertible, tensor-parallel-aware mappings between one megatron-core parameter and the Hugging Face tensors that it is made of.
+
+A mapping is a list of *pieces*: "these rows (or columns) of that HF tensor lie at this place of the local shard". Reading runs the
+pieces one way, writing the other, so a mapping that covers every element once is its own inverse. tests/checkpoints_conv proves it.
+
+    HF folder --from_hf(reader, tp_rank, tp_size)--> local shard          reads only the slices that this rank holds
+    all tp shards --to_hf([shard_0, …])--> {HF name: tensor}
+
+Shapes: V vocabulary, H hidden, F feed-forward, G query groups (HF: key/value heads), N attention heads, D head dim.
+With tp_size = 1 the "local shard" is the global tensor that a megatron-core dist_checkpointing folder stores.
+
+This file imports nothing of ours: a problem is a `ValueError` here and a `ConversionError` (same base) one layer up.
+It does not know model families, files or process groups.
+"""
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import torch
+
+Shape = tuple[int, ...]
+_VOCAB_MULTIPLE = 8  # rows are padded to a multiple of lcm(8, tp): nothing to pad for the vocabularies of released models
+
+
+def padded_vocab_size(vocab_size: int, tp_size: int = 1) -> int:
+    """Rows of the embedding and of the output layer over all TP ranks: the next multiple of lcm(8, tp_size).
+
+    >>> padded_vocab_size(151936, 8), padded_vocab_size(517, 2), padded_vocab_size(517, 3)
+    (151936, 520, 528)
+    """
+    multiple = math.lcm(_VOCAB_MULTIPLE, tp_size)
+    return -(-vocab_size // multiple) * multiple
+
+
+class TensorReader(Protocol):
+    """Where HF tensors come from: a folder of safetensors (`reader.HFReader`), or a dict in tests."""
+
+    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows (dim 0) or columns (dim 1) `start:stop` of a tensor. May be a view of mapped memory: never modified by the caller."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`hf_name.narrow(dim, hf_start, length)` lies at `shard.narrow(dim, start, length)`."""
+
+    hf_name: str
+    dim: int
+    hf_start: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Mapping(ABC):
+    """One megatron parameter. `hf_names` and `hf_shapes` belong together; `*` in a name stands for the layer index.
+
+    `tp_axis`: the axis along which TP ranks hold different parts (None: every rank holds the same).
+    """
+
+    hf_names: tuple[str, ...]
+    hf_shapes: tuple[Shape, ...]
+    tp_axis: ClassVar[int | None] = None
+
+    @abstractmethod
+    def local_shape(self, tp_size: int = 1) -> Shape:
+        """Shape of the parameter on each of `tp_size` ranks."""
+
+    @abstractmethod
+    def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
+        """What this rank holds. Over all ranks every HF element appears exactly once (replicated parameters: once per rank)."""
+
+    def layout_problem(self, tp_size: int) -> str | None:
+        """Why this parameter can't be split over `tp_size` ranks, with the way out; None when it can."""
+        return None
+
+    def at_layer(self, layer: int) -> Mapping:
+        """The same mapping with the layer index filled in."""
+        return replace(self, hf_names=tuple(name.replace("*", str(layer)) for name in self.hf_names))
+
+    def fill(self, out: torch.Tensor, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1) -> None:
+        """Writes this rank's shard into `out` (any dtype and device, shape `local_shape(tp_size)`), piece by piece."""
+        self._require(tp_size)
+        assert tuple(out.shape) == self.local_shape(tp_size), (self.hf_names, tuple(out.shape), self.local_shape(tp_size))
+        pieces = self.pieces(tp_rank, tp_size)
+        if sum(piece.length for piece in pieces) < out.shape[pieces[0].dim if pieces else 0]:
+            out.zero_()  # vocabulary padding
+        for piece in pieces:
+            part = reader.read(piece.hf_name, piece.dim, piece.hf_start, piece.hf_start + piece.length)
+            out.narrow(piece.dim, piece.start, piece.length).copy_(part)
+
+    def from_hf(self, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """This rank's shard, contiguous, on the CPU; dtype of the first HF tensor unless given.
+
+        A tensor that is stored exactly as it is wanted comes back as the reader gives it, without a copy: do not modify the result.
+        """
+        self._require(tp_size)
+        first = reader.read(self.hf_names[0], 0, 0, 1).dtype
+        shape, pieces = self.local_shape(tp_size), self.pieces(tp_rank, tp_size)
+        if len(pieces) == 1 and shape == self.hf_shapes[0] and dtype in (None, first):
+            return reader.read(self.hf_names[0]).contiguous()
+        out = torch.empty(shape, dtype=dtype or first)
+        self.fill(out, reader, tp_rank, tp_size)
+        return out
+
+    def to_hf(self, shards: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The HF tensors from the shards of all TP ranks, in rank order. May return views of the shards: clone what you keep."""
+        tp_size = len(shards)
+        self._require(tp_size)
+        for rank, shard in enumerate(shards):
+            if tuple(shard.shape) != self.local_shape(tp_size):
+                found, expected = tuple(shard.shape), self.local_shape(tp_size)
+                raise ValueError(f"{', '.join(self.hf_names)}: shard {rank} of {tp_size} has shape {found}, expected {expected}")
+        parts: dict[str, list[tuple[Piece, torch.Tensor]]] = {name: [] for name in self.hf_names}
+        for rank, shard in enumerate(shards if self.tp_axis is not None else shards[:1]):
+            for piece in self.pieces(rank, tp_size):
+                parts[piece.hf_name].append((piece, shard.narrow(piece.dim, piece.start, piece.length)))
+        return {name: _join(shape, parts[name]) for name, shape in zip(self.hf_names, self.hf_shapes, strict=True)}
+
+    def _require(self, tp_size: int) -> None:
+        problem = self.layout_problem(tp_size)
+        if problem is not None:
+            raise ValueError(problem)
+
+
+def _join(shape: Shape, parts: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor:
+    """One HF tensor from its pieces; a single piece is returned as it is."""
+    if len(parts) == 1 and tuple(parts[0][1].shape) == shape:
+        return parts[0][1]
+    out = torch.empty(shape, dtype=parts[0][1].dtype, device=parts[0][1].device)
+    for piece, part in parts:
+        out.narrow(piece.dim, piece.hf_start, piece.length).copy_(part)
+    return out
+
+
+def _indivisible(name: str, what: str, size: int, tp_size: int) -> str | None:
+    if size % tp_size == 0:
+        return None
+    return f"{name}: {what} = {size} can't be split over tp = {tp_size}; fix: choose a parallel.tp that divides {size}"
+
+
+@dataclass(frozen=True)
+class Replicated(Mapping):
+    """Norm weights: every TP rank holds the whole tensor."""
+
+    def local_shape(self, tp_size: int = 1) -> Shape:
+        return self.hf_shapes[0]
+
+    def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
+        return [Piece(self.hf_names[0], 0, 0, 0, self.hf_shapes[0][0])]
+
+
+@dataclass(frozen=True)
+class _Split(Mapping):
+    """One HF tensor cut into equal parts along `tp_axis`."""
+
+    def local_shape(self, tp_size: int = 1) -> Shape:
+        shape = list(self.hf_shapes[0])
+        shape[self.tp_axis] //= tp_size
+        return tuple(shape)
+
+    def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
+        length = self.hf_shapes[0][self.tp_axis] // tp_size
+        return [Piece(self.hf_names[0], self.tp_axis, tp_rank * length, 0, length)]
+
+    def layout_problem(self, tp_size: int) -> str | None:
+        what = "rows" if self.tp_axis == 0 else "columns"
+        return _indivisible(self.hf_names[0], what, self.hf_shapes[0][self.tp_axis], tp_size)
+
+
+@dataclass(frozen=True)
+class ColumnParallel(_Split):
+    """A weight [out, in] (or bias [out]) whose output features are split: dim 0."""
+
+    tp_axis: ClassVar[int | None] = 0
+
+
+@dataclass(frozen=True)
+class RowParallel(_Split):
+    """A weight [out, in] whose input features are split: dim 1 (attention output, MLP down)."""
+
+    tp_axis: ClassVar[int | None] = 1
+
+
+@dataclass(frozen=True)
+class Vocabulary(Mapping):
+    """Embedding or output layer [V, H]: padded with zero rows to `padded_vocab_size`, then split by rows; padding is trimmed on export."""
+
+    tp_axis: ClassVar[int | None] = 0
+
+    def local_shape(self, tp_size: int = 1) -> Shape:
+        rows, *rest = self.hf_shapes[0]
+        return (padded_vocab_size(rows, tp_size) // tp_size, *rest)
+
+    def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
+        local_rows, first = self.local_shape(tp_size)[0], tp_rank * self.local_shape(tp_size)[0]
+        length = min(local_rows, self.hf_shapes[0][0] - first)
+        return [Piece(self.hf_names[0], 0, first, 0, length)] if length > 0 else []
+
+
+@dataclass(frozen=True)
+class GatedMLP(Mapping):
+    """`gate` and `up` [F, H] as one `linear_fc1` [2F, H]: each rank holds its own [gate_r; up_r], not a slice of [gate; up]."""
+
+    tp_axis: ClassVar[int | None] = 0
+
+    def local_shape(self, tp_size: int = 1) -> Shape:
+        rows, *rest = self.hf_shapes[0]
+        return (2 * rows // tp_size, *rest)
+
+    def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
+        length = self.hf_shapes[0][0] // tp_size
+        return [Piece(name, 0, tp_rank * length, i * length, length) for i, name in enumerate(self.hf_names)]
+
+    def layout_problem(self, tp_size: int) -> str | None:
+        return _indivisible(self.hf_names[0], "intermediate_size", self.hf_shapes[0][0], tp_size)
+
+
+@dataclass(frozen=True)
+class FusedQKV(Mapping):
+    """q [N·D, H], k and v [G·D, H] as one `linear_qkv` [(N + 2G)·D, H], interleaved per query group: [q…q k v] [q…q k v] … .
+
+    Also the biases (shapes without H). A rank holds whole groups, so tp must divide G: megatron-core could replicate key/value heads
+    over ranks, but then a checkpoint would depend on tp.
+    """
+
+    num_query_groups: int = 1
+    head_dim: int = 1
+    tp_axis: ClassVar[int | None] = 0
+
+    @property
+    def _rows_per_group(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in one query group."""
+        return (self.hf_shapes[0][0] // self.num_query_groups, self.head_dim, self.head_dim)
+
+    def local_shape(self, tp_size: int = 1) -> Shape:
+        return (sum(self._rows_per_group) * self.num_query_groups // tp_size, *self.hf_shapes[0][1:])
+
+    def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
+        groups, found, start = self.num_query_groups // tp_size, [], 0
+        for group in range(tp_rank * groups, (tp_rank + 1) * groups):
+            for name, rows in zip(self.hf_names, self._rows_per_group, strict=True):
+                found.append(Piece(name, 0, group * rows, start, rows))
+                start += rows
+        return found
+
+    def layout_problem(self, tp_size: int) -> str | None:
+        if self.num_query_groups % tp_size == 0:
+            return None
+        return (
+            f"{self.hf_names[1]}: num_key_value_heads = {self.num_query_groups} can't be split over tp = {tp_size}, each rank holds whole "
+            f"query groups; fix: choose a parallel.tp that divides {self.num_query_groups} and use parallel.pp for the other ranks"
+        )
