@@ -1,0 +1,1 @@
+"""Commit-marked, integrity-checked checkpoints on megatron-core's dist_checkpointing."""

@@ -1,0 +1,181 @@
+"""What a training checkpoint contains, and how it travels through megatron-core's dist_checkpointing.
+
+Model and optimizer are stored as sharded global tensors (`fully_reshardable`: TP, PP, VPP and DP may all change before the next load);
+each rank's torch RNG state as an object of its own, restored when the number of ranks is the same; everything else is plain JSON in
+`trainer.json`. megatron-core needs `psutil` here: without it its forked writer dies and the main process waits forever.
+"""
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.managers import SyncManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+from megaladder import parallel, platform
+from megaladder.checkpoint import store
+from megaladder.errors import CheckpointError
+from megaladder.faults import fault_point
+
+_OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+_OPTIMIZER_BYTES_PER_PARAMETER = 12  # fp32 master weight and two moments
+
+
+def _model_state(wrapped: Sequence[Any]) -> dict[str, Any]:
+    names = ["model"] if len(wrapped) == 1 else [f"model{index}" for index in range(len(wrapped))]
+    return {name: chunk.module.sharded_state_dict() for name, chunk in zip(names, wrapped, strict=True)}
+
+
+def _sharded_state(wrapped: Sequence[Any], optimizer: Any, *, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:
+    state = _model_state(wrapped)
+    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_OPTIMIZER_METADATA)
+    if with_rng:
+        rng = {"torch": torch.get_rng_state()}
+        state["rng"] = ShardedObject("rng", rng, (parallel.world_size(),), (parallel.rank(),), replica_id=0)
+    return state
+
+
+def _prepare_writer_queue() -> None:
+    """Gives megatron-core's file writers their result queue before they make one of their own.
+
+    Theirs lives in a helper process that outlives a killed rank and, started by `spawn`, imports torch again (seconds, 270 MB). Ours
+    dies with the rank and, where there is no CUDA to make a fork unsafe, is a fork.
+    """
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn" if platform.has_cuda() else "fork"))
+        manager.start(initializer=_die_with_parent)
+        filesystem_async._results_queue = manager.Queue()
+
+
+def _die_with_parent() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Checkpointer:
+    """Saves and loads the state of one run. Every method is collective: all ranks call it.
+
+    hf_files: the model's config and tokenizer files, copied into every checkpoint. on_commit: called on the main rank with the steps
+    that the retention rule removed.
+    """
+
+    def __init__(
+        self, root: Path, wrapped: Sequence[Any], optimizer: Any, *, retention: store.Retention, hf_files: Sequence[Path],
+        async_save: bool = False, on_commit: Callable[[int, list[int]], None] = lambda step, removed: None,
+    ) -> None:
+        self.root = root
+        self._wrapped, self._optimizer = wrapped, optimizer
+        self._retention, self._hf_files, self._on_commit = retention, hf_files, on_commit
+        self._queue = AsyncCallsQueue(persistent=False) if async_save else None
+
+    def save(self, step: int, trainer: dict[str, Any]) -> None:
+        """Writes `checkpoints/step_{step}`; with async_save it returns once the state is copied, and `poll` commits later.
+
+        Raises:
+            CheckpointError: not enough disk space (on every rank); earlier checkpoints are untouched.
+        """
+        self.wait()
+        path = store.step_dir(self.root, step)
+        with parallel.main_rank_first():
+            if parallel.is_main():
+                store.prepare_folder(path, self._estimated_bytes())
+        fault_point("before_save")
+        _prepare_writer_queue()
+        state = _sharded_state(self._wrapped, self._optimizer, is_loading=False)
+        request = dist_checkpointing.save(state, str(path), async_sharded_save=self._queue is not None)
+        fault_point("after_write")
+        if self._queue is None:
+            self._commit(step, trainer)
+            return
+        request.finalize_fns.append(partial(self._commit, step, trainer))
+        self._queue.schedule_async_request(request)
+
+    def _commit(self, step: int, trainer: dict[str, Any]) -> None:
+        path = store.step_dir(self.root, step)
+        with parallel.main_rank_first():
+            if parallel.is_main():
+                store.copy_files(self._hf_files, path / "hf")
+                store.write_json(path / store.TRAINER, trainer)
+                store.commit(path)
+                self._on_commit(step, store.apply_retention(self.root, self._retention))
+        fault_point("after_commit")
+
+    def _estimated_bytes(self) -> int:
+        chunks = [chunk.module for chunk in self._wrapped]
+        per_rank = sum(p.numel() * (p.element_size() + _OPTIMIZER_BYTES_PER_PARAMETER) for chunk in chunks for p in chunk.parameters())
+        config = chunks[0].config
+        return per_rank * config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+
+    def poll(self) -> None:
+        """Commits a background save that has ended; an error of it surfaces here."""
+        if self._queue is not None:
+            self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def wait(self) -> None:
+        """Waits for a background save and commits it."""
+        if self._queue is not None:
+            self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def close(self) -> None:
+        self.wait()
+        if self._queue is not None:
+            self._queue.close()
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Restores model, optimizer and RNG from a committed checkpoint and returns its `trainer.json`.
+
+        Raises:
+            CheckpointError: damaged, or of another model; on every rank.
+        """
+        _verify_on_all_ranks(path)
+        trainer = store.read_trainer(path)
+        with_rng = trainer.get("num_ranks") == parallel.world_size()
+        state = _sharded_state(self._wrapped, self._optimizer, is_loading=True, with_rng=with_rng)
+        try:
+            loaded = dist_checkpointing.load(state, str(path))
+        except dist_checkpointing.core.CheckpointingException as error:
+            raise CheckpointError(f"{path}: does not fit this model or layout: {error}") from error
+        for name, chunk in zip(_model_state(self._wrapped), self._wrapped, strict=True):
+            chunk.module.load_state_dict(loaded[name])
+        self._optimizer.load_state_dict(loaded["optimizer"])
+        if with_rng:
+            torch.set_rng_state(loaded["rng"]["torch"])
+        return trainer
+
+
+def load_model_only(path: Path, chunks: Sequence[Any]) -> None:
+    """Loads the weights of a checkpoint (of a run, or made by `convert hf-to-megatron`) into bare chunks; no optimizer, no RNG."""
+    _verify_on_all_ranks(path)
+    names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
+    state = {name: chunk.sharded_state_dict() for name, chunk in zip(names, chunks, strict=True)}
+    loaded = dist_checkpointing.load(state, str(path))
+    for name, chunk in zip(names, chunks, strict=True):
+        chunk.load_state_dict(loaded[name])
+
+
+def _verify_on_all_ranks(path: Path) -> None:
+    """Ranks hash a share of the files each; a fault found by one is raised by all."""
+    problem = None
+    try:
+        store.verify(path, part=parallel.rank(), parts=parallel.world_size())
+    except CheckpointError as error:
+        problem = str(error)
+    problems = [found for found in parallel.all_gather(problem) if found]
+    if problems:
+        raise CheckpointError(problems[0])
+
+
+def remove_leftovers(root: Path) -> list[str]:
+    """Clears what a killed save left, before the run starts; the names, on every rank."""
+    return parallel.broadcast(store.remove_uncommitted(root) if parallel.is_main() else None)

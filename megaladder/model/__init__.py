@@ -1,0 +1,1 @@
+"""HF config → megatron-core GPTModel; hidden states → vocabulary-parallel log-probs."""

@@ -1,0 +1,54 @@
+"""A packed micro-batch on the compute device."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from megaladder import platform
+from megaladder.types import PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBatch:
+    """`types.PackedBatch` as tensors. input_ids, position_ids: int64 [1, T]; labels: int64 [T]; cu_seqlens: int32 [S + 1]; per-token
+    floats: float32 [T] or None; sequence_of_token: int64 [T], index of each token's sequence in 0…S-1."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    num_loss_tokens: int
+    advantages: torch.Tensor | None = None
+    loss_weights: torch.Tensor | None = None
+    old_logprobs: torch.Tensor | None = None
+    rollout_logprobs: torch.Tensor | None = None
+    ref_logprobs: torch.Tensor | None = None
+
+    @property
+    def sequence_of_token(self) -> torch.Tensor:
+        lengths = (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
+        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+
+def to_device(batch: PackedBatch) -> DeviceBatch:
+    """Copies a micro-batch to this process's device."""
+    device = platform.device()
+
+    def move(array: object) -> torch.Tensor | None:
+        return None if array is None else torch.as_tensor(array).to(device, non_blocking=True)
+
+    return DeviceBatch(
+        input_ids=move(batch.input_ids_t).unsqueeze(0),
+        position_ids=move(batch.position_ids_t).unsqueeze(0),
+        labels=move(batch.labels_t),
+        cu_seqlens=move(batch.cu_seqlens),
+        max_seqlen=batch.max_seqlen,
+        num_loss_tokens=batch.num_loss_tokens,
+        advantages=move(batch.advantages_t),
+        loss_weights=move(batch.loss_weights_t),
+        old_logprobs=move(batch.old_logprobs_t),
+        rollout_logprobs=move(batch.rollout_logprobs_t),
+        ref_logprobs=move(batch.ref_logprobs_t),
+    )

@@ -1,0 +1,186 @@
+"""HF config → megatron-core GPTModel chunks of this rank, ready to be loaded and trained.
+
+The TE specification on CUDA with Transformer Engine, else the portable one. What a chunk computes is `LadderGPT.forward`: packed tokens
+in, hidden states out (inner pipeline stages) or per-token log-probs (last stage).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+from megaladder import platform
+from megaladder.model.batch import DeviceBatch
+from megaladder.model.head import HeadOptions, HeadOutput, VocabularyHead
+from megaladder.model.hf_config import ModelShape, padded_vocab_size
+from megaladder.model.portable import packed_layout, portable_block_spec
+from megaladder.model.rope import inverse_frequencies
+from megaladder.parallel import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What a run chooses about the computation, not about the model. `recompute`: none, selective (attention core) or full (layers)."""
+
+    precision: str = "fp32"
+    recompute: str = "none"
+    fp8: str | None = None
+    seed: int = 42
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+
+
+def transformer_config(shape: ModelShape, layout: Layout, options: BuildOptions) -> TransformerConfig:
+    """megatron-core's configuration for this model, layout and precision."""
+    recompute: dict[str, Any] = {}
+    if options.recompute == "selective":
+        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    elif options.recompute == "full":
+        recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    on_cuda = platform.has_cuda()
+    return TransformerConfig(
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=options.precision == "bf16",
+        params_dtype=options.dtype,
+        pipeline_dtype=options.dtype,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.num_chunks > 1 else None,
+        context_parallel_size=layout.cp,
+        sequence_parallel=layout.uses_sequence_parallel,
+        use_cpu_initialization=not on_cuda,
+        perform_initialization=False,
+        calculate_per_token_loss=True,
+        batch_p2p_comm=on_cuda,
+        gradient_accumulation_fusion=platform.has_transformer_engine(),
+        bias_activation_fusion=platform.has_transformer_engine(),
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        apply_rope_fusion=False,
+        **recompute,
+    )
+
+
+class LadderGPT(GPTModel):
+    """One model chunk (a pipeline stage or a virtual stage of it) over packed micro-batches."""
+
+    def __init__(self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None) -> None:
+        self._use_te = platform.has_transformer_engine()
+        where = {"ignore_virtual": False, "vp_stage": vp_stage}
+        super().__init__(
+            config,
+            self._block_spec(config, vp_stage),
+            vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
+            max_sequence_length=shape.max_position_embeddings,
+            pre_process=parallel_state.is_pipeline_first_stage(**where),
+            post_process=parallel_state.is_pipeline_last_stage(**where),
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope" if self._use_te else "none",
+            rotary_base=int(shape.rope.theta),
+            vp_stage=vp_stage,
+        )
+        self.shape = shape
+        inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(platform.device())
+        if self._use_te:
+            self.rotary_pos_emb.inv_freq = inv_freq
+        else:
+            self._inv_freq = inv_freq  # a plain attribute: no part of any state dict
+
+    def _block_spec(self, config: TransformerConfig, vp_stage: int | None) -> Any:
+        if self._use_te:
+            from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+            return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        return portable_block_spec(config, get_num_layers_to_build(config, vp_stage))
+
+    def setup_embeddings_and_output_layer(self) -> None:
+        if self.post_process:
+            VocabularyHead.take_over(self.output_layer)
+        super().setup_embeddings_and_output_layer()
+
+    def _rotary(self, batch: DeviceBatch) -> tuple[torch.Tensor | None, PackedSeqParams]:
+        """The rotary tensor that megatron-core's TE layers take, and the packing description."""
+        if not self._use_te:
+            angles = torch.outer(batch.position_ids.reshape(-1).float(), self._inv_freq)
+            angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+            dtype = self.config.params_dtype
+            return None, packed_layout(batch.cu_seqlens, batch.max_seqlen, angles.cos().to(dtype), angles.sin().to(dtype))
+        packed = PackedSeqParams(
+            qkv_format="thd", cu_seqlens_q=batch.cu_seqlens, cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen, max_seqlen_kv=batch.max_seqlen)
+        return self.rotary_pos_emb(batch.max_seqlen, packed_seq=True), packed
+
+    def hidden_states(self, batch: DeviceBatch) -> torch.Tensor:
+        """[T, 1, H] (T/tp tokens under sequence parallelism); after the final norm on the last stage."""
+        rotary, packed = self._rotary(batch)
+        embedded = self.embedding(input_ids=batch.input_ids, position_ids=batch.position_ids) if self.pre_process else None
+        return self.decoder(hidden_states=embedded, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=packed)
+
+    def forward(self, batch: DeviceBatch, options: HeadOptions = HeadOptions()) -> torch.Tensor | HeadOutput:
+        """Inner stages return hidden states [T, 1, H]; the last stage per-token log-probs of `batch.labels` (see `HeadOutput`)."""
+        hidden_states = self.hidden_states(batch)
+        if not self.post_process:
+            return hidden_states
+        return self.output_layer(hidden_states, batch.labels, options, weight=self._output_weight(), vocab_size=self.shape.vocab_size)
+
+    def _output_weight(self) -> torch.Tensor:
+        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+
+    def logits(self, batch: DeviceBatch) -> torch.Tensor:
+        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks; not for training."""
+        hidden_states = self.hidden_states(batch)
+        if not self.post_process:
+            return hidden_states
+        logits, _ = tensor_parallel.ColumnParallelLinear.forward(
+            self.output_layer, hidden_states, weight=self._output_weight(), runtime_gather_output=True)
+        return logits.squeeze(1)[:, : self.shape.vocab_size]
+
+
+def _mark_sharded(chunk: LadderGPT) -> None:
+    """Tells megatron-core which parameters are split over TP ranks and along which dimension; its global gradient norm counts by it.
+
+    Its own initialisers would, but we skip them: weights come from a folder or from `RandomTensors`.
+    """
+    split_dim = {"VocabParallelEmbedding": 0, "VocabularyHead": 0, "ColumnParallelLinear": 0, "LayerNormColumnParallelLinear": 0,
+                 "RowParallelLinear": 1}
+    for module in chunk.modules():
+        dim = split_dim.get(type(module).__name__.removeprefix("TE"))
+        for name in ("weight", "bias"):
+            parameter = getattr(module, name, None)
+            if dim is not None and isinstance(parameter, torch.nn.Parameter) and not (name == "bias" and dim == 1):
+                parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1
+
+
+def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> list[LadderGPT]:
+    """This rank's model chunks (1, or `vpp` of them) on its device, weights not yet loaded."""
+    config = transformer_config(shape, layout, options)
+    stages = range(layout.vpp) if layout.num_chunks > 1 else [None]
+    chunks = [LadderGPT(shape, config, vp_stage=stage) for stage in stages]
+    for chunk in chunks:
+        chunk.to(device=platform.device(), dtype=options.dtype)
+        _mark_sharded(chunk)
+    return chunks

@@ -1,0 +1,173 @@
+"""A layer specification for any device: RMSNorm that knows sequence parallelism, and packed self-attention on PyTorch's SDPA.
+
+megatron-core's own local specification has neither: its torch norm refuses sequence parallelism and its attention refuses packed
+sequences. The linears are megatron-core's tensor-parallel ones. On CUDA with Transformer Engine `model.build` takes the TE spec instead.
+
+Shapes: T = tokens of the micro-batch (all sequences end to end), S = sequences, L = longest sequence, G = query groups on this rank,
+R = query heads per group, D = head dimension. Not here: context parallelism, sliding windows, dropout, inference caches.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+# A padded [S, L] attention call is preferred to a loop over sequences while its L² cost stays under this multiple of the loop's.
+_MAX_PADDED_COST = 2.0
+
+
+@dataclass
+class PackedLayout(PackedSeqParams):
+    """What every layer needs to know of one micro-batch, computed once: rotary tables and how tokens fall into sequences.
+
+    cos, sin: float [T, 1, D] in the compute dtype. lengths: tokens of each sequence, python ints.
+    pad_index: int64 [S·L] token of each slot of the padded [S, L] view, or None when the loop is cheaper; slots past a sequence's end
+    point at token 0 and are never attended by a real token. unpad_index: int64 [T], slot of each token.
+    """
+
+    cos: torch.Tensor | None = None
+    sin: torch.Tensor | None = None
+    lengths: tuple[int, ...] = ()
+    pad_index: torch.Tensor | None = None
+    unpad_index: torch.Tensor | None = None
+
+
+def packed_layout(cu_seqlens: torch.Tensor, max_seqlen: int, cos: torch.Tensor, sin: torch.Tensor) -> PackedLayout:
+    """`cu_seqlens` int32 [S + 1] on the compute device; `cos`, `sin` [T, 1, D]."""
+    bounds = cu_seqlens.tolist()
+    lengths = tuple(end - start for start, end in pairwise(bounds))
+    pad_index = unpad_index = None
+    cost = sum(length * length for length in lengths)
+    if len(lengths) > 1 and len(lengths) * max_seqlen**2 <= _MAX_PADDED_COST * cost:
+        starts = cu_seqlens[:-1].long()
+        offsets = torch.arange(max_seqlen, device=cu_seqlens.device)
+        length_s = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
+        filled = offsets[None, :] < length_s[:, None]
+        pad_index = torch.where(filled, starts[:, None] + offsets[None, :], 0).reshape(-1)
+        unpad_index = filled.reshape(-1).nonzero().squeeze(1)
+    return PackedLayout(
+        qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen,
+        cos=cos, sin=sin, lengths=lengths, pad_index=pad_index, unpad_index=unpad_index,
+    )
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm over the last dimension, statistics in fp32. Under sequence parallelism its gradient is summed over TP."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.hidden_size = hidden_size
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(hidden_states, (self.hidden_size,), self.weight, self.eps)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding in the half-split convention of HF's Llama and Qwen. x: [T, heads, D]; cos, sin: [T, 1, D]."""
+    half = x.shape[-1] // 2
+    rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return torch.addcmul(x * cos, rotated, sin)
+
+
+class PackedCoreAttention(torch.nn.Module):
+    """Causal attention inside each packed sequence. query: [T, G·R, D]; key, value: [T, G, D]; returns [T, G·R·D]."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any) -> None:
+        super().__init__()
+        self.softmax_scale = config.kv_channels**-0.5
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        if layout.pad_index is not None:
+            return self._padded(query, key, value, layout)
+        out = [self._attend(*(x.unsqueeze(0) for x in qkv)) for qkv in zip(
+            query.split(layout.lengths), key.split(layout.lengths), value.split(layout.lengths), strict=True)]
+        return (out[0] if len(out) == 1 else torch.cat(out, dim=1)).squeeze(0)
+
+    def _padded(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+        num_sequences = len(layout.lengths)
+        padded = [x.index_select(0, layout.pad_index).unflatten(0, (num_sequences, -1)) for x in (query, key, value)]
+        return self._attend(*padded).flatten(0, 1).index_select(0, layout.unpad_index)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[S, L, heads, D] → [S, L, heads·D]."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        grouped = query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped)
+        return out.transpose(1, 2).flatten(2)
+
+
+class PackedSelfAttention(SelfAttention):
+    """Self-attention over a packed micro-batch: fused QKV (grouped [q…q k v] per query group), optional q/k norm, rotary, SDPA."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *, packed_seq_params: PackedLayout | None = None,
+        **_unused: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """hidden_states: [T (or T/tp under sequence parallelism), 1, H] → the same shape, and the output bias (always None)."""
+        assert isinstance(packed_seq_params, PackedLayout), "the portable attention takes packed micro-batches only"
+        mixed_qkv, _ = self.linear_qkv(hidden_states)
+        groups = self.num_query_groups_per_partition
+        per_group = self.num_attention_heads_per_partition // groups
+        mixed_qkv = mixed_qkv.view(mixed_qkv.shape[0], groups, per_group + 2, self.hidden_size_per_attention_head)
+        query, key, value = mixed_qkv[:, :, :per_group].flatten(1, 2), mixed_qkv[:, :, per_group], mixed_qkv[:, :, per_group + 1]
+        if self.q_layernorm is not None:
+            query, key = self.q_layernorm(query), self.k_layernorm(key)
+        query = _rotate(query, packed_seq_params.cos, packed_seq_params.sin)
+        key = _rotate(key, packed_seq_params.cos, packed_seq_params.sin)
+        if self.checkpoint_core_attention and self.training:
+            context = tensor_parallel.checkpoint(
+                lambda q, k, v: self.core_attention(q, k, v, packed_seq_params), False, query, key, value)
+        else:
+            context = self.core_attention(query, key, value, packed_seq_params)
+        return self.linear_proj(context.unsqueeze(1))
+
+
+def portable_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
+    """The specification of `num_layers` layers (those of one pipeline stage or chunk) and the final norm.
+
+    Checkpoint keys equal those of the Transformer Engine spec (norms are stored under the linear that follows them).
+    """
+    backend = LocalSpecProvider()
+    qk_norm = RMSNorm if config.qk_layernorm else None
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=ModuleSpec(
+                module=PackedSelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=backend.column_parallel_linear(),
+                    core_attention=PackedCoreAttention,
+                    linear_proj=backend.row_parallel_linear(),
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=get_mlp_module_spec_for_backend(backend=backend),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
