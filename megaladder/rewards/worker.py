@@ -1,0 +1,369 @@
+"""Grading in processes that can be killed. A hang or a crash costs exactly one sample, which is counted and named.
+
+    with GradePool(num_workers=2, timeout_s=5.0) as pool:
+        graded = pool.grade_many([GradeTask("q1", response, gold="42")])
+
+The pool's processes (`child`) start once, import sympy once, and are fed batches; each answers a sample as soon as it is done, so the
+first sample without an answer is the one that hangs. What they may not do: `sandbox`. The verdict itself: `grade.grade`, nothing else.
+User reward functions run in the same processes (`function="path.py:function"`, `reward_many`); their bugs raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from json import loads
+from pathlib import Path
+from typing import Any
+
+import megaladder
+from megaladder.errors import ConfigError, DataError, RewardError
+from megaladder.rewards import child
+from megaladder.rewards.extract import MAX_RESPONSE_CHARS
+from megaladder.rewards.grade import KINDS, check_gold
+from megaladder.types import Graded, GradeReason
+
+MAX_BATCH_TASKS = 64
+MAX_BATCH_CHARS = 2_000_000
+MAX_ANSWER_BYTES = 1 << 20  # of one answer frame; more means that the process is not ours any more
+START_TIMEOUT_S = 120.0
+_TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGXCPU)
+
+
+@dataclass(frozen=True, slots=True)
+class GradeTask:
+    """One response to grade. `id` names it in messages; `metadata` (JSON values) is what a user's reward function may ask for.
+
+    >>> GradeTask("gsm8k/7/sample 3", response="… #### 18", gold="18", kind="gsm8k")    # doctest: +SKIP
+    """
+
+    id: str
+    response: str
+    gold: str
+    kind: str = "math"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionReward:
+    """What a user's reward function said about one sample. `failure` is set (TIMEOUT or CRASH) when it was killed: the reward is 0."""
+
+    reward: float
+    failure: GradeReason | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One sample that cost a process."""
+
+    id: str
+    reason: GradeReason
+    detail: str
+
+
+class GradePool:
+    """`num_workers` reusable processes. Not for use from two threads at once (a lock makes the second wait).
+
+    `timeout_s`: wall-clock seconds one sample may take before its process is killed. `memory_bytes`: what a process may allocate on top
+    of its imports. `function`: a user's reward function instead of the grader. After use: `counts` (verdicts by reason), `failures`
+    (every timeout and crash by sample id), `protections` (what the sandbox could apply on this machine).
+    """
+
+    def __init__(self, num_workers: int = 2, timeout_s: float = 5.0, memory_bytes: int = 1 << 30, function: str | None = None):
+        if num_workers < 1 or timeout_s <= 0 or memory_bytes < 1 << 20:
+            raise ConfigError(
+                f"grading pool: num_workers {num_workers}, timeout_s {timeout_s}, memory_bytes {memory_bytes};"
+                " fix: at least 1 worker, a positive timeout, at least 1 MiB"
+            )
+        self._setup = {
+            "sys_path": _import_paths(), "function": _function_path(function), "timeout_s": timeout_s, "memory_bytes": memory_bytes,
+        }  # fmt: skip
+        self.num_workers, self.timeout_s = num_workers, timeout_s
+        self.counts: Counter[GradeReason] = Counter()
+        self.failures: list[Failure] = []
+        self.protections: tuple[str, ...] = ()
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
+        """Verdicts in the order of `tasks`. Raises DataError for a gold answer that cannot be one, before anything is graded."""
+        assert self._setup["function"] is None, "this pool runs a reward function: use reward_many"
+        for task in tasks:
+            _check_task(task)
+        answers = self._run(tasks)
+        graded = [_as_graded(answer) for answer in answers]
+        self.counts.update(verdict.reason for verdict in graded)
+        return graded
+
+    def reward_many(self, tasks: Sequence[GradeTask]) -> list[FunctionReward]:
+        """The user's function on each task, in order. Raises RewardError, naming the sample, if it raises or returns no finite number."""
+        assert self._setup["function"] is not None, "this pool has no reward function: use grade_many"
+        return [_as_reward(answer) for answer in self._run(tasks)]
+
+    def close(self) -> None:
+        """Ends every process; the pool may be used again and then starts new ones."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def __enter__(self) -> GradePool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run(self, tasks: Sequence[GradeTask]) -> list[dict[str, Any]]:
+        with self._lock:
+            run = _Run(self, tasks)
+            try:
+                return run.answers()
+            except BaseException:
+                self.close()  # whatever is under way belongs to this call; late answers must not reach the next
+                raise
+
+
+class _Run:
+    """One call of `_run`: hands out batches, takes answers, kills what is late. Samples are named by their index in `tasks`."""
+
+    def __init__(self, pool: GradePool, tasks: Sequence[GradeTask]):
+        self.pool, self.tasks = pool, tasks
+        self.todo: deque[int] = deque(range(len(tasks)))
+        self.found: list[dict[str, Any] | None] = [None] * len(tasks)
+        self.num_missing = len(tasks)
+        self.crashed_once: set[int] = set()
+        self.selector = selectors.DefaultSelector()
+
+    def answers(self) -> list[dict[str, Any]]:
+        with self.selector:
+            self.pool._workers = [worker for worker in self.pool._workers if worker.process.poll() is None]
+            for worker in self.pool._workers:
+                self.selector.register(worker.output, selectors.EVENT_READ, worker)
+            while self.num_missing:
+                self._add_workers()
+                for worker in self.pool._workers:
+                    if worker.ready and not worker.pending and self.todo:
+                        self._send_batch(worker)
+                self._receive()
+        return self.found  # type: ignore[return-value]  (no None is left)
+
+    def _add_workers(self) -> None:
+        wanted = min(self.pool.num_workers, self.num_missing)
+        while len(self.pool._workers) < wanted and (self.todo or not self.pool._workers):
+            worker = _Worker(self.pool._setup)
+            self.pool._workers.append(worker)
+            self.selector.register(worker.output, selectors.EVENT_READ, worker)
+
+    def _send_batch(self, worker: _Worker) -> None:
+        num_tasks = max(1, min(MAX_BATCH_TASKS, len(self.todo) // (4 * self.pool.num_workers)))
+        batch, num_chars = [], 0
+        while self.todo and len(batch) < num_tasks and (not batch or num_chars < MAX_BATCH_CHARS):
+            index = self.todo.popleft()
+            if index in self.crashed_once and batch:  # alone, so that nothing else can be to blame
+                self.todo.appendleft(index)
+                break
+            batch.append(index)
+            num_chars += len(self.tasks[index].response)
+            if index in self.crashed_once:
+                break
+        worker.send(batch, [_as_message(self.tasks[index]) for index in batch])
+
+    def _receive(self) -> None:
+        now = time.monotonic()
+        wait_s = min((worker.deadline for worker in self.pool._workers), default=now) - now
+        for key, _ in self.selector.select(max(0.0, wait_s)):
+            worker: _Worker = key.data
+            alive = worker.read()
+            for message in worker.messages():
+                self._take(worker, message)
+            if not alive:
+                self._lost(worker, worker.died())
+        now = time.monotonic()
+        for worker in list(self.pool._workers):
+            if now > worker.deadline:
+                self._lost(worker, (GradeReason.TIMEOUT, f"killed after {self.pool.timeout_s:g} s"))
+
+    def _take(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if not worker.ready:
+            if "error" in message:
+                raise ConfigError(_start_message(self.pool._setup["function"], message["error"]))
+            worker.started(self.pool.timeout_s)
+            self.pool.protections = tuple(message["ready"])
+            return
+        index = worker.pending.popleft()
+        worker.restart_clock()
+        if "bug" in message:
+            raise RewardError(
+                f"sample {self.tasks[index].id}: reward function {self.pool._setup['function']} {message['bug']};"
+                " fix: the function must return a finite number for every response"
+            )
+        if "crash" in message:
+            message = self._failure(index, GradeReason.CRASH, message["crash"])
+        self._store(index, message)
+
+    def _lost(self, worker: _Worker, cause: tuple[GradeReason, str]) -> None:
+        """A process is gone or must go: its first sample without an answer is to blame, the others go back in the queue."""
+        reason, detail = cause
+        self.selector.unregister(worker.output)
+        self.pool._workers.remove(worker)
+        worker.kill()
+        if not worker.ready:
+            raise ConfigError(_start_message(self.pool._setup["function"], f"the process ended before it was ready ({detail})"))
+        if not worker.pending:
+            return
+        culprit, *innocent = worker.pending
+        self.todo.extendleft(reversed(innocent))
+        if reason is GradeReason.CRASH and culprit not in self.crashed_once:
+            self.crashed_once.add(culprit)  # once more, alone in a fresh process: memory left by others must not count against it
+            self.todo.append(culprit)
+            return
+        self._store(culprit, self._failure(culprit, reason, detail))
+
+    def _failure(self, index: int, reason: GradeReason, detail: str) -> dict[str, Any]:
+        self.pool.failures.append(Failure(self.tasks[index].id, reason, detail))
+        return {"correct": False, "answer": None, "reason": reason.value, "detail": f"sample {self.tasks[index].id}: {detail}"}
+
+    def _store(self, index: int, message: dict[str, Any]) -> None:
+        self.found[index] = message
+        self.num_missing -= 1
+
+
+class _Worker:
+    """One process with its pipes. `pending`: indices of the samples it has and has not answered, in order."""
+
+    def __init__(self, setup: Mapping[str, Any]):
+        command = [sys.executable, "-I", "-B", "-X", "utf8", child.__file__]
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            start_new_session=True,
+            bufsize=0,
+        )
+        self.output = self.process.stdout
+        self.pending: deque[int] = deque()
+        self.ready = False
+        self.deadline = time.monotonic() + START_TIMEOUT_S
+        self._timeout_s = 0.0
+        self._buffer = bytearray()
+        self._write(child.frame(setup))
+
+    def started(self, timeout_s: float) -> None:
+        self.ready, self._timeout_s = True, timeout_s
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        self.deadline = time.monotonic() + self._timeout_s if self.pending else float("inf")
+
+    def send(self, batch: list[int], messages: list[dict[str, Any]]) -> None:
+        self.pending.extend(batch)
+        self._write(child.frame(messages))
+        self.restart_clock()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        with contextlib.suppress(BrokenPipeError):  # it died: reading finds that out, and knows what to do
+            while view:
+                view = view[self.process.stdin.write(view) :]
+
+    def read(self) -> bool:
+        """Takes what is there; False at the end of the stream."""
+        data = os.read(self.output.fileno(), 1 << 18)
+        self._buffer += data
+        return bool(data)
+
+    def messages(self) -> list[dict[str, Any]]:
+        found, start = [], 0
+        while len(self._buffer) - start >= 4:
+            (size,) = struct.unpack_from(">I", self._buffer, start)
+            if size > MAX_ANSWER_BYTES:
+                self.kill()
+                break
+            if len(self._buffer) - start - 4 < size:
+                break
+            found.append(loads(bytes(self._buffer[start + 4 : start + 4 + size])))
+            start += 4 + size
+        del self._buffer[:start]
+        return found
+
+    def died(self) -> tuple[GradeReason, str]:
+        """Why it ended, once its output has."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        code = self.process.poll()
+        if code in _TIME_SIGNALS:
+            return GradeReason.TIMEOUT, f"ended itself at its time limit ({signal.Signals(-code).name})"
+        how = "did not end" if code is None else f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return GradeReason.CRASH, f"the process ended: {how}"
+
+    def kill(self) -> None:
+        """Ends it and everything in its process group, and waits until it is gone."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process.stdin.close()
+        self.output.close()
+
+
+def _check_task(task: GradeTask) -> None:
+    if task.kind not in KINDS:
+        raise DataError(f"sample {task.id}: kind {task.kind!r}; fix: one of {', '.join(KINDS)}")
+    if not isinstance(task.response, str):
+        raise DataError(f"sample {task.id}: response is {type(task.response).__name__}, expected a string")
+    try:
+        check_gold(task.gold, task.kind)
+    except DataError as error:
+        raise DataError(f"sample {task.id}: {error}") from None
+
+
+def _as_message(task: GradeTask) -> dict[str, Any]:
+    return {
+        "id": task.id, "response": task.response[-MAX_RESPONSE_CHARS:], "gold": task.gold, "kind": task.kind,
+        "metadata": dict(task.metadata),
+    }  # fmt: skip
+
+
+def _as_graded(answer: Mapping[str, Any]) -> Graded:
+    return Graded(answer["correct"], answer["answer"], GradeReason(answer["reason"]), answer["detail"])
+
+
+def _as_reward(answer: Mapping[str, Any]) -> FunctionReward:
+    if "reward" in answer:
+        return FunctionReward(answer["reward"])
+    return FunctionReward(0.0, GradeReason(answer["reason"]), answer["detail"])
+
+
+def _import_paths() -> list[str]:
+    """Where this package is, then where this process imports from; absolute, so that a worker's other working directory does not matter."""
+    root = str(Path(megaladder.__file__).resolve().parent.parent)
+    return [root, *(os.path.abspath(path) for path in sys.path if path)]
+
+
+def _function_path(spec: str | None) -> str | None:
+    if spec is None:
+        return None
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py") or not name.isidentifier():
+        raise ConfigError(f"reward function {spec!r}: expected 'path.py:function'")
+    if not Path(path).is_file():
+        raise ConfigError(f"reward function {spec!r}: no file {path}; fix: a path that exists from {Path.cwd()}")
+    return f"{Path(path).resolve()}:{name}"
+
+
+def _start_message(function: str | None, why: str) -> str:
+    if function:
+        return f"reward function {function} cannot be loaded: {why}; fix: the file must import without your shell's environment variables"
+    return f"grading process cannot start: {why}; fix: pip install 'math-verify[antlr4_13_2]==0.9.0', and more memory_bytes if it is low"

@@ -1,0 +1,1 @@
+"""Generation: one engine protocol, a deterministic fake, one vLLM wrapper; shared by GRPO and benchmarks. Imports no torch, no vLLM."""

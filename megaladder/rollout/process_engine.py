@@ -1,0 +1,346 @@
+"""An engine made of child processes (replicas): requests spread over them, answers collected, failures healed by bounded restarts.
+
+Knows nothing of vLLM; `vllm_engine` says how a child is started and what it runs. Only unfinished requests are sampled again after a
+restart, and healthy replicas go on meanwhile.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from megaladder.errors import ConfigError, EngineError, ModelError
+from megaladder.rollout.engine import BaseEngine, EngineFailure, FileWeights, Health, RestartBudget, SampleRequest, SamplingParams, Weights
+from megaladder.rollout.replica import Inbox, Replica
+from megaladder.types import Completion, FinishReason
+
+POLL_S = 1.0
+CLOSE_PATIENCE_S = 5.0
+
+Arguments = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None  # one for all replicas, or one each
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """How one replica is started: command, its additions to the environment, where it logs."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    log_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds until a silent child counts as lost, and restarts allowed in one generation call."""
+
+    start_s: float = 1200.0  # loading the model included
+    stall_s: float = 300.0  # generation without a sign of life
+    call_s: float = 600.0  # weight update, sleep, wake
+    max_restarts: int = 1
+
+
+@dataclass
+class _Load:
+    """What a replica has been given in the present stream, and when it last gave a sign."""
+
+    pending: set[int] = field(default_factory=set)
+    last_sign: float = field(default_factory=time.monotonic)
+
+
+class ProcessEngine(BaseEngine):
+    """See the module. Starts all children at once and returns when all are ready."""
+
+    def __init__(self, children: Sequence[ChildSpec], limits: Limits):
+        super().__init__(limits.max_restarts)
+        self._specs, self._limits = list(children), limits
+        self._inbox: Inbox[tuple[int, int, dict[str, Any] | None]] = queue.SimpleQueue()
+        self._replicas = [Replica(i, self._inbox, spec.log_path) for i, spec in enumerate(self._specs)]
+        self._calls = itertools.count(1)
+        started = time.monotonic()
+        try:
+            self._start(self._replicas)
+        except EngineFailure as failure:
+            self.close()
+            raise EngineError(f"the generation engine did not start: {failure}; fix: see that log") from None
+        self.start_up_s = time.monotonic() - started
+
+    def describe(self) -> dict[str, Any]:
+        """See `Engine.describe`; as the first child reported."""
+        return {**self._replicas[0].info.get("describe", {}), "replicas": len(self._replicas)}
+
+    @property
+    def features(self) -> dict[str, bool]:
+        """What the installed engine can do (found by looking, not by version): sleep, weight_transfer, checksums."""
+        return dict(self._replicas[0].info.get("features", {}))
+
+    @property
+    def pids(self) -> list[int | None]:
+        """Process ids of the replicas."""
+        return [replica.pid for replica in self._replicas]
+
+    @property
+    def dead_replicas(self) -> list[int]:
+        """Replicas whose process has ended; the next generation or update starts them again."""
+        return [replica.index for replica in self._replicas if not replica.alive]
+
+    def health(self) -> Health:
+        """Looks at processes only; a stall shows while something is generated."""
+        if self._closed:
+            return Health(False, "closed", self._restarts)
+        dead = [replica.post_mortem() for replica in self._replicas if not replica.alive]
+        reasons = [*dead, *([self._invalid_because] if self._invalid_because else []), *(["asleep"] if self._asleep_level else [])]
+        return Health(not reasons, "; ".join(reasons), self._restarts)
+
+    def call(self, method: str, arguments: Arguments = None, replica: int | None = None) -> list[Any]:
+        """One of the child's methods, on all replicas at once or on one; results in order. A sequence of arguments holds one each."""
+        self._require_open()
+        targets = self._replicas if replica is None else [self._replicas[replica]]
+        each = list(arguments) if isinstance(arguments, Sequence) else [arguments or {}] * len(targets)
+        if len(each) != len(targets):
+            raise EngineError(f"{method}: {len(each)} sets of arguments for {len(targets)} replicas; fix: one for all, or one each")
+        for target in targets:
+            if not target.alive:
+                raise EngineError(f"{method}: {target.post_mortem()}")
+        number = next(self._calls)
+        for target, kwargs in zip(targets, each, strict=True):
+            target.send({"op": "call", "call": number, "method": method, "kwargs": dict(kwargs)})
+        try:
+            replies = self._wait_for({target.index for target in targets}, {"op": "reply", "call": number}, self._limits.call_s)
+        except EngineFailure as failure:
+            raise EngineError(f"{method}: {failure}") from None
+        for index in sorted(replies):
+            if "error" in replies[index]:
+                raise EngineError(f"{method}: replica {index}: {replies[index]['error']}")
+        return [replies[target.index]["result"] for target in targets]
+
+    def weight_checksums(self) -> list[dict[str, str]] | None:
+        """Checksum of every parameter as the engine holds it, one dict a worker; None where the engine has no such call.
+
+        vLLM on a CPU keeps linear layers in a packed form that its checksum does not see: there only embedding, head and norms count.
+        """
+        if not self.features.get("checksums"):
+            return None
+        return [worker for replica in self.call("weight_checksums") for worker in replica]
+
+    def close(self) -> None:
+        super().close()
+        for replica in self._replicas:
+            replica.stop(CLOSE_PATIENCE_S)
+
+    def __del__(self) -> None:
+        for replica in getattr(self, "_replicas", ()):
+            replica.kill()
+
+    def _start(self, replicas: Sequence[Replica]) -> None:
+        """Starts children and waits for each "ready". EngineFailure with the child's own words otherwise."""
+        for replica in replicas:
+            spec = self._specs[replica.index]
+            replica.start(spec.command, {**os.environ, **spec.environment})
+        for index, message in self._wait_for({replica.index for replica in replicas}, {"op": "ready"}, self._limits.start_s).items():
+            self._replicas[index].info = message
+
+    def _wait_for(self, indices: set[int], pattern: Mapping[str, Any], timeout_s: float) -> dict[int, dict[str, Any]]:
+        """The message that matches `pattern`, from each of the replicas. What others say meanwhile is kept for later."""
+        found: dict[int, dict[str, Any]] = {}
+        others: list[tuple[int, int, dict[str, Any] | None]] = []
+        deadline = time.monotonic() + timeout_s
+        try:
+            while len(found) < len(indices):
+                index, incarnation, message = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+                if incarnation != self._replicas[index].incarnation:
+                    continue
+                if index not in indices:
+                    others.append((index, incarnation, message))
+                elif message is None or message["op"] == "broken":
+                    raise EngineFailure(self._words(index, message))
+                elif pattern.items() <= message.items():
+                    found[index] = message
+        except queue.Empty:
+            silent = self._replicas[min(indices - found.keys())]
+            raise EngineFailure(f"no answer within {timeout_s:.0f} s: {silent.post_mortem()}") from None
+        finally:
+            for item in others:
+                self._inbox.put(item)
+        return found
+
+    def _words(self, index: int, message: Mapping[str, Any] | None) -> str:
+        """The child's own message where it left one, and how it ended."""
+        own = f"{message['message']}; " if message else ""
+        return own + self._replicas[index].post_mortem()
+
+    def _run(self, requests: Sequence[SampleRequest], budget: RestartBudget) -> Iterator[tuple[int, Completion]]:
+        stream = _Stream(requests, next(self._calls))
+        loads = [_Load() for _ in self._replicas]
+        finished = False
+        try:
+            self._revive_dead(budget, len(requests))
+            for index, share in enumerate(stream.spread(len(self._replicas))):
+                self._submit(index, share, stream, loads)
+            while any(load.pending for load in loads):
+                yield from self._next_results(stream, loads, budget)
+            finished = True
+        finally:
+            if not finished and not self._closed:
+                for replica in self._replicas:
+                    if replica.alive:
+                        replica.send({"op": "abort", "call": stream.call})
+
+    def _revive_dead(self, budget: RestartBudget, num_unfinished: int) -> None:
+        """A replica that died between two calls is started again before the next."""
+        for replica in self._replicas:
+            if not replica.alive:
+                self._restart(replica.index, EngineFailure(replica.post_mortem()), budget, num_unfinished)
+
+    def _submit(self, index: int, share: Sequence[int], stream: _Stream, loads: list[_Load]) -> None:
+        loads[index] = _Load(set(share))
+        if share:
+            self._replicas[index].send(stream.message(share))
+
+    def _next_results(self, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> Iterator[tuple[int, Completion]]:
+        """Waits for one message and yields the completions in it; heals the replica that turns out to be lost."""
+        try:
+            index, incarnation, message = self._inbox.get(timeout=POLL_S)
+        except queue.Empty:
+            self._heal_stalled(stream, loads, budget)
+            return
+        if incarnation != self._replicas[index].incarnation:
+            return
+        loads[index].last_sign = time.monotonic()
+        if message is None or message["op"] == "broken":
+            self._heal(index, EngineFailure(self._words(index, message)), stream, loads, budget)
+        elif message["op"] == "refused" and message["call"] == stream.call:
+            raise ConfigError(f"the engine refused a prompt of {stream.prompt_length(message['id'])} tokens: {message['message']}")
+        elif message["op"] == "done" and message["call"] == stream.call:
+            for item in message["items"]:
+                if item["id"] in loads[index].pending:
+                    loads[index].pending.discard(item["id"])
+                    yield item["id"], _completion(item, self._version)
+
+    def _heal_stalled(self, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> None:
+        now = time.monotonic()
+        for index, load in enumerate(loads):
+            if load.pending and now - load.last_sign > self._limits.stall_s:
+                failure = EngineFailure(f"no sign of life for {self._limits.stall_s:.0f} s: {self._replicas[index].post_mortem()}")
+                self._heal(index, failure, stream, loads, budget)
+
+    def _heal(self, index: int, failure: EngineFailure, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> None:
+        """Restarts one replica and gives it again what it had not finished."""
+        unfinished = sorted(loads[index].pending)
+        self._restart(index, failure, budget, sum(len(load.pending) for load in loads))
+        self._submit(index, unfinished, stream, loads)
+
+    def _restart(self, index: int, failure: EngineFailure, budget: RestartBudget, num_unfinished: int) -> None:
+        while True:
+            budget.spend(failure, num_unfinished)
+            self._restarts += 1
+            try:
+                self._start([self._replicas[index]])
+                break
+            except EngineFailure as again:
+                failure = again
+        self._weights_after_restart(index)
+
+    def _apply(self, weights: Weights, replica: int | None = None) -> None:
+        if replica is None:
+            self._start_dead()
+        client = _Client(self, replica)
+        if isinstance(weights, FileWeights):
+            client.load_folder(weights.path)
+        elif isinstance(weights, str):
+            client.load_folder(weights)
+        else:
+            weights.send(client)
+        self.call("reset_prefix_cache", replica=replica)
+
+    def _start_dead(self) -> None:
+        """A replica that died since the last call is started again; the new weights are for it too."""
+        dead = [replica for replica in self._replicas if not replica.alive]
+        self._restarts += len(dead)
+        try:
+            self._start(dead)
+        except EngineFailure as failure:
+            raise EngineError(f"the generation engine could not be restarted: {failure}; fix: see that log") from None
+
+    def _sleep(self, level: int) -> bool:
+        return all(self.call("sleep", {"level": level}))
+
+    def _wake(self, tags: Sequence[str]) -> bool:
+        return all(self.call("wake", {"tags": list(tags)}))
+
+
+class _Client:
+    """`engine.WeightClient` over the replicas."""
+
+    def __init__(self, engine: ProcessEngine, replica: int | None):
+        self._engine, self._replica = engine, replica
+
+    def load_folder(self, path: str) -> None:
+        if not any(Path(path).glob("*.safetensors")):
+            raise ModelError(f"{path}: no *.safetensors files there; fix: a Hugging Face folder with weights")
+        self._engine.call("load_folder", {"path": str(Path(path).resolve())}, self._replica)
+
+    def init_weight_transfer_engine(self, init_info: Arguments) -> None:
+        self._engine.call("init_weight_transfer_engine", _wrap("init_info", init_info), self._replica)
+
+    def start_weight_update(self) -> None:
+        self._engine.call("start_weight_update", None, self._replica)
+
+    def update_weights(self, update_info: Arguments) -> None:
+        self._engine.call("update_weights", _wrap("update_info", update_info), self._replica)
+
+    def finish_weight_update(self) -> None:
+        self._engine.call("finish_weight_update", None, self._replica)
+
+    def call_workers(self, method: str, arguments: Arguments = None) -> list[Any]:
+        return self._engine.call("call_workers", _wrap("arguments", arguments or {}, method=method), self._replica)
+
+
+def _wrap(key: str, value: Arguments, **more: str) -> Arguments:
+    """One dictionary for all replicas, or a sequence of one each."""
+    if isinstance(value, Sequence):
+        return [{key: dict(item), **more} for item in value]
+    return {key: dict(value or {}), **more}
+
+
+class _Stream:
+    """One `stream` call: its requests, and how they are told to a child (each prompt and each set of parameters once)."""
+
+    def __init__(self, requests: Sequence[SampleRequest], call: int):
+        self.requests, self.call = requests, call
+
+    def spread(self, num_replicas: int) -> list[list[int]]:
+        """Request indices per replica. All samples of a prompt go to one replica (prefix cache); shares are even to within one prompt."""
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(self.requests):
+            by_prompt.setdefault(request.prompt_ids, []).append(index)
+        shares: list[list[int]] = [[] for _ in range(num_replicas)]
+        for indices in by_prompt.values():
+            min(shares, key=len).extend(indices)
+        return shares
+
+    def message(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The "generate" message: `requests` are [id, index into prompts, index into params, seed]."""
+        prompts: dict[tuple[int, ...], int] = {}
+        params: dict[SamplingParams, int] = {}
+        rows = []
+        for index in indices:
+            request = self.requests[index]
+            prompt = prompts.setdefault(request.prompt_ids, len(prompts))
+            rows.append([index, prompt, params.setdefault(replace(request.params, seed=None), len(params)), request.params.seed])
+        return {
+            "op": "generate", "call": self.call, "requests": rows,
+            "prompts": [list(prompt) for prompt in prompts], "params": [asdict(one) for one in params],
+        }  # fmt: skip
+
+    def prompt_length(self, index: int) -> int:
+        return len(self.requests[index].prompt_ids)
+
+
+def _completion(item: Mapping[str, Any], version: int) -> Completion:
+    reason = FinishReason(item["finish"]) if item["finish"] in ("stop", "length") else FinishReason.ABORT
+    return Completion(tuple(item["ids"]), item["text"], reason, tuple(item["logprobs"]), version)

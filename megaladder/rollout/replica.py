@@ -1,0 +1,120 @@
+"""One child process that generates, seen from its parent: start it, talk to it, notice that it died, kill all of it.
+
+The child leads its own process group; ending it ends whatever it started. If the parent dies, however it dies, the socket pair closes
+and the child kills its own group (`vllm_engine`).
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megaladder.rollout.wire import Channel
+
+SOCKET_VARIABLE = "MEGALADDER_ENGINE_SOCKET"  # the child's end, as a file descriptor number
+LOG_TAIL_BYTES = 20_000
+
+Inbox = queue.SimpleQueue  # of (replica, incarnation, message or None at its end)
+
+
+class Replica:
+    """One child. Its messages go to the shared `inbox` as (index, incarnation, message); None as message = it is gone."""
+
+    def __init__(self, index: int, inbox: Inbox, log_path: Path):
+        self.index, self.log_path = index, log_path
+        self.incarnation = 0
+        self.info: dict[str, Any] = {}  # what its "ready" message said
+        self._inbox = inbox
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Starts a new incarnation; its first message will be "ready". The log is appended to, never cut."""
+        self.kill()
+        self.incarnation += 1
+        self.info = {}
+        ours, theirs = socket.socketpair()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log, theirs:
+            self._process = subprocess.Popen(
+                list(command),
+                env={**environment, SOCKET_VARIABLE: str(theirs.fileno())},
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._channel = Channel(ours)
+        threading.Thread(target=self._read, args=(self._channel, self.incarnation), daemon=True, name=f"engine-{self.index}").start()
+
+    def send(self, message: dict[str, Any]) -> bool:
+        """False when the child is gone; its end arrives in the inbox too."""
+        assert self._channel is not None, "start() comes first"
+        try:
+            self._channel.send(message)
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """Ends the child and its whole process group; safe to call at any time."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._channel is not None:
+            self._channel.close()
+        self._process = self._channel = None
+
+    def stop(self, patience_s: float) -> None:
+        """Asks the child to end and gives it `patience_s`, then kills what is left."""
+        if self._process is not None and self.send({"op": "exit"}):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+        self.kill()
+
+    def post_mortem(self) -> str:
+        """How it ended and the engine's own words: `exit status -9; log FILE: last error line`."""
+        if self._process is None:
+            status = "not running"
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(2.0)
+            code = self._process.poll()
+            status = "still running" if code is None else f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        words = last_error(self.log_path)
+        return f"replica {self.index} {status}; log {self.log_path}" + (f": {words}" if words else "")
+
+    def _read(self, channel: Channel, incarnation: int) -> None:
+        while (message := channel.receive()) is not None:
+            self._inbox.put((self.index, incarnation, message))
+        self._inbox.put((self.index, incarnation, None))
+
+
+def last_error(log_path: Path) -> str:
+    """The last line of a log that names an error (`ValueError: …`), else its last line; at most 500 characters."""
+    try:
+        with log_path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    errors = [line for line in lines if "Error:" in line or "Exception:" in line]
+    return (errors or lines or [""])[-1][:500]

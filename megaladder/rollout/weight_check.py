@@ -1,0 +1,100 @@
+"""Does the engine hold what the trainer sent? Checksums of every tensor, compared under the engine's own names.
+
+vLLM fuses q, k, v and gate, up, splits them over its tensor-parallel workers, pads the vocabulary to a multiple of 64, and says sha256 of
+what each worker holds (`compute_weight_checksums`). Here the same digests are made from the trainer's tensors. On a CPU vLLM repacks its
+linear layers and drops the originals: those tensors are not visible and are counted so.
+"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megaladder.model.hf_config import ModelShape
+
+VOCABULARY_PADDING = 64
+EMPTY = hashlib.sha256(b"").hexdigest()  # what is left of a tensor that the engine has repacked
+_WORKER = re.compile(r"dp\d+:pp\d+:pcp\d+:tp(\d+):")
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_ROW_PARALLEL = ("o_proj.weight", "down_proj.weight")
+_REPLICATED = ("norm.weight", "layernorm.weight", "o_proj.bias", "down_proj.bias")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """equal, differing: engine tensors (worker and name); unseen: tensors of the trainer that no engine tensor shows."""
+
+    equal: tuple[str, ...]
+    differing: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    def __str__(self) -> str:
+        hidden = f", {len(self.unseen)} not visible in the engine" if self.unseen else ""
+        return f"{len(self.differing)} of {len(self.equal) + len(self.differing)} tensors differ{hidden}"
+
+
+def compare_checksums(
+    tensors: Iterable[tuple[str, torch.Tensor]], workers: Sequence[dict[str, str]], shape: ModelShape, tp: int,
+) -> CheckResult:
+    """`tensors`: the trainer's, by Hugging Face name; `workers`: what each of the engine's says. Holds one fused group at a time."""
+    said = [(int(_WORKER.match(name)[1]), name, digest) for worker in workers for name, digest in worker.items() if _WORKER.match(name)]
+    by_name: dict[str, list[tuple[int, str, str]]] = {}
+    for rank, name, digest in said:
+        by_name.setdefault(_WORKER.sub("", name), []).append((rank, name, digest))
+    equal, differing, unseen = [], [], []
+    for engine_name, hf_names, parts in _fused_groups(tensors):
+        entries = [entry for entry in by_name.get(engine_name, []) if entry[2] != EMPTY]
+        if not entries:
+            unseen += hf_names
+        for rank, name, digest in entries:
+            (equal if _digest(_worker_part(engine_name, parts, shape, rank, tp)) == digest else differing).append(name)
+    return CheckResult(tuple(equal), tuple(differing), tuple(unseen))
+
+
+def _fused_groups(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, list[str], list[torch.Tensor]]]:
+    """(engine name, Hugging Face names, tensors), with q, k, v and gate, up together."""
+    waiting: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors:
+        fused = next((key for key, members in _FUSED.items() for member in members if f".{member}." in name), None)
+        if fused is None:
+            yield name, [name], [tensor]
+            continue
+        member = next(member for member in _FUSED[fused] if f".{member}." in name)
+        engine_name = name.replace(f".{member}.", f".{fused}.")
+        group = waiting.setdefault(engine_name, {})
+        group[member] = tensor.clone()
+        if len(group) == len(_FUSED[fused]):
+            del waiting[engine_name]
+            yield engine_name, [engine_name.replace(f".{fused}.", f".{m}.") for m in _FUSED[fused]], [group[m] for m in _FUSED[fused]]
+    assert not waiting, f"incomplete fused tensors: {sorted(waiting)}"
+
+
+def _worker_part(name: str, parts: list[torch.Tensor], shape: ModelShape, rank: int, tp: int) -> torch.Tensor:
+    """What worker `rank` of `tp` holds of one engine tensor."""
+    if len(parts) == 3:
+        query, *key_value = parts
+        own = [_heads(part, shape.num_query_groups, rank, tp) for part in key_value]
+        return torch.cat([_heads(query, shape.num_attention_heads, rank, tp), *own])
+    if len(parts) == 2:
+        return torch.cat([part.chunk(tp, 0)[rank] for part in parts])
+    (tensor,) = parts
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        padding = -tensor.shape[0] % VOCABULARY_PADDING
+        return torch.cat([tensor, tensor.new_zeros(padding, tensor.shape[1])]).chunk(tp, 0)[rank]
+    if name.endswith(_ROW_PARALLEL):
+        return tensor.chunk(tp, 1)[rank]
+    return tensor
+
+
+def _heads(tensor: torch.Tensor, num_heads: int, rank: int, tp: int) -> torch.Tensor:
+    """A worker's heads; key/value heads are repeated where there are more workers than heads."""
+    if num_heads >= tp:
+        return tensor.chunk(tp, 0)[rank]
+    return tensor.chunk(num_heads, 0)[rank * num_heads // tp]
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()

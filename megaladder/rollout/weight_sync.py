@@ -1,0 +1,372 @@
+"""The trainer's weights to the engine, as a new version. Collective: every training rank calls `WeightSync.send`.
+
+All transports stream the model as Hugging Face tensors through the converter's own tables (`in_process.iter_hf_tensors`: pipeline
+broadcast, tensor-parallel gather, one parameter at a time):
+
+    file  a safetensors folder in shared memory, which the engine reloads; any machine; the oracle for the others
+    ipc   vLLM's native CUDA IPC transfer in packed buckets: trainer and engine share each GPU
+    nccl  vLLM's native NCCL broadcast in packed buckets: the engine has GPUs of its own
+
+ipc and nccl use vLLM's trainer-side classes, found by looking (0.32's `metadata()`/`__iter__` and 0.33's `metadata`/`iter_full`); they
+need CUDA. Where engine and trainer share devices, the engine sleeps (level 2) between rounds: `rest` drops its weights, `send` wakes the
+weights' memory, fills it, and wakes the key/value cache. Until a version is whole in the engine it refuses to generate.
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from megaladder import parallel, platform
+from megaladder.checkpoints_conv.families import name_table
+from megaladder.checkpoints_conv.in_process import export_hf, iter_hf_tensors
+from megaladder.checkpoints_conv.writer import WriteOptions
+from megaladder.errors import EngineError, MissingDependencyError
+from megaladder.faults import fault_point
+from megaladder.model.hf_config import ModelShape
+from megaladder.rollout.engine import Engine, FileWeights, WeightClient
+from megaladder.rollout.weight_check import CheckResult, compare_checksums
+
+Transport = Literal["file", "ipc", "nccl"]
+SHARED_MEMORY = Path("/dev/shm")
+SPACE_MARGIN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """What is sent: this rank's chunks, the model's shape, and the folder that configuration and tokenizer come from."""
+
+    chunks: Sequence[Any]
+    shape: ModelShape
+    folder: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.chunks[0].parameters()).dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors together."""
+        return sum(self._tensor_bytes())
+
+    def bucket_bytes(self, wanted: int) -> int:
+        """`wanted`, or as much as the largest tensor takes: vLLM's packed buckets hold whole tensors."""
+        return max(wanted, *self._tensor_bytes())
+
+    def _tensor_bytes(self) -> list[int]:
+        return [torch.Size(size).numel() * self.dtype.itemsize for size in name_table(self.shape).hf_shapes.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """One transfer. `check`: on rank 0, where the engine's checksums were compared."""
+
+    version: int
+    seconds: float
+    num_bytes: int
+    check: CheckResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncOptions:
+    """transport; bytes of a bucket; which transfers are checked; the folder that file transport falls back to; whether the engine sleeps
+    between rounds (it shares the trainer's devices)."""
+
+    transport: Transport
+    bucket_bytes: int
+    check: Literal["never", "first", "always"]
+    run_dir: Path
+    colocated: bool = False
+    engine_tp: int = 1
+
+
+class Carrier(Protocol):
+    """One way of bringing weights over. Collective; `engine` is None but on rank 0."""
+
+    def send(self, engine: Engine | None, version: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def chosen_transport(wanted: Literal["auto", "file", "ipc", "nccl"]) -> Transport:
+    """What `rollout.sync` means on this machine.
+
+    Raises:
+        MissingDependencyError: ipc or nccl without CUDA.
+    """
+    if wanted == "auto":
+        return "ipc" if platform.has_cuda() else "file"
+    if wanted != "file" and not platform.has_cuda():
+        raise MissingDependencyError(f"rollout.sync {wanted} needs CUDA, this machine has none; fix: rollout.sync file (or auto)")
+    return wanted
+
+
+class WeightSync:
+    """Versions of the weights in the engine. `version` is what the engine holds, the same number on every rank. `engine`: None but on
+    rank 0."""
+
+    def __init__(self, model: TrainedModel, options: SyncOptions, engine: Engine | None, version: int | None = None) -> None:
+        self._model, self._options, self._engine = model, options, engine
+        self.version = version  # None: nothing that the trainer knows of
+        self._resting = False
+        self._checked = False
+        carriers = {"file": FileCarrier, "ipc": IpcCarrier, "nccl": NcclCarrier}
+        self._carrier: Carrier = carriers[options.transport](model, options)
+
+    def send(self, version: int) -> SyncReport | None:
+        """Brings the model to the engine as `version`; None when it holds that version already. Collective.
+
+        Raises:
+            EngineError: the engine failed, or holds another tensor than was sent (rank 0's error, raised on every rank).
+        """
+        if version == self.version and not self._resting:
+            return None
+        began = time.perf_counter()
+        if self._resting:
+            parallel.on_main(lambda: _unless_dead(self._engine, lambda: self._engine.wake(["weights"])))
+        self._carrier.send(self._engine, version)
+        if self._resting:
+            parallel.on_main(lambda: self._engine.wake(["kv_cache"]))
+        seconds = time.perf_counter() - began
+        self.version, self._resting = version, False
+        fault_point("after_sync")
+        return SyncReport(version, seconds, self._model.num_bytes, self._check())
+
+    def rest(self) -> None:
+        """Between rounds: an engine on the trainer's devices gives them back and drops its weights. Collective."""
+        if self._options.colocated and not self._resting:
+            self._resting = parallel.on_main(lambda: _unless_dead(self._engine, lambda: self._engine.sleep(2)))
+
+    def close(self) -> None:
+        self._carrier.close()
+
+    def _check(self) -> CheckResult | None:
+        """Compares every tensor that the engine shows with the trainer's. Collective: all ranks gather, rank 0 compares."""
+        due = self._options.check == "always" or (self._options.check == "first" and not self._checked)
+        if not due:
+            return None
+        self._checked = True
+        said: list[Any] = []
+        if not parallel.on_main(lambda: said.append(_checksums(self._engine)) or said[0] is not None):
+            return None
+        result: CheckResult | None = None
+        if parallel.dp_rank() == 0:  # one data-parallel replica gathers
+            tensors = iter_hf_tensors(self._model.chunks, self._model.shape)
+            if parallel.is_main():
+                result = compare_checksums(tensors, said[0], self._model.shape, self._options.engine_tp)
+            else:
+                for _ in tensors:
+                    pass
+
+        def verdict() -> None:
+            if result.differing:
+                raise EngineError(f"after the update to weights version {self.version} the engine holds other values in "
+                                  f"{len(result.differing)} tensors, e.g. {result.differing[0]}; fix: rollout.sync file, and report this")
+
+        parallel.on_main(verdict)
+        return result
+
+
+def _unless_dead(engine: Engine, action: Callable[[], object]) -> bool:
+    """Sleeping and waking are of no use to an engine whose process has died: the next `update_weights` starts it again, and counts that.
+    Returns whether the action was carried out."""
+    try:
+        action()
+        return True
+    except EngineError:
+        if not getattr(engine, "dead_replicas", []):
+            raise
+        return False
+
+
+class NoSync:
+    """In the place of `WeightSync` where no engine samples (replay)."""
+
+    def send(self, version: int) -> None:
+        """There is nobody to send to."""
+
+    def rest(self) -> None:
+        """There is nobody to rest."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _checksums(engine: Engine) -> list[dict[str, str]] | None:
+    """What the engine says it holds; None from one that cannot say (the fake)."""
+    ask = getattr(engine, "weight_checksums", None)
+    return ask() if ask is not None else None
+
+
+class FileCarrier:
+    """A safetensors folder in shared memory, or in the run folder where that is too small. It stays there: a restarted engine reads it."""
+
+    def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
+        self._model = model
+        self.folder = parallel.on_main(lambda: weight_folder(model.num_bytes, options.run_dir))
+
+    def write(self) -> Path:
+        """The model as a Hugging Face folder. Collective."""
+        export_hf(self._model.chunks, self._model.shape, self.folder, source_dir=self._model.folder, options=WriteOptions(force=True))
+        return self.folder
+
+    def send(self, engine: Engine | None, version: int) -> None:
+        """Writes, then has the engine reload."""
+        self.write()
+        parallel.on_main(lambda: engine.update_weights(FileWeights(str(self.folder)), version))
+
+    def close(self) -> None:
+        if parallel.is_main():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def weight_folder(num_bytes: int, run_dir: Path) -> Path:
+    """An empty folder for the weights, readable by this user only. Named after the run, so that a killed run's leftovers are replaced."""
+    name = "megaladder-" + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
+    candidates = [SHARED_MEMORY / name] if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) else []
+    for folder in candidates:
+        shutil.rmtree(folder, ignore_errors=True)
+        if shutil.disk_usage(folder.parent).free > num_bytes * SPACE_MARGIN:
+            folder.mkdir(mode=0o700)
+            return folder
+    folder = run_dir / "engine" / "weights"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
+
+
+class _NativeCarrier:
+    """vLLM's own transfer, driven from both ends: every rank iterates the tensors, rank 0 talks to the engine as well."""
+
+    resendable = False  # a restarted engine needs all training ranks again
+
+    def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
+        self._model, self._options = model, options
+        self._sender: Any = None
+
+    def send(self, engine: Engine | None, version: int) -> None:
+        """`engine.update_weights` on rank 0 calls `_Transport.send`; the other ranks take part in the gathering at the same time."""
+        if parallel.is_main():
+            engine.update_weights(_Transport(self), version)
+        else:
+            self._transfer(_NoClient())
+
+    def _transfer(self, client: WeightClient) -> None:
+        if self._sender is None:
+            self._sender = self._init(client)
+        self._sender.client = client
+        self._sender.send_weights()
+
+    def _init(self, client: WeightClient) -> Any:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.shutdown()
+
+
+@dataclass
+class _Transport:
+    """`engine.WeightTransport` of one transfer."""
+
+    carrier: _NativeCarrier
+    resendable = False
+
+    def send(self, client: WeightClient) -> None:
+        self.carrier._transfer(client)
+
+
+class _NoClient:
+    """On ranks other than 0 nobody may talk to the engine."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"rank {parallel.rank()} called {name} of the engine")
+
+
+class IpcCarrier(_NativeCarrier):
+    """CUDA IPC handles of packed buckets, for an engine on the same GPUs."""
+
+    def _init(self, client: WeightClient) -> Any:
+        native = _native("vllm.distributed.weight_transfer.ipc_engine")
+        size = self._model.bucket_bytes(self._options.bucket_bytes)
+        info = native.IPCTrainerInitInfo(rank=parallel.rank(), packed=True, packed_buffer_size_bytes=size)
+        return _factory().trainer_init(info, client=client, source=weight_source(self._model))
+
+    def _transfer(self, client: WeightClient) -> None:
+        super()._transfer(_PickledHandles(client))
+
+
+class _PickledHandles:
+    """The engine's wire carries JSON only: CUDA handles go as the base64 pickle that vLLM's own HTTP client uses."""
+
+    def __init__(self, client: WeightClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        import base64
+        import pickle
+
+        handles = update_info.pop("ipc_handles", None)
+        if handles is not None:
+            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode("ascii")
+        self._client.update_weights({key: value for key, value in update_info.items() if value is not None})
+
+
+class NcclCarrier(_NativeCarrier):
+    """An NCCL group of rank 0 and the engine's workers; rank 0 broadcasts packed buckets."""
+
+    def _init(self, client: WeightClient) -> Any:
+        native = _native("vllm.distributed.weight_transfer.nccl_engine")
+        port = 0
+        if parallel.is_main():
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+        info = native.NCCLTrainerInitInfo(
+            master_address="127.0.0.1", master_port=port, world_size=1 + self._options.engine_tp, rank=parallel.rank(), packed=True,
+            packed_buffer_size_bytes=self._model.bucket_bytes(self._options.bucket_bytes))
+        return _factory().trainer_init(info, client=client, source=weight_source(self._model))
+
+
+def _native(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"this vLLM has no {module} ({error}); fix: rollout.sync file, or the vLLM that doctor names") from None
+
+
+def _factory() -> Any:
+    factory = getattr(_native("vllm.distributed.weight_transfer.factory"), "WeightTransferTrainerFactory", None)
+    if factory is None:
+        raise MissingDependencyError("this vLLM has no trainer-side weight transfer; fix: rollout.sync file, or vLLM 0.28 or later")
+    return factory
+
+
+def weight_source(model: TrainedModel) -> Any:
+    """The model as vLLM's `WeightSource`, in the form that the installed version asks for."""
+    base = _native("vllm.distributed.weight_transfer.base")
+    shapes = name_table(model.shape).hf_shapes
+
+    def stream() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in iter_hf_tensors(model.chunks, model.shape):
+            yield name, tensor.detach().contiguous()
+
+    metadata = [base.ParamMeta(name, model.dtype, tuple(size)) for name, size in shapes.items()]
+    if hasattr(base.WeightSource, "iter_full"):  # 0.33
+        body = {"metadata": property(lambda self: metadata), "iter_full": lambda self: stream(), "__iter__": lambda self: stream()}
+    else:
+        body = {"metadata": lambda self: metadata, "__iter__": lambda self: stream()}
+    return type("MegaladderSource", (base.WeightSource,), body)()

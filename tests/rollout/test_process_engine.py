@@ -1,0 +1,153 @@
+"""Child processes: real ones, without vLLM. Deaths, hangs and refusals; only what is unfinished is sampled again; nothing stays behind."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megaladder.errors import ConfigError, EngineError, ModelError
+from megaladder.rollout.engine import SamplingParams, expand
+from megaladder.rollout.process_engine import ChildSpec, Limits, ProcessEngine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUB = Path(__file__).with_name("stub_child.py")
+PROMPTS = [tuple(range(1, 3 + p)) for p in range(6)]
+PARAMS = SamplingParams(n=4, seed=3)
+
+
+def spec(folder: Path, index: int, **plan) -> ChildSpec:
+    values = {"counter": str(folder / f"starts_{index}"), "log": str(folder / f"calls_{index}"), **plan}
+    environment = {"STUB_PLAN": json.dumps(values), "PYTHONPATH": str(REPOSITORY)}
+    return ChildSpec((sys.executable, str(STUB)), environment, folder / f"child_{index}.log")
+
+
+def engine(folder: Path, *plans: dict, **limits) -> ProcessEngine:
+    return ProcessEngine([spec(folder, i, **plan) for i, plan in enumerate(plans)], Limits(**{"stall_s": 5.0, "start_s": 30.0, **limits}))
+
+
+def calls(folder: Path, index: int) -> list[str]:
+    path = folder / f"calls_{index}"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> list:
+    with engine(tmp_path_factory.mktemp("plain"), {}) as one:
+        return one.generate(PROMPTS, PARAMS)
+
+
+def test_two_replicas_answer_as_one(tmp_path, expected):
+    with engine(tmp_path, {}, {}) as two:
+        assert two.generate(PROMPTS, PARAMS) == expected
+        assert two.health().ok and two.describe()["replicas"] == 2
+        pids = two.pids
+    shares = [len([line for line in calls(tmp_path, i) if line.startswith("sample")]) for i in (0, 1)]
+    assert shares == [12, 12]
+    assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("fault", ["die_after", "break_after", "hang_after"])
+def test_one_loss_is_healed_and_only_the_unfinished_is_sampled_again(tmp_path, expected, fault):
+    with engine(tmp_path, {fault: 7}, {}, stall_s=1.0) as two:
+        assert two.generate(PROMPTS, PARAMS) == expected
+        assert two.restarts == 1
+    assert len(calls(tmp_path, 0)) == 12 + 1  # the sample that was under way, and nothing else, was drawn twice
+    assert len(calls(tmp_path, 1)) == 12  # the healthy replica went on
+
+
+def test_second_loss_ends_the_call_with_the_engines_words(tmp_path):
+    with engine(tmp_path, {"break_after": 3, "faulty": 2}) as one:
+        done = []
+        with pytest.raises(EngineError, match=r"failed 2 times.*18 completions unfinished.*the device fell over") as error:
+            for index, _ in one.stream([request for prompt in PROMPTS for request in expand(prompt, PARAMS)]):
+                done.append(index)
+        assert error.value.exit_status == 3
+        assert len(done) == len(set(done)) == 6  # three before the first loss, three before the second
+        assert len(one.generate(PROMPTS, PARAMS)) == 6  # the third incarnation is sound: the engine can still be used
+
+
+def test_start_that_fails_says_what_the_child_said(tmp_path):
+    with pytest.raises(EngineError, match=r"did not start.*exit status 3.*ValueError: no such model"):
+        engine(tmp_path, {"no_start": True})
+
+
+def test_refused_prompt_is_the_users_error_and_the_rest_is_aborted(tmp_path):
+    with engine(tmp_path, {"refuse_longer": 4}) as one:
+        with pytest.raises(ConfigError, match="refused a prompt of 5 tokens: too long for me"):
+            one.generate(PROMPTS, SamplingParams())
+        assert len(one.generate(PROMPTS[:2], SamplingParams())) == 2  # late answers of the aborted call are not mixed in
+
+
+def test_abandoned_stream_does_not_disturb_the_next(tmp_path, expected):
+    with engine(tmp_path, {"slow_s": 0.01}) as one:
+        stream = one.stream([request for prompt in PROMPTS for request in expand(prompt, PARAMS)])
+        next(stream)
+        stream.close()
+        assert one.generate(PROMPTS, PARAMS) == expected
+
+
+def test_weights_go_to_all_and_after_a_restart_to_the_new_child_only(tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "model.safetensors").write_bytes(b"x")
+    with engine(tmp_path, {"die_after": 2}, {}) as two:
+        two.update_weights(str(tmp_path / "w"), 4)
+        groups = two.generate(PROMPTS, PARAMS, expect_version=4)
+        assert {completion.policy_version for group in groups for completion in group} == {4}
+        loads = [[line for line in calls(tmp_path, i) if "load_folder" in line] for i in (0, 1)]
+        assert [len(each) for each in loads] == [2, 1]
+        with pytest.raises(ModelError, match=r"no \*\.safetensors"):
+            two.update_weights(str(tmp_path), 5)
+        with pytest.raises(EngineError, match="did not finish"):
+            two.generate(PROMPTS, PARAMS)
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad" / "model.safetensors").write_bytes(b"x")
+        with pytest.raises(EngineError, match="load_folder: replica 0: OSError: bad file"):
+            two.update_weights(str(tmp_path / "bad"), 5)
+        two.update_weights(str(tmp_path / "w"), 5)
+        assert two.generate(PROMPTS, PARAMS, expect_version=5)
+
+
+def test_death_between_calls_is_healed_by_the_next(tmp_path, expected):
+    with engine(tmp_path, {}, {}) as two:
+        os.kill(two.pids[1], signal.SIGKILL)
+        assert not _wait_until(lambda: not two.health().ok) and "killed by SIGKILL" in two.health().detail
+        assert two.generate(PROMPTS, PARAMS) == expected
+        assert two.restarts == 1
+
+
+def test_children_die_with_a_killed_parent(tmp_path):
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nimport test_process_engine as t\n"
+        "e = t.engine(Path(sys.argv[2]), {}, {}); print(*e.pids, flush=True); time.sleep(100)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(STUB.parent), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    assert not _wait_until(lambda: all(_gone(pid) for pid in pids))
+
+
+def _gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _wait_until(condition, seconds: float = 10.0) -> bool:
+    """True if it never came."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
+    return False
