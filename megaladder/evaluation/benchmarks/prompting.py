@@ -1,0 +1,63 @@
+"""Problem → token ids, with the model's own chat template or as raw text. What is used is part of the fingerprint."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megaladder.config.verbs.evaluation import PromptSection
+from megaladder.errors import ConfigError
+from megaladder.types import Message, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Prompter:
+    """How messages become ids. Build it with `make_prompter`."""
+
+    tokenizer: Any
+    style: str  # chat or raw
+    system: str | None = None
+    suffix: str = ""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def text(self, problem: Problem) -> str:
+        """The whole prompt as the model sees it."""
+        if problem.prompt_text is not None:
+            return problem.prompt_text + self.suffix
+        return self.render(problem.prompt)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Messages → text; `suffix` goes after the last one."""
+        *before, last = messages
+        content = last.content + self.suffix
+        if self.style == "raw":
+            head = [self.system] if self.system else []
+            return "\n\n".join([*head, *(message.content for message in before), content])
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        turns += [{"role": message.role, "content": message.content} for message in before] + [{"role": last.role, "content": content}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs)
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """A chat template writes its own special tokens; raw text gets the tokenizer's (a beginning-of-sequence, where it has one)."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=self.style == "raw"))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the prompt besides the problem."""
+        template = self.tokenizer.chat_template if self.style == "chat" else None
+        return {
+            "style": self.style, "system": self.system, "suffix": self.suffix, "template_kwargs": self.template_kwargs,
+            "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest() if template else None,
+        }  # fmt: skip
+
+
+def make_prompter(tokenizer: Any, section: PromptSection, extra_suffix: str = "") -> Prompter:
+    """`section.style` auto: chat where the tokenizer has a template. `extra_suffix`: budget instructions (`budget.instruction`)."""
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    if section.style == "chat" and not has_template:
+        raise ConfigError("prompt.style chat: this tokenizer has no chat template; fix: --prompt.style raw, or --model.chat-template FILE")
+    style = ("chat" if has_template else "raw") if section.style == "auto" else section.style
+    if section.thinking is not None and style == "raw":
+        raise ConfigError("prompt.thinking is for chat templates, the prompt is raw text; fix: --prompt.style chat, or leave it out")
+    kwargs = {} if section.thinking is None else {"enable_thinking": section.thinking}
+    return Prompter(tokenizer, style, section.system, section.suffix.replace("\\n", "\n") + extra_suffix, kwargs)

@@ -1,0 +1,163 @@
+"""What an evaluation has so far: one line per graded sample in `journal.jsonl`, under one fingerprint. Survives a kill at any byte.
+
+    <out>/<model>/<benchmark>/journal.jsonl       appended as samples finish; the truth
+                              fingerprint.json    what the samples were made with; another one is refused
+                              samples_<benchmark>.jsonl, results_<benchmark>.json, summary.json   written from it (`lm_eval_format`)
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megaladder.errors import ConfigError, DataError
+from megaladder.faults import fault_point
+from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_jsonl, to_json
+
+HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One graded sample. `response` is the text that was graded; `response_ids` what the engine sampled (with forced tokens, in budgets).
+
+    `correct` is None for judged benchmarks: a judge comes later. `num_thinking_tokens` is set by budget forcing.
+    """
+
+    id: str
+    sample: int
+    response: str
+    response_ids: list[int]
+    finish_reason: str
+    correct: bool | None
+    answer: str | None
+    reason: str
+    detail: str = ""
+    num_thinking_tokens: int | None = None
+    tries: int = 1  # draws that rejection sampling took
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.id, self.sample
+
+
+def fingerprint_of(parts: Mapping[str, Any]) -> str:
+    """16 hex digits over canonical JSON."""
+    return hashlib.sha256(to_json(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
+    """What identifies the weights: for a folder, sha256 over its configs and, of each weight file, its size, first and last MiB.
+
+    Reading 28 GB to notice a change is not worth it: training changes every tensor, so the ends of every file change.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return {"hub": path, "revision": revision}
+    digest = hashlib.sha256()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(HEADER_BYTES))
+            stream.seek(max(0, size - HEADER_BYTES))
+            digest.update(stream.read(HEADER_BYTES))
+    return {"sha256": digest.hexdigest()}
+
+
+class Journal:
+    """The samples of one benchmark, opened for appending. Raises ConfigError for another fingerprint, DataError for a foreign row."""
+
+    def __init__(self, folder: str | Path, parts: Mapping[str, Any]):
+        self.folder, self.parts = Path(folder), dict(parts)
+        self.fingerprint = fingerprint_of(parts)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(self.folder)
+        try:
+            self._check_fingerprint()
+            self._file = JsonlFile(self.path)  # cuts a torn last line off
+            self.records = self._read()
+        except BaseException:
+            self._lock.release()
+            raise
+        self.num_resumed = len(self.records)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "journal.jsonl"
+
+    @property
+    def repaired_bytes(self) -> int:
+        """Bytes of a torn last line that were cut off."""
+        return self._file.repaired_bytes
+
+    def append(self, record: Record) -> None:
+        """One finished sample; on disk when this returns (a kill loses nothing before it)."""
+        assert record.key not in self.records, f"sample {record.key} is there already"
+        fault_point("before_append")
+        self._file.append({**asdict(record), "fingerprint": self.fingerprint})
+        self.records[record.key] = record
+        fault_point("after_append")
+
+    def missing(self, problem_id: str, num_samples: int) -> list[int]:
+        """Sample indices below `num_samples` that a problem still lacks."""
+        return [sample for sample in range(num_samples) if (problem_id, sample) not in self.records]
+
+    def close(self) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check_fingerprint(self) -> None:
+        path = self.folder / "fingerprint.json"
+        if path.exists():
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{path}: unreadable ({error}); fix: delete this folder, or use another --out") from None
+            if stored.get("fingerprint") != self.fingerprint:
+                changes = "; ".join(_differences(stored.get("parts", {}), self.parts)) or "nothing that can be named"
+                raise ConfigError(
+                    f"{self.folder}: holds samples made with other settings, which must not be mixed: {changes};"
+                    " fix: the old settings to resume, or another --out (or --name) for the new ones"
+                )
+        elif self.path.exists() and self.path.stat().st_size:
+            raise ConfigError(f"{self.folder}: has samples but no fingerprint.json; fix: use another --out")
+        else:
+            atomic_write(path, to_json({"fingerprint": self.fingerprint, "parts": self.parts}, sort_keys=True, indent=2) + "\n")
+
+    def _read(self) -> dict[tuple[str, int], Record]:
+        records: dict[tuple[str, int], Record] = {}
+        for number, row in enumerate(read_jsonl(self.path), start=1):
+            if row.pop("fingerprint", None) != self.fingerprint:
+                raise DataError(f"{self.path}:{number}: was made with other settings than its folder says; fix: use another --out")
+            record = Record(**row)
+            if record.key in records:
+                raise DataError(f"{self.path}:{number}: sample {record.sample} of problem {record.id!r} again; fix: delete the line")
+            records[record.key] = record
+        return records
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """`decoding.temperature 0.6 → 1.0`, for every leaf that changed."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for name in keys for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)]
+    plain = json.loads(to_json(new))
+    return [] if old == plain else [f"{key} {_short(old)} → {_short(plain)}"]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

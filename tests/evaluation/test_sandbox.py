@@ -1,0 +1,67 @@
+"""Generated code is run by the user's command only; its verdict counts, its failure stops the run."""
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from tiny_models import build_tokenizer
+
+from megaladder.cli import main
+from megaladder.errors import ConfigError, RewardError
+from megaladder.evaluation.sandbox import SandboxPool, last_program
+from megaladder.rewards.worker import GradeTask
+from megaladder.types import GradeReason
+
+JUDGE = """
+import json, sys, time
+job = json.load(sys.stdin)
+if "sleep" in job["code"]: time.sleep(30)
+if "broken" in job["code"]: sys.exit("no container")
+print(json.dumps({"passed": job["tests"][0]["output"] in job["code"], "detail": "checked"}))
+"""
+
+
+@pytest.fixture
+def command(tmp_path) -> str:
+    (tmp_path / "judge.py").write_text(JUDGE)
+    return f"{sys.executable} {tmp_path / 'judge.py'}"
+
+
+def task(response: str) -> GradeTask:
+    return GradeTask("lcb/0", response, json.dumps([{"input": "1", "output": "42"}]), "exact")
+
+
+def test_verdicts(command):
+    with SandboxPool(command, 2, 5.0) as pool:
+        found = pool.grade_many([
+            task("```python\nprint(1)\n```\nbetter:\n```python\nprint(42)\n```"),
+            task("```python\nprint(42)\n```\nno:\n```py\nprint(7)\n```"),
+            task("print(42)"),
+            task("<think>```python\nprint(42)\n```"),
+        ])  # fmt: skip
+    assert [verdict.correct for verdict in found] == [True, False, False, False]
+    assert [verdict.reason for verdict in found[1:]] == [GradeReason.DIFFERENT, GradeReason.NO_ANSWER, GradeReason.NO_ANSWER]
+    assert last_program("```python\n" + "x" * 300_000 + "\n```") is None
+
+
+def test_hang_is_one_wrong_answer_and_a_broken_sandbox_is_none(command):
+    pool = SandboxPool(command, 1, 1.0)
+    [verdict] = pool.grade_many([task("```python\nsleep\n```")])
+    assert verdict.reason is GradeReason.TIMEOUT and pool.failures[0].id == "lcb/0"
+    with pytest.raises(RewardError, match=r"sample lcb/0.*status 1: no container"):
+        pool.grade_many([task("```python\nbroken\n```")])
+    with pytest.raises(ConfigError, match="cannot be started"):
+        SandboxPool("/no/such/sandbox", 1, 1.0).grade_many([task("```python\nx\n```")])
+
+
+def test_the_verb_runs_nothing_without_a_sandbox(tmp_path, command, capsys):
+    (tmp_path / "data" / "livecodebench").mkdir(parents=True)
+    row = {"question_id": "a", "question_content": "Print 42.", "starter_code": "", "tests": [{"input": "", "output": "42"}]}
+    (tmp_path / "data" / "livecodebench" / "test.jsonl").write_text(json.dumps(row) + "\n")
+    arguments = ["eval", "--engine", "fake", "--tokenizer", str(build_tokenizer(tmp_path / "t")), "--benchmark", "livecodebench",
+                 "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]  # fmt: skip
+    assert main(arguments) == 2
+    assert "runs generated programs, which is off" in capsys.readouterr().err
+    assert main([*arguments, "--sandbox", command]) == 0
+    assert "livecodebench  avg@3 = 0.0 % [no interval: one problem]" in capsys.readouterr().out
