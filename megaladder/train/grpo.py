@@ -1,0 +1,134 @@
+"""Group-relative policy optimization, top to bottom: problems, groups, rewards, updates, and the new weights back to the engine.
+
+One step: a round of `prompts_per_step` problems with n samples each → rewards → advantages within each group → `mini_batches` updates →
+the weights become the next version. With lag 0 a round is sampled by the newest weights; with lag 1 the next round is sampled, by the
+weights of now, while this one is trained on. The objective is `policy_loss`, its inputs `advantages`; both pure.
+"""
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from megaladder import parallel, platform
+from megaladder.config.grpo import GrpoConfig
+from megaladder.config.rules import check_platform, validate_layout
+from megaladder.run_dir import RunDir
+from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog
+from megaladder.train.rl.engines import EngineStart, open_weight_sync
+from megaladder.train.rl.feed import RoundFeed
+from megaladder.train.rl.policy import Policy
+from megaladder.train.rl.problems import ProblemData, prepare_problems
+from megaladder.train.rl.progress import GrpoProgress
+from megaladder.train.rl.rounds import open_source
+from megaladder.train.schedule import build_schedule
+from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
+
+
+def run_grpo(config: GrpoConfig) -> int:
+    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all steps are done.
+
+    Raises:
+        RunStopped: a signal, too many non-finite steps, a lost engine, or trainer and engine too far apart; the run can be resumed.
+        RewardError: the user's reward function is broken; names the sample.
+    """
+    check_platform(config, platform.has_cuda())
+    signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
+    with parallel.session(layout_of(config), timeout_s=2 * config.train.timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
+        model = open_model(config)
+        validate_layout(config, model.shape)
+        watchdog.beat("reading the problems", patience_s=3600.0)
+        data = prepare_problems(config, model.shape, model.folder)
+        with ExitStack() as closing:
+            parts = _Parts(run, model, data, signals, watchdog, closing)
+            _roll_out(config, parts) if config.grpo.mode == "rollout_only" else _train(config, parts)
+        watchdog.stop()
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What both modes start from. What has to be closed at the end goes to `closing`."""
+
+    run: RunDir
+    model: ModelSource
+    data: ProblemData
+    signals: StopSignals
+    watchdog: Watchdog
+    closing: ExitStack
+
+
+def _train(config: GrpoConfig, parts: _Parts) -> None:
+    """The loop."""
+    signals, watchdog, facts = parts.signals, parts.watchdog, parts.data.facts
+    starting = EngineStart(config, parts.model, parts.data, parts.run)  # loads while the trainer is built
+    watchdog.beat("building the model")
+    trainer = Trainer(config, parts.run, parts.model, build_schedule(config.optim, facts.total_steps))
+    policy = Policy(config, trainer, facts.pad_token_id)
+    progress = GrpoProgress(config, parts.run, facts, trainer)
+    guard = NonFiniteGuard(config.train.nonfinite_limit)
+    step, total_steps = progress.resume(), progress.total_steps
+
+    watchdog.beat("starting the engine", patience_s=3600.0)
+    engine = starting.result(trainer)
+    rollouts = RoundFeed(config, parts.run.path / "rollouts", open_source(config, parts.data, engine, progress.cursor), watchdog, signals)
+    weights = open_weight_sync(config, trainer, parts.run, engine, version=0 if step == 0 else None)
+    for part in (weights, rollouts):
+        parts.closing.callback(part.close)
+    progress.note_engine(engine)
+    rollouts.resume_after(step)
+
+    while step < total_steps:
+        step += 1
+        progress.start_step()
+        if not rollouts.begun(step):  # always with lag 0; with lag 1 the first round of a start
+            watchdog.beat(f"weights version {step - 1} to the engine", patience_s=3600.0)
+            with progress.phase("sync"):
+                progress.note_sync(weights.send(step - 1))
+            rollouts.begin(step, version=step - 1)
+        with progress.phase("rollouts"):
+            samples = rollouts.take(step)  # whole groups, graded, with advantages; stored before anything trains on them
+        if samples is None:
+            progress.stop(step - 1)
+        if config.grpo.lag and step < total_steps:
+            with progress.phase("sync"):
+                progress.note_sync(weights.send(step - 1))
+            rollouts.begin(step + 1, version=step - 1)
+        weights.rest()
+
+        watchdog.beat(f"training step {step}")
+        updates = []
+        minis = policy.mini_batches(samples)  # packed for this rank; old and reference log-probs where the objective needs them
+        for mini in minis:
+            updates.append(policy.update(step, mini))
+            progress.warn(guard.record(step, updates[-1].updated, partial(list, mini.names)))
+        progress.record(step, samples, minis, updates, policy)
+
+        watchdog.beat(f"finishing step {step}", patience_s=rollouts.patience_s)
+        stopping = signals.agreed()
+        if stopping or progress.save_due(step):
+            rollouts.settle()  # files are written by forked processes: no thread may hold a lock then
+            progress.save(step)
+        if stopping and step < total_steps:
+            progress.stop(step)
+    progress.finish(step)
+
+
+def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
+    """Rounds by the model as it is, graded and stored; nothing is trained. Rounds that are stored already are not made again."""
+    engine = EngineStart(config, parts.model, parts.data, parts.run).result()
+    progress = GrpoProgress(config, parts.run, parts.data.facts, None)
+    source = open_source(config, parts.data, engine, 0)
+    rollouts = RoundFeed(config, parts.run.path / "rollouts", source, parts.watchdog, parts.signals)
+    parts.closing.callback(rollouts.close)
+    progress.resume()
+    progress.note_engine(engine)
+    for step in range(1, progress.total_steps + 1):
+        progress.start_step()
+        rollouts.begin(step, version=0)
+        with progress.phase("rollouts"):
+            samples = rollouts.take(step)
+        if samples is None:
+            progress.stop(step - 1)
+        progress.record(step, samples, [], [], None)
+    progress.finish(progress.total_steps)

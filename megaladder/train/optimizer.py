@@ -1,0 +1,118 @@
+"""megatron-core's DDP and distributed optimizer around our chunks, and one guarded update."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megaladder import platform
+from megaladder.model.build import BuildOptions, LadderGPT
+
+
+def wrap_chunks(chunks: list[LadderGPT], *, overlap: bool = False) -> list[DistributedDataParallel]:
+    """megatron-core DDP around each chunk: gradients in fp32, reduce-scattered for the distributed optimizer.
+
+    overlap: reduce gradients and gather parameters while computing (CUDA; on the CPU there is no second stream to use).
+    """
+    overlap = overlap and platform.has_cuda()
+    config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap,
+        check_for_nan_in_grad=False,  # ours looks at the global norm, and skips instead of raising
+    )
+    # Bucketing only pays when communication overlaps computation; chunks after the first are small enough not to need it.
+    wrapped = [
+        DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
+    ]
+    model_config = chunks[0].config
+    model_config.finalize_model_grads_func = finalize_model_grads
+    if overlap:
+        model_config.no_sync_func = [chunk.no_sync for chunk in wrapped] if len(wrapped) > 1 else wrapped[0].no_sync
+        model_config.param_sync_func = [c.start_param_sync for c in wrapped] if len(wrapped) > 1 else wrapped[0].start_param_sync
+    return wrapped
+
+
+def build_optimizer(wrapped: list[DistributedDataParallel], optim: Any, options: BuildOptions) -> Any:
+    """AdamW with fp32 master weights and moments sharded over data parallelism. `optim`: the run's OptimConfig.
+
+    Fused AdamW of Transformer Engine or apex where present, else torch's. Norms and biases get no weight decay.
+    """
+    config = OptimizerConfig(
+        optimizer="adam", lr=optim.lr, min_lr=optim.min_lr, weight_decay=optim.weight_decay, adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1], adam_eps=optim.eps, clip_grad=optim.clip_grad, bf16=options.precision == "bf16",
+        params_dtype=options.dtype, use_distributed_optimizer=True,
+    )
+    optimizer = get_megatron_optimizer(config, wrapped)
+    wrapped[0].module.config.grad_scale_func = optimizer.scale_loss
+    _initialize_torch_state(optimizer)
+    return optimizer
+
+
+def separate_steps(optimizer: Any) -> None:
+    """After a load: megatron-core gives all parameters of a torch AdamW one shared step counter, which each of them would then advance."""
+    for part in optimizer.chained_optimizers:
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for state in part.optimizer.state.values():
+                state["step"] = state["step"].clone()
+
+
+def _let_torch_adam_load(cls: type) -> None:
+    """megatron-core's loader of `fully_reshardable` states copies every entry of a parameter's state, but torch AdamW's `step` is not
+    among what it loaded (it was restored before): hand it the value that is already there."""
+    original = cls._set_main_param_and_optimizer_states
+
+    def with_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        original(self, model_param, {**tensors, "step": state["step"]} if "step" in state else tensors)
+
+    cls._set_main_param_and_optimizer_states = with_step
+
+
+if USING_PYTORCH_OPTIMIZER:
+    _let_torch_adam_load(DistributedOptimizer)
+
+
+def _initialize_torch_state(optimizer: Any) -> None:
+    """Zero moments and step 0 for torch's AdamW, which creates them at its first update: a checkpoint may be loaded, or saved, before."""
+    for part in optimizer.chained_optimizers:
+        inner = part.optimizer
+        if not isinstance(inner, torch.optim.AdamW):
+            continue
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                inner.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group.get("fused") else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+def zero_grad(wrapped: list[DistributedDataParallel], optimizer: Any) -> None:
+    for chunk in wrapped:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+
+
+@torch.no_grad()
+def guarded_update(optimizer: Any, loss: float, lr: float) -> tuple[float, bool]:
+    """Clips and updates with learning rate `lr`, unless `loss` or the gradient norm is not finite.
+
+    Both are global numbers, equal on every rank, so every rank takes the same branch. Returns (gradient norm before clipping, updated).
+    megatron-core's own `step` would clip by a NaN norm; hence its body is spelled out here with the check in the middle.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+    overflow = optimizer.prepare_grads()
+    grad_norm = float("nan") if overflow else float(optimizer.get_grad_norm())
+    if not (math.isfinite(grad_norm) and math.isfinite(loss)):
+        return grad_norm, False
+    for part in optimizer.chained_optimizers:
+        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
+        if parameters and part.config.clip_grad > 0.0:
+            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(
+                parameters, max_norm=part.config.clip_grad, total_norm=grad_norm, use_decoupled_grad=decoupled)
+    return grad_norm, bool(optimizer.step_with_ready_grads())

@@ -1,0 +1,36 @@
+"""Is this still the same run? What a run folder remembers of its configuration, checked on every later start in it."""
+from __future__ import annotations
+
+from typing import Any
+
+from megaladder import parallel
+from megaladder.config.resolve import to_yaml
+from megaladder.config.resume import compare_for_resume
+from megaladder.errors import ConfigError
+from megaladder.run_dir import RunDir
+
+
+def check_same_run(config: Any, run: RunDir, *, resuming: bool) -> list[str]:
+    """Compares with the run folder's `config.yaml`. Returns the allowed changes, as text. Collective.
+
+    Raises:
+        ConfigError: a key that must match differs (model, data, seed …); the message lists key, old and new value.
+    """
+    verdict: tuple[list[str], list[str]] = ([], [])
+    if parallel.is_main() and resuming:
+        old = run.read_config()
+        if old is not None:
+            verdict = compare_for_resume(old, config.model_dump(mode="json"))
+    errors, changes = parallel.broadcast(verdict)
+    if errors:
+        raise ConfigError(
+            f"{config.run_dir} was started with other settings and cannot be resumed with these:\n  " + "\n  ".join(errors)
+            + "\nfix: restore them, or choose another run_dir")
+    return changes
+
+
+def write_run_identity(config: Any, run: RunDir, identity: dict[str, Any]) -> None:
+    """Stores the resolved configuration and the hashes of what went in. Main rank writes."""
+    if parallel.is_main():
+        run.write_config(to_yaml(config))
+        run.write_fingerprint(identity)

@@ -1,0 +1,108 @@
+"""Rounds for all ranks: rank 0 makes them in a thread, one ahead where the lag allows, stores them, and broadcasts what training needs."""
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from megaladder import parallel
+from megaladder.config.grpo import GrpoConfig
+from megaladder.faults import fault_point
+from megaladder.train.health import StopSignals, Watchdog
+from megaladder.train.rl.records import Round, read_round, remove_after, write_round
+from megaladder.train.rl.rounds import RoundSource
+from megaladder.train.rl.samples import SampleTable, table_of
+
+POLL_S = 0.2
+GRADING_PATIENCE_S = 600.0  # on top of generation: a full round of hanging rewards is slower than that only with a very long timeout
+
+
+def in_background(action: Callable[[], Any]) -> Future:
+    """Runs `action` in a daemon thread: a process that has to end does not wait for it."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action())
+        except BaseException as error:  # noqa: BLE001  handed to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="rollouts", daemon=True).start()
+    return future
+
+
+class RoundFeed:
+    """`begin` starts a round on rank 0, `take` gives it to every rank. Built on every rank; `source` is None but on rank 0."""
+
+    def __init__(self, config: GrpoConfig, folder: Path, source: RoundSource | None, watchdog: Watchdog, signals: StopSignals) -> None:
+        self._folder, self._source, self._watchdog, self._signals = folder, source, watchdog, signals
+        self._filter_truncated = config.grpo.filter_truncated
+        self._store = config.rollout.engine != "replay"
+        waves = 1 + (config.grpo.max_resamples if config.grpo.dynamic_sampling else 0)
+        self.patience_s = waves * (config.rollout.timeout_s + GRADING_PATIENCE_S)
+        self._begun: set[int] = set()
+        self._future: Future | None = None
+
+    def resume_after(self, step: int) -> None:
+        """Forgets rounds of lost work. The one right after `step` stays: it came from this very checkpoint, or from the one before it."""
+        if self._source is not None and self._store:
+            remove_after(self._folder, step + 1)
+
+    def begun(self, step: int) -> bool:
+        return step in self._begun
+
+    def begin(self, step: int, version: int) -> None:
+        """Starts sampling the round of `step` by weights `version`; rank 0 returns at once."""
+        self._begun.add(step)
+        if self._source is not None:
+            assert self._future is None or self._future.done(), "one round at a time"
+            self._future = in_background(lambda: self._make(step, version))
+
+    def settle(self) -> None:
+        """Waits until nothing runs in the background; what failed there is raised by `take`."""
+        if self._future is not None:
+            while not self._future.done():
+                time.sleep(POLL_S / 10)
+
+    def take(self, step: int) -> SampleTable | None:
+        """The trainable samples of a round that was begun, on every rank; None when a stop signal came first. Collective.
+
+        Raises:
+            MegaladderError: what sampling or grading raised, on every rank.
+        """
+        self._watchdog.beat(f"waiting for the rollouts of step {step}", patience_s=self.patience_s)
+        self._wait()
+        parallel.wait_for_main(f"round {step}", timeout_s=self.patience_s)
+        return parallel.on_main(lambda: self._finished(step))
+
+    def close(self) -> None:
+        """Ends the engine and the grading processes, whatever they are doing."""
+        if self._source is not None:
+            self._source.close()
+
+    def _wait(self) -> None:
+        while self._future is not None and not self._future.done() and not self._signals.received:
+            time.sleep(POLL_S / 10)
+
+    def _finished(self, step: int) -> SampleTable | None:
+        if not self._future.done():
+            return None
+        found: Round = self._future.result()
+        assert found.step == step, f"round {found.step} was made, {step} asked for"
+        return table_of(found, self._filter_truncated)
+
+    def _make(self, step: int, version: int) -> Round:
+        """A round that lies on disk already (of a killed run, same settings) is used again: its samples are as good as new ones."""
+        stored = read_round(self._folder, step, self._source.key) if self._store else None
+        if stored is not None:
+            self._source.cursor = stored.cursor
+            return stored
+        found = self._source.collect(step, version)
+        if self._store:
+            fault_point("before_rollouts_stored")
+            write_round(self._folder, found, self._source.key)
+            fault_point("rollouts_stored")
+        return found

@@ -1,0 +1,62 @@
+"""Supervised fine-tuning, top to bottom: data, model, steps, checkpoints, export."""
+from __future__ import annotations
+
+from functools import partial
+
+from megaladder import parallel, platform
+from megaladder.config.rules import check_platform, validate_layout
+from megaladder.config.train import SftConfig
+from megaladder.errors import RunStopped
+from megaladder.run_dir import RunDir
+from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog
+from megaladder.train.objectives.losses import sft_head, sft_loss
+from megaladder.train.schedule import build_schedule
+from megaladder.train.supervised.data import prepare_data
+from megaladder.train.supervised.progress import SftProgress
+from megaladder.train.trainer import Trainer, layout_of, open_model
+
+
+def run_sft(config: SftConfig) -> int:
+    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all steps are done.
+
+    Raises:
+        RunStopped: SIGTERM or SIGUSR1 came, or too many steps were not finite; the run is saved and can be resumed.
+    """
+    check_platform(config, platform.has_cuda())
+    signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
+    layout = layout_of(config)
+    with parallel.session(layout, timeout_s=2 * config.train.timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
+        model = open_model(config)
+        validate_layout(config, model.shape)
+        data = prepare_data(config, layout, model.shape, model.folder, watchdog)
+        loader, total_steps = data.loader, data.total_steps
+        watchdog.beat("building the model")
+        trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps))
+        progress = SftProgress(config, run, trainer, data)
+        loss = sft_loss(config.train.loss, clip_low=config.train.clip_ratio_low, clip_high=config.train.clip_ratio_high)
+        head = sft_head(config.train.loss)
+        guard = NonFiniteGuard(config.train.nonfinite_limit)
+
+        step = progress.resume()
+        if step == 0:
+            progress.evaluate(step)
+        while step < total_steps:
+            step += 1
+            watchdog.beat(f"training step {step}")
+            batches, stats = next(loader)
+            result = trainer.update(step, batches, loss, head=head)
+            progress.record(step, result, stats)
+            progress.warn(guard.record(step, result.updated, partial(data.names, stats.sample_ids)))
+
+            watchdog.beat(f"finishing step {step}")
+            stopping = signals.agreed()
+            if progress.evaluation_due(step):
+                progress.evaluate(step)
+            if stopping or progress.save_due(step):
+                progress.save(step)
+            if stopping and step < total_steps:
+                trainer.checkpoints.close()
+                raise RunStopped(f"stopped by a signal after step {step} of {total_steps}; saved; {progress.resume_hint()}")
+        progress.finish(step)
+        watchdog.stop()
+    return 0

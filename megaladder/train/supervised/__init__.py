@@ -1,0 +1,1 @@
+"""What stands around the SFT loop: its data, its log, its checkpoints."""

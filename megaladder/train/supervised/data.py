@@ -1,0 +1,141 @@
+"""The data of an SFT run: tokenised once, shared by the ranks of a machine, packed for the layout."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megaladder import parallel
+from megaladder.config.train import SftConfig
+from megaladder.data.chat import TemplateOptions, load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.loader import BatchStats, SftLoader, eval_batches
+from megaladder.data.pack import PackSpec
+from megaladder.data.schemas import ReadOptions
+from megaladder.data.store import SampleStore
+from megaladder.data.store_build import DataSpec, open_train_and_holdout
+from megaladder.errors import DataError
+from megaladder.model.hf_config import ModelShape
+from megaladder.parallel import Layout
+from megaladder.train.health import Watchdog
+from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LOGPROBS
+from megaladder.types import PackedBatch
+
+_FP8_ALIGNMENT = {None: 1, "tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}  # tokens of a GEMM, megatron_vllm.md §6.16
+
+
+def pack_spec(config: Any, layout: Layout, *, pad_token_id: int = 0, hidden_size: int | None = None) -> PackSpec:
+    """How this run's samples become micro-batches: static shapes for pipelines, token counts that the layout and FP8 divide."""
+    sequence_shards = layout.tp if layout.uses_sequence_parallel else 1
+    align = math.lcm(sequence_shards, 2 * layout.cp if layout.cp > 1 else 1, _FP8_ALIGNMENT[config.train.fp8])
+    cost = {"attention_cost_tokens": 12 * hidden_size} if hidden_size else {}
+    return PackSpec(
+        seq_length=config.data.seq_length, micro_batch_size=config.train.micro_batch_size, packing=config.data.packing,
+        static=layout.pp > 1, align=align, pad_token_id=pad_token_id,
+        micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1, **cost)
+
+
+@dataclass(frozen=True, slots=True)
+class SftData:
+    """Training and held-out samples with everything the loop asks of them."""
+
+    train: SampleStore
+    held_out: SampleStore | None
+    loader: SftLoader
+    total_steps: int
+    spec: PackSpec
+    tokenizer_hash: str
+
+    def names(self, indices: np.ndarray) -> Sequence[str]:
+        """Sample ids as the data names them."""
+        return [self.train[int(index)].id for index in indices]
+
+    def held_out_batches(self) -> Iterator[tuple[list[PackedBatch], BatchStats]]:
+        """Every held-out sample once, in batches of the training batch size."""
+        return eval_batches(self.held_out, self.loader.global_batch_size, self.spec, self.loader.dp_rank, self.loader.dp_size)
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of what went in, for fingerprint.json."""
+        held_out = self.held_out.fingerprint if self.held_out is not None else None
+        return {"data": self.train.fingerprint, "held_out": held_out, "tokenizer": self.tokenizer_hash}
+
+    def summary(self) -> str:
+        report = self.train.report
+        lost = sum(report.dropped.values()) + sum(report.bad_rows.values())
+        return f"{report.rows:,} rows → {report.samples:,} samples, {report.truncated:,} truncated, {lost:,} dropped"
+
+    def describe(self) -> list[str]:
+        """What a person should know before the first step: schema, counts, lengths, what is left out and why."""
+        report, loader = self.train.report, self.loader
+        quantiles = report.token_quantiles
+        lines = [
+            f"data {report.path}: schema {report.schema}; {self.summary()}; {report.num_tokens:,} tokens, "
+            f"{report.loss_token_share:.0%} with loss; lengths p50 {quantiles.get('p50')}, p95 {quantiles.get('p95')}, "
+            f"max {quantiles.get('p100')}",
+            f"epoch: {len(self.train):,} samples / {loader.global_batch_size} = {loader.steps_per_epoch} steps"
+            + (f", {loader.dropped_per_epoch} left out (others each epoch)" if loader.dropped_per_epoch else ""),
+        ]
+        if report.no_end_of_turn:
+            lines.append(f"  {report.no_end_of_turn:,} samples end without an end-of-turn token (the template has none)")
+        if report.duplicate_rows:
+            lines.append(f"  {report.duplicate_rows:,} rows repeat an earlier one (kept)")
+        lines += [f"  {count:,} rows: {reason}" for reason, count in {**report.bad_rows, **report.dropped}.items()]
+        return lines
+
+
+def data_spec(config: SftConfig) -> DataSpec:
+    """The reading and templating options of a run. Tokenised data is cached in `data.cache_dir`, by default in the run folder."""
+    section = config.data
+    return DataSpec(
+        path=section.path, seq_length=section.seq_length, truncation=section.truncation,
+        read=ReadOptions(format=section.format, revision=section.revision, on_bad_row=section.on_bad_row,
+                         system_prompt=section.system_prompt, s1_teacher=section.s1_teacher),
+        template=TemplateOptions(reasoning=section.reasoning, response_template=section.response_template),
+        cache_dir=section.cache_dir or str(Path(config.run_dir) / "data"))
+
+
+def prepare_data(config: SftConfig, layout: Layout, shape: ModelShape, model_folder: Path, watchdog: Watchdog | None = None) -> SftData:
+    """Tokenises (rank 0, once) and opens the data on every rank. Collective.
+
+    Raises:
+        DataError: unreadable rows, or a token weighting that needs a column which the data lacks.
+        ModelError: no tokenizer, or one with ids that the model's vocabulary does not have.
+    """
+    if watchdog is not None:
+        watchdog.beat("tokenising the data", patience_s=24 * 3600.0)
+    source = config.model.tokenizer or str(model_folder)
+    with parallel.main_rank_first():
+        folder = tokenizer_dir(source, config.model.revision)
+        tokenizer = load_tokenizer(folder, None, config.model.chat_template, config.model.trust_remote_code)
+        template = Path(config.model.chat_template).read_text("utf-8") if config.model.chat_template else None
+        tokenizer_hash = tokenizer_fingerprint(folder, template)
+        train, held_out = open_train_and_holdout(data_spec(config), config.data.holdout, config.train.seed, tokenizer, tokenizer_hash)
+    _check_columns(config, train)
+    _check_vocabulary(train, shape, source)
+    spec = pack_spec(config, layout, pad_token_id=tokenizer.pad_token_id or 0, hidden_size=shape.hidden_size)
+    loader = SftLoader(train, config.train.global_batch_size, config.train.seed, spec, parallel.dp_rank(), parallel.dp_size())
+    total_steps = loader.total_steps(config.train.epochs)
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
+    return SftData(train, held_out, loader, total_steps, spec, tokenizer_hash)
+
+
+def _check_columns(config: SftConfig, store: SampleStore) -> None:
+    mode = config.train.loss
+    if mode in NEEDS_ADVANTAGE and not store.has_advantages:
+        raise DataError(f"{config.data.path}: train.loss {mode} needs an `advantage` in every row; "
+                        "fix: add the column, or train.loss vanilla")
+    if mode in NEEDS_OLD_LOGPROBS and not store.has_old_logprobs:
+        raise DataError(
+            f"{config.data.path}: train.loss {mode} needs `logprob` (one number a response token, end of sequence included) in every row; "
+            "fix: add the column (`megaladder data sample` writes it), or train.loss vanilla")
+
+
+def _check_vocabulary(store: SampleStore, shape: ModelShape, tokenizer: str) -> None:
+    largest = store.largest_token_id
+    if largest >= shape.vocab_size:
+        raise DataError(f"the tokenizer {tokenizer} gives token id {largest}, the model's vocabulary has {shape.vocab_size} rows; "
+                        "fix: model.tokenizer: the one that belongs to model.path")

@@ -1,0 +1,143 @@
+"""The model of a run with everything that updates, saves and exports it; shared by SFT and GRPO. The loops themselves are elsewhere."""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaladder import parallel, platform
+from megaladder.checkpoint import store
+from megaladder.checkpoint.state import Checkpointer, remove_leftovers
+from megaladder.checkpoints_conv.in_process import export_hf, load_hf_into_chunks, load_tensors_into_chunks
+from megaladder.checkpoints_conv.reader import auxiliary_files
+from megaladder.checkpoints_conv.writer import WriteOptions
+from megaladder.errors import CheckpointError
+from megaladder.faults import fault_point
+from megaladder.model.build import BuildOptions, build_chunks
+from megaladder.model.head import HeadOptions
+from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
+from megaladder.model.source import model_folder, random_tensors
+from megaladder.parallel import Layout
+from megaladder.run_dir import RunDir
+from megaladder.train.optimizer import build_optimizer, guarded_update, separate_steps, wrap_chunks, zero_grad
+from megaladder.train.schedule import LrSchedule
+from megaladder.train.step import LossFunction, StepSums, run_micro_batches
+from megaladder.types import PackedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """One optimizer step, global: the sums, the learning rate used, the gradient norm before clipping, and whether weights changed."""
+
+    sums: StepSums
+    lr: float
+    grad_norm: float
+    updated: bool
+    step_s: float
+
+
+def layout_of(config: Any) -> Layout:
+    """The layout that a run's `parallel` section asks for."""
+    section = config.parallel
+    return Layout(tp=section.tp, pp=section.pp, vpp=section.vpp, cp=section.cp, sequence_parallel=section.sequence_parallel)
+
+
+def precision_of(config: Any) -> str:
+    chosen = config.train.precision
+    return platform.default_precision() if chosen == "auto" else chosen
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The model of a run before any weight is read."""
+
+    folder: Path
+    shape: ModelShape
+
+
+def open_model(config: Any) -> ModelSource:
+    """Finds (or downloads) the model and reads its config.json. Collective."""
+    folder = model_folder(config.model.path, config.model.revision)
+    return ModelSource(folder, model_shape(read_config_json(folder)))
+
+
+class Trainer:
+    """Model chunks, optimizer and checkpoints of one run. Every method is collective."""
+
+    def __init__(self, config: Any, run: RunDir, model: ModelSource, schedule: LrSchedule) -> None:
+        self.config, self.schedule = config, schedule
+        self.layout, self.folder, self.shape = layout_of(config), model.folder, model.shape
+        section = config.train
+        options = BuildOptions(precision=precision_of(config), recompute=section.recompute, fp8=section.fp8, seed=section.seed)
+        chunks = build_chunks(self.shape, self.layout, options)
+        if config.model.init == "random":
+            load_tensors_into_chunks(chunks, random_tensors(self.shape, config.train.seed), self.shape)
+        else:
+            load_hf_into_chunks(chunks, self.folder, self.shape)
+        self.chunks = wrap_chunks(chunks, overlap=platform.has_cuda())
+        self.optimizer = build_optimizer(self.chunks, config.optim, options)
+        self._run = run
+        section = config.checkpoint
+        self.checkpoints = Checkpointer(
+            run.checkpoints, self.chunks, self.optimizer, hf_files=list(auxiliary_files(self.folder)), async_save=section.async_save,
+            retention=store.Retention(section.keep_last, tuple(section.keep_steps), section.keep_best))
+
+    def update(
+        self, step: int, batches: Sequence[PackedBatch], loss: LossFunction, *, metrics: Sequence[str] = (), maxima: Sequence[str] = (),
+        head: HeadOptions = HeadOptions(),
+    ) -> UpdateResult:
+        """Forward, backward and one guarded update with the learning rate of `step` (1-based). metrics, maxima: as `run_micro_batches`."""
+        began = time.perf_counter()
+        fault_point("update")
+        zero_grad(self.chunks, self.optimizer)
+        sums = run_micro_batches(self.chunks, batches, loss, metric_names=metrics, maximum_names=maxima, head=head)
+        lr = self.schedule.lr(step)
+        grad_norm, updated = guarded_update(self.optimizer, sums.loss, lr)
+        platform.synchronize()
+        return UpdateResult(sums, lr, grad_norm, updated, time.perf_counter() - began)
+
+    def evaluate(
+        self, batches: Sequence[PackedBatch], loss: LossFunction, *, metrics: Sequence[str] = (), head: HeadOptions = HeadOptions(),
+    ) -> StepSums:
+        """Forward only; weights and gradients stay as they are."""
+        for chunk in self.chunks:
+            chunk.eval()
+        sums = run_micro_batches(self.chunks, batches, loss, metric_names=metrics, head=head, forward_only=True)
+        for chunk in self.chunks:
+            chunk.train()
+        return sums
+
+    def resume_from(self) -> Path | None:
+        """The checkpoint that this start continues from, None for a fresh run. Clears what a killed save left behind.
+
+        Raises:
+            CheckpointError: `never` in a folder that has checkpoints, or a named step that is not committed.
+        """
+        wanted, root = self.config.checkpoint.resume, self._run.checkpoints
+        remove_leftovers(root)
+        steps = parallel.broadcast(store.committed_steps(root))
+        if wanted == "never":
+            if steps:
+                raise CheckpointError(
+                    f"{root} holds step {steps[-1]} and checkpoint.resume is 'never'; fix: another run_dir, delete it, or resume auto")
+            return None
+        if wanted == "auto":
+            return store.step_dir(root, steps[-1]) if steps else None
+        path = Path(wanted)
+        if not (path / store.MARKER).is_file():
+            raise CheckpointError(f"{path}: no committed checkpoint (checkpoint.resume); committed steps in {root}: {steps or 'none'}")
+        return path
+
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Model, optimizer and RNG of a committed checkpoint; returns its `trainer.json`."""
+        saved = self.checkpoints.load(path)
+        separate_steps(self.optimizer)
+        return saved
+
+    def export(self, step: int) -> Path:
+        """Writes the model as a Hugging Face folder `hf/step_N` and returns its path."""
+        out = self._run.hf_folder(step)
+        export_hf(self.chunks, self.shape, out, source_dir=self.folder, options=WriteOptions(force=True))
+        return out

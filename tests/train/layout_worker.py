@@ -1,0 +1,94 @@
+"""Trains a tiny model for a few steps at several layouts and writes loss and gradient norm of each step.
+
+    torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
+
+CASES_JSON: list of {"name", "tp", "pp", "vpp", "sp", "micro", "packing", "loss", "recompute"}; W ranks, what the layout leaves is DP.
+Not a test itself: `test_layout_invariance.py` runs it.
+"""
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from megaladder import parallel
+from megaladder.parallel import Layout
+
+NUM_STEPS = 3
+NUM_SAMPLES = 16
+SEQ_LENGTH = 64
+
+
+def samples(vocab_size: int) -> list:
+    """NUM_SAMPLES · NUM_STEPS samples of 5…SEQ_LENGTH tokens with a prompt, an advantage and old log-probs."""
+    from megaladder.types import TokenSample
+
+    random = np.random.default_rng(0)
+    out = []
+    for index in range(NUM_SAMPLES * NUM_STEPS):
+        length = int(random.integers(5, SEQ_LENGTH + 1))
+        mask = np.arange(length) >= int(random.integers(1, 4))
+        out.append(TokenSample(
+            id=str(index), input_ids=random.integers(0, vocab_size, length).astype(np.int32), loss_mask=mask,
+            advantage=float(random.normal()), old_logprobs_n=random.normal(-6.2, 0.5, length).astype(np.float32)))
+    return out
+
+
+def run_case(model_dir: str, case: dict) -> dict:
+    import megatron.core.parallel_state as parallel_state
+
+    layout = Layout(tp=case.get("tp", 1), pp=case.get("pp", 1), vpp=case.get("vpp"), sequence_parallel=case.get("sp", False))
+    parallel.initialize(layout)
+    from types import SimpleNamespace
+
+    from megaladder.checkpoints_conv.in_process import load_hf_into_chunks
+    from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
+    from megaladder.model.build import BuildOptions, build_chunks
+    from megaladder.model.head import HeadOptions
+    from megaladder.model.hf_config import model_shape, read_config_json
+    from megaladder.train.objectives.losses import sft_head, sft_loss
+    from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
+    from megaladder.train.step import run_micro_batches
+    from megaladder.types import TokenWeighting
+
+    shape = model_shape(read_config_json(model_dir))
+    options = BuildOptions(recompute=case.get("recompute", "none"))
+    chunks = build_chunks(shape, layout, options)
+    load_hf_into_chunks(chunks, model_dir, shape)
+    wrapped = wrap_chunks(chunks)
+    optim = SimpleNamespace(lr=1e-3, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0)
+    optimizer = build_optimizer(wrapped, optim, options)
+    loss = sft_loss(TokenWeighting(case.get("loss", "vanilla")), clip_low=1.0, clip_high=20.0)
+    head = sft_head(TokenWeighting(case.get("loss", "vanilla"))) if case.get("fused", True) else HeadOptions()
+    data = samples(shape.vocab_size)
+    spec = PackSpec(
+        seq_length=SEQ_LENGTH, micro_batch_size=case.get("micro", 1), packing=case.get("packing", True), static=layout.pp > 1,
+        align=layout.tp if layout.uses_sequence_parallel else 1, micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1)
+    steps = []
+    for step in range(case.get("steps", NUM_STEPS)):
+        ids = np.arange(step * NUM_SAMPLES, (step + 1) * NUM_SAMPLES)
+        plan = plan_global_batch([data[i].num_tokens for i in ids], ids, spec, parallel.dp_size())
+        batches = build_micro_batches(plan, parallel.dp_rank(), lambda i: data[i])
+        zero_grad(wrapped, optimizer)
+        sums = run_micro_batches(wrapped, batches, loss, head=head)
+        grad_norm, _ = guarded_update(optimizer, sums.loss, lr=1e-3)
+        steps.append([sums.mean_loss, grad_norm, sums.num_loss_tokens])
+    parallel_state.destroy_model_parallel()
+    return {"name": case["name"], "steps": steps}
+
+
+def main() -> None:
+    model_dir, cases, out = sys.argv[1:4]
+    if os.environ.get("MEGALADDER_TEST_PLAIN_HEAD"):
+        from train.plain_head import use_plain_head
+
+        use_plain_head()
+    results = [run_case(model_dir, case) for case in json.loads(cases)]
+    if parallel.is_main():
+        Path(out).write_text(json.dumps(results))
+    parallel.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The loss head written out: full logits, log_softmax, gather. One rank only; `use_plain_head` puts it in the place of ours."""
+import torch
+
+
+def use_plain_head() -> None:
+    from megaladder import platform
+
+    platform.prepare_megatron()
+    from megaladder.model.head import HeadOutput, VocabularyHead
+    from megaladder.types import IGNORE_INDEX
+
+    def forward(self, hidden_states, labels, options, *, weight, vocab_size):
+        logits = torch.nn.functional.linear(hidden_states.squeeze(1), weight[:vocab_size]) / options.temperature
+        logs = logits.log_softmax(-1)
+        kept = labels != IGNORE_INDEX
+        logprobs = torch.where(kept, logs.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1), 0.0)
+        entropy = None
+        if options.entropy != "none":
+            entropy = torch.where(kept, -(logs.exp() * logs).sum(-1), 0.0)
+            entropy = entropy if options.entropy == "grad" else entropy.detach()
+        return HeadOutput(logprobs.detach() if options.fused_loss else logprobs, entropy, -logprobs.sum() if options.fused_loss else None)
+
+    VocabularyHead.forward = forward

@@ -1,0 +1,58 @@
+"""Loss and gradient norm of each step do not depend on TP, PP, VPP, DP, sequence parallelism, micro-batch size, packing, recompute."""
+import json
+
+import pytest
+from distributed import run_ranks
+
+CASES = {
+    1: [
+        {"name": "reference"}, {"name": "micro2", "micro": 2}, {"name": "micro4", "micro": 4}, {"name": "unpacked", "packing": False},
+        {"name": "unpacked-micro4", "packing": False, "micro": 4}, {"name": "recompute-full", "recompute": "full"},
+        {"name": "recompute-selective", "recompute": "selective"}, {"name": "log-prob head", "fused": False},
+        {"name": "gspo-reference", "loss": "gspo-ori"},
+        {"name": "adv-reference", "loss": "adv-only"},
+    ],
+    2: [
+        {"name": "tp2", "tp": 2}, {"name": "tp2-sp", "tp": 2, "sp": True},
+        {"name": "pp2", "pp": 2}, {"name": "pp2-vpp2", "pp": 2, "vpp": 2},
+        {"name": "dp2"}, {"name": "dp2-micro2-unpacked", "micro": 2, "packing": False},
+        {"name": "tp2-sp-recompute", "tp": 2, "sp": True, "recompute": "full"},
+        {"name": "gspo-tp2", "loss": "gspo-ori", "tp": 2, "sp": True}, {"name": "gspo-dp2", "loss": "gspo-ori"},
+        {"name": "adv-pp2", "loss": "adv-only", "pp": 2},
+    ],
+    4: [{"name": "tp2-pp2", "tp": 2, "pp": 2, "sp": True}, {"name": "tp2-dp2", "tp": 2}],
+}
+LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # relative
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Case name → [(mean loss, gradient norm, loss tokens) of each step]."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("layouts")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=517, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, tie_word_embeddings=True, max_position_embeddings=256)
+    Qwen3ForCausalLM(config).save_pretrained(folder / "model")
+    found = {}
+    for world_size, cases in CASES.items():
+        out = folder / f"{world_size}.json"
+        run_ranks("train/layout_worker.py", world_size, str(folder / "model"), json.dumps(cases), str(out))
+        found |= {result["name"]: result["steps"] for result in json.loads(out.read_text())}
+    return found
+
+
+@pytest.mark.parametrize("prefix", ["", "gspo-", "adv-"])
+def test_layouts_agree(steps, prefix):
+    reference = steps[f"{prefix}reference"]
+    others = {name: rows for name, rows in steps.items() if name.startswith(("gspo-", "adv-")) == bool(prefix) and name.startswith(prefix)}
+    assert len(others) >= 2
+    for name, rows in others.items():
+        for (loss, grad_norm, tokens), (loss0, grad_norm0, tokens0) in zip(rows, reference, strict=True):
+            assert tokens == tokens0, name
+            assert loss == pytest.approx(loss0, rel=LOSS_TOLERANCE), name
+            assert grad_norm == pytest.approx(grad_norm0, rel=GRAD_NORM_TOLERANCE), name
+            assert grad_norm > 1e-3, name  # the case says something
