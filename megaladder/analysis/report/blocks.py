@@ -1,0 +1,150 @@
+"""What a section of the page is made of: prose, tables, panels of charts, token views, rollouts. Each block knows its CSV rows.
+
+Cells are plain text (escaped by the template) or `Drawing`s (SVG made by `svg`, which escapes its own text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from megaladder.analysis.report.svg import Chart
+
+
+@dataclass(frozen=True, slots=True)
+class CsvRow:
+    """One number of the page. `x` is a step, k, budget …; `low`/`high` bound `y`."""
+
+    section: str
+    figure: str
+    series: str
+    x: str | float | None
+    y: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """SVG that goes into the page as it is."""
+
+    svg: str
+
+
+@dataclass(frozen=True)
+class Prose:
+    """Paragraphs; with `as_list`, bullet points. `numbers` are the CSV rows of numbers in them that stand nowhere else."""
+
+    lines: Sequence[str]
+    as_list: bool = False
+    numbers: Sequence[CsvRow] = ()
+    kind: str = "prose"
+
+    def csv(self, section: str) -> Iterator[CsvRow]:
+        yield from self.numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """`numbers` are the CSV rows of the table's values. `wide` tables scroll sideways on a phone, others wrap."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Drawing]]
+    caption: str = ""
+    numbers: Sequence[CsvRow] = ()
+    numeric: frozenset[int] = frozenset()  # columns set flush right
+    kind: str = "table"
+
+    def csv(self, section: str) -> Iterator[CsvRow]:
+        yield from self.numbers
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Charts in a grid under one legend of (name, style)."""
+
+    charts: Sequence[Chart]
+    legend: Sequence[tuple[str, int]] = ()
+    folded: str = ""  # title of a fold that hides them until opened
+    kind: str = "panels"
+
+    def csv(self, section: str) -> Iterator[CsvRow]:
+        for chart in self.charts:
+            for series in chart.series:
+                for i, (x, y) in enumerate(series.points):
+                    low, high = (series.bounds[i] if i < len(series.bounds) else None) or (None, None)
+                    yield CsvRow(section, chart.csv_name or chart.title, series.name, x, y, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of the shift view. `heat` 0 = not shifted, 1–4 by rank (2–3, 4–10, 11–100, above)."""
+
+    text: str
+    heat: int
+    tip: str
+    rank: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """Answers with shifted tokens marked in place."""
+
+    rows: Sequence[tuple[str, Sequence[Token]]]  # prompt, tokens
+    kind: str = "tokens"
+
+    def csv(self, section: str) -> Iterator[CsvRow]:
+        for number, (_, tokens) in enumerate(self.rows, start=1):
+            for place, token in enumerate(tokens):
+                yield CsvRow(section, "token rank", f"answer {number}", place, float(token.rank))
+                yield CsvRow(section, "token KL", f"answer {number}", place, token.kl)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One generated answer to read. `correct` None = not graded. Texts are cleaned and shortened already."""
+
+    source: str
+    problem: str
+    question: str
+    response: str
+    gold: str
+    answer: str
+    correct: bool | None
+    reward: float | None
+    tokens: int | None
+
+
+@dataclass(frozen=True)
+class RolloutList:
+    """Rollouts with a search field. `note` says how they were chosen."""
+
+    rollouts: Sequence[Rollout]
+    note: str
+    kind: str = "rollouts"
+
+    def csv(self, section: str) -> Iterator[CsvRow]:
+        for r in self.rollouts:
+            if r.reward is not None or r.correct is not None:
+                yield CsvRow(section, "rollout", f"{r.source} {r.problem}", "reward" if r.reward is not None else "correct",
+                             r.reward if r.reward is not None else float(bool(r.correct)), n=r.tokens)  # fmt: skip
+
+
+Block = Prose | Table | Panels | TokenView | RolloutList
+
+
+@dataclass
+class Section:
+    """A chapter of the page. A section without blocks is left out and named under "Not in this report"."""
+
+    id: str
+    title: str
+    intro: str = ""
+    blocks: list[Block] = field(default_factory=list)
+    missing: str = ""  # what would bring it
+
+    def csv(self) -> Iterator[CsvRow]:
+        for block in self.blocks:
+            yield from block.csv(self.id)
