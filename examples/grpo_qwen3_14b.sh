@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+""":"
+# GRPO (DAPO) of Qwen3-14B on verl rows (examples/configs/grpo_qwen3_14b.yaml), 8×H200, engine and trainer on the same GPUs.
+#
+#   bash examples/grpo_qwen3_14b.sh                                  one node; starts as many ranks as the layout needs
+#   torchrun examples/grpo_qwen3_14b.sh                              the same
+#   torchrun --nproc-per-node 8 examples/grpo_qwen3_14b.sh           the same, ranks by torchrun
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash examples/grpo_qwen3_14b.sh        on each node, with its NODE_RANK
+#   bash examples/grpo_qwen3_14b.sh --optim.lr 5e-7 --run_dir runs/grpo-lr5e-7         overrides, in every form above
+#
+# The same command again resumes. Bash reads down to `exec`; to Python all of this is a string.
+export USE_HUB_KERNELS=NO
+if [ "${NNODES:-1}" -gt 1 ]; then
+  exec torchrun --nnodes "$NNODES" --node-rank "${NODE_RANK:?on which node is this}" --nproc-per-node "${NPROC_PER_NODE:-8}" \
+    --master-addr "${MASTER_ADDR:?host of node 0}" --master-port "${MASTER_PORT:-29500}" "$0" "$@"
+fi
+exec "${PYTHON:-python3}" "$0" "$@"
+":"""
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+if find_spec("megaladder") is None:  # a checkout that was not installed
+    sys.path.insert(0, str(HERE.parent))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+if os.environ.get("WORLD_SIZE") == "1":  # torchrun without a number of processes: megaladder starts what the layout needs
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+from megaladder.cli import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(["grpo", str(HERE / "configs" / "grpo_qwen3_14b.yaml"), *sys.argv[1:]]))

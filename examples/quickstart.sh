@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The whole ladder on two CPU cores: data → tokenizer and model → SFT at TP2 → GRPO with a real vLLM → evaluation → report.
+# Run by `make quickstart`. Every stage can be repeated by itself; what is there already is kept (rm -rf runs/quickstart starts over).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run=runs/quickstart
+mkdir -p "$run/bench/arithmetic"
+stage() { printf '\n== %s   (%d s so far)\n' "$*" "$SECONDS"; }
+evaluate() { megaladder eval --model "$1" --name "$2" --benchmark arithmetic --data-dir "$run/bench" --limit 200 --out "$run/eval"; }
+
+stage "1  reasoning data: two-step arithmetic, every worked step verified"
+if [ ! -f "$run/rl_problems.jsonl" ]; then
+  megaladder data make arithmetic --rows 20000 --out "$run/arithmetic.jsonl" --test-out "$run/bench/arithmetic/test.jsonl"
+  megaladder data make arithmetic --form problem --rows 20000 --seed 7 --out "$run/rl_problems.jsonl"
+fi
+
+stage "2  a tokenizer and a Qwen3 of 0.85 million parameters, random weights"
+[ -f "$run/model/config.json" ] || python -m megaladder.tools.make_tiny_model --data "$run/arithmetic.jsonl" --out "$run/model"
+
+stage "3  what the SFT run will do"
+megaladder check examples/configs/sft_arithmetic_cpu.yaml
+
+stage "4  SFT, tensor parallel over two processes (the same command again resumes)"
+megaladder sft examples/configs/sft_arithmetic_cpu.yaml
+
+stage "5  GRPO on top of it: the trainer and a real vLLM engine"
+sft=$(ls -d "$run"/sft/hf/step_* | sort -V | tail -n 1)
+megaladder grpo examples/configs/grpo_arithmetic_cpu.yaml --model.path "$sft"
+
+stage "6  evaluation: base, SFT, SFT + GRPO on problems that are in no training file, with 95 % intervals"
+grpo=$(ls -d "$run"/grpo/hf/step_* | sort -V | tail -n 1)
+evaluate "$run/model" base
+evaluate "$sft" sft
+evaluate "$grpo" grpo
+
+stage "7  the exported folder in plain transformers, and the report"
+python -m megaladder.tools.generate_hf --model "$grpo" --data "$run/bench/arithmetic/test.jsonl" --kind math --num-problems 3 --max-tokens 128
+megaladder report "$run/sft" "$run/grpo" "$run/eval" --out "$run/report.html"
+
+stage "done: $run/report.html"
+python - "$run" <<'PY'
+import json, pathlib, sys
+run = pathlib.Path(sys.argv[1])
+print(f"{'model':<6} accuracy (avg@4, 200 problems)")
+for name in ("base", "sft", "grpo"):
+    summary = json.loads(next((run / "eval" / name).rglob("results_*.json")).read_text())
+    for task, scores in summary["results"].items():
+        print(f"{name:<6} " + "  ".join(f"{key} {value:.3f}" for key, value in sorted(scores.items()) if isinstance(value, float)))
+PY
