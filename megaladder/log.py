@@ -220,6 +220,20 @@ class RunLog:
             self.warn(f"{name} failed at {method} and is switched off for this run: {type(error).__name__}: {error}")
 
 
+def open_run_log(run: RunDir | None, config: Any, resumed_step: int) -> RunLog:
+    """The log of a run with the sinks its `config.log` asks for. run: None on ranks that are silent; config: of a training verb;
+    resumed_step: steps already done, -1 to drop every old row."""
+    log = RunLog(run, resumed_step=resumed_step, every=config.log.every)
+    if run is not None:
+        sinks: dict[str, Sink] = {}
+        if config.log.wandb:
+            sinks["wandb"] = WandbSink(config.log.wandb_project, run.path)
+        if config.log.tensorboard:
+            sinks["tensorboard"] = TensorBoardSink(run.path, max(resumed_step, 0) + 1)
+        log.start_sinks(sinks, config.model_dump(mode="json"))
+    return log
+
+
 def _print_line(text: str, stream: TextIO) -> None:
     """Plain text; a console that went away (closed pipe) does not stop a run, log.txt has it all."""
     try:

@@ -1,22 +1,19 @@
-"""GRPO runs for tests: a tiny model, generated problems, the fake engine; each run is a fork of this process, so imports are paid once.
+"""GRPO runs for tests: a tiny model, generated problems, the fake engine; each run is a clean fork, so imports are paid once.
 
     result = GrpoRuns(tmp_path).run("a", "--grpo.lag", "1")       result.status, result.rows (metrics.jsonl), result.error
 
-`respond(request, gold)` replaces the fake engine's answers, `faults` breaks it; `prepare()` runs in the fork before the run.
+`respond(request, gold, tokenizer)` replaces the fake engine's answers, `faults` breaks it.
 """
 from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
 
 STEPS = 4
@@ -60,28 +57,9 @@ class GrpoRuns:
 
     def run(self, name: str, *flags: str, fault: str | None = None, kill_after_s: float | None = None, **how: Any) -> Finished:
         """Runs GRPO in a fork and waits for it."""
-        import megaladder.train.grpo  # noqa: F401  (imported before the fork)
-
         self.folder.joinpath(name).mkdir(exist_ok=True)
         said = self.folder / f"{name}.stderr"
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                os.setsid()
-                if fault:
-                    os.environ["MEGALADDER_FAULT"] = fault
-                if kill_after_s is not None:
-                    threading.Timer(kill_after_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
-                sys.stdout, sys.stderr = Path(os.devnull).open("w"), said.open("w")  # noqa: SIM115  (for the life of the fork)
-                status = _run(self.config(name, *flags), **how)
-            except BaseException as error:
-                traceback.print_exc()
-                status = getattr(error, "exit_status", 1)
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = run_in_fork(_run, self.config(name, *flags), fault, how, stdout=Path(os.devnull), stderr=said, kill_after_s=kill_after_s)
         return Finished(status, self.folder / name, self.rows(name), said.read_text())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -89,19 +67,19 @@ class GrpoRuns:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _run(config: Any, respond: Callable | None = None, faults: Any = None, prepare: Callable[[], None] | None = None) -> int:
+def _run(config: Any, fault: str | None, how: dict[str, Any]) -> int:
     from megaladder.rollout.fake_engine import FakeEngine
     from megaladder.train.grpo import run_grpo
     from megaladder.train.rl import engines
 
-    if prepare is not None:
-        prepare()
-    if respond is not None:
+    if fault:
+        os.environ["MEGALADDER_FAULT"] = fault
+    if respond := how.get("respond"):
         def fake_answers(stream: Any, tokenizer: Any) -> Callable:
             gold_of = dict(zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True))
             return lambda request: respond(request, gold_of[request.prompt_ids], tokenizer)
 
         engines.fake_answers = fake_answers
-    if faults is not None:
+    if faults := how.get("faults"):
         engines.FakeEngine = lambda **given: FakeEngine(**given, faults=faults)
     return run_grpo(config)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints_conv.conv_models import CASES, differences, make_hf_folder, read_all, rewrite_single
+from clean_fork import run_in_fork
 
 from megaladder.checkpoint import store
 from megaladder.checkpoints_conv import writer as writer_module
@@ -22,7 +23,7 @@ from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.verbs import run_hf_to_megatron, run_megatron_to_hf, run_verify
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig, VerifyConfig
-from megaladder.errors import CheckpointError, ConversionError, MegaladderError, ModelError
+from megaladder.errors import CheckpointError, ConversionError, ModelError
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +34,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_hf_folder(case, root / case)
         convert_to_megatron(root / case, root / f"megatron-{case}")
     return root
-
-
-def in_child(action: Callable[[], None]) -> int:
-    """Runs `action` in a forked process; its exit code, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException as error:
-            os._exit(40 + isinstance(error, MegaladderError))
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 def die_after(num_calls: int) -> Callable[[int], None]:
@@ -137,12 +125,12 @@ def test_verify_against_another_model_says_so(folders: Path) -> None:
 def test_killed_conversions_never_look_complete(folders: Path, tmp_path: Path, num_calls: int) -> None:
     """SIGKILL after some tensors; what is left is refused by every reader, and the same command then succeeds without --force."""
     megatron, hf = tmp_path / "m", tmp_path / "hf"
-    assert in_child(lambda: _ignore(convert_to_megatron(folders / "qwen3", megatron, on_bytes=die_after(num_calls)))) == -signal.SIGKILL
+    assert run_in_fork(lambda: convert_to_megatron(folders / "qwen3", megatron, on_bytes=die_after(num_calls))) == -signal.SIGKILL
     with pytest.raises(CheckpointError, match="cut short"):
         DistCheckpointReader(megatron)
     convert_to_megatron(folders / "qwen3", megatron)
     options = WriteOptions(max_shard_bytes=100_000)
-    assert in_child(lambda: _ignore(convert_to_hf(megatron, hf, options, die_after(num_calls)))) == -signal.SIGKILL
+    assert run_in_fork(convert_to_hf, megatron, hf, options, die_after(num_calls)) == -signal.SIGKILL
     assert not (hf / "config.json").exists() and not (hf / "model.safetensors.index.json").exists()
     with pytest.raises(ModelError, match="did not finish"):
         HFReader(hf)
@@ -150,16 +138,11 @@ def test_killed_conversions_never_look_complete(folders: Path, tmp_path: Path, n
     assert differences(read_all(hf), read_all(folders / "qwen3")) == []
 
 
-def _ignore(_: object) -> None:
-    return None
-
-
 def test_replacing_a_model_is_never_half_done(folders: Path, tmp_path: Path) -> None:
     """With --force over a complete folder, a kill leaves no complete folder, neither old nor mixed."""
     out = tmp_path / "m"
     convert_to_megatron(folders / "qwen3", out)
-    again = lambda: _ignore(convert_to_megatron(folders / "llama3", out, force=True, on_bytes=die_after(3)))  # noqa: E731
-    assert in_child(again) == -signal.SIGKILL
+    assert run_in_fork(lambda: convert_to_megatron(folders / "llama3", out, force=True, on_bytes=die_after(3))) == -signal.SIGKILL
     assert not (out / store.MARKER).exists()
 
 
@@ -192,9 +175,9 @@ def test_no_room_in_the_middle_is_an_error_with_the_way_out(folders: Path, tmp_p
 
         return run
 
-    assert in_child(limited(lambda: convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf"))) == 41
+    assert run_in_fork(limited(lambda: convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf"))) == 2
     assert not (tmp_path / "hf" / "config.json").exists()
-    assert in_child(limited(lambda: convert_to_megatron(folders / "qwen3", tmp_path / "m"))) == 41
+    assert run_in_fork(limited(lambda: convert_to_megatron(folders / "qwen3", tmp_path / "m"))) == 2
     assert not (tmp_path / "m" / store.MARKER).exists()
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clean_fork import run_in_fork
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,24 +145,21 @@ def test_killed_writers_leave_old_or_new_content_never_a_mixture(tmp_path) -> No
         assert len(set(content)) == 1
 
 
-def _write_with_a_size_limit(target: str) -> None:
+def _write_with_a_size_limit(target: str) -> int:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         atomic_write(target, "n" * 200_000)
     except OSError:
-        os._exit(7)
-    os._exit(0)
+        return 7
+    return 0
 
 
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_litter(tmp_path) -> None:
     """A file-size limit of the process stands in for ENOSPC: the write fails half way."""
     target = tmp_path / "config.yaml"
     atomic_write(target, "old")
-    child = multiprocessing.get_context("fork").Process(target=_write_with_a_size_limit, args=(str(target),))
-    child.start()
-    child.join(30)
-    assert child.exitcode == 7
+    assert run_in_fork(_write_with_a_size_limit, str(target)) == 7
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 

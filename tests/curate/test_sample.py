@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from clean_fork import run_in_fork
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -141,17 +142,9 @@ def test_difficulty_is_the_measured_success_rate(finished: Path, tmp_path: Path)
     assert all(row["success_rate"] == row["correct"] / row["num_samples"] == row["correct"] / N for row in rows)
 
 
-def _killed(folder: Path, fault: str) -> int:
-    """Runs in a forked child that a fault point kills; returns its exit status."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.environ["MEGALADDER_FAULT"] = fault
-            run_once(folder, FakeEngine(teacher))
-            os._exit(0)
-        except BaseException:  # the child must not go on with the test session
-            os._exit(99)
-    return os.waitpid(child, 0)[1]
+def _run_with_fault(folder: Path, fault: str) -> None:
+    os.environ["MEGALADDER_FAULT"] = fault
+    run_once(folder, FakeEngine(teacher))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 40])
@@ -159,7 +152,7 @@ def test_kill_and_resume_loses_and_doubles_nothing(finished: Path, tmp_path: Pat
     """kill -9 before and after appends, the journal's tail torn by `cut` bytes; in the end the same rows as without any kill."""
     folder = tmp_path / "run"
     for fault in ("before_append:1:SIGKILL", "after_append:9:SIGKILL", "before_append:20:SIGKILL", "after_append:1:SIGKILL"):
-        assert _killed(folder, fault) == signal.SIGKILL
+        assert run_in_fork(_run_with_fault, folder, fault) == -signal.SIGKILL
         journal = folder / "journal.jsonl"
         if cut and journal.stat().st_size > cut:
             os.truncate(journal, journal.stat().st_size - cut)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clean_fork import start_fork
 
 from megaladder.data.chat import TemplateOptions, tokenizer_fingerprint
 from megaladder.data.schemas import ReadOptions
@@ -143,9 +142,9 @@ def test_damaged_cache_is_named_not_used(tmp_path, base):
     assert len(open_store(spec, base, "k")) == 2
 
 
-def build_and_tell(spec: DataSpec, tokenizer, results) -> None:
+def build_and_tell(spec: DataSpec, tokenizer, told: Path) -> None:
     store = open_store(spec, tokenizer, "k")
-    results.put((store.fingerprint, len(store), int(store.lengths.sum())))
+    told.write_text(json.dumps([store.fingerprint, len(store), int(store.lengths.sum())]))
 
 
 def test_killed_builder_leaves_nothing_and_concurrent_builders_agree(tmp_path, base):
@@ -153,23 +152,19 @@ def test_killed_builder_leaves_nothing_and_concurrent_builders_agree(tmp_path, b
     cache = tmp_path / "c"
     answers = [f"{i} is the answer. " * 100 for i in range(1500)]
     spec = DataSpec(write_rows(tmp_path / "d.jsonl", answers), 4096, cache_dir=str(cache))
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    victim = context.Process(target=build_and_tell, args=(spec, base, results))
-    victim.start()
+    victim = start_fork(build_and_tell, spec, base, tmp_path / "victim")
     deadline = time.monotonic() + 60
     while not list(cache.glob(".tmp-*/ids.bin")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join(30)
+    victim.kill()
+    victim.join()
     assert list(cache.glob(".tmp-*")) and not list(cache.glob("data-*/meta.json")), "killed in the middle of building"
-    builders = [context.Process(target=build_and_tell, args=(spec, base, results)) for _ in range(3)]
+    builders = [start_fork(build_and_tell, spec, base, tmp_path / f"told{i}") for i in range(3)]
     for builder in builders:
-        builder.start()
-    outputs = {results.get(timeout=120) for _ in builders}
-    for builder in builders:
-        builder.join(30)
-    assert len(outputs) == 1 and outputs.pop()[1] == 1500
+        builder.join()
+    assert [builder.exitcode for builder in builders] == [0, 0, 0]
+    (told,) = {(tmp_path / f"told{i}").read_text() for i in range(3)}
+    assert json.loads(told)[1] == 1500
     assert len([p for p in cache.iterdir() if p.is_dir()]) == 1, "one cache folder, no temporary one left"
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from clean_fork import start_fork
 from tiny_models import build_tokenizer
 
 from megaladder.cli import main
@@ -91,6 +92,7 @@ def _run_until_killed(folder: Path) -> None:
         time.sleep(0.002)
         return answers(request)
 
+    (folder / "started").touch()
     with Journal(folder, PARTS) as journal:
         run_task(task(n=40), FakeEngine(slow), None, journal)
 
@@ -99,13 +101,13 @@ def test_twenty_kills_at_random_moments(tmp_path):
     rng = random.Random(5)
     survived = []
     for _ in range(20):
-        child = os.fork()
-        if child == 0:
-            _run_until_killed(tmp_path)
-            os._exit(0)
+        child = start_fork(_run_until_killed, tmp_path)
+        while not (tmp_path / "started").exists():
+            time.sleep(0.002)
         time.sleep(rng.uniform(0.01, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        child.kill()
+        child.join()
+        (tmp_path / "started").unlink()
         path = tmp_path / "journal.jsonl"
         survived.append(len(keyed(path.read_bytes().rpartition(b"\n")[0])) if path.exists() else 0)
     assert survived == sorted(survived) and survived[0] < survived[-1] < 320

@@ -1,12 +1,12 @@
 """What people get wrong when they start an SFT run: exit status 2, one message that names the place and the way out, no traceback."""
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
-from distributed import ROOT, environment
+from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
+
+from megaladder import cli
 
 GOOD = {"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}
 
@@ -51,18 +51,21 @@ def outcomes(tmp_path_factory):
         "resume with another model": [*sft(model=broken["other"], run_dir="run"), "--train.max-steps", "4"],
         "resume with another batch size": [*sft(run_dir="run"), "--train.max-steps", "4", "--train.global-batch-size", "8"],
     }
-    found = _run(cases)
+    found = _run(cases, folder)
     shard = sorted((folder / "run" / "checkpoints" / "step_2").glob("*.distcp"))[0]
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    return found | _run({"corrupted shard": [*sft(run_dir="run"), "--train.max-steps", "4"]})
+    return found | _run({"corrupted shard": [*sft(run_dir="run"), "--train.max-steps", "4"]}, folder)
 
 
-def _run(cases):
-    command = [sys.executable, str(ROOT / "tests/faults/forked_cli.py"), json.dumps(list(cases.values()))]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280, check=True)
-    return {name: json.loads(line) for name, line in zip(cases, done.stdout.splitlines(), strict=True)}
+def _run(cases, folder):
+    found = {}
+    for name, arguments in cases.items():
+        out, err = folder / "stdout.txt", folder / "stderr.txt"
+        status = run_in_fork(lambda arguments=arguments: cli.main(arguments), stdout=out, stderr=err)
+        found[name] = {"status": status, "stdout": out.read_text(), "stderr": err.read_text()}
+    return found
 
 
 @pytest.mark.parametrize(("case", "words"), [

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node W grpo_layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
-CASES_JSON: list of {"name", "objective", "tp", "pp", "vpp", "sp", "micro", "packing", "order", "starved"}. Not a test itself:
+CASES_JSON: list of {"name", "objective", "tp", "pp", "vpp", "sp", "micro", "packing", "order", "starved", "num_updates"}. Not a test:
 `test_grpo_invariance.py` runs it. Each case updates a real model through `rl.policy.Policy`'s functions.
 """
 import json
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from train.plain_head import use_plain_head_if_asked
 
 from megaladder import parallel
 from megaladder.parallel import Layout
@@ -80,7 +81,7 @@ def run_case(model_dir: str, case: dict) -> dict:
         minis.append([replace(batch, old_logprobs_t=values, ref_logprobs_t=None if ref is None else ref.astype(np.float32))
                       for batch, values, ref in zip(batches, old, reference, strict=True)])
     updates = []
-    for batches in minis:
+    for batches in minis[: case.get("num_updates")]:
         zero_grad(wrapped, optimizer)
         sums = run_micro_batches(wrapped, batches, grpo_loss(options), metric_names=METRIC_NAMES, maximum_names=METRIC_MAX_NAMES, head=head)
         grad_norm, updated = guarded_update(optimizer, sums.loss, lr=2e-3)
@@ -92,6 +93,7 @@ def run_case(model_dir: str, case: dict) -> dict:
 
 def main() -> None:
     model_dir, cases, out = sys.argv[1:4]
+    use_plain_head_if_asked()
     results = [run_case(model_dir, case) for case in json.loads(cases)]
     if parallel.is_main():
         Path(out).write_text(json.dumps(results))

@@ -6,11 +6,11 @@ CASES_JSON: list of {"name", "tp", "pp", "vpp", "sp", "micro", "packing", "loss"
 Not a test itself: `test_layout_invariance.py` runs it.
 """
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
+from train.plain_head import use_plain_head_if_asked
 
 from megaladder import parallel
 from megaladder.parallel import Layout
@@ -80,10 +80,7 @@ def run_case(model_dir: str, case: dict) -> dict:
 
 def main() -> None:
     model_dir, cases, out = sys.argv[1:4]
-    if os.environ.get("MEGALADDER_TEST_PLAIN_HEAD"):
-        from train.plain_head import use_plain_head
-
-        use_plain_head()
+    use_plain_head_if_asked()
     results = [run_case(model_dir, case) for case in json.loads(cases)]
     if parallel.is_main():
         Path(out).write_text(json.dumps(results))

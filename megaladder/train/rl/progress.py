@@ -7,12 +7,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import RunStopped
-from megaladder.log import RunLog, StepMetrics, TensorBoardSink, WandbSink
+from megaladder.log import RunLog, StepMetrics, open_run_log
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
 from megaladder.run_dir import RunDir
@@ -51,18 +50,9 @@ class GrpoProgress:
             self._left_out.update(saved["left_out"])
             self._rewards = {int(key): value for key, value in saved["rewards"].items()}
         write_run_identity(self._config, self._run, self._facts.identity)
-        self._start_log(step)
+        self.log = open_run_log(self._run if parallel.is_main() else None, self._config, step)
         self._introduce(step)
         return step
-
-    def _start_log(self, step: int) -> None:
-        self.log = RunLog(self._run if parallel.is_main() else None, resumed_step=step, every=self._config.log.every)
-        sinks: dict[str, Any] = {}
-        if parallel.is_main() and self._config.log.wandb:
-            sinks["wandb"] = WandbSink(self._config.log.wandb_project, self._run.path)
-        if parallel.is_main() and self._config.log.tensorboard:
-            sinks["tensorboard"] = TensorBoardSink(self._run.path, step + 1)
-        self.log.start_sinks(sinks, self._config.model_dump(mode="json"))
 
     def _introduce(self, step: int) -> None:
         config = self._config

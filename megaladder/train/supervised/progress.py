@@ -4,12 +4,11 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from typing import Any
 
 from megaladder import parallel, platform
 from megaladder.config.train import SftConfig
 from megaladder.data.loader import BatchStats
-from megaladder.log import RunLog, StepMetrics, TensorBoardSink, WandbSink
+from megaladder.log import RunLog, StepMetrics, open_run_log
 from megaladder.run_dir import RunDir
 from megaladder.train.objectives.losses import held_out_loss
 from megaladder.train.resume import check_same_run, write_run_identity
@@ -42,19 +41,10 @@ class SftProgress:
             step = self._saved = saved["step"]
         identity = {**self._data.identity(), "num_parameters": self._trainer.shape.num_parameters, "num_ranks": parallel.world_size()}
         write_run_identity(self._config, self._run, identity)
-        self._start_log(step)
+        kept = step or -1  # a fresh start measures the held-out loss of step 0 again
+        self.log = open_run_log(self._run if parallel.is_main() else None, self._config, kept)
         self._introduce(step)
         return step
-
-    def _start_log(self, step: int) -> None:
-        kept = step if step else -1  # a fresh start measures the held-out loss of step 0 again
-        self.log = RunLog(self._run if parallel.is_main() else None, resumed_step=kept, every=self._config.log.every)
-        sinks: dict[str, Any] = {}
-        if parallel.is_main() and self._config.log.wandb:
-            sinks["wandb"] = WandbSink(self._config.log.wandb_project, self._run.path)
-        if parallel.is_main() and self._config.log.tensorboard:
-            sinks["tensorboard"] = TensorBoardSink(self._run.path, step + 1)
-        self.log.start_sinks(sinks, self._config.model_dump(mode="json"))
 
     def _introduce(self, step: int) -> None:
         shape, layout = self._trainer.shape, self._trainer.layout
