@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,13 +68,6 @@ def local_world_size_from_env() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or world_size_from_env())
 
 
-def _single_process_rendezvous() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-
-
 def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     """Starts torch.distributed and megatron-core's process groups for `layout`.
 
@@ -92,10 +84,10 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     from megatron.core import parallel_state, tensor_parallel
 
     if not dist.is_initialized():
-        if "RANK" not in os.environ:
-            _single_process_rendezvous()
+        # A process by itself meets nobody: no port, and nothing in the environment that its children would take for theirs.
+        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         platform.bind_device(local_rank_from_env())
-        dist.init_process_group(platform.collective_backend(), timeout=datetime.timedelta(seconds=timeout_s))
+        dist.init_process_group(platform.collective_backend(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,

@@ -25,6 +25,7 @@ ARITHMETIC = [
     ArithmeticSpec(digits=1, steps=1, operations="+"),
     ArithmeticSpec(digits=3, factor_digits=2, steps=4, operations="*+-", shuffle=True),
     ArithmeticSpec(digits=2, steps=6, operations="-*+"),
+    ArithmeticSpec(digits=3, steps=4, operations="*+-", shuffle=True, recheck_share=0.5),
 ]
 COUNTDOWN = [CountdownSpec(), CountdownSpec(numbers=3, largest=9, breadth=3), CountdownSpec(numbers=6, max_backtracks=30, min_backtracks=8)]
 
@@ -41,6 +42,16 @@ def test_every_arithmetic_line_is_true(spec: ArithmeticSpec) -> None:
     for row in rows:
         expression = row["question"].removeprefix("What is ").removesuffix("?")
         assert str(evaluate(expression)) == row["gold"]
+
+
+def test_recheck_share_adds_lines_and_changes_no_question() -> None:
+    mixed, plain = rows_of(ArithmeticSpec(recheck_share=0.4), 2000), rows_of(ArithmeticSpec(), 2000)
+    assert [row["question"] for row in mixed] == [row["question"] for row in plain]
+    assert 0.36 < sum(row["rechecks"] > 0 for row in mixed) / 2000 < 0.44  # ±0.04 is 3.6 standard deviations
+    for one, other in zip(mixed, plain, strict=True):
+        lines = [line for line in one["messages"][1]["content"].split("\n") if not line.startswith("Wait, ")]
+        assert "\n".join(lines) == other["messages"][1]["content"]
+    assert check_arithmetic({**plain[0], "rechecks": 2}) == ["0 rechecks, the row says 2"]
 
 
 @pytest.mark.parametrize("spec", COUNTDOWN, ids=str)
@@ -102,7 +113,7 @@ def _change_one_number(text: str, rng: random.Random) -> str:
 
 def test_the_checkers_notice_any_changed_number() -> None:
     rng = random.Random(0)
-    for spec, check in ((ArithmeticSpec(), check_arithmetic), (CountdownSpec(numbers=4), check_countdown)):
+    for spec, check in ((ArithmeticSpec(recheck_share=0.3), check_arithmetic), (CountdownSpec(numbers=4), check_countdown)):
         for row in rows_of(spec, 60):
             user, assistant = row["messages"]
             broken = {**assistant, "content": _change_one_number(assistant["content"], rng)}

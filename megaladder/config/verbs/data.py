@@ -53,6 +53,8 @@ class MakeArithmeticConfig(MakeConfig):
     """Operations out of + - *, taken in this order and repeated: '*+' with 2 steps is a*b+c."""
     shuffle: bool = False
     """Draw each operation at random from `operations` instead."""
+    recheck_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of rows that go over every result a second time ('Wait, …'): a mixture of short and long thoughts with the same answers."""
 
 
 class MakeCountdownConfig(MakeConfig):

@@ -1,7 +1,8 @@
 r"""Arithmetic with worked steps: `What is 23 * 7 + 58?` → short digit-level reasoning in `<think>` → `\boxed{219}`.
 
 A row is a pure function of (spec, seed, position). Every line of the trace is a chain of equal expressions, which `check.py` evaluates
-without knowing how it was made. A model of a million parameters learns the default spec in a minute or two.
+without knowing how it was made. A model of a million parameters learns the default spec in a minute or two. With `recheck_share`, that
+share of the rows goes over every result a second time (`Wait, …`): longer thoughts, the same answers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class ArithmeticSpec:
     """How hard the questions are.
 
     >>> ArithmeticSpec()                                    # a*b+c: two digits times one digit plus two digits
-    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False)
+    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False, recheck_share=0.0)
     """
 
     digits: int = 2  # of the first number and of everything added or subtracted
@@ -30,6 +31,7 @@ class ArithmeticSpec:
     steps: int = 2  # number of operations
     operations: str = "*+"  # taken in this order, repeated; with `shuffle` drawn at random
     shuffle: bool = False
+    recheck_share: float = 0.0  # of the rows, those in which every line is followed by one that checks it
 
     def __post_init__(self) -> None:
         bad = sorted(set(self.operations) - set("+-*"))
@@ -39,19 +41,21 @@ class ArithmeticSpec:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise DataError(f"{name} {value} is outside {low}…{high}; fix: a number in that range")
+        if not 0 <= self.recheck_share <= 1:
+            raise DataError(f"recheck_share {self.recheck_share} is outside 0…1; fix: a number in that range")
 
 
 def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool = False) -> Iterator[dict[str, Any]]:
     """`num_rows` different questions of one half of the split, in a seeded order.
 
-    Row: `id, question, gold, messages` (user, assistant) and the measures `steps, largest`. Raises DataError when the spec has fewer
-    questions than asked for.
+    Row: `id, question, gold, messages` (user, assistant) and the measures `steps, largest, rechecks`. Raises DataError
+    when the spec has fewer questions than asked for.
     """
     rng = random.Random(f"arithmetic/{seed}/{test}")
     seen: set[str] = set()
     repeats = 0
     while len(seen) < num_rows:
-        question, trace, value, largest = _draw(spec, rng)
+        question, pairs, value, largest = _draw(spec, rng)
         if question in seen or is_test_question(question) != test:
             repeats += 1
             if repeats > MAX_REPEATS:
@@ -62,6 +66,8 @@ def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool =
             continue
         repeats = 0
         seen.add(question)
+        rechecked = random.Random(f"recheck/{seed}/{question}").random() < spec.recheck_share  # its own draw: the questions stay the same
+        trace = "\n".join(f"{line}\nWait, {check}" if rechecked else line for line, check in pairs)
         answer = f"<think>\n{trace}\n</think>\n\n\\boxed{{{value}}}"
         yield {
             "id": question_id("arith", question),
@@ -70,23 +76,25 @@ def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool =
             "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
             "steps": spec.steps,
             "largest": largest,
+            "rechecks": spec.steps * rechecked,
         }
 
 
-def _draw(spec: ArithmeticSpec, rng: random.Random) -> tuple[str, str, int, int]:
-    """One question: its text, the trace, the value, the largest number that occurs on the way."""
+def _draw(spec: ArithmeticSpec, rng: random.Random) -> tuple[str, list[tuple[str, str]], int, int]:
+    """One question: its text, each line with the one that checks it, the value, the largest number that occurs on the way."""
     value = largest = _number(spec.digits, rng)
-    expression, last_operation, lines = str(value), "*", []
+    expression, last_operation, pairs = str(value), "*", []
     for step in range(spec.steps):
         operation = rng.choice(spec.operations) if spec.shuffle else spec.operations[step % len(spec.operations)]
         operand = _operand(operation, value, spec, rng)
         if operation == "*" and last_operation != "*":
             expression = f"({expression})"
         expression = f"{expression} {operation} {operand}"
-        line, value = _worked(value, operation, operand)
-        lines.append(line)
+        line, result = _worked(value, operation, operand)
+        pairs.append((line, _recheck(value, operation, operand, result)))
+        value = result
         last_operation, largest = operation, max(largest, value)
-    return f"What is {expression}?", "\n".join(lines), value, largest
+    return f"What is {expression}?", pairs, value, largest
 
 
 def _number(digits: int, rng: random.Random) -> int:
@@ -125,6 +133,15 @@ def _worked(left: int, operation: str, right: int) -> tuple[str, int]:
             sides.append(f" {operation} ".join(map(str, [running, *parts[i:]])))
             running = running + parts[i] if operation == "+" else running - parts[i]
     return " = ".join([*sides, str(value)]), value
+
+
+def _recheck(left: int, operation: str, right: int, value: int) -> str:
+    """The same result another way round: commuted, or the subtraction undone.
+
+    >>> _recheck(23, "*", 7, 161), _recheck(100, "-", 58, 42)
+    ('7 * 23 = 7 * 20 + 7 * 3 = 140 + 21 = 161', '42 + 58 = 42 + 50 + 8 = 92 + 8 = 100')
+    """
+    return _worked(value, "+", right)[0] if operation == "-" else _worked(right, operation, left)[0]
 
 
 def _places(number: int) -> list[int]:

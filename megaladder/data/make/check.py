@@ -1,8 +1,9 @@
 r"""Verifies generated rows from their text alone: shares no code with the generators, so that a bug there cannot hide here.
 
-Arithmetic: every line of the trace is a chain of equal expressions, the first expressions compute the question, `\boxed{}` and `gold`
-are its value. Countdown: the trace is replayed move by move against the numbers; the boxed expression uses each number once and is the
-target. Each `check_*` returns the list of faults (empty = verified). Expressions are parsed with `ast` over exact fractions; no eval.
+Arithmetic: every line of the trace is a chain of equal expressions, the first expressions compute the question, a recheck is about the
+numbers of the line before it, `\boxed{}` and `gold` are the question's value. Countdown: the trace is replayed move by move against the
+numbers; the boxed expression uses each number once and is the target. Each `check_*` returns the list of faults (empty = verified).
+Expressions are parsed with `ast` over exact fractions; no eval.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 MAX_EXPRESSION = 2000  # characters
 RESPONSE = re.compile(r"<think>\n(?P<trace>.*)\n</think>\n\n\\boxed\{(?P<boxed>[^{}]*)\}", re.DOTALL)
+RECHECK = "Wait, "
 MOVE = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
@@ -58,11 +60,16 @@ def check_arithmetic(row: Mapping[str, Any]) -> list[str]:
     if not question or not response or row["messages"][0]["content"] != row["question"]:
         return ["the question or the answer is not in the documented form"]
     faults, carried = [], None
-    for number, line in enumerate(response["trace"].split("\n"), start=1):
-        sides = line.split(" = ")
+    lines = response["trace"].split("\n")
+    for number, line in enumerate(lines, start=1):
+        sides = line.removeprefix(RECHECK).split(" = ")
         values = {evaluate(side) for side in sides}
         if len(sides) < 2 or len(values) != 1:
             faults.append(f"line {number} is no chain of equal expressions: {line}")
+        if line.startswith(RECHECK):
+            if number == 1 or _operands_and_value(lines[number - 2].split(" = ")) != _operands_and_value(sides):
+                faults.append(f"line {number} does not check the one before it: {line}")
+            continue
         if carried is not None and sides[0].split(" ")[0] != carried:
             faults.append(f"line {number} does not go on from {carried}: {line}")
         carried = sides[-1]
@@ -72,11 +79,19 @@ def check_arithmetic(row: Mapping[str, Any]) -> list[str]:
         for name, found in (("the last line", carried), ("boxed", response["boxed"]), ("gold", row["gold"]))
         if found != str(value)
     ]
-    operations = [line.split(" = ")[0].split(" ")[1:] for line in response["trace"].split("\n")]
+    steps = [line for line in lines if not line.startswith(RECHECK)]
+    if len(lines) - len(steps) != row["rechecks"]:
+        faults.append(f"{len(lines) - len(steps)} rechecks, the row says {row['rechecks']}")
+    operations = [line.split(" = ")[0].split(" ")[1:] for line in steps]
     asked = re.findall(r"([-+*]) (\d+)", question[1])
     if [tuple(pair) for pair in operations] != asked:
         faults.append(f"the lines compute {operations}, the question asks for {asked}")
     return faults
+
+
+def _operands_and_value(sides: list[str]) -> Counter[str]:
+    """The three numbers that a line is about: of `23 * 7 = … = 161` 23, 7 and 161."""
+    return Counter([*re.findall(r"\d+", sides[0]), sides[-1]])
 
 
 def check_countdown(row: Mapping[str, Any]) -> list[str]:

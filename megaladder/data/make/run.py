@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from megaladder.data.curate.rows import Row, RowWriter
@@ -22,7 +23,7 @@ Check = Callable[[Row], list[str]]
 def run_make(config: MakeArithmeticConfig | MakeCountdownConfig) -> None:
     """The verb `data make arithmetic|countdown`."""
     if config.kind == "arithmetic":
-        arithmetic = ArithmeticSpec(config.digits, config.factor_digits, config.steps, config.operations, config.shuffle)
+        arithmetic = ArithmeticSpec(**{field.name: getattr(config, field.name) for field in fields(ArithmeticSpec)})
         _make(config, arithmetic, (arithmetic_rows, check_arithmetic), "largest")
     else:
         limits = (config.max_target, config.breadth, config.max_backtracks, config.min_backtracks)
@@ -31,7 +32,7 @@ def run_make(config: MakeArithmeticConfig | MakeCountdownConfig) -> None:
 
 def problem_row(row: Row) -> Row:
     """The row as a problem for evaluation and RL: `id, question, answer` and the measures, without the worked answer."""
-    rest = {name: value for name, value in row.items() if name not in ("messages", "gold", "id", "question")}
+    rest = {name: value for name, value in row.items() if name not in ("messages", "gold", "id", "question", "rechecks")}
     return {"id": row["id"], "question": row["question"], "answer": row["gold"], **rest}
 
 
