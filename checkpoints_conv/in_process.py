@@ -25,6 +25,7 @@ from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.errors import ConversionError, MegaladderError
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.weights import is_quantized, plain_weight, set_weight
 
 Held = dict[str, tuple[Entry, torch.nn.Parameter]]  # canonical global name → its entry and this rank's parameter
 _T = TypeVar("_T")
@@ -55,7 +56,12 @@ def load_tensors_into_chunks(chunks: Sequence[torch.nn.Module], source: TensorSo
     held = _on_all_ranks(account)
     _check_complete(table, held)
     for entry, parameter in held.values():
-        entry.mapping.fill(parameter.data, source, tp_rank, tp_size)
+        if is_quantized(parameter):  # slices of it are no views: fill a plain tensor, then quantise
+            values = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+            entry.mapping.fill(values, source, tp_rank, tp_size)
+            set_weight(parameter, values)
+        else:
+            entry.mapping.fill(parameter.data, source, tp_rank, tp_size)
     return sum(parameter.numel() * parameter.element_size() for _, parameter in held.values())
 
 
@@ -77,7 +83,8 @@ def iter_hf_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(HF name, full tensor on this rank's device), in model order; vocabulary padding trimmed, tied output layer left out.
 
-    Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep. DP replicas are independent of each other, so
+    Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep; inside `model.weights.gathered`, which spans
+    DP, where updates are gathered lazily. DP replicas are independent of each other, so
     a caller may let only some of them iterate. A tensor may be a view of a live parameter: use it before the next step, or clone it.
     """
     table = name_table(shape)
@@ -218,7 +225,7 @@ def _all_shards(entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owne
     tp_size = _tp_size()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
     if dist.get_rank(pp_group) == owner.stage:
-        local = parameter.data
+        local = plain_weight(parameter)
     else:
         local = torch.empty(entry.mapping.local_shape(tp_size), dtype=owner.dtype, device=device)
     if dist.get_world_size(pp_group) > 1:

@@ -147,6 +147,18 @@ def tp_rank() -> int:
     return parallel_state.get_tensor_model_parallel_rank()
 
 
+def cp_rank() -> int:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_context_parallel_rank() if parallel_state.model_parallel_is_initialized() else 0
+
+
+def cp_size() -> int:
+    from megatron.core import parallel_state
+
+    return parallel_state.get_context_parallel_world_size() if parallel_state.model_parallel_is_initialized() else 1
+
+
 def is_last_pipeline_stage() -> bool:
     """True on the ranks that compute the loss."""
     from megatron.core import parallel_state
@@ -218,11 +230,11 @@ def all_gather(value: Any) -> list[Any]:
 def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
     """Sums float64 `values` [K] over data-parallel ranks of the last pipeline stage and gives every rank of the world the result.
 
-    `values` counts on the last stage only; TP ranks hold equal copies, of which one is counted.
+    `values` counts on the last stage only; TP and CP ranks hold equal copies, of which one is counted.
     """
     if world_size() == 1:
         return values
-    counted = is_last_pipeline_stage() and tp_rank() == 0
+    counted = is_last_pipeline_stage() and tp_rank() == 0 and cp_rank() == 0
     total = values if counted else torch.zeros_like(values)
     total = total.to(platform.device())
     dist.all_reduce(total)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.metadata
+import importlib.util
 import logging
 import os
 import resource
@@ -25,6 +27,8 @@ import warnings
 from typing import Any
 
 import torch
+
+from megaladder.config.gpu_rules import Machine
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like", "full_like")
@@ -102,15 +106,41 @@ def peak_flops_per_second() -> float | None:
     return next((flops for key, flops in sorted(_PEAK_FLOPS.items(), key=lambda item: -len(item[0])) if key in name), None)
 
 
-def has_transformer_engine() -> bool:
-    """True when Transformer Engine's torch part imports and there is a CUDA device to run it on."""
-    if not has_cuda():
-        return False
+@functools.lru_cache(maxsize=1)
+def transformer_engine_problem() -> str | None:
+    """Why Transformer Engine's torch part cannot be imported; None if it can. Imports it (seconds) the first time."""
     try:
         importlib.import_module("transformer_engine.pytorch")
-    except (ImportError, OSError):
-        return False
-    return True
+    except ModuleNotFoundError as error:
+        return f"it is not installed (no module {error.name})"
+    except (ImportError, OSError, RuntimeError) as error:  # a build for another torch, CUDA or C library
+        return f"it cannot be imported: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def has_transformer_engine() -> bool:
+    """True when Transformer Engine's torch part imports and there is a CUDA device to run it on."""
+    return has_cuda() and transformer_engine_problem() is None
+
+
+def has_apex_accumulation() -> bool:
+    """apex's kernel that adds a weight gradient to DDP's fp32 buffer inside the product. Used by the portable layers on CUDA where it is
+    there (Transformer Engine's linears have their own); without it autograd makes the gradient in bf16 and DDP adds it."""
+    return has_cuda() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+
+
+def machine() -> Machine:
+    """What this process computes on, for `config.gpu_rules`."""
+    if not has_cuda():
+        return Machine()
+    problem = transformer_engine_problem()
+    te = None if problem else _major_minor(importlib.metadata.version("transformer-engine"))
+    return Machine(True, torch.cuda.get_device_name(), torch.cuda.get_device_capability(), _major_minor(torch.version.cuda), te, problem)
+
+
+def _major_minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 class _NoStream:
@@ -209,6 +239,8 @@ def prepare_megatron() -> None:
     """Imports megatron-core and, without CUDA, meets its assumptions. Call before using it; further calls do nothing."""
     if has_cuda():
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core orders TP collectives before GEMMs by it
+        if torch.cuda.get_device_capability() < (10, 0):  # read when Transformer Engine is imported; Blackwell wants powers of two
+            os.environ.setdefault("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "1")
         return
     _silence_expected_warnings()
     for name in _MEGATRON_MODULES:

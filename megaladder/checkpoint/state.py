@@ -10,7 +10,7 @@ import ctypes
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -26,18 +26,48 @@ from megaladder import parallel, platform
 from megaladder.checkpoint import store
 from megaladder.errors import CheckpointError
 from megaladder.faults import fault_point
+from megaladder.model.weights import gathered
 
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 _OPTIMIZER_BYTES_PER_PARAMETER = 12  # fp32 master weight and two moments
 
 
-def _model_state(wrapped: Sequence[Any]) -> dict[str, Any]:
-    names = ["model"] if len(wrapped) == 1 else [f"model{index}" for index in range(len(wrapped))]
-    return {name: chunk.module.sharded_state_dict() for name, chunk in zip(names, wrapped, strict=True)}
+def _names(chunks: Sequence[Any]) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
 
 
-def _sharded_state(wrapped: Sequence[Any], optimizer: Any, *, is_loading: bool, with_rng: bool = True) -> dict[str, Any]:
-    state = _model_state(wrapped)
+def _is_scaling_state(key: str) -> bool:
+    """Transformer Engine's `_extra_state` of a linear: its FP8 scales and their history. A checkpoint of another layer specification or
+    converted from Hugging Face has none, and only the recipe `delayed` carries anything from step to step."""
+    return key.endswith("_extra_state")
+
+
+def _model_state(chunks: Sequence[Any], stored: Container[str] | None = None) -> dict[str, Any]:
+    """Sharded state of bare chunks. stored: the keys of the checkpoint to load from; scaling state that it lacks is not asked for."""
+    states = {}
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        keeps_scales = getattr(chunk.config, "fp8_recipe", None) == "delayed" and getattr(chunk.config, "fp8", None) is not None
+        states[name] = {
+            key: value for key, value in chunk.sharded_state_dict().items()
+            if not _is_scaling_state(key) or (keeps_scales and (stored is None or value.key in stored))}
+    return states
+
+
+def _load_chunk(chunk: Any, state: dict[str, Any]) -> None:
+    found = chunk.load_state_dict(state, strict=False)
+    missing = [key for key in found.missing_keys if not _is_scaling_state(key)]
+    if missing or found.unexpected_keys:
+        raise CheckpointError(f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected {found.unexpected_keys[:5]}")
+
+
+def _stored_keys(path: Path) -> set[str]:
+    """Names of the tensors and objects in a checkpoint."""
+    return {value.key for value in dist_checkpointing.serialization.load_sharded_metadata(str(path)).values()}
+
+
+def _sharded_state(wrapped: Sequence[Any], optimizer: Any, *, load_from: Path | None = None, with_rng: bool = True) -> dict[str, Any]:
+    is_loading = load_from is not None
+    state = _model_state([chunk.module for chunk in wrapped], _stored_keys(load_from) if load_from else None)
     state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_OPTIMIZER_METADATA)
     if with_rng:
         rng = {"torch": torch.get_rng_state()}
@@ -92,8 +122,9 @@ class Checkpointer:
                 store.prepare_folder(path, self._estimated_bytes())
         fault_point("before_save")
         _prepare_writer_queue()
-        state = _sharded_state(self._wrapped, self._optimizer, is_loading=False)
-        request = dist_checkpointing.save(state, str(path), async_sharded_save=self._queue is not None)
+        with gathered(self._wrapped):
+            state = _sharded_state(self._wrapped, self._optimizer)
+            request = dist_checkpointing.save(state, str(path), async_sharded_save=self._queue is not None)
         fault_point("after_write")
         if self._queue is None:
             self._commit(step, trainer)
@@ -141,13 +172,13 @@ class Checkpointer:
         _verify_on_all_ranks(path)
         trainer = store.read_trainer(path)
         with_rng = trainer.get("num_ranks") == parallel.world_size()
-        state = _sharded_state(self._wrapped, self._optimizer, is_loading=True, with_rng=with_rng)
+        state = _sharded_state(self._wrapped, self._optimizer, load_from=path, with_rng=with_rng)
         try:
             loaded = dist_checkpointing.load(state, str(path))
         except dist_checkpointing.core.CheckpointingException as error:
             raise CheckpointError(f"{path}: does not fit this model or layout: {error}") from error
-        for name, chunk in zip(_model_state(self._wrapped), self._wrapped, strict=True):
-            chunk.module.load_state_dict(loaded[name])
+        for name, chunk in zip(_names(self._wrapped), self._wrapped, strict=True):
+            _load_chunk(chunk.module, loaded[name])
         self._optimizer.load_state_dict(loaded["optimizer"])
         if with_rng:
             torch.set_rng_state(loaded["rng"]["torch"])
@@ -157,11 +188,9 @@ class Checkpointer:
 def load_model_only(path: Path, chunks: Sequence[Any]) -> None:
     """Loads the weights of a checkpoint (of a run, or made by `convert hf-to-megatron`) into bare chunks; no optimizer, no RNG."""
     _verify_on_all_ranks(path)
-    names = ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
-    state = {name: chunk.sharded_state_dict() for name, chunk in zip(names, chunks, strict=True)}
-    loaded = dist_checkpointing.load(state, str(path))
-    for name, chunk in zip(names, chunks, strict=True):
-        chunk.load_state_dict(loaded[name])
+    loaded = dist_checkpointing.load(_model_state(chunks, _stored_keys(path)), str(path))
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        _load_chunk(chunk, loaded[name])
 
 
 def _verify_on_all_ranks(path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import StrictModel
+from megaladder.config.gpu import GpuConfig
 from megaladder.config.resolve.strict_yaml import load_yaml
 from megaladder.config.rules import check_training_rules, grpo_problems, raise_all
 from megaladder.config.train import (
@@ -172,6 +173,7 @@ class GrpoConfig(StrictModel):
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    gpu: GpuConfig = GpuConfig()
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoSection = GrpoSection()
     reward: RewardConfig = RewardConfig()

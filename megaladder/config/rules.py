@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from megaladder.config.gpu_rules import Machine, gpu_problems, layout_problems, platform_problems
 from megaladder.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def raise_all(problems: list[str]) -> None:
 
 def check_training_rules(config: SftConfig | GrpoConfig) -> list[str]:
     """Violations of everything that `sft` and `grpo` share."""
-    problems = [*_layout(config), *_schedule(config), *_data(config), *_checkpoint(config)]
+    problems = [*_layout(config), *_schedule(config), *_data(config), *_checkpoint(config), *_profile(config), *gpu_problems(config)]
     if not config.data.path:
         problems.insert(0, "data.path is empty; fix: set data.path to a data file or hub id (--data.path FILE)")
     if not config.model.path:
@@ -136,6 +137,18 @@ def _checkpoint(config: SftConfig | GrpoConfig) -> list[str]:
     return problems
 
 
+def _profile(config: SftConfig | GrpoConfig) -> list[str]:
+    train, problems = config.train, []
+    last = train.max_steps
+    bad = [step for step in train.profile_steps if step < 1 or (last is not None and step > last)]
+    if bad:
+        problems.append(f"train.profile_steps {bad} never happen (steps run from 1{f' to {last}' if last else ''}); fix: steps that do")
+    bad = [rank for rank in train.profile_ranks if rank < 0 or (config.parallel.ranks is not None and rank >= config.parallel.ranks)]
+    if bad:
+        problems.append(f"train.profile_ranks {bad} are no ranks; fix: numbers from 0 to the number of ranks less one")
+    return problems
+
+
 def validate_layout(config: SftConfig | GrpoConfig, shape: ModelShape) -> None:
     """Does this model fit this layout? Raises with every division that fails, and the sizes that would work."""
     layout = config.parallel
@@ -154,6 +167,7 @@ def validate_layout(config: SftConfig | GrpoConfig, shape: ModelShape) -> None:
             f"parallel.pp {layout.pp}{factor} = {chunks} chunks do not divide the model's {shape.num_layers} layers;"
             f" fix: pp·vpp one of {fits}"
         )
+    problems += layout_problems(config, shape)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -197,15 +211,11 @@ def batch_line(config: SftConfig | GrpoConfig, world_size: int) -> str:
     return f"global batch {config.samples_per_update} = dp {dp} × micro {train.micro_batch_size} × accum {accumulation}"
 
 
-def check_platform(config: SftConfig | GrpoConfig, has_cuda: bool) -> None:
-    """What this machine cannot do, with the reason. Called where the platform is known; `check` reports it as a note."""
-    if has_cuda:
-        return
-    if config.train.fp8 is not None:
-        raise ConfigError(
-            f"train.fp8 {config.train.fp8} needs Transformer Engine on a CUDA device with FP8 units (H100, H200 or later);"
-            " this machine has no CUDA; fix: train.fp8 null, or run it there"
-        )
+def check_platform(config: SftConfig | GrpoConfig, machine: Machine) -> None:
+    """What this machine cannot do, with the reasons. Called where the platform is known; `check` reports it as a note."""
+    problems = platform_problems(config, machine)
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def layout_notes(config: SftConfig | GrpoConfig) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from megaladder.config.base import CommaInts, StrictModel
+from megaladder.config.base import CommaInts, CommaStrs, StrictModel
+from megaladder.config.gpu import GpuConfig
 from megaladder.config.rules import check_training_rules, raise_all
 from megaladder.types import TokenWeighting
 
@@ -76,8 +77,9 @@ class ParallelConfig(StrictModel):
     """Pipeline stages. pp·vpp must divide the number of layers."""
     vpp: Annotated[int, Field(ge=2)] | None = None
     """Model chunks per pipeline stage (interleaved schedule, smaller bubble). Needs pp > 1. null = off."""
-    cp: Literal[1] = 1
-    """Context parallel ranks. Only 1 is built: longer sequences are bought with tp, sequence_parallel and recompute."""
+    cp: Positive = 1
+    """Context parallel ranks: each holds 1/cp of every sequence, for traces whose activations do not fit otherwise. Needs Transformer
+    Engine on CUDA. seq_length must be a multiple of 2·cp."""
     sequence_parallel: bool = True
     """Split norms and dropout along the sequence over the tp ranks: less activation memory, same traffic. No effect at tp 1."""
     ranks: Positive | None = None
@@ -117,6 +119,8 @@ class TrainConfig(StrictModel):
     """FP8 recipe of Transformer Engine's linear layers (H200: tensorwise or blockwise; mxfp8 needs Blackwell). null = off."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in backward: attention core (selective) or whole layers (full: about a third more time, least memory)."""
+    recompute_modules: CommaStrs = ("core_attn",)
+    """With recompute selective: core_attn (free with flash attention, which keeps no scores anyway), mlp (the widest activations), both."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sample order, random initialisation and dropout."""
     eval_every: Annotated[int, Field(ge=0)] = 0
@@ -125,6 +129,13 @@ class TrainConfig(StrictModel):
     """Steps in a row with a non-finite loss or gradient before the run stops itself (status 3). Each such step changes nothing."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without progress on some rank before the run ends instead of hanging."""
+    profile_steps: CommaInts = ()
+    """Steps to capture a profile of, e.g. 12,13. Choose them past the first few: kernels are compiled and memory grows there."""
+    profiler: Literal["torch", "nsys"] = "torch"
+    """torch = a trace per captured step in run_dir/profile (open it at ui.perfetto.dev); nsys = the capture range of
+    `nsys profile --capture-range=cudaProfilerApi`, with named ranges for forward-backward, optimizer and layers."""
+    profile_ranks: CommaInts = (0,)
+    """Ranks that write a profile."""
 
 
 class OptimConfig(StrictModel):
@@ -196,6 +207,7 @@ class SftConfig(StrictModel):
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    gpu: GpuConfig = GpuConfig()
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> SftConfig:

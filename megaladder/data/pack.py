@@ -5,7 +5,8 @@ A global batch is a number of *samples*; packing only decides how many rows they
 `micro_batch_size` bins laid end to end form a micro-batch: one row of T tokens in the THD layout of `types.PackedBatch`. Sequences
 never see each other (attention is cut at `cu_seqlens`), so a plan changes speed and memory, never the loss or the gradient.
 
-Not done here: padding of each single sequence, which context parallelism would need (to 2·cp); its place is `_layout`.
+Context parallelism cuts every sequence into 2·cp chunks: each is padded at its end to a multiple (`sequence_align`), which causal
+attention never shows to a real token.
 Legend: T = tokens of a micro-batch, N = tokens of a sample, S = sequences of a micro-batch.
 """
 
@@ -31,8 +32,9 @@ class PackSpec:
     """How samples become micro-batches. Lengths in tokens.
 
     `static`: every micro-batch has exactly micro_batch_size · seq_length tokens (pipeline stages exchange fixed shapes). Otherwise it is
-    trimmed to its filled tokens rounded up to `align`. `align`: what T must be a multiple of, e.g. lcm(tp under sequence parallel, 16 or
-    128 for fp8). `micro_batches_multiple_of`: the number of micro-batches per rank is rounded up to it (interleaved pipeline: pp).
+    trimmed to its filled tokens rounded up to `align`. `align`: what T must be a multiple of (`config.gpu_rules.token_alignment`).
+    `sequence_align`: what each sequence is padded to a multiple of; divides `align`.
+    `micro_batches_multiple_of`: the number of micro-batches per rank is rounded up to it (interleaved pipeline: pp).
     `attention_cost_tokens`: the sequence length at which attention costs as much as all matrix products: 12 · hidden size
     (per token and layer 24h² FLOPs of matrix products against 2·N·h of causal attention); only used to balance ranks.
     """
@@ -42,14 +44,20 @@ class PackSpec:
     packing: bool = True
     static: bool = False
     align: int = 1
+    sequence_align: int = 1
     pad_token_id: int = 0
     micro_batches_multiple_of: int = 1
     attention_cost_tokens: int = 12 * 2560
 
     def __post_init__(self) -> None:
-        for name in ("seq_length", "micro_batch_size", "align", "micro_batches_multiple_of", "attention_cost_tokens"):
+        for name in ("seq_length", "micro_batch_size", "align", "sequence_align", "micro_batches_multiple_of", "attention_cost_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"PackSpec.{name} is {getattr(self, name)}; fix: at least 1")
+        if self.align % self.sequence_align or self.seq_length % self.sequence_align:
+            raise ConfigError(
+                f"seq_length {self.seq_length} and align {self.align} are not multiples of {self.sequence_align}, which each sequence is"
+                f" padded to (2·cp); fix: seq_length {-(-self.seq_length // self.sequence_align) * self.sequence_align}"
+            )
         if self.static and self.max_tokens % self.align:
             up = -(-self.seq_length // self.align) * self.align
             raise ConfigError(
@@ -62,8 +70,12 @@ class PackSpec:
         """Most tokens of a micro-batch before alignment: micro_batch_size · seq_length."""
         return self.micro_batch_size * self.seq_length
 
+    def slot(self, num_tokens: int) -> int:
+        """Tokens that a sample of `num_tokens` takes."""
+        return -(-num_tokens // self.sequence_align) * self.sequence_align
+
     def padded(self, filled: int) -> int:
-        """T of a micro-batch with `filled` real tokens."""
+        """T of a micro-batch whose samples take `filled` tokens."""
         if self.static:
             return self.max_tokens
         return -(-max(filled, 1) // self.align) * self.align
@@ -166,7 +178,8 @@ def plan_global_batch(lengths: Sequence[int], sample_ids: Sequence[int], spec: P
             raise DataError(
                 f"sample {sample} has {length} tokens, expected 1 to seq_length {spec.seq_length}; fix: truncate or drop it before"
             )
-    bins = best_fit_decreasing(lengths, spec.seq_length) if spec.packing else [[position] for position in range(len(lengths))]
+    slots = [spec.slot(length) for length in lengths]
+    bins = best_fit_decreasing(slots, spec.seq_length) if spec.packing else [[position] for position in range(len(lengths))]
     per_round = dp_size * spec.micro_batch_size * spec.micro_batches_multiple_of
     bins += [[] for _ in range(max(-(-len(bins) // per_round), 1) * per_round - len(bins))]
     costs = [sum(lengths[p] + lengths[p] ** 2 / spec.attention_cost_tokens for p in members) for members in bins]
@@ -176,9 +189,10 @@ def plan_global_batch(lengths: Sequence[int], sample_ids: Sequence[int], spec: P
         micros = []
         for first in range(num_micro):
             chosen = [bins[index] for index in group[first::num_micro]]  # strided: dear and cheap bins meet in one micro-batch
-            filled = sum(lengths[p] for members in chosen for p in members)
+            members = [p for group_members in chosen for p in group_members]
             ids = tuple(tuple(sample_ids[p] for p in members) for members in chosen)
-            micros.append(MicroBatchPlan(ids, filled, spec.padded(filled)))
+            num_tokens, filled = sum(lengths[p] for p in members), sum(slots[p] for p in members)
+            micros.append(MicroBatchPlan(ids, num_tokens, spec.padded(filled)))
         ranks.append(tuple(micros))
     return BatchPlan(spec, tuple(ranks))
 
@@ -211,17 +225,17 @@ def _optional_arrays(samples: dict[int, TokenSample], probe: TokenSample | None)
     return wanted
 
 
-def _layout(sequence_lengths: list[int], total_tokens: int) -> np.ndarray:
-    """cu_seqlens int32 [S + 1]: the samples, then padding cut into sequences of at most MAX_PADDING_SEQUENCE tokens."""
-    padding = total_tokens - sum(sequence_lengths)
-    full, rest = divmod(padding, MAX_PADDING_SEQUENCE)
-    return np.cumsum([0, *sequence_lengths, *[MAX_PADDING_SEQUENCE] * full, *([rest] if rest else [])], dtype=np.int32)
+def _layout(sequence_lengths: list[int], total_tokens: int, sequence_align: int) -> np.ndarray:
+    """cu_seqlens int32 [S + 1]: the samples' slots, then padding cut into sequences of at most MAX_PADDING_SEQUENCE tokens."""
+    longest = max(MAX_PADDING_SEQUENCE // sequence_align, 1) * sequence_align
+    full, rest = divmod(total_tokens - sum(sequence_lengths), longest)
+    return np.cumsum([0, *sequence_lengths, *[longest] * full, *([rest] if rest else [])], dtype=np.int32)
 
 
 def _build(micro: MicroBatchPlan, spec: PackSpec, samples: dict[int, TokenSample], wanted: tuple[str, ...]) -> PackedBatch:
     ids, total = micro.sample_ids, micro.total_tokens
     members = [samples[index] for index in ids]
-    cu_seqlens = _layout([sample.num_tokens for sample in members], total)
+    cu_seqlens = _layout([spec.slot(sample.num_tokens) for sample in members], total, spec.sequence_align)
     assert micro.num_tokens == sum(sample.num_tokens for sample in members), "get_sample returned another length than the planned one"
     input_ids_t = np.full(total, spec.pad_token_id, np.int64)
     labels_t = np.full(total, IGNORE_INDEX, np.int64)
@@ -255,7 +269,8 @@ def _array_name(sample_field: str) -> str:
 
 def unpack(batch: PackedBatch, values_t: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The inverse for per-token results aligned with `labels_t`: yields (sample index, float array [N]) for each sample, where entry i
-    belongs to token i of the sample (entry 0 is 0: token 0 is never predicted). Used to give log-probs back to their samples."""
+    belongs to token i of the sample (entry 0 is 0: token 0 is never predicted; N includes what its slot was padded by).
+    Used to give log-probs back to their samples."""
     for index, begin, end in zip(batch.sample_index, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False):
         if index != PADDING_SAMPLE:
             values_n = np.zeros(end - begin, values_t.dtype)

@@ -5,7 +5,7 @@ in, hidden states out (inner pipeline stages) or per-token log-probs (last stage
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megaladder import platform
+from megaladder.config.gpu import GpuConfig
+from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.head import HeadOptions, HeadOutput, VocabularyHead
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
@@ -27,25 +29,38 @@ from megaladder.parallel import Layout
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a run chooses about the computation, not about the model. `recompute`: none, selective (attention core) or full (layers)."""
+    """What a run chooses about the computation, not about the model. `recompute`: none, selective (`recompute_modules`) or full (layers).
+
+    `layers`: te, portable, or auto = te where there is Transformer Engine on CUDA. `gpu`: read with te layers only.
+    """
 
     precision: str = "fp32"
     recompute: str = "none"
+    recompute_modules: tuple[str, ...] = ("core_attn",)
     fp8: str | None = None
+    gpu: GpuConfig = field(default_factory=GpuConfig)
+    layers: str = "auto"
     seed: int = 42
 
     @property
     def dtype(self) -> torch.dtype:
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
 
+    @property
+    def uses_te(self) -> bool:
+        return platform.has_transformer_engine() if self.layers == "auto" else self.layers == "te"
+
 
 def transformer_config(shape: ModelShape, layout: Layout, options: BuildOptions) -> TransformerConfig:
     """megatron-core's configuration for this model, layout and precision."""
-    recompute: dict[str, Any] = {}
+    fields: dict[str, Any] = {"gradient_accumulation_fusion": platform.has_apex_accumulation(), "apply_rope_fusion": False,
+                              "bias_activation_fusion": False}
+    if options.uses_te:
+        fields = te.transformer_fields(options.fp8, options.gpu, layout.cp)
     if options.recompute == "selective":
-        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        fields |= {"recompute_granularity": "selective", "recompute_modules": list(options.recompute_modules)}
     elif options.recompute == "full":
-        recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        fields |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     on_cuda = platform.has_cuda()
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -75,47 +90,32 @@ def transformer_config(shape: ModelShape, layout: Layout, options: BuildOptions)
         perform_initialization=False,
         calculate_per_token_loss=True,
         batch_p2p_comm=on_cuda,
-        gradient_accumulation_fusion=platform.has_transformer_engine(),
-        bias_activation_fusion=platform.has_transformer_engine(),
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        apply_rope_fusion=False,
-        **recompute,
+        **fields,
     )
 
 
 class LadderGPT(GPTModel):
     """One model chunk (a pipeline stage or a virtual stage of it) over packed micro-batches."""
 
-    def __init__(self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None) -> None:
-        self._use_te = platform.has_transformer_engine()
+    def __init__(self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None, use_te: bool) -> None:
         where = {"ignore_virtual": False, "vp_stage": vp_stage}
         super().__init__(
             config,
-            self._block_spec(config, vp_stage),
+            te.layer_spec(config) if use_te else portable_block_spec(config, get_num_layers_to_build(config, vp_stage)),
             vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=shape.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(**where),
             post_process=parallel_state.is_pipeline_last_stage(**where),
             share_embeddings_and_output_weights=shape.tied,
-            position_embedding_type="rope" if self._use_te else "none",
-            rotary_base=int(shape.rope.theta),
+            position_embedding_type="none",  # ours: both layer specifications get HF's frequencies, scaled ones included
             vp_stage=vp_stage,
         )
         self.shape = shape
-        inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(platform.device())
-        if self._use_te:
-            self.rotary_pos_emb.inv_freq = inv_freq
-        else:
-            self._inv_freq = inv_freq  # a plain attribute: no part of any state dict
-
-    def _block_spec(self, config: TransformerConfig, vp_stage: int | None) -> Any:
-        if self._use_te:
-            from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
-
-            return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-        return portable_block_spec(config, get_num_layers_to_build(config, vp_stage))
+        self._inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(platform.device())  # a plain attribute: in no state dict
+        self._rotary_table = te.RotaryTable(self._inv_freq) if use_te else None
 
     def setup_embeddings_and_output_layer(self) -> None:
         if self.post_process:
@@ -124,34 +124,32 @@ class LadderGPT(GPTModel):
 
     def _rotary(self, batch: DeviceBatch) -> tuple[torch.Tensor | None, PackedSeqParams]:
         """The rotary tensor that megatron-core's TE layers take, and the packing description."""
-        if not self._use_te:
-            angles = torch.outer(batch.position_ids.reshape(-1).float(), self._inv_freq)
-            angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-            dtype = self.config.params_dtype
-            return None, packed_layout(batch.cu_seqlens, batch.max_seqlen, angles.cos().to(dtype), angles.sin().to(dtype))
-        packed = PackedSeqParams(
-            qkv_format="thd", cu_seqlens_q=batch.cu_seqlens, cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen, max_seqlen_kv=batch.max_seqlen)
-        return self.rotary_pos_emb(batch.max_seqlen, packed_seq=True), packed
+        if self._rotary_table is not None:
+            return self._rotary_table.angles(batch.max_seqlen), te.packing(batch)
+        angles = torch.outer(batch.local_position_ids.reshape(-1).float(), self._inv_freq)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        dtype = self.config.params_dtype
+        return None, packed_layout(batch.cu_seqlens, batch.max_seqlen, angles.cos().to(dtype), angles.sin().to(dtype))
 
     def hidden_states(self, batch: DeviceBatch) -> torch.Tensor:
-        """[T, 1, H] (T/tp tokens under sequence parallelism); after the final norm on the last stage."""
+        """[T/cp, 1, H] (1/tp of it under sequence parallelism); after the final norm on the last stage."""
         rotary, packed = self._rotary(batch)
-        embedded = self.embedding(input_ids=batch.input_ids, position_ids=batch.position_ids) if self.pre_process else None
+        embedded = self.embedding(input_ids=batch.local_input_ids, position_ids=batch.local_position_ids) if self.pre_process else None
         return self.decoder(hidden_states=embedded, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=packed)
 
     def forward(self, batch: DeviceBatch, options: HeadOptions = HeadOptions()) -> torch.Tensor | HeadOutput:
-        """Inner stages return hidden states [T, 1, H]; the last stage per-token log-probs of `batch.labels` (see `HeadOutput`)."""
+        """Inner stages return hidden states [T/cp, 1, H]; the last stage per-token log-probs of its labels (see `HeadOutput`)."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
-        return self.output_layer(hidden_states, batch.labels, options, weight=self._output_weight(), vocab_size=self.shape.vocab_size)
+        return self.output_layer(
+            hidden_states, batch.local_labels, options, weight=self._output_weight(), vocab_size=self.shape.vocab_size)
 
     def _output_weight(self) -> torch.Tensor:
         return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
 
     def logits(self, batch: DeviceBatch) -> torch.Tensor:
-        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks; not for training."""
+        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks; not for training, nor context parallelism."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
@@ -179,8 +177,9 @@ def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> li
     """This rank's model chunks (1, or `vpp` of them) on its device, weights not yet loaded."""
     config = transformer_config(shape, layout, options)
     stages = range(layout.vpp) if layout.num_chunks > 1 else [None]
-    chunks = [LadderGPT(shape, config, vp_stage=stage) for stage in stages]
+    chunks = [LadderGPT(shape, config, vp_stage=stage, use_te=options.uses_te) for stage in stages]
     for chunk in chunks:
-        chunk.to(device=platform.device(), dtype=options.dtype)
+        if not options.uses_te:  # Transformer Engine makes its parameters where and as they stay; a cast would turn FP8 ones into bf16
+            chunk.to(device=platform.device(), dtype=options.dtype)
         _mark_sharded(chunk)
     return chunks

@@ -47,6 +47,7 @@ class VocabularyHead(tensor_parallel.ColumnParallelLinear):
     def take_over(cls, layer: tensor_parallel.ColumnParallelLinear) -> None:
         """Turns the GPTModel's output layer into this class: same parameters, same hooks, another forward."""
         layer.__class__ = cls
+        layer.gradient_accumulation_fusion = False  # for `logits`: megatron-core's product would need apex's kernel and a gradient buffer
 
     def forward(  # type: ignore[override]
         self, hidden_states: torch.Tensor, labels: torch.Tensor, options: HeadOptions, *, weight: torch.Tensor, vocab_size: int

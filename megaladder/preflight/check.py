@@ -91,7 +91,7 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
     for name, value in _memory_rows(estimate_memory(config, shape, dp, precision)):
         _show(name, value)
     try:
-        check_platform(config, platform.has_cuda())
+        check_platform(config, platform.machine())
     except ConfigError as error:
         _show("not here", str(error))
     weights = list(Path(config.model.path).glob("*.safetensors"))

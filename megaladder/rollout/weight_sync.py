@@ -33,6 +33,7 @@ from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.errors import EngineError, MissingDependencyError
 from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.weights import gathered
 from megaladder.rollout.engine import Engine, FileWeights, WeightClient
 from megaladder.rollout.weight_check import CheckResult, compare_checksums
 
@@ -131,6 +132,10 @@ class WeightSync:
         if version == self.version and not self._resting:
             return None
         began = time.perf_counter()
+        with gathered(self._model.chunks):
+            return self._send_complete(version, began)
+
+    def _send_complete(self, version: int, began: float) -> SyncReport:
         if self._resting:
             parallel.on_main(lambda: _unless_dead(self._engine, lambda: self._engine.wake(["weights"])))
         self._carrier.send(self._engine, version)

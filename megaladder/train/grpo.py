@@ -32,7 +32,7 @@ def run_grpo(config: GrpoConfig) -> int:
         RunStopped: a signal, too many non-finite steps, a lost engine, or trainer and engine too far apart; the run can be resumed.
         RewardError: the user's reward function is broken; names the sample.
     """
-    check_platform(config, platform.has_cuda())
+    check_platform(config, platform.machine())
     signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
     with parallel.session(layout_of(config), timeout_s=2 * config.train.timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
         model = open_model(config)

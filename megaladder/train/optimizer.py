@@ -13,26 +13,66 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megaladder import platform
 from megaladder.model.build import BuildOptions, LadderGPT
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}  # fp8 moments: scaled bytes
 
-def wrap_chunks(chunks: list[LadderGPT], *, overlap: bool = False) -> list[DistributedDataParallel]:
-    """megatron-core DDP around each chunk: gradients in fp32, reduce-scattered for the distributed optimizer.
 
-    overlap: reduce gradients and gather parameters while computing (CUDA; on the CPU there is no second stream to use).
+def ddp_fields(options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
+    """DistributedDataParallelConfig of a run: gradients in fp32, reduce-scattered for the distributed optimizer.
+
+    Overlap (CUDA; the CPU has no second stream): gradients are reduced while the backward computes, weights gathered while the next
+    forward does. mxfp8 weights are gathered through the gradient buffer, as megatron-core asks.
     """
-    overlap = overlap and platform.has_cuda()
-    config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap, overlap_param_gather=overlap,
-        check_for_nan_in_grad=False,  # ours looks at the global norm, and skips instead of raising
-    )
+    gpu = options.gpu
+    gathers_fp8 = options.fp8 is not None and gpu.fp8_param_gather
+    return {
+        "grad_reduce_in_fp32": True, "use_distributed_optimizer": True,
+        "overlap_grad_reduce": on_cuda and gpu.overlap_grad_reduce, "overlap_param_gather": on_cuda and gpu.overlap_param_gather,
+        "fp8_param_gather": gathers_fp8, "reuse_grad_buf_for_mxfp8_param_ag": gathers_fp8 and options.fp8 == "mxfp8",
+        "check_for_nan_in_grad": False,  # ours looks at the global norm, and skips instead of raising
+    }
+
+
+def optimizer_fields(optim: Any, options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
+    """OptimizerConfig of a run. `optim`: its OptimConfig. Master weights and moments are fp32 unless gpu.precision_aware_optimizer."""
+    gpu = options.gpu
+    ddp = ddp_fields(options, on_cuda=on_cuda)
+    fields = {
+        "optimizer": "adam", "lr": optim.lr, "min_lr": optim.min_lr, "weight_decay": optim.weight_decay, "adam_beta1": optim.betas[0],
+        "adam_beta2": optim.betas[1], "adam_eps": optim.eps, "clip_grad": optim.clip_grad, "bf16": options.precision == "bf16",
+        "params_dtype": options.dtype, "use_distributed_optimizer": True, "fp8_recipe": options.fp8,
+        **{name: ddp[name] for name in ("overlap_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")},
+    }
+    if gpu.precision_aware_optimizer:
+        fields |= {"use_precision_aware_optimizer": True, **{
+            name: _DTYPES[getattr(gpu, name)] for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")}}
+    if gpu.optimizer_cpu_offload:
+        fields |= {"optimizer_cpu_offload": True, "optimizer_offload_fraction": gpu.optimizer_offload_fraction,
+                   "overlap_cpu_optimizer_d2h_h2d": True}
+    return fields
+
+
+def wrap_chunks(chunks: list[LadderGPT], options: BuildOptions = BuildOptions()) -> list[DistributedDataParallel]:
+    """megatron-core DDP around each chunk, see `ddp_fields`."""
+    config = DistributedDataParallelConfig(**ddp_fields(options, on_cuda=platform.has_cuda()))
+    # Pipeline stages reduce and gather at the same time: a stage that does so alone slows down the others' compute.
+    aligned = chunks[0].config.pipeline_model_parallel_size > 1
+    config.align_param_gather = aligned and config.overlap_param_gather
     # Bucketing only pays when communication overlaps computation; chunks after the first are small enough not to need it.
     wrapped = [
         DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
     ]
     model_config = chunks[0].config
     model_config.finalize_model_grads_func = finalize_model_grads
-    if overlap:
-        model_config.no_sync_func = [chunk.no_sync for chunk in wrapped] if len(wrapped) > 1 else wrapped[0].no_sync
-        model_config.param_sync_func = [c.start_param_sync for c in wrapped] if len(wrapped) > 1 else wrapped[0].start_param_sync
+
+    def of_chunks(method: str) -> Any:
+        functions = [getattr(chunk, method) for chunk in wrapped]
+        return functions if len(functions) > 1 else functions[0]
+
+    if config.overlap_grad_reduce:
+        model_config.no_sync_func = of_chunks("no_sync")
+        model_config.grad_sync_func = of_chunks("start_grad_sync") if aligned else None
+    if config.align_param_gather:
+        model_config.param_sync_func = of_chunks("start_param_sync")
     return wrapped
 
 
@@ -41,12 +81,7 @@ def build_optimizer(wrapped: list[DistributedDataParallel], optim: Any, options:
 
     Fused AdamW of Transformer Engine or apex where present, else torch's. Norms and biases get no weight decay.
     """
-    config = OptimizerConfig(
-        optimizer="adam", lr=optim.lr, min_lr=optim.min_lr, weight_decay=optim.weight_decay, adam_beta1=optim.betas[0],
-        adam_beta2=optim.betas[1], adam_eps=optim.eps, clip_grad=optim.clip_grad, bf16=options.precision == "bf16",
-        params_dtype=options.dtype, use_distributed_optimizer=True,
-    )
-    optimizer = get_megatron_optimizer(config, wrapped)
+    optimizer = get_megatron_optimizer(OptimizerConfig(**optimizer_fields(optim, options, on_cuda=platform.has_cuda())), wrapped)
     wrapped[0].module.config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_state(optimizer)
     return optimizer

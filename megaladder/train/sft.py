@@ -22,7 +22,7 @@ def run_sft(config: SftConfig) -> int:
     Raises:
         RunStopped: SIGTERM or SIGUSR1 came, or too many steps were not finite; the run is saved and can be resumed.
     """
-    check_platform(config, platform.has_cuda())
+    check_platform(config, platform.machine())
     signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
     layout = layout_of(config)
     with parallel.session(layout, timeout_s=2 * config.train.timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:

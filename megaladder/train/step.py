@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megaladder import parallel
 from megaladder.model.batch import DeviceBatch, to_device
+from megaladder.model.context_parallel import gather_tokens, sum_partial_losses
 from megaladder.model.head import HeadOptions, HeadOutput
 from megaladder.types import PackedBatch
 
@@ -50,7 +52,9 @@ def run_micro_batches(
     chunks: Sequence[Any], batches: Sequence[PackedBatch], loss_function: LossFunction, *, metric_names: Sequence[str] = (),
     maximum_names: Sequence[str] = (), head: HeadOptions = HeadOptions(), forward_only: bool = False,
 ) -> StepSums:
-    """Runs `batches` (this rank's, the same on all TP and PP ranks of a DP rank) through the model.
+    """Runs `batches` (this rank's, the same on all TP, PP and CP ranks of a DP rank) through the model.
+
+    Under context parallelism `batches` are whole; the model takes its rank's tokens of them and the loss function sees all.
 
     chunks: this rank's model chunks (DDP-wrapped for training). metric_names, maximum_names: the keys of the loss function's metrics and
     maxima, needed on every rank because only the last pipeline stage sees them. After training passes, gradients are reduced and divided
@@ -62,9 +66,10 @@ def run_micro_batches(
         batch = next(iterator)
 
         def loss_of(output: HeadOutput) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            sums = loss_function(output, batch)
+            sums = loss_function(whole_output(output, batch), batch)
             count = torch.tensor(batch.num_loss_tokens, dtype=torch.int, device=sums.loss.device)
-            return sums.loss, count, {"loss": sums.loss.detach(), "count": count, **sums.metrics, **sums.maxima}
+            counted = count if parallel.cp_rank() == 0 else torch.zeros_like(count)  # each cp rank has the whole loss; tokens count once
+            return sums.loss, counted, {"loss": sums.loss.detach(), "count": count, **sums.metrics, **sums.maxima}
 
         return model(batch, head), loss_of
 
@@ -79,6 +84,16 @@ def run_micro_batches(
             forward_only=forward_only,
         )
     return _global_sums(reports, metric_names, maximum_names)
+
+
+def whole_output(output: HeadOutput, batch: DeviceBatch) -> HeadOutput:
+    """What a loss function sees: the output for all tokens of the micro-batch, on every context-parallel rank. Differentiable."""
+    if batch.part is None:
+        return output
+    group, part = parallel_state.get_context_parallel_group(), batch.part
+    gathered = [None if values is None else gather_tokens(values, part.tokens, part.order, group)
+                for values in (output.logprobs, output.entropy)]
+    return HeadOutput(*gathered, None if output.loss is None else sum_partial_losses(output.loss, group))
 
 
 def _global_sums(reports: list[dict[str, torch.Tensor]], metric_names: Sequence[str], maximum_names: Sequence[str]) -> StepSums:

@@ -19,6 +19,8 @@ from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
 from megaladder.model.source import model_folder, random_tensors
+from megaladder.model.te import start_user_buffers
+from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
 from megaladder.run_dir import RunDir
 from megaladder.train.optimizer import build_optimizer, guarded_update, separate_steps, wrap_chunks, zero_grad
@@ -49,6 +51,13 @@ def precision_of(config: Any) -> str:
     return platform.default_precision() if chosen == "auto" else chosen
 
 
+def build_options(config: Any) -> BuildOptions:
+    """How the run's model computes."""
+    section = config.train
+    return BuildOptions(precision=precision_of(config), recompute=section.recompute, recompute_modules=section.recompute_modules,
+                        fp8=section.fp8, gpu=config.gpu, seed=section.seed)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """The model of a run before any weight is read."""
@@ -69,14 +78,15 @@ class Trainer:
     def __init__(self, config: Any, run: RunDir, model: ModelSource, schedule: LrSchedule) -> None:
         self.config, self.schedule = config, schedule
         self.layout, self.folder, self.shape = layout_of(config), model.folder, model.shape
-        section = config.train
-        options = BuildOptions(precision=precision_of(config), recompute=section.recompute, fp8=section.fp8, seed=section.seed)
+        options = build_options(config)
         chunks = build_chunks(self.shape, self.layout, options)
         if config.model.init == "random":
             load_tensors_into_chunks(chunks, random_tensors(self.shape, config.train.seed), self.shape)
         else:
             load_hf_into_chunks(chunks, self.folder, self.shape)
-        self.chunks = wrap_chunks(chunks, overlap=platform.has_cuda())
+        if config.gpu.tp_comm_overlap:
+            start_user_buffers(chunks[0].config, config.train.micro_batch_size * config.data.seq_length // self.layout.cp)
+        self.chunks = wrap_chunks(chunks, options)
         self.optimizer = build_optimizer(self.chunks, config.optim, options)
         self._run = run
         section = config.checkpoint
@@ -139,5 +149,6 @@ class Trainer:
     def export(self, step: int) -> Path:
         """Writes the model as a Hugging Face folder `hf/step_N` and returns its path."""
         out = self._run.hf_folder(step)
-        export_hf(self.chunks, self.shape, out, source_dir=self.folder, options=WriteOptions(force=True))
+        with gathered(self.chunks):
+            export_hf(self.chunks, self.shape, out, source_dir=self.folder, options=WriteOptions(force=True))
         return out

@@ -102,7 +102,7 @@ def test_lists_on_the_command_line() -> None:
         ("train: {epochs: 1}\nparallel: {tp: 0}\n", "run.yaml:2: parallel.tp: should be greater than or equal to 1; found 0"),
         ("train: {loss: vanila}\n", "found 'vanila'"),
         ("checkpoint: {keep_steps: [1, x]}\n", "run.yaml:1: checkpoint.keep_steps"),
-        ("parallel: {cp: 2}\n", "parallel.cp"),
+        ("parallel: {cp: 0}\n", "parallel.cp"),
     ],
 )
 def test_a_bad_file_says_key_value_line_and_fix(run_yaml, text: str, message: str) -> None:

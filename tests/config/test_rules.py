@@ -14,7 +14,6 @@ from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules import (
     batch_line,
     batch_problems,
-    check_platform,
     check_world,
     data_parallel_size,
     layout_notes,
@@ -124,12 +123,6 @@ def test_batch_rule_is_exact_and_its_fix_works(global_batch: int, micro: int, dp
     if problems and not packing:
         fixes = problems[0].split("fix: global_batch_size ")[1].split(",")[0].split(" or ")
         assert all(not batch_problems(int(fix), micro, dp, packing) and int(fix) > 0 for fix in fixes)
-
-
-def test_fp8_is_refused_without_cuda_with_the_reason() -> None:
-    check_platform(sft(train={"fp8": "blockwise"}), has_cuda=True)
-    with pytest.raises(ConfigError, match=r"train.fp8 blockwise needs Transformer Engine on a CUDA device .* fix: train.fp8 null"):
-        check_platform(sft(train={"fp8": "blockwise"}), has_cuda=False)
 
 
 def test_settings_without_effect_are_noted() -> None:

@@ -2,10 +2,11 @@
 
     torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
-CASES_JSON: list of {"name", "tp", "pp", "vpp", "sp", "micro", "packing", "loss", "recompute"}; W ranks, what the layout leaves is DP.
+CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss", "recompute"}; W ranks, what is left is DP.
 Not a test itself: `test_layout_invariance.py` runs it.
 """
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -38,11 +39,13 @@ def samples(vocab_size: int) -> list:
 def run_case(model_dir: str, case: dict) -> dict:
     import megatron.core.parallel_state as parallel_state
 
-    layout = Layout(tp=case.get("tp", 1), pp=case.get("pp", 1), vpp=case.get("vpp"), sequence_parallel=case.get("sp", False))
+    layout = Layout(tp=case.get("tp", 1), pp=case.get("pp", 1), vpp=case.get("vpp"), cp=case.get("cp", 1),
+                    sequence_parallel=case.get("sp", False))
     parallel.initialize(layout)
     from types import SimpleNamespace
 
     from megaladder.checkpoints_conv.in_process import load_hf_into_chunks
+    from megaladder.config.gpu_rules import sequence_alignment
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.head import HeadOptions
@@ -64,7 +67,8 @@ def run_case(model_dir: str, case: dict) -> dict:
     data = samples(shape.vocab_size)
     spec = PackSpec(
         seq_length=SEQ_LENGTH, micro_batch_size=case.get("micro", 1), packing=case.get("packing", True), static=layout.pp > 1,
-        align=layout.tp if layout.uses_sequence_parallel else 1, micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1)
+        align=math.lcm(layout.cp * (layout.tp if layout.uses_sequence_parallel else 1), sequence_alignment(layout.cp)),
+        sequence_align=sequence_alignment(layout.cp), micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1)
     steps = []
     for step in range(case.get("steps", NUM_STEPS)):
         ids = np.arange(step * NUM_SAMPLES, (step + 1) * NUM_SAMPLES)
@@ -81,6 +85,10 @@ def run_case(model_dir: str, case: dict) -> dict:
 def main() -> None:
     model_dir, cases, out = sys.argv[1:4]
     use_plain_head_if_asked()
+    if any(case.get("cp", 1) > 1 for case in json.loads(cases)):
+        from train.gathered_attention import use_gathered_attention
+
+        use_gathered_attention()
     results = [run_case(model_dir, case) for case in json.loads(cases)]
     if parallel.is_main():
         Path(out).write_text(json.dumps(results))

@@ -1,4 +1,6 @@
-"""Loss and gradient norm of each step do not depend on TP, PP, VPP, DP, sequence parallelism, micro-batch size, packing, recompute."""
+"""Loss and gradient norm of each step do not depend on TP, PP, VPP, CP, DP, sequence parallelism, micro-batch size, packing, recompute.
+
+Context parallelism runs here with a reference attention (gathered_attention.py): the CPU has no other."""
 import json
 
 import pytest
@@ -19,8 +21,14 @@ CASES = {
         {"name": "tp2-sp-recompute", "tp": 2, "sp": True, "recompute": "full"},
         {"name": "gspo-tp2", "loss": "gspo-ori", "tp": 2, "sp": True}, {"name": "gspo-dp2", "loss": "gspo-ori"},
         {"name": "adv-pp2", "loss": "adv-only", "pp": 2},
+        {"name": "cp2", "cp": 2}, {"name": "cp2-log-prob head", "cp": 2, "fused": False}, {"name": "gspo-cp2", "loss": "gspo-ori", "cp": 2},
+        {"name": "adv-cp2-unpacked", "loss": "adv-only", "cp": 2, "packing": False},
     ],
-    4: [{"name": "tp2-pp2", "tp": 2, "pp": 2, "sp": True}, {"name": "tp2-dp2", "tp": 2}],
+    4: [
+        {"name": "tp2-pp2", "tp": 2, "pp": 2, "sp": True}, {"name": "tp2-dp2", "tp": 2}, {"name": "cp4", "cp": 4},
+        {"name": "tp2-cp2", "tp": 2, "cp": 2, "sp": True}, {"name": "pp2-cp2", "pp": 2, "cp": 2},
+        {"name": "gspo-cp2-dp2", "loss": "gspo-ori", "cp": 2},
+    ],
 }
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # relative
 

@@ -15,11 +15,12 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.checkpoints_conv.in_process import load_hf_into_chunks, load_tensors_into_chunks
+from megaladder.config.gpu import GpuConfig
 from megaladder.config.grpo import GrpoConfig
 from megaladder.data.pack import build_micro_batches, plan_global_batch
 from megaladder.errors import ConfigError
 from megaladder.model.batch import DeviceBatch
-from megaladder.model.build import BuildOptions, build_chunks
+from megaladder.model.build import build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput
 from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.model.source import model_folder, random_tensors
@@ -35,7 +36,7 @@ from megaladder.train.objectives.rollout_correction import mismatch_stats
 from megaladder.train.rl.samples import MiniBatchSamples, SampleTable, split_round
 from megaladder.train.step import LossFunction, LossSums, run_micro_batches
 from megaladder.train.supervised.data import pack_spec
-from megaladder.train.trainer import Trainer, UpdateResult, precision_of
+from megaladder.train.trainer import Trainer, UpdateResult, build_options
 from megaladder.types import IGNORE_INDEX, PackedBatch
 
 
@@ -149,7 +150,8 @@ def reference_chunks(config: GrpoConfig, trainer: Trainer) -> list[Any]:
     Raises:
         ConfigError: `grpo.reference` is a model of another shape.
     """
-    options = BuildOptions(precision=precision_of(config), fp8=config.train.fp8, seed=config.train.seed)
+    options = replace(build_options(config), recompute="none", gpu=GpuConfig(**{
+        **config.gpu.model_dump(), "activation_offload_layers": 0, "tp_comm_overlap": False}))
     chunks = build_chunks(trainer.shape, trainer.layout, options)
     if config.grpo.reference is None and config.model.init == "random":
         load_tensors_into_chunks(chunks, random_tensors(trainer.shape, config.train.seed), trainer.shape)

@@ -1,7 +1,6 @@
 """The data of an SFT run: tokenised once, shared by the ranks of a machine, packed for the layout."""
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from megaladder import parallel
+from megaladder.config.gpu_rules import needs_static_shapes, sequence_alignment, token_alignment
 from megaladder.config.train import SftConfig
 from megaladder.data.chat import TemplateOptions, load_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.loader import BatchStats, SftLoader, eval_batches
@@ -24,18 +24,14 @@ from megaladder.train.health import Watchdog
 from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LOGPROBS
 from megaladder.types import PackedBatch
 
-_FP8_ALIGNMENT = {None: 1, "tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}  # tokens of a GEMM, megatron_vllm.md §6.16
-
 
 def pack_spec(config: Any, layout: Layout, *, pad_token_id: int = 0, hidden_size: int | None = None) -> PackSpec:
-    """How this run's samples become micro-batches: static shapes for pipelines, token counts that the layout and FP8 divide."""
-    sequence_shards = layout.tp if layout.uses_sequence_parallel else 1
-    align = math.lcm(sequence_shards, 2 * layout.cp if layout.cp > 1 else 1, _FP8_ALIGNMENT[config.train.fp8])
+    """How this run's samples become micro-batches: static shapes where they are needed, token counts that the layout and FP8 divide."""
     cost = {"attention_cost_tokens": 12 * hidden_size} if hidden_size else {}
     return PackSpec(
         seq_length=config.data.seq_length, micro_batch_size=config.train.micro_batch_size, packing=config.data.packing,
-        static=layout.pp > 1, align=align, pad_token_id=pad_token_id,
-        micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1, **cost)
+        static=needs_static_shapes(config), align=token_alignment(config), sequence_align=sequence_alignment(layout.cp),
+        pad_token_id=pad_token_id, micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1, **cost)
 
 
 @dataclass(frozen=True, slots=True)
