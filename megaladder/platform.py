@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from megaladder.config.gpu_rules import Machine
+from megaladder.errors import ConfigError
 
 _CPU = torch.device("cpu")
 _FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like", "full_like")
@@ -60,9 +61,35 @@ def device() -> torch.device:
 
 
 def bind_device(local_rank: int) -> None:
-    """Gives each local rank its own GPU; on the CPU, its share of the cores is set by the launcher through OMP_NUM_THREADS."""
-    if has_cuda():
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    """Gives each local rank its own GPU; on the CPU, its share of the cores is set by the launcher through OMP_NUM_THREADS.
+
+    One visible device is this rank's own (Slurm's --gpus-per-task, a CUDA_VISIBLE_DEVICES per rank); of several it takes LOCAL_RANK.
+
+    Raises:
+        ConfigError: more local ranks than GPUs. Two on one GPU would hang in their first collective.
+    """
+    if not has_cuda():
+        return
+    visible = torch.cuda.device_count()
+    if visible > 1 and local_rank >= visible:
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise ConfigError(f"local rank {local_rank} has no GPU: {visible} are visible here (CUDA_VISIBLE_DEVICES {named}); "
+                          f"fix: at most {visible} ranks on this machine, or let it see more GPUs")
+    torch.cuda.set_device(local_rank if visible > 1 else 0)
+
+
+def record_collectives(folder: str, entries: int) -> None:
+    """Before the process groups start: torch keeps the last `entries` collectives of each rank and writes them to
+    `folder`/nccl_trace_<rank> when one runs into its timeout. No effect on a CPU, nor over what the environment says already."""
+    if not has_cuda() or not entries:
+        return
+    os.makedirs(folder, exist_ok=True)
+    for name, value in {
+        "TORCH_FR_BUFFER_SIZE": str(entries), "TORCH_NCCL_TRACE_BUFFER_SIZE": str(entries), "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": os.path.join(folder, "nccl_trace_"),
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": os.path.join(folder, "nccl_trace_"),
+    }.items():
+        os.environ.setdefault(name, value)
 
 
 def spare_devices(num_local_ranks: int) -> int:

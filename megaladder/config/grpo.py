@@ -179,6 +179,11 @@ class GrpoConfig(StrictModel):
     reward: RewardConfig = RewardConfig()
 
     @property
+    def collective_timeout_s(self) -> float:
+        """Seconds after which a collective counts as stuck."""
+        return self.gpu.nccl_timeout_s or 2 * self.train.timeout_s
+
+    @property
     def samples_per_update(self) -> int:
         """Completions in one optimizer update; takes the place of train.global_batch_size, which GRPO does not read."""
         return self.grpo.prompts_per_step * self.rollout.n // self.grpo.mini_batches

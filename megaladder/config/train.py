@@ -215,6 +215,11 @@ class SftConfig(StrictModel):
         return self
 
     @property
+    def collective_timeout_s(self) -> float:
+        """Seconds after which a collective counts as stuck."""
+        return self.gpu.nccl_timeout_s or 2 * self.train.timeout_s
+
+    @property
     def samples_per_update(self) -> int:
         """Samples in one optimizer update over all ranks."""
         return self.train.global_batch_size

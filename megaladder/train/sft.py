@@ -23,9 +23,10 @@ def run_sft(config: SftConfig) -> int:
         RunStopped: SIGTERM or SIGUSR1 came, or too many steps were not finite; the run is saved and can be resumed.
     """
     check_platform(config, platform.machine())
+    platform.record_collectives(config.run_dir, config.gpu.nccl_trace_entries)
     signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
     layout = layout_of(config)
-    with parallel.session(layout, timeout_s=2 * config.train.timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
+    with parallel.session(layout, timeout_s=config.collective_timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
         model = open_model(config)
         validate_layout(config, model.shape)
         data = prepare_data(config, layout, model.shape, model.folder, watchdog)

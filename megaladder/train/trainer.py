@@ -24,6 +24,7 @@ from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
 from megaladder.run_dir import RunDir
 from megaladder.train.optimizer import build_optimizer, guarded_update, separate_steps, wrap_chunks, zero_grad
+from megaladder.train.profile import StepProfiler
 from megaladder.train.schedule import LrSchedule
 from megaladder.train.step import LossFunction, StepSums, run_micro_batches
 from megaladder.types import PackedBatch
@@ -89,6 +90,7 @@ class Trainer:
         self.chunks = wrap_chunks(chunks, options)
         self.optimizer = build_optimizer(self.chunks, config.optim, options)
         self._run = run
+        self._profiler = StepProfiler(config.train, run.path / "profile", parallel.rank())
         section = config.checkpoint
         self.checkpoints = Checkpointer(
             run.checkpoints, self.chunks, self.optimizer, hf_files=list(auxiliary_files(self.folder)), async_save=section.async_save,
@@ -101,11 +103,15 @@ class Trainer:
         """Forward, backward and one guarded update with the learning rate of `step` (1-based). metrics, maxima: as `run_micro_batches`."""
         began = time.perf_counter()
         fault_point("update")
-        zero_grad(self.chunks, self.optimizer)
-        sums = run_micro_batches(self.chunks, batches, loss, metric_names=metrics, maximum_names=maxima, head=head)
-        lr = self.schedule.lr(step)
-        grad_norm, updated = guarded_update(self.optimizer, sums.loss, lr)
-        platform.synchronize()
+        profiler = self._profiler
+        with profiler.step(step):
+            zero_grad(self.chunks, self.optimizer)
+            with profiler.phase("forward and backward"):
+                sums = run_micro_batches(self.chunks, batches, loss, metric_names=metrics, maximum_names=maxima, head=head)
+            lr = self.schedule.lr(step)
+            with profiler.phase("optimizer"):
+                grad_norm, updated = guarded_update(self.optimizer, sums.loss, lr)
+            platform.synchronize()
         return UpdateResult(sums, lr, grad_norm, updated, time.perf_counter() - began)
 
     def evaluate(
