@@ -24,7 +24,7 @@ def test_chosen_steps_are_captured_with_their_ranges(tmp_path) -> None:
     names = ["step_2_2_rank_0.json.gz", "step_2_rank_0.json.gz", "step_3_rank_0.json.gz"]
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == names
     for name in names:
-        events = json.loads(gzip.open(tmp_path / "profile" / name).read())["traceEvents"]
+        events = json.loads(gzip.decompress((tmp_path / "profile" / name).read_bytes()))["traceEvents"]
         assert {"forward and backward", "aten::mm"} <= {event.get("name") for event in events}
 
 
