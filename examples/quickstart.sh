@@ -6,11 +6,13 @@ cd "$(dirname "$0")/.."
 run=runs/quickstart
 mkdir -p "$run/bench/arithmetic"
 stage() { printf '\n== %s   (%d s so far)\n' "$*" "$SECONDS"; }
-evaluate() { megaladder eval --model "$1" --name "$2" --benchmark arithmetic --data-dir "$run/bench" --limit 200 --max-tokens 96 --out "$run/eval"; }
+evaluate() { megaladder eval --model "$1" --name "$2" --benchmark arithmetic --data-dir "$run/bench" --limit 200 --out "$run/eval"; }
 
-stage "1  reasoning data: two-step arithmetic, every worked step verified; half of the solutions check themselves and need 165 tokens"
+stage "1  reasoning data: two-step arithmetic, every worked step verified; in the last quarter half of the answers come without any work"
 if [ ! -f "$run/rl_problems.jsonl" ]; then
-  megaladder data make arithmetic --rows 20000 --recheck-share 0.5 --out "$run/arithmetic.jsonl" --test-out "$run/bench/arithmetic/test.jsonl"
+  megaladder data make arithmetic --rows 7900 --out "$run/worked.jsonl" --test-out "$run/bench/arithmetic/test.jsonl"
+  megaladder data make arithmetic --rows 2600 --seed 1 --direct-share 0.5 --out "$run/mixed.jsonl"
+  cat "$run/worked.jsonl" "$run/mixed.jsonl" > "$run/arithmetic.jsonl"
   megaladder data make arithmetic --form problem --rows 20000 --seed 7 --out "$run/rl_problems.jsonl"
 fi
 
@@ -23,7 +25,7 @@ megaladder check examples/configs/sft_arithmetic_cpu.yaml
 stage "4  SFT, tensor parallel over two processes (the same command again resumes)"
 megaladder sft examples/configs/sft_arithmetic_cpu.yaml
 
-stage "5  GRPO on top of it, 96 tokens an answer: the trainer and a real vLLM engine"
+stage "5  GRPO on top of it: the trainer and a real vLLM engine"
 sft=$(ls -d "$run"/sft/hf/step_* | sort -V | tail -n 1)
 megaladder grpo examples/configs/grpo_arithmetic_cpu.yaml --model.path "$sft"
 

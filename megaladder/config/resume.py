@@ -21,7 +21,7 @@ class Resume(StrEnum):
 _CLASSES: dict[Resume, tuple[str, ...]] = {
     Resume.MUST_MATCH: (
         "model.path", "model.revision", "model.tokenizer", "model.chat_template",
-        "data.path", "data.format", "data.revision", "data.seq_length", "data.truncation", "data.holdout", "data.on_bad_row",
+        "data.path", "data.format", "data.revision", "data.seq_length", "data.truncation", "data.order", "data.holdout", "data.on_bad_row",
         "data.response_template", "data.reasoning", "data.system_prompt", "data.s1_teacher",
         "train.global_batch_size", "train.loss", "train.precision", "train.seed",
         "rollout.n", "rollout.max_tokens", "rollout.max_prompt_tokens", "rollout.prompt_suffix",

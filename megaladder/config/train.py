@@ -49,6 +49,8 @@ class DataConfig(StrictModel):
     """Tokens per packed row, and the longest sample. One micro-batch holds micro_batch_size · seq_length tokens."""
     truncation: Literal["drop", "right", "error"] = "right"
     """A sample longer than seq_length: drop it, cut its end, or stop. Counted and reported in each case."""
+    order: Literal["shuffled", "file"] = "shuffled"
+    """Order of the samples: anew in each epoch by train.seed, or as they stand in the file (a curriculum)."""
     packing: bool = True
     """Lay several samples end to end in a row (they do not see each other). Off = one sample a row, padded."""
     holdout: int | float | str | None = None

@@ -1,8 +1,8 @@
 """The order in which samples are seen, and the iterator that a training loop consumes.
 
-The global order is a pure function of (seed, epoch): a permutation of all rows, cut into global batches, the remainder left out (another
-random remainder each epoch). The number of ranks does not enter, so a run may resume with another data-parallel size and still see the
-same batches. The state to save is five small numbers.
+The global order is a pure function of (seed, epoch): a permutation of all rows (or file order, unshuffled), cut into global batches, the
+remainder left out (another random remainder each epoch). The number of ranks does not enter, so a run may resume with another
+data-parallel size and still see the same batches. The state to save is five small numbers.
 """
 
 from __future__ import annotations
@@ -55,14 +55,17 @@ class SftLoader:
     `state_dict()` taken after a step and loaded into a fresh loader gives exactly the batches that would have followed.
     """
 
-    def __init__(self, store: SampleStore, global_batch_size: int, seed: int, spec: PackSpec, dp_rank: int = 0, dp_size: int = 1) -> None:
+    def __init__(
+        self, store: SampleStore, global_batch_size: int, seed: int, spec: PackSpec, dp_rank: int = 0, dp_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
         if global_batch_size > len(store):
             raise ConfigError(
                 f"train.global_batch_size {global_batch_size} is more than the {len(store)} training samples; fix: at most {len(store)}"
             )
         assert 0 <= dp_rank < dp_size, f"dp_rank {dp_rank} of {dp_size}"
         self.store, self.global_batch_size, self.seed, self.spec = store, global_batch_size, seed, spec
-        self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.dp_rank, self.dp_size, self.shuffle = dp_rank, dp_size, shuffle
         self._epoch = self._step_in_epoch = 0
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -82,7 +85,8 @@ class SftLoader:
     def batch_ids(self, epoch: int, step_in_epoch: int) -> np.ndarray:
         """Indices into the store of one global batch, int64 [global_batch_size]; the same whatever dp is."""
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self.store), self.seed, epoch))
+            count = len(self.store)
+            self._order = (epoch, epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count))
         begin = step_in_epoch * self.global_batch_size
         return self._order[1][begin : begin + self.global_batch_size]
 

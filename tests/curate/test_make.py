@@ -44,13 +44,21 @@ def test_every_arithmetic_line_is_true(spec: ArithmeticSpec) -> None:
         assert str(evaluate(expression)) == row["gold"]
 
 
-def test_recheck_share_adds_lines_and_changes_no_question() -> None:
+def test_recheck_and_direct_share_change_answers_and_no_question() -> None:
     mixed, plain = rows_of(ArithmeticSpec(recheck_share=0.4), 2000), rows_of(ArithmeticSpec(), 2000)
     assert [row["question"] for row in mixed] == [row["question"] for row in plain]
     assert 0.36 < sum(row["rechecks"] > 0 for row in mixed) / 2000 < 0.44  # ±0.04 is 3.6 standard deviations
     for one, other in zip(mixed, plain, strict=True):
         lines = [line for line in one["messages"][1]["content"].split("\n") if not line.startswith("Wait, ")]
         assert "\n".join(lines) == other["messages"][1]["content"]
+    direct = rows_of(ArithmeticSpec(recheck_share=0.4, direct_share=0.5), 2000)
+    assert 0.45 < sum(not row["worked"] for row in direct) / 2000 < 0.55
+    for one, other in zip(direct, mixed, strict=True):
+        short = f"<think>\n\n</think>\n\n\\boxed{{{one['gold']}}}"
+        assert one["question"] == other["question"]
+        assert one == other if one["worked"] else one["messages"][1]["content"] == short
+    assert [fault for row in direct for fault in check_arithmetic(row)] == []
+    assert check_arithmetic({**plain[0], "worked": False}) == ["a direct answer shows work"]
     assert check_arithmetic({**plain[0], "rechecks": 2}) == ["0 rechecks, the row says 2"]
 
 

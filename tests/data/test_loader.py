@@ -88,6 +88,11 @@ def test_order_is_pinned():
     assert epoch_order(8, 42, 1).tolist() == [3, 5, 6, 0, 4, 2, 1, 7]
 
 
+def test_file_order_is_kept_in_every_epoch():
+    loader = SftLoader(make_store(11), 4, 0, PackSpec(32), shuffle=False)
+    assert [next(loader)[1].sample_ids.tolist() for _ in range(4)] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+
+
 def test_epochs_differ_and_leave_out_others():
     loader = SftLoader(make_store(11), 4, 0, PackSpec(32))
     left_out = []

@@ -2,7 +2,8 @@ r"""Arithmetic with worked steps: `What is 23 * 7 + 58?` → short digit-level r
 
 A row is a pure function of (spec, seed, position). Every line of the trace is a chain of equal expressions, which `check.py` evaluates
 without knowing how it was made. A model of a million parameters learns the default spec in a minute or two. With `recheck_share`, that
-share of the rows goes over every result a second time (`Wait, …`): longer thoughts, the same answers.
+share of the rows goes over every result a second time (`Wait, …`): longer thoughts, the same answers. With `direct_share`, that share of
+the rows answers without any work (`<think>` empty, as Qwen3 does when thinking is off): a habit that reinforcement learning can take away.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class ArithmeticSpec:
     """How hard the questions are.
 
     >>> ArithmeticSpec()                                    # a*b+c: two digits times one digit plus two digits
-    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False, recheck_share=0.0)
+    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False, recheck_share=0.0, direct_share=0.0)
     """
 
     digits: int = 2  # of the first number and of everything added or subtracted
@@ -32,6 +33,7 @@ class ArithmeticSpec:
     operations: str = "*+"  # taken in this order, repeated; with `shuffle` drawn at random
     shuffle: bool = False
     recheck_share: float = 0.0  # of the rows, those in which every line is followed by one that checks it
+    direct_share: float = 0.0  # of the rows, those that answer at once
 
     def __post_init__(self) -> None:
         bad = sorted(set(self.operations) - set("+-*"))
@@ -41,15 +43,16 @@ class ArithmeticSpec:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise DataError(f"{name} {value} is outside {low}…{high}; fix: a number in that range")
-        if not 0 <= self.recheck_share <= 1:
-            raise DataError(f"recheck_share {self.recheck_share} is outside 0…1; fix: a number in that range")
+        for name in ("recheck_share", "direct_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name} {getattr(self, name)} is outside 0…1; fix: a number in that range")
 
 
 def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool = False) -> Iterator[dict[str, Any]]:
     """`num_rows` different questions of one half of the split, in a seeded order.
 
-    Row: `id, question, gold, messages` (user, assistant) and the measures `steps, largest, rechecks`. Raises DataError
-    when the spec has fewer questions than asked for.
+    Row: `id, question, gold, messages` (user, assistant), `worked` (false: it answers at once) and the measures
+    `steps, largest, rechecks`. Raises DataError when the spec has fewer questions than asked for.
     """
     rng = random.Random(f"arithmetic/{seed}/{test}")
     seen: set[str] = set()
@@ -66,17 +69,19 @@ def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool =
             continue
         repeats = 0
         seen.add(question)
-        rechecked = random.Random(f"recheck/{seed}/{question}").random() < spec.recheck_share  # its own draw: the questions stay the same
-        trace = "\n".join(f"{line}\nWait, {check}" if rechecked else line for line, check in pairs)
+        draw = random.Random(f"style/{seed}/{question}")  # its own: the questions stay the same whatever the shares
+        rechecked, worked = draw.random() < spec.recheck_share, draw.random() >= spec.direct_share
+        trace = "\n".join(f"{line}\nWait, {check}" if rechecked else line for line, check in pairs) if worked else ""
         answer = f"<think>\n{trace}\n</think>\n\n\\boxed{{{value}}}"
         yield {
             "id": question_id("arith", question),
             "question": question,
             "gold": str(value),
             "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+            "worked": worked,
             "steps": spec.steps,
             "largest": largest,
-            "rechecks": spec.steps * rechecked,
+            "rechecks": spec.steps * (rechecked and worked),
         }
 
 

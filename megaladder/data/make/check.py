@@ -59,6 +59,11 @@ def check_arithmetic(row: Mapping[str, Any]) -> list[str]:
     response = RESPONSE.fullmatch(row["messages"][1]["content"])
     if not question or not response or row["messages"][0]["content"] != row["question"]:
         return ["the question or the answer is not in the documented form"]
+    value = evaluate(question[1])
+    boxed = {"boxed": response["boxed"], "gold": row["gold"]}
+    if not row["worked"]:
+        wrong = [f"{name} is {found}, the question's value is {value}" for name, found in boxed.items() if found != str(value)]
+        return wrong + (["a direct answer shows work"] if response["trace"] else [])
     faults, carried = [], None
     lines = response["trace"].split("\n")
     for number, line in enumerate(lines, start=1):
@@ -73,10 +78,9 @@ def check_arithmetic(row: Mapping[str, Any]) -> list[str]:
         if carried is not None and sides[0].split(" ")[0] != carried:
             faults.append(f"line {number} does not go on from {carried}: {line}")
         carried = sides[-1]
-    value = evaluate(question[1])
     faults += [
         f"{name} is {found}, the question's value is {value}"
-        for name, found in (("the last line", carried), ("boxed", response["boxed"]), ("gold", row["gold"]))
+        for name, found in {"the last line": carried, **boxed}.items()
         if found != str(value)
     ]
     steps = [line for line in lines if not line.startswith(RECHECK)]

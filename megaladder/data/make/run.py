@@ -32,7 +32,7 @@ def run_make(config: MakeArithmeticConfig | MakeCountdownConfig) -> None:
 
 def problem_row(row: Row) -> Row:
     """The row as a problem for evaluation and RL: `id, question, answer` and the measures, without the worked answer."""
-    rest = {name: value for name, value in row.items() if name not in ("messages", "gold", "id", "question", "rechecks")}
+    rest = {name: value for name, value in row.items() if name not in ("messages", "gold", "id", "question", "worked", "rechecks")}
     return {"id": row["id"], "question": row["question"], "answer": row["gold"], **rest}
 
 
@@ -56,7 +56,7 @@ def _write(path: str, kind: tuple[Rows, Check], args: tuple[Any, int, int, bool]
             faults = check(row)
             assert not faults, f"{row['id']}: {faults}"
             writer.write(problem_row(row) if form == "problem" else row)
-            numbers = {name: value for name, value in row.items() if isinstance(value, int)}
+            numbers = {name: value for name, value in row.items() if type(value) is int}
             measures.append({**numbers, "characters": len(row["messages"][1]["content"])})
     return measures
 

@@ -112,7 +112,9 @@ def prepare_data(config: SftConfig, layout: Layout, shape: ModelShape, model_fol
     _check_columns(config, train)
     _check_vocabulary(train, shape, source)
     spec = pack_spec(config, layout, pad_token_id=tokenizer.pad_token_id or 0, hidden_size=shape.hidden_size)
-    loader = SftLoader(train, config.train.global_batch_size, config.train.seed, spec, parallel.dp_rank(), parallel.dp_size())
+    loader = SftLoader(
+        train, config.train.global_batch_size, config.train.seed, spec, parallel.dp_rank(), parallel.dp_size(),
+        shuffle=config.data.order == "shuffled")
     total_steps = loader.total_steps(config.train.epochs)
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
