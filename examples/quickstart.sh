@@ -10,9 +10,8 @@ evaluate() { megaladder eval --model "$1" --name "$2" --benchmark arithmetic --d
 
 stage "1  reasoning data: two-step arithmetic, every worked step verified; in the last quarter half of the answers come without any work"
 if [ ! -f "$run/rl_problems.jsonl" ]; then
-  megaladder data make arithmetic --rows 7900 --out "$run/worked.jsonl" --test-out "$run/bench/arithmetic/test.jsonl"
-  megaladder data make arithmetic --rows 2600 --seed 1 --direct-share 0.5 --out "$run/mixed.jsonl"
-  cat "$run/worked.jsonl" "$run/mixed.jsonl" > "$run/arithmetic.jsonl"
+  megaladder data make arithmetic --rows 10500 --direct-share 0.5 --direct-from 7900 \
+    --out "$run/arithmetic.jsonl" --test-out "$run/bench/arithmetic/test.jsonl"
   megaladder data make arithmetic --form problem --rows 20000 --seed 7 --out "$run/rl_problems.jsonl"
 fi
 

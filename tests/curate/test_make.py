@@ -58,6 +58,8 @@ def test_recheck_and_direct_share_change_answers_and_no_question() -> None:
         assert one["question"] == other["question"]
         assert one == other if one["worked"] else one["messages"][1]["content"] == short
     assert [fault for row in direct for fault in check_arithmetic(row)] == []
+    late = rows_of(ArithmeticSpec(recheck_share=0.4, direct_share=0.5, direct_from=1500), 2000)
+    assert late[:1500] == mixed[:1500] and late[1500:] == direct[1500:]
     assert check_arithmetic({**plain[0], "worked": False}) == ["a direct answer shows work"]
     assert check_arithmetic({**plain[0], "rechecks": 2}) == ["0 rechecks, the row says 2"]
 

@@ -57,6 +57,8 @@ class MakeArithmeticConfig(MakeConfig):
     """Share of rows that go over every result a second time ('Wait, …'): a mixture of short and long thoughts with the same answers."""
     direct_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of rows that answer at once, with an empty <think>: a model trained on them has a habit to unlearn by GRPO."""
+    direct_from: Count = 0
+    """Rows before this one all show their work: a curriculum for data.order file."""
 
 
 class MakeCountdownConfig(MakeConfig):

@@ -3,7 +3,7 @@ r"""Arithmetic with worked steps: `What is 23 * 7 + 58?` → short digit-level r
 A row is a pure function of (spec, seed, position). Every line of the trace is a chain of equal expressions, which `check.py` evaluates
 without knowing how it was made. A model of a million parameters learns the default spec in a minute or two. With `recheck_share`, that
 share of the rows goes over every result a second time (`Wait, …`): longer thoughts, the same answers. With `direct_share`, that share of
-the rows answers without any work (`<think>` empty, as Qwen3 does when thinking is off): a habit that reinforcement learning can take away.
+the rows (from row `direct_from` on) answers without any work (`<think>` empty, as Qwen3 does when thinking is off): a habit that reinforcement learning can take away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ArithmeticSpec:
     """How hard the questions are.
 
     >>> ArithmeticSpec()                                    # a*b+c: two digits times one digit plus two digits
-    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False, recheck_share=0.0, direct_share=0.0)
+    ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False, recheck_share=0.0, direct_share=0.0, direct_from=0)
     """
 
     digits: int = 2  # of the first number and of everything added or subtracted
@@ -34,6 +34,7 @@ class ArithmeticSpec:
     shuffle: bool = False
     recheck_share: float = 0.0  # of the rows, those in which every line is followed by one that checks it
     direct_share: float = 0.0  # of the rows, those that answer at once
+    direct_from: int = 0  # rows before this one are all worked
 
     def __post_init__(self) -> None:
         bad = sorted(set(self.operations) - set("+-*"))
@@ -70,7 +71,7 @@ def arithmetic_rows(spec: ArithmeticSpec, num_rows: int, seed: int, test: bool =
         repeats = 0
         seen.add(question)
         draw = random.Random(f"style/{seed}/{question}")  # its own: the questions stay the same whatever the shares
-        rechecked, worked = draw.random() < spec.recheck_share, draw.random() >= spec.direct_share
+        rechecked, worked = draw.random() < spec.recheck_share, draw.random() >= spec.direct_share or len(seen) <= spec.direct_from
         trace = "\n".join(f"{line}\nWait, {check}" if rechecked else line for line, check in pairs) if worked else ""
         answer = f"<think>\n{trace}\n</think>\n\n\\boxed{{{value}}}"
         yield {
