@@ -3,7 +3,8 @@ r"""Arithmetic with worked steps: `What is 23 * 7 + 58?` → short digit-level r
 A row is a pure function of (spec, seed, position). Every line of the trace is a chain of equal expressions, which `check.py` evaluates
 without knowing how it was made. A model of a million parameters learns the default spec in a minute or two. With `recheck_share`, that
 share of the rows goes over every result a second time (`Wait, …`): longer thoughts, the same answers. With `direct_share`, that share of
-the rows (from row `direct_from` on) answers without any work (`<think>` empty, as Qwen3 does when thinking is off): a habit that reinforcement learning can take away.
+the rows (from row `direct_from` on) answers without any work (`<think>` empty, as Qwen3 does when thinking is off): a habit that
+reinforcement learning can take away.
 """
 
 from __future__ import annotations
