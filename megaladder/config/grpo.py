@@ -13,19 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import StrictModel
-from megaladder.config.gpu import GpuConfig
 from megaladder.config.resolve.strict_yaml import load_yaml
 from megaladder.config.rules import check_training_rules, grpo_problems, raise_all
-from megaladder.config.train import (
-    CheckpointConfig,
-    DataConfig,
-    LogConfig,
-    ModelConfig,
-    OptimConfig,
-    ParallelConfig,
-    Positive,
-    TrainConfig,
-)
+from megaladder.config.train import Positive, RunConfig
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -161,27 +151,14 @@ class RewardConfig(StrictModel):
     """Seconds a completion may take to grade before its worker is killed; it then counts as wrong."""
 
 
-class GrpoConfig(StrictModel):
+class GrpoConfig(RunConfig):
     """Group-relative policy optimization."""
 
     run_dir: str = "runs/grpo"
     """Everything this run writes goes here. A second start in the same folder resumes."""
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    train: TrainConfig = TrainConfig()
-    optim: OptimConfig = OptimConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    gpu: GpuConfig = GpuConfig()
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoSection = GrpoSection()
     reward: RewardConfig = RewardConfig()
-
-    @property
-    def collective_timeout_s(self) -> float:
-        """Seconds after which a collective counts as stuck."""
-        return self.gpu.nccl_timeout_s or 2 * self.train.timeout_s
 
     @property
     def samples_per_update(self) -> int:

@@ -197,10 +197,10 @@ class LogConfig(StrictModel):
     """Also write TensorBoard files to run_dir/tensorboard."""
 
 
-class SftConfig(StrictModel):
-    """Supervised fine-tuning."""
+class RunConfig(StrictModel):
+    """What every training run has."""
 
-    run_dir: str = "runs/sft"
+    run_dir: str = "runs/run"
     """Everything this run writes goes here. A second start in the same folder resumes."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -211,15 +211,22 @@ class SftConfig(StrictModel):
     log: LogConfig = LogConfig()
     gpu: GpuConfig = GpuConfig()
 
-    @model_validator(mode="after")
-    def _cross_field_rules(self) -> SftConfig:
-        raise_all(check_training_rules(self))
-        return self
-
     @property
     def collective_timeout_s(self) -> float:
         """Seconds after which a collective counts as stuck."""
         return self.gpu.nccl_timeout_s or 2 * self.train.timeout_s
+
+
+class SftConfig(RunConfig):
+    """Supervised fine-tuning."""
+
+    run_dir: str = "runs/sft"
+    """Everything this run writes goes here. A second start in the same folder resumes."""
+
+    @model_validator(mode="after")
+    def _cross_field_rules(self) -> SftConfig:
+        raise_all(check_training_rules(self))
+        return self
 
     @property
     def samples_per_update(self) -> int:
