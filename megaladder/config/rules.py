@@ -152,24 +152,28 @@ def _profile(config: SftConfig | GrpoConfig) -> list[str]:
 def validate_layout(config: SftConfig | GrpoConfig, shape: ModelShape) -> None:
     """Does this model fit this layout? Raises with every division that fails, and the sizes that would work."""
     layout = config.parallel
+    problems = [*shape_problems(shape, layout.tp, layout.pp, layout.vpp, prefix="parallel."), *layout_problems(config, shape)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def shape_problems(shape: ModelShape, tp: int, pp: int, vpp: int | None, prefix: str = "") -> list[str]:
+    """Divisions of the model by the layout that leave a remainder, each with the sizes that would work. Also what `plan` searches by."""
     problems = []
     common = [n for n in range(1, shape.num_query_groups + 1) if shape.num_attention_heads % n == shape.num_query_groups % n == 0]
     for name, count in (("attention heads", shape.num_attention_heads), ("key/value groups", shape.num_query_groups)):
-        if count % layout.tp:
-            problems.append(f"parallel.tp {layout.tp} does not divide the model's {count} {name}; fix: tp one of {common}")
-    if shape.ffn_hidden_size % layout.tp:
-        problems.append(f"parallel.tp {layout.tp} does not divide the model's feed-forward size {shape.ffn_hidden_size}; fix: another tp")
-    chunks = layout.pp * (layout.vpp or 1)
+        if count % tp:
+            problems.append(f"{prefix}tp {tp} does not divide the model's {count} {name}; fix: tp one of {common}")
+    if shape.ffn_hidden_size % tp:
+        problems.append(f"{prefix}tp {tp} does not divide the model's feed-forward size {shape.ffn_hidden_size}; fix: another tp")
+    chunks = pp * (vpp or 1)
     if shape.num_layers % chunks:
         fits = [n for n in range(1, shape.num_layers + 1) if shape.num_layers % n == 0]
-        factor = f" × vpp {layout.vpp}" if layout.vpp else ""
+        factor = f" × vpp {vpp}" if vpp else ""
         problems.append(
-            f"parallel.pp {layout.pp}{factor} = {chunks} chunks do not divide the model's {shape.num_layers} layers;"
-            f" fix: pp·vpp one of {fits}"
+            f"{prefix}pp {pp}{factor} = {chunks} chunks do not divide the model's {shape.num_layers} layers; fix: pp·vpp one of {fits}"
         )
-    problems += layout_problems(config, shape)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    return problems
 
 
 def data_parallel_size(config: SftConfig | GrpoConfig, world_size: int) -> int:

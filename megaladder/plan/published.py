@@ -1,0 +1,165 @@
+"""What others measured (published.yaml) and what this model predicts for it; which figures calibrate and which are held out.
+
+The rules of choice and split are stated in published.yaml and were written before anything was fitted. docs/plan.md and the gate in
+tests/plan/ read the same `comparisons()`.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from megaladder.config.resolve.strict_yaml import load_yaml
+from megaladder.plan.grpo import GrpoCalibration, Round, engine_budget, grpo_calibration, round_time
+from megaladder.plan.hardware import HERE, find_gpu, find_model
+from megaladder.plan.layout import SOFTWARE, Layout, Work
+from megaladder.plan.memory import estimate_memory
+from megaladder.plan.throughput import Calibration, Machine, step_time
+
+UNITS = {"tokens_per_s_gpu": "tokens/s/GPU", "step_s": "s/step"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One published training run. `value` in the unit `measure`; `group` names the configuration."""
+
+    id: str
+    model: str
+    gpu: str
+    gpus: int
+    layout: Layout
+    work: Work
+    software: str
+    measure: str
+    value: float
+    source: str
+    status: str
+    reason: str
+
+    @property
+    def group(self) -> str:
+        layout, work = self.layout, self.work
+        return (f"{self.model} {self.gpu} {'lora' if work.lora else 'full'} {work.precision} {self.software} tp{layout.tp} pp{layout.pp}"
+                f" vpp{layout.vpp or 1} cp{layout.cp} mbs{layout.micro_batch_size} seq{work.seq_length}/{work.context:g}")
+
+    def predict(self, fitted: Calibration | None = None) -> float:
+        """The same measure by this model."""
+        seconds = step_time(find_model(self.model), self.layout, self.work, Machine(find_gpu(self.gpu), SOFTWARE[self.software], fitted)).total
+        if self.measure == "step_s":
+            return seconds
+        return self.work.tokens / seconds / self.gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A published figure beside ours. `role`: calibration, held out, or untuned."""
+
+    id: str
+    what: str
+    measure: str
+    published: float
+    predicted: float
+    role: str
+    source: str
+    reason: str
+
+    @property
+    def error(self) -> float:
+        """Predicted over published, less one."""
+        return self.predicted / self.published - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRun:
+    """One published GRPO run; `value`: seconds of a round."""
+
+    id: str
+    model: str
+    gpu: str
+    layout: Layout
+    round: Round
+    value: float
+    source: str
+
+    def predict(self, fitted: GrpoCalibration | None = None) -> float:
+        """Seconds of the round by this model."""
+        shape, gpu = find_model(self.model), find_gpu(self.gpu)
+        memory = estimate_memory(shape, self.layout, self.round.update_work(), self.round.colocated)
+        budget = engine_budget(memory, gpu.memory_bytes, self.round.colocated)
+        machine = Machine(gpu, SOFTWARE["megatron-plain"])
+        return round_time(shape, self.layout, self.round, machine, budget, fitted or grpo_calibration()).total
+
+
+def _round_run(row: dict[str, Any]) -> RoundRun:
+    colocated = row["colocated"]
+    training = row["gpus"] - (0 if colocated else row["engine_gpus"])
+    layout = Layout(tp=row["tp"], pp=row["pp"], dp=training // row["tp"] // row["pp"], recompute=row["recompute"])
+    names = ("prompts", "n", "mini_batches", "prompt_length", "response_length", "max_response_length", "seq_length", "precision",
+             "logprob_passes", "engine_tp", "engine_gpus", "colocated")
+    asked = Round(**{name: row[name] for name in names}, rollout_precision=row["precision"], overlapped=not colocated)
+    return RoundRun(row["id"], row["model"], row["gpu"], layout, asked, row["step_s"], row["source"])
+
+
+def _run(row: dict[str, Any]) -> Run:
+    measure = next(name for name in UNITS if name in row)
+    parts = {name: row.get(name, default) for name, default in (("tp", 1), ("pp", 1), ("vpp", None), ("cp", 1))}
+    dp = row["gpus"] // (parts["tp"] * parts["pp"] * parts["cp"])
+    layout = Layout(**parts, dp=dp, micro_batch_size=row["micro_batch"], recompute=row.get("recompute", "none"))
+    per_row = row["seq_length"] / row.get("sample_length", row["seq_length"])  # the sources count packed rows as one
+    work = Work(row["seq_length"], round(row["global_batch"] * per_row), row["precision"], row.get("sample_length"), row.get("lora", False))
+    return Run(row["id"], row["model"], row["gpu"], row["gpus"], layout, work, row.get("software", "megatron"), measure, row[measure],
+               row["source"], row.get("status", "tuned"), row.get("reason", ""))
+
+
+def training_runs() -> list[Run]:
+    """Every training row of published.yaml, in its order."""
+    return [_run(row) for row in load_yaml(HERE / "published.yaml").values["training"]]
+
+
+def calibrating(groups: Sequence[str]) -> set[str]:
+    """The 1st, 3rd, 5th … of the sorted names."""
+    return set(sorted(set(groups))[::2])
+
+
+def role_of(run: Run, calibrates: set[str]) -> str:
+    if run.status != "tuned":
+        return run.status
+    return "calibration" if run.group in calibrates else "held out"
+
+
+def training_comparisons(fitted: Calibration | None = None) -> list[Comparison]:
+    """All training rows with predictions."""
+    runs = training_runs()
+    calibrates = calibrating([run.group for run in runs if run.status == "tuned"])
+    return [
+        Comparison(run.id, run.group, run.measure, run.value, run.predict(fitted), role_of(run, calibrates), run.source, run.reason)
+        for run in runs
+    ]
+
+
+def round_runs() -> list[RoundRun]:
+    """Every GRPO row of published.yaml."""
+    return [_round_run(row) for row in load_yaml(HERE / "published.yaml").values["grpo"]]
+
+
+def round_comparisons(fitted: GrpoCalibration | None = None) -> list[Comparison]:
+    """All GRPO rows with predictions."""
+    runs = round_runs()
+    calibrates = calibrating([run.id for run in runs])
+    return [
+        Comparison(run.id, f"{run.model} {run.layout}", "step_s", run.value, run.predict(fitted),
+                   "calibration" if run.id in calibrates else "held out", run.source, "")
+        for run in runs
+    ]
+
+
+def not_modelled() -> list[dict[str, str]]:
+    """Published figures without a row, with the reason."""
+    return load_yaml(HERE / "published.yaml").values["not_modelled"]
+
+
+def summary(comparisons: Sequence[Comparison]) -> tuple[float, float]:
+    """(median, largest) absolute error."""
+    errors = [abs(comparison.error) for comparison in comparisons]
+    return median(errors), max(errors)

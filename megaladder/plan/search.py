@@ -1,0 +1,225 @@
+"""Every layout that divides the model, the GPUs and the batch; those that fit the memory, fastest first.
+
+Layouts within 1 % of the fastest are equals (the model errs by more): of these, fewer pipeline chunks come first, then less memory.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from megaladder.config.rules import shape_problems
+from megaladder.config.train import ParallelConfig
+from megaladder.errors import ConfigError
+from megaladder.model.hf_config import ModelShape
+from megaladder.plan.grpo import Round, RoundTime, engine_budget, grpo_calibration, round_time
+from megaladder.plan.hardware import Gpu, gpus
+from megaladder.plan.layout import RECOMPUTE_MODES, Layout, Work
+from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
+from megaladder.plan.throughput import Machine, StepTime, step_time
+
+MICRO_BATCH_SIZES = (1, 2, 4, 8)
+SAME = 0.01  # relative difference in time that is none
+MAX_HELP_GPUS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """Sizes that are given; None is searched."""
+
+    tp: int | None = None
+    pp: int | None = None
+    vpp: int | None = None
+    cp: int | None = None
+    micro_batch_size: int | None = None
+    recompute: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one of its updates), on so many GPUs."""
+
+    shape: ModelShape
+    gpu: Gpu
+    gpus: int
+    work: Work
+    round: Round | None = None
+
+    @property
+    def trainer_gpus(self) -> int:
+        """GPUs that train: all, unless the engine has its own."""
+        return self.gpus if self.round is None or self.round.colocated else self.gpus - self.round.engine_gpus
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A layout with its predictions. `phases` is set for GRPO; `seconds` is then a round."""
+
+    layout: Layout
+    micro_batches: int
+    memory: MemoryEstimate
+    step: StepTime
+    seconds: float
+    tokens_per_s_gpu: float
+    model_tflops: float
+    mfu: float
+    phases: RoundTime | None = None
+    engine_tp: int | None = None
+
+
+def predict(task: Task, layout: Layout) -> Plan:
+    """Memory and time of one layout, whether it fits or not."""
+    machine, work = Machine(task.gpu), task.work
+    memory = estimate_memory(task.shape, layout, work, colocated_engine=task.round is not None and task.round.colocated)
+    step = step_time(task.shape, layout, work, machine)
+    phases, engine_tp, seconds, tokens = None, None, step.total, work.tokens
+    if task.round is not None:
+        budget = engine_budget(memory, task.gpu.memory_bytes, task.round.colocated)
+        phases = round_time(task.shape, layout, task.round, machine, budget, grpo_calibration())
+        engine_tp, seconds, tokens = task.round.engine_tp, phases.total, task.round.samples * task.round.sample_length
+    flops = task.shape.flops_per_token(work.context) * tokens / seconds / task.gpus
+    return Plan(layout, work.micro_batches(layout), memory, step, seconds, tokens / seconds / task.gpus, flops / 1e12,
+                flops / task.gpu.peak("bf16"), phases, engine_tp)
+
+
+def search(task: Task, pins: Pins = Pins()) -> list[Plan]:  # noqa: B008  (frozen)
+    """Layouts that fit, best first.
+
+    Raises:
+        ConfigError: the pinned sizes do not divide, or nothing fits; the message has the smallest shortfall and what would help.
+    """
+    layouts = list(_layouts(task, pins))
+    if not layouts:
+        raise ConfigError(_why_none(task, pins))
+    fitting = [layout for layout in layouts if _spare(task, layout) >= 0]
+    plans = [plan for layout in fitting for plan in _plans(task, layout)]
+    if not plans:
+        raise ConfigError(_shortfall(task, pins, layouts))
+    fastest = min(plan.seconds for plan in plans)
+    return sorted(plans, key=lambda plan: _rank(plan, fastest))
+
+
+def _rank(plan: Plan, fastest: float) -> tuple[float, int, int]:
+    equal = plan.seconds <= fastest * (1 + SAME)
+    return (fastest if equal else plan.seconds, plan.layout.chunks, plan.memory.total)
+
+
+def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
+    """The layout's prediction; for GRPO with the engine's best tensor parallelism, none where no engine fits beside the trainer."""
+    if task.round is None:
+        yield predict(task, layout)
+        return
+    found = []
+    for engine_tp in [task.round.engine_tp] if task.round.engine_tp else _divisors(min(task.round.engine_gpus, task.gpu.gpus_per_node)):
+        if shape_problems(task.shape, engine_tp, 1, None):
+            continue
+        try:
+            found.append(predict(replace(task, round=replace(task.round, engine_tp=engine_tp)), layout))
+        except ConfigError:
+            continue  # no room for this engine; another may have
+    yield from sorted(found, key=lambda plan: plan.seconds)[:1]
+
+
+def _spare(task: Task, layout: Layout) -> int:
+    """Bytes left on the fullest GPU; negative: missing."""
+    colocated = task.round is not None and task.round.colocated
+    return task.gpu.memory_bytes - estimate_memory(task.shape, layout, task.work, colocated).total
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def context_parallel_sizes() -> tuple[int, ...]:
+    """What the trainer takes for parallel.cp: the values its configuration lists, else powers of two."""
+    return get_args(ParallelConfig.model_fields["cp"].annotation) or (1, 2, 4, 8, 16)
+
+
+def _layouts(task: Task, pins: Pins) -> Iterator[Layout]:
+    """Layouts whose sizes divide, pinned ones kept."""
+    shape, total = task.shape, task.trainer_gpus
+    for tp in [pins.tp] if pins.tp else _divisors(task.gpu.gpus_per_node):
+        for pp in [pins.pp] if pins.pp else _divisors(shape.num_layers):
+            for cp in [pins.cp] if pins.cp else context_parallel_sizes():
+                if total % (tp * pp * cp) or task.work.global_batch_size < total // (tp * pp * cp) or task.work.seq_length % (tp * cp):
+                    continue
+                for vpp in _interleavings(shape, pp, pins):
+                    if not shape_problems(shape, tp, pp, vpp):
+                        yield from _variants(Layout(tp, pp, vpp, cp, total // (tp * pp * cp)), pins)
+
+
+def _interleavings(shape: ModelShape, pp: int, pins: Pins) -> list[int | None]:
+    if pins.vpp:
+        return [pins.vpp] if pp > 1 else []
+    return [None, *(n for n in range(2, shape.num_layers // pp + 1) if pp > 1 and shape.num_layers % (pp * n) == 0)]
+
+
+def _variants(layout: Layout, pins: Pins) -> Iterator[Layout]:
+    for size in [pins.micro_batch_size] if pins.micro_batch_size else MICRO_BATCH_SIZES:
+        for recompute in [pins.recompute] if pins.recompute else RECOMPUTE_MODES:
+            yield replace(layout, micro_batch_size=size, recompute=recompute)
+
+
+def _why_none(task: Task, pins: Pins) -> str:
+    """The first reason why no size divides."""
+    tp, pp, cp = pins.tp or 1, pins.pp or 1, pins.cp or 1
+    problems = shape_problems(task.shape, tp, pp, pins.vpp, prefix="--")
+    if problems:
+        return "\n".join(problems)
+    if task.trainer_gpus % (tp * pp * cp):
+        return (f"tp {tp} × pp {pp} × cp {cp} = {tp * pp * cp} does not divide {task.trainer_gpus} GPUs that train;"
+                f" fix: --gpus a multiple of {tp * pp * cp}, or other sizes")
+    if pins.vpp and not (pins.pp and pins.pp > 1):
+        return f"--vpp {pins.vpp} needs pipeline stages; fix: --pp of at least 2 with pp·vpp a divisor of {task.shape.num_layers} layers"
+    if task.work.seq_length % (tp * cp):
+        multiple = tp * cp
+        return f"--seq-length {task.work.seq_length} is not a multiple of tp·cp = {multiple}; fix: --seq-length a multiple of {multiple}"
+    return (f"--global-batch-size {task.work.global_batch_size} is smaller than the data-parallel size of every layout on {task.trainer_gpus}"
+            f" GPUs; fix: a larger batch (at least {task.trainer_gpus // task.gpu.gpus_per_node}), or fewer GPUs")
+
+
+def _shortfall(task: Task, pins: Pins, layouts: list[Layout]) -> str:
+    """The layout that misses by least, by how much, and what would make one fit."""
+    nearest = max(layouts, key=lambda layout: _spare(task, layout))
+    colocated = task.round is not None and task.round.colocated
+    memory, missing = estimate_memory(task.shape, nearest, task.work, colocated), -_spare(task, nearest) / GIB
+    parts = sorted(((size, part) for part, size in memory.by_part().items() if part != "total"), reverse=True)[:3]
+    largest = ", ".join(f"{part} {size / GIB:.1f}" for size, part in parts)
+    where = f"{task.gpus} × {task.gpu.name}"
+    if missing <= 0:
+        text = f"no layout on {where} leaves room for the engine's weights beside the trainer's states (nearest: {nearest})"
+    else:
+        text = (f"no layout fits {where}: the nearest ({nearest}) needs {memory.total / GIB:.1f} GiB a GPU of {task.gpu.memory_gib:.1f},"
+                f" {missing:.1f} GiB short (largest parts in GiB: {largest})")
+    helps = _what_helps(task, pins)
+    return f"{text}; fix: {' or '.join(helps) if helps else 'a smaller model'}"
+
+
+def _what_helps(task: Task, pins: Pins) -> list[str]:
+    """Changes of one thing after which something fits."""
+    def fits(changed: Task, with_pins: Pins = pins) -> bool:
+        return any(_spare(changed, layout) >= 0 and next(_plans(changed, layout), None) for layout in _layouts(changed, with_pins))
+
+    helps = []
+    if pins != Pins() and fits(task, Pins()):
+        helps.append("leave --tp, --pp, --cp, --micro-batch-size and --recompute open")
+    counts = iter(range(2, MAX_HELP_GPUS // task.gpus + 1))
+    more = next((task.gpus * n for n in counts if n & (n - 1) == 0 and fits(replace(task, gpus=task.gpus * n, round=_more(task, n)))), None)
+    if more:
+        helps.append(f"--gpus {more}")
+    larger = [name for name, gpu in gpus().items() if gpu.memory_gib > task.gpu.memory_gib and _runs(gpu, task) and fits(replace(task, gpu=gpu))]
+    if larger:
+        helps.append(f"--gpu {larger[0]}")
+    lengths = [task.work.seq_length // n for n in (2, 4, 8, 16) if task.work.seq_length // n >= 1024]
+    shorter = next((n for n in lengths if task.round is None and fits(replace(task, work=replace(task.work, seq_length=n)))), None)
+    if shorter:
+        helps.append(f"--seq-length {shorter}")
+    return helps
+
+
+def _runs(gpu: Gpu, task: Task) -> bool:
+    return task.work.precision != "fp8" or gpu.fp8_tflops is not None
+
+
+def _more(task: Task, factor: int) -> Round | None:
+    return replace(task.round, engine_gpus=task.round.engine_gpus * factor) if task.round else None
