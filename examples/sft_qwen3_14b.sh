@@ -31,5 +31,9 @@ if os.environ.get("WORLD_SIZE") == "1":  # torchrun without a number of processe
 
 from megaladder.cli import main  # noqa: E402
 
+ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if "WORLD_SIZE" in os.environ else []  # the file says 8; torchrun started these
+if any(argument.startswith("--parallel.ranks") for argument in sys.argv):
+    ranks = []
+
 if __name__ == "__main__":
-    sys.exit(main(["sft", str(HERE / "configs" / "sft_qwen3_14b.yaml"), *sys.argv[1:]]))
+    sys.exit(main(["sft", str(HERE / "configs" / "sft_qwen3_14b.yaml"), *ranks, *sys.argv[1:]]))

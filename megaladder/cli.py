@@ -51,6 +51,8 @@ VERBS: tuple[Verb, ...] = (
          "checkpoint of a run, or a converted one → Hugging Face folder; streams", "Train"),
     Verb("convert verify", "megaladder.config.verbs.convert:VerifyConfig", "megaladder.checkpoints_conv.verbs:run_verify",
          "compare a Hugging Face folder with a checkpoint: every tensor, and the logits", "Train"),
+    Verb("plan", "megaladder.config.verbs.plan:PlanConfig", "megaladder.plan.verb:run_plan",
+         "layouts for a model on N GPUs: memory per GPU by part, predicted step time, tokens/s/GPU, MFU; SFT and GRPO", "Train"),
     Verb("bench train", "megaladder.config.verbs.bench:BenchTrainConfig", "megaladder.tools.bench_training:run_bench_train",
          "tokens/s of an SFT step against plain transformers loops, side by side", "Bench"),
     Verb("bench convert", "megaladder.config.verbs.convert:BenchConvertConfig", "megaladder.tools.bench_convert:run_bench_convert",

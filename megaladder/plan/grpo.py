@@ -17,6 +17,7 @@ from megaladder.plan.layout import Layout, Work
 from megaladder.plan.memory import FRAMEWORK, MemoryEstimate
 from megaladder.plan.throughput import Machine, forward_time, step_time
 
+_ALL_REDUCE_S = 1e-5  # of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
 ENGINE_SHARE = 0.9  # of a GPU that an engine with GPUs of its own takes (vLLM's default)
 
 
@@ -25,7 +26,7 @@ class GrpoCalibration:
     """Fitted to published rounds (published.yaml, `grpo`)."""
 
     decode_memory: float  # share of the memory's bandwidth that decoding reaches
-    decode_step_s: float  # per decoding step besides memory traffic: scheduling, sampling, launches, tensor-parallel latency
+    decode_step_s: float  # per decoding step besides memory traffic: scheduling, sampling, launches
     tail: float  # longest completion over the mean, where max_response_length does not cut it
     update: float  # an update's time over the training step's of the same tokens: uneven rows, per-token statistics
     round_s: float  # per round: collecting, sleeping and waking, sync set-up
@@ -116,22 +117,23 @@ def generation_time(shape: ModelShape, work: Round, machine: Machine, engine_byt
     weights = shape.num_parameters * (1 if work.rollout_precision == "fp8" else 2)
     cache_bytes = engine_bytes * tp - weights - FRAMEWORK * tp
     if engines < 1 or cache_bytes < kv_bytes_per_token(shape) * work.sample_length:
-        raise ConfigError(f"an engine of tp {tp} with {engine_bytes / 1e9:.0f} GB a GPU has no room for {weights / 1e9:.0f} GB of weights and a"
-                          " completion; fix: a larger --engine-tp, or a larger tp or pp for the trainer")
+        raise ConfigError(f"an engine of tp {tp} with {engine_bytes / 1e9:.0f} GB a GPU has no room for {weights / 1e9:.0f} GB of weights"
+                          " and a completion; fix: a larger --engine-tp, or a larger tp or pp for the trainer")
     sequences = work.samples / engines
-    at_once = cache_bytes / (kv_bytes_per_token(shape) * work.sample_length)
+    mean_context = work.prompt_length + work.response_length / 2
+    at_once = cache_bytes / (kv_bytes_per_token(shape) * work.sample_length)  # they start together, so they are long together
     steps = min(work.max_response_length, fitted.tail * work.response_length) + max(0.0, sequences / at_once - 1) * work.response_length
     bandwidth = machine.gpu.memory_gb_s * 1e9 * fitted.decode_memory
-    per_step = weights / tp / bandwidth + fitted.decode_step_s
+    per_step = weights / tp / bandwidth + fitted.decode_step_s + (2 * shape.num_layers * _ALL_REDUCE_S if tp > 1 else 0.0)
     flops = 2 * shape.num_parameters / tp / (machine.gpu.matmul(work.rollout_precision) * machine.numbers.gemm_bf16)
-    keys_read = (work.prompt_length + work.response_length / 2) * kv_bytes_per_token(shape) / tp / bandwidth
+    keys_read = mean_context * kv_bytes_per_token(shape) / tp / bandwidth
     prefill = work.prompts / engines * work.prompt_length * flops
     return steps * per_step + sequences * work.response_length * (keys_read + flops) + prefill
 
 
 def sync_time(shape: ModelShape, layout: Layout, work: Round, machine: Machine) -> float:
     """Weights to the engines: gathered over tensor and pipeline ranks, then written; over the network where they leave the node."""
-    spans_nodes = not work.colocated or layout.tp * layout.pp > machine.gpu.gpus_per_node or layout.pp > 1 and layout.dp * layout.tp > 8
+    spans_nodes = not work.colocated or layout.tp * layout.pp > machine.gpu.gpus_per_node or (layout.pp > 1 and layout.dp * layout.tp > 8)
     link = (machine.gpu.network_gb_s if spans_nodes else machine.gpu.nvlink_gb_s) * 1e9 * machine.numbers.link
     received = 2 * shape.num_parameters / work.engine_tp
     return received / link + machine.bytes_s(2 * received)

@@ -2,9 +2,11 @@
 
 Counted: states of megatron-core's distributed optimizer, what autograd keeps (1F1B and interleaved), the loss head, a reserve for the
 framework and the allocator, the sleeping engine of a colocated GRPO run. Not counted: checkpoint staging, other processes on the GPU.
+Activations are those of fused layers (Transformer Engine). The portable layers of a CPU keep about twice as much: unfused norms and gating
+save fp32 copies of their inputs (tests/plan/test_measured.py).
 
-Legend: P parameters of the rank, T tokens of a micro-batch on the rank, H hidden size, A heads · head_dim, K groups · head_dim, F feed-forward
-size, V vocabulary.
+Legend: P parameters of the rank, T tokens of a micro-batch on the rank, H hidden size, A heads · head_dim, K groups · head_dim,
+F feed-forward size, V vocabulary.
 """
 from __future__ import annotations
 

@@ -11,10 +11,9 @@ from statistics import median
 from typing import Any
 
 from megaladder.config.resolve.strict_yaml import load_yaml
-from megaladder.plan.grpo import GrpoCalibration, Round, engine_budget, grpo_calibration, round_time
+from megaladder.plan.grpo import GrpoCalibration, Round, grpo_calibration, round_time
 from megaladder.plan.hardware import HERE, find_gpu, find_model
 from megaladder.plan.layout import SOFTWARE, Layout, Work
-from megaladder.plan.memory import estimate_memory
 from megaladder.plan.throughput import Calibration, Machine, step_time
 
 UNITS = {"tokens_per_s_gpu": "tokens/s/GPU", "step_s": "s/step"}
@@ -45,7 +44,8 @@ class Run:
 
     def predict(self, fitted: Calibration | None = None) -> float:
         """The same measure by this model."""
-        seconds = step_time(find_model(self.model), self.layout, self.work, Machine(find_gpu(self.gpu), SOFTWARE[self.software], fitted)).total
+        machine = Machine(find_gpu(self.gpu), SOFTWARE[self.software], fitted)
+        seconds = step_time(find_model(self.model), self.layout, self.work, machine).total
         if self.measure == "step_s":
             return seconds
         return self.work.tokens / seconds / self.gpus
@@ -79,15 +79,14 @@ class RoundRun:
     gpu: str
     layout: Layout
     round: Round
+    engine_share: float
     value: float
     source: str
 
     def predict(self, fitted: GrpoCalibration | None = None) -> float:
         """Seconds of the round by this model."""
         shape, gpu = find_model(self.model), find_gpu(self.gpu)
-        memory = estimate_memory(shape, self.layout, self.round.update_work(), self.round.colocated)
-        budget = engine_budget(memory, gpu.memory_bytes, self.round.colocated)
-        machine = Machine(gpu, SOFTWARE["megatron-plain"])
+        budget, machine = self.engine_share * gpu.memory_bytes, Machine(gpu, SOFTWARE["megatron-plain"])
         return round_time(shape, self.layout, self.round, machine, budget, fitted or grpo_calibration()).total
 
 
@@ -98,7 +97,7 @@ def _round_run(row: dict[str, Any]) -> RoundRun:
     names = ("prompts", "n", "mini_batches", "prompt_length", "response_length", "max_response_length", "seq_length", "precision",
              "logprob_passes", "engine_tp", "engine_gpus", "colocated")
     asked = Round(**{name: row[name] for name in names}, rollout_precision=row["precision"], overlapped=not colocated)
-    return RoundRun(row["id"], row["model"], row["gpu"], layout, asked, row["step_s"], row["source"])
+    return RoundRun(row["id"], row["model"], row["gpu"], layout, asked, row["engine_share"], row["step_s"], row["source"])
 
 
 def _run(row: dict[str, Any]) -> Run:

@@ -1,6 +1,7 @@
 """Every layout that divides the model, the GPUs and the batch; those that fit the memory, fastest first.
 
 Layouts within 1 % of the fastest are equals (the model errs by more): of these, fewer pipeline chunks come first, then less memory.
+Context parallelism is tried where nothing fits without it, or when pinned: its price on packed rows of unequal sequences is not modelled.
 """
 from __future__ import annotations
 
@@ -37,13 +38,17 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one of its updates), on so many GPUs."""
+    """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one of its updates), on so many GPUs.
+
+    colocated_engine: an engine sleeps on the trainer's GPUs during updates.
+    """
 
     shape: ModelShape
     gpu: Gpu
     gpus: int
     work: Work
     round: Round | None = None
+    colocated_engine: bool = False
 
     @property
     def trainer_gpus(self) -> int:
@@ -70,7 +75,7 @@ class Plan:
 def predict(task: Task, layout: Layout) -> Plan:
     """Memory and time of one layout, whether it fits or not."""
     machine, work = Machine(task.gpu), task.work
-    memory = estimate_memory(task.shape, layout, work, colocated_engine=task.round is not None and task.round.colocated)
+    memory = estimate_memory(task.shape, layout, work, task.colocated_engine)
     step = step_time(task.shape, layout, work, machine)
     phases, engine_tp, seconds, tokens = None, None, step.total, work.tokens
     if task.round is not None:
@@ -82,7 +87,7 @@ def predict(task: Task, layout: Layout) -> Plan:
                 flops / task.gpu.peak("bf16"), phases, engine_tp)
 
 
-def search(task: Task, pins: Pins = Pins()) -> list[Plan]:  # noqa: B008  (frozen)
+def search(task: Task, pins: Pins = Pins()) -> list[Plan]:
     """Layouts that fit, best first.
 
     Raises:
@@ -91,9 +96,12 @@ def search(task: Task, pins: Pins = Pins()) -> list[Plan]:  # noqa: B008  (froze
     layouts = list(_layouts(task, pins))
     if not layouts:
         raise ConfigError(_why_none(task, pins))
-    fitting = [layout for layout in layouts if _spare(task, layout) >= 0]
-    plans = [plan for layout in fitting for plan in _plans(task, layout)]
-    if not plans:
+    sizes = [pins.cp] if pins.cp else context_parallel_sizes()
+    for cp in sizes:
+        plans = [plan for layout in layouts if layout.cp == cp and _spare(task, layout) >= 0 for plan in _plans(task, layout)]
+        if plans:
+            break
+    else:
         raise ConfigError(_shortfall(task, pins, layouts))
     fastest = min(plan.seconds for plan in plans)
     return sorted(plans, key=lambda plan: _rank(plan, fastest))
@@ -122,8 +130,7 @@ def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
 
 def _spare(task: Task, layout: Layout) -> int:
     """Bytes left on the fullest GPU; negative: missing."""
-    colocated = task.round is not None and task.round.colocated
-    return task.gpu.memory_bytes - estimate_memory(task.shape, layout, task.work, colocated).total
+    return task.gpu.memory_bytes - estimate_memory(task.shape, layout, task.work, task.colocated_engine).total
 
 
 def _divisors(number: int) -> list[int]:
@@ -141,11 +148,18 @@ def _layouts(task: Task, pins: Pins) -> Iterator[Layout]:
     for tp in [pins.tp] if pins.tp else _divisors(task.gpu.gpus_per_node):
         for pp in [pins.pp] if pins.pp else _divisors(shape.num_layers):
             for cp in [pins.cp] if pins.cp else context_parallel_sizes():
-                if total % (tp * pp * cp) or task.work.global_batch_size < total // (tp * pp * cp) or task.work.seq_length % (tp * cp):
+                if total % (tp * pp * cp) or task.work.seq_length % _row_multiple(tp, cp):
                     continue
+                if task.work.global_batch_size < total // (tp * pp * cp):
+                    continue  # ranks without a sample
                 for vpp in _interleavings(shape, pp, pins):
                     if not shape_problems(shape, tp, pp, vpp):
                         yield from _variants(Layout(tp, pp, vpp, cp, total // (tp * pp * cp)), pins)
+
+
+def _row_multiple(tp: int, cp: int) -> int:
+    """What a row's length must be a multiple of: tp shares under sequence parallelism, two chunks a context-parallel rank."""
+    return tp * (2 * cp if cp > 1 else 1)
 
 
 def _interleavings(shape: ModelShape, pp: int, pins: Pins) -> list[int | None]:
@@ -171,18 +185,16 @@ def _why_none(task: Task, pins: Pins) -> str:
                 f" fix: --gpus a multiple of {tp * pp * cp}, or other sizes")
     if pins.vpp and not (pins.pp and pins.pp > 1):
         return f"--vpp {pins.vpp} needs pipeline stages; fix: --pp of at least 2 with pp·vpp a divisor of {task.shape.num_layers} layers"
-    if task.work.seq_length % (tp * cp):
-        multiple = tp * cp
-        return f"--seq-length {task.work.seq_length} is not a multiple of tp·cp = {multiple}; fix: --seq-length a multiple of {multiple}"
-    return (f"--global-batch-size {task.work.global_batch_size} is smaller than the data-parallel size of every layout on {task.trainer_gpus}"
-            f" GPUs; fix: a larger batch (at least {task.trainer_gpus // task.gpu.gpus_per_node}), or fewer GPUs")
+    if task.work.seq_length % (multiple := _row_multiple(tp, cp)):
+        return f"--seq-length {task.work.seq_length} does not divide over tp {tp}, cp {cp}; fix: --seq-length a multiple of {multiple}"
+    return (f"--global-batch-size {task.work.global_batch_size} is smaller than the data-parallel size of every layout on"
+            f" {task.trainer_gpus} GPUs; fix: a larger batch (at least {task.trainer_gpus // task.gpu.gpus_per_node}), or fewer GPUs")
 
 
 def _shortfall(task: Task, pins: Pins, layouts: list[Layout]) -> str:
     """The layout that misses by least, by how much, and what would make one fit."""
     nearest = max(layouts, key=lambda layout: _spare(task, layout))
-    colocated = task.round is not None and task.round.colocated
-    memory, missing = estimate_memory(task.shape, nearest, task.work, colocated), -_spare(task, nearest) / GIB
+    memory, missing = estimate_memory(task.shape, nearest, task.work, task.colocated_engine), -_spare(task, nearest) / GIB
     parts = sorted(((size, part) for part, size in memory.by_part().items() if part != "total"), reverse=True)[:3]
     largest = ", ".join(f"{part} {size / GIB:.1f}" for size, part in parts)
     where = f"{task.gpus} × {task.gpu.name}"
@@ -207,7 +219,8 @@ def _what_helps(task: Task, pins: Pins) -> list[str]:
     more = next((task.gpus * n for n in counts if n & (n - 1) == 0 and fits(replace(task, gpus=task.gpus * n, round=_more(task, n)))), None)
     if more:
         helps.append(f"--gpus {more}")
-    larger = [name for name, gpu in gpus().items() if gpu.memory_gib > task.gpu.memory_gib and _runs(gpu, task) and fits(replace(task, gpu=gpu))]
+    bigger = {name: gpu for name, gpu in gpus().items() if gpu.memory_gib > task.gpu.memory_gib and _runs(gpu, task)}
+    larger = [name for name, gpu in bigger.items() if fits(replace(task, gpu=gpu))]
     if larger:
         helps.append(f"--gpu {larger[0]}")
     lengths = [task.work.seq_length // n for n in (2, 4, 8, 16) if task.work.seq_length // n >= 1024]

@@ -2,7 +2,7 @@
 
 A matrix product takes its FLOPs at a fraction of the peak plus its bytes at the memory's speed (so small ones are slow by themselves);
 element-wise work is bytes; attention is FLOPs; a collective is bytes over its link, and a share of it hides under computation. Fitted:
-the `Calibration` (calibration.yaml, written by tools/calibrate_plan.py). Not modelled: stragglers, data loading, checkpoint pauses.
+the `Calibration` (calibration.yaml, written by tools/study/calibrate_plan.py). Not modelled: stragglers, data loading, checkpoint pauses.
 
 Legend: T tokens of a micro-batch on the rank, H hidden size, A heads · head_dim, K groups · head_dim, F feed-forward size, V vocabulary.
 """
@@ -24,6 +24,8 @@ _ELEMENTWISE_BACKWARD = 1.5
 _FP8_CAST_BYTES = 5  # per input or output gradient of a linear layer: read for the maximum, read, write (and write transposed)
 _FUSED_LOGIT_BYTES = 14  # per logit with ours: fp32 chunk out, read for statistics, read and overwritten by its bf16 gradient
 _UNFUSED_LOGIT_BYTES = 20  # per logit without a fused head: bf16 out, fp32 copy, maximum, sum, gradient
+_HOP_S = 1e-5  # of a ring's latency per node that it passes: adapter, switch, NCCL's protocol (an assumption, not fitted)
+_BUCKET_PARAMETERS, _BUCKET_PER_RANK = 40e6, 1e6  # megatron-core's DDP: a bucket holds max(40 M, 1 M · dp) parameters, to hide that latency
 _OPTIMIZER_BYTES = 30  # per parameter and step: read gradient, read and write master copy and two moments in fp32, write bf16
 
 
@@ -192,7 +194,7 @@ def _head(shape: ModelShape, layout: Layout, work: Work, machine: Machine, backw
 
 
 def _tensor_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machine, product_passes: float, backward: bool) -> float:
-    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass; weight gradients gather their inputs once more."""
+    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass; weight gradients gather two inputs again."""
     passes = product_passes if work.lora or not backward else product_passes - 1  # the weight gradient's pass has no scatter
     collectives = 4 * passes + (0 if work.lora or not backward else 2)
     whole = 2 * micro_batch_tokens(layout, work) * shape.hidden_size
@@ -224,7 +226,10 @@ def _data_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machi
     if work.lora:
         gathers, scatters = (gathers, 0) if machine.software.fsdp else (0, 0)
     volume = parameters * (2 * gathers + machine.software.grad_bytes * scatters)
-    return rounds * machine.collective_s(volume, group, layout.tp) * (1 - machine.numbers.overlap)
+    nodes = -(-group * layout.tp // machine.gpu.gpus_per_node)
+    buckets = max(1.0, parameters / max(_BUCKET_PARAMETERS, _BUCKET_PER_RANK * group))
+    latency = (gathers + scatters) * buckets * (nodes - 1) * _HOP_S
+    return rounds * (machine.collective_s(volume, group, layout.tp) + latency) * (1 - machine.numbers.overlap)
 
 
 def _optimizer(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:

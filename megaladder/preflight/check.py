@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +18,16 @@ from megaladder.config.resolve.overlay import load_layered as load_yaml
 from megaladder.config.rules import batch_line, check_platform, check_world, layout_notes, validate_layout
 from megaladder.config.train import SftConfig
 from megaladder.errors import ConfigError
-from megaladder.preflight.memory import MemoryEstimate, estimate_memory
+from megaladder.plan.hardware import Gpu, find_gpu, gpus
+from megaladder.plan.layout import Layout, Work
+from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 
 if TYPE_CHECKING:
     from megaladder.data.store_build import DataSpec
     from megaladder.model.hf_config import ModelShape
 
 GRPO_SECTIONS = ("rollout", "grpo", "reward")
+SAME_SPEED = 0.03  # relative; the predictions err by more
 SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 NoData = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -33,6 +37,8 @@ class CheckSft(SftConfig):
 
     no_data: NoData = False
     """Leave out what needs the data or the model's folder. For a machine that does not have them."""
+    plan_gpu: str | None = None
+    """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
 
 
 class CheckGrpo(GrpoConfig):
@@ -40,6 +46,8 @@ class CheckGrpo(GrpoConfig):
 
     no_data: NoData = False
     """Leave out what needs the data or the model's folder. For a machine that does not have them."""
+    plan_gpu: str | None = None
+    """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
 
 
 def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo]:
@@ -88,8 +96,12 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
     validate_layout(config, shape)
     precision = platform.default_precision() if config.train.precision == "auto" else config.train.precision
     _show("model", f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, weights {config.model.init}")
-    for name, value in _memory_rows(estimate_memory(config, shape, dp, precision)):
-        _show(name, value)
+    layout, work = planned(config, dp, precision)
+    colocated = isinstance(config, GrpoConfig) and config.rollout.engine == "vllm"
+    estimate = estimate_memory(shape, layout, work, colocated)
+    _show("memory/rank", _memory_line(replace(estimate, reserve=0, engine=0) if precision == "fp32" else estimate))  # fp32: a CPU
+    if precision != "fp32":
+        _show("plan", plan_line(config, shape, layout, work, colocated))
     try:
         check_platform(config, platform.machine())
     except ConfigError as error:
@@ -104,10 +116,53 @@ def _count(shape: ModelShape) -> str:
     return f"{shape.num_parameters / 1e9:.2f} G" if shape.num_parameters >= 1e9 else f"{shape.num_parameters / 1e6:.2f} M"
 
 
-def _memory_rows(estimate: MemoryEstimate) -> list[tuple[str, str]]:
-    parts = ("weights", "gradients", "optimizer", "activations", "head")
-    by_part = ", ".join(f"{part} {_size(getattr(estimate, part))}" for part in parts)
-    return [("memory/rank", f"about {_size(estimate.total)} on the fullest: {by_part}")]
+def planned(config: SftConfig | GrpoConfig, dp: int, precision: str) -> tuple[Layout, Work]:
+    """The run in `plan`'s words; every sample taken to fill its row, since the data may not be there."""
+    parallel, train = config.parallel, config.train
+    sizes = (parallel.tp, parallel.pp, parallel.vpp, parallel.cp, dp)
+    layout = Layout(*sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel)
+    return layout, Work(config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision)
+
+
+def plan_line(config: CheckSft | CheckGrpo, shape: ModelShape, layout: Layout, work: Work, colocated: bool) -> str:
+    """What `plan` predicts for this layout, and whether it would take another; on the GPU of `config.plan_gpu`."""
+    from megaladder.plan.search import Task, predict, search
+
+    gpu = find_gpu(config.plan_gpu) if config.plan_gpu else _this_gpu()
+    task = Task(shape, gpu, layout.gpus, work, colocated_engine=colocated)
+    own = predict(task, layout)
+    fits = "fits" if own.memory.total <= gpu.memory_bytes else "DOES NOT FIT"
+    text = (f"{layout.gpus} × {gpu.name}, full rows: about {own.seconds:.1f} s an update, {own.tokens_per_s_gpu:,.0f} tokens/s/GPU;"
+            f" {fits} {gpu.memory_gib:.0f} GiB")
+    try:
+        best = search(task)[0]
+    except ConfigError as error:
+        return f"{text}; {error}"
+    if best.layout == layout:
+        return f"{text}; `plan` has no better layout"
+    gain = own.seconds / best.seconds - 1
+    if fits == "fits" and gain <= SAME_SPEED:
+        return f"{text}; `plan` has none that is more than {SAME_SPEED:.0%} faster"
+    return f"{text}; `plan` would take {best.layout}: {best.memory.total / GIB:.0f} GiB, {gain:+.0%} in tokens/s"
+
+
+def _this_gpu() -> Gpu:
+    """The GPU of this machine where the data file has it, else the H200 that the recipes are written for."""
+    from megaladder import platform
+
+    if platform.has_cuda():
+        import torch
+
+        device = torch.cuda.get_device_name().upper()
+        for name, gpu in gpus().items():
+            if name.upper() in device:
+                return gpu
+    return find_gpu("h200")
+
+
+def _memory_line(estimate: MemoryEstimate) -> str:
+    by_part = ", ".join(f"{part} {_size(size)}" for part, size in estimate.by_part().items() if part != "total" and size)
+    return f"about {_size(estimate.total)} on the fullest: {by_part}"
 
 
 def _size(num_bytes: int) -> str:

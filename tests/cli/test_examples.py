@@ -31,7 +31,7 @@ def test_every_form_resolves_the_same_run(form: str, tmp_path) -> None:
     done = run([*FORMS[form], *OVERRIDES, "--print-config"], tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for wanted in ("run_dir: runs/a b", "  lr: 1.0e-05", "  tp: 4", "  pp: 2", "  epochs: 8.0", "  packing: false"):
+    for wanted in ("run_dir: runs/a b", "  lr: 1.0e-05", "  tp: 2", "  pp: 2", "  ranks: 8", "  epochs: 8.0", "  packing: false"):
         assert wanted in lines
 
 
@@ -50,7 +50,8 @@ def test_the_14b_recipe_trains_a_tiny_model_on_two_ranks(form: str, tmp_path) ->
     rows = [{"message": f"What is {i} + {i}?", "response": f"It is {2 * i}.", "advantage": 1.0} for i in range(64)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model.path", str(model), "--data.path", str(data), "--data.seq_length", "256", "--data.cache_dir", "null"]
-    flags += ["--parallel.tp", "2", "--parallel.pp", "1", "--train.precision", "fp32", "--train.global_batch_size", "16"]
+    flags += ["--parallel.tp", "2", "--parallel.pp", "1", "--parallel.ranks", "2"]
+    flags += ["--train.precision", "fp32", "--train.global_batch_size", "16"]
     flags += ["--train.max_steps", "2", "--run-dir", str(tmp_path / "run")]
     done = run([*FORMS[form], *flags], tmp_path, timeout_s=240)
     assert done.returncode == 0, done.stderr[-3000:]

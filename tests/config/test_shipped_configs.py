@@ -53,5 +53,5 @@ def test_the_14b_recipe_is_the_published_one() -> None:
         256,
     )
     assert (config.train.fp8, config.data.packing, config.data.seq_length) == (None, True, 20480)
-    assert config.parallel.model_ranks == 8
+    assert config.parallel.ranks == 8
     assert {10, 20, 40, 80, 160, 320, 480, 640} == set(config.checkpoint.keep_steps)

@@ -1,8 +1,8 @@
 """Fits the few numbers of `megaladder plan` to published figures, and writes docs/plan.md: predicted, published, error.
 
-    python tools/calibrate_plan.py --write     # megaladder/plan/calibration.yaml and docs/plan.md
-    python tools/calibrate_plan.py --doc       # docs/plan.md from the calibration.yaml that is there
-    python tools/calibrate_plan.py             # the summary only
+    python tools/study/calibrate_plan.py --write     # megaladder/plan/calibration.yaml and docs/plan.md
+    python tools/study/calibrate_plan.py --doc       # docs/plan.md from the calibration.yaml that is there
+    python tools/study/calibrate_plan.py             # the summary only
 
 Least squares of log(predicted / published) over the calibrating groups of published.yaml (one configuration counts once, however many
 releases measured it), with a prior on every number: a handful of figures cannot settle nine numbers alone, so each is held near what is
@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import least_squares
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from megaladder.plan import published  # noqa: E402
 from megaladder.plan.grpo import GrpoCalibration, grpo_calibration  # noqa: E402
+from megaladder.plan.page import page  # noqa: E402
 from megaladder.plan.throughput import Calibration, calibration  # noqa: E402
 from megaladder.run_dir import atomic_write  # noqa: E402
-from megaladder.tools.plan_page import page  # noqa: E402
 
 FIGURE_SPREAD = 0.06  # a published figure is repeated within about 6 %: the releases of one configuration differ by as much
 PRIOR_SPREAD = 0.5  # of a prior, in logit (shares) or logarithm (the rest)
@@ -102,7 +102,7 @@ def fit_grpo() -> GrpoCalibration:
 
 def calibration_text(training: Calibration, grpo: GrpoCalibration) -> str:
     """calibration.yaml."""
-    lines = ["# Written by tools/calibrate_plan.py. What each number is: Calibration in throughput.py, GrpoCalibration in grpo.py."]
+    lines = ["# Written by tools/study/calibrate_plan.py. What each number is: Calibration in throughput.py, GrpoCalibration in grpo.py."]
     for section, numbers, priors in (("training", training, PRIORS), ("grpo", grpo, GRPO_PRIORS)):
         lines += [f"{section}:", *(f"  {name}: {getattr(numbers, name):g}" for name in priors)]
     return "\n".join(lines) + "\n"
