@@ -80,7 +80,9 @@ class Software:
 
     grad_bytes: of a gradient on the wire. tp_overlap: tensor-parallel traffic runs under the matrix products. fused_head: logits are formed
     chunk by chunk and never kept (kernels.linear_logprob). fsdp: parameters are gathered for every micro-batch. compiled: element-wise
-    operations are fused. flash2: attention by FlashAttention-2, which Hopper and later run at half the speed of what came after it.
+    operations are fused. optimizer_bytes: on the GPU per parameter before sharding, in bf16 runs (fp32 master copy and two moments).
+    fp8_params: FP8 weights replace the bf16 ones instead of being kept beside them. flash2: attention by FlashAttention-2, which Hopper
+    and later run at half the speed of what came after it.
     """
 
     grad_bytes: int = 4
@@ -88,6 +90,8 @@ class Software:
     fused_head: bool = True
     fsdp: bool = False
     compiled: bool = True
+    optimizer_bytes: float = 12.0
+    fp8_params: bool = False
     flash2: bool = False
 
 

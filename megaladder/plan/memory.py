@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
-from megaladder.plan.layout import Layout, Work
+from megaladder.plan.layout import OURS, Layout, Software, Work
 
 GIB = 1024**3
 FP32_BYTES = 4
@@ -49,9 +49,11 @@ class MemoryEstimate:
         return {**asdict(self), "total": self.total}
 
 
-def estimate_memory(shape: ModelShape, layout: Layout, work: Work, colocated_engine: bool = False) -> MemoryEstimate:
+def estimate_memory(
+    shape: ModelShape, layout: Layout, work: Work, colocated_engine: bool = False, software: Software = OURS
+) -> MemoryEstimate:
     """The fuller of the first pipeline stage (most micro-batches in flight) and the last (loss head)."""
-    stages = [_stage(shape, layout, work, stage) for stage in sorted({0, layout.pp - 1})]
+    stages = [stage_memory(shape, layout, work, stage, software) for stage in sorted({0, layout.pp - 1})]
     fullest = max(stages, key=lambda estimate: estimate.total)
     with_engine = replace(fullest, engine=SLEEPING_ENGINE if colocated_engine else 0)
     return replace(with_engine, reserve=FRAMEWORK + int(FRAGMENTATION * (fullest.states + fullest.activations + fullest.head)))
@@ -85,17 +87,18 @@ def micro_batch_tokens(layout: Layout, work: Work) -> int:
     return layout.micro_batch_size * work.seq_length // layout.cp
 
 
-def _stage(shape: ModelShape, layout: Layout, work: Work, stage: int) -> MemoryEstimate:
+def stage_memory(shape: ModelShape, layout: Layout, work: Work, stage: int, software: Software = OURS) -> MemoryEstimate:
+    """A rank of one pipeline stage, without engine and reserve."""
     parameters = stage_parameters(shape, layout, stage)
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
-    state_bytes = 8 if work.precision == "fp32" else 12
+    state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
     trained = 0 if work.lora else parameters
-    layers = stage_layers(shape.num_layers, layout.pp, stage)
+    quantized = stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp) if work.precision == "fp8" else 0
     return MemoryEstimate(
-        weights=parameters * value_bytes,
+        weights=parameters * value_bytes - (2 * quantized if software.fp8_params else 0),
         gradients=trained * FP32_BYTES,
-        optimizer=trained * state_bytes // (layout.dp * layout.cp),
-        fp8_copies=2 * layers * layer_parameters(shape, layout.tp) if work.precision == "fp8" else 0,
+        optimizer=int(trained * state_bytes // (layout.dp * layout.cp)),
+        fp8_copies=2 * quantized,
         activations=_activation_bytes(shape, layout, work, stage),
         head=_head_bytes(shape, layout, work, value_bytes) if stage == layout.pp - 1 else 0,
         engine=0,

@@ -15,7 +15,7 @@ from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.grpo import Round, RoundTime, engine_budget, grpo_calibration, round_time
 from megaladder.plan.hardware import Gpu, gpus
-from megaladder.plan.layout import RECOMPUTE_MODES, Layout, Work
+from megaladder.plan.layout import OURS, RECOMPUTE_MODES, Layout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.throughput import Machine, StepTime, step_time
 
@@ -40,7 +40,7 @@ class Pins:
 class Task:
     """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one of its updates), on so many GPUs.
 
-    colocated_engine: an engine sleeps on the trainer's GPUs during updates.
+    colocated_engine: an engine sleeps on the trainer's GPUs during updates. software: what the trainer is told to overlap and to keep.
     """
 
     shape: ModelShape
@@ -49,6 +49,7 @@ class Task:
     work: Work
     round: Round | None = None
     colocated_engine: bool = False
+    software: Software = OURS
 
     @property
     def trainer_gpus(self) -> int:
@@ -74,8 +75,8 @@ class Plan:
 
 def predict(task: Task, layout: Layout) -> Plan:
     """Memory and time of one layout, whether it fits or not."""
-    machine, work = Machine(task.gpu), task.work
-    memory = estimate_memory(task.shape, layout, work, task.colocated_engine)
+    machine, work = Machine(task.gpu, task.software), task.work
+    memory = estimate_memory(task.shape, layout, work, task.colocated_engine, task.software)
     step = step_time(task.shape, layout, work, machine)
     phases, engine_tp, seconds, tokens = None, None, step.total, work.tokens
     if task.round is not None:
@@ -130,7 +131,7 @@ def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
 
 def _spare(task: Task, layout: Layout) -> int:
     """Bytes left on the fullest GPU; negative: missing."""
-    return task.gpu.memory_bytes - estimate_memory(task.shape, layout, task.work, task.colocated_engine).total
+    return task.gpu.memory_bytes - estimate_memory(task.shape, layout, task.work, task.colocated_engine, task.software).total
 
 
 def _divisors(number: int) -> list[int]:
@@ -194,7 +195,7 @@ def _why_none(task: Task, pins: Pins) -> str:
 def _shortfall(task: Task, pins: Pins, layouts: list[Layout]) -> str:
     """The layout that misses by least, by how much, and what would make one fit."""
     nearest = max(layouts, key=lambda layout: _spare(task, layout))
-    memory, missing = estimate_memory(task.shape, nearest, task.work, task.colocated_engine), -_spare(task, nearest) / GIB
+    memory, missing = estimate_memory(task.shape, nearest, task.work, task.colocated_engine, task.software), -_spare(task, nearest) / GIB
     parts = sorted(((size, part) for part, size in memory.by_part().items() if part != "total"), reverse=True)[:3]
     largest = ", ".join(f"{part} {size / GIB:.1f}" for size, part in parts)
     where = f"{task.gpus} × {task.gpu.name}"

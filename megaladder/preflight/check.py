@@ -19,14 +19,16 @@ from megaladder.config.rules import batch_line, check_platform, check_world, lay
 from megaladder.config.train import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.plan.hardware import Gpu, find_gpu, gpus
-from megaladder.plan.layout import Layout, Work
+from megaladder.plan.layout import OURS, Layout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
+from megaladder.plan.search import Task, predict, search
 
 if TYPE_CHECKING:
     from megaladder.data.store_build import DataSpec
     from megaladder.model.hf_config import ModelShape
 
 GRPO_SECTIONS = ("rollout", "grpo", "reward")
+TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 SAME_SPEED = 0.03  # relative; the predictions err by more
 SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 NoData = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -96,12 +98,12 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
     validate_layout(config, shape)
     precision = platform.default_precision() if config.train.precision == "auto" else config.train.precision
     _show("model", f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, weights {config.model.init}")
-    layout, work = planned(config, dp, precision)
+    layout, work, software = planned(config, dp, precision)
     colocated = isinstance(config, GrpoConfig) and config.rollout.engine == "vllm"
-    estimate = estimate_memory(shape, layout, work, colocated)
+    estimate = estimate_memory(shape, layout, work, colocated, software)
     _show("memory/rank", _memory_line(replace(estimate, reserve=0, engine=0) if precision == "fp32" else estimate))  # fp32: a CPU
     if precision != "fp32":
-        _show("plan", plan_line(config, shape, layout, work, colocated))
+        _show("plan", plan_line(layout, Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)))
     try:
         check_platform(config, platform.machine())
     except ConfigError as error:
@@ -116,21 +118,23 @@ def _count(shape: ModelShape) -> str:
     return f"{shape.num_parameters / 1e9:.2f} G" if shape.num_parameters >= 1e9 else f"{shape.num_parameters / 1e6:.2f} M"
 
 
-def planned(config: SftConfig | GrpoConfig, dp: int, precision: str) -> tuple[Layout, Work]:
+def planned(config: SftConfig | GrpoConfig, dp: int, precision: str) -> tuple[Layout, Work, Software]:
     """The run in `plan`'s words; every sample taken to fill its row, since the data may not be there."""
     parallel, train = config.parallel, config.train
     sizes = (parallel.tp, parallel.pp, parallel.vpp, parallel.cp, dp)
     layout = Layout(*sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel)
-    return layout, Work(config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision)
+    work = Work(config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision)
+    gpu, state_bytes = config.gpu, 12.0
+    if gpu.precision_aware_optimizer:  # an fp32 master copy is then the 16 bits that bf16 lacks
+        state_bytes = 2 + sum(TYPE_BYTES[name] for name in (gpu.exp_avg_dtype, gpu.exp_avg_sq_dtype))
+    if gpu.optimizer_cpu_offload:
+        state_bytes *= 1 - gpu.optimizer_offload_fraction
+    return layout, work, replace(OURS, tp_overlap=gpu.tp_comm_overlap, optimizer_bytes=state_bytes, fp8_params=gpu.fp8_param_gather)
 
 
-def plan_line(config: CheckSft | CheckGrpo, shape: ModelShape, layout: Layout, work: Work, colocated: bool) -> str:
-    """What `plan` predicts for this layout, and whether it would take another; on the GPU of `config.plan_gpu`."""
-    from megaladder.plan.search import Task, predict, search
-
-    gpu = find_gpu(config.plan_gpu) if config.plan_gpu else _this_gpu()
-    task = Task(shape, gpu, layout.gpus, work, colocated_engine=colocated)
-    own = predict(task, layout)
+def plan_line(layout: Layout, task: Task) -> str:
+    """What `plan` predicts for this layout, and whether it would take another."""
+    gpu, own = task.gpu, predict(task, layout)
     fits = "fits" if own.memory.total <= gpu.memory_bytes else "DOES NOT FIT"
     text = (f"{layout.gpus} × {gpu.name}, full rows: about {own.seconds:.1f} s an update, {own.tokens_per_s_gpu:,.0f} tokens/s/GPU;"
             f" {fits} {gpu.memory_gib:.0f} GiB")
@@ -146,10 +150,12 @@ def plan_line(config: CheckSft | CheckGrpo, shape: ModelShape, layout: Layout, w
     return f"{text}; `plan` would take {best.layout}: {best.memory.total / GIB:.0f} GiB, {gain:+.0%} in tokens/s"
 
 
-def _this_gpu() -> Gpu:
-    """The GPU of this machine where the data file has it, else the H200 that the recipes are written for."""
+def plan_gpu(config: CheckSft | CheckGrpo) -> Gpu:
+    """The GPU asked for, else that of this machine where hardware.yaml has it, else the H200 that the recipes are written for."""
     from megaladder import platform
 
+    if config.plan_gpu:
+        return find_gpu(config.plan_gpu)
     if platform.has_cuda():
         import torch
 

@@ -9,7 +9,7 @@ from tiny_models import build_tiny_model
 
 from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.plan.layout import Layout, Work
-from megaladder.plan.memory import _stage, layer_activation_bytes
+from megaladder.plan.memory import layer_activation_bytes, stage_memory
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_states_of_every_rank(model, tmp_path, tp: int, pp: int) -> None:
     shape = model_shape(read_config_json(model))
     layout = Layout(tp=tp, pp=pp, dp=2 // (tp * pp))
     for rank, row in enumerate(json.loads(out.read_text())):
-        estimate = _stage(shape, layout, Work(row["tokens"], 2), rank if pp == 2 else 0)
+        estimate = stage_memory(shape, layout, Work(row["tokens"], 2), rank if pp == 2 else 0)
         assert row["weights"] == estimate.weights
         assert row["gradients"] == pytest.approx(estimate.gradients, rel=0.01)
         assert row["optimizer"] == pytest.approx(estimate.optimizer, rel=0.01)

@@ -7,7 +7,7 @@ import pytest
 
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.hardware import find_model, known_models
-from megaladder.plan.layout import Layout, Work
+from megaladder.plan.layout import OURS, Layout, Work
 from megaladder.plan.memory import (
     FRAMEWORK,
     HEAD_SCRATCH,
@@ -64,6 +64,15 @@ def test_fp8_keeps_two_more_copies_of_the_layers_and_smaller_activations(shape) 
     layers = shape.num_parameters - 2 * 151936 * 5120 - 5120
     assert (bf16.fp8_copies, fp8.fp8_copies) == (0, 2 * layers)
     assert fp8.activations < bf16.activations
+
+
+def test_what_a_run_may_choose_changes_the_states(shape) -> None:
+    """bf16 moments and a 16-bit master copy: 6 bytes instead of 12. FP8 weights alone: 2 bytes of the layers instead of 2 + 2."""
+    small = estimate_memory(shape, Layout(dp=8), WORK, software=replace(OURS, optimizer_bytes=6.0))
+    assert small.optimizer == pytest.approx(6 / 8 * shape.num_parameters, rel=1e-9)
+    fp8 = replace(WORK, precision="fp8")
+    beside, alone = (estimate_memory(shape, Layout(dp=8), fp8, software=replace(OURS, fp8_params=only)) for only in (False, True))
+    assert beside.states - alone.states == 2 * (shape.num_parameters - 2 * 151936 * 5120 - 5120)
 
 
 def test_tensor_parallelism_divides_state_and_activations(shape) -> None:

@@ -93,7 +93,7 @@ def test_nothing_fits_names_the_shortfall_and_what_helps() -> None:
 
 def test_a_pinned_size_that_does_not_fit_is_told_to_be_left_open() -> None:
     with pytest.raises(ConfigError, match="leave --tp, --pp"):
-        search(replace(TASK, gpus=8), Pins(tp=1, pp=1, recompute="none"))
+        search(replace(TASK, gpus=8), Pins(tp=1, pp=1, cp=1, recompute="none"))
 
 
 def test_context_parallelism_is_tried_where_nothing_fits_without_it(monkeypatch) -> None:
