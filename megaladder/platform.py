@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -118,6 +119,27 @@ def memory_peak_bytes() -> int:
     if has_cuda():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_in_use_bytes() -> int | None:
+    """Of this process's GPU, by all processes together; None on the CPU."""
+    if not has_cuda():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
+def reset_memory_peak() -> None:
+    """Starts `memory_peak_bytes` anew on the GPU; the peak of a CPU process is that of its life."""
+    if has_cuda():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def release_memory() -> None:
+    """Gives memory that nothing holds any more back to the device."""
+    gc.collect()
+    if has_cuda():
+        torch.cuda.empty_cache()
 
 
 _PEAK_FLOPS = {  # dense bf16 FLOP/s from the vendors' data sheets

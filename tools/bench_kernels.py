@@ -21,10 +21,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from megaladder.tools.kernel_peers.contenders import CONTENDERS, LOGP_BASELINE, STEP_BASELINE, Call, Inputs, Shape, step_loss
+
+if TYPE_CHECKING:
+    from megaladder.config.verbs.bench import BenchKernelsConfig  # needs pydantic, which a bare GPU machine lacks
 
 CASES = ("logp", "logp+entropy", "sft step", "grpo step", "grpo step 50% inactive")
 
@@ -208,7 +212,7 @@ def run_checks() -> int:
     return 1 if failed else 0
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768])
@@ -225,7 +229,7 @@ def main() -> int:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-tokens", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument("--memory-child", nargs=4, metavar=("VARIANT", "T", "H", "V"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.memory or arguments.memory_child:
         from megaladder.tools.kernel_peers.memory import memory_table, peak_bytes_per_token
 
@@ -241,6 +245,17 @@ def main() -> int:
         print("not measured: no CUDA device here; fix: run this command on one, or give small --tokens --hidden --vocab for a smoke test")
         return 2
     return run_table(arguments)
+
+
+def run_bench_kernels(config: BenchKernelsConfig) -> int:
+    """The verb `bench kernels`: the same as the command, from a configuration."""
+    words: list[str] = []
+    for name in ("tokens", "hidden", "shards"):
+        words += [f"--{name}", *map(str, getattr(config, name))]
+    for name in ("vocab", "rounds", "budget_s", "device", "csv", "markdown"):
+        value = getattr(config, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    return main([*words, *(["--checks"] if config.checks else [])])
 
 
 if __name__ == "__main__":

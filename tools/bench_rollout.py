@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megaladder import platform
 from megaladder.config.rollout import BenchRolloutConfig
 from megaladder.errors import EngineError
 from megaladder.rollout.engine import SamplingParams
@@ -23,6 +25,7 @@ from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions, child_enviro
 from megaladder.run_dir import atomic_write, to_json
 
 WARM_UP_ROUNDS = 2
+GPU_SHARE = 0.42  # of a GPU's memory for each of the two engines, which are alive at the same time
 # The bare side: reads one JSON line with everything, then a line per round, and answers each with seconds and tokens.
 BARE = """
 import json, sys, time
@@ -90,7 +93,7 @@ def run_bench(config: BenchRolloutConfig) -> int:
     vocabulary = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     prompts = [[rng.randrange(vocabulary // 2) for _ in range(config.prompt_tokens)] for _ in range(config.num_prompts)]
     length = config.prompt_tokens + config.max_tokens
-    options = VllmOptions(model=config.model, tp=config.tp, dtype=config.dtype, max_model_len=length + 8)
+    options = VllmOptions(model=config.model, tp=config.tp, dtype=config.dtype, max_model_len=length + 8, gpu_memory_utilization=GPU_SHARE)
     params = SamplingParams(max_tokens=config.max_tokens, ignore_eos=True, logprobs=True)
     with tempfile.TemporaryDirectory() as folder, VllmEngine(options) as engine:
         job = {"prompts": prompts, "max_tokens": config.max_tokens, "logprobs": True}
@@ -106,17 +109,30 @@ def run_bench(config: BenchRolloutConfig) -> int:
                 rates["ours"].append(ours)
                 rates["bare"].append(theirs)
         bare.close()
-        result = _result(config, engine, rates, bare.start_s)
+        result = _result(config, engine, rates, bare.start_s) | _phases(engine, prompts, params, statistics.median(rates["ours"]))
     _print(result)
     if config.json_path:
         atomic_write(config.json_path, to_json(result, sort_keys=True, indent=2) + "\n")
     return 0
 
 
+def _phases(engine: VllmEngine, prompts: list[list[int]], params: SamplingParams, rate: float) -> dict[str, Any]:
+    """Seconds of a round until every prompt has its first token (prefill), and of what follows (decode); memory in use on the device."""
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        engine.generate(prompts, replace(params, max_tokens=1))
+        seconds.append(time.monotonic() - begun)
+        engine.call("reset_prefix_cache")
+    prefill, whole = statistics.median(seconds), len(prompts) * params.max_tokens / rate
+    return {"phases_s": {"prefill": prefill, "decode": max(0.0, whole - prefill)}, "device_memory_bytes": platform.memory_in_use_bytes()}
+
+
 def _result(config: BenchRolloutConfig, engine: VllmEngine, rates: dict[str, list[float]], bare_start_s: float) -> dict[str, Any]:
     return {
         "engine": engine.describe(),
         "num_prompts": config.num_prompts, "prompt_tokens": config.prompt_tokens, "max_tokens": config.max_tokens, "rounds": config.rounds,
+        "tokens_per_s_per_gpu": statistics.median(rates["ours"]) / config.tp if platform.has_cuda() else None,
         "start_up_s": {"ours": engine.start_up_s, "bare": bare_start_s},
         "tokens_per_s": {name: {"best": max(v), "median": statistics.median(v), "rounds": v} for name, v in rates.items()},
         "ratio_best": max(rates["ours"]) / max(rates["bare"]),
@@ -128,6 +144,9 @@ def _print(result: dict[str, Any]) -> None:
     print(f"engine {result['engine']}; {result['num_prompts']} prompts × {result['prompt_tokens']} tokens in, {result['max_tokens']} out")
     for name, rate in result["tokens_per_s"].items():
         print(f"{name:<5} start-up {result['start_up_s'][name]:.1f} s   best {rate['best']:,.0f} tokens/s   median {rate['median']:,.0f}")
+    phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result["phases_s"].items())
+    per_gpu = result["tokens_per_s_per_gpu"]
+    print(f"a round: {phases}; tokens/s/GPU {f'{per_gpu:,.0f}' if per_gpu else 'not measured (no GPU here)'}")
     print(f"ours/bare: best {result['ratio_best']:.3f}   median {result['ratio_median']:.3f}   ({result['rounds']} rounds each, in turn)")
 
 

@@ -2,6 +2,7 @@
 
     megaladder bench train --data ../shared/data/gsm8k/train.jsonl
     python tools/bench_training.py --data ../shared/data/gsm8k/train.jsonl --profile
+    megaladder bench train --shape qwen3-14b --layers 12 --fp8 tensorwise          one GPU: TFLOP/s, MFU, memory, phases
 
 Every contender trains the same random Qwen3 on the same samples with fused AdamW and gradient clipping; one round times one step of
 each, so that what else the machine does hits all of them. Tokens are real tokens (no padding). Not here: many ranks, GPUs
@@ -191,8 +192,40 @@ def profile(step: Callable[[], float]) -> dict[str, float]:
     return {kind: share / total for kind, share in shares.items()}
 
 
+def run_shape(config: BenchTrainConfig) -> int:
+    """Our step alone at a model's layer shapes, on this process's device."""
+    from megaladder import platform
+    from megaladder.config.gpu_rules import fp8_fix, fp8_problem
+    from megaladder.tools.acceptance.step_bench import Work
+    from megaladder.tools.acceptance.step_bench import measure as measure_step
+
+    machine = platform.machine()
+    if config.fp8 and (reason := fp8_problem(config.fp8, machine)):
+        raise ConfigError(f"--fp8 {config.fp8}: {reason}; fix: {fp8_fix(config.fp8, machine).replace('train.fp8', '--fp8')}")
+    parallel.initialize(Layout())
+    result = measure_step(
+        Work(shape=config.shape, layers=config.layers, sequence=config.sequence, micro_batch_tokens=config.micro_batch_tokens,
+             micro_batches=config.micro_batches, precision=config.precision, fp8=config.fp8, recompute=config.recompute,
+             warmup=config.warmup, steps=config.rounds), profile_folder=Path(config.profile_dir) if config.profile_dir else None)
+    parallel.shutdown()
+    mfu = f"{result['mfu']:.1%} of the bf16 peak" if result["mfu"] else "not measured (peak of this device not known)"
+    precision = config.precision + (f" + FP8 {config.fp8}" if config.fp8 else "")
+    print(f"{config.shape}, {result['layers']} layers ({result['parameters'] / 1e9:.3f} G parameters), {precision}, "
+          f"{config.micro_batches} × {config.micro_batch_tokens:,} tokens, on {machine.device}")
+    rate = f"{result['tokens_per_s']:,.0f} tokens/s{'/GPU' if machine.has_cuda else ''}"
+    print(f"step {result['step_s']:.4g} s (median of {config.rounds}, {config.warmup} warm-up)   {rate}   {result['tflops']:.4g} TFLOP/s   "
+          f"MFU {mfu}   peak {result['memory_peak_bytes'] / 1024**3:.2f} GiB")
+    for name, seconds in result["phases_s"].items():
+        print(f"    {seconds:10.4g} s  {name}")
+    if config.json_out:
+        atomic_write(config.json_out, to_json({"device": machine.device, **result}, sort_keys=True, indent=1) + "\n")
+    return 0
+
+
 def run_bench_train(config: BenchTrainConfig) -> int:
     """Measures every size and prints a table."""
+    if config.shape:
+        return run_shape(config)
     from transformers import AutoModelForCausalLM, Qwen3Config
     from transformers.utils import logging as transformers_logging
 

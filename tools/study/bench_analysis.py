@@ -1,7 +1,7 @@
 """Seconds and peak memory of the analysis verbs on big inputs, and the start-up time of `analyze --help`.
 
-    python tools/bench_analysis.py                          # 2,000 problems × 256 samples × 20 models, about a minute
-    python tools/bench_analysis.py --problems 200 --models 4
+    python tools/study/bench_analysis.py                          # 2,000 problems × 256 samples × 20 models, about a minute
+    python tools/study/bench_analysis.py --problems 200 --models 4
 
 Each verb runs as its own process, as a user starts it; time is wall clock, memory the process's largest resident set. Files are generated
 from a seed in a temporary folder (sizes are printed). Not measured: grading, the report.

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaInts, CommaStrs, StrictModel
 
@@ -13,8 +13,25 @@ Positive = Annotated[int, Field(ge=1)]
 class BenchTrainConfig(StrictModel):
     """Tokens/s of one SFT step: ours against plain transformers loops on the same model, samples and thread count, interleaved."""
 
-    data: str
-    """SFT data file; its samples give the lengths and loss masks. A tokenizer is trained on it."""
+    data: str | None = None
+    """SFT data file; its samples give the lengths and loss masks. A tokenizer is trained on it. Not with --shape."""
+    shape: Literal["qwen3-14b", "qwen3-8b", "tiny"] | None = None
+    """Instead: our step alone at a model's real layer shapes, with random weights and tokens, on this device: tokens/s/GPU, TFLOP/s, MFU,
+    peak memory, phases. Uses layers, sequence … recompute below; the other keys are not read."""
+    sequence: Positive = 8192
+    """With shape: tokens per sequence."""
+    micro_batch_tokens: Positive = 8192
+    """With shape: tokens per micro-batch, a multiple of sequence."""
+    micro_batches: Positive = 4
+    """With shape: micro-batches per step."""
+    fp8: Literal["tensorwise", "blockwise", "delayed", "mxfp8"] | None = None
+    """With shape: FP8 recipe of the linear layers."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """With shape: activations recomputed in backward."""
+    warmup: Annotated[int, Field(ge=0)] = 3
+    """With shape: steps that are not timed."""
+    profile_dir: str | None = None
+    """With shape: write a torch trace of one more step to this folder."""
     hidden_sizes: CommaInts = (128, 512)
     """Hidden sizes to measure (feed-forward 3×, heads of 32 or 64)."""
     layers: Positive = 4
@@ -38,3 +55,36 @@ class BenchTrainConfig(StrictModel):
     """Of weights and samples."""
     json_out: str | None = None
     """Write the numbers to this file."""
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> BenchTrainConfig:
+        if (self.data is None) == (self.shape is None):
+            raise ValueError("--data FILE compares with transformers, --shape NAME measures our step at a model's size; fix: one of them")
+        if self.shape and self.micro_batch_tokens % self.sequence:
+            raise ValueError(f"micro_batch_tokens {self.micro_batch_tokens} is no multiple of sequence {self.sequence}; fix: a multiple")
+        return self
+
+
+class BenchKernelsConfig(StrictModel):
+    """Times the loss head against its peers (tools/bench_kernels.py); on a CPU a smoke test at small sizes."""
+
+    tokens: CommaInts = (8192, 16384, 32768)
+    """Tokens of a shape."""
+    hidden: CommaInts = (4096, 2048, 5120)
+    """Hidden sizes."""
+    vocab: Positive = 151_936
+    """Vocabulary."""
+    shards: CommaInts = (1, 2, 4, 8)
+    """Divisors of the vocabulary: what a tensor-parallel rank has."""
+    rounds: Positive = 30
+    """Timed rounds of every contender."""
+    budget_s: Annotated[float, Field(gt=0)] = 540.0
+    """Seconds after which no further shape is begun."""
+    device: Literal["cuda", "cpu"] | None = None
+    """null = cuda where there is one."""
+    csv: str | None = None
+    """Write the rows to this file."""
+    markdown: str | None = None
+    """Write the table to this file."""
+    checks: bool = False
+    """Instead: beyond 2^31 elements, determinism, CUDA graph, torch.compile."""
