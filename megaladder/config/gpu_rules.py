@@ -92,6 +92,9 @@ def _length_problems(config: SftConfig | GrpoConfig) -> list[str]:
     if length % per_sequence:
         problems.append(f"data.seq_length {length} is not a multiple of 2·cp = {per_sequence}, into which parallel.cp {layout.cp} cuts "
                         f"every sequence; fix: seq_length {_up(length, per_sequence)}, or parallel.cp 1")
+    if layout.cp > 1 and config.train.precision == "fp32":
+        problems.append(f"parallel.cp {layout.cp} needs Transformer Engine's packed attention, which takes no fp32 (train.precision); "
+                        "fix: precision bf16, or parallel.cp 1")
     align = token_alignment(config)
     # sequence_parallel alone has its own message (rules._layout); here it is FP8 or context parallelism that asks for more
     stricter = align > (layout.tp if layout.uses_sequence_parallel else 1)
@@ -146,7 +149,8 @@ def layout_problems(config: SftConfig | GrpoConfig, shape: ModelShape) -> list[s
         block = FP8_BLOCK[recipe]
         features = {"hidden size": shape.hidden_size, f"feed-forward size / tp {layout.tp}": shape.ffn_hidden_size // layout.tp,
                     f"attention width / tp {layout.tp}": shape.num_attention_heads * shape.head_dim // layout.tp,
-                    f"key/value width / tp {layout.tp}": shape.num_query_groups * shape.head_dim // layout.tp}
+                    f"query, key and value width / tp {layout.tp}":
+                        (shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim // layout.tp}
         problems += [f"train.fp8 {recipe} needs the model's {name} = {size} to be a multiple of {block}; fix: a smaller tp, or "
                      f"{'tensorwise (16)' if block > 16 and size % 16 == 0 else 'train.fp8 null'}"
                      for name, size in features.items() if size % block]

@@ -31,7 +31,8 @@ from megaladder.parallel import Layout
 class BuildOptions:
     """What a run chooses about the computation, not about the model. `recompute`: none, selective (`recompute_modules`) or full (layers).
 
-    `layers`: te, portable, or auto = te where there is Transformer Engine on CUDA. `gpu`: read with te layers only.
+    `layers`: te, portable, or auto = te in bf16 where there is Transformer Engine on CUDA (its packed attention takes no fp32).
+    `gpu`: read with te layers only.
     """
 
     precision: str = "fp32"
@@ -48,7 +49,9 @@ class BuildOptions:
 
     @property
     def uses_te(self) -> bool:
-        return platform.has_transformer_engine() if self.layers == "auto" else self.layers == "te"
+        if self.layers == "auto":
+            return self.precision == "bf16" and platform.has_transformer_engine()
+        return self.layers == "te"
 
 
 def transformer_config(shape: ModelShape, layout: Layout, options: BuildOptions) -> TransformerConfig:

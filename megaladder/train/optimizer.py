@@ -54,9 +54,10 @@ def optimizer_fields(optim: Any, options: BuildOptions, *, on_cuda: bool) -> dic
 def wrap_chunks(chunks: list[LadderGPT], options: BuildOptions = BuildOptions()) -> list[DistributedDataParallel]:
     """megatron-core DDP around each chunk, see `ddp_fields`."""
     config = DistributedDataParallelConfig(**ddp_fields(options, on_cuda=platform.has_cuda()))
-    # Pipeline stages reduce and gather at the same time: a stage that does so alone slows down the others' compute.
+    # Pipeline stages reduce at the same time: a stage that does so alone slows down the others' compute. Only the interleaved schedule
+    # starts gathers for all stages; elsewhere each bucket starts the next.
     aligned = chunks[0].config.pipeline_model_parallel_size > 1
-    config.align_param_gather = aligned and config.overlap_param_gather
+    config.align_param_gather = len(chunks) > 1 and config.overlap_param_gather
     # Bucketing only pays when communication overlaps computation; chunks after the first are small enough not to need it.
     wrapped = [
         DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)

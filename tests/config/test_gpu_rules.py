@@ -51,6 +51,7 @@ def sft(**sections: dict) -> SftConfig:
              "gpu": {"fp8_param_gather": True, "optimizer_cpu_offload": True, "precision_aware_optimizer": True}},
             "the host's Adam writes no FP8 weights",
         ),
+        ({"parallel": {"cp": 2}, "train": {"precision": "fp32"}}, "needs Transformer Engine's packed attention, which takes no fp32"),
         ({"parallel": {"cp": 3}}, "data.seq_length 2048 is not a multiple of 2·cp = 6"),
         (
             {"train": {"fp8": "blockwise"}, "parallel": {"tp": 4, "pp": 2}, "data": {"seq_length": 2176}},

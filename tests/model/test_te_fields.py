@@ -118,6 +118,14 @@ def test_optimizer_config_of_each_choice() -> None:
     assert OptimizerConfig(**optimizer_fields(OPTIM, mx, on_cuda=True)).reuse_grad_buf_for_mxfp8_param_ag
 
 
+def test_transformer_engine_is_taken_in_bf16_where_it_is(monkeypatch) -> None:
+    for present in (True, False):
+        monkeypatch.setattr(platform, "has_transformer_engine", lambda present=present: present)
+        assert BuildOptions("bf16").uses_te is present
+        assert not BuildOptions("fp32").uses_te  # conversion checks run in fp32, on a GPU too
+        assert BuildOptions("bf16", layers="te").uses_te and not BuildOptions("bf16", layers="portable").uses_te
+
+
 def test_rotary_angles_are_positions_times_frequencies_however_long_the_table_grew() -> None:
     frequencies = 1.0 / (10000.0 ** (torch.arange(0, 16, 2).float() / 16))
     table = RotaryTable(frequencies)

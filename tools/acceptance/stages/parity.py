@@ -60,6 +60,7 @@ def run(context: Context) -> dict[str, Any]:
     reference, weights = _reference(shape, batches)
     figures: dict[str, Any] = {"shape": work.shape, "layers": shape.num_layers, "tokens": work.micro_batch_tokens,
                                "reference": {"loss": reference.loss}}
+    platform.release_memory()
     for name, options in _variants(context).items():
         if isinstance(options, str):
             figures[name] = {"not_run": options}

@@ -51,8 +51,8 @@ def _start_from(candidates: list[int], work: Work) -> list[int]:
 
 
 def _note(deepest: dict[str, Any], full: int) -> str:
-    return (f"{deepest['layers']} of {full} layers measured on one GPU; the {full}-layer figures are extrapolated from two depths and hold "
-            "no communication; targets are judged on them")
+    return (f"{deepest['layers']} of {full} layers measured on one device; the {full}-layer figures are extrapolated from two depths and "
+            "hold no communication; targets are judged on them")
 
 
 def _fp8(context: Context) -> dict[str, Any]:
