@@ -105,6 +105,8 @@ def search(task: Task, pins: Pins = Pins()) -> list[Plan]:
     else:
         raise ConfigError(_shortfall(task, pins, layouts))
     fastest = min(plan.seconds for plan in plans)
+    if task.round is not None and task.round.overlapped:  # generation may hide any trainer: then the faster one comes first
+        return sorted(plans, key=lambda plan: (plan.seconds, plan.step.total))
     return sorted(plans, key=lambda plan: _rank(plan, fastest))
 
 
@@ -218,6 +220,10 @@ def _what_helps(task: Task, pins: Pins) -> list[str]:
         helps.append("leave --tp, --pp, --cp, --micro-batch-size and --recompute open")
     counts = iter(range(2, MAX_HELP_GPUS // task.gpus + 1))
     more = next((task.gpus * n for n in counts if n & (n - 1) == 0 and fits(replace(task, gpus=task.gpus * n, round=_more(task, n)))), None)
+    if more is None:  # perhaps no pipeline size divides the GPUs: the largest smaller number that one does
+        node, layers = task.gpu.gpus_per_node, _divisors(task.shape.num_layers)
+        fewer = sorted({task.gpus // (node * pp) * node * pp for pp in layers if task.round is None} - {0, task.gpus}, reverse=True)
+        more = next((count for count in fewer if fits(replace(task, gpus=count))), None)
     if more:
         helps.append(f"--gpus {more}")
     bigger = {name: gpu for name, gpu in gpus().items() if gpu.memory_gib > task.gpu.memory_gib and _runs(gpu, task)}

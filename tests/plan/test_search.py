@@ -11,6 +11,7 @@ from megaladder.config.resolve import from_yaml
 from megaladder.config.rules import shape_problems
 from megaladder.config.train import SftConfig
 from megaladder.errors import ConfigError
+from megaladder.plan.grpo import Round
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import Layout, Work
 from megaladder.plan.page import grpo_task, sft_task
@@ -94,6 +95,23 @@ def test_nothing_fits_names_the_shortfall_and_what_helps() -> None:
 def test_a_pinned_size_that_does_not_fit_is_told_to_be_left_open() -> None:
     with pytest.raises(ConfigError, match="leave --tp, --pp"):
         search(replace(TASK, gpus=8), Pins(tp=1, pp=1, cp=1, recompute="none"))
+
+
+def test_gpus_that_no_pipeline_size_divides() -> None:
+    """126 layers: 4,096 GPUs leave two stages at most, which do not fit; 4,088 = 7 stages · 8 · 73 do, and that is said."""
+    task = Task(find_model("Llama-3.1-405B"), find_gpu("h100"), 4096, Work(8192, 2048, "fp8"))
+    with pytest.raises(ConfigError, match="fix: --gpus 4088"):
+        search(task)
+    assert search(replace(task, gpus=4088))
+
+
+def test_behind_a_longer_generation_the_faster_trainer_comes_first() -> None:
+    asked = Round(64, 8, 1, 200, 2000, 6000, 8192, engine_tp=0, engine_gpus=8, colocated=False, overlapped=True)
+    plans = search(Task(TASK.shape, TASK.gpu, 24, asked.update_work(), asked))
+    best = plans[0]
+    assert best.phases.generation > best.phases.update
+    assert best.step.total == min(plan.step.total for plan in plans if plan.seconds == best.seconds)
+    assert best.layout.recompute == "none"
 
 
 def test_context_parallelism_is_tried_where_nothing_fits_without_it(monkeypatch) -> None:

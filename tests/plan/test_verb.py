@@ -99,6 +99,7 @@ def test_grpo_has_phases(tmp_path, capsys) -> None:
         ([*ASK, "--model", "Llama-3.1-405B"], "no layout fits 8 × H200 SXM 141 GB: the nearest"),
         ([*ASK, "--model", "Qwen3-14B", "--tp", "16"], "--tp 16 does not divide the model's 40 attention heads"),
         (["plan", "--model", "Qwen3-14B", "--gpus", "8", "--seq-length", "8192"], "--global-batch-size is required"),
+        ([*ASK, "--model", "Qwen3-14B", "--sample-length", "9000"], "--sample-length 9000 is more than --seq-length 8192"),
         (GRPO, "--prompts-per-step is required for --workload grpo"),
         ([*GRPO, "--prompts-per-step", "8", "--n", "4", "--response-length", "9", "--max-tokens", "8"], "above --max-tokens 8"),
         ([*GRPO, "--prompts-per-step", "8", "--n", "4", "--response-length", "9", "--max-tokens", "8100"], "fix: --seq-length 8300"),

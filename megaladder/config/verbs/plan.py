@@ -86,6 +86,8 @@ class PlanConfig(StrictModel):
 def _sft_problems(config: PlanConfig) -> list[str]:
     if config.global_batch_size is None:
         return ["--global-batch-size is required; fix: the samples of one optimizer step, such as --global-batch-size 256"]
+    if config.sample_length is not None and config.sample_length > config.seq_length:
+        return [f"--sample-length {config.sample_length:g} is more than --seq-length {config.seq_length}; fix: at most that"]
     return []
 
 
