@@ -1,7 +1,7 @@
 """`megaladder check run.yaml`: everything about a run that can be known before a single rank starts.
 
 Prints the layout, the batch arithmetic, memory by part, what the data became, and one sample with its loss tokens marked. Exit status 2
-if the run could not start here as it is written; `--no-data` leaves data and model files out (on a machine that does not have them).
+for a configuration or data that no machine would take; what is only not here (model, data, a GPU) is named: `needs`, `not here`.
 """
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
 from megaladder.config.rules import batch_line, check_platform, check_world, layout_notes, validate_layout
 from megaladder.config.train import SftConfig
 from megaladder.errors import ConfigError
-from megaladder.plan.hardware import Gpu, find_gpu, gpus
+from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, Layout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.search import Task, predict, search
@@ -31,23 +29,16 @@ GRPO_SECTIONS = ("rollout", "grpo", "reward")
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 SAME_SPEED = 0.03  # relative; the predictions err by more
 SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
-NoData = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 class CheckSft(SftConfig):
     """Resolve a supervised fine-tuning run and say what it would do; starts nothing."""
-
-    no_data: NoData = False
-    """Leave out what needs the data or the model's folder. For a machine that does not have them."""
     plan_gpu: str | None = None
     """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
 
 
 class CheckGrpo(GrpoConfig):
     """Resolve a GRPO run and say what it would do; starts nothing."""
-
-    no_data: NoData = False
-    """Leave out what needs the data or the model's folder. For a machine that does not have them."""
     plan_gpu: str | None = None
     """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
 
@@ -61,8 +52,8 @@ def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo]:
     return CheckSft
 
 
-def run_check(config: CheckSft | CheckGrpo) -> int:
-    """Prints the findings; 0 if the run could start here, else 2."""
+def run_check(config: CheckSft | CheckGrpo) -> None:
+    """Prints the findings. Files that are not here are named under `needs`: a recipe can be checked before anything is fetched."""
     ranks = config.parallel.ranks or config.parallel.model_ranks
     dp = check_world(config, ranks)
     layout = config.parallel
@@ -73,13 +64,8 @@ def run_check(config: CheckSft | CheckGrpo) -> int:
         _show("rollouts", _rollout_line(config))
     for note in layout_notes(config):
         _show("note", note)
-    if config.no_data:
-        _show("left out", "model and data (--no-data)")
-        return 0
-    needs = [*_check_model(config, dp), *_check_data(config)]
-    for need in needs:
+    for need in [*_check_model(config, dp), *_check_data(config)]:
         _show("needs", need)
-    return 2 if needs else 0
 
 
 def _rollout_line(config: CheckGrpo) -> str:
@@ -90,14 +76,16 @@ def _rollout_line(config: CheckGrpo) -> str:
 def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
     """Prints shape, memory and what this machine cannot do; returns what is missing."""
     from megaladder import platform
-    from megaladder.model.hf_config import model_shape, read_config_json
 
-    if not Path(config.model.path).is_dir():
-        return [f"model.path {config.model.path}: no such folder here (a hub id is fetched when the run starts; check it with a folder)"]
-    shape = model_shape(read_config_json(config.model.path))
+    here = Path(config.model.path).is_dir()
+    try:
+        shape = find_model(config.model.path)
+    except ConfigError:
+        return [f"model.path {config.model.path}: no such folder here, and no known model; layout and memory are not checked"]
     validate_layout(config, shape)
     precision = platform.default_precision() if config.train.precision == "auto" else config.train.precision
-    _show("model", f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, weights {config.model.init}")
+    where = f"weights {config.model.init}" if here else "as published (the folder is not here)"
+    _show("model", f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}")
     layout, work, software = planned(config, dp, precision)
     colocated = isinstance(config, GrpoConfig) and config.rollout.engine == "vllm"
     estimate = estimate_memory(shape, layout, work, colocated, software)
@@ -108,6 +96,8 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
         check_platform(config, platform.machine())
     except ConfigError as error:
         _show("not here", str(error))
+    if not here:
+        return [f"model.path {config.model.path}: no such folder here"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
     if config.model.init == "pretrained" and not weights:
         return [f"*.safetensors in {config.model.path} (model.init is pretrained); fix: the whole folder, or model.init random"]
@@ -196,8 +186,8 @@ def _check_data(config: SftConfig | GrpoConfig) -> list[str]:
     """Prints what the data became and one sample; returns what is missing."""
     files = [config.data.path] + ([config.data.holdout] if isinstance(config.data.holdout, str) else [])
     absent = [path for path in files if not Path(path).exists()]
-    missing = [f"data file {path}: not found here; fix: data.path, or --no-data to check the rest" for path in absent]
-    if missing or isinstance(config, GrpoConfig):
+    missing = [f"data file {path}: not found here" for path in absent]
+    if missing or isinstance(config, GrpoConfig) or not Path(config.model.tokenizer or config.model.path).is_dir():
         return missing
     from megaladder.data.chat import load_tokenizer, render_sample, tokenizer_dir, tokenizer_fingerprint
     from megaladder.data.store_build import open_train_and_holdout

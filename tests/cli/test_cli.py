@@ -199,10 +199,15 @@ def test_check_shows_arithmetic_memory_and_the_loss_tokens(tiny, tmp_path, capsy
 
 def test_check_without_the_data(tiny, tmp_path, capsys) -> None:
     flags = ["check", "--model.path", str(tiny), "--data.path", str(tmp_path / "absent.jsonl")]
-    assert main(flags) == 2
-    assert "needs       data file" in capsys.readouterr().out
-    assert main([*flags, "--no-data"]) == 0
-    assert main(["check", "--model.path", "some/hub-id", "--data.path", _rows(tmp_path / "d.jsonl", 40)]) == 2
+    assert main(flags) == 0
+    assert f"needs       data file {tmp_path / 'absent.jsonl'}: not found here" in capsys.readouterr().out
+    data = _rows(tmp_path / "d.jsonl", 40)
+    assert main(["check", "--model.path", "some/hub-id", "--data.path", data]) == 0
+    assert "model.path some/hub-id: no such folder here, and no known model" in capsys.readouterr().out
+    assert main(["check", "--model.path", "models/Qwen3-14B-Base", "--data.path", data, "--parallel.tp", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "14.77 G parameters" in said and "as published (the folder is not here)" in said and "memory/rank" in said
+    assert main(["check", "--model.path", "models/Qwen3-14B-Base", "--data.path", data, "--parallel.pp", "3"]) == 2
 
 
 def test_check_of_a_grpo_run_and_of_a_layout_that_does_not_fit(tiny, tmp_path, capsys) -> None:
