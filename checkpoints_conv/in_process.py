@@ -74,7 +74,9 @@ def _on_all_ranks(action: Callable[[], _T]) -> _T:
     except MegaladderError as error:
         failure = error
     if parallel.any_rank(failure is not None):
-        raise failure or ConversionError("another rank could not load the model; its message says why")
+        follows = ConversionError("another rank could not load the model; its message says why")
+        follows.told_elsewhere = True
+        raise failure or follows
     return result
 
 
@@ -105,21 +107,28 @@ def export_hf(
     *,
     source_dir: str | Path,
     options: WriteOptions = WriteOptions(),
+    writers: Sequence[int] = (0,),
 ) -> None:
     """Writes the model as an HF folder; configuration and tokenizer files are copied from `source_dir`. Every rank must call it.
 
-    The first DP replica gathers, rank 0 writes. A failure of the writer (disk full, …) is raised on every rank.
+    The ranks in `writers` write, each to its own `out_dir` (on several machines: a copy on each). The DP replicas that they belong to
+    gather, all at the same time: no replica waits for another. A failure of a writer (disk full, …) is raised on every rank.
     """
     failure: MegaladderError | None = None
-    if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
+    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    gathering = {0} if tuple(writers) == (0,) else {found for index, found in enumerate(parallel.all_gather(replica)) if index in writers}
+    if replica in gathering:
         stream = iter_hf_tensors(chunks, shape, dtype=options.dtype)
-        if parallel.is_main():
+        if parallel.rank() in writers:
             options = replace(options, dtype=options.dtype or next(chunks[0].parameters()).dtype)
             failure = _write_and_drain(stream, name_table(shape), Path(out_dir), Path(source_dir), options)
         else:
             for _ in stream:
                 pass
-    failure = parallel.broadcast(failure)
+    if tuple(writers) == (0,):
+        failure = parallel.broadcast(failure)
+    else:
+        failure = next((found for found in parallel.all_gather(failure) if found is not None), None)
     if failure is not None:
         raise failure
 

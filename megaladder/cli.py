@@ -17,6 +17,7 @@ from typing import Any
 
 from megaladder import __version__
 from megaladder.errors import ConfigError, MegaladderError
+from megaladder.launch import end_of_rank, may_speak
 
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
@@ -106,10 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `megaladder argv…`; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        end_of_rank()
+        return status
     except MegaladderError as error:
+        end_of_rank()
         sys.stdout.flush()
-        print(f"megaladder: {error}", file=sys.stderr, flush=True)
+        if may_speak(error.exit_status, error.told_elsewhere):
+            print(f"megaladder: {error}", file=sys.stderr, flush=True)
         return error.exit_status
     except KeyboardInterrupt:
         print("megaladder: interrupted", file=sys.stderr, flush=True)

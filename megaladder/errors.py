@@ -8,9 +8,11 @@ from __future__ import annotations
 
 
 class MegaladderError(Exception):
-    """Base of the family. `exit_status` is what the process exits with when nobody catches it."""
+    """Base of the family. `exit_status` is what the process exits with when nobody catches it. `told_elsewhere`: another rank of the job
+    raised this, or its cause, and prints it; this one only ends with it."""
 
     exit_status = 2
+    told_elsewhere = False
 
 
 class ConfigError(MegaladderError, ValueError):

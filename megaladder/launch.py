@@ -2,7 +2,8 @@
 
 One child process a rank, with the environment that torch.distributed reads. Rank 0's output passes through; the other ranks' lines
 come on stderr with their rank in front. A rank that dies takes the others with it within `FAILED_GRACE_S`, so nothing hangs in a
-collective. Not here: several machines (use torchrun or the Slurm examples), restarts (start the same command again: it resumes).
+collective. Of several ranks that fail with a user error one speaks (`may_speak`) and leaves its exit status for whoever started the
+ranks. Not here: several machines (use torchrun or the Slurm examples), restarts (start the same command again: it resumes).
 """
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 FAILED_GRACE_S = 3.0  # from a rank's crash to SIGKILL for the rest
@@ -22,6 +25,9 @@ STOPPED_GRACE_S = 600.0  # the same after status 3: the others may still be writ
 POLL_S = 0.05
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER_PID = "MEGALADDER_LAUNCHER_PID"
+STATUS_FILE = "MEGALADDER_STATUS_FILE"  # torchrun makes a 1 of every failure: the first rank that fails leaves its own status here
+FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
+LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
 _PR_SET_PDEATHSIG = 1
 
 
@@ -31,13 +37,61 @@ def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def die_with_launcher() -> None:
-    """In a rank that `launch_local` started: have the kernel end it when its launcher is gone, however that happened (Linux)."""
+    """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is gone, however that happened (Linux)."""
     launcher = os.environ.get(LAUNCHER_PID)
-    if launcher is None or not sys.platform.startswith("linux"):
+    if (launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ) or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher):  # it died before the call above
+    if os.getppid() != int(launcher or os.getppid()):  # it died before the call above
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def may_speak(status: int, told_elsewhere: bool = False) -> bool:
+    """Whether this process should print the error it ends with. Of the ranks of a job one does: rank 0 if it fails too, else the first
+    to fail. Its exit status is left in the status file. `told_elsewhere`: another rank has the cause and says it.
+
+    Without a launcher, and where the status file cannot be written, everybody speaks: twice is better than never.
+    """
+    path = _status_file()
+    if not under_launcher() or path is None:
+        return True
+    if told_elsewhere:
+        time.sleep(LAST_WORD_S)
+        return False
+    if os.environ["RANK"] != "0":
+        time.sleep(FIRST_WORD_S)
+    return leave_status(status)
+
+
+def end_of_rank() -> None:
+    """In a rank whose work is done: late stop signals mean nothing any more. (While Python ends it puts the default handlers back, and a
+    SIGUSR1 then would turn a run that has saved into one that was killed.)"""
+    if under_launcher() and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def leave_status(status: int) -> bool:
+    """Writes the status file; False when another rank did so before."""
+    path = _status_file()
+    if path is None:
+        return True
+    try:
+        with path.open("x") as file:
+            file.write(f"{status}\n")
+    except FileExistsError:
+        return False
+    except OSError:  # a full or read-only disk must not cost the message
+        return True
+    return True
+
+
+def _status_file() -> Path | None:
+    """Where the ranks of this job leave the status: as told, else in torchrun's own temporary folder of this node."""
+    told, of_torchrun = os.environ.get(STATUS_FILE), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if told:
+        return Path(told)
+    return Path(of_torchrun).parents[1] / "megaladder_status" if of_torchrun else None
 
 
 def free_port() -> int:
@@ -47,13 +101,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def rank_environment(rank: int, num_ranks: int, port: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def rank_environment(
+    rank: int, num_ranks: int, port: int, environ: Mapping[str, str] = os.environ, status_file: str | None = None,
+) -> dict[str, str]:
     """The environment of one local rank. OMP_NUM_THREADS shares the cores out unless the user set it.
 
     What a torchrun above us set is left out: with its TORCHELASTIC_USE_AGENT_STORE every rank would wait for a store that nobody serves.
     """
     threads = max(1, available_cores() // num_ranks)
     own = {name: value for name, value in environ.items() if not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))}
+    own |= {STATUS_FILE: status_file} if status_file else {}
     return {
         "OMP_NUM_THREADS": str(threads),
         **own,
@@ -80,6 +137,8 @@ def launch_local(num_ranks: int, command: Sequence[str]) -> int:
     SIGTERM, SIGINT and SIGUSR1 go on to every rank; a second SIGINT kills them.
     """
     port = free_port()
+    notes = tempfile.TemporaryDirectory(prefix="megaladder-ranks-")
+    status_file = os.environ.get(STATUS_FILE) or str(Path(notes.name) / "status")
     ranks: list[subprocess.Popen[bytes]] = []
     interrupts = [0]
 
@@ -93,7 +152,7 @@ def launch_local(num_ranks: int, command: Sequence[str]) -> int:
     readers: list[threading.Thread] = []
     try:
         for rank in range(num_ranks):
-            ranks.append(_start(command, rank, rank_environment(rank, num_ranks, port)))
+            ranks.append(_start(command, rank, rank_environment(rank, num_ranks, port, status_file=status_file)))
         readers = [_prefix_output(rank, child) for rank, child in enumerate(ranks) if rank > 0]
         return _wait(ranks)
     finally:
@@ -105,6 +164,7 @@ def launch_local(num_ranks: int, command: Sequence[str]) -> int:
             reader.join(timeout=2.0)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        notes.cleanup()
 
 
 def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -213,7 +213,7 @@ def on_main(action: Callable[[], T]) -> T:
         raise raised
     if failure is not None:
         same = MegaladderError(failure[0])
-        same.exit_status = failure[1]
+        same.exit_status, same.told_elsewhere = failure[1], True
         raise same
     return value
 
@@ -225,6 +225,25 @@ def all_gather(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The machines of the job. leaders: the first rank of each, in order; mine: the place of this rank's machine in it."""
+
+    leaders: tuple[int, ...]
+    mine: int
+
+    @property
+    def leading(self) -> bool:
+        """Whether this rank is its machine's first."""
+        return rank() == self.leaders[self.mine]
+
+
+def nodes() -> Nodes:
+    """By the launcher's local ranks. Collective."""
+    leaders = tuple(index for index, local in enumerate(all_gather(local_rank_from_env())) if local == 0)
+    return Nodes(leaders, sum(leader <= rank() for leader in leaders) - 1)
 
 
 def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
@@ -277,6 +296,8 @@ def main_rank_first() -> Iterator[None]:
     if error is not None:
         raise error
     if failed is not None:
-        raise ConfigError(f"rank 0 failed: {failed}")
+        follows = ConfigError(f"rank 0 failed: {failed}")
+        follows.told_elsewhere = True
+        raise follows
     if not is_main():
         yield

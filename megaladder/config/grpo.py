@@ -48,7 +48,15 @@ class RolloutConfig(StrictModel):
     max_prompt_tokens: Positive | None = None
     """Problems with a longer prompt are left out and counted. null = data.seq_length − max_tokens."""
     sync: Literal["auto", "file", "ipc", "nccl"] = "auto"
-    """How weights reach the engine: file (shared memory, any machine), ipc or nccl (CUDA). auto = ipc on CUDA, file on CPU."""
+    """How weights reach the engine: file (shared memory, any machine), ipc or nccl (CUDA). auto = ipc on CUDA (nccl with servers), file on
+    CPU."""
+    servers: tuple[str, ...] = ()
+    """vLLM servers on machines where no training rank runs, e.g. http://node7:8000 (how to start one: docs/slurm.md). none = engines on the
+    job's own nodes. VLLM_API_KEY in the environment is sent along."""
+    server_concurrency: Positive = 256
+    """Requests under way at once per server."""
+    sync_dir: str | None = None
+    """For servers with sync file: a folder that this machine and the servers see under the same path. null = run_dir/engine."""
     sync_bucket_mib: Positive = 512
     """Weights travel in pieces of this size, MiB."""
     check_sync: Literal["never", "first", "always"] = "first"

@@ -41,6 +41,7 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "optim.warmup_ratio", "optim.warmup_steps", "optim.wsd_decay_ratio",
         "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_steps", "checkpoint.keep_best", "checkpoint.export_hf",
         "rollout.engine", "rollout.tp", "rollout.temperature", "rollout.top_p", "rollout.top_k", "rollout.sync", "rollout.replay_dir",
+        "rollout.servers",
         "grpo.preset", "grpo.mini_batches", "grpo.lag", "grpo.clip_low", "grpo.clip_high", "grpo.dual_clip", "grpo.kl_coef",
         "grpo.kl_importance_weight", "grpo.entropy_coef", "grpo.correction", "grpo.correction_low", "grpo.correction_high",
         "grpo.off_policy_mask", "grpo.recompute_old_logprobs", "grpo.dynamic_sampling", "grpo.max_resamples", "grpo.filter_truncated",
@@ -54,7 +55,8 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "gpu.optimizer_offload_fraction", "gpu.activation_offload_layers", "gpu.nccl_timeout_s", "gpu.nccl_trace_entries",
         "checkpoint.async_save", "checkpoint.resume",
         "log.every", "log.wandb", "log.wandb_project", "log.tensorboard",
-        "rollout.sync_bucket_mib", "rollout.check_sync", "rollout.gpu_memory_utilization", "rollout.cpu_kv_cache_gib",
+        "rollout.sync_bucket_mib", "rollout.check_sync", "rollout.server_concurrency", "rollout.sync_dir",
+        "rollout.gpu_memory_utilization", "rollout.cpu_kv_cache_gib",
         "rollout.timeout_s", "reward.workers", "reward.timeout_s",
     ),
 }  # fmt: skip

@@ -51,12 +51,34 @@ def grpo_problems(config: GrpoConfig) -> list[str]:
         problems.append("rollout.temperature 0 gives a group of equal completions; fix: a temperature above 0, usually 1.0")
     if rollout.engine == "replay" and rollout.replay_dir is None:
         problems.append("rollout.engine replay needs rollout.replay_dir; fix: the run folder whose rollouts to train on")
+    problems += _servers(config)
     if grpo.correction_low >= grpo.correction_high:
         problems.append(f"grpo.correction_low {grpo.correction_low:g} is not below correction_high {grpo.correction_high:g}; fix: below it")
     if config.reward.overlong is not None and config.reward.overlong > rollout.max_tokens:
         problems.append(
             f"reward.overlong {config.reward.overlong} is more than rollout.max_tokens {rollout.max_tokens}; fix: at most that"
         )
+    return problems
+
+
+def _servers(config: GrpoConfig) -> list[str]:
+    """Engines on machines where no rank runs."""
+    rollout, problems = config.rollout, []
+    if not rollout.servers:
+        if rollout.sync_dir is not None:
+            problems.append(f"rollout.sync_dir {rollout.sync_dir} is read with rollout.servers only; fix: sync_dir null, or servers")
+        return problems
+    if rollout.engine != "vllm":
+        problems.append(f"rollout.servers are vLLM's, rollout.engine is {rollout.engine}; fix: engine vllm, or no servers")
+    bad = [url for url in rollout.servers if not url.startswith(("http://", "https://"))]
+    if bad:
+        problems.append(f"rollout.servers {', '.join(bad)}: no URL; fix: http://HOST:PORT")
+    if len(set(rollout.servers)) < len(rollout.servers):
+        problems.append(f"rollout.servers names a server twice: {', '.join(rollout.servers)}; fix: each once")
+    if rollout.sync == "ipc":
+        problems.append("rollout.sync ipc hands over memory of one machine, rollout.servers are others; fix: sync nccl or file")
+    if config.grpo.mode == "rollout_only":
+        problems.append("grpo.mode rollout_only sends no weights, and who knows what rollout.servers hold; fix: no servers, or mode train")
     return problems
 
 

@@ -66,10 +66,15 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class FileWeights:
-    """A Hugging Face folder (safetensors) that the engine loads in place; `weight_sync` writes it. Works on every platform."""
+    """A Hugging Face folder (safetensors) that the engine loads in place; `weight_sync` writes it. Works on every platform. `others`: where
+    the same lies on nodes 1, 2, …; empty = `path` is good everywhere."""
 
     path: str
+    others: tuple[str, ...] = ()
     resendable = True  # a restarted engine can be given the same weights again
+
+    def on_node(self, node: int) -> str:
+        return self.others[node - 1] if node and self.others else self.path
 
 
 class WeightClient(Protocol):

@@ -1,12 +1,12 @@
-"""An engine made of child processes (replicas): requests spread over them, answers collected, failures healed by bounded restarts.
+"""An engine made of replicas (child processes here or on other nodes, servers): requests spread over them, answers collected, failures
+healed by bounded restarts.
 
-Knows nothing of vLLM; `vllm_engine` says how a child is started and what it runs. Only unfinished requests are sampled again after a
-restart, and healthy replicas go on meanwhile.
+Knows nothing of vLLM; the specs it is given say how a replica is started and what it runs. Only unfinished requests are sampled again
+after a restart, and healthy replicas go on meanwhile.
 """
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +16,13 @@ from typing import Any
 
 from megaladder.errors import ConfigError, EngineError, ModelError
 from megaladder.rollout.engine import BaseEngine, EngineFailure, FileWeights, Health, RestartBudget, SampleRequest, SamplingParams, Weights
-from megaladder.rollout.replica import Inbox, Replica
+from megaladder.rollout.replica import AnyReplica, Inbox, ReplicaSpec
 from megaladder.types import Completion, FinishReason
 
 POLL_S = 1.0
 CLOSE_PATIENCE_S = 5.0
 
 Arguments = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None  # one for all replicas, or one each
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSpec:
-    """How one replica is started: command, its additions to the environment, where it logs."""
-
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    log_path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +44,13 @@ class _Load:
 
 
 class ProcessEngine(BaseEngine):
-    """See the module. Starts all children at once and returns when all are ready."""
+    """See the module. Starts all replicas at once and returns when all are ready."""
 
-    def __init__(self, children: Sequence[ChildSpec], limits: Limits):
+    def __init__(self, children: Sequence[ReplicaSpec], limits: Limits):
         super().__init__(limits.max_restarts)
-        self._specs, self._limits = list(children), limits
+        self._limits = limits
         self._inbox: Inbox[tuple[int, int, dict[str, Any] | None]] = queue.SimpleQueue()
-        self._replicas = [Replica(i, self._inbox, spec.log_path) for i, spec in enumerate(self._specs)]
+        self._replicas = [spec.open(i, self._inbox) for i, spec in enumerate(children)]
         self._calls = itertools.count(1)
         started = time.monotonic()
         try:
@@ -77,6 +68,10 @@ class ProcessEngine(BaseEngine):
     def features(self) -> dict[str, bool]:
         """What the installed engine can do (found by looking, not by version): sleep, weight_transfer, checksums."""
         return dict(self._replicas[0].info.get("features", {}))
+
+    @property
+    def num_replicas(self) -> int:
+        return len(self._replicas)
 
     @property
     def pids(self) -> list[int | None]:
@@ -136,11 +131,10 @@ class ProcessEngine(BaseEngine):
         for replica in getattr(self, "_replicas", ()):
             replica.kill()
 
-    def _start(self, replicas: Sequence[Replica]) -> None:
-        """Starts children and waits for each "ready". EngineFailure with the child's own words otherwise."""
+    def _start(self, replicas: Sequence[AnyReplica]) -> None:
+        """Starts replicas and waits for each "ready". EngineFailure with the replica's own words otherwise."""
         for replica in replicas:
-            spec = self._specs[replica.index]
-            replica.start(spec.command, {**os.environ, **spec.environment})
+            replica.start()
         for index, message in self._wait_for({replica.index for replica in replicas}, {"op": "ready"}, self._limits.start_s).items():
             self._replicas[index].info = message
 
@@ -250,12 +244,21 @@ class ProcessEngine(BaseEngine):
             self._start_dead()
         client = _Client(self, replica)
         if isinstance(weights, FileWeights):
-            client.load_folder(weights.path)
+            self._load_folders(weights, replica)
         elif isinstance(weights, str):
             client.load_folder(weights)
         else:
             weights.send(client)
         self.call("reset_prefix_cache", replica=replica)
+
+    def _load_folders(self, weights: FileWeights, replica: int | None) -> None:
+        """Each replica loads its own node's copy."""
+        targets = self._replicas if replica is None else [self._replicas[replica]]
+        paths = [weights.on_node(target.node) for target in targets]
+        for target, path in zip(targets, paths, strict=True):
+            if target.node == 0:
+                _require_weights(path)
+        self.call("load_folder", [{"path": str(Path(path).resolve())} for path in paths], replica)
 
     def _start_dead(self) -> None:
         """A replica that died since the last call is started again; the new weights are for it too."""
@@ -280,8 +283,7 @@ class _Client:
         self._engine, self._replica = engine, replica
 
     def load_folder(self, path: str) -> None:
-        if not any(Path(path).glob("*.safetensors")):
-            raise ModelError(f"{path}: no *.safetensors files there; fix: a Hugging Face folder with weights")
+        _require_weights(path)
         self._engine.call("load_folder", {"path": str(Path(path).resolve())}, self._replica)
 
     def init_weight_transfer_engine(self, init_info: Arguments) -> None:
@@ -298,6 +300,11 @@ class _Client:
 
     def call_workers(self, method: str, arguments: Arguments = None) -> list[Any]:
         return self._engine.call("call_workers", _wrap("arguments", arguments or {}, method=method), self._replica)
+
+
+def _require_weights(path: str) -> None:
+    if not any(Path(path).glob("*.safetensors")):
+        raise ModelError(f"{path}: no *.safetensors files there; fix: a Hugging Face folder with weights")
 
 
 def _wrap(key: str, value: Arguments, **more: str) -> Arguments:

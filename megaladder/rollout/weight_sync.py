@@ -3,9 +3,9 @@
 All transports stream the model as Hugging Face tensors through the converter's own tables (`in_process.iter_hf_tensors`: pipeline
 broadcast, tensor-parallel gather, one parameter at a time):
 
-    file  a safetensors folder in shared memory, which the engine reloads; any machine; the oracle for the others
+    file  a safetensors folder in shared memory, of each node with engines, which they reload; any machine; the oracle for the others
     ipc   vLLM's native CUDA IPC transfer in packed buckets: trainer and engine share each GPU
-    nccl  vLLM's native NCCL broadcast in packed buckets: the engine has GPUs of its own
+    nccl  vLLM's native NCCL broadcast in packed buckets: the engines have GPUs of their own, on any node
 
 ipc and nccl use vLLM's trainer-side classes, found by looking (0.32's `metadata()`/`__iter__` and 0.33's `metadata`/`iter_full`); they
 need CUDA. Where engine and trainer share devices, the engine sleeps (level 2) between rounds: `rest` drops its weights, `send` wakes the
@@ -35,6 +35,7 @@ from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.weights import gathered
 from megaladder.rollout.engine import Engine, FileWeights, WeightClient
+from megaladder.rollout.remote.clients import PickledHandles, RankedWorkers
 from megaladder.rollout.weight_check import CheckResult, compare_checksums
 
 Transport = Literal["file", "ipc", "nccl"]
@@ -80,7 +81,8 @@ class SyncReport:
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
     """transport; bytes of a bucket; which transfers are checked; the folder that file transport falls back to; whether the engine sleeps
-    between rounds (it shares the trainer's devices)."""
+    between rounds (it shares the trainer's devices); the ranks that write files: the first of each node that has engines; a folder that
+    trainer and engines both see, instead (engines on machines where no rank runs)."""
 
     transport: Transport
     bucket_bytes: int
@@ -88,6 +90,8 @@ class SyncOptions:
     run_dir: Path
     colocated: bool = False
     engine_tp: int = 1
+    writers: tuple[int, ...] = (0,)
+    shared_dir: Path | None = None
 
 
 class Carrier(Protocol):
@@ -98,14 +102,14 @@ class Carrier(Protocol):
     def close(self) -> None: ...
 
 
-def chosen_transport(wanted: Literal["auto", "file", "ipc", "nccl"]) -> Transport:
-    """What `rollout.sync` means on this machine.
+def chosen_transport(wanted: Literal["auto", "file", "ipc", "nccl"], servers: bool = False) -> Transport:
+    """What `rollout.sync` means on this machine. `servers`: the engines are on others.
 
     Raises:
         MissingDependencyError: ipc or nccl without CUDA.
     """
     if wanted == "auto":
-        return "ipc" if platform.has_cuda() else "file"
+        return ("nccl" if servers else "ipc") if platform.has_cuda() else "file"
     if wanted != "file" and not platform.has_cuda():
         raise MissingDependencyError(f"rollout.sync {wanted} needs CUDA, this machine has none; fix: rollout.sync file (or auto)")
     return wanted
@@ -213,37 +217,46 @@ def _checksums(engine: Engine) -> list[dict[str, str]] | None:
 
 
 class FileCarrier:
-    """A safetensors folder in shared memory, or in the run folder where that is too small. It stays there: a restarted engine reads it."""
+    """A safetensors folder in shared memory (of each node with engines), or in the run folder where that is too small, or in a folder that
+    all machines see. It stays there: a restarted engine reads it."""
 
     def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
-        self._model = model
-        self.folder = parallel.on_main(lambda: weight_folder(model.num_bytes, options.run_dir))
+        self._model, self._writers = model, options.writers
+        own: Path | None = None
+        if parallel.rank() in self._writers:
+            node = self._writers.index(parallel.rank())
+            own = weight_folder(model.num_bytes, options.run_dir, node, options.shared_dir)
+        self.folders = [folder for folder in parallel.all_gather(own) if folder is not None]
+        self.folder = own or self.folders[0]
 
     def write(self) -> Path:
-        """The model as a Hugging Face folder. Collective."""
-        export_hf(self._model.chunks, self._model.shape, self.folder, source_dir=self._model.folder, options=WriteOptions(force=True))
+        """The model as a Hugging Face folder, by each writer. Collective."""
+        export_hf(self._model.chunks, self._model.shape, self.folder, source_dir=self._model.folder, options=WriteOptions(force=True),
+                  writers=self._writers)
         return self.folder
 
     def send(self, engine: Engine | None, version: int) -> None:
         """Writes, then has the engine reload."""
         self.write()
-        parallel.on_main(lambda: engine.update_weights(FileWeights(str(self.folder)), version))
+        first, *others = map(str, self.folders)
+        parallel.on_main(lambda: engine.update_weights(FileWeights(first, tuple(others)), version))
 
     def close(self) -> None:
-        if parallel.is_main():
+        if parallel.rank() in self._writers:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def weight_folder(num_bytes: int, run_dir: Path) -> Path:
-    """An empty folder for the weights, readable by this user only. Named after the run, so that a killed run's leftovers are replaced."""
-    name = "megaladder-" + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
-    candidates = [SHARED_MEMORY / name] if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) else []
+def weight_folder(num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None) -> Path:
+    """An empty folder for the weights, readable by this user only. Named after the run (and the node: two may share a machine), so that a
+    killed run's leftovers are replaced."""
+    name = "megaladder-" + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16] + (f"-node{node}" if node else "")
+    candidates = [SHARED_MEMORY / name] if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) and shared_dir is None else []
     for folder in candidates:
         shutil.rmtree(folder, ignore_errors=True)
         if shutil.disk_usage(folder.parent).free > num_bytes * SPACE_MARGIN:
             folder.mkdir(mode=0o700)
             return folder
-    folder = run_dir / "engine" / "weights"
+    folder = shared_dir / name if shared_dir else run_dir / "engine" / ("weights" if node == 0 else f"weights_node{node}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     return folder
@@ -257,9 +270,11 @@ class _NativeCarrier:
     def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
         self._model, self._options = model, options
         self._sender: Any = None
+        self._engine: Engine | None = None
 
     def send(self, engine: Engine | None, version: int) -> None:
         """`engine.update_weights` on rank 0 calls `_Transport.send`; the other ranks take part in the gathering at the same time."""
+        self._engine = engine
         if parallel.is_main():
             engine.update_weights(_Transport(self), version)
         else:
@@ -307,42 +322,28 @@ class IpcCarrier(_NativeCarrier):
         return _factory().trainer_init(info, client=client, source=weight_source(self._model))
 
     def _transfer(self, client: WeightClient) -> None:
-        super()._transfer(_PickledHandles(client))
-
-
-class _PickledHandles:
-    """The engine's wire carries JSON only: CUDA handles go as the base64 pickle that vLLM's own HTTP client uses."""
-
-    def __init__(self, client: WeightClient) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        import base64
-        import pickle
-
-        handles = update_info.pop("ipc_handles", None)
-        if handles is not None:
-            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode("ascii")
-        self._client.update_weights({key: value for key, value in update_info.items() if value is not None})
+        super()._transfer(PickledHandles(client))
 
 
 class NcclCarrier(_NativeCarrier):
-    """An NCCL group of rank 0 and the engine's workers; rank 0 broadcasts packed buckets."""
+    """An NCCL group of rank 0 and the workers of all engines, wherever they are; rank 0 broadcasts packed buckets."""
 
     def _init(self, client: WeightClient) -> Any:
         native = _native("vllm.distributed.weight_transfer.nccl_engine")
-        port = 0
+        host, port, replicas = "127.0.0.1", 0, 1
         if parallel.is_main():
+            replicas = getattr(self._engine, "num_replicas", 1)
+            host = os.environ.get("MASTER_ADDR", host)  # where the other nodes find rank 0
             with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
+                probe.bind(("", 0))
                 port = probe.getsockname()[1]
         info = native.NCCLTrainerInitInfo(
-            master_address="127.0.0.1", master_port=port, world_size=1 + self._options.engine_tp, rank=parallel.rank(), packed=True,
+            master_address=host, master_port=port, world_size=1 + replicas * self._options.engine_tp, rank=parallel.rank(), packed=True,
             packed_buffer_size_bytes=self._model.bucket_bytes(self._options.bucket_bytes))
         return _factory().trainer_init(info, client=client, source=weight_source(self._model))
+
+    def _transfer(self, client: WeightClient) -> None:
+        super()._transfer(RankedWorkers(client, getattr(self._engine, "num_replicas", 1), self._options.engine_tp))
 
 
 def _native(module: str) -> Any:

@@ -5,6 +5,10 @@ from __future__ import annotations
 class WorkerExtension:
     """Mixed into vLLM's worker class (`worker_extension_cls`)."""
 
+    def facts(self) -> dict[str, str]:
+        """device (cpu, cuda) and dtype: what a server cannot be asked over HTTP."""
+        return {"device": self.device.type, "dtype": str(self.model_config.dtype).removeprefix("torch.")}  # type: ignore[attr-defined]
+
     def repack_tied_output(self) -> bool:
         """After a weight reload on a CPU: packs the output layer of a tied model again. Returns whether there was one.
 

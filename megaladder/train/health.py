@@ -13,6 +13,7 @@ from types import FrameType
 
 from megaladder import parallel
 from megaladder.errors import RunStopped
+from megaladder.launch import leave_status
 
 RESUMABLE_STATUS = RunStopped.exit_status
 
@@ -36,6 +37,13 @@ class StopSignals:
     def agreed(self) -> bool:
         """True on every rank when any rank was asked to stop. Collective."""
         return parallel.any_rank(self._received is not None)
+
+
+def stopped(text: str) -> RunStopped:
+    """The error of a stop that all ranks agreed on: rank 0 says it."""
+    error = RunStopped(text)
+    error.told_elsewhere = not parallel.is_main()
+    return error
 
 
 @dataclass
@@ -94,4 +102,5 @@ class Watchdog:
                 print(
                     f"error: rank {parallel.rank_from_env()} made no progress for {silent_s:.0f} s while {self._doing} "
                     "(train.timeout_s); another rank may hang; start again to resume from the last checkpoint", file=sys.stderr, flush=True)
+                leave_status(RESUMABLE_STATUS)
                 os._exit(RESUMABLE_STATUS)

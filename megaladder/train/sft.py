@@ -6,9 +6,8 @@ from functools import partial
 from megaladder import parallel, platform
 from megaladder.config.rules import check_platform, validate_layout
 from megaladder.config.train import SftConfig
-from megaladder.errors import RunStopped
 from megaladder.run_dir import RunDir
-from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog
+from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog, stopped
 from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.schedule import build_schedule
 from megaladder.train.supervised.data import prepare_data
@@ -57,7 +56,7 @@ def run_sft(config: SftConfig) -> int:
                 progress.save(step)
             if stopping and step < total_steps:
                 trainer.checkpoints.close()
-                raise RunStopped(f"stopped by a signal after step {step} of {total_steps}; saved; {progress.resume_hint()}")
+                raise stopped(f"stopped by a signal after step {step} of {total_steps}; saved; {progress.resume_hint()}")
         progress.finish(step)
         watchdog.stop()
     return 0

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from megaladder.launch import die_with_launcher
+from megaladder.launch import die_with_launcher, may_speak
 
 die_with_launcher()
 mode, folder = sys.argv[1], Path(sys.argv[2])
@@ -28,6 +28,12 @@ os.replace(folder / f"rank_{rank}.tmp", folder / f"rank_{rank}.json")
 print(f"hello from {rank}", flush=True)
 if mode == "ok":
     sys.exit(0)
+if mode in ("all fail", "rank 1 fails", "rank 1 has the cause"):
+    if mode == "rank 1 fails" and rank != 1:
+        time.sleep(60)
+    if may_speak(2, told_elsewhere=mode == "rank 1 has the cause" and rank != 1):
+        print(f"megaladder: from rank {rank}", file=sys.stderr, flush=True)
+    sys.exit(2)
 if mode.startswith("exit") and rank == 1:
     sys.exit(int(mode[4:]))
 if mode.startswith("SIG") and rank == 1:

@@ -103,6 +103,37 @@ def test_ranks_die_with_a_killed_launcher(tmp_path) -> None:
     launcher.stderr.close()
 
 
+@pytest.mark.parametrize(("mode", "said"), [("all fail", "megaladder: from rank 0"), ("rank 1 fails", "megaladder: from rank 1"),
+                                           ("rank 1 has the cause", "megaladder: from rank 1")])
+def test_one_rank_speaks_for_all_and_leaves_the_status(tmp_path, mode: str, said: str) -> None:
+    """Ranks that fail together, one that fails alone, and ranks that only follow another one's error."""
+    launcher = start(3, mode, tmp_path, MEGALADDER_STATUS_FILE=str(tmp_path / "status"))
+    _, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == 2
+    assert [line.removeprefix("[rank 1] ") for line in err.splitlines() if "megaladder: from" in line] == [said]
+    assert (tmp_path / "status").read_text() == "2\n"
+
+
+def test_without_a_launcher_everybody_speaks(monkeypatch, tmp_path) -> None:
+    from megaladder.launch import may_speak
+
+    monkeypatch.setenv("MEGALADDER_STATUS_FILE", str(tmp_path / "status"))
+    assert may_speak(2) and may_speak(2) and not (tmp_path / "status").exists()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MEGALADDER_STATUS_FILE", str(tmp_path / "no folder" / "status"))
+    assert may_speak(3) and may_speak(3)  # nowhere to write: twice is better than never
+
+
+def test_a_late_signal_does_not_undo_a_finished_rank(tmp_path) -> None:
+    """SIGUSR1 while Python ends: status 3 stays 3."""
+    code = ("import atexit, os, signal, sys; from megaladder.launch import end_of_rank; signal.signal(signal.SIGUSR1, lambda *_: None);"
+            "end_of_rank(); atexit.register(os.kill, os.getpid(), signal.SIGUSR1);"
+            "signal.raise_signal(signal.SIGUSR1); sys.exit(3)")
+    variables = {**os.environ, "RANK": "0", "WORLD_SIZE": "1"}
+    assert subprocess.run([sys.executable, "-c", code], env=variables, check=False).returncode == 3
+
+
 def test_a_second_interrupt_kills(tmp_path) -> None:
     launcher = start(2, "sleep", tmp_path)
     ranks = wait_for_ranks(tmp_path, 2)

@@ -13,7 +13,8 @@ import pytest
 
 from megaladder.errors import ConfigError, EngineError, ModelError
 from megaladder.rollout.engine import SamplingParams, expand
-from megaladder.rollout.process_engine import ChildSpec, Limits, ProcessEngine
+from megaladder.rollout.process_engine import Limits, ProcessEngine
+from megaladder.rollout.replica import ChildSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub_child.py")

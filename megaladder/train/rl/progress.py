@@ -15,6 +15,7 @@ from megaladder.log import RunLog, StepMetrics, open_run_log
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
 from megaladder.run_dir import RunDir
+from megaladder.train.health import stopped
 from megaladder.train.resume import check_same_run, write_run_identity
 from megaladder.train.rl.policy import MiniBatch, Policy
 from megaladder.train.rl.problems import ProblemFacts
@@ -154,7 +155,7 @@ class GrpoProgress:
         self.save(step)
         if self._trainer is not None:
             self._trainer.checkpoints.close()
-        raise RunStopped(f"stopped by a signal after step {step} of {self.total_steps}; saved; {self.resume_hint()}")
+        raise stopped(f"stopped by a signal after step {step} of {self.total_steps}; saved; {self.resume_hint()}")
 
     def finish(self, step: int) -> None:
         """Last checkpoint, export, and the table that ends with the next command."""

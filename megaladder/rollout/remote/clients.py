@@ -1,0 +1,39 @@
+"""`engine.WeightClient`s around another one: what vLLM's trainer side says, put so that several engines, or a JSON wire, can take it."""
+from __future__ import annotations
+
+import base64
+import pickle
+from typing import Any
+
+from megaladder.rollout.engine import WeightClient
+
+
+class PickledHandles:
+    """The engine's wire carries JSON only: CUDA handles go as the base64 pickle that vLLM's own HTTP client uses."""
+
+    def __init__(self, client: WeightClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        handles = update_info.pop("ipc_handles", None)
+        if handles is not None:
+            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode("ascii")
+        self._client.update_weights({key: value for key, value in update_info.items() if value is not None})
+
+
+class RankedWorkers:
+    """One NCCL group over several engines: vLLM numbers one engine's workers from `rank_offset`; each engine is told its own."""
+
+    def __init__(self, client: WeightClient, num_replicas: int, engine_tp: int) -> None:
+        self._client, self._num_replicas, self._engine_tp = client, num_replicas, engine_tp
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        first = init_info["rank_offset"]
+        self._client.init_weight_transfer_engine(
+            [{**init_info, "rank_offset": first + index * self._engine_tp} for index in range(self._num_replicas)])

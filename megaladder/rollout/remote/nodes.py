@@ -1,0 +1,253 @@
+"""Engines on every node of a job, fed by rank 0: the first rank of each other node owns its node's replicas and relays their messages.
+
+    rank 0                                 leader of node 1, 2, … (a daemon thread a replica)
+    ProcessEngine ── RemoteReplica ──TCP── serve() ── Replica ──socket pair── vLLM child
+
+To `ProcessEngine` a replica elsewhere is one like any other: requests are spread over all, a lost one is started again and given what it
+had not finished. If a leader dies, its children die with it; if rank 0 dies, the connection closes and the leader ends its children.
+
+Plain JSON messages (`wire`), no pickle. Rank 0 listens on the address that the job meets at (MASTER_ADDR); a connection must begin with a
+token that only the ranks of this job know. Not here: tensors (`weight_sync` writes each node's own copy), starting of nodes (torchrun).
+"""
+from __future__ import annotations
+
+import hmac
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megaladder.errors import EngineError, MegaladderError
+from megaladder.rollout.replica import Inbox, ReplicaSpec
+from megaladder.rollout.wire import Channel
+
+TOKEN_BYTES = 32
+HELLO_TIMEOUT_S = 10.0  # a connection that says nothing is dropped
+CONNECT_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where the leaders of the other nodes find rank 0, and what they say first."""
+
+    host: str
+    port: int
+    token: str
+
+
+class Listener:
+    """Rank 0's end. `meeting` is for the leaders; `accept` waits for them."""
+
+    def __init__(self, num_leaders: int, host: str | None = None) -> None:
+        self._num_leaders = num_leaders
+        host = host or os.environ.get("MASTER_ADDR", "127.0.0.1")
+        self._socket = _listen(host)
+        self.meeting = Meeting(host, self._socket.getsockname()[1], secrets.token_hex(TOKEN_BYTES))
+
+    def accept(self, timeout_s: float) -> list[RemoteSpec]:
+        """The replicas that the leaders offer, by node and place.
+
+        Raises:
+            EngineError: a leader did not come in time. MegaladderError: a leader cannot offer what was asked of it; its own words.
+        """
+        found: dict[tuple[int, int], RemoteSpec] = {}
+        expected: dict[int, int] = {}
+        deadline = time.monotonic() + timeout_s
+        with self._socket:
+            while len(expected) < self._num_leaders or len(found) < sum(expected.values()):
+                self._socket.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    connection, _ = self._socket.accept()
+                except TimeoutError:
+                    raise EngineError(f"{self._num_leaders - len(expected)} of {self._num_leaders} other nodes did not offer their engines "
+                                      f"at {self.meeting.host}:{self.meeting.port} within {timeout_s:.0f} s; fix: see the other nodes' "
+                                      "output, and that the nodes reach each other on any port") from None
+                hello = self._greet(connection)
+                if hello is None:
+                    continue
+                channel, words = hello
+                if "error" in words:
+                    error = MegaladderError(f"node {words['node']}: {words['error']}")
+                    error.exit_status = words["exit_status"]
+                    raise error
+                expected[words["node"]] = words["slots"]
+                if words["slots"]:
+                    found[words["node"], words["slot"]] = RemoteSpec(words["node"], words["slot"], channel)
+        return [found[key] for key in sorted(found)]
+
+    def _greet(self, connection: socket.socket) -> tuple[Channel, dict[str, Any]] | None:
+        """Checks the token before anything is parsed; None for a stranger."""
+        connection.settimeout(HELLO_TIMEOUT_S)
+        said = b""
+        try:
+            while len(said) < 2 * TOKEN_BYTES and (more := connection.recv(2 * TOKEN_BYTES - len(said))):
+                said += more
+        except OSError:
+            said = b""
+        if not hmac.compare_digest(said, self.meeting.token.encode()):
+            connection.close()
+            return None
+        connection.settimeout(None)
+        keep_alive(connection)
+        channel = Channel(connection)
+        words = channel.receive()
+        return None if words is None else (channel, words)
+
+
+def offer(meeting: Meeting, node: int, specs: Callable[[], Sequence[ReplicaSpec]]) -> None:
+    """A leader's end: makes this node's replicas known to rank 0 and serves them in daemon threads, until rank 0 is gone.
+
+    `specs` says what they are; where it fails, rank 0 is told why and raises it.
+    """
+    try:
+        own = list(specs())
+    except MegaladderError as error:
+        _connect(meeting).send({"node": node, "error": str(error), "exit_status": error.exit_status})
+        return
+    if not own:
+        _connect(meeting).send({"node": node, "slot": 0, "slots": 0})
+    for slot, spec in enumerate(own):
+        channel = _connect(meeting)
+        channel.send({"node": node, "slot": slot, "slots": len(own)})
+        threading.Thread(target=serve, args=(channel, spec, slot), daemon=True, name=f"node-engine-{slot}").start()
+
+
+def serve(channel: Channel, spec: ReplicaSpec, slot: int) -> None:
+    """Carries out what rank 0 says about one replica of this node, and sends back what the replica says."""
+    inbox: Inbox = queue.SimpleQueue()
+    replica = spec.open(slot, inbox)
+
+    def report() -> None:
+        while True:
+            _, incarnation, message = inbox.get()
+            how = replica.post_mortem() if message is None else ""
+            try:
+                channel.send({"incarnation": incarnation, "message": message, "how": how, "pid": replica.pid})
+            except OSError:
+                return  # rank 0 is gone; the loop below ends too
+
+    threading.Thread(target=report, daemon=True, name=f"node-engine-{slot}-report").start()
+    while (command := channel.receive()) is not None:
+        if command["op"] == "start":
+            replica.start()
+        elif command["op"] == "tell":
+            replica.send(command["message"])
+        elif command["op"] == "stop":
+            replica.stop(command["patience_s"])
+    replica.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSpec:
+    """A replica that another node offers."""
+
+    node: int
+    slot: int
+    channel: Channel
+
+    def open(self, index: int, inbox: Inbox) -> RemoteReplica:
+        return RemoteReplica(index, inbox, self)
+
+
+class RemoteReplica:
+    """See `replica.AnyReplica`. Once its node is gone it cannot be started again: the run ends with status 3, and can be resumed."""
+
+    def __init__(self, index: int, inbox: Inbox, spec: RemoteSpec) -> None:
+        self.index, self.node = index, spec.node
+        self.incarnation = 0
+        self.info: dict[str, Any] = {}
+        self.pid: int | None = None
+        self._inbox, self._channel, self._slot = inbox, spec.channel, spec.slot
+        self._alive, self._linked, self._how = False, True, "not started"
+        threading.Thread(target=self._read, daemon=True, name=f"engine-{index}").start()
+
+    @property
+    def alive(self) -> bool:
+        return self._alive and self._linked
+
+    def start(self) -> None:
+        """Has the node start a new incarnation (and end the one before)."""
+        self.incarnation += 1
+        self.info = {}
+        self._alive, self._how = True, "starting"
+        if not self._tell({"op": "start"}):
+            self._lost()
+
+    def send(self, message: dict[str, Any]) -> bool:
+        return self._tell({"op": "tell", "message": message})
+
+    def stop(self, patience_s: float) -> None:
+        self._tell({"op": "stop", "patience_s": patience_s})
+        self._alive = False
+
+    def kill(self) -> None:
+        """Closing the connection makes the node kill the child."""
+        self._alive = self._linked = False
+        self._channel.close()
+
+    def post_mortem(self) -> str:
+        return f"node {self.node} replica {self._slot}: {'still running' if self.alive else self._how}"
+
+    def _tell(self, command: dict[str, Any]) -> bool:
+        try:
+            self._channel.send(command)
+        except OSError:
+            return False
+        return self._linked
+
+    def _read(self) -> None:
+        while (said := self._channel.receive()) is not None:
+            current = said["incarnation"] == self.incarnation
+            if current:
+                self.pid = said["pid"]
+            if said["message"] is None and current:
+                self._alive, self._how = False, said["how"]
+            self._inbox.put((self.index, said["incarnation"], said["message"]))
+        self._linked = False
+        self._lost()
+
+    def _lost(self) -> None:
+        self._alive, self._how = False, "the connection to the node was lost"
+        self._inbox.put((self.index, self.incarnation, None))
+
+
+def _listen(host: str) -> socket.socket:
+    """On the meeting's own address; on all of this machine's where that name is not one of its addresses (behind a translation)."""
+    for address in (host, ""):
+        try:
+            return socket.create_server((address, 0))
+        except OSError:
+            if not address:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _connect(meeting: Meeting) -> Channel:
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while True:
+        try:
+            connection = socket.create_connection((meeting.host, meeting.port), timeout=HELLO_TIMEOUT_S)
+            break
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise EngineError(f"rank 0 cannot be reached at {meeting.host}:{meeting.port} ({error}); fix: the nodes must reach each "
+                                  "other on any port; MASTER_ADDR is where rank 0 listens") from None
+            time.sleep(0.5)
+    connection.settimeout(None)
+    keep_alive(connection)
+    connection.sendall(meeting.token.encode())
+    return Channel(connection)
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """A node that lost its power says nothing more: have the kernel ask, so that its connection ends within about two minutes."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
