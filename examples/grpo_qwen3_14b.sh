@@ -6,6 +6,7 @@
 #   torchrun examples/grpo_qwen3_14b.sh                              the same
 #   torchrun --nproc-per-node 8 examples/grpo_qwen3_14b.sh           the same, ranks by torchrun
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash examples/grpo_qwen3_14b.sh        on each node, with its NODE_RANK
+#   sbatch --nodes=2 examples/slurm/grpo.sbatch examples/configs/grpo_qwen3_14b.yaml        Slurm
 #   bash examples/grpo_qwen3_14b.sh --optim.lr 5e-7 --run_dir runs/grpo-lr5e-7         overrides, in every form above
 #
 # The same command again resumes. Bash reads down to `exec`; to Python all of this is a string.

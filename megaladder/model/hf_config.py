@@ -12,6 +12,17 @@ from megaladder.errors import ModelError
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2/2.5", "llama": "Llama 3.x"}
 
 
+def require_model(path: str, revision: str | None) -> None:
+    """Raises ModelError where `path` is neither a folder nor a hub id with its commit."""
+    if Path(path).is_dir():
+        return
+    get = "fix: make or download it (the comments on top of the run.yaml say how; hf download OWNER/NAME --local-dir FOLDER)"
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise ModelError(f"{path}: no such folder; {get}, or model.path a hub id like Qwen/Qwen3-14B-Base")
+    if revision is None:
+        raise ModelError(f"{path}: no such folder; {get}; as a hub id it needs model.revision (a commit), so that the run can be repeated")
+
+
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
     """Rotary embedding: `kind` is transformers' rope_type; the other fields only where the kind uses them (papers: arXiv 2104.09864;

@@ -10,6 +10,7 @@ import torch
 
 from megaladder import parallel
 from megaladder.errors import ModelError
+from megaladder.model.hf_config import require_model
 
 if TYPE_CHECKING:
     from megaladder.model.hf_config import ModelShape
@@ -21,13 +22,10 @@ def model_folder(path: str, revision: str | None) -> Path:
     Raises:
         ModelError: no such folder, no revision given for a hub id, or the hub cannot be reached; says the command that fetches it.
     """
+    require_model(path, revision)
     folder = Path(path)
     if folder.is_dir():
         return folder
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ModelError(f"{path}: no such folder; fix: model.path must be a Hugging Face folder or a hub id like Qwen/Qwen3-14B-Base")
-    if revision is None:
-        raise ModelError(f"{path}: no such folder, and as a hub id it needs model.revision (a commit), so that the run can be repeated")
     with parallel.main_rank_first():
         return Path(_download(path, revision))
 

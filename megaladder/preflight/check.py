@@ -64,8 +64,11 @@ def run_check(config: CheckSft | CheckGrpo) -> None:
         _show("rollouts", _rollout_line(config))
     for note in layout_notes(config):
         _show("note", note)
-    for need in [*_check_model(config, dp), *_check_data(config)]:
+    needs = [*_check_model(config, dp), *_check_data(config)]
+    for need in needs:
         _show("needs", need)
+    if needs:
+        _show("", "the comments on top of the run.yaml say how to make or download what a shipped example needs")
 
 
 def _rollout_line(config: CheckGrpo) -> str:

@@ -6,10 +6,15 @@ from pathlib import Path
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules import validate_layout
 from megaladder.config.train import SftConfig
-from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.hf_config import model_shape, read_config_json, require_model
 
 
 def check_model(config: SftConfig | GrpoConfig) -> None:
-    """`validate_layout` where the model is a local folder; a hub id is checked by the ranks, after its download. Raises ConfigError."""
+    """`validate_layout` where the model is a local folder; a hub id is checked by the ranks, after its download.
+
+    Raises:
+        ConfigError, ModelError: it does not fit, or is neither a folder nor a hub id with a commit.
+    """
+    require_model(config.model.path, config.model.revision)
     if (Path(config.model.path) / "config.json").is_file():
         validate_layout(config, model_shape(read_config_json(config.model.path)))

