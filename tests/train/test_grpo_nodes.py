@@ -35,7 +35,8 @@ def flags(runs: GrpoRuns, name: str, *more: str) -> list[str]:
     return ["grpo", str(config)]
 
 
-@pytest.mark.parametrize("layout", [("--parallel.tp", "1"), ("--parallel.tp", "2")], ids=["dp2", "tp2-across"])
+@pytest.mark.parametrize("layout", [pytest.param(("--parallel.tp", "1"), marks=pytest.mark.slow, id="dp2"),
+                                    pytest.param(("--parallel.tp", "2"), id="tp2-across")])
 def test_two_nodes_train_on_what_one_node_trains_on(runs, layout):
     one = runs.run("one-" + layout[1])
     assert one.status == 0, one.error
@@ -58,6 +59,7 @@ def test_two_nodes_of_two_ranks(runs):
     assert [row["groups_sha256"] for row in runs.rows("four")] == [row["groups_sha256"] for row in one.rows]
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_ends_the_run_and_the_same_command_resumes(runs):
     one = runs.run("undisturbed", "--train.max-steps", "12")
     arguments = flags(runs, "killed", "--train.max-steps", "12")
