@@ -15,6 +15,12 @@ local_disk=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/megaladder-$(id -u)
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$local_disk/triton} TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$local_disk/inductor}
 export VLLM_CACHE_ROOT=${VLLM_CACHE_ROOT:-$local_disk/vllm}
 
+# A run.yaml names the ranks of one node (parallel.ranks); here there are as many as the allocation has.
+case "$1 $*" in
+  sft\ *--parallel.ranks*|grpo\ *--parallel.ranks*) ;;
+  sft\ *|grpo\ *) set -- "$@" --parallel.ranks "$((SLURM_NNODES * ranks))" ;;
+esac
+
 # --- torchrun. Slurm may send SIGTERM more than once (from srun and from slurmstepd), and a second one makes torchrun drop the ranks that
 # are saving (seen; torch 2.13). So torchrun is deaf to SIGTERM and SIGUSR1, and the ranks are told below, by their own parent's number.
 # shutdown-timeout: once a rank has ended, the others may take that long for their part of a checkpoint.

@@ -115,7 +115,7 @@ def test_the_command_of_a_node(fakes, verb: str) -> None:
     assert srun == f"srun --kill-on-bad-exit=0 --wait=120 bash {FOLDER}/node.sh {verb} run.yaml --optim.lr 1e-5"
     assert python == ("python3 -m torch.distributed.run --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr 10.0.0.7 "
                       "--master-port 20041 --signals-to-handle SIGINT,SIGHUP,SIGQUIT --shutdown-timeout 600 "
-                      f"-m megaladder {verb} run.yaml --optim.lr 1e-5")
+                      f"-m megaladder {verb} run.yaml --optim.lr 1e-5 --parallel.ranks 16")
     environment = (fakes.folder / "log.env").read_text().splitlines()
     assert {"OMP_NUM_THREADS=8", "SRUN_CPUS_PER_TASK=64", f"PYTHONPATH={ROOT}"} <= set(environment)
     assert any(line.startswith("TRITON_CACHE_DIR=/") for line in environment)
