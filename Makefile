@@ -1,4 +1,4 @@
-# make quickstart   install, then curate → SFT → export → generate on this machine's CPU, with the numbers to expect
+# make quickstart   install, then data → SFT → GRPO → evaluation → report on this machine's CPU, with the numbers to expect
 # make test         install, then the tests (no GPU needed; the slow ones: make test-slow; on a GPU machine: make test-gpu)
 # make env          only install: .venv with exact pins, nothing outside this folder
 # Another Python: make PYTHON=/path/to/python3.12 …      More test arguments: make test ARGS="-k resume -x"

@@ -65,7 +65,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("eval", "megaladder.config.verbs.evaluation:eval_config", "megaladder.evaluation.verb:run_eval",
          "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals", "Evaluate", takes_yaml=True),
     Verb("bench rollout", "megaladder.config.rollout:BenchRolloutConfig", "megaladder.tools.bench_rollout:run_bench",
-         "tokens per second of our engine against bare vllm.LLM.generate", "Train"),
+         "tokens per second of our engine against bare vllm.LLM.generate", "Bench"),
     Verb("grade", "megaladder.config.verbs.grade:GradeConfig", "megaladder.rewards.verb:main",
          "grade stored responses with the grader of RL and the benchmarks", "Evaluate"),
     Verb("analyze pass-at-k", "megaladder.config.verbs.grade:PassAtKConfig", "megaladder.analysis.pass_at_k:main",
@@ -158,7 +158,8 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     config_class = load(verb.config)
     if not isinstance(config_class, type):
         config_class = config_class(rest)
-    config = resolve(config_class, rest, prog=f"megaladder {verb.name}", takes_yaml=verb.takes_yaml)
+    takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
+    config = resolve(config_class, rest, prog=f"megaladder {verb.name}", takes_yaml=takes_yaml)
     if print_config:
         print(to_yaml(config), end="")
         return 0

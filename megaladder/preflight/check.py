@@ -20,6 +20,7 @@ from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, Layout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.search import Task, predict, search
+from megaladder.preflight.check_recipe import CheckRecipe, is_recipe, run_check_recipe
 
 if TYPE_CHECKING:
     from megaladder.data.store_build import DataSpec
@@ -43,8 +44,10 @@ class CheckGrpo(GrpoConfig):
     """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
 
 
-def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo]:
-    """A file or a flag that names a section only GRPO has makes it a GRPO run."""
+def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo] | type[CheckRecipe]:
+    """A file or a flag that names a section only GRPO has makes it a GRPO run; a file with stages is a data recipe."""
+    if args and not args[0].startswith("-") and is_recipe(args[0]):
+        return CheckRecipe
     if any(arg.startswith(f"--{section}.") for arg in args for section in GRPO_SECTIONS):
         return CheckGrpo
     if args and not args[0].startswith("-") and any(section in load_yaml(args[0]).values for section in GRPO_SECTIONS):
@@ -52,8 +55,12 @@ def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo]:
     return CheckSft
 
 
-def run_check(config: CheckSft | CheckGrpo) -> None:
+def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     """Prints the findings. Files that are not here are named under `needs`: a recipe can be checked before anything is fetched."""
+    if isinstance(config, CheckRecipe):
+        for name, text in run_check_recipe(config):
+            _show(name, text)
+        return
     ranks = config.parallel.ranks or config.parallel.model_ranks
     dp = check_world(config, ranks)
     layout = config.parallel

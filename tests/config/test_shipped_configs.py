@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megaladder import cli
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve import from_yaml, to_yaml
 from megaladder.config.resolve.strict_yaml import load_yaml, parse_yaml
@@ -55,3 +56,13 @@ def test_the_14b_recipe_is_the_published_one() -> None:
     assert (config.train.fp8, config.data.packing, config.data.seq_length) == (None, True, 20480)
     assert config.parallel.ranks == 8
     assert {10, 20, 40, 80, 160, 320, 480, 640} == set(config.checkpoint.keep_steps)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.relative_to(EXAMPLES).as_posix())
+def test_check_passes_without_data_and_says_what_is_needed(path: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    """On a machine that has neither models nor data: a run's layout and memory, a recipe's stages and columns."""
+    monkeypatch.chdir(tmp_path)  # a checkout may hold what a quickstart made
+    assert cli.main(["check", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "needs  " in said or "next  " in said
+    assert "memory/rank" in said or "selections" in said or "rule  " in said or "no known model" in said
