@@ -15,9 +15,9 @@ from megaladder.evaluation.teacher import sample as teacher_sample
 from megaladder.rewards import verb as grade_verb
 from megaladder.rewards import worker
 from megaladder.rewards.grade import grade
+from megaladder.rollout import vllm_engine
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
-from megaladder.rollout.vllm_engine import VllmEngine
 from megaladder.train.rl import engines, rounds
 from megaladder.types import Completion, FinishReason, Message, Problem, RolloutGroup
 
@@ -48,7 +48,8 @@ def test_only_the_worker_process_calls_the_grader(repository):
 def test_training_evaluation_and_sampling_share_grader_and_engine():
     for module in (rounds, evaluation_verb, teacher_sample, grade_verb):
         assert module.GradePool is worker.GradePool, module
-    assert engines.VllmEngine is evaluation_verb.VllmEngine is VllmEngine
+    assert evaluation_verb.VllmEngine is vllm_engine.VllmEngine and engines.ProcessEngine in vllm_engine.VllmEngine.__mro__
+    assert engines.vllm_children is vllm_engine.vllm_children  # the same child processes, here with those of other nodes beside them
 
 
 def test_reward_and_score_agree_on_every_text(tmp_path):
