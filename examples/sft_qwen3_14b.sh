@@ -26,15 +26,8 @@ HERE = Path(__file__).resolve().parent
 if find_spec("megaladder") is None:  # a checkout that was not installed
     sys.path.insert(0, str(HERE.parent))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-if os.environ.get("WORLD_SIZE") == "1":  # torchrun without a number of processes: megaladder starts what the layout needs
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
 
-from megaladder.cli import main  # noqa: E402
-
-ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if "WORLD_SIZE" in os.environ else []  # the file says 8; torchrun started these
-if any(argument.startswith("--parallel.ranks") for argument in sys.argv):
-    ranks = []
+from megaladder.launch import run_example  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main(["sft", str(HERE / "configs" / "sft_qwen3_14b.yaml"), *ranks, *sys.argv[1:]]))
+    sys.exit(run_example("sft", HERE / "configs" / "sft_qwen3_14b.yaml", sys.argv[1:]))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megaladder import __version__
-from megaladder.errors import ConfigError, MegaladderError
+from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
 from megaladder.launch import end_of_rank, may_speak
 
 INTERRUPTED = 130  # 128 + SIGINT
@@ -151,7 +151,13 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
-    from megaladder.config.resolve import resolve, to_yaml
+    try:
+        from megaladder.config.resolve import resolve, to_yaml
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("megaladder"):
+            raise
+        raise MissingDependencyError(f"{sys.executable} has no package {error.name}; fix: `make env`, then `. .venv/bin/activate` (or pip "
+                                     "install -e . into your own environment)") from None
 
     print_config = "--print-config" in rest
     rest = [arg for arg in rest if arg != "--print-config"]

@@ -36,6 +36,22 @@ def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
     return "RANK" in environ and "WORLD_SIZE" in environ
 
 
+def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
+    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml overrides`, with the ranks that there are.
+
+    Under torchrun with a number of processes that number counts, not the file's; torchrun without one started a single process, which
+    then starts what the file asks for.
+    """
+    from megaladder.cli import main
+
+    if os.environ.get("WORLD_SIZE") == "1":
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+    started = under_launcher() and not any(argument.startswith("--parallel.ranks") for argument in overrides)
+    ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if started else []
+    return main([verb, str(run_yaml), *ranks, *overrides])
+
+
 def die_with_launcher() -> None:
     """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is gone, however that happened (Linux)."""
     launcher = os.environ.get(LAUNCHER_PID)

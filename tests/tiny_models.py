@@ -78,3 +78,16 @@ def build_tiny_model(
     generation = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.pad_token_id], "pad_token_id": tokenizer.pad_token_id}
     (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
     return Path(folder)
+
+
+def build_bare_qwen3(folder: Path, *, vocab_size: int = 517, hidden: int = 64, num_layers: int = 4) -> Path:
+    """A random tied Qwen3 without a tokenizer, for tests that feed token ids; an odd vocabulary by default. Same arguments, same bytes."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=num_layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=hidden // 4, tie_word_embeddings=True, max_position_embeddings=256)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder

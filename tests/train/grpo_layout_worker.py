@@ -5,13 +5,10 @@
 CASES_JSON: list of {"name", "objective", "tp", "pp", "vpp", "sp", "micro", "packing", "order", "starved", "num_updates"}. Not a test:
 `test_grpo_invariance.py` runs it. Each case updates a real model through `rl.policy.Policy`'s functions.
 """
-import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-from train.plain_head import use_plain_head_if_asked
+from train.run_cases import main
 
 from megaladder import parallel
 from megaladder.parallel import Layout
@@ -91,14 +88,5 @@ def run_case(model_dir: str, case: dict) -> dict:
     return {"name": case["name"], "updates": updates}
 
 
-def main() -> None:
-    model_dir, cases, out = sys.argv[1:4]
-    use_plain_head_if_asked()
-    results = [run_case(model_dir, case) for case in json.loads(cases)]
-    if parallel.is_main():
-        Path(out).write_text(json.dumps(results))
-    parallel.barrier()
-
-
 if __name__ == "__main__":
-    main()
+    main(run_case)

@@ -5,13 +5,10 @@
 CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss", "recompute"}; W ranks, what is left is DP.
 Not a test itself: `test_layout_invariance.py` runs it.
 """
-import json
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
-from train.plain_head import use_plain_head_if_asked
+from train.run_cases import main
 
 from megaladder import parallel
 from megaladder.parallel import Layout
@@ -82,18 +79,5 @@ def run_case(model_dir: str, case: dict) -> dict:
     return {"name": case["name"], "steps": steps}
 
 
-def main() -> None:
-    model_dir, cases, out = sys.argv[1:4]
-    use_plain_head_if_asked()
-    if any(case.get("cp", 1) > 1 for case in json.loads(cases)):
-        from train.gathered_attention import use_gathered_attention
-
-        use_gathered_attention()
-    results = [run_case(model_dir, case) for case in json.loads(cases)]
-    if parallel.is_main():
-        Path(out).write_text(json.dumps(results))
-    parallel.barrier()
-
-
 if __name__ == "__main__":
-    main()
+    main(run_case)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 from distributed import run_ranks
+from tiny_models import build_bare_qwen3
 
 OBJECTIVES = ("dapo", "gspo", "cispo-kl")
 LAYOUTS = {
@@ -19,15 +20,8 @@ TOLERANCE = 1e-5  # relative
 @pytest.fixture(scope="module")
 def updates(tmp_path_factory):
     """(objective, layout) → what each update gave."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     folder = tmp_path_factory.mktemp("grpo_layouts")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=517, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, tie_word_embeddings=True, max_position_embeddings=256)
-    Qwen3ForCausalLM(config).save_pretrained(folder / "model")
+    build_bare_qwen3(folder / "model")
     found = {}
     for world_size, layouts in LAYOUTS.items():
         cases = [{**layout, "objective": of, "name": f"{of} {layout['name']}"} for of in OBJECTIVES for layout in layouts]

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from distributed import run_ranks
+from tiny_models import build_bare_qwen3
 
 HEADS = {
     "twin": {}, "plain": {"MEGALADDER_TEST_PLAIN_HEAD": "1"}, "triton": {"MEGALADDER_KERNELS": "triton", "TRITON_INTERPRET": "1"},
@@ -17,15 +18,8 @@ TOLERANCE = 2e-6  # relative, on fp32 numbers
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     folder = tmp_path_factory.mktemp("head")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=67, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        tie_word_embeddings=True, max_position_embeddings=256)
-    Qwen3ForCausalLM(config).save_pretrained(folder / "model")
+    build_bare_qwen3(folder / "model", vocab_size=67, hidden=32, num_layers=2)
     return folder
 
 

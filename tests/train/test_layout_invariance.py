@@ -5,6 +5,7 @@ import json
 
 import pytest
 from distributed import run_ranks
+from tiny_models import build_bare_qwen3
 
 CASES = {
     1: [
@@ -36,15 +37,8 @@ LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # relative
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """Case name → [(mean loss, gradient norm, loss tokens) of each step]."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     folder = tmp_path_factory.mktemp("layouts")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=517, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, tie_word_embeddings=True, max_position_embeddings=256)
-    Qwen3ForCausalLM(config).save_pretrained(folder / "model")
+    build_bare_qwen3(folder / "model")
     found = {}
     for world_size, cases in CASES.items():
         out = folder / f"{world_size}.json"
