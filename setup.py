@@ -1,17 +1,22 @@
-"""Packaging. `kernels/`, `tools/` and `checkpoints_conv/` are top-level folders that install as `megaladder.kernels` and so on.
+"""Packaging. `kernels/`, `tools/` and `checkpoints_conv/` are top-level folders that install as
+`megaladder.kernels` and so on.
 
-They have no `__init__.py` of their own: an importable top-level `kernels` package would break transformers, which imports the hub
-package of that name. Tried as wheel, editable and without installation: tests/packaging/test_packaging.py.
+They have no `__init__.py` of their own: an importable top-level `kernels` package would break
+transformers, which imports the hub package of that name. Tried as wheel, editable and without
+installation: tests/packaging/test_packaging.py.
 
-The requirements below are ranges for use as a library; exact pins of a CPU machine are in tools/env/cpu.txt (`make env`).
+The requirements below are ranges for use as a library; exact pins of a CPU machine are in
+tools/env/cpu.txt (`make env`).
 """
+
 from setuptools import find_namespace_packages, setup
 
 MAPPED = ("kernels", "tools", "checkpoints_conv")
 
 REQUIRES = [
     "torch>=2.11,<2.14",
-    "megatron-core==0.16.1",  # the newest line for Python 3.11; the CUDA-free patches of platform.py are written for it
+    # the newest line for Python 3.11; the CUDA-free patches of platform.py are written for it
+    "megatron-core==0.16.1",
     "psutil>=5.9",  # undeclared need of megatron-core: without it its checkpoint writer hangs
     "einops>=0.8",
     "transformers>=5.16.1,<5.20",
@@ -44,20 +49,28 @@ def packages() -> list[str]:
     found = find_namespace_packages(include=["megaladder*"], exclude=["*__pycache__*"])
     for folder in MAPPED:
         found.append(f"megaladder.{folder}")
-        found += [f"megaladder.{folder}.{sub}" for sub in find_namespace_packages(folder, exclude=["*__pycache__*"])]
+        found += [
+            f"megaladder.{folder}.{sub}"
+            for sub in find_namespace_packages(folder, exclude=["*__pycache__*"])
+        ]
     return found
 
 
 setup(
     name="megaladder",
     version="0.1.0",
-    description="SFT and GRPO of reasoning language models on megatron-core, from a laptop to H200 nodes",
+    description=(
+        "SFT and GRPO of reasoning language models on megatron-core, from a laptop to H200 nodes"
+    ),
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     packages=packages(),
-    package_dir={"megaladder": "megaladder", **{f"megaladder.{folder}": folder for folder in MAPPED}},
+    package_dir={
+        "megaladder": "megaladder",
+        **{f"megaladder.{folder}": folder for folder in MAPPED},
+    },
     package_data={"": ["*.yaml", "*.json", "*.jinja", "*.html", "*.css", "*.js", "*.txt"]},
     entry_points={"console_scripts": ["megaladder=megaladder.cli:main"]},
 )

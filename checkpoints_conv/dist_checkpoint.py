@@ -1,12 +1,17 @@
-"""Streams tensors into and out of a megatron-core dist_checkpointing folder (`torch_dist`), one process, one tensor in memory.
+"""Streams tensors into and out of a megatron-core dist_checkpointing folder (`torch_dist`), one
+process, one tensor in memory.
 
-Layout of a folder: `__0_N.distcp` (tensors, each a torch.save record at a known offset), `.metadata` (where each chunk of each global
-tensor lies), `common.pt`, `metadata.json`; ours adds `hf/` (config and tokenizer), `integrity.json` and `COMMITTED` (checkpoint/store.py).
-Keys and global shapes are those of `GPTModel.sharded_state_dict()`: the layers of one kind are stacked along a first axis [L, …], so a
-folder written here can be loaded by `dist_checkpointing.load` at any TP × PP, and a trainer's checkpoint of any layout can be read here.
+Layout of a folder: `__0_N.distcp` (tensors, each a torch.save record at a known offset),
+`.metadata` (where each chunk of each global tensor lies), `common.pt`, `metadata.json`; ours adds
+`hf/` (config and tokenizer), `integrity.json` and `COMMITTED` (checkpoint/store.py). Keys and
+global shapes are those of `GPTModel.sharded_state_dict()`: the layers of one kind are stacked along
+a first axis [L, …], so a folder written here can be loaded by `dist_checkpointing.load` at any TP ×
+PP, and a trainer's checkpoint of any layout can be read here.
 
-`.metadata` is a pickle; it is read with an allow-list, so a foreign checkpoint can't run code. Not here: names (families.py), optimizers.
+`.metadata` is a pickle; it is read with an allow-list, so a foreign checkpoint can't run code. Not
+here: names (families.py), optimizers.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -38,7 +43,12 @@ from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import CheckpointError
 
-_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 _MAX_FILE_BYTES = 10**9  # several files, so that they can be hashed and read on several cores
 _HASH_ASIDE_BYTES = 2**20  # larger writes are hashed by a second thread while the first one writes
 Shape = tuple[int, ...]
@@ -50,12 +60,16 @@ class _HashingFile:
     def __init__(self, path: Path, pool: ThreadPoolExecutor):
         self._pool = pool
         self.name, self.num_bytes, self._sha256 = path.name, 0, hashlib.sha256()
-        self.failure: OSError | None = None  # torch.save turns an error of its file into one of its own
+        self.failure: OSError | None = (
+            None  # torch.save turns an error of its file into one of its own
+        )
         self._file = path.open("wb")
 
     def write(self, data: Any) -> int:
         self.num_bytes += len(data)
-        hashed = self._pool.submit(self._sha256.update, data) if len(data) >= _HASH_ASIDE_BYTES else None
+        hashed = (
+            self._pool.submit(self._sha256.update, data) if len(data) >= _HASH_ASIDE_BYTES else None
+        )
         try:
             written = self._file.write(data)
         except OSError as error:
@@ -77,25 +91,42 @@ class _HashingFile:
 
 
 class DistCheckpointWriter:
-    """Writes an empty, existing folder. Complete only after `commit`; a killed writer leaves no `.metadata` and no marker."""
+    """Writes an empty, existing folder. Complete only after `commit`; a killed writer leaves no
+    `.metadata` and no marker."""
 
     def __init__(self, folder: Path, max_file_bytes: int = _MAX_FILE_BYTES):
         self.folder, self._max_file_bytes = folder, max_file_bytes
-        self._metadata = Metadata(state_dict_metadata={}, storage_data={}, version=CURRENT_DCP_VERSION)
+        self._metadata = Metadata(
+            state_dict_metadata={}, storage_data={}, version=CURRENT_DCP_VERSION
+        )
         self._manifest: dict[str, dict[str, Any]] = {}
         self._file: _HashingFile | None = None
         self._pool = ThreadPoolExecutor(1)
 
-    def add_tensor(self, key: str, tensor: torch.Tensor, *, layer: int | None = None, num_layers: int = 0) -> None:
-        """A whole global tensor, or with `layer` one slice of a stacked one. `tensor`: contiguous, on the CPU."""
+    def add_tensor(
+        self, key: str, tensor: torch.Tensor, *, layer: int | None = None, num_layers: int = 0
+    ) -> None:
+        """A whole global tensor, or with `layer` one slice of a stacked one. `tensor`: contiguous,
+        on the CPU."""
         chunk, size, offset = tensor, tensor.shape, [0] * tensor.dim()
         if layer is not None:
-            chunk, size, offset = tensor.unsqueeze(0), torch.Size((num_layers, *tensor.shape)), [layer, *offset]
+            chunk, size, offset = (
+                tensor.unsqueeze(0),
+                torch.Size((num_layers, *tensor.shape)),
+                [layer, *offset],
+            )
         stored = self._metadata.state_dict_metadata.get(key)
         if stored is None:
-            stored = TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(size), [])
+            stored = TensorStorageMetadata(
+                TensorProperties(dtype=tensor.dtype), torch.Size(size), []
+            )
             self._metadata.state_dict_metadata[key] = stored
-        assert (stored.size, stored.properties.dtype) == (torch.Size(size), tensor.dtype), (key, stored, size, tensor.dtype)
+        assert (stored.size, stored.properties.dtype) == (torch.Size(size), tensor.dtype), (
+            key,
+            stored,
+            size,
+            tensor.dtype,
+        )
         stored.chunks.append(ChunkStorageMetadata(torch.Size(offset), chunk.shape))
         self._store(MetadataIndex(key, torch.Size(offset), len(stored.chunks) - 1), chunk)
 
@@ -106,7 +137,8 @@ class DistCheckpointWriter:
         self._store(MetadataIndex(f"{key}/{shard}"), [None])
 
     def commit(self, content: dict[str, Any]) -> None:
-        """Writes the small files, hashes them, then the manifest, then the marker. `content` describes the folder (in common.pt)."""
+        """Writes the small files, hashes them, then the manifest, then the marker. `content`
+        describes the folder (in common.pt)."""
         with room_needed(self.folder):
             self._finish(content)
         self._pool.shutdown()
@@ -121,7 +153,10 @@ class DistCheckpointWriter:
             name = str(path.relative_to(self.folder))
             if name not in self._manifest and name != INCOMPLETE_NAME:
                 data = path.read_bytes()
-                self._manifest[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                self._manifest[name] = {
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "bytes": len(data),
+                }
         store.write_json(self.folder / store.INTEGRITY, self._manifest)
         total = sum(entry["bytes"] for entry in self._manifest.values())
         store.write_json(self.folder / store.MARKER, {"files": len(self._manifest), "bytes": total})
@@ -135,7 +170,9 @@ class DistCheckpointWriter:
                 torch.save(value, self._file)
             except (OSError, RuntimeError) as error:
                 raise (self._file.failure or error) from None
-        self._metadata.storage_data[index] = _StorageInfo(self._file.name, start, self._file.num_bytes - start)
+        self._metadata.storage_data[index] = _StorageInfo(
+            self._file.name, start, self._file.num_bytes - start
+        )
         if self._file.num_bytes >= self._max_file_bytes:
             self._roll()
 
@@ -148,7 +185,8 @@ class DistCheckpointWriter:
 
 @contextlib.contextmanager
 def _without_crc32() -> Iterator[None]:
-    """torch.save spends two thirds of its time on a checksum that torch.load never looks at; the manifest has sha256 instead."""
+    """torch.save spends two thirds of its time on a checksum that torch.load never looks at; the
+    manifest has sha256 instead."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -170,11 +208,14 @@ class DistCheckpointReader:
         self._files = FileSystemReader(str(self.folder))
         self._files.set_up_storage_reader(self._metadata, is_coordinator=True)
         entries = self._metadata.state_dict_metadata
-        self.tensors: dict[str, TensorStorageMetadata] = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)
+        }
         self.objects = [key for key in entries if key not in self.tensors]
 
     def read(self, key: str, shape: Shape, layer: int | None = None) -> torch.Tensor:
-        """The first `shape` elements of a global tensor, or with `layer` of that slice of a stacked one; however it was sharded."""
+        """The first `shape` elements of a global tensor, or with `layer` of that slice of a stacked
+        one; however it was sharded."""
         stored = self.tensors[key]
         out = torch.empty(shape if layer is None else (1, *shape), dtype=stored.properties.dtype)
         offsets = [0] * len(shape) if layer is None else [layer, *[0] * len(shape)]
@@ -185,7 +226,9 @@ class DistCheckpointReader:
         try:
             self._files.read_data(LoadPlan(items), _IntoTensor(out)).wait()
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{self.folder}: {key} cannot be read ({error}); fix: copy the folder again") from error
+            raise CheckpointError(
+                f"{self.folder}: {key} cannot be read ({error}); fix: copy the folder again"
+            ) from error
         return out if layer is None else out[0]
 
 
@@ -197,7 +240,9 @@ class _IntoTensor(LoadPlanner):
 
     def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
         view = self._target
-        for dim, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+        for dim, (start, length) in enumerate(
+            zip(read_item.dest_offsets, read_item.lengths, strict=True)
+        ):
             view = view.narrow(dim, start, length)
         return view
 
@@ -211,13 +256,24 @@ class _IntoTensor(LoadPlanner):
 
 
 _ALLOWED_GLOBALS = {
-    ("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"), ("collections", "defaultdict"),
-    ("builtins", "set"), ("builtins", "list"), ("builtins", "dict"), ("builtins", "slice"), ("_codecs", "encode"),
-    ("pathlib", "Path"), ("pathlib", "PosixPath"), ("pathlib", "PurePosixPath"),
-}  # fmt: skip
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "set"),
+    ("builtins", "list"),
+    ("builtins", "dict"),
+    ("builtins", "slice"),
+    ("_codecs", "encode"),
+    ("pathlib", "Path"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+}
 _ALLOWED_MODULES = {
-    "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.planner", "torch.distributed.checkpoint.filesystem",
-}  # fmt: skip
+    "torch.distributed.checkpoint.metadata",
+    "torch.distributed.checkpoint.planner",
+    "torch.distributed.checkpoint.filesystem",
+}
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -226,8 +282,15 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         plain = "." not in name
-        own_class = module in _ALLOWED_MODULES and plain and isinstance(getattr(__import__(module, fromlist=[name]), name, None), type)
-        mcore_class = module == "megatron.core.dist_checkpointing.strategies.torch" and name in ("MCoreMetadata", "MCoreSavePlan")
+        own_class = (
+            module in _ALLOWED_MODULES
+            and plain
+            and isinstance(getattr(__import__(module, fromlist=[name]), name, None), type)
+        )
+        mcore_class = module == "megatron.core.dist_checkpointing.strategies.torch" and name in (
+            "MCoreMetadata",
+            "MCoreSavePlan",
+        )
         if (module, name) in _ALLOWED_GLOBALS or is_dtype or own_class or mcore_class:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
@@ -247,16 +310,24 @@ def _read_metadata(folder: Path) -> Metadata:
         with (folder / ".metadata").open("rb") as file:
             return _load_metadata(file)
     except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{folder / '.metadata'}: cannot be read ({error}); fix: copy the folder again") from error
+        raise CheckpointError(
+            f"{folder / '.metadata'}: cannot be read ({error}); fix: copy the folder again"
+        ) from error
 
 
 def _not_committed(folder: Path) -> str:
     for root in (folder, folder / "checkpoints"):
         steps = store.committed_steps(root)
         if steps:
-            return f"holds the checkpoints of a run; fix: name one, such as {store.step_dir(root, steps[-1])}"
+            return (
+                "holds the checkpoints of a run; fix: name one, such as"
+                f" {store.step_dir(root, steps[-1])}"
+            )
     if not folder.is_dir():
         return "no such folder; fix: give a checkpoint folder, such as RUN_DIR/checkpoints/step_100"
     if os.path.exists(folder / "metadata.json") or any(folder.glob("*.distcp")):
-        return f"no {store.MARKER} marker: the save or conversion was cut short; fix: run it again, or use another step"
+        return (
+            f"no {store.MARKER} marker: the save or conversion was cut short; fix: run it again, or"
+            " use another step"
+        )
     return "no megatron checkpoint (dist_checkpointing folder) in it"

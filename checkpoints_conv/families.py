@@ -1,14 +1,18 @@
 """Model families as name tables: which HF tensors each megatron-core parameter is made of.
 
-How to add a family: write its table of `Rule`s, list it in `FAMILIES` under the model_type of its config.json, let `model.hf_config`
-accept that type, and add a tiny random model of it to tests/checkpoints_conv/conv_models.py: the whole grid of tests then runs on it.
-`*` in a name is the layer index. A name that no rule mentions is an error, on either side: nothing is dropped silently.
+How to add a family: write its table of `Rule`s, list it in `FAMILIES` under the model_type of its
+config.json, let `model.hf_config` accept that type, and add a tiny random model of it to
+tests/checkpoints_conv/conv_models.py: the whole grid of tests then runs on it. `*` in a name is the
+layer index. A name that no rule mentions is an error, on either side: nothing is dropped silently.
 
-Megatron names are those of the Transformer Engine spec, which are also the keys of a dist_checkpointing folder (there without the
-layer index: layers are stacked). The portable spec has the two layer norms as modules of their own; `PORTABLE_NAMES` says which.
+Megatron names are those of the Transformer Engine spec, which are also the keys of a
+dist_checkpointing folder (there without the layer index: layers are stacked). The portable spec has
+the two layer norms as modules of their own; `PORTABLE_NAMES` says which.
 
-It does not read weights, and knows nothing of shapes on a rank (mapping.py) or of process groups (in_process.py).
+It does not read weights, and knows nothing of shapes on a rank (mapping.py) or of process groups
+(in_process.py).
 """
+
 from __future__ import annotations
 
 import re
@@ -37,11 +41,14 @@ PORTABLE_NAMES = {  # Transformer Engine spec (and dist_checkpointing) → porta
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
 _CANONICAL_NAMES = {portable: fused for fused, portable in PORTABLE_NAMES.items()}
-_HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")  # a buffer that old exports carry; recomputed from the config
+_HARMLESS = re.compile(
+    r"(^|\.)rotary_emb\.inv_freq$"
+)  # a buffer that old exports carry; recomputed from the config
 
 
 class TensorSource(TensorReader, Protocol):
-    """HF tensors by name, with their shapes and a name for messages (`reader.HFReader`, `model.source.RandomTensors`)."""
+    """HF tensors by name, with their shapes and a name for messages (`reader.HFReader`,
+    `model.source.RandomTensors`)."""
 
     folder: Any
     shapes: dict[str, Shape]
@@ -63,11 +70,17 @@ def _vocabulary(names: tuple[str, ...], d: ModelShape) -> Mapping:
 
 
 def _qkv_rows(d: ModelShape) -> tuple[int, int, int]:
-    return d.num_attention_heads * d.head_dim, d.num_query_groups * d.head_dim, d.num_query_groups * d.head_dim
+    return (
+        d.num_attention_heads * d.head_dim,
+        d.num_query_groups * d.head_dim,
+        d.num_query_groups * d.head_dim,
+    )
 
 
 def _qkv_weight(names: tuple[str, ...], d: ModelShape) -> Mapping:
-    return FusedQKV(names, tuple((rows, d.hidden_size) for rows in _qkv_rows(d)), d.num_query_groups, d.head_dim)
+    return FusedQKV(
+        names, tuple((rows, d.hidden_size) for rows in _qkv_rows(d)), d.num_query_groups, d.head_dim
+    )
 
 
 def _qkv_bias(names: tuple[str, ...], d: ModelShape) -> Mapping:
@@ -103,10 +116,22 @@ _EMBEDDING = Rule("embedding.word_embeddings.weight", _vocabulary, ("model.embed
 _OUTPUT = Rule("output_layer.weight", _vocabulary, ("lm_head.weight",))
 _FINAL_NORM = Rule("decoder.final_layernorm.weight", _norm, ("model.norm.weight",))
 _LAYER = (
-    Rule("decoder.layers.*.self_attention.linear_qkv.layer_norm_weight", _norm, ("model.layers.*.input_layernorm.weight",)),
+    Rule(
+        "decoder.layers.*.self_attention.linear_qkv.layer_norm_weight",
+        _norm,
+        ("model.layers.*.input_layernorm.weight",),
+    ),
     Rule("decoder.layers.*.self_attention.linear_qkv.weight", _qkv_weight, _qkv("weight")),
-    Rule("decoder.layers.*.self_attention.linear_proj.weight", _attention_out, ("model.layers.*.self_attn.o_proj.weight",)),
-    Rule("decoder.layers.*.mlp.linear_fc1.layer_norm_weight", _norm, ("model.layers.*.post_attention_layernorm.weight",)),
+    Rule(
+        "decoder.layers.*.self_attention.linear_proj.weight",
+        _attention_out,
+        ("model.layers.*.self_attn.o_proj.weight",),
+    ),
+    Rule(
+        "decoder.layers.*.mlp.linear_fc1.layer_norm_weight",
+        _norm,
+        ("model.layers.*.post_attention_layernorm.weight",),
+    ),
     Rule(
         "decoder.layers.*.mlp.linear_fc1.weight",
         _gate_up,
@@ -116,14 +141,23 @@ _LAYER = (
 )
 _QKV_BIAS = (Rule("decoder.layers.*.self_attention.linear_qkv.bias", _qkv_bias, _qkv("bias")),)
 _QK_NORM = (
-    Rule("decoder.layers.*.self_attention.q_layernorm.weight", _head_norm, ("model.layers.*.self_attn.q_norm.weight",)),
-    Rule("decoder.layers.*.self_attention.k_layernorm.weight", _head_norm, ("model.layers.*.self_attn.k_norm.weight",)),
+    Rule(
+        "decoder.layers.*.self_attention.q_layernorm.weight",
+        _head_norm,
+        ("model.layers.*.self_attn.q_norm.weight",),
+    ),
+    Rule(
+        "decoder.layers.*.self_attention.k_layernorm.weight",
+        _head_norm,
+        ("model.layers.*.self_attn.k_norm.weight",),
+    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A model family. What of its config is refused (biases, sliding windows) says `model.hf_config`."""
+    """A model family. What of its config is refused (biases, sliding windows) says
+    `model.hf_config`."""
 
     name: str
     layer_rules: tuple[Rule, ...]
@@ -138,7 +172,8 @@ FAMILIES = {  # by config.json's model_type
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One megatron parameter of one model: its canonical name with the global layer index, and its mapping."""
+    """One megatron parameter of one model: its canonical name with the global layer index, and its
+    mapping."""
 
     megatron: str
     layer: int | None
@@ -157,7 +192,8 @@ class NameTable:
         self.family, self.shape = family, shape
 
     def entries(self) -> Iterator[Entry]:
-        """Every parameter, in the order of the model: embedding, layers, final norm, output layer (absent when tied)."""
+        """Every parameter, in the order of the model: embedding, layers, final norm, output layer
+        (absent when tied)."""
         yield self._entry(_EMBEDDING)
         for layer in range(self.shape.num_layers):
             for rule in self.family.layer_rules:
@@ -180,44 +216,72 @@ class NameTable:
     @cached_property
     def hf_shapes(self) -> dict[str, Shape]:
         """Every HF tensor that the model must have, in export order."""
-        return {name: shape for e in self.entries() for name, shape in zip(e.mapping.hf_names, e.mapping.hf_shapes, strict=True)}
+        return {
+            name: shape
+            for e in self.entries()
+            for name, shape in zip(e.mapping.hf_names, e.mapping.hf_shapes, strict=True)
+        }
 
     def check_layout(self, tp_size: int) -> None:
         """Raises ConversionError when the model can't be split over `tp_size` ranks."""
-        problems = [p for e in self.entries() if (e.layer or 0) == 0 and (p := e.mapping.layout_problem(tp_size)) is not None]
+        problems = [
+            p
+            for e in self.entries()
+            if (e.layer or 0) == 0 and (p := e.mapping.layout_problem(tp_size)) is not None
+        ]
         if problems:
             raise ConversionError("\n".join(problems))
 
     def check_hf(self, shapes: dict[str, Shape], where: str) -> list[str]:
-        """Strict accounting of an HF folder's names and shapes. Returns names to ignore or to compare (see `tied_duplicate`).
+        """Strict accounting of an HF folder's names and shapes. Returns names to ignore or to
+        compare (see `tied_duplicate`).
 
         Raises ConversionError listing every missing and unknown name and every wrong shape.
         """
         want = self.hf_shapes
-        extra = [n for n in shapes if n not in want and not _HARMLESS.search(n) and not self.tied_duplicate(n)]
+        extra = [
+            n
+            for n in shapes
+            if n not in want and not _HARMLESS.search(n) and not self.tied_duplicate(n)
+        ]
         missing = [n for n in want if n not in shapes]
-        wrong = [f"{n}: {shapes[n]}, expected {want[n]}" for n in want if n in shapes and tuple(shapes[n]) != tuple(want[n])]
+        wrong = [
+            f"{n}: {shapes[n]}, expected {want[n]}"
+            for n in want
+            if n in shapes and tuple(shapes[n]) != tuple(want[n])
+        ]
         if not (extra or missing or wrong):
             return [n for n in shapes if n not in want]
         hint = ""
         if missing == ["lm_head.weight"]:
-            hint = "; fix: config.json says tie_word_embeddings=false, but no output layer is stored: set it to true if the model is tied"
+            hint = (
+                "; fix: config.json says tie_word_embeddings=false, but no output layer is stored:"
+                " set it to true if the model is tied"
+            )
         raise ConversionError(
             f"{where} does not hold a {self.family.name} model of the size its config.json says"
-            + listed("missing", missing) + listed("unknown", extra) + listed("wrong shape", wrong) + hint
+            + listed("missing", missing)
+            + listed("unknown", extra)
+            + listed("wrong shape", wrong)
+            + hint
         )
 
     def check_source(self, source: TensorSource) -> None:
-        """`check_hf` of a folder, and equality of an output layer that a tied model stores a second time."""
+        """`check_hf` of a folder, and equality of an output layer that a tied model stores a second
+        time."""
         for name in self.check_hf(source.shapes, str(source.folder)):
-            if self.tied_duplicate(name) and not torch.equal(source.read(name), source.read("model.embed_tokens.weight")):
+            if self.tied_duplicate(name) and not torch.equal(
+                source.read(name), source.read("model.embed_tokens.weight")
+            ):
                 raise ConversionError(
-                    f"{source.folder}: config.json says tie_word_embeddings=true, but {name} differs from model.embed_tokens.weight; "
-                    "fix: set tie_word_embeddings to false if the model has an output layer of its own"
+                    f"{source.folder}: config.json says tie_word_embeddings=true, but {name}"
+                    " differs from model.embed_tokens.weight; fix: set tie_word_embeddings to"
+                    " false if the model has an output layer of its own"
                 )
 
     def tied_duplicate(self, name: str) -> bool:
-        """True for the output layer that some exports of tied models store a second time; readers must check that it is equal."""
+        """True for the output layer that some exports of tied models store a second time; readers
+        must check that it is equal."""
         return self.shape.tied and name == "lm_head.weight"
 
     def tied_output(self) -> Entry:
@@ -249,7 +313,10 @@ def family_for(shape: ModelShape) -> Family:
     family = FAMILIES.get(shape.hf_family)
     if family is None:
         known = ", ".join(f"{key!r} ({value.name})" for key, value in FAMILIES.items())
-        raise ModelError(f"model_type {shape.hf_family!r} is not known; known: {known}; fix: add a family in checkpoints_conv/families.py")
+        raise ModelError(
+            f"model_type {shape.hf_family!r} is not known; known: {known}; fix: add a family in"
+            " checkpoints_conv/families.py"
+        )
     return family
 
 

@@ -1,12 +1,16 @@
 """Hugging Face folder ⇄ the GPTModel chunks of a running job, at any TP × PP × VPP layout.
 
-`load_hf_into_chunks`: every rank reads only the slices that it holds. `iter_hf_tensors`: the reverse, tensor by tensor in model order, on
-every rank in lockstep, for export and for weight sync alike; never more than one parameter is gathered at a time. `export_hf` writes a
-folder from it. Accounting is strict both ways: parameters without a name in the table, names without a parameter, wrong shapes raise.
+`load_hf_into_chunks`: every rank reads only the slices that it holds. `iter_hf_tensors`: the
+reverse, tensor by tensor in model order, on every rank in lockstep, for export and for weight sync
+alike; never more than one parameter is gathered at a time. `export_hf` writes a folder from it.
+Accounting is strict both ways: parameters without a name in the table, names without a parameter,
+wrong shapes raise.
 
-Both layer specifications work (see `families.PORTABLE_NAMES`). Not here: files' formats (reader.py, writer.py), optimizer state; after
-loading into a model whose optimizer exists already, call the optimizer's `reload_model_params()`.
+Both layer specifications work (see `families.PORTABLE_NAMES`). Not here: files' formats (reader.py,
+writer.py), optimizer state; after loading into a model whose optimizer exists already, call the
+optimizer's `reload_model_params()`.
 """
+
 from __future__ import annotations
 
 import re
@@ -20,31 +24,47 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megaladder import parallel
-from megaladder.checkpoints_conv.families import Entry, NameTable, TensorSource, canonical_name, listed, name_table
+from megaladder.checkpoints_conv.families import (
+    Entry,
+    NameTable,
+    TensorSource,
+    canonical_name,
+    listed,
+    name_table,
+)
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.errors import ConversionError, MegaladderError
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.weights import is_quantized, plain_weight, set_weight
 
-Held = dict[str, tuple[Entry, torch.nn.Parameter]]  # canonical global name → its entry and this rank's parameter
+Held = dict[
+    str, tuple[Entry, torch.nn.Parameter]
+]  # canonical global name → its entry and this rank's parameter
 _T = TypeVar("_T")
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
-def load_hf_into_chunks(chunks: Sequence[torch.nn.Module], hf_dir: str | Path, shape: ModelShape) -> int:
-    """Fills the parameters of this rank's model chunks (bare, or wrapped by DDP) from an HF folder. Returns the bytes written here.
+def load_hf_into_chunks(
+    chunks: Sequence[torch.nn.Module], hf_dir: str | Path, shape: ModelShape
+) -> int:
+    """Fills the parameters of this rank's model chunks (bare, or wrapped by DDP) from an HF folder.
+    Returns the bytes written here.
 
-    Every rank of the job must call it. Values are cast to the parameters' dtype; vocabulary padding becomes zero.
+    Every rank of the job must call it. Values are cast to the parameters' dtype; vocabulary padding
+    becomes zero.
 
     Raises:
-        ModelError: the folder can't be read. ConversionError: names or shapes do not fit; the message lists them.
+        ModelError: the folder can't be read. ConversionError: names or shapes do not fit; the
+        message lists them.
     """
     with _on_all_ranks(lambda: HFReader(hf_dir)) as reader:
         return load_tensors_into_chunks(chunks, reader, shape)
 
 
-def load_tensors_into_chunks(chunks: Sequence[torch.nn.Module], source: TensorSource, shape: ModelShape) -> int:
+def load_tensors_into_chunks(
+    chunks: Sequence[torch.nn.Module], source: TensorSource, shape: ModelShape
+) -> int:
     """The same from any source of HF tensors, such as a random initialisation."""
     table, tp_rank, tp_size = name_table(shape), _tp_rank(), _tp_size()
 
@@ -66,7 +86,8 @@ def load_tensors_into_chunks(chunks: Sequence[torch.nn.Module], source: TensorSo
 
 
 def _on_all_ranks(action: Callable[[], _T]) -> _T:
-    """Runs `action`; where it fails on one rank, every rank raises: one that raised alone would leave the others waiting for it."""
+    """Runs `action`; where it fails on one rank, every rank raises: one that raised alone would
+    leave the others waiting for it."""
     result: Any = None
     failure: MegaladderError | None = None
     try:
@@ -83,11 +104,13 @@ def _on_all_ranks(action: Callable[[], _T]) -> _T:
 def iter_hf_tensors(
     chunks: Sequence[torch.nn.Module], shape: ModelShape, *, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(HF name, full tensor on this rank's device), in model order; vocabulary padding trimmed, tied output layer left out.
+    """(HF name, full tensor on this rank's device), in model order; vocabulary padding trimmed,
+    tied output layer left out.
 
-    Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep; inside `model.weights.gathered`, which spans
-    DP, where updates are gathered lazily. DP replicas are independent of each other, so
-    a caller may let only some of them iterate. A tensor may be a view of a live parameter: use it before the next step, or clone it.
+    Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep; inside
+    `model.weights.gathered`, which spans DP, where updates are gathered lazily. DP replicas are
+    independent of each other, so a caller may let only some of them iterate. A tensor may be a view
+    of a live parameter: use it before the next step, or clone it.
     """
     table = name_table(shape)
     held = _held(table, chunks)
@@ -109,19 +132,27 @@ def export_hf(
     options: WriteOptions = WriteOptions(),
     writers: Sequence[int] = (0,),
 ) -> None:
-    """Writes the model as an HF folder; configuration and tokenizer files are copied from `source_dir`. Every rank must call it.
+    """Writes the model as an HF folder; configuration and tokenizer files are copied from
+    `source_dir`. Every rank must call it.
 
-    The ranks in `writers` write, each to its own `out_dir` (on several machines: a copy on each). The DP replicas that they belong to
-    gather, all at the same time: no replica waits for another. A failure of a writer (disk full, …) is raised on every rank.
+    The ranks in `writers` write, each to its own `out_dir` (on several machines: a copy on each).
+    The DP replicas that they belong to gather, all at the same time: no replica waits for another.
+    A failure of a writer (disk full, …) is raised on every rank.
     """
     failure: MegaladderError | None = None
     replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    gathering = {0} if tuple(writers) == (0,) else {found for index, found in enumerate(parallel.all_gather(replica)) if index in writers}
+    gathering = (
+        {0}
+        if tuple(writers) == (0,)
+        else {found for index, found in enumerate(parallel.all_gather(replica)) if index in writers}
+    )
     if replica in gathering:
         stream = iter_hf_tensors(chunks, shape, dtype=options.dtype)
         if parallel.rank() in writers:
             options = replace(options, dtype=options.dtype or next(chunks[0].parameters()).dtype)
-            failure = _write_and_drain(stream, name_table(shape), Path(out_dir), Path(source_dir), options)
+            failure = _write_and_drain(
+                stream, name_table(shape), Path(out_dir), Path(source_dir), options
+            )
         else:
             for _ in stream:
                 pass
@@ -134,9 +165,14 @@ def export_hf(
 
 
 def _write_and_drain(
-    stream: Iterator[tuple[str, torch.Tensor]], table: NameTable, out_dir: Path, source_dir: Path, options: WriteOptions
+    stream: Iterator[tuple[str, torch.Tensor]],
+    table: NameTable,
+    out_dir: Path,
+    source_dir: Path,
+    options: WriteOptions,
 ) -> MegaladderError | None:
-    """Writes the stream; after a failure goes on gathering, since the other ranks are waiting in the collectives."""
+    """Writes the stream; after a failure goes on gathering, since the other ranks are waiting in
+    the collectives."""
     try:
         specs = [TensorSpec(name, size, options.dtype) for name, size in table.hf_shapes.items()]
         with HFWriter(out_dir, specs, options) as writer:
@@ -147,7 +183,9 @@ def _write_and_drain(
     except (MegaladderError, OSError) as error:
         for _ in stream:
             pass
-        return error if isinstance(error, MegaladderError) else ConversionError(f"{out_dir}: {error}")
+        return (
+            error if isinstance(error, MegaladderError) else ConversionError(f"{out_dir}: {error}")
+        )
 
 
 def _tp_rank() -> int:
@@ -166,11 +204,12 @@ def _unwrap(chunk: Any) -> Any:
 
 
 def _global_name(chunk: Any, local_name: str) -> str:
-    """Local layer index → global one (megatron-core numbers its layers from 1 over the whole model), either spec → canonical name."""
+    """Local layer index → global one (megatron-core numbers its layers from 1 over the whole
+    model), either spec → canonical name."""
     match = _LOCAL_LAYER.match(local_name)
     if match:
         layer = chunk.decoder.layers[int(match[1])].layer_number - 1
-        local_name = f"decoder.layers.{layer}.{local_name[match.end():]}"
+        local_name = f"decoder.layers.{layer}.{local_name[match.end() :]}"
     return canonical_name(local_name)
 
 
@@ -194,7 +233,10 @@ def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
             else:
                 found[name] = (entry, parameter)
     if unknown:
-        raise ConversionError(f"the model holds parameters that the {table.family.name} table does not know" + listed("unknown", unknown))
+        raise ConversionError(
+            f"the model holds parameters that the {table.family.name} table does not know"
+            + listed("unknown", unknown)
+        )
     return found
 
 
@@ -207,13 +249,19 @@ class _Owner:
 
 
 def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
-    """Checks shapes here, and that the pipeline's stages together hold every parameter. Returns where each one is.
+    """Checks shapes here, and that the pipeline's stages together hold every parameter. Returns
+    where each one is.
 
-    One exchange of names over the pipeline group, so that a problem of one stage raises on all of them.
+    One exchange of names over the pipeline group, so that a problem of one stage raises on all of
+    them.
     """
     tp_size = _tp_size()
     expected = {name: entry.mapping.local_shape(tp_size) for name, (entry, _) in held.items()}
-    wrong = [f"{n}: {tuple(p.shape)}, expected {expected[n]}" for n, (_, p) in held.items() if tuple(p.shape) != expected[n]]
+    wrong = [
+        f"{n}: {tuple(p.shape)}, expected {expected[n]}"
+        for n, (_, p) in held.items()
+        if tuple(p.shape) != expected[n]
+    ]
     stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
     mine = ({name: parameter.dtype for name, (_, parameter) in held.items()}, wrong)
     dist.all_gather_object(stages, mine, group=parallel_state.get_pipeline_model_parallel_group())
@@ -229,8 +277,11 @@ def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
     return owners
 
 
-def _all_shards(entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owner, device: torch.device) -> list[torch.Tensor]:
-    """Every TP rank's shard of one parameter, on every rank of the grid: broadcast along the pipeline, then gathered over TP."""
+def _all_shards(
+    entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owner, device: torch.device
+) -> list[torch.Tensor]:
+    """Every TP rank's shard of one parameter, on every rank of the grid: broadcast along the
+    pipeline, then gathered over TP."""
     tp_size = _tp_size()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
     if dist.get_rank(pp_group) == owner.stage:
@@ -242,5 +293,7 @@ def _all_shards(entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owne
     if tp_size == 1 or entry.mapping.tp_axis is None:
         return [local] * tp_size
     shards = [torch.empty_like(local) for _ in range(tp_size)]
-    dist.all_gather(shards, local.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    dist.all_gather(
+        shards, local.contiguous(), group=parallel_state.get_tensor_model_parallel_group()
+    )
     return shards

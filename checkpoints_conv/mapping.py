@@ -1,17 +1,21 @@
-"""Invertible, tensor-parallel-aware mappings between one megatron-core parameter and the Hugging Face tensors that it is made of.
+"""Invertible, tensor-parallel-aware mappings between one megatron-core parameter and the Hugging
+Face tensors that it is made of.
 
-A mapping is a list of *pieces*: "these rows (or columns) of that HF tensor lie at this place of the local shard". Reading runs the
-pieces one way, writing the other, so a mapping that covers every element once is its own inverse. tests/checkpoints_conv proves it.
+A mapping is a list of *pieces*: "these rows (or columns) of that HF tensor lie at this place of the
+local shard". Reading runs the pieces one way, writing the other, so a mapping that covers every
+element once is its own inverse. tests/checkpoints_conv proves it.
 
-    HF folder --from_hf(reader, tp_rank, tp_size)--> local shard          reads only the slices that this rank holds
-    all tp shards --to_hf([shard_0, …])--> {HF name: tensor}
+    HF folder --from_hf(reader, tp_rank, tp_size)--> local shard          reads only the slices that
+    this rank holds all tp shards --to_hf([shard_0, …])--> {HF name: tensor}
 
-Shapes: V vocabulary, H hidden, F feed-forward, G query groups (HF: key/value heads), N attention heads, D head dim.
-With tp_size = 1 the "local shard" is the global tensor that a megatron-core dist_checkpointing folder stores.
+Shapes: V vocabulary, H hidden, F feed-forward, G query groups (HF: key/value heads), N attention
+heads, D head dim. With tp_size = 1 the "local shard" is the global tensor that a megatron-core
+dist_checkpointing folder stores.
 
-This file imports nothing of ours: a problem is a `ValueError` here and a `ConversionError` (same base) one layer up.
-It does not know model families, files or process groups.
+This file imports nothing of ours: a problem is a `ValueError` here and a `ConversionError` (same
+base) one layer up. It does not know model families, files or process groups.
 """
+
 from __future__ import annotations
 
 import math
@@ -23,11 +27,14 @@ from typing import ClassVar, Protocol
 import torch
 
 Shape = tuple[int, ...]
-_VOCAB_MULTIPLE = 8  # rows are padded to a multiple of lcm(8, tp): nothing to pad for the vocabularies of released models
+# rows are padded to a multiple of lcm(8, tp): nothing to pad for the vocabularies of released
+# models
+_VOCAB_MULTIPLE = 8
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int = 1) -> int:
-    """Rows of the embedding and of the output layer over all TP ranks: the next multiple of lcm(8, tp_size).
+    """Rows of the embedding and of the output layer over all TP ranks: the next multiple of lcm(8,
+    tp_size).
 
     >>> padded_vocab_size(151936, 8), padded_vocab_size(517, 2), padded_vocab_size(517, 3)
     (151936, 520, 528)
@@ -37,10 +44,14 @@ def padded_vocab_size(vocab_size: int, tp_size: int = 1) -> int:
 
 
 class TensorReader(Protocol):
-    """Where HF tensors come from: a folder of safetensors (`reader.HFReader`), or a dict in tests."""
+    """Where HF tensors come from: a folder of safetensors (`reader.HFReader`), or a dict in
+    tests."""
 
-    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows (dim 0) or columns (dim 1) `start:stop` of a tensor. May be a view of mapped memory: never modified by the caller."""
+    def read(
+        self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
+        """Rows (dim 0) or columns (dim 1) `start:stop` of a tensor. May be a view of mapped memory:
+        never modified by the caller."""
         ...
 
 
@@ -57,7 +68,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Mapping(ABC):
-    """One megatron parameter. `hf_names` and `hf_shapes` belong together; `*` in a name stands for the layer index.
+    """One megatron parameter. `hf_names` and `hf_shapes` belong together; `*` in a name stands for
+    the layer index.
 
     `tp_axis`: the axis along which TP ranks hold different parts (None: every rank holds the same).
     """
@@ -72,31 +84,51 @@ class Mapping(ABC):
 
     @abstractmethod
     def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
-        """What this rank holds. Over all ranks every HF element appears exactly once (replicated parameters: once per rank)."""
+        """What this rank holds. Over all ranks every HF element appears exactly once (replicated
+        parameters: once per rank)."""
 
     def layout_problem(self, tp_size: int) -> str | None:
-        """Why this parameter can't be split over `tp_size` ranks, with the way out; None when it can."""
+        """Why this parameter can't be split over `tp_size` ranks, with the way out; None when it
+        can."""
         return None
 
     def at_layer(self, layer: int) -> Mapping:
         """The same mapping with the layer index filled in."""
-        return replace(self, hf_names=tuple(name.replace("*", str(layer)) for name in self.hf_names))
+        return replace(
+            self, hf_names=tuple(name.replace("*", str(layer)) for name in self.hf_names)
+        )
 
-    def fill(self, out: torch.Tensor, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1) -> None:
-        """Writes this rank's shard into `out` (any dtype and device, shape `local_shape(tp_size)`), piece by piece."""
+    def fill(
+        self, out: torch.Tensor, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1
+    ) -> None:
+        """Writes this rank's shard into `out` (any dtype and device, shape `local_shape(tp_size)`),
+        piece by piece."""
         self._require(tp_size)
-        assert tuple(out.shape) == self.local_shape(tp_size), (self.hf_names, tuple(out.shape), self.local_shape(tp_size))
+        assert tuple(out.shape) == self.local_shape(tp_size), (
+            self.hf_names,
+            tuple(out.shape),
+            self.local_shape(tp_size),
+        )
         pieces = self.pieces(tp_rank, tp_size)
         if sum(piece.length for piece in pieces) < out.shape[pieces[0].dim if pieces else 0]:
             out.zero_()  # vocabulary padding
         for piece in pieces:
-            part = reader.read(piece.hf_name, piece.dim, piece.hf_start, piece.hf_start + piece.length)
+            part = reader.read(
+                piece.hf_name, piece.dim, piece.hf_start, piece.hf_start + piece.length
+            )
             out.narrow(piece.dim, piece.start, piece.length).copy_(part)
 
-    def from_hf(self, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def from_hf(
+        self,
+        reader: TensorReader,
+        tp_rank: int = 0,
+        tp_size: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
         """This rank's shard, contiguous, on the CPU; dtype of the first HF tensor unless given.
 
-        A tensor that is stored exactly as it is wanted comes back as the reader gives it, without a copy: do not modify the result.
+        A tensor that is stored exactly as it is wanted comes back as the reader gives it, without a
+        copy: do not modify the result.
         """
         self._require(tp_size)
         first = reader.read(self.hf_names[0], 0, 0, 1).dtype
@@ -108,18 +140,27 @@ class Mapping(ABC):
         return out
 
     def to_hf(self, shards: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The HF tensors from the shards of all TP ranks, in rank order. May return views of the shards: clone what you keep."""
+        """The HF tensors from the shards of all TP ranks, in rank order. May return views of the
+        shards: clone what you keep."""
         tp_size = len(shards)
         self._require(tp_size)
         for rank, shard in enumerate(shards):
             if tuple(shard.shape) != self.local_shape(tp_size):
                 found, expected = tuple(shard.shape), self.local_shape(tp_size)
-                raise ValueError(f"{', '.join(self.hf_names)}: shard {rank} of {tp_size} has shape {found}, expected {expected}")
+                raise ValueError(
+                    f"{', '.join(self.hf_names)}: shard {rank} of {tp_size} has shape {found},"
+                    f" expected {expected}"
+                )
         parts: dict[str, list[tuple[Piece, torch.Tensor]]] = {name: [] for name in self.hf_names}
         for rank, shard in enumerate(shards if self.tp_axis is not None else shards[:1]):
             for piece in self.pieces(rank, tp_size):
-                parts[piece.hf_name].append((piece, shard.narrow(piece.dim, piece.start, piece.length)))
-        return {name: _join(shape, parts[name]) for name, shape in zip(self.hf_names, self.hf_shapes, strict=True)}
+                parts[piece.hf_name].append(
+                    (piece, shard.narrow(piece.dim, piece.start, piece.length))
+                )
+        return {
+            name: _join(shape, parts[name])
+            for name, shape in zip(self.hf_names, self.hf_shapes, strict=True)
+        }
 
     def _require(self, tp_size: int) -> None:
         problem = self.layout_problem(tp_size)
@@ -140,7 +181,10 @@ def _join(shape: Shape, parts: list[tuple[Piece, torch.Tensor]]) -> torch.Tensor
 def _indivisible(name: str, what: str, size: int, tp_size: int) -> str | None:
     if size % tp_size == 0:
         return None
-    return f"{name}: {what} = {size} can't be split over tp = {tp_size}; fix: choose a parallel.tp that divides {size}"
+    return (
+        f"{name}: {what} = {size} can't be split over tp = {tp_size}; fix: choose a parallel.tp"
+        f" that divides {size}"
+    )
 
 
 @dataclass(frozen=True)
@@ -188,7 +232,8 @@ class RowParallel(_Split):
 
 @dataclass(frozen=True)
 class Vocabulary(Mapping):
-    """Embedding or output layer [V, H]: padded with zero rows to `padded_vocab_size`, then split by rows; padding is trimmed on export."""
+    """Embedding or output layer [V, H]: padded with zero rows to `padded_vocab_size`, then split by
+    rows; padding is trimmed on export."""
 
     tp_axis: ClassVar[int | None] = 0
 
@@ -204,7 +249,8 @@ class Vocabulary(Mapping):
 
 @dataclass(frozen=True)
 class GatedMLP(Mapping):
-    """`gate` and `up` [F, H] as one `linear_fc1` [2F, H]: each rank holds its own [gate_r; up_r], not a slice of [gate; up]."""
+    """`gate` and `up` [F, H] as one `linear_fc1` [2F, H]: each rank holds its own [gate_r; up_r],
+    not a slice of [gate; up]."""
 
     tp_axis: ClassVar[int | None] = 0
 
@@ -214,7 +260,10 @@ class GatedMLP(Mapping):
 
     def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
         length = self.hf_shapes[0][0] // tp_size
-        return [Piece(name, 0, tp_rank * length, i * length, length) for i, name in enumerate(self.hf_names)]
+        return [
+            Piece(name, 0, tp_rank * length, i * length, length)
+            for i, name in enumerate(self.hf_names)
+        ]
 
     def layout_problem(self, tp_size: int) -> str | None:
         return _indivisible(self.hf_names[0], "intermediate_size", self.hf_shapes[0][0], tp_size)
@@ -222,10 +271,12 @@ class GatedMLP(Mapping):
 
 @dataclass(frozen=True)
 class FusedQKV(Mapping):
-    """q [N·D, H], k and v [G·D, H] as one `linear_qkv` [(N + 2G)·D, H], interleaved per query group: [q…q k v] [q…q k v] … .
+    """q [N·D, H], k and v [G·D, H] as one `linear_qkv` [(N + 2G)·D, H], interleaved per query
+    group: [q…q k v] [q…q k v] … .
 
-    Also the biases (shapes without H). A rank holds whole groups, so tp must divide G: megatron-core could replicate key/value heads
-    over ranks, but then a checkpoint would depend on tp.
+    Also the biases (shapes without H). A rank holds whole groups, so tp must divide G:
+    megatron-core could replicate key/value heads over ranks, but then a checkpoint would depend on
+    tp.
     """
 
     num_query_groups: int = 1
@@ -238,7 +289,10 @@ class FusedQKV(Mapping):
         return (self.hf_shapes[0][0] // self.num_query_groups, self.head_dim, self.head_dim)
 
     def local_shape(self, tp_size: int = 1) -> Shape:
-        return (sum(self._rows_per_group) * self.num_query_groups // tp_size, *self.hf_shapes[0][1:])
+        return (
+            sum(self._rows_per_group) * self.num_query_groups // tp_size,
+            *self.hf_shapes[0][1:],
+        )
 
     def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
         groups, found, start = self.num_query_groups // tp_size, [], 0
@@ -252,6 +306,7 @@ class FusedQKV(Mapping):
         if self.num_query_groups % tp_size == 0:
             return None
         return (
-            f"{self.hf_names[1]}: num_key_value_heads = {self.num_query_groups} can't be split over tp = {tp_size}, each rank holds whole "
-            f"query groups; fix: choose a parallel.tp that divides {self.num_query_groups} and use parallel.pp for the other ranks"
+            f"{self.hf_names[1]}: num_key_value_heads = {self.num_query_groups} can't be split over"
+            f" tp = {tp_size}, each rank holds whole query groups; fix: choose a parallel.tp that"
+            f" divides {self.num_query_groups} and use parallel.pp for the other ranks"
         )

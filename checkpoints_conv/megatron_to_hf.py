@@ -1,7 +1,10 @@
-"""megatron-core dist_checkpointing folder (a trainer's checkpoint, or a conversion) → Hugging Face folder, one tensor in memory at a time.
+"""megatron-core dist_checkpointing folder (a trainer's checkpoint, or a conversion) → Hugging Face
+folder, one tensor in memory at a time.
 
-Strict: the model's keys must be exactly the family's, whole. What belongs to training (optimizer, RNG) is left out and counted.
+Strict: the model's keys must be exactly the family's, whole. What belongs to training (optimizer,
+RNG) is left out and counted.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -36,7 +39,8 @@ class MegatronModel:
     """The model inside a checkpoint folder, as HF tensors.
 
     Raises:
-        CheckpointError: not a committed folder, a damaged file. ConversionError: keys or shapes are not those of the model in `hf/`.
+        CheckpointError: not a committed folder, a damaged file. ConversionError: keys or shapes are
+        not those of the model in `hf/`.
     """
 
     def __init__(self, folder: Path, *, check_hashes: bool = True):
@@ -45,8 +49,10 @@ class MegatronModel:
         if check_hashes:
             check_integrity(folder)
         if not (self.hf_files / "config.json").is_file():
-            raise CheckpointError(f"{self.hf_files / 'config.json'}: missing, so the model's sizes are not known; fix: copy the model's "
-                                  "config.json and tokenizer files there")
+            raise CheckpointError(
+                f"{self.hf_files / 'config.json'}: missing, so the model's sizes are not known;"
+                " fix: copy the model's config.json and tokenizer files there"
+            )
         self.table = name_table(model_shape(read_config_json(self.hf_files)))
         _check_keys(self.table, self.reader, folder)
 
@@ -54,7 +60,8 @@ class MegatronModel:
         return self.reader.tensors[entry.checkpoint_key].properties.dtype
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """One parameter as a global tensor; vocabulary padding as `mapping.padded_vocab_size(…, 1)`, whatever TP wrote it."""
+        """One parameter as a global tensor; vocabulary padding as `mapping.padded_vocab_size(…,
+        1)`, whatever TP wrote it."""
         mapping = entry.mapping
         if not isinstance(mapping, Vocabulary):
             return self.reader.read(entry.checkpoint_key, mapping.local_shape(), entry.layer)
@@ -70,12 +77,19 @@ class MegatronModel:
     @property
     def left_out(self) -> dict[str, int]:
         """Keys that are not the model's, counted by their first part."""
-        others = [k for k in (*self.reader.tensors, *self.reader.objects) if not k.startswith(_MODEL_PREFIXES)]
+        others = [
+            k
+            for k in (*self.reader.tensors, *self.reader.objects)
+            if not k.startswith(_MODEL_PREFIXES)
+        ]
         return dict(Counter(key.split(".")[0].split("/")[0] for key in others))
 
 
 def convert_to_hf(
-    megatron_dir: Path, out_dir: Path, options: WriteOptions = WriteOptions(), on_bytes: Callable[[int], None] = lambda n: None
+    megatron_dir: Path,
+    out_dir: Path,
+    options: WriteOptions = WriteOptions(),
+    on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Exported:
     """Writes `out_dir` as an HF folder. `options.dtype` None keeps the checkpoint's."""
     model = MegatronModel(megatron_dir)
@@ -95,7 +109,8 @@ def convert_to_hf(
 
 
 def check_integrity(folder: Path) -> None:
-    """Hashes every file on all cores and compares; CheckpointError names the first one that changed."""
+    """Hashes every file on all cores and compares; CheckpointError names the first one that
+    changed."""
     parts = min(8, cpu_count() or 1)
     with ThreadPoolExecutor(parts) as pool:
         list(pool.map(lambda part: store.verify(folder, part=part, parts=parts), range(parts)))
@@ -106,19 +121,42 @@ def _check_keys(table: NameTable, reader: DistCheckpointReader, folder: Path) ->
     for entry in table.entries():
         stacked = () if entry.layer is None else (table.shape.num_layers,)
         wanted[entry.checkpoint_key] = (*stacked, *entry.mapping.local_shape())
-    vocabulary = {e.checkpoint_key: e.mapping.hf_shapes[0] for e in table.entries() if isinstance(e.mapping, Vocabulary)}
-    found = {key: tuple(stored.size) for key, stored in reader.tensors.items() if key.startswith(_MODEL_PREFIXES)}
+    vocabulary = {
+        e.checkpoint_key: e.mapping.hf_shapes[0]
+        for e in table.entries()
+        if isinstance(e.mapping, Vocabulary)
+    }
+    found = {
+        key: tuple(stored.size)
+        for key, stored in reader.tensors.items()
+        if key.startswith(_MODEL_PREFIXES)
+    }
     missing = [key for key in wanted if key not in found]
     unknown = [key for key in found if key not in wanted]
-    unknown += [key for key in reader.objects if key.startswith(_MODEL_PREFIXES) and "._extra_state/" not in key]
-    wrong = [f"{k}: {found[k]}, expected {wanted[k]}" for k in wanted if k in found and not _fits(found[k], wanted[k], vocabulary.get(k))]
+    unknown += [
+        key
+        for key in reader.objects
+        if key.startswith(_MODEL_PREFIXES) and "._extra_state/" not in key
+    ]
+    wrong = [
+        f"{k}: {found[k]}, expected {wanted[k]}"
+        for k in wanted
+        if k in found and not _fits(found[k], wanted[k], vocabulary.get(k))
+    ]
     if missing or unknown or wrong:
         raise ConversionError(
-            f"{folder} does not hold the {table.family.name} model that its hf/config.json describes"
-            + listed("missing", missing) + listed("unknown", unknown) + listed("wrong shape", wrong)
+            f"{folder} does not hold the {table.family.name} model that its hf/config.json"
+            " describes"
+            + listed("missing", missing)
+            + listed("unknown", unknown)
+            + listed("wrong shape", wrong)
         )
 
 
-def _fits(found: tuple[int, ...], wanted: tuple[int, ...], vocabulary: tuple[int, ...] | None) -> bool:
+def _fits(
+    found: tuple[int, ...], wanted: tuple[int, ...], vocabulary: tuple[int, ...] | None
+) -> bool:
     """Equal shapes; a vocabulary may have been padded for another TP size."""
-    return found == wanted or (vocabulary is not None and found[0] >= vocabulary[0] and found[1:] == vocabulary[1:])
+    return found == wanted or (
+        vocabulary is not None and found[0] >= vocabulary[0] and found[1:] == vocabulary[1:]
+    )

@@ -1,10 +1,13 @@
-"""Reads a Hugging Face model folder: one `model.safetensors`, or shards listed by `model.safetensors.index.json`.
+"""Reads a Hugging Face model folder: one `model.safetensors`, or shards listed by
+`model.safetensors.index.json`.
 
-Opening checks everything that can be checked without reading the weights: every file's header against its length, the index against the
-files both ways. Reading then touches only the rows or columns that are asked for. Every failure names the file and the way out.
+Opening checks everything that can be checked without reading the weights: every file's header
+against its length, the index against the files both ways. Reading then touches only the rows or
+columns that are asked for. Every failure names the file and the way out.
 
 It does not know model families (families.py), and reads no pickle files.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,11 +26,21 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 INCOMPLETE_NAME = ".incomplete"  # lies in a folder while the writer is at work
 SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
-# Pages of a mapped file count as our memory until the mapping goes: files are mapped anew after this many bytes.
+# Pages of a mapped file count as our memory until the mapping goes: files are mapped anew after
+# this many bytes.
 _REMAP_AFTER_BYTES = 256 * 2**20
 
 
@@ -48,7 +61,8 @@ class HFReader:
     """The tensors of one folder, by name. Also a `mapping.TensorReader`.
 
     Raises:
-        ModelError: no weights, a missing or truncated or corrupt file, an index that does not fit the files.
+        ModelError: no weights, a missing or truncated or corrupt file, an index that does not fit
+        the files.
     """
 
     def __init__(self, folder: str | Path):
@@ -57,7 +71,10 @@ class HFReader:
         self._bytes_mapped = 0
         self.tensors: dict[str, StoredTensor] = {}
         if (self.folder / INCOMPLETE_NAME).exists():
-            raise ModelError(f"{self.folder}: an export into this folder did not finish; fix: run it again, or use another folder")
+            raise ModelError(
+                f"{self.folder}: an export into this folder did not finish; fix: run it again, or"
+                " use another folder"
+            )
         weight_map = self._weight_map()
         for file in sorted(set(weight_map.values())):
             self._scan(file)
@@ -83,8 +100,11 @@ class HFReader:
         """Bytes of all tensors."""
         return sum(stored.num_bytes for stored in self.tensors.values())
 
-    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows (dim 0) or columns (dim 1) `start:stop`; a read-only view of mapped memory. Valid after `close`."""
+    def read(
+        self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
+        """Rows (dim 0) or columns (dim 1) `start:stop`; a read-only view of mapped memory. Valid
+        after `close`."""
         stored = self.tensors[name]
         stop = stored.shape[dim] if stop is None else stop
         if self._bytes_mapped > _REMAP_AFTER_BYTES:
@@ -98,11 +118,15 @@ class HFReader:
             try:
                 self._handles[file] = safe_open(self.folder / file, framework="pt", device="cpu")
             except FileNotFoundError:
-                raise ModelError(f"{self.folder / file}: missing, though {INDEX_NAME} lists it; fix: copy the whole folder again") from None
+                raise ModelError(
+                    f"{self.folder / file}: missing, though {INDEX_NAME} lists it; fix: copy the"
+                    " whole folder again"
+                ) from None
             except (SafetensorError, OSError) as error:
                 size = (self.folder / file).stat().st_size
                 raise ModelError(
-                    f"{self.folder / file}: truncated or corrupt ({error}; {size:,} bytes on disk); fix: download or copy this file again"
+                    f"{self.folder / file}: truncated or corrupt ({error}; {size:,} bytes on disk);"
+                    " fix: download or copy this file again"
                 ) from None
         return self._handles[file]
 
@@ -111,10 +135,16 @@ class HFReader:
         for name in handle.keys():  # noqa: SIM118 (not a dict)
             window = handle.get_slice(name)
             if name in self.tensors:
-                raise ModelError(f"{self.folder}: tensor {name} is stored twice, in {self.tensors[name].file} and in {file}")
+                raise ModelError(
+                    f"{self.folder}: tensor {name} is stored twice, in {self.tensors[name].file}"
+                    f" and in {file}"
+                )
             dtype = SAFETENSORS_DTYPES.get(window.get_dtype())
             if dtype is None:
-                raise ModelError(f"{self.folder / file}: tensor {name} has dtype {window.get_dtype()}, which is not supported")
+                raise ModelError(
+                    f"{self.folder / file}: tensor {name} has dtype {window.get_dtype()}, which is"
+                    " not supported"
+                )
             self.tensors[name] = StoredTensor(file, tuple(window.get_shape()), dtype)
 
     def _weight_map(self) -> dict[str, str]:
@@ -126,42 +156,64 @@ class HFReader:
             raise ModelError(f"{self.folder}: {_no_weights(self.folder)}")
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            if not isinstance(weight_map, dict) or not all(isinstance(v, str) and "/" not in v for v in weight_map.values()):
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(v, str) and "/" not in v for v in weight_map.values()
+            ):
                 raise TypeError("weight_map must map names to files of this folder")
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{index}: not a safetensors index ({type(error).__name__}: {error}); fix: copy the file again") from None
+            raise ModelError(
+                f"{index}: not a safetensors index ({type(error).__name__}: {error}); fix: copy the"
+                " file again"
+            ) from None
         return weight_map
 
     def _check_index(self, weight_map: dict[str, str]) -> None:
         if "" in weight_map:
             return
         problems = [
-            f"{name}: listed in {file}, " + (f"found in {self.tensors[name].file}" if name in self.tensors else "not there")
-            for name, file in weight_map.items() if name not in self.tensors or self.tensors[name].file != file
-        ] + [f"{name}: in {stored.file}, not in the index" for name, stored in self.tensors.items() if name not in weight_map]
+            f"{name}: listed in {file}, "
+            + (f"found in {self.tensors[name].file}" if name in self.tensors else "not there")
+            for name, file in weight_map.items()
+            if name not in self.tensors or self.tensors[name].file != file
+        ] + [
+            f"{name}: in {stored.file}, not in the index"
+            for name, stored in self.tensors.items()
+            if name not in weight_map
+        ]
         if problems:
             more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
             raise ModelError(
-                f"{self.folder / INDEX_NAME} does not fit the files ({len(problems)} tensors); fix: copy the whole folder again\n  "
-                + "\n  ".join(problems[:20]) + more
+                f"{self.folder / INDEX_NAME} does not fit the files ({len(problems)} tensors); fix:"
+                " copy the whole folder again\n  " + "\n  ".join(problems[:20]) + more
             )
 
 
 def _no_weights(folder: Path) -> str:
     if not folder.is_dir():
-        return "no such folder; fix: give a local Hugging Face folder (a hub id: `hf download ORG/NAME --local-dir DIR` first)"
+        return (
+            "no such folder; fix: give a local Hugging Face folder (a hub id: `hf download ORG/NAME"
+            " --local-dir DIR` first)"
+        )
     if any(folder.glob("pytorch_model*.bin")):
         return (
-            "only pickle weights (pytorch_model*.bin), which are not read because unpickling runs code; fix: save the model once with "
-            "transformers' save_pretrained, which writes safetensors"
+            "only pickle weights (pytorch_model*.bin), which are not read because unpickling runs"
+            " code; fix: save the model once with transformers' save_pretrained, which writes"
+            " safetensors"
         )
-    return f"neither {SINGLE_NAME} nor {INDEX_NAME}; fix: give a folder that holds the model's weights"
+    return (
+        f"neither {SINGLE_NAME} nor {INDEX_NAME}; fix: give a folder that holds the model's weights"
+    )
 
 
 def auxiliary_files(folder: Path) -> Iterator[Path]:
-    """Files of a model folder that travel with its weights: configuration, tokenizer, chat template, licence; config.json comes last."""
+    """Files of a model folder that travel with its weights: configuration, tokenizer, chat
+    template, licence; config.json comes last."""
     suffixes = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
     for path in sorted(folder.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
         licence = path.name.upper().startswith("LICENSE")
-        if path.is_file() and (path.suffix in suffixes or licence) and not path.name.endswith(".index.json"):
+        if (
+            path.is_file()
+            and (path.suffix in suffixes or licence)
+            and not path.name.endswith(".index.json")
+        ):
             yield path

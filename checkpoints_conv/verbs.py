@@ -1,4 +1,6 @@
-"""The verbs `convert hf-to-megatron | megatron-to-hf | verify`: progress, one line of result, the next command. No logic."""
+"""The verbs `convert hf-to-megatron | megatron-to-hf | verify`: progress, one line of result, the
+next command. No logic."""
+
 from __future__ import annotations
 
 import sys
@@ -14,7 +16,12 @@ import torch
 from megaladder.checkpoints_conv.hf_to_megatron import convert_to_megatron
 from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
 from megaladder.checkpoints_conv.reader import HFReader
-from megaladder.checkpoints_conv.verify import LogitComparison, TensorComparison, compare_logits, compare_tensors
+from megaladder.checkpoints_conv.verify import (
+    LogitComparison,
+    TensorComparison,
+    compare_logits,
+    compare_tensors,
+)
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig, VerifyConfig
 from megaladder.run_dir import atomic_write, to_json
@@ -29,7 +36,9 @@ def run_hf_to_megatron(config: HfToMegatronConfig) -> int:
     began = time.perf_counter()
     with progress("hf → megatron", _hf_bytes(config.hf)) as on_bytes:
         dtype = _DTYPES.get(config.dtype or "")
-        num_bytes = convert_to_megatron(config.hf, config.out, dtype=dtype, force=config.force, on_bytes=on_bytes)
+        num_bytes = convert_to_megatron(
+            config.hf, config.out, dtype=dtype, force=config.force, on_bytes=on_bytes
+        )
     print(f"{config.out}: {_rate(num_bytes, began)}; loads at any TP × PP")
     print(f"next: megaladder convert verify --hf {config.hf} --megatron {config.out}")
     return 0
@@ -38,12 +47,19 @@ def run_hf_to_megatron(config: HfToMegatronConfig) -> int:
 def run_megatron_to_hf(config: MegatronToHfConfig) -> int:
     """Exit status 0; input errors raise."""
     began = time.perf_counter()
-    options = WriteOptions(dtype=_DTYPES.get(config.dtype or ""), max_shard_bytes=int(config.max_shard_gb * 1e9), force=config.force)
+    options = WriteOptions(
+        dtype=_DTYPES.get(config.dtype or ""),
+        max_shard_bytes=int(config.max_shard_gb * 1e9),
+        force=config.force,
+    )
     with progress("megatron → hf", None) as on_bytes:
         exported = convert_to_hf(config.megatron, config.out, options, on_bytes)
     print(f"{config.out}: {_rate(exported.num_bytes, began)}")
     if exported.left_out:
-        print("left out (training state): " + ", ".join(f"{name} {count}" for name, count in sorted(exported.left_out.items())))
+        print(
+            "left out (training state): "
+            + ", ".join(f"{name} {count}" for name, count in sorted(exported.left_out.items()))
+        )
     print(f"next: megaladder convert verify --hf {config.out} --megatron {config.megatron}")
     return 0
 
@@ -52,10 +68,18 @@ def run_verify(config: VerifyConfig) -> int:
     """Exit status 0 when equal, 2 with a list when not."""
     with progress("verify", _hf_bytes(config.hf)) as on_bytes:
         tensors = compare_tensors(config.hf, config.megatron, on_bytes)
-    logits = compare_logits(config.hf, config.megatron, config.seed) if config.logits and not tensors.differences else None
+    logits = (
+        compare_logits(config.hf, config.megatron, config.seed)
+        if config.logits and not tensors.differences
+        else None
+    )
     equal = not tensors.differences and (logits is None or logits.within(config.tolerance))
     if config.json_file is not None:
-        report = {"equal": equal, "tensors": asdict(tensors), "logits": asdict(logits) if logits else None}
+        report = {
+            "equal": equal,
+            "tensors": asdict(tensors),
+            "logits": asdict(logits) if logits else None,
+        }
         atomic_write(config.json_file, to_json(report, sort_keys=True, indent=2) + "\n")
     for line in _report(tensors, logits, config):
         print(line)
@@ -64,9 +88,16 @@ def run_verify(config: VerifyConfig) -> int:
     return 0 if equal else 2
 
 
-def _report(tensors: TensorComparison, logits: LogitComparison | None, config: VerifyConfig) -> Iterator[str]:
-    equal = tensors.num_tensors - sum(1 for line in tensors.differences if "elements differ" in line)
-    yield f"tensors: {equal} of {tensors.num_tensors} bit-identical ({tensors.num_bytes / 1e9:.3f} GB)"
+def _report(
+    tensors: TensorComparison, logits: LogitComparison | None, config: VerifyConfig
+) -> Iterator[str]:
+    equal = tensors.num_tensors - sum(
+        1 for line in tensors.differences if "elements differ" in line
+    )
+    yield (
+        f"tensors: {equal} of {tensors.num_tensors} bit-identical"
+        f" ({tensors.num_bytes / 1e9:.3f} GB)"
+    )
     for key, count in tensors.recast.items():
         yield f"  {count} are stored in another dtype ({key}) and were compared after that rounding"
     for line in tensors.differences[:_MAX_LISTED]:
@@ -75,8 +106,11 @@ def _report(tensors: TensorComparison, logits: LogitComparison | None, config: V
         yield f"  … and {len(tensors.differences) - _MAX_LISTED} more (--json lists all)"
     if logits is not None:
         verdict = "equal" if logits.within(config.tolerance) else "DIFFERENT"
-        yield (f"logits: {verdict}, largest |Δ| {logits.max_difference:.3g} at largest |logit| {logits.max_logit:.3g} "
-               f"({logits.num_tokens} random tokens, fp32, tolerance {config.tolerance:g})")
+        yield (
+            f"logits: {verdict}, largest |Δ| {logits.max_difference:.3g} at largest |logit|"
+            f" {logits.max_logit:.3g} ({logits.num_tokens} random tokens, fp32, tolerance"
+            f" {config.tolerance:g})"
+        )
     elif config.logits:
         yield "logits: not compared, since tensors differ"
 
@@ -88,17 +122,34 @@ def _hf_bytes(folder: Path) -> int:
 
 def _rate(num_bytes: int, began: float) -> str:
     seconds = time.perf_counter() - began
-    return f"{num_bytes / 1e9:.3f} GB in {seconds:.1f} s ({num_bytes / 1e9 / max(seconds, 1e-9):.2f} GB/s)"
+    return (
+        f"{num_bytes / 1e9:.3f} GB in {seconds:.1f} s ({num_bytes / 1e9 / max(seconds, 1e-9):.2f}"
+        " GB/s)"
+    )
 
 
 @contextmanager
 def progress(title: str, total_bytes: int | None) -> Iterator[Any]:
-    """A bar on a terminal, a line every few seconds elsewhere; yields a function that takes the bytes done. Writes to stderr."""
+    """A bar on a terminal, a line every few seconds elsewhere; yields a function that takes the
+    bytes done. Writes to stderr."""
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=total_bytes)
             yield lambda num_bytes: bar.advance(task, num_bytes)

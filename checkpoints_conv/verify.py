@@ -1,8 +1,11 @@
-"""Does a megatron-core checkpoint hold the same model as a Hugging Face folder? Every tensor bit by bit, then the logits.
+"""Does a megatron-core checkpoint hold the same model as a Hugging Face folder? Every tensor bit by
+bit, then the logits.
 
-Tensors are streamed in pairs. Logits: random token ids, two sequences in one packed batch, through transformers and through our portable
-GPTModel, both in fp32 on the CPU and one after the other, so that one fp32 model is in memory at a time.
+Tensors are streamed in pairs. Logits: random token ids, two sequences in one packed batch, through
+transformers and through our portable GPTModel, both in fp32 on the CPU and one after the other, so
+that one fp32 model is in memory at a time.
 """
+
 from __future__ import annotations
 
 import os
@@ -26,7 +29,8 @@ _LENGTHS = (48, 16)  # tokens of the two sequences
 
 @dataclass(frozen=True, slots=True)
 class TensorComparison:
-    """`differences`: a line for each tensor that is not equal. `recast`: tensors of another dtype that are equal after rounding to it."""
+    """`differences`: a line for each tensor that is not equal. `recast`: tensors of another dtype
+    that are equal after rounding to it."""
 
     num_tensors: int
     num_bytes: int
@@ -36,7 +40,8 @@ class TensorComparison:
 
 @dataclass(frozen=True, slots=True)
 class LogitComparison:
-    """Largest |Δ logit| and largest |logit| of transformers over `num_tokens` positions × the vocabulary."""
+    """Largest |Δ logit| and largest |logit| of transformers over `num_tokens` positions × the
+    vocabulary."""
 
     max_difference: float
     max_logit: float
@@ -46,15 +51,22 @@ class LogitComparison:
         return self.max_difference <= tolerance * max(1.0, self.max_logit)  # False for NaN
 
 
-def compare_tensors(hf_dir: Path, megatron_dir: Path, on_bytes: Callable[[int], None] = lambda n: None) -> TensorComparison:
-    """Raises ModelError, CheckpointError or ConversionError when a side can't be read or is not a whole model; differences are returned."""
+def compare_tensors(
+    hf_dir: Path, megatron_dir: Path, on_bytes: Callable[[int], None] = lambda n: None
+) -> TensorComparison:
+    """Raises ModelError, CheckpointError or ConversionError when a side can't be read or is not a
+    whole model; differences are returned."""
     table = name_table(model_shape(read_config_json(hf_dir)))
     model = MegatronModel(megatron_dir)
     with HFReader(hf_dir) as reader:
         table.check_source(reader)
         left, right = table.hf_shapes, model.table.hf_shapes
-        differences = [f"{name}: shape {left.get(name, 'absent')} in --hf, {right.get(name, 'absent')} in --megatron"
-                       for name in {**left, **right} if left.get(name) != right.get(name)]
+        differences = [
+            f"{name}: shape {left.get(name, 'absent')} in --hf, {right.get(name, 'absent')} in"
+            " --megatron"
+            for name in {**left, **right}
+            if left.get(name) != right.get(name)
+        ]
         recast: dict[str, int] = {}
         num_tensors = num_bytes = 0
         for name, tensor in model.hf_tensors():
@@ -67,7 +79,10 @@ def compare_tensors(hf_dir: Path, megatron_dir: Path, on_bytes: Callable[[int], 
                 want = want.to(tensor.dtype)
             problem = _difference(want, tensor)
             differences += [f"{name}: {problem}"] if problem else []
-            num_tensors, num_bytes = num_tensors + 1, num_bytes + tensor.numel() * tensor.element_size()
+            num_tensors, num_bytes = (
+                num_tensors + 1,
+                num_bytes + tensor.numel() * tensor.element_size(),
+            )
             on_bytes(tensor.numel() * tensor.element_size())
     return TensorComparison(num_tensors, num_bytes, differences, recast)
 
@@ -77,18 +92,23 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _difference(want: torch.Tensor, found: torch.Tensor) -> str | None:
-    """None when bit-identical (so a NaN equals itself), else how many elements differ and by how much."""
+    """None when bit-identical (so a NaN equals itself), else how many elements differ and by how
+    much."""
     if torch.equal(want.contiguous().view(torch.uint8), found.contiguous().view(torch.uint8)):
         return None
-    unequal = want.contiguous().view(torch.uint8).view(-1, want.element_size()) != found.contiguous().view(torch.uint8).view(
-        -1, found.element_size()
-    )
+    unequal = want.contiguous().view(torch.uint8).view(
+        -1, want.element_size()
+    ) != found.contiguous().view(torch.uint8).view(-1, found.element_size())
     largest = (want.double() - found.double()).abs().max().item()
-    return f"{int(unequal.any(dim=1).sum()):,} of {want.numel():,} elements differ, largest |Δ| {largest:.3g}"
+    return (
+        f"{int(unequal.any(dim=1).sum()):,} of {want.numel():,} elements differ, largest |Δ|"
+        f" {largest:.3g}"
+    )
 
 
 def compare_logits(hf_dir: Path, megatron_dir: Path, seed: int = 42) -> LogitComparison:
-    """Runs both models. The process must not have used a GPU yet: it is kept on the CPU from here on.
+    """Runs both models. The process must not have used a GPU yet: it is kept on the CPU from here
+    on.
 
     Raises:
         ConversionError: not enough free memory for one fp32 model.
@@ -99,7 +119,9 @@ def compare_logits(hf_dir: Path, megatron_dir: Path, seed: int = 42) -> LogitCom
     sequences = [generator.integers(0, shape.vocab_size, length) for length in _LENGTHS]
     want = _transformers_logits(hf_dir, sequences)
     found = _megatron_logits(shape, megatron_dir, sequences)
-    return LogitComparison((want - found).abs().max().item(), want.abs().max().item(), sum(_LENGTHS))
+    return LogitComparison(
+        (want - found).abs().max().item(), want.abs().max().item(), sum(_LENGTHS)
+    )
 
 
 def _require_memory(shape: ModelShape) -> None:
@@ -108,8 +130,8 @@ def _require_memory(shape: ModelShape) -> None:
     needed, free = 4 * shape.num_parameters * 1.2, psutil.virtual_memory().available
     if free < needed:
         raise ConversionError(
-            f"the tensors are compared, but the logits need {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
-            "fix: --no-logits, or a machine with more memory"
+            f"the tensors are compared, but the logits need {needed / 1e9:.1f} GB of memory and"
+            f" {free / 1e9:.1f} GB are free; fix: --no-logits, or a machine with more memory"
         )
 
 
@@ -125,16 +147,23 @@ def _transformers_logits(hf_dir: Path, sequences: list[np.ndarray]) -> torch.Ten
 
 
 @torch.no_grad()
-def _megatron_logits(shape: ModelShape, megatron_dir: Path, sequences: list[np.ndarray]) -> torch.Tensor:
+def _megatron_logits(
+    shape: ModelShape, megatron_dir: Path, sequences: list[np.ndarray]
+) -> torch.Tensor:
     """[T, V] of the two sequences packed into one batch."""
-    os.environ["MEGALADDER_PLATFORM"] = "cpu"  # before the model code is imported: on a GPU machine it would choose the TE spec
+    os.environ["MEGALADDER_PLATFORM"] = (
+        "cpu"  # before the model code is imported: on a GPU machine it would choose the TE spec
+    )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # megatron-core and torch warn about each other while a checkpoint is read
+        warnings.simplefilter(
+            "ignore"
+        )  # megatron-core and torch warn about each other while a checkpoint is read
         from megaladder import parallel
+        from megaladder.checkpoint.state import (
+            load_model_only,
+        )  # after `build`, which prepares megatron-core  # isort: skip
         from megaladder.model.batch import to_device
         from megaladder.model.build import BuildOptions, build_chunks
-
-        from megaladder.checkpoint.state import load_model_only  # after `build`, which prepares megatron-core  # isort: skip
 
         layout = parallel.Layout()
         with parallel.session(layout):

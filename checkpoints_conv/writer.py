@@ -1,12 +1,16 @@
 """Writes a Hugging Face model folder as a stream: memory for one tensor, whatever the model's size.
 
-All names, shapes and dtypes are known before the first tensor arrives, so every shard's header and every tensor's place are fixed at the
-start and tensors may come in any order. What makes the folder look complete comes last, each by an atomic rename: shards get their name
-when their last tensor is in, then the index, then tokenizer files, then config.json; a file `.incomplete` lies there until the end.
+All names, shapes and dtypes are known before the first tensor arrives, so every shard's header and
+every tensor's place are fixed at the start and tensors may come in any order. What makes the folder
+look complete comes last, each by an atomic rename: shards get their name when their last tensor is
+in, then the index, then tokenizer files, then config.json; a file `.incomplete` lies there until
+the end.
 
-File format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON header, tensors without gaps).
-Not here: which tensors a model has (families.py), fsync (a power cut may lose the last seconds of writes, as with `cp`).
+File format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON header,
+tensors without gaps). Not here: which tensors a model has (families.py), fsync (a power cut may
+lose the last seconds of writes, as with `cp`).
 """
+
 from __future__ import annotations
 
 import errno
@@ -22,7 +26,13 @@ from pathlib import Path
 import torch
 
 from megaladder.checkpoint import store
-from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME, INDEX_NAME, SAFETENSORS_DTYPES, SINGLE_NAME, auxiliary_files
+from megaladder.checkpoints_conv.reader import (
+    INCOMPLETE_NAME,
+    INDEX_NAME,
+    SAFETENSORS_DTYPES,
+    SINGLE_NAME,
+    auxiliary_files,
+)
 from megaladder.errors import ConversionError
 from megaladder.run_dir import atomic_write
 
@@ -46,7 +56,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """`dtype`: cast on the way (None: as it is). `force`: replace the model that lies in a non-empty folder; other files stay."""
+    """`dtype`: cast on the way (None: as it is). `force`: replace the model that lies in a
+    non-empty folder; other files stay."""
 
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
@@ -62,23 +73,35 @@ class _Shard:
 
 
 class HFWriter:
-    """Usage: `with HFWriter(out, specs, options) as w: w.write(name, tensor) …; w.commit(source_dir)`.
+    """Usage: `with HFWriter(out, specs, options) as w: w.write(name, tensor) …;
+    w.commit(source_dir)`.
 
-    Leaving the block without `commit` leaves the folder marked incomplete: `HFReader` and transformers refuse it.
+    Leaving the block without `commit` leaves the folder marked incomplete: `HFReader` and
+    transformers refuse it.
 
     Raises:
-        ConversionError: the folder is not empty, the disk too small, a tensor unknown, twice, missing, or of the wrong shape.
+        ConversionError: the folder is not empty, the disk too small, a tensor unknown, twice,
+        missing, or of the wrong shape.
     """
 
-    def __init__(self, out_dir: Path, specs: Sequence[TensorSpec], options: WriteOptions = WriteOptions()):
+    def __init__(
+        self, out_dir: Path, specs: Sequence[TensorSpec], options: WriteOptions = WriteOptions()
+    ):
         self.out_dir, self.options = Path(out_dir), options
         self._shards = _plan_shards(specs, options.max_shard_bytes)
         self._place: dict[str, tuple[_Shard, TensorSpec, int]] = {}
         self._written: set[str] = set()
-        prepare_folder(self.out_dir, sum(s.num_bytes for s in specs), force=options.force, is_model_file=is_hf_model_file)
+        prepare_folder(
+            self.out_dir,
+            sum(s.num_bytes for s in specs),
+            force=options.force,
+            is_model_file=is_hf_model_file,
+        )
 
     def __enter__(self) -> HFWriter:
-        (self.out_dir / INCOMPLETE_NAME).write_text("an export into this folder is running, or was killed\n", encoding="utf-8")
+        (self.out_dir / INCOMPLETE_NAME).write_text(
+            "an export into this folder is running, or was killed\n", encoding="utf-8"
+        )
         for shard in self._shards:
             self._open(shard)
         return self
@@ -92,11 +115,23 @@ class HFWriter:
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Writes one tensor (any device), cast to its spec's dtype."""
         if name not in self._place or name in self._written:
-            raise ConversionError(f"{self.out_dir}: tensor {name} was " + ("written twice" if name in self._written else "not announced"))
+            raise ConversionError(
+                f"{self.out_dir}: tensor {name} was "
+                + ("written twice" if name in self._written else "not announced")
+            )
         shard, spec, offset = self._place[name]
         if tuple(tensor.shape) != tuple(spec.shape):
-            raise ConversionError(f"{self.out_dir}: tensor {name} has shape {tuple(tensor.shape)}, announced {tuple(spec.shape)}")
-        data = tensor.detach().to(device="cpu", dtype=spec.dtype).contiguous().view(torch.uint8).numpy()
+            raise ConversionError(
+                f"{self.out_dir}: tensor {name} has shape {tuple(tensor.shape)}, announced"
+                f" {tuple(spec.shape)}"
+            )
+        data = (
+            tensor.detach()
+            .to(device="cpu", dtype=spec.dtype)
+            .contiguous()
+            .view(torch.uint8)
+            .numpy()
+        )
         with room_needed(self.out_dir):
             _write_at(shard.fd, memoryview(data).cast("B"), offset)
         self._written.add(name)
@@ -104,13 +139,18 @@ class HFWriter:
         if shard.remaining == 0:
             os.close(shard.fd)
             shard.fd = -1
-            os.replace(self.out_dir / f"{shard.final_name}.partial", self.out_dir / shard.final_name)
+            os.replace(
+                self.out_dir / f"{shard.final_name}.partial", self.out_dir / shard.final_name
+            )
 
     def commit(self, source_dir: Path) -> None:
-        """Writes the index, copies tokenizer and configuration from `source_dir`, config.json last, and removes the marker."""
+        """Writes the index, copies tokenizer and configuration from `source_dir`, config.json last,
+        and removes the marker."""
         missing = [name for name in self._place if name not in self._written]
         if missing:
-            raise ConversionError(f"{self.out_dir}: {len(missing)} tensors were never written, e.g. {missing[0]}")
+            raise ConversionError(
+                f"{self.out_dir}: {len(missing)} tensors were never written, e.g. {missing[0]}"
+            )
         with room_needed(self.out_dir):
             if len(self._shards) > 1:
                 atomic_write(self.out_dir / INDEX_NAME, self._index())
@@ -124,7 +164,10 @@ class HFWriter:
     def _open(self, shard: _Shard) -> None:
         header, start = _header(shard.specs)
         path = self.out_dir / f"{shard.final_name}.partial"
-        shard.fd, shard.remaining = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644), len(shard.specs)
+        shard.fd, shard.remaining = (
+            os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644),
+            len(shard.specs),
+        )
         _write_at(shard.fd, memoryview(header), 0)
         for spec in shard.specs:
             self._place[spec.name] = (shard, spec, start)
@@ -138,7 +181,8 @@ class HFWriter:
 
 
 def _plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[_Shard]:
-    """Cuts the model into files in the given order; a tensor larger than the limit gets a file of its own."""
+    """Cuts the model into files in the given order; a tensor larger than the limit gets a file of
+    its own."""
     groups: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
@@ -149,17 +193,25 @@ def _plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[_Sha
         size += spec.num_bytes
     if len(groups) == 1:
         return [_Shard(SINGLE_NAME, groups[0])]
-    return [_Shard(f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors", group) for i, group in enumerate(groups)]
+    return [
+        _Shard(f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors", group)
+        for i, group in enumerate(groups)
+    ]
 
 
 def _header(specs: list[TensorSpec]) -> tuple[bytes, int]:
-    """A shard's header bytes and where its tensors begin. Wide dtypes first, so that every tensor is aligned; reorders `specs`."""
+    """A shard's header bytes and where its tensors begin. Wide dtypes first, so that every tensor
+    is aligned; reorders `specs`."""
     specs.sort(key=lambda spec: -spec.dtype.itemsize)
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for spec in specs:
         begin, end = end, end + spec.num_bytes
-        entries[spec.name] = {"dtype": _DTYPE_NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+        entries[spec.name] = {
+            "dtype": _DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, 8 + len(text)
@@ -179,11 +231,15 @@ def room_needed(out_dir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ConversionError(f"{out_dir}: no room left ({error.strerror}); fix: free space or another --out, then run again") from error
+        raise ConversionError(
+            f"{out_dir}: no room left ({error.strerror}); fix: free space or another --out, then"
+            " run again"
+        ) from error
 
 
 def config_with_dtype(text: bytes, dtype: torch.dtype | None) -> bytes:
-    """config.json that says the dtype of the weights beside it; unchanged where it says so already."""
+    """config.json that says the dtype of the weights beside it; unchanged where it says so
+    already."""
     config = json.loads(text)
     key = "dtype" if "dtype" in config else "torch_dtype"
     if dtype is None or config.get(key) == str(dtype).removeprefix("torch."):
@@ -193,13 +249,21 @@ def config_with_dtype(text: bytes, dtype: torch.dtype | None) -> bytes:
 
 
 def is_hf_model_file(path: Path) -> bool:
-    """Files that make up the weights of an HF folder, and config.json, which makes it look complete."""
+    """Files that make up the weights of an HF folder, and config.json, which makes it look
+    complete."""
     name = path.name
-    return name in ("config.json", INDEX_NAME, INCOMPLETE_NAME) or ".safetensors" in name or name.startswith("pytorch_model")
+    return (
+        name in ("config.json", INDEX_NAME, INCOMPLETE_NAME)
+        or ".safetensors" in name
+        or name.startswith("pytorch_model")
+    )
 
 
-def prepare_folder(out_dir: Path, num_bytes: int, *, force: bool, is_model_file: Callable[[Path], bool]) -> None:
-    """Makes an output folder: refuses a non-empty one unless `force`, removes the old model's files, checks the disk.
+def prepare_folder(
+    out_dir: Path, num_bytes: int, *, force: bool, is_model_file: Callable[[Path], bool]
+) -> None:
+    """Makes an output folder: refuses a non-empty one unless `force`, removes the old model's
+    files, checks the disk.
 
     Leftovers of a killed conversion (marked by `.incomplete`) are replaced without being asked.
     """
@@ -208,10 +272,16 @@ def prepare_folder(out_dir: Path, num_bytes: int, *, force: bool, is_model_file:
     out_dir.mkdir(parents=True, exist_ok=True)
     present = sorted(out_dir.iterdir(), key=lambda p: (p.name not in _COMPLETENESS, p.name))
     if present and not force and not (out_dir / INCOMPLETE_NAME).exists():
-        raise ConversionError(f"--out {out_dir}: not empty ({present[0].name}, …, {len(present)} entries); fix: another folder, or --force")
+        raise ConversionError(
+            f"--out {out_dir}: not empty ({present[0].name}, …, {len(present)} entries); fix:"
+            " another folder, or --force"
+        )
     for path in present:
         if is_model_file(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     needed, free = num_bytes * 1.02, shutil.disk_usage(out_dir).free
     if free < needed:
-        raise ConversionError(f"--out {out_dir}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB free; fix: free space, or another disk")
+        raise ConversionError(
+            f"--out {out_dir}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB free; fix: free"
+            " space, or another disk"
+        )

@@ -1,6 +1,8 @@
-"""What the two linear heads share: chunks of logits under a scratch budget, row compaction, d weight, d hidden.
+"""What the two linear heads share: chunks of logits under a scratch budget, row compaction, d
+weight, d hidden.
 
-T = tokens, H = hidden size, V = stored local columns, n_valid = those that count (products are only formed for these), C = rows of a chunk.
+T = tokens, H = hidden size, V = stored local columns, n_valid = those that count (products are only
+formed for these), C = rows of a chunk.
 """
 
 from __future__ import annotations
@@ -14,22 +16,30 @@ from megaladder.kernels.reference import RowSpec, accumulator
 from megaladder.kernels.shard import TensorParallel, gather_tokens, is_split
 from megaladder.kernels.vocab_logprob import ENTROPY_MODES
 
-_STRIDE = 16  # elements; Triton uses 128-bit loads only when the row stride is a known multiple of it
+_STRIDE = (
+    16  # elements; Triton uses 128-bit loads only when the row stride is a known multiple of it
+)
 _ROW_GROUP = 128  # chunk rows come in multiples of a matrix-product tile
-_DEFAULT_SCRATCH = {"cuda": 1200 << 20, "cpu": 8 << 20}  # bytes; on a CPU the chunk should stay near its caches
+_DEFAULT_SCRATCH = {
+    "cuda": 1200 << 20,
+    "cpu": 8 << 20,
+}  # bytes; on a CPU the chunk should stay near its caches
 
 
 @dataclass(frozen=True, slots=True)
 class LinearOptions:
     """Keyword options of `linear_logprob` and `linear_policy_loss`.
 
-    entropy: "none", "value" or "grad"; `linear_policy_loss` knows itself whether its loss needs a gradient.
-    scratch_bytes: memory for a chunk of logits (and their gradient where its type differs); None: 1200 MiB on CUDA, 8 MiB on the CPU.
-    sequence_parallel: `hidden` is this rank's [T/R, H]; it is gathered inside and d hidden is reduce-scattered.
-    compact_rows: leave out ignored rows in the forward and zero-gradient rows in the backward; exact, but counting them makes a GPU wait
+    entropy: "none", "value" or "grad"; `linear_policy_loss` knows itself whether its loss needs a
+    gradient. scratch_bytes: memory for a chunk of logits (and their gradient where its type
+    differs); None: 1200 MiB on CUDA, 8 MiB on the CPU. sequence_parallel: `hidden` is this rank's
+    [T/R, H]; it is gathered inside and d hidden is reduce-scattered. compact_rows: leave out
+    ignored rows in the forward and zero-gradient rows in the backward; exact, but counting them
+    makes a GPU wait
         for the host once or twice per call. False: no waiting, fit for CUDA graphs.
-    bf16_logits: round the logits to the weight's 16-bit type (to mirror an engine that does); default are float32 sums as they are.
-    never_materialise: the forward of `linear_logprob` runs in the `linear_stats` kernel: no logits at all, same result for any batch.
+    bf16_logits: round the logits to the weight's 16-bit type (to mirror an engine that does);
+    default are float32 sums as they are. never_materialise: the forward of `linear_logprob` runs in
+    the `linear_stats` kernel: no logits at all, same result for any batch.
     """
 
     ignore_index: int = -100
@@ -42,9 +52,13 @@ class LinearOptions:
 
     def __post_init__(self) -> None:
         if self.entropy not in ENTROPY_MODES:
-            raise ValueError(f"entropy={self.entropy!r}: expected one of {', '.join(ENTROPY_MODES)}")
+            raise ValueError(
+                f"entropy={self.entropy!r}: expected one of {', '.join(ENTROPY_MODES)}"
+            )
         if self.scratch_bytes is not None and self.scratch_bytes <= 0:
-            raise ValueError(f"scratch_bytes={self.scratch_bytes}: expected a positive number of bytes")
+            raise ValueError(
+                f"scratch_bytes={self.scratch_bytes}: expected a positive number of bytes"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,9 @@ class Head:
         index = keep.nonzero().squeeze(1)
         return None if index.numel() == keep.numel() else index
 
-    def active_rows(self, d_logp: torch.Tensor, d_entropy: torch.Tensor | None) -> torch.Tensor | None:
+    def active_rows(
+        self, d_logp: torch.Tensor, d_entropy: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """Indices of rows through which a gradient flows; None means all."""
         return self._compact(d_logp != 0 if d_entropy is None else (d_logp != 0) | (d_entropy != 0))
 
@@ -85,7 +101,8 @@ def _padded(columns: int) -> int:
 
 
 class Chunks:
-    """Walks over selected tokens; owns the logits buffer, whose row stride is padded to 16 elements."""
+    """Walks over selected tokens; owns the logits buffer, whose row stride is padded to 16
+    elements."""
 
     def __init__(self, head: Head, full: torch.Tensor, rows: torch.Tensor | None) -> None:
         self._full, self._rows, self._columns = full, rows, head.weight[: head.spec.n_valid]
@@ -94,13 +111,20 @@ class Chunks:
         self.logits_dtype = full.dtype if narrow else accumulator(full.dtype)
         self.grad_dtype = full.dtype
         self._width = _padded(head.spec.n_valid)
-        widest = (0 if head.tp is None else head.tp.widest) or head.weight.shape[0]  # equal on all ranks: they gather chunk by chunk
+        widest = (0 if head.tp is None else head.tp.widest) or head.weight.shape[
+            0
+        ]  # equal on all ranks: they gather chunk by chunk
         row_bytes = _padded(widest) * (
-            self.logits_dtype.itemsize + (0 if self.grad_dtype == self.logits_dtype else self.grad_dtype.itemsize)
+            self.logits_dtype.itemsize
+            + (0 if self.grad_dtype == self.logits_dtype else self.grad_dtype.itemsize)
         )
-        budget = head.options.scratch_bytes or _DEFAULT_SCRATCH.get(full.device.type, _DEFAULT_SCRATCH["cuda"])
+        budget = head.options.scratch_bytes or _DEFAULT_SCRATCH.get(
+            full.device.type, _DEFAULT_SCRATCH["cuda"]
+        )
         fit = max(1, budget // row_bytes)
-        self.step = min(max(1, self.num_rows), fit if fit < _ROW_GROUP else fit // _ROW_GROUP * _ROW_GROUP)
+        self.step = min(
+            max(1, self.num_rows), fit if fit < _ROW_GROUP else fit // _ROW_GROUP * _ROW_GROUP
+        )
         self._logits_buffer: torch.Tensor | None = None
         self._grad_buffer: torch.Tensor | None = None
         self._wide_columns: torch.Tensor | None = None
@@ -118,7 +142,9 @@ class Chunks:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[C, n_valid], valid until the next call."""
         if self._logits_buffer is None:
-            self._logits_buffer = hidden.new_empty((self.step, self._width), dtype=self.logits_dtype)
+            self._logits_buffer = hidden.new_empty(
+                (self.step, self._width), dtype=self.logits_dtype
+            )
         out = self._logits_buffer[: hidden.shape[0], : self._columns.shape[0]]
         if hidden.dtype != out.dtype and hidden.device.type != "cuda":
             if self._wide_columns is None:  # 16-bit weights on a CPU: widened once per call
@@ -138,9 +164,10 @@ class Chunks:
 class WeightGrad:
     """d weight in float32 (float64 for float64 weights).
 
-    Where the weight carries a float32 `main_grad` (megatron's DistributedDataParallel), sums go there and the autograd gradient is the
-    placeholder that megatron-core's own layers return, with `grad_added_to_main_grad` set: see
-    `LinearWithGradAccumulationAndAsyncCommunication` in megatron-core's tensor_parallel/layers.py.
+    Where the weight carries a float32 `main_grad` (megatron's DistributedDataParallel), sums go
+    there and the autograd gradient is the placeholder that megatron-core's own layers return, with
+    `grad_added_to_main_grad` set: see `LinearWithGradAccumulationAndAsyncCommunication` in
+    megatron-core's tensor_parallel/layers.py.
     """
 
     def __init__(self, weight: torch.Tensor, n_valid: int, *, direct: bool) -> None:
@@ -150,12 +177,19 @@ class WeightGrad:
         if self._direct:
             self._sum = self._main[:n_valid]
         else:
-            self._sum = torch.zeros((n_valid, weight.shape[1]), dtype=accumulator(weight.dtype), device=weight.device)
+            self._sum = torch.zeros(
+                (n_valid, weight.shape[1]), dtype=accumulator(weight.dtype), device=weight.device
+            )
 
     @staticmethod
     def main_grad_of(weight: torch.Tensor) -> torch.Tensor | None:
         main = getattr(weight, "main_grad", None)
-        usable = main is not None and main.dtype == torch.float32 and main.shape == weight.shape and not hasattr(weight, "__fsdp_param__")
+        usable = (
+            main is not None
+            and main.dtype == torch.float32
+            and main.shape == weight.shape
+            and not hasattr(weight, "__fsdp_param__")
+        )
         return main if usable else None
 
     def add(self, d_logits: torch.Tensor, hidden: torch.Tensor) -> None:
@@ -168,15 +202,20 @@ class WeightGrad:
             self._sum.addmm_(d_logits.t().to(self._sum.dtype), hidden.to(self._sum.dtype))
 
     def result(self, factor: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The gradient to hand to autograd, times `factor` (0-d). With `main_grad`: adds what is not there yet; the placeholder."""
+        """The gradient to hand to autograd, times `factor` (0-d). With `main_grad`: adds what is
+        not there yet; the placeholder."""
         if self._main is None:
             full = self._sum if factor is None else self._sum.mul_(factor)
             if self._n_valid < self._weight.shape[0]:
-                full = torch.cat([full, full.new_zeros(self._weight.shape[0] - self._n_valid, full.shape[1])])
+                full = torch.cat(
+                    [full, full.new_zeros(self._weight.shape[0] - self._n_valid, full.shape[1])]
+                )
             return full.to(self._weight.dtype)
         if not self._direct:
             one = torch.ones((), dtype=self._sum.dtype, device=self._sum.device)
-            self._main[: self._n_valid].addcmul_(self._sum, one if factor is None else factor.to(self._sum.dtype))
+            self._main[: self._n_valid].addcmul_(
+                self._sum, one if factor is None else factor.to(self._sum.dtype)
+            )
         return self._placeholder()
 
     def _placeholder(self) -> torch.Tensor | None:

@@ -1,11 +1,14 @@
-"""Log-prob and entropy of given tokens straight from hidden states; the full logits [T, V] never exist.
+"""Log-prob and entropy of given tokens straight from hidden states; the full logits [T, V] never
+exist.
 
-Two phases: the forward reads chunk after chunk of logits and keeps four numbers per token; the backward forms each chunk again, writes its
-gradient in place and multiplies it on. 8·T·H·V floating-point operations against the 6 of `linear_policy_loss`; in exchange the losses can
-be any differentiable function of the log-probs.
+Two phases: the forward reads chunk after chunk of logits and keeps four numbers per token; the
+backward forms each chunk again, writes its gradient in place and multiplies it on. 8·T·H·V
+floating-point operations against the 6 of `linear_policy_loss`; in exchange the losses can be any
+differentiable function of the log-probs.
 
-Collectives when the vocabulary is split: one all-gather of four float32 per token with a target; d hidden once (all-reduce, or
-reduce-scatter along tokens under sequence parallelism), launched before the last chunk's d weight product.
+Collectives when the vocabulary is split: one all-gather of four float32 per token with a target; d
+hidden once (all-reduce, or reduce-scatter along tokens under sequence parallelism), launched before
+the last chunk's d weight product.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ import torch
 from megaladder.kernels import ops
 from megaladder.kernels.linear_common import Chunks, Head, LinearOptions, WeightGrad, token_grad
 from megaladder.kernels.reference import RowGrad, RowSpec, accumulator
-from megaladder.kernels.shard import PendingGrad, TensorParallel, gather_stats, is_split, vocab_start
+from megaladder.kernels.shard import (
+    PendingGrad,
+    TensorParallel,
+    gather_stats,
+    is_split,
+    vocab_start,
+)
 from megaladder.kernels.vocab_logprob import LogpOut, check_shapes, temperature_tensor
 
 
@@ -82,32 +91,48 @@ def _gradients(
         x = chunks.hidden(tokens)
         logits = chunks.logits(x)
         part = upstream.rows(tokens)
-        d_logits = ops.ce_backward(logits, head.spec.rows(tokens), part, chunks.gradient_out(logits))
+        d_logits = ops.ce_backward(
+            logits, head.spec.rows(tokens), part, chunks.gradient_out(logits)
+        )
         if d_full is not None:
             d_full[tokens] = d_logits @ columns
         last = (d_logits, x)
-    pending = None if d_full is None else PendingGrad(d_full, head.tp, sequence_parallel=head.sequence_parallel)
+    pending = (
+        None
+        if d_full is None
+        else PendingGrad(d_full, head.tp, sequence_parallel=head.sequence_parallel)
+    )
     if last is not None and d_weight is not None:
         d_weight.add(*last)
     weight_grad = None if d_weight is None else d_weight.result()
     return None if pending is None else pending.wait().to(hidden.dtype), weight_grad
 
 
-def make_head(hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, tp: TensorParallel | None, options: LinearOptions) -> Head:
+def make_head(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    spec: RowSpec,
+    tp: TensorParallel | None,
+    options: LinearOptions,
+) -> Head:
     """Checks shapes against each other.
 
     Raises:
         ValueError: shapes that do not fit, with the values.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"expected hidden [T, H] and weight [V, H], found {tuple(hidden.shape)} and {tuple(weight.shape)}")
+        raise ValueError(
+            f"expected hidden [T, H] and weight [V, H], found {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
     shards = tp.size if options.sequence_parallel and is_split(tp) else 1
     if hidden.shape[0] * shards != spec.targets.shape[0]:
         raise ValueError(
             f"{hidden.shape[0]} hidden rows on {shards} sequence-parallel ranks do not make {spec.targets.shape[0]} targets; "
             f"fix: pass all T targets on every rank, hidden [T/{shards}, H]"
         )
-    check_shapes(hidden.new_empty(spec.targets.shape[0], 0), spec.targets, weight.shape[0], spec.n_valid)
+    check_shapes(
+        hidden.new_empty(spec.targets.shape[0], 0), spec.targets, weight.shape[0], spec.n_valid
+    )
     return Head(weight=weight, spec=spec, tp=tp, options=options)
 
 
@@ -139,16 +164,19 @@ def linear_logprob(
     inv_temperature: torch.Tensor | float = 1.0,
     **options: Any,
 ) -> LogpOut:
-    """Log-probs of `targets` under softmax(inv_temperature · hidden · weightᵀ); differentiable in hidden and weight. rank, argmax: None.
+    """Log-probs of `targets` under softmax(inv_temperature · hidden · weightᵀ); differentiable in
+    hidden and weight. rank, argmax: None.
 
     Args:
         hidden: [T, H], or this rank's [T/R, H] with sequence_parallel=True.
-        weight: [V_local, H]; with a float32 `main_grad` the gradient is added there and `.grad` is a placeholder.
-        targets: int64 [T], global columns, all of them on every rank; ignored rows cost nothing.
-        n_valid: columns of this rank that belong to the true vocabulary (`shard.valid_columns`); default all of them.
-        options: fields of `LinearOptions`.
+        weight: [V_local, H]; with a float32 `main_grad` the gradient is added there and `.grad` is
+        a placeholder. targets: int64 [T], global columns, all of them on every rank; ignored rows
+        cost nothing. n_valid: columns of this rank that belong to the true vocabulary
+        (`shard.valid_columns`); default all of them. options: fields of `LinearOptions`.
     """
     settings = LinearOptions(**options)
     spec = make_spec(targets, weight, tp, n_valid, inv_temperature, settings.ignore_index)
-    logp, entropy, lse = _LinearLogprob.apply(hidden, weight, make_head(hidden, weight, spec, tp, settings))
+    logp, entropy, lse = _LinearLogprob.apply(
+        hidden, weight, make_head(hidden, weight, spec, tp, settings)
+    )
     return LogpOut(logp, entropy, lse, None, None)

@@ -1,8 +1,10 @@
-"""A token-separable policy loss straight from hidden states, with the gradient formed in the forward: 6·T·H·V operations.
+"""A token-separable policy loss straight from hidden states, with the gradient formed in the
+forward: 6·T·H·V operations.
 
-Each chunk of logits is made once: statistics, loss, d logits in place, d hidden, d weight. The backward only scales by the upstream
-factor. Rows whose gradient is zero (ignored, zero advantage, clipped, zero weight) take no part in the two gradient products; exact.
-The loss is a plain sum over tokens: normalisation belongs into `PolicyInputs.weight`.
+Each chunk of logits is made once: statistics, loss, d logits in place, d hidden, d weight. The
+backward only scales by the upstream factor. Rows whose gradient is zero (ignored, zero advantage,
+clipped, zero weight) take no part in the two gradient products; exact. The loss is a plain sum over
+tokens: normalisation belongs into `PolicyInputs.weight`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from megaladder.kernels.shard import PendingGrad, TensorParallel, gather_stats, 
 
 @dataclass(frozen=True, slots=True)
 class PolicyOut:
-    """`loss` 0-d, differentiable once; the rest carries no gradient: `logp`, `entropy` [T] nats, 0 on ignored tokens."""
+    """`loss` 0-d, differentiable once; the rest carries no gradient: `logp`, `entropy` [T] nats, 0
+    on ignored tokens."""
 
     loss: torch.Tensor
     metrics: PolicyMetrics
@@ -46,26 +49,37 @@ class _Call:
     upstream: float | None  # promised factor of the backward; None: unknown
 
 
-def _chunk_policy(call: _Call, chunks: Chunks, tokens: torch.Tensor | slice, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _chunk_policy(
+    call: _Call, chunks: Chunks, tokens: torch.Tensor | slice, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[5, C] per-token results and d logits [C, n_valid] of one chunk."""
     head, spec = call.head, call.head.spec.rows(tokens)
     logits = chunks.logits(x)
     gathered = None
     if is_split(head.tp):
-        gathered = gather_stats(ops.ce_stats(logits, spec, entropy=call.policy.loss.needs_entropy), head.tp)
+        gathered = gather_stats(
+            ops.ce_stats(logits, spec, entropy=call.policy.loss.needs_entropy), head.tp
+        )
     row = PolicyRow(call.policy.loss, call.policy.inputs.rows(tokens))
     out = chunks.gradient_out(logits)
     return ops.ce_policy(logits, spec, row, gathered, out), out
 
 
-def _forward_with_gradient(call: _Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, WeightGrad | None]:
-    """[5, T] per-token results, d hidden, d weight for an upstream factor of 1 (d weight: times the promised factor)."""
+def _forward_with_gradient(
+    call: _Call, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None, WeightGrad | None]:
+    """[5, T] per-token results, d hidden, d weight for an upstream factor of 1 (d weight: times the
+    promised factor)."""
     head = call.head
     full, rows = head.all_tokens(hidden), head.kept_rows()
     chunks, columns = Chunks(head, full, rows), head.weight[: head.spec.n_valid]
     result = torch.zeros(5, full.shape[0], dtype=accumulator(full.dtype), device=full.device)
     d_full = token_grad(full, head.options.compact_rows) if call.needed[0] else None
-    d_weight = WeightGrad(head.weight, head.spec.n_valid, direct=call.upstream is not None) if call.needed[1] else None
+    d_weight = (
+        WeightGrad(head.weight, head.spec.n_valid, direct=call.upstream is not None)
+        if call.needed[1]
+        else None
+    )
     last: tuple[torch.Tensor, torch.Tensor] | None = None
     for _, tokens in chunks:
         if last is not None and d_weight is not None:
@@ -80,14 +94,19 @@ def _forward_with_gradient(call: _Call, hidden: torch.Tensor) -> tuple[torch.Ten
         if d_full is not None:
             d_full[tokens] = d_logits @ columns
         last = (_scaled_for(call, d_logits), x)
-    pending = None if d_full is None else PendingGrad(d_full, head.tp, sequence_parallel=head.sequence_parallel)
+    pending = (
+        None
+        if d_full is None
+        else PendingGrad(d_full, head.tp, sequence_parallel=head.sequence_parallel)
+    )
     if last is not None and d_weight is not None:
         d_weight.add(*last)
     return result, None if pending is None else pending.wait(), d_weight
 
 
 def _scaled_for(call: _Call, d_logits: torch.Tensor) -> torch.Tensor:
-    """d logits for the weight product: times the promised factor when sums go straight into main_grad."""
+    """d logits for the weight product: times the promised factor when sums go straight into
+    main_grad."""
     direct = call.upstream is not None and WeightGrad.main_grad_of(call.head.weight) is not None
     return d_logits.mul_(call.upstream) if direct and call.upstream != 1.0 else d_logits
 
@@ -98,7 +117,9 @@ class _LinearPolicyLoss(torch.autograd.Function):
         result, d_hidden, d_weight = _forward_with_gradient(call, hidden)
         ctx.call, ctx.d_hidden, ctx.d_weight, ctx.dtype = call, d_hidden, d_weight, hidden.dtype
         ctx.mark_non_differentiable(result)
-        return result[0].sum(dtype=torch.float64 if result.device.type == "cpu" else None).to(result.dtype), result
+        return result[0].sum(dtype=torch.float64 if result.device.type == "cpu" else None).to(
+            result.dtype
+        ), result
 
     @staticmethod
     def backward(ctx, factor, _):
@@ -120,7 +141,9 @@ class _LinearPolicyLoss(torch.autograd.Function):
 def _check_promise(factor: torch.Tensor, promised: float) -> None:
     same = (factor - promised).abs() <= 1e-6 * abs(promised)
     if factor.device.type == "cuda":
-        torch._assert_async(same, "linear_policy_loss: the backward's factor is not the promised `upstream`")
+        torch._assert_async(
+            same, "linear_policy_loss: the backward's factor is not the promised `upstream`"
+        )
     elif not bool(same):
         raise RuntimeError(
             f"linear_policy_loss: upstream={promised} was promised, the backward brought {factor.item()}, and d weight is already in "
@@ -153,10 +176,12 @@ def linear_policy_loss(
 
     Args:
         hidden, weight, targets, tp: as for `linear_logprob`.
-        inputs: per-token constants [T] on every rank; the loss is Σ weight·(…), so 1/number-of-tokens belongs into `weight`.
-        options: `n_valid`, `inv_temperature` as for `linear_logprob`; fields of `LinearOptions`; and `upstream`: the factor that the
-            backward will bring, if known (micro-batch share, loss scale). With it, and a float32 `main_grad`, d weight is added there
-            during the forward and needs no memory of its own; a different factor then raises. Without it d weight waits in float32.
+        inputs: per-token constants [T] on every rank; the loss is Σ weight·(…), so
+        1/number-of-tokens belongs into `weight`. options: `n_valid`, `inv_temperature` as for
+        `linear_logprob`; fields of `LinearOptions`; and `upstream`: the factor that the
+            backward will bring, if known (micro-batch share, loss scale). With it, and a float32
+            `main_grad`, d weight is added there during the forward and needs no memory of its own;
+            a different factor then raises. Without it d weight waits in float32.
     """
     n_valid, inv_temperature = options.pop("n_valid", None), options.pop("inv_temperature", 1.0)
     upstream = options.pop("upstream", None)
@@ -168,10 +193,17 @@ def linear_policy_loss(
     policy = PolicyRow(loss, inputs)
     needed = (hidden.requires_grad, weight.requires_grad)
     if torch.is_grad_enabled() and any(needed):
-        value, result = _LinearPolicyLoss.apply(hidden, weight, _Call(head, policy, needed, upstream))
+        value, result = _LinearPolicyLoss.apply(
+            hidden, weight, _Call(head, policy, needed, upstream)
+        )
     else:
         result = _value_only(head, hidden.detach(), policy)
         value = result[0].sum()
-    found = TokenResults(result[3], result[4], PolicyTerms(result[0], result[1], result[2]), spec.targets != settings.ignore_index)
+    found = TokenResults(
+        result[3],
+        result[4],
+        PolicyTerms(result[0], result[1], result[2]),
+        spec.targets != settings.ignore_index,
+    )
     metrics = policy_metrics(found, loss, inputs)
     return PolicyOut(value, metrics, result[3], result[4] if settings.entropy != "none" else None)

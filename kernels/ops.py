@@ -1,7 +1,9 @@
-"""The local kernels as torch.library operators: no communication, with fake implementations, Triton or twin inside.
+"""The local kernels as torch.library operators: no communication, with fake implementations, Triton
+or twin inside.
 
-Signatures are schema strings (an operator takes flat arguments); the bodies fold them into `RowSpec`, `RowGrad` and `PolicyRow`. Shapes:
-logits [T, V], targets int64 [T], inv_temperature [1] or [T]. Statistics and their unit: `reference.py`.
+Signatures are schema strings (an operator takes flat arguments); the bodies fold them into
+`RowSpec`, `RowGrad` and `PolicyRow`. Shapes: logits [T, V], targets int64 [T], inv_temperature [1]
+or [T]. Statistics and their unit: `reference.py`.
 """
 
 from __future__ import annotations
@@ -33,8 +35,22 @@ def _row_arguments(spec: RowSpec) -> tuple:
 
 def _policy_arguments(policy: PolicyRow) -> tuple:
     values, loss = policy.inputs, policy.loss
-    tensors = (values.weight, values.advantages, values.old_logp, values.importance, values.ref_logp)
-    return (*tensors, loss.kind, loss.clip_low, loss.clip_high, loss.dual_clip, loss.kl_coef, loss.entropy_coef)
+    tensors = (
+        values.weight,
+        values.advantages,
+        values.old_logp,
+        values.importance,
+        values.ref_logp,
+    )
+    return (
+        *tensors,
+        loss.kind,
+        loss.clip_low,
+        loss.clip_high,
+        loss.dual_clip,
+        loss.kl_coef,
+        loss.entropy_coef,
+    )
 
 
 def _ce_stats(logits, *rest):
@@ -82,26 +98,56 @@ def _wide_mm(left, right, out):
 
 
 def _operator(name: str, body, arguments: str, returns: str, mutated: tuple[str, ...] = ()):
-    return torch.library.custom_op(f"megaladder::{name}", body, mutates_args=mutated, schema=f"({arguments}) -> {returns}")
+    return torch.library.custom_op(
+        f"megaladder::{name}", body, mutates_args=mutated, schema=f"({arguments}) -> {returns}"
+    )
 
 
 _GRAD = "Tensor peak, Tensor total, Tensor? entropy, Tensor d_logp, Tensor? d_entropy"
-_stats_op = _operator("ce_stats", _ce_stats, f"Tensor logits, {_ROW}, bool entropy, bool rank", "Tensor")
-_count_op = _operator("count_at_least", _count_at_least, "Tensor logits, Tensor threshold, int n_valid", "Tensor")
-_merge_op = _operator("merge_stats", _merge_stats, "Tensor gathered, Tensor targets, int ignore_index", "Tensor")
-_backward_in_place = _operator("ce_backward_", _ce_backward_, f"Tensor(a!) logits, {_ROW}, {_GRAD}", "()", ("logits",))
-_backward_out = _operator("ce_backward_out", _ce_backward_out, f"Tensor logits, Tensor(a!) out, {_ROW}, {_GRAD}", "()", ("out",))
-_policy_in_place = _operator("ce_policy_", _ce_policy_, f"Tensor(a!) logits, {_ROW}, Tensor? gathered, {_POLICY}", "Tensor", ("logits",))
+_stats_op = _operator(
+    "ce_stats", _ce_stats, f"Tensor logits, {_ROW}, bool entropy, bool rank", "Tensor"
+)
+_count_op = _operator(
+    "count_at_least", _count_at_least, "Tensor logits, Tensor threshold, int n_valid", "Tensor"
+)
+_merge_op = _operator(
+    "merge_stats", _merge_stats, "Tensor gathered, Tensor targets, int ignore_index", "Tensor"
+)
+_backward_in_place = _operator(
+    "ce_backward_", _ce_backward_, f"Tensor(a!) logits, {_ROW}, {_GRAD}", "()", ("logits",)
+)
+_backward_out = _operator(
+    "ce_backward_out",
+    _ce_backward_out,
+    f"Tensor logits, Tensor(a!) out, {_ROW}, {_GRAD}",
+    "()",
+    ("out",),
+)
+_policy_in_place = _operator(
+    "ce_policy_",
+    _ce_policy_,
+    f"Tensor(a!) logits, {_ROW}, Tensor? gathered, {_POLICY}",
+    "Tensor",
+    ("logits",),
+)
 _policy_out = _operator(
-    "ce_policy_out", _ce_policy_out, f"Tensor logits, Tensor(a!) out, {_ROW}, Tensor? gathered, {_POLICY}", "Tensor", ("out",)
+    "ce_policy_out",
+    _ce_policy_out,
+    f"Tensor logits, Tensor(a!) out, {_ROW}, Tensor? gathered, {_POLICY}",
+    "Tensor",
+    ("out",),
 )
 _mm_op = _operator("wide_mm", _wide_mm, "Tensor left, Tensor right, Tensor(a!) out", "()", ("out",))
-_linear_op = _operator("linear_stats", _linear_stats, f"Tensor hidden, Tensor weight, {_ROW}, bool entropy", "Tensor")
+_linear_op = _operator(
+    "linear_stats", _linear_stats, f"Tensor hidden, Tensor weight, {_ROW}, bool entropy", "Tensor"
+)
 
 
 @_stats_op.register_fake
 def _(logits, *rest):
-    return logits.new_empty((8 if rest[-1] else 4, logits.shape[0]), dtype=accumulator(logits.dtype))
+    return logits.new_empty(
+        (8 if rest[-1] else 4, logits.shape[0]), dtype=accumulator(logits.dtype)
+    )
 
 
 @_count_op.register_fake
@@ -144,7 +190,9 @@ def _(hidden, weight, *rest):
     return hidden.new_empty((4, hidden.shape[0]), dtype=accumulator(hidden.dtype))
 
 
-def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False) -> torch.Tensor:
+def ce_stats(
+    logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False
+) -> torch.Tensor:
     """See `reference.ce_stats`."""
     return _stats_op(logits, *_row_arguments(spec), entropy, rank)
 
@@ -159,8 +207,11 @@ def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int
     return _merge_op(gathered, targets, ignore_index)
 
 
-def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: torch.Tensor) -> torch.Tensor:
-    """See `reference.ce_backward`; gives `out` back. `out is logits` overwrites them and raises their version counter."""
+def ce_backward(
+    logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: torch.Tensor
+) -> torch.Tensor:
+    """See `reference.ce_backward`; gives `out` back. `out is logits` overwrites them and raises
+    their version counter."""
     grads = (upstream.peak, upstream.total, upstream.entropy, upstream.d_logp, upstream.d_entropy)
     if out is logits:
         _backward_in_place(logits, *_row_arguments(spec), *grads)
@@ -169,18 +220,31 @@ def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: tor
     return out
 
 
-def ce_policy(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+def ce_policy(
+    logits: torch.Tensor,
+    spec: RowSpec,
+    policy: PolicyRow,
+    gathered: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
     """See `reference.ce_policy`."""
     arguments = (*_row_arguments(spec), gathered, *_policy_arguments(policy))
-    return _policy_in_place(logits, *arguments) if out is logits else _policy_out(logits, out, *arguments)
+    return (
+        _policy_in_place(logits, *arguments)
+        if out is logits
+        else _policy_out(logits, out, *arguments)
+    )
 
 
-def linear_stats(hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool) -> torch.Tensor:
+def linear_stats(
+    hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool
+) -> torch.Tensor:
     """See `reference.linear_stats`."""
     return _linear_op(hidden, weight, *_row_arguments(spec), entropy)
 
 
 def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """See `reference.wide_mm`; an operator because torch.compile refuses `out=` with a padded row stride."""
+    """See `reference.wide_mm`; an operator because torch.compile refuses `out=` with a padded row
+    stride."""
     _mm_op(left, right, out)
     return out

@@ -1,18 +1,23 @@
-"""Token-separable policy losses: value, derivative by log-prob and by entropy, per token. The twin of the Triton prologue in `ce_policy`.
+"""Token-separable policy losses: value, derivative by log-prob and by entropy, per token. The twin
+of the Triton prologue in `ce_policy`.
 
-Symbols: l = log π(y), o = old log-prob, A = advantage, u = importance weight of the rollout engine (constant), w = weight of the token in
-the sum (mask · 1/normaliser), q = reference log-prob, H = entropy; r = exp(clamp(l − o, ±20)); log-probs in nats.
+Symbols: l = log π(y), o = old log-prob, A = advantage, u = importance weight of the rollout engine
+(constant), w = weight of the token in the sum (mask · 1/normaliser), q = reference log-prob, H =
+entropy; r = exp(clamp(l − o, ±20)); log-probs in nats.
 
     kind         per-token loss                                        d/dl
     sft          −l                                                    −1
     reinforce    −u·A·l                                                −u·A
-    ppo          −u·max(min(A·r, A·clip(r)), c·A if A < 0)             −u·A·r where the first branch is taken, else 0
+    ppo          −u·max(min(A·r, A·clip(r)), c·A if A < 0)             −u·A·r where the first branch
+                 is taken, else 0
     cispo        −u·A·clip(sg r)·l                                     −u·A·clip(r)
-    all          + kl·(e^(q−l) − (q−l) − 1) − bonus·H                  + kl·(1 − e^(q−l)), d/dH = −bonus
+    all          + kl·(e^(q−l) − (q−l) − 1) − bonus·H                  + kl·(1 − e^(q−l)), d/dH =
+                 −bonus
 
-clip(r) = clamp(r, 1 − clip_low, 1 + clip_high): clip-higher is clip_high > clip_low (DAPO, arXiv 2503.14476); c = dual_clip
-(arXiv 1912.09729). GRPO and Dr.GRPO are `ppo`: they differ in A and w only (arXiv 2402.03300, 2503.20783); CISPO: arXiv 2506.13585;
-truncated importance weights go into `u`; the reference term is Schulman's k3. Losses that couple tokens (GSPO) are not separable: use
+clip(r) = clamp(r, 1 − clip_low, 1 + clip_high): clip-higher is clip_high > clip_low (DAPO, arXiv
+2503.14476); c = dual_clip (arXiv 1912.09729). GRPO and Dr.GRPO are `ppo`: they differ in A and w
+only (arXiv 2402.03300, 2503.20783); CISPO: arXiv 2506.13585; truncated importance weights go into
+`u`; the reference term is Schulman's k3. Losses that couple tokens (GSPO) are not separable: use
 `linear_logprob` and plain autograd.
 """
 
@@ -50,7 +55,8 @@ class PolicyLoss:
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """Per-token constants, all [T] float32 or None. None: weight 1, advantage 1, importance weight 1, old = the current log-prob."""
+    """Per-token constants, all [T] float32 or None. None: weight 1, advantage 1, importance weight
+    1, old = the current log-prob."""
 
     weight: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
@@ -60,12 +66,18 @@ class PolicyInputs:
 
     def rows(self, index: torch.Tensor | slice) -> PolicyInputs:
         """The same for some tokens."""
-        return PolicyInputs(*(None if v is None else v[index] for v in (getattr(self, f.name) for f in fields(self))))
+        return PolicyInputs(
+            *(
+                None if v is None else v[index]
+                for v in (getattr(self, f.name) for f in fields(self))
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyTerms:
-    """What one token contributes, each [T]: weighted loss, d loss / d logp, d loss / d entropy (None when it is zero everywhere)."""
+    """What one token contributes, each [T]: weighted loss, d loss / d logp, d loss / d entropy
+    (None when it is zero everywhere)."""
 
     loss: torch.Tensor
     d_logp: torch.Tensor
@@ -74,7 +86,8 @@ class PolicyTerms:
 
 @dataclass(frozen=True, slots=True)
 class PolicyMetrics:
-    """Sums over the tokens with loss (divide by `num_tokens`); 0-d tensors. Weights do not enter, except in `loss`."""
+    """Sums over the tokens with loss (divide by `num_tokens`); 0-d tensors. Weights do not enter,
+    except in `loss`."""
 
     num_tokens: torch.Tensor  # tokens whose target is not ignored
     loss: torch.Tensor
@@ -84,31 +97,43 @@ class PolicyMetrics:
     clipped_low: torch.Tensor  # tokens with r < 1 − clip_low
     clipped_high: torch.Tensor  # tokens with r > 1 + clip_high
     dual_clipped: torch.Tensor
-    old_kl: torch.Tensor  # k3 estimate of KL(old ‖ current) over tokens that the old policy sampled: (r − 1) − log r
+    old_kl: (
+        torch.Tensor
+    )  # k3 estimate of KL(old ‖ current) over tokens that the old policy sampled: (r − 1) − log r
     ref_kl: torch.Tensor  # k3 estimate of KL(current ‖ reference)
     active_tokens: torch.Tensor  # tokens with a gradient
 
 
-def clamped_ratio(logp: torch.Tensor, old_logp: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def clamped_ratio(
+    logp: torch.Tensor, old_logp: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """r and where it is not flat, both [T]."""
     if old_logp is None:
         return torch.ones_like(logp), torch.ones_like(logp, dtype=torch.bool)
     difference = logp - old_logp.to(logp.dtype)
-    return difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp(), difference.abs() <= LOG_RATIO_LIMIT
+    return difference.clamp(
+        -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT
+    ).exp(), difference.abs() <= LOG_RATIO_LIMIT
 
 
-def _surrogate(logp: torch.Tensor, spec: PolicyLoss, inputs: PolicyInputs) -> tuple[torch.Tensor, torch.Tensor]:
+def _surrogate(
+    logp: torch.Tensor, spec: PolicyLoss, inputs: PolicyInputs
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Unweighted loss and its derivative by logp, [T] each, without reference term and bonus."""
     if spec.kind == "sft":
         return -logp, torch.full_like(logp, -1.0)
-    scaled = torch.ones_like(logp) if inputs.advantages is None else inputs.advantages.to(logp.dtype)
+    scaled = (
+        torch.ones_like(logp) if inputs.advantages is None else inputs.advantages.to(logp.dtype)
+    )
     outer = scaled if inputs.importance is None else scaled * inputs.importance.to(logp.dtype)
     if spec.kind == "reinforce":
         return -outer * logp, -outer
     ratio, live = clamped_ratio(logp, inputs.old_logp)
     clipped = ratio.clamp(1.0 - spec.clip_low, 1.0 + spec.clip_high)
     if spec.kind == "cispo":
-        clipped = clipped.detach()  # by definition of the loss: autograd through this function gives the same derivative as we return
+        # by definition of the loss: autograd through this function gives the same derivative as we
+        # return
+        clipped = clipped.detach()
         return -outer * clipped * logp, -outer * clipped
     objective, bound = outer * ratio, outer * clipped
     taken = (objective <= bound) & live
@@ -120,16 +145,24 @@ def _surrogate(logp: torch.Tensor, spec: PolicyLoss, inputs: PolicyInputs) -> tu
     return -objective, torch.where(taken, -outer * ratio, torch.zeros_like(ratio))
 
 
-def policy_terms(logp: torch.Tensor, entropy: torch.Tensor | None, spec: PolicyLoss, inputs: PolicyInputs) -> PolicyTerms:
+def policy_terms(
+    logp: torch.Tensor, entropy: torch.Tensor | None, spec: PolicyLoss, inputs: PolicyInputs
+) -> PolicyTerms:
     """Loss and derivatives for tokens whose target is not ignored. `logp`, `entropy` [T]."""
     loss, d_logp = _surrogate(logp, spec, inputs)
     if spec.kl_coef:
         if inputs.ref_logp is None:
-            raise ValueError(f"kl_coef={spec.kl_coef} needs ref_logp; fix: pass the reference log-probs or set kl_coef to 0")
+            raise ValueError(
+                f"kl_coef={spec.kl_coef} needs ref_logp; fix: pass the reference log-probs or set kl_coef to 0"
+            )
         gap = inputs.ref_logp.to(logp.dtype) - logp
         limited = gap.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         loss = loss + spec.kl_coef * (limited.exp() - limited - 1.0)
-        d_logp = d_logp + torch.where(gap.abs() <= LOG_RATIO_LIMIT, spec.kl_coef * (1.0 - limited.exp()), torch.zeros_like(gap))
+        d_logp = d_logp + torch.where(
+            gap.abs() <= LOG_RATIO_LIMIT,
+            spec.kl_coef * (1.0 - limited.exp()),
+            torch.zeros_like(gap),
+        )
     d_entropy = None
     if spec.entropy_coef:
         loss = loss - spec.entropy_coef * entropy
@@ -143,7 +176,8 @@ def policy_terms(logp: torch.Tensor, entropy: torch.Tensor | None, spec: PolicyL
 
 @dataclass(frozen=True, slots=True)
 class TokenResults:
-    """What the loss head found per token, each [T]; 0 where `kept` is false. `entropy` 0 where it was not computed."""
+    """What the loss head found per token, each [T]; 0 where `kept` is false. `entropy` 0 where it
+    was not computed."""
 
     logp: torch.Tensor
     entropy: torch.Tensor
@@ -152,7 +186,8 @@ class TokenResults:
 
 
 def policy_metrics(results: TokenResults, spec: PolicyLoss, inputs: PolicyInputs) -> PolicyMetrics:
-    """Sums over the kept tokens, without waiting for the device. float64 on the CPU, float32 on an accelerator."""
+    """Sums over the kept tokens, without waiting for the device. float64 on the CPU, float32 on an
+    accelerator."""
     kept, logp, terms = results.kept, results.logp, results.terms
     accumulate = torch.float64 if logp.device.type == "cpu" else torch.float32
     zero = torch.zeros((), dtype=accumulate, device=logp.device)
@@ -164,8 +199,16 @@ def policy_metrics(results: TokenResults, spec: PolicyLoss, inputs: PolicyInputs
     dual = None
     if spec.kind == "ppo" and spec.dual_clip and inputs.advantages is not None:
         dual = (inputs.advantages < 0) & (ratio > spec.dual_clip)
-    gap = None if inputs.ref_logp is None else (inputs.ref_logp.to(logp.dtype) - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    active = terms.d_logp != 0 if terms.d_entropy is None else (terms.d_logp != 0) | (terms.d_entropy != 0)
+    gap = (
+        None
+        if inputs.ref_logp is None
+        else (inputs.ref_logp.to(logp.dtype) - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    )
+    active = (
+        terms.d_logp != 0
+        if terms.d_entropy is None
+        else (terms.d_logp != 0) | (terms.d_entropy != 0)
+    )
     return PolicyMetrics(
         num_tokens=total(torch.ones_like(logp)),
         loss=total(terms.loss),

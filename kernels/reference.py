@@ -1,15 +1,19 @@
 """Plain PyTorch twins of every Triton kernel: the CPU path, and what the kernels are compared with.
 
-T = tokens, V = local columns, K = statistics per token, R = tensor-parallel ranks. Everything is computed in `accumulator(logits)`:
-float64 for float64 logits, float32 otherwise; bfloat16 logits are widened block by block, never as a whole. Blocks of rows are about
-1 MiB, so that the passes over a block stay in cache (three times the speed of whole-tensor passes on two cores).
+T = tokens, V = local columns, K = statistics per token, R = tensor-parallel ranks. Everything is
+computed in `accumulator(logits)`: float64 for float64 logits, float32 otherwise; bfloat16 logits
+are widened block by block, never as a whole. Blocks of rows are about 1 MiB, so that the passes
+over a block stay in cache (three times the speed of whole-tensor passes on two cores).
 
-Statistics per token over this rank's valid columns, with z = inv_temperature·log2(e)·x (the unit of the exchange is log2):
+Statistics per token over this rank's valid columns, with z = inv_temperature·log2(e)·x (the unit of
+the exchange is log2):
     0  m = max z (−1e30 if there is no column)      1  s = Σ 2^(z−m)
     2  z_y − m (−inf where another rank owns y)     3  t = Σ 2^(z−m)·(z−m); 0 unless `entropy`
 and with `rank`:
-    4  x_y (−inf)   5  max x (−inf)   6  first column with x = max x, global (−1)   7  number of columns with x >= x_y (0 where not owner)
-Differences to m instead of absolute z keep log-prob and entropy exact under any common shift of the logits.
+    4  x_y (−inf)   5  max x (−inf)   6  first column with x = max x, global (−1)   7  number of
+       columns with x >= x_y (0 where not owner)
+Differences to m instead of absolute z keep log-prob and entropy exact under any common shift of the
+logits.
 """
 
 from __future__ import annotations
@@ -23,7 +27,9 @@ import torch
 from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss, policy_terms
 
 LOG2E = 1.0 / math.log(2.0)
-NO_MAX = -1.0e30  # maximum of no column: finite, so that differences of two of them are 0 and not NaN
+NO_MAX = (
+    -1.0e30
+)  # maximum of no column: finite, so that differences of two of them are 0 and not NaN
 FLAT = -1.0e4  # exp and exp2 of this are 0; keeps 0·(−inf) out of the entropy
 _BLOCK_BYTES = 1 << 20
 _LINEAR_BLOCK_BYTES = 1 << 24
@@ -41,8 +47,14 @@ class RowSpec:
 
     def rows(self, index: torch.Tensor | slice) -> RowSpec:
         """The same for some tokens."""
-        scale = self.inv_temperature if self.inv_temperature.numel() == 1 else self.inv_temperature[index]
-        return RowSpec(self.targets[index], scale, self.vocab_start, self.n_valid, self.ignore_index)
+        scale = (
+            self.inv_temperature
+            if self.inv_temperature.numel() == 1
+            else self.inv_temperature[index]
+        )
+        return RowSpec(
+            self.targets[index], scale, self.vocab_start, self.n_valid, self.ignore_index
+        )
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -74,7 +86,8 @@ def _times(values: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Te
 
 
 def _owner(spec: RowSpec, block: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Local target column clamped into range [n, 1], whether this rank owns it [n], whether the row is ignored [n]."""
+    """Local target column clamped into range [n, 1], whether this rank owns it [n], whether the row
+    is ignored [n]."""
     targets = spec.targets[block]
     ignored = targets == spec.ignore_index
     local = targets - spec.vocab_start
@@ -82,8 +95,11 @@ def _owner(spec: RowSpec, block: slice) -> tuple[torch.Tensor, torch.Tensor, tor
     return local.clamp(0, max(0, spec.n_valid - 1)).unsqueeze(1), owned, ignored
 
 
-def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False) -> torch.Tensor:
-    """[4, T] or, with `rank`, [8, T] statistics (module docstring) of logits [T, V]. Rows of ignored targets are unspecified."""
+def ce_stats(
+    logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False
+) -> torch.Tensor:
+    """[4, T] or, with `rank`, [8, T] statistics (module docstring) of logits [T, V]. Rows of
+    ignored targets are unspecified."""
     dtype = accumulator(logits.dtype)
     stats = torch.zeros(8 if rank else 4, logits.shape[0], dtype=dtype, device=logits.device)
     if spec.n_valid == 0 or logits.shape[0] == 0:
@@ -101,7 +117,14 @@ def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool =
     return stats
 
 
-def _stats_of_block(wide: torch.Tensor, tops: torch.Tensor, spec: RowSpec, block: slice, stats: torch.Tensor, entropy: bool) -> None:
+def _stats_of_block(
+    wide: torch.Tensor,
+    tops: torch.Tensor,
+    spec: RowSpec,
+    block: slice,
+    stats: torch.Tensor,
+    entropy: bool,
+) -> None:
     scale = _scale(spec, block, wide.dtype)
     local, owned, _ = _owner(spec, block)
     top = wide.amax(1).clamp_(min=NO_MAX)
@@ -120,10 +143,13 @@ def _stats_of_block(wide: torch.Tensor, tops: torch.Tensor, spec: RowSpec, block
 
 
 def _rebase(stats: torch.Tensor, tops: torch.Tensor, spec: RowSpec) -> None:
-    """Sums were taken relative to the exact maximum; refers them to the rounded peak that is exchanged."""
+    """Sums were taken relative to the exact maximum; refers them to the rounded peak that is
+    exchanged."""
     exact = tops.double() * spec.inv_temperature.double() * LOG2E
     stats[0] = exact
-    gap = (exact - stats[0].double()).to(stats.dtype)  # at most half a unit in the last place of the peak
+    gap = (exact - stats[0].double()).to(
+        stats.dtype
+    )  # at most half a unit in the last place of the peak
     gap.masked_fill_(tops <= NO_MAX, 0.0)  # nothing but −inf: there are no sums to refer
     factor = torch.exp2(gap)
     stats[3] = (stats[3] + stats[1] * gap) * factor
@@ -137,11 +163,14 @@ def _ranks_of_block(wide: torch.Tensor, spec: RowSpec, block: slice, stats: torc
     stats[4, block] = at_target
     stats[5, block] = wide.amax(1)
     stats[6, block] = (wide.argmax(1) + spec.vocab_start).to(stats.dtype)
-    stats[7, block] = torch.where(owned, (wide >= at_target.unsqueeze(1)).sum(1).to(stats.dtype), 0.0)
+    stats[7, block] = torch.where(
+        owned, (wide >= at_target.unsqueeze(1)).sum(1).to(stats.dtype), 0.0
+    )
 
 
 def count_at_least(logits: torch.Tensor, threshold: torch.Tensor, n_valid: int) -> torch.Tensor:
-    """[T] number of valid columns with x >= threshold: one rank's share of a target's rank when the vocabulary is split."""
+    """[T] number of valid columns with x >= threshold: one rank's share of a target's rank when the
+    vocabulary is split."""
     counts = torch.zeros_like(threshold)
     for block in row_blocks(logits.shape[0], max(1, n_valid) * threshold.dtype.itemsize):
         wide = logits[block, :n_valid].to(threshold.dtype)
@@ -150,12 +179,17 @@ def count_at_least(logits: torch.Tensor, threshold: torch.Tensor, n_valid: int) 
 
 
 def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """[R, K, T] statistics of all ranks → [5, T]: log-prob, entropy, log-sum-exp in nats, and the peak (log2 units) and total that the
-    backward needs; 0, 0, 0, 0, 1 on ignored tokens.
+    """[R, K, T] statistics of all ranks → [5, T]: log-prob, entropy, log-sum-exp in nats, and the
+    peak (log2 units) and total that the backward needs; 0, 0, 0, 0, 1 on ignored tokens.
 
     A target outside every rank's columns gives log-prob −inf, never a plausible number.
     """
-    peaks, sums, at_target, weighted = gathered[:, 0], gathered[:, 1], gathered[:, 2], gathered[:, 3]
+    peaks, sums, at_target, weighted = (
+        gathered[:, 0],
+        gathered[:, 1],
+        gathered[:, 2],
+        gathered[:, 3],
+    )
     top = peaks.amax(0)
     shift = peaks - top
     share = torch.exp2(shift)
@@ -164,7 +198,9 @@ def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int
     log_total = total.log2()
     ignored = targets == ignore_index
     logp = ((at_target + shift).amax(0) - log_total) / LOG2E
-    merged = torch.stack([logp, (log_total - spread / total) / LOG2E, (top + log_total) / LOG2E, top, total])
+    merged = torch.stack(
+        [logp, (log_total - spread / total) / LOG2E, (top + log_total) / LOG2E, top, total]
+    )
     merged.masked_fill_(ignored, 0.0)
     merged[4].masked_fill_(ignored, 1.0)
     return merged
@@ -177,13 +213,19 @@ def partial_merge(parts: torch.Tensor) -> torch.Tensor:
     shift = peaks - top
     share = torch.exp2(shift)
     return torch.stack(
-        [top, (sums * share).sum(0), (parts[:, 2] + shift).amax(0), ((parts[:, 3] + sums * shift) * share).sum(0)],
+        [
+            top,
+            (sums * share).sum(0),
+            (parts[:, 2] + shift).amax(0),
+            ((parts[:, 3] + sums * shift) * share).sum(0),
+        ]
     )
 
 
 @dataclass(frozen=True, slots=True)
 class RowGrad:
-    """Upstream of a row and its merged statistics: all [T]. `d_entropy` None when nothing flows into the entropy."""
+    """Upstream of a row and its merged statistics: all [T]. `d_entropy` None when nothing flows
+    into the entropy."""
 
     peak: torch.Tensor  # log2 units, as merge_stats gives it
     total: torch.Tensor  # Σ 2^(z − peak) over the whole vocabulary
@@ -197,10 +239,19 @@ class RowGrad:
         return RowGrad(*(None if value is None else value[index] for value in values))
 
 
-def _finish(grad: torch.Tensor, at_target: torch.Tensor, spec: RowSpec, block: slice, active: torch.Tensor, out: torch.Tensor) -> None:
+def _finish(
+    grad: torch.Tensor,
+    at_target: torch.Tensor,
+    spec: RowSpec,
+    block: slice,
+    active: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
     """Adds the target's part, zeroes inactive rows and padded columns, and stores the block."""
     local, owned, _ = _owner(spec, block)
-    grad.scatter_add_(1, local, torch.where(owned, at_target, torch.zeros_like(at_target)).unsqueeze(1))
+    grad.scatter_add_(
+        1, local, torch.where(owned, at_target, torch.zeros_like(at_target)).unsqueeze(1)
+    )
     if not bool(active.all()):
         grad.masked_fill_(~active.unsqueeze(1), 0.0)
     target = out[block, : spec.n_valid]
@@ -209,32 +260,50 @@ def _finish(grad: torch.Tensor, at_target: torch.Tensor, spec: RowSpec, block: s
     out[block, spec.n_valid :].zero_()
 
 
-def _workspace(logits: torch.Tensor, out: torch.Tensor, block: slice, n_valid: int, dtype: torch.dtype) -> torch.Tensor:
-    """A [n, n_valid] block of accumulator type that may be overwritten: the output itself where its type allows."""
+def _workspace(
+    logits: torch.Tensor, out: torch.Tensor, block: slice, n_valid: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """A [n, n_valid] block of accumulator type that may be overwritten: the output itself where its
+    type allows."""
     target = out[block, :n_valid]
-    return target if target.dtype == dtype else torch.empty(target.shape, dtype=dtype, device=logits.device)
+    return (
+        target
+        if target.dtype == dtype
+        else torch.empty(target.shape, dtype=dtype, device=logits.device)
+    )
 
 
 def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: torch.Tensor) -> None:
-    """d logits [T, V] into `out`, which may be `logits` itself or a tensor of another floating type.
+    """d logits [T, V] into `out`, which may be `logits` itself or a tensor of another floating
+    type.
 
-    dx_i = inv_temperature·(g·(1[i=y] − p_i) − h·p_i·(ln p_i + H)), g = d_logp, h = d_entropy. Exactly 0 on ignored tokens, on tokens
-    with g = h = 0 and in columns from n_valid on, whatever the logits hold there.
+    dx_i = inv_temperature·(g·(1[i=y] − p_i) − h·p_i·(ln p_i + H)), g = d_logp, h = d_entropy.
+    Exactly 0 on ignored tokens, on tokens with g = h = 0 and in columns from n_valid on, whatever
+    the logits hold there.
     """
     dtype = accumulator(logits.dtype)
     if spec.n_valid == 0:
         out.zero_()
         return
-    base = (upstream.peak.double() / (spec.inv_temperature.double() * LOG2E)).to(dtype)  # the peak in the unit of the logits
+    base = (upstream.peak.double() / (spec.inv_temperature.double() * LOG2E)).to(
+        dtype
+    )  # the peak in the unit of the logits
     rest = base.double() * spec.inv_temperature.double() * LOG2E - upstream.peak.double()
     share_of_one = torch.exp2(rest).to(dtype) / upstream.total  # p where x = base
     for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):
         scale = _scale(spec, block, dtype)
         _, _, ignored = _owner(spec, block)
         slope = _times(upstream.d_logp[block].to(dtype), scale).masked_fill(ignored, 0.0)
-        bend = None if upstream.d_entropy is None else _times(upstream.d_entropy[block].to(dtype), scale).masked_fill(ignored, 0.0)
+        bend = (
+            None
+            if upstream.d_entropy is None
+            else _times(upstream.d_entropy[block].to(dtype), scale).masked_fill(ignored, 0.0)
+        )
         active = slope != 0 if bend is None else (slope != 0) | (bend != 0)
-        raw, work = logits[block, : spec.n_valid], _workspace(logits, out, block, spec.n_valid, dtype)
+        raw, work = (
+            logits[block, : spec.n_valid],
+            _workspace(logits, out, block, spec.n_valid, dtype),
+        )
         torch.sub(raw, base[block].unsqueeze(1), out=work)
         if scale is not None:
             work.mul_(scale)
@@ -243,7 +312,9 @@ def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: tor
             work.exp_().mul_((-slope * unit).unsqueeze(1))
         else:
             shares = work.exp()
-            work.clamp_(min=FLAT).add_((unit.log() + upstream.entropy[block].to(dtype)).unsqueeze(1))
+            work.clamp_(min=FLAT).add_(
+                (unit.log() + upstream.entropy[block].to(dtype)).unsqueeze(1)
+            )
             work.mul_((-bend * unit).unsqueeze(1)).sub_((slope * unit).unsqueeze(1)).mul_(shares)
         _finish(work, slope, spec, block, active, out)
 
@@ -256,11 +327,18 @@ class PolicyRow:
     inputs: PolicyInputs
 
 
-def ce_policy(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-    """Loss, its derivatives and d logits in one go: [5, T] = weighted loss, d/d logp, d/d entropy, logp, entropy; d logits into `out`.
+def ce_policy(
+    logits: torch.Tensor,
+    spec: RowSpec,
+    policy: PolicyRow,
+    gathered: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Loss, its derivatives and d logits in one go: [5, T] = weighted loss, d/d logp, d/d entropy,
+    logp, entropy; d logits into `out`.
 
-    `gathered` [R, K, T] holds every rank's statistics when the vocabulary is split; None: this rank holds all columns, and the
-    exponentials of the forward are reused for the gradient.
+    `gathered` [R, K, T] holds every rank's statistics when the vocabulary is split; None: this rank
+    holds all columns, and the exponentials of the forward are reused for the gradient.
     """
     if gathered is not None:
         return _policy_from_stats(logits, spec, policy, gathered, out)
@@ -272,26 +350,62 @@ def ce_policy(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: 
 
 
 def _policy_rows(
-    logp: torch.Tensor, entropy: torch.Tensor | None, policy: PolicyRow, inputs: PolicyInputs, ignored: torch.Tensor
+    logp: torch.Tensor,
+    entropy: torch.Tensor | None,
+    policy: PolicyRow,
+    inputs: PolicyInputs,
+    ignored: torch.Tensor,
 ) -> torch.Tensor:
     """[5, n] per-token results, 0 on ignored tokens."""
     terms = policy_terms(logp, entropy, policy.loss, inputs)
     zero = torch.zeros_like(logp)
     rows = torch.stack(
-        [terms.loss, terms.d_logp, zero if terms.d_entropy is None else terms.d_entropy, logp, zero if entropy is None else entropy]
+        [
+            terms.loss,
+            terms.d_logp,
+            zero if terms.d_entropy is None else terms.d_entropy,
+            logp,
+            zero if entropy is None else entropy,
+        ]
     )
     return rows.masked_fill_(ignored, 0.0)
 
 
-def _policy_from_stats(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _policy_from_stats(
+    logits: torch.Tensor,
+    spec: RowSpec,
+    policy: PolicyRow,
+    gathered: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
     merged = merge_stats(gathered, spec.targets, spec.ignore_index)
     entropy = merged[1] if policy.loss.needs_entropy else None
-    result = _policy_rows(merged[0], entropy, policy, policy.inputs, spec.targets == spec.ignore_index)
-    ce_backward(logits, spec, RowGrad(merged[3], merged[4], merged[1], result[1], result[2] if policy.loss.needs_entropy else None), out)
+    result = _policy_rows(
+        merged[0], entropy, policy, policy.inputs, spec.targets == spec.ignore_index
+    )
+    ce_backward(
+        logits,
+        spec,
+        RowGrad(
+            merged[3],
+            merged[4],
+            merged[1],
+            result[1],
+            result[2] if policy.loss.needs_entropy else None,
+        ),
+        out,
+    )
     return result
 
 
-def _policy_block(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, block: slice, out: torch.Tensor, result: torch.Tensor) -> None:
+def _policy_block(
+    logits: torch.Tensor,
+    spec: RowSpec,
+    policy: PolicyRow,
+    block: slice,
+    out: torch.Tensor,
+    result: torch.Tensor,
+) -> None:
     dtype, with_entropy = result.dtype, policy.loss.needs_entropy
     scale = _scale(spec, block, dtype)
     local, owned, ignored = _owner(spec, block)
@@ -310,7 +424,9 @@ def _policy_block(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, block:
     slope = _times(rows[1], scale)
     if with_entropy:
         bend = _times(rows[2], scale)
-        work.sub_((log_total - entropy).unsqueeze(1)).mul_((-bend / total).unsqueeze(1)).sub_((slope / total).unsqueeze(1)).mul_(shares)
+        work.sub_((log_total - entropy).unsqueeze(1)).mul_((-bend / total).unsqueeze(1)).sub_(
+            (slope / total).unsqueeze(1)
+        ).mul_(shares)
         active = (slope != 0) | (bend != 0)
     else:
         work.mul_((-slope / total).unsqueeze(1))
@@ -319,7 +435,8 @@ def _policy_block(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, block:
 
 
 def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """out = left @ right with products summed in `out`'s type: bfloat16 times bfloat16 into float32 without rounding the sums."""
+    """out = left @ right with products summed in `out`'s type: bfloat16 times bfloat16 into float32
+    without rounding the sums."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if left.device.type == "cuda":
@@ -327,12 +444,17 @@ def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch
     return torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
 
-def linear_stats(hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool) -> torch.Tensor:
-    """[4, T] statistics of hidden [T, H] · weight [V, H]ᵀ, which exists only in blocks of about 16 MiB."""
+def linear_stats(
+    hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool
+) -> torch.Tensor:
+    """[4, T] statistics of hidden [T, H] · weight [V, H]ᵀ, which exists only in blocks of about 16
+    MiB."""
     dtype = accumulator(hidden.dtype)
     stats = torch.empty(4, hidden.shape[0], dtype=dtype, device=hidden.device)
     columns = weight[: spec.n_valid].to(dtype).t()
-    for block in row_blocks(hidden.shape[0], max(1, spec.n_valid) * dtype.itemsize, _LINEAR_BLOCK_BYTES):
+    for block in row_blocks(
+        hidden.shape[0], max(1, spec.n_valid) * dtype.itemsize, _LINEAR_BLOCK_BYTES
+    ):
         logits = torch.mm(hidden[block].to(dtype), columns)
         stats[:, block] = ce_stats(logits, spec.rows(block), entropy=entropy)
     return stats

@@ -1,6 +1,7 @@
 """How the vocabulary lies over tensor-parallel ranks, and the only collectives of the loss head.
 
-T = tokens, V_local = columns that this rank stores, H = hidden size, R = tensor-parallel ranks. Every rank holds equal `targets`.
+T = tokens, V_local = columns that this rank stores, H = hidden size, R = tensor-parallel ranks.
+Every rank holds equal `targets`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
-    """This rank's place among those that share the vocabulary. `None` in its stead means a vocabulary that is not split.
+    """This rank's place among those that share the vocabulary. `None` in its stead means a
+    vocabulary that is not split.
 
-    Columns `vocab_start … vocab_start + n_valid` of the true vocabulary are this rank's first `n_valid` local columns; shards may differ
-    in size, and a shard may be empty (n_valid = 0). `widest`: stored columns of the widest rank, by which all ranks cut their tokens into
-    equal chunks; 0 means that all ranks store equally many.
+    Columns `vocab_start … vocab_start + n_valid` of the true vocabulary are this rank's first
+    `n_valid` local columns; shards may differ in size, and a shard may be empty (n_valid = 0).
+    `widest`: stored columns of the widest rank, by which all ranks cut their tokens into equal
+    chunks; 0 means that all ranks store equally many.
     """
 
     group: Any  # torch.distributed process group
@@ -31,11 +34,14 @@ class TensorParallel:
     def even(cls, group: Any, v_local: int) -> TensorParallel:
         """Megatron's layout: every rank stores `v_local` columns, in rank order."""
         rank = dist.get_rank(group)
-        return cls(group=group, rank=rank, size=dist.get_world_size(group), vocab_start=rank * v_local)
+        return cls(
+            group=group, rank=rank, size=dist.get_world_size(group), vocab_start=rank * v_local
+        )
 
 
 def valid_columns(v_true: int, v_local: int, tp: TensorParallel | None) -> int:
-    """How many of this rank's `v_local` columns belong to the true vocabulary; the rest is Megatron's padding."""
+    """How many of this rank's `v_local` columns belong to the true vocabulary; the rest is
+    Megatron's padding."""
     return max(0, min(v_local, v_true - vocab_start(tp)))
 
 
@@ -57,7 +63,8 @@ def _all_gather(out: torch.Tensor, part: torch.Tensor, group: Any) -> None:
 
 
 def gather_stats(stats: torch.Tensor, tp: TensorParallel | None) -> torch.Tensor:
-    """[K, T] of every rank as [R, K, T], in rank order: the loss head's one collective. Not differentiable."""
+    """[K, T] of every rank as [R, K, T], in rank order: the loss head's one collective. Not
+    differentiable."""
     if not is_split(tp):
         return stats.unsqueeze(0)
     gathered = stats.new_empty((tp.size * stats.shape[0], *stats.shape[1:]))
@@ -80,9 +87,12 @@ def gather_tokens(hidden: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
 
 
 class PendingGrad:
-    """d hidden on its way through the tensor-parallel reduction; `wait()` gives it. Start it before the d weight product."""
+    """d hidden on its way through the tensor-parallel reduction; `wait()` gives it. Start it before
+    the d weight product."""
 
-    def __init__(self, d_hidden: torch.Tensor, tp: TensorParallel | None, *, sequence_parallel: bool) -> None:
+    def __init__(
+        self, d_hidden: torch.Tensor, tp: TensorParallel | None, *, sequence_parallel: bool
+    ) -> None:
         self._result, self._work, self._input = d_hidden, None, d_hidden
         if not is_split(tp):
             return

@@ -1,7 +1,9 @@
-"""Log-prob and entropy of given tokens from materialised, possibly vocabulary-parallel logits: one read, one collective, gradient in place.
+"""Log-prob and entropy of given tokens from materialised, possibly vocabulary-parallel logits: one
+read, one collective, gradient in place.
 
-T = tokens, V_local = stored columns of this rank. Collectives: one all-gather of four float32 per token in the forward, none in the
-backward; `rank=True` carries four more and, when the vocabulary is split, adds one all-reduce of a count per token.
+T = tokens, V_local = stored columns of this rank. Collectives: one all-gather of four float32 per
+token in the forward, none in the backward; `rank=True` carries four more and, when the vocabulary
+is split, adds one all-reduce of a count per token.
 """
 
 from __future__ import annotations
@@ -13,15 +15,23 @@ import torch
 
 from megaladder.kernels import ops
 from megaladder.kernels.reference import RowGrad, RowSpec
-from megaladder.kernels.shard import TensorParallel, gather_stats, is_split, sum_over_ranks, vocab_start
+from megaladder.kernels.shard import (
+    TensorParallel,
+    gather_stats,
+    is_split,
+    sum_over_ranks,
+    vocab_start,
+)
 
 ENTROPY_MODES = ("none", "value", "grad")
 
 
 class LogpOut(NamedTuple):
-    """Per token, [T] float32 (float64 for float64 logits), nats; 0 (argmax −1) on ignored tokens. None where not asked for.
+    """Per token, [T] float32 (float64 for float64 logits), nats; 0 (argmax −1) on ignored tokens.
+    None where not asked for.
 
-    `rank` is 1 + the number of better columns, ties counted as better (vLLM's definition); `argmax` a global column, the first of equals.
+    `rank` is 1 + the number of better columns, ties counted as better (vLLM's definition); `argmax`
+    a global column, the first of equals.
     """
 
     logp: torch.Tensor
@@ -37,8 +47,10 @@ class LogpOptions:
 
     entropy: "none", "value" (no gradient flows into it) or "grad".
     rank: also give `rank` and `argmax`.
-    overwrite_logits: the backward writes the gradient over the logits, which saves their size in memory. Any other use of the logits
-        by autograd after that raises; reading their values after the backward gives gradients. Leaf tensors are never overwritten.
+    overwrite_logits: the backward writes the gradient over the logits, which saves their size in
+    memory. Any other use of the logits
+        by autograd after that raises; reading their values after the backward gives gradients. Leaf
+        tensors are never overwritten.
     """
 
     ignore_index: int = -100
@@ -48,37 +60,51 @@ class LogpOptions:
 
     def __post_init__(self) -> None:
         if self.entropy not in ENTROPY_MODES:
-            raise ValueError(f"entropy={self.entropy!r}: expected one of {', '.join(ENTROPY_MODES)}")
+            raise ValueError(
+                f"entropy={self.entropy!r}: expected one of {', '.join(ENTROPY_MODES)}"
+            )
 
 
-def temperature_tensor(inv_temperature: torch.Tensor | float, num_tokens: int, like: torch.Tensor) -> torch.Tensor:
+def temperature_tensor(
+    inv_temperature: torch.Tensor | float, num_tokens: int, like: torch.Tensor
+) -> torch.Tensor:
     """[1] or [T] on the device of `like`, detached."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if not isinstance(inv_temperature, torch.Tensor):
         if not inv_temperature > 0:
-            raise ValueError(f"inv_temperature={inv_temperature}: expected a number > 0 (greedy decoding has no log-probs to match)")
+            raise ValueError(
+                f"inv_temperature={inv_temperature}: expected a number > 0 (greedy decoding has no log-probs to match)"
+            )
         return torch.full((1,), inv_temperature, dtype=dtype, device=like.device)
     values = inv_temperature.detach().to(device=like.device, dtype=dtype).reshape(-1)
     if values.numel() not in (1, num_tokens):
-        raise ValueError(f"inv_temperature has {values.numel()} values for {num_tokens} tokens; expected 1 or {num_tokens}")
+        raise ValueError(
+            f"inv_temperature has {values.numel()} values for {num_tokens} tokens; expected 1 or {num_tokens}"
+        )
     return values
 
 
 def check_shapes(rows: torch.Tensor, targets: torch.Tensor, columns: int, n_valid: int) -> None:
     if rows.dim() != 2 or targets.dim() != 1 or rows.shape[0] != targets.shape[0]:
-        raise ValueError(f"expected [T, …] and targets [T], found {tuple(rows.shape)} and {tuple(targets.shape)}; fix: flatten to tokens")
+        raise ValueError(
+            f"expected [T, …] and targets [T], found {tuple(rows.shape)} and {tuple(targets.shape)}; fix: flatten to tokens"
+        )
     if not 0 <= n_valid <= columns:
         raise ValueError(f"n_valid={n_valid} is outside 0 … {columns}, the local columns")
 
 
-def _ranks(logits: torch.Tensor, gathered: torch.Tensor, spec: RowSpec, tp: TensorParallel | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _ranks(
+    logits: torch.Tensor, gathered: torch.Tensor, spec: RowSpec, tp: TensorParallel | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 [T] rank and argmax from the [R, 8, T] statistics."""
     ignored = spec.targets == spec.ignore_index
     best = gathered[:, 5].argmax(0, keepdim=True)
     argmax = gathered[:, 6].gather(0, best).squeeze(0).to(torch.int64).masked_fill(ignored, -1)
     counts = gathered[0, 7]
     if is_split(tp):
-        counts = sum_over_ranks(ops.count_at_least(logits, gathered[:, 4].amax(0), spec.n_valid), tp)
+        counts = sum_over_ranks(
+            ops.count_at_least(logits, gathered[:, 4].amax(0), spec.n_valid), tp
+        )
     return counts.to(torch.int64).masked_fill(ignored, 0), argmax
 
 
@@ -87,13 +113,18 @@ class _VocabLogprob(torch.autograd.Function):
     def forward(ctx, logits, spec: RowSpec, tp: TensorParallel | None, options: LogpOptions):
         stats = ops.ce_stats(logits, spec, entropy=options.entropy != "none", rank=options.rank)
         gathered = gather_stats(stats, tp)
-        logp, entropy, lse, peak, total = ops.merge_stats(gathered, spec.targets, spec.ignore_index).unbind(0)
+        logp, entropy, lse, peak, total = ops.merge_stats(
+            gathered, spec.targets, spec.ignore_index
+        ).unbind(0)
         rank, argmax = _ranks(logits, gathered, spec, tp) if options.rank else (None, None)
         ctx.spec, ctx.overwrite = spec, options.overwrite_logits
         ctx.save_for_backward(logits, peak, total, entropy)
         ctx.set_materialize_grads(False)
         given = entropy if options.entropy != "none" else None
-        ctx.mark_non_differentiable(*(t for t in (lse, rank, argmax) if t is not None), *([given] if options.entropy == "value" else []))
+        ctx.mark_non_differentiable(
+            *(t for t in (lse, rank, argmax) if t is not None),
+            *([given] if options.entropy == "value" else []),
+        )
         return logp, given, lse, rank, argmax
 
     @staticmethod
@@ -110,7 +141,14 @@ class _VocabLogprob(torch.autograd.Function):
         if d_logp is None:
             d_logp = torch.zeros_like(total)
         out = logits if ctx.overwrite else torch.empty_like(logits)
-        return ops.ce_backward(logits, ctx.spec, RowGrad(peak, total, entropy, d_logp.contiguous(), d_entropy), out), None, None, None
+        return (
+            ops.ce_backward(
+                logits, ctx.spec, RowGrad(peak, total, entropy, d_logp.contiguous(), d_entropy), out
+            ),
+            None,
+            None,
+            None,
+        )
 
 
 def vocab_logprob(
@@ -122,14 +160,16 @@ def vocab_logprob(
     inv_temperature: torch.Tensor | float = 1.0,
     **options: Any,
 ) -> LogpOut:
-    """Log-probs of `targets` under softmax(inv_temperature · logits) over the whole, possibly split vocabulary; differentiable in logits.
+    """Log-probs of `targets` under softmax(inv_temperature · logits) over the whole, possibly split
+    vocabulary; differentiable in logits.
 
     Args:
-        logits: [T, V_local] float32, bfloat16, float16 or float64. A row stride that is a multiple of 16 is four times faster on a GPU.
-        targets: int64 [T], global columns; `ignore_index` marks tokens without loss. Others outside the vocabulary give −inf.
-        n_valid: columns of this rank that belong to the true vocabulary (`shard.valid_columns`); default all of them.
-        inv_temperature: 1/temperature, one number or [T]; no gradient flows into it.
-        options: fields of `LogpOptions`.
+        logits: [T, V_local] float32, bfloat16, float16 or float64. A row stride that is a multiple
+        of 16 is four times faster on a GPU. targets: int64 [T], global columns; `ignore_index`
+        marks tokens without loss. Others outside the vocabulary give −inf. n_valid: columns of this
+        rank that belong to the true vocabulary (`shard.valid_columns`); default all of them.
+        inv_temperature: 1/temperature, one number or [T]; no gradient flows into it. options:
+        fields of `LogpOptions`.
     """
     settings = LogpOptions(**options)
     valid = logits.shape[-1] if n_valid is None else n_valid
@@ -142,5 +182,7 @@ def vocab_logprob(
         ignore_index=settings.ignore_index,
     )
     if settings.overwrite_logits and logits.is_leaf:
-        settings = LogpOptions(settings.ignore_index, settings.entropy, settings.rank, overwrite_logits=False)
+        settings = LogpOptions(
+            settings.ignore_index, settings.entropy, settings.rank, overwrite_logits=False
+        )
     return LogpOut(*_VocabLogprob.apply(logits, spec, tp, settings))

@@ -1,9 +1,12 @@
-"""megaladder: curate reasoning data, SFT, GRPO, evaluate, understand what changed; on megatron-core, from a laptop to H200 nodes.
+"""megaladder: curate reasoning data, SFT, GRPO, evaluate, understand what changed; on
+megatron-core, from a laptop to H200 nodes.
 
-Importing this package imports no torch. `kernels/`, `tools/` and `checkpoints_conv/` live at the repository's top level; an
-installed copy finds them through setup.py's mapping, a source checkout through the extra path entry below (a top-level importable
-package called `kernels` would break transformers, which imports the hub package of that name).
+Importing this package imports no torch. `kernels/`, `tools/` and `checkpoints_conv/` live at the
+repository's top level; an installed copy finds them through setup.py's mapping, a source checkout
+through the extra path entry below (a top-level importable package called `kernels` would break
+transformers, which imports the hub package of that name).
 """
+
 from pathlib import Path
 
 __version__ = "0.1.0"

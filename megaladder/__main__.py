@@ -1,4 +1,5 @@
 """`python -m megaladder …` is `megaladder …`."""
+
 from __future__ import annotations
 
 import sys

@@ -1,9 +1,13 @@
-"""The command line: one table of verbs; each is a config class, a function that takes the config, and a line of help. No logic.
+"""The command line: one table of verbs; each is a config class, a function that takes the config,
+and a line of help. No logic.
 
-To add a verb, add a line to `VERBS`. Config class and function are named as "module:attribute" and imported only when their verb
-runs, so `megaladder --help` stays fast and a missing package breaks one verb, not all. The function returns its exit status, or None
-for 0; it raises a `MegaladderError` for what the user must act on (one message, no traceback). Exit statuses: design cli.md.
+To add a verb, add a line to `VERBS`. Config class and function are named as "module:attribute" and
+imported only when their verb runs, so `megaladder --help` stays fast and a missing package breaks
+one verb, not all. The function returns its exit status, or None for 0; it raises a
+`MegaladderError` for what the user must act on (one message, no traceback). Exit statuses: design
+cli.md.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -25,7 +29,8 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
 
 @dataclass(frozen=True)
 class Verb:
-    """One command. `config` may also name a function `(args) -> config class` where the class depends on the file."""
+    """One command. `config` may also name a function `(args) -> config class` where the class
+    depends on the file."""
 
     name: str
     config: str
@@ -33,74 +38,232 @@ class Verb:
     help: str
     group: str
     takes_yaml: bool = False  # a first argument without dashes is a run.yaml
-    distributed: bool = False  # config.parallel says how many ranks; started here unless torchrun did
+    distributed: bool = (
+        False  # config.parallel says how many ranks; started here unless torchrun did
+    )
 
 
 VERBS: tuple[Verb, ...] = (
-    Verb("check", "megaladder.preflight.check:config_class", "megaladder.preflight.check:run_check",
-         "resolve a run.yaml: batch arithmetic, layout, memory, a data sample; starts nothing", "Train", takes_yaml=True),
-    Verb("sft", "megaladder.config.train:SftConfig", "megaladder.train.sft:run_sft",
-         "supervised fine-tuning; starts as many ranks as the layout needs, resumes by itself", "Train", takes_yaml=True, distributed=True),
-    Verb("grpo", "megaladder.config.grpo:GrpoConfig", "megaladder.train.grpo:run_grpo",
-         "GRPO, Dr.GRPO, DAPO, GSPO, CISPO; starts the engine and as many ranks as the layout needs, resumes by itself", "Train",
-         takes_yaml=True, distributed=True),
-    Verb("convert hf-to-megatron", "megaladder.config.verbs.convert:HfToMegatronConfig",
-         "megaladder.checkpoints_conv.verbs:run_hf_to_megatron",
-         "Hugging Face folder → megatron-core checkpoint that loads at any layout; streams", "Train"),
-    Verb("convert megatron-to-hf", "megaladder.config.verbs.convert:MegatronToHfConfig",
-         "megaladder.checkpoints_conv.verbs:run_megatron_to_hf",
-         "checkpoint of a run, or a converted one → Hugging Face folder; streams", "Train"),
-    Verb("convert verify", "megaladder.config.verbs.convert:VerifyConfig", "megaladder.checkpoints_conv.verbs:run_verify",
-         "compare a Hugging Face folder with a checkpoint: every tensor, and the logits", "Train"),
-    Verb("plan", "megaladder.config.verbs.plan:PlanConfig", "megaladder.plan.verb:run_plan",
-         "layouts for a model on N GPUs: memory per GPU by part, predicted step time, tokens/s/GPU, MFU; SFT and GRPO", "Train"),
-    Verb("bench train", "megaladder.config.verbs.bench:BenchTrainConfig", "megaladder.tools.bench_training:run_bench_train",
-         "tokens/s of an SFT step against plain transformers loops; or at a 14B model's layer shapes: TFLOP/s, MFU", "Bench"),
-    Verb("bench kernels", "megaladder.config.verbs.bench:BenchKernelsConfig", "megaladder.tools.bench_kernels:run_bench_kernels",
-         "the loss head against its peers: time, bandwidth, memory", "Bench"),
-    Verb("bench convert", "megaladder.config.verbs.convert:BenchConvertConfig", "megaladder.tools.bench_convert:run_bench_convert",
-         "seconds and memory of a conversion against a plain copy of the files", "Bench"),
-    Verb("doctor", "megaladder.preflight.doctor:DoctorConfig", "megaladder.preflight.doctor:run_doctor",
-         "what is installed, what each feature needs, the command that adds it", "Train"),
-    Verb("eval", "megaladder.config.verbs.evaluation:eval_config", "megaladder.evaluation.verb:run_eval",
-         "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals", "Evaluate", takes_yaml=True),
-    Verb("bench rollout", "megaladder.config.rollout:BenchRolloutConfig", "megaladder.tools.bench_rollout:run_bench",
-         "tokens per second of our engine against bare vllm.LLM.generate", "Bench"),
-    Verb("grade", "megaladder.config.verbs.grade:GradeConfig", "megaladder.rewards.verb:main",
-         "grade stored responses with the grader of RL and the benchmarks", "Evaluate"),
-    Verb("analyze pass-at-k", "megaladder.config.verbs.grade:PassAtKConfig", "megaladder.analysis.pass_at_k:main",
-         "avg@n, unbiased pass@k, cov@n, maj@n of graded rows, with intervals over problems", "Evaluate"),
-    Verb("analyze transfer", "megaladder.config.verbs.analysis:TransferConfig", "megaladder.analysis.studies.transfer:run_transfer",
-         "transferability index v1, v2: how much of the gain in maths arrives elsewhere", "Analyze"),
-    Verb("analyze scaling", "megaladder.config.verbs.analysis:ScalingConfig", "megaladder.analysis.studies.scaling:run_scaling",
-         "test-time scaling: control, scaling, performance; sequential against parallel", "Analyze"),
-    Verb("analyze ladder", "megaladder.config.verbs.analysis:LadderConfig", "megaladder.analysis.studies.ladder:run_ladder",
-         "AIME24 by difficulty tier from stored samples; potential and stability", "Analyze"),
-    Verb("analyze predict", "megaladder.config.verbs.analysis:PredictConfig", "megaladder.analysis.studies.predict:run_predict",
-         "which SFT metric predicts the score after RL; which runs to take into RL", "Analyze"),
-    Verb("analyze trajectory", "megaladder.config.verbs.analysis:TrajectoryConfig", "megaladder.analysis.studies.trajectory:run_trajectory",
-         "dip and recovery over checkpoints; which checkpoint to keep", "Analyze"),
-    Verb("analyze shift", "megaladder.config.verbs.analysis:ShiftConfig", "megaladder.analysis.shift.verb:run_shift",
-         "KL, token rank shift and PCA shift of a tuned model (needs torch)", "Analyze"),
-    Verb("analyze budget", "megaladder.config.verbs.analysis:BudgetConfig", "megaladder.analysis.budget:run_budget",
-         "accuracy if every answer had been cut at a token budget", "Analyze"),
-    Verb("analyze compare", "megaladder.config.verbs.analysis:CompareConfig", "megaladder.analysis.compare:run_compare",
-         "is this difference real? paired tests over problems; equal compute", "Analyze"),
-    Verb("report", "megaladder.config.verbs.analysis:ReportConfig", "megaladder.analysis.report.verb:run_report",
-         "one self-contained HTML page over run and eval folders, and a CSV with its numbers", "Analyze"),
-    Verb("data stats", "megaladder.config.verbs.data:StatsConfig", "megaladder.data.curate.stats:run_stats",
-         "rows, schema, token lengths, loss-token share, duplicates, one rendered sample", "Data"),
-    Verb("data decontaminate", "megaladder.config.verbs.data:DecontaminateConfig", "megaladder.data.curate.decontaminate:run_decontaminate",
-         "n-gram overlap with benchmarks, row by row, and a clean copy", "Data"),
-    Verb("data score", "megaladder.config.verbs.data:ScoreConfig", "megaladder.data.curate.score:run_score",
-         "rule score, its parts, style features and quality levels as new columns", "Data"),
-    Verb("data select", "megaladder.config.verbs.data:SelectConfig", "megaladder.data.curate.select.run:run_select",
-         "seeded, staged selection by a recipe; counts and reasons after every stage", "Data"),
-    Verb("data sample", "megaladder.config.verbs.data:sample_config_class", "megaladder.evaluation.teacher.sample:run_sample",
-         "rejection sampling from a teacher through the shared engine and grader; resumable", "Data"),
-    Verb("data make", "megaladder.config.verbs.data:make_config_class", "megaladder.data.make.run:run_make",
-         "generated arithmetic or countdown with verified reasoning traces", "Data"),
-)  # fmt: skip
+    Verb(
+        "check",
+        "megaladder.preflight.check:config_class",
+        "megaladder.preflight.check:run_check",
+        "resolve a run.yaml: batch arithmetic, layout, memory, a data sample; starts nothing",
+        "Train",
+        takes_yaml=True,
+    ),
+    Verb(
+        "sft",
+        "megaladder.config.train:SftConfig",
+        "megaladder.train.sft:run_sft",
+        "supervised fine-tuning; starts as many ranks as the layout needs, resumes by itself",
+        "Train",
+        takes_yaml=True,
+        distributed=True,
+    ),
+    Verb(
+        "grpo",
+        "megaladder.config.grpo:GrpoConfig",
+        "megaladder.train.grpo:run_grpo",
+        "GRPO, Dr.GRPO, DAPO, GSPO, CISPO; starts the engine and as many ranks as the layout needs,"
+        " resumes by itself",
+        "Train",
+        takes_yaml=True,
+        distributed=True,
+    ),
+    Verb(
+        "convert hf-to-megatron",
+        "megaladder.config.verbs.convert:HfToMegatronConfig",
+        "megaladder.checkpoints_conv.verbs:run_hf_to_megatron",
+        "Hugging Face folder → megatron-core checkpoint that loads at any layout; streams",
+        "Train",
+    ),
+    Verb(
+        "convert megatron-to-hf",
+        "megaladder.config.verbs.convert:MegatronToHfConfig",
+        "megaladder.checkpoints_conv.verbs:run_megatron_to_hf",
+        "checkpoint of a run, or a converted one → Hugging Face folder; streams",
+        "Train",
+    ),
+    Verb(
+        "convert verify",
+        "megaladder.config.verbs.convert:VerifyConfig",
+        "megaladder.checkpoints_conv.verbs:run_verify",
+        "compare a Hugging Face folder with a checkpoint: every tensor, and the logits",
+        "Train",
+    ),
+    Verb(
+        "plan",
+        "megaladder.config.verbs.plan:PlanConfig",
+        "megaladder.plan.verb:run_plan",
+        "layouts for a model on N GPUs: memory per GPU by part, predicted step time, tokens/s/GPU,"
+        " MFU; SFT and GRPO",
+        "Train",
+    ),
+    Verb(
+        "bench train",
+        "megaladder.config.verbs.bench:BenchTrainConfig",
+        "megaladder.tools.bench_training:run_bench_train",
+        "tokens/s of an SFT step against plain transformers loops; or at a 14B model's layer"
+        " shapes: TFLOP/s, MFU",
+        "Bench",
+    ),
+    Verb(
+        "bench kernels",
+        "megaladder.config.verbs.bench:BenchKernelsConfig",
+        "megaladder.tools.bench_kernels:run_bench_kernels",
+        "the loss head against its peers: time, bandwidth, memory",
+        "Bench",
+    ),
+    Verb(
+        "bench convert",
+        "megaladder.config.verbs.convert:BenchConvertConfig",
+        "megaladder.tools.bench_convert:run_bench_convert",
+        "seconds and memory of a conversion against a plain copy of the files",
+        "Bench",
+    ),
+    Verb(
+        "doctor",
+        "megaladder.preflight.doctor:DoctorConfig",
+        "megaladder.preflight.doctor:run_doctor",
+        "what is installed, what each feature needs, the command that adds it",
+        "Train",
+    ),
+    Verb(
+        "eval",
+        "megaladder.config.verbs.evaluation:eval_config",
+        "megaladder.evaluation.verb:run_eval",
+        "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals",
+        "Evaluate",
+        takes_yaml=True,
+    ),
+    Verb(
+        "bench rollout",
+        "megaladder.config.rollout:BenchRolloutConfig",
+        "megaladder.tools.bench_rollout:run_bench",
+        "tokens per second of our engine against bare vllm.LLM.generate",
+        "Bench",
+    ),
+    Verb(
+        "grade",
+        "megaladder.config.verbs.grade:GradeConfig",
+        "megaladder.rewards.verb:main",
+        "grade stored responses with the grader of RL and the benchmarks",
+        "Evaluate",
+    ),
+    Verb(
+        "analyze pass-at-k",
+        "megaladder.config.verbs.grade:PassAtKConfig",
+        "megaladder.analysis.pass_at_k:main",
+        "avg@n, unbiased pass@k, cov@n, maj@n of graded rows, with intervals over problems",
+        "Evaluate",
+    ),
+    Verb(
+        "analyze transfer",
+        "megaladder.config.verbs.analysis:TransferConfig",
+        "megaladder.analysis.studies.transfer:run_transfer",
+        "transferability index v1, v2: how much of the gain in maths arrives elsewhere",
+        "Analyze",
+    ),
+    Verb(
+        "analyze scaling",
+        "megaladder.config.verbs.analysis:ScalingConfig",
+        "megaladder.analysis.studies.scaling:run_scaling",
+        "test-time scaling: control, scaling, performance; sequential against parallel",
+        "Analyze",
+    ),
+    Verb(
+        "analyze ladder",
+        "megaladder.config.verbs.analysis:LadderConfig",
+        "megaladder.analysis.studies.ladder:run_ladder",
+        "AIME24 by difficulty tier from stored samples; potential and stability",
+        "Analyze",
+    ),
+    Verb(
+        "analyze predict",
+        "megaladder.config.verbs.analysis:PredictConfig",
+        "megaladder.analysis.studies.predict:run_predict",
+        "which SFT metric predicts the score after RL; which runs to take into RL",
+        "Analyze",
+    ),
+    Verb(
+        "analyze trajectory",
+        "megaladder.config.verbs.analysis:TrajectoryConfig",
+        "megaladder.analysis.studies.trajectory:run_trajectory",
+        "dip and recovery over checkpoints; which checkpoint to keep",
+        "Analyze",
+    ),
+    Verb(
+        "analyze shift",
+        "megaladder.config.verbs.analysis:ShiftConfig",
+        "megaladder.analysis.shift.verb:run_shift",
+        "KL, token rank shift and PCA shift of a tuned model (needs torch)",
+        "Analyze",
+    ),
+    Verb(
+        "analyze budget",
+        "megaladder.config.verbs.analysis:BudgetConfig",
+        "megaladder.analysis.budget:run_budget",
+        "accuracy if every answer had been cut at a token budget",
+        "Analyze",
+    ),
+    Verb(
+        "analyze compare",
+        "megaladder.config.verbs.analysis:CompareConfig",
+        "megaladder.analysis.compare:run_compare",
+        "is this difference real? paired tests over problems; equal compute",
+        "Analyze",
+    ),
+    Verb(
+        "report",
+        "megaladder.config.verbs.analysis:ReportConfig",
+        "megaladder.analysis.report.verb:run_report",
+        "one self-contained HTML page over run and eval folders, and a CSV with its numbers",
+        "Analyze",
+    ),
+    Verb(
+        "data stats",
+        "megaladder.config.verbs.data:StatsConfig",
+        "megaladder.data.curate.stats:run_stats",
+        "rows, schema, token lengths, loss-token share, duplicates, one rendered sample",
+        "Data",
+    ),
+    Verb(
+        "data decontaminate",
+        "megaladder.config.verbs.data:DecontaminateConfig",
+        "megaladder.data.curate.decontaminate:run_decontaminate",
+        "n-gram overlap with benchmarks, row by row, and a clean copy",
+        "Data",
+    ),
+    Verb(
+        "data score",
+        "megaladder.config.verbs.data:ScoreConfig",
+        "megaladder.data.curate.score:run_score",
+        "rule score, its parts, style features and quality levels as new columns",
+        "Data",
+    ),
+    Verb(
+        "data select",
+        "megaladder.config.verbs.data:SelectConfig",
+        "megaladder.data.curate.select.run:run_select",
+        "seeded, staged selection by a recipe; counts and reasons after every stage",
+        "Data",
+    ),
+    Verb(
+        "data sample",
+        "megaladder.config.verbs.data:sample_config_class",
+        "megaladder.evaluation.teacher.sample:run_sample",
+        "rejection sampling from a teacher through the shared engine and grader; resumable",
+        "Data",
+    ),
+    Verb(
+        "data make",
+        "megaladder.config.verbs.data:make_config_class",
+        "megaladder.data.make.run:run_make",
+        "generated arithmetic or countdown with verified reasoning traces",
+        "Data",
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +283,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("megaladder: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at exit
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 1
+        )  # or the interpreter complains when it flushes at exit
         return BROKEN_PIPE
 
 
@@ -143,7 +308,11 @@ def _dispatch(args: list[str]) -> int:
         return 0
     words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args))
     family = [verb for verb in VERBS if verb.name.startswith(f"{' '.join(words)} ")]
-    if family and args[len(words) :] in ([], ["-h"], ["--help"]):  # `megaladder convert`, `megaladder data make --help`
+    if family and args[len(words) :] in (
+        [],
+        ["-h"],
+        ["--help"],
+    ):  # `megaladder convert`, `megaladder data make --help`
         print(overview(family))
         return 0
     verb, rest = find_verb(args)
@@ -156,8 +325,10 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     except ModuleNotFoundError as error:
         if str(error.name).startswith("megaladder"):
             raise
-        raise MissingDependencyError(f"{sys.executable} has no package {error.name}; fix: `make env`, then `. .venv/bin/activate` (or pip "
-                                     "install -e . into your own environment)") from None
+        raise MissingDependencyError(
+            f"{sys.executable} has no package {error.name}; fix: `make env`, then `."
+            " .venv/bin/activate` (or pip install -e . into your own environment)"
+        ) from None
 
     print_config = "--print-config" in rest
     rest = [arg for arg in rest if arg != "--print-config"]
@@ -177,7 +348,8 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
 
 
 def _place_ranks(config: Any, args: list[str]) -> int | None:
-    """Checks the number of ranks against the layout; starts local ranks where none were started. None = this process is a rank."""
+    """Checks the number of ranks against the layout; starts local ranks where none were started.
+    None = this process is a rank."""
     from megaladder.config.rules import check_world
     from megaladder.launch import die_with_launcher, launch_local, under_launcher
     from megaladder.preflight.fit import check_model
@@ -210,7 +382,13 @@ def overview(verbs: Sequence[Verb] = VERBS) -> str:
         lines += ["", group]
         lines += [f"  {verb.name:<{width}}{verb.help}" for verb in verbs if verb.group == group]
     if any(verb.takes_yaml for verb in verbs):
-        lines += ["", "--print-config prints the resolved configuration of a verb that takes a run.yaml, and exits."]
+        lines += [
+            "",
+            (
+                "--print-config prints the resolved configuration of a verb that takes a run.yaml,"
+                " and exits."
+            ),
+        ]
     return "\n".join(lines)
 
 
@@ -219,9 +397,9 @@ def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
     family = [name for name in names if name.startswith(f"{typed} ")]
     if family:
         words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[:3]))
-        near = difflib.get_close_matches(" ".join(words), family, n=1, cutoff=0.5) or difflib.get_close_matches(
-            " ".join(words[:2]), family, n=1, cutoff=0.5
-        )
+        near = difflib.get_close_matches(
+            " ".join(words), family, n=1, cutoff=0.5
+        ) or difflib.get_close_matches(" ".join(words[:2]), family, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(family)}"
         return f"unknown verb '{' '.join(words)}'; fix: {hint}"
     candidates = list(dict.fromkeys(part for name in names for part in (name.split(" ")[0], name)))

@@ -1,5 +1,8 @@
-"""Fault points for tests: `MEGALADDER_FAULT="after_save:3:SIGKILL"` makes the third passage through `fault_point("after_save")` send
-that signal to its own process (or raise, with `RAISE`). Without the variable a fault point does nothing."""
+"""Fault points for tests: `MEGALADDER_FAULT="after_save:3:SIGKILL"` makes the third passage through
+`fault_point("after_save")` send that signal to its own process (or raise, with `RAISE`). Without
+the variable a fault point does nothing.
+"""
+
 from __future__ import annotations
 
 import os

@@ -1,10 +1,14 @@
-"""Starts the ranks of a distributed verb on this machine when nobody else (torchrun, Slurm) did, and ends them together.
+"""Starts the ranks of a distributed verb on this machine when nobody else (torchrun, Slurm) did,
+and ends them together.
 
-One child process a rank, with the environment that torch.distributed reads. Rank 0's output passes through; the other ranks' lines
-come on stderr with their rank in front. A rank that dies takes the others with it within `FAILED_GRACE_S`, so nothing hangs in a
-collective. Of several ranks that fail with a user error one speaks (`may_speak`) and leaves its exit status for whoever started the
-ranks. Not here: several machines (use torchrun or the Slurm examples), restarts (start the same command again: it resumes).
+One child process a rank, with the environment that torch.distributed reads. Rank 0's output passes
+through; the other ranks' lines come on stderr with their rank in front. A rank that dies takes the
+others with it within `FAILED_GRACE_S`, so nothing hangs in a collective. Of several ranks that fail
+with a user error one speaks (`may_speak`) and leaves its exit status for whoever started the ranks.
+Not here: several machines (use torchrun or the Slurm examples), restarts (start the same command
+again: it resumes).
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -21,11 +25,14 @@ from pathlib import Path
 from typing import IO
 
 FAILED_GRACE_S = 3.0  # from a rank's crash to SIGKILL for the rest
-STOPPED_GRACE_S = 600.0  # the same after status 3: the others may still be writing their part of a checkpoint
+STOPPED_GRACE_S = (
+    600.0  # the same after status 3: the others may still be writing their part of a checkpoint
+)
 POLL_S = 0.05
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER_PID = "MEGALADDER_LAUNCHER_PID"
-STATUS_FILE = "MEGALADDER_STATUS_FILE"  # torchrun makes a 1 of every failure: the first rank that fails leaves its own status here
+# torchrun makes a 1 of every failure: the first rank that fails leaves its own status here
+STATUS_FILE = "MEGALADDER_STATUS_FILE"
 FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
 LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
 _PR_SET_PDEATHSIG = 1
@@ -37,25 +44,39 @@ def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
-    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml overrides`, with the ranks that there are.
+    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml
+    overrides`, with the ranks that there are.
 
-    Under torchrun with a number of processes that number counts, not the file's; torchrun without one started a single process, which
-    then starts what the file asks for.
+    Under torchrun with a number of processes that number counts, not the file's; torchrun without
+    one started a single process, which then starts what the file asks for.
     """
     from megaladder.cli import main
 
     if os.environ.get("WORLD_SIZE") == "1":
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        for name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+            "GROUP_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        ):
             os.environ.pop(name, None)
-    started = under_launcher() and not any(argument.startswith("--parallel.ranks") for argument in overrides)
+    started = under_launcher() and not any(
+        argument.startswith("--parallel.ranks") for argument in overrides
+    )
     ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if started else []
     return main([verb, str(run_yaml), *ranks, *overrides])
 
 
 def die_with_launcher() -> None:
-    """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is gone, however that happened (Linux)."""
+    """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is
+    gone, however that happened (Linux)."""
     launcher = os.environ.get(LAUNCHER_PID)
-    if (launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ) or not sys.platform.startswith("linux"):
+    if (
+        launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ
+    ) or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher or os.getppid()):  # it died before the call above
@@ -63,10 +84,12 @@ def die_with_launcher() -> None:
 
 
 def may_speak(status: int, told_elsewhere: bool = False) -> bool:
-    """Whether this process should print the error it ends with. Of the ranks of a job one does: rank 0 if it fails too, else the first
-    to fail. Its exit status is left in the status file. `told_elsewhere`: another rank has the cause and says it.
+    """Whether this process should print the error it ends with. Of the ranks of a job one does:
+    rank 0 if it fails too, else the first to fail. Its exit status is left in the status file.
+    `told_elsewhere`: another rank has the cause and says it.
 
-    Without a launcher, and where the status file cannot be written, everybody speaks: twice is better than never.
+    Without a launcher, and where the status file cannot be written, everybody speaks: twice is
+    better than never.
     """
     path = _status_file()
     if not under_launcher() or path is None:
@@ -80,8 +103,9 @@ def may_speak(status: int, told_elsewhere: bool = False) -> bool:
 
 
 def end_of_rank() -> None:
-    """In a rank whose work is done: late stop signals mean nothing any more. (While Python ends it puts the default handlers back, and a
-    SIGUSR1 then would turn a run that has saved into one that was killed.)"""
+    """In a rank whose work is done: late stop signals mean nothing any more. (While Python ends it
+    puts the default handlers back, and a SIGUSR1 then would turn a run that has saved into one that
+    was killed.)"""
     if under_launcher() and threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
@@ -103,7 +127,8 @@ def leave_status(status: int) -> bool:
 
 
 def _status_file() -> Path | None:
-    """Where the ranks of this job leave the status: as told, else in torchrun's own temporary folder of this node."""
+    """Where the ranks of this job leave the status: as told, else in torchrun's own temporary
+    folder of this node."""
     told, of_torchrun = os.environ.get(STATUS_FILE), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if told:
         return Path(told)
@@ -118,14 +143,24 @@ def free_port() -> int:
 
 
 def rank_environment(
-    rank: int, num_ranks: int, port: int, environ: Mapping[str, str] = os.environ, status_file: str | None = None,
+    rank: int,
+    num_ranks: int,
+    port: int,
+    environ: Mapping[str, str] = os.environ,
+    status_file: str | None = None,
 ) -> dict[str, str]:
-    """The environment of one local rank. OMP_NUM_THREADS shares the cores out unless the user set it.
+    """The environment of one local rank. OMP_NUM_THREADS shares the cores out unless the user set
+    it.
 
-    What a torchrun above us set is left out: with its TORCHELASTIC_USE_AGENT_STORE every rank would wait for a store that nobody serves.
+    What a torchrun above us set is left out: with its TORCHELASTIC_USE_AGENT_STORE every rank would
+    wait for a store that nobody serves.
     """
     threads = max(1, available_cores() // num_ranks)
-    own = {name: value for name, value in environ.items() if not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))}
+    own = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))
+    }
     own |= {STATUS_FILE: status_file} if status_file else {}
     return {
         "OMP_NUM_THREADS": str(threads),
@@ -149,8 +184,9 @@ def available_cores() -> int:
 def launch_local(num_ranks: int, command: Sequence[str]) -> int:
     """Runs `command` as ranks 0 … num_ranks-1 and returns the exit status of the whole.
 
-    0 if all ranks return 0; else that of the first rank that failed, where a rank that was killed by a signal counts as 1.
-    SIGTERM, SIGINT and SIGUSR1 go on to every rank; a second SIGINT kills them.
+    0 if all ranks return 0; else that of the first rank that failed, where a rank that was killed
+    by a signal counts as 1. SIGTERM, SIGINT and SIGUSR1 go on to every rank; a second SIGINT kills
+    them.
     """
     port = free_port()
     notes = tempfile.TemporaryDirectory(prefix="megaladder-ranks-")
@@ -168,7 +204,11 @@ def launch_local(num_ranks: int, command: Sequence[str]) -> int:
     readers: list[threading.Thread] = []
     try:
         for rank in range(num_ranks):
-            ranks.append(_start(command, rank, rank_environment(rank, num_ranks, port, status_file=status_file)))
+            ranks.append(
+                _start(
+                    command, rank, rank_environment(rank, num_ranks, port, status_file=status_file)
+                )
+            )
         readers = [_prefix_output(rank, child) for rank, child in enumerate(ranks) if rank > 0]
         return _wait(ranks)
     finally:
@@ -187,7 +227,14 @@ def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> subpro
     """A session of its own, so that a terminal's Ctrl-C reaches a rank once: through `forward`."""
     pipe = None if rank == 0 else subprocess.PIPE
     merged = None if rank == 0 else subprocess.STDOUT
-    return subprocess.Popen(list(command), env=environ, stdout=pipe, stderr=merged, stdin=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        list(command),
+        env=environ,
+        stdout=pipe,
+        stderr=merged,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _prefix_output(rank: int, child: subprocess.Popen[bytes]) -> threading.Thread:
@@ -203,7 +250,8 @@ def _prefix_output(rank: int, child: subprocess.Popen[bytes]) -> threading.Threa
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all; once one has failed, gives the rest their grace and then kills them. Returns the status of the whole."""
+    """Waits for all; once one has failed, gives the rest their grace and then kills them. Returns
+    the status of the whole."""
     first_failed: int | None = None
     deadline = float("inf")
     while True:
@@ -231,8 +279,20 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
 
 def _report(rank: int, status: int, num_ranks: int, num_killed: int) -> int:
     """One line that names the rank which ended the run; its status, or 1 for a death by signal."""
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    rest = f"; the other {num_ranks - 1} ranks were stopped ({num_killed} by force)" if num_ranks > 1 else ""
-    hint = "; fix: start the same command again, it resumes from the last committed checkpoint" if status < 0 or status == 3 else ""
+    how = (
+        f"was killed by {signal.Signals(-status).name}"
+        if status < 0
+        else f"exited with status {status}"
+    )
+    rest = (
+        f"; the other {num_ranks - 1} ranks were stopped ({num_killed} by force)"
+        if num_ranks > 1
+        else ""
+    )
+    hint = (
+        "; fix: start the same command again, it resumes from the last committed checkpoint"
+        if status < 0 or status == 3
+        else ""
+    )
     print(f"megaladder: rank {rank} of {num_ranks} {how}{rest}{hint}", file=sys.stderr, flush=True)
     return 1 if status < 0 else status

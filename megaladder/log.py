@@ -1,8 +1,11 @@
-"""What a run says: one line a step, `metrics.jsonl`, `log.txt`, a final table that ends with the next command; W&B and TensorBoard aside.
+"""What a run says: one line a step, `metrics.jsonl`, `log.txt`, a final table that ends with the
+next command; W&B and TensorBoard aside.
 
-Rank 0 speaks; every other rank's `RunLog` is silent. Colour and tables only on a terminal. A sink that fails is reported once and
-dropped: it never stops a run. Numbers in files are full precision; rounding is for eyes.
+Rank 0 speaks; every other rank's `RunLog` is silent. Colour and tables only on a terminal. A sink
+that fails is reported once and dropped: it never stops a run. Numbers in files are full precision;
+rounding is for eyes.
 """
+
 from __future__ import annotations
 
 import sys
@@ -20,10 +23,11 @@ GIB = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One optimizer step, global over all ranks. None = not known (shown as nothing, written as null).
+    """One optimizer step, global over all ranks. None = not known (shown as nothing, written as
+    null).
 
-    >>> StepMetrics(step=12, total_steps=640, loss=0.81, lr=5e-5, grad_norm=1.2, tokens=40960, step_s=2.1).tokens_per_s
-    19504.761904761905
+    >>> StepMetrics(step=12, total_steps=640, loss=0.81, lr=5e-5, grad_norm=1.2, tokens=40960,
+    step_s=2.1).tokens_per_s 19504.761904761905
     """
 
     step: int  # 1-based: after this many updates
@@ -34,11 +38,19 @@ class StepMetrics:
     tokens: int  # non-padding tokens that went through the model
     step_s: float  # wall-clock seconds
     loss_tokens: int | None = None
-    mfu: float | None = None  # model FLOP/s over the peak of all devices; None where the peak is not known (CPU)
+    mfu: float | None = (
+        None  # model FLOP/s over the peak of all devices; None where the peak is not known (CPU)
+    )
     non_padding_share: float | None = None
-    memory_bytes: int | None = None  # peak of the fullest rank: device memory on CUDA, resident set on CPU
-    extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of the metrics.jsonl row, such as held-out loss
-    shown: tuple[str, ...] | None = None  # of `extra`, what the console line has too; None = every number
+    memory_bytes: int | None = (
+        None  # peak of the fullest rank: device memory on CUDA, resident set on CPU
+    )
+    extra: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # further keys of the metrics.jsonl row, such as held-out loss
+    shown: tuple[str, ...] | None = (
+        None  # of `extra`, what the console line has too; None = every number
+    )
 
     @property
     def tokens_per_s(self) -> float:
@@ -46,20 +58,33 @@ class StepMetrics:
 
     def row(self) -> dict[str, Any]:
         """The metrics.jsonl object."""
-        row = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "shown")}
+        row = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "shown")
+        }
         clash = (row.keys() | {"tokens_per_s"}) & self.extra.keys()
         assert not clash, f"extra metrics shadow {sorted(clash)}"
         return {**row, "tokens_per_s": self.tokens_per_s, **self.extra}
 
     def line(self) -> str:
-        """`step 12/640  loss 0.8100  lr 5.00e-05  grad 1.200  19,505 tok/s  mfu 41.2%  filled 98.6%  mem 4.10 GiB  2.10 s`"""
-        parts = [f"step {self.step}/{self.total_steps}", f"loss {_number(self.loss, '.4f')}", f"lr {self.lr:.2e}"]
+        """`step 12/640  loss 0.8100  lr 5.00e-05  grad 1.200  19,505 tok/s  mfu 41.2%  filled 98.6%
+        mem 4.10 GiB  2.10 s`"""
+        parts = [
+            f"step {self.step}/{self.total_steps}",
+            f"loss {_number(self.loss, '.4f')}",
+            f"lr {self.lr:.2e}",
+        ]
         parts += [f"grad {_number(self.grad_norm, '.3f')}", f"{self.tokens_per_s:,.0f} tok/s"]
         parts += [f"mfu {self.mfu:.1%}"] if self.mfu is not None else []
-        parts += [f"filled {self.non_padding_share:.1%}"] if self.non_padding_share is not None else []
+        parts += (
+            [f"filled {self.non_padding_share:.1%}"] if self.non_padding_share is not None else []
+        )
         parts += [f"mem {self.memory_bytes / GIB:.2f} GiB"] if self.memory_bytes is not None else []
         parts.append(f"{self.step_s:.2f} s")
-        parts += [f"{key} {_number(value, '.4g')}" for key, value in self.extra.items() if _is_number(value) and self._is_shown(key)]
+        parts += [
+            f"{key} {_number(value, '.4g')}"
+            for key, value in self.extra.items()
+            if _is_number(value) and self._is_shown(key)
+        ]
         return "  ".join(parts)
 
     def _is_shown(self, key: str) -> bool:
@@ -75,7 +100,8 @@ def _number(value: float | None, spec: str) -> str:
 
 
 class Sink(Protocol):
-    """A place outside the run folder that metrics go to. Whatever these raise is reported once, then the sink is dropped."""
+    """A place outside the run folder that metrics go to. Whatever these raise is reported once,
+    then the sink is dropped."""
 
     def start(self, run_name: str, config: Mapping[str, Any]) -> None: ...
 
@@ -85,7 +111,8 @@ class Sink(Protocol):
 
 
 class WandbSink:
-    """Weights & Biases. Its login comes from its own environment or netrc; a resumed run continues the same curve."""
+    """Weights & Biases. Its login comes from its own environment or netrc; a resumed run continues
+    the same curve."""
 
     def __init__(self, project: str, folder: Path):
         self._project, self._folder = project, folder
@@ -94,9 +121,16 @@ class WandbSink:
         try:
             import wandb
         except ImportError:
-            raise MissingDependencyError("log.wandb needs the package wandb; add it: pip install 'megaladder[wandb]'") from None
+            raise MissingDependencyError(
+                "log.wandb needs the package wandb; add it: pip install 'megaladder[wandb]'"
+            ) from None
         self._run = wandb.init(
-            project=self._project, name=run_name, id=_stable_id(self._folder), resume="allow", dir=str(self._folder), config=dict(config)
+            project=self._project,
+            name=run_name,
+            id=_stable_id(self._folder),
+            resume="allow",
+            dir=str(self._folder),
+            config=dict(config),
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -107,7 +141,8 @@ class WandbSink:
 
 
 class TensorBoardSink:
-    """Event files under run_dir/tensorboard; rows past a resumed step are purged by TensorBoard itself."""
+    """Event files under run_dir/tensorboard; rows past a resumed step are purged by TensorBoard
+    itself."""
 
     def __init__(self, folder: Path, first_step: int):
         self._folder, self._first_step = folder, first_step
@@ -116,8 +151,12 @@ class TensorBoardSink:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise MissingDependencyError("log.tensorboard needs tensorboard; add it: pip install 'megaladder[tensorboard]'") from None
-        self._writer = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step or None)
+            raise MissingDependencyError(
+                "log.tensorboard needs tensorboard; add it: pip install 'megaladder[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=self._first_step or None
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -134,12 +173,20 @@ def _stable_id(folder: Path) -> str:
 
 
 class RunLog:
-    """The voice of one run. Build it on every rank; with `run=None` (ranks other than 0) every call is silent.
+    """The voice of one run. Build it on every rank; with `run=None` (ranks other than 0) every call
+    is silent.
 
-    resumed_step: rows of metrics.jsonl past it belong to lost work and are dropped, so that no step is there twice (held_out.jsonl too).
+    resumed_step: rows of metrics.jsonl past it belong to lost work and are dropped, so that no step
+    is there twice (held_out.jsonl too).
     """
 
-    def __init__(self, run: RunDir | None, resumed_step: int = 0, every: int = 1, stream: TextIO | None = None):
+    def __init__(
+        self,
+        run: RunDir | None,
+        resumed_step: int = 0,
+        every: int = 1,
+        stream: TextIO | None = None,
+    ):
         self._run, self._every = run, every
         self._stream = stream or sys.stdout
         self._sinks: dict[str, Sink] = {}
@@ -168,27 +215,40 @@ class RunLog:
             self._say(f"warning: {text}", sys.stderr)
 
     def step(self, metrics: StepMetrics) -> None:
-        """One finished step: metrics.jsonl always, the console every `every` steps and at the last one, sinks always."""
+        """One finished step: metrics.jsonl always, the console every `every` steps and at the last
+        one, sinks always."""
         if self._run is None:
             return
         row = metrics.row()
         self._metrics.append(row)
         if metrics.step % self._every == 0 or metrics.step == metrics.total_steps:
             self._say(metrics.line(), self._stream)
-        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "total_steps")}
+        numbers = {
+            k: float(v)
+            for k, v in row.items()
+            if isinstance(v, (int, float)) and k not in ("step", "total_steps")
+        }
         for name in list(self._sinks):
             self._guard(name, "log", metrics.step, numbers)
 
     def held_out(self, step: int, loss: float) -> None:
-        """Held-out loss after `step` updates, nats a token: a row of held_out.jsonl, and to the sinks."""
+        """Held-out loss after `step` updates, nats a token: a row of held_out.jsonl, and to the
+        sinks."""
         if self._run is None:
             return
         self._held_out.append({"step": step, "held_out_loss": loss})
         for name in list(self._sinks):
             self._guard(name, "log", step, {"held_out_loss": loss})
 
-    def finish(self, title: str, rows: Sequence[tuple[str, str]], next_command: str | None, exit_status: int = 0) -> None:
-        """The final table, then the command that comes next (resume, export, evaluate); closes files and sinks."""
+    def finish(
+        self,
+        title: str,
+        rows: Sequence[tuple[str, str]],
+        next_command: str | None,
+        exit_status: int = 0,
+    ) -> None:
+        """The final table, then the command that comes next (resume, export, evaluate); closes
+        files and sinks."""
         if self._run is None:
             return
         self._say(format_table(title, rows), self._stream)
@@ -212,17 +272,22 @@ class RunLog:
         self._text.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
     def _guard(self, name: str, method: str, *args: Any) -> None:
-        """Calls a sink; any failure drops it with one warning. Broad on purpose: a tracker must not end a run."""
+        """Calls a sink; any failure drops it with one warning. Broad on purpose: a tracker must not
+        end a run."""
         try:
             getattr(self._sinks[name], method)(*args)
         except Exception as error:  # noqa: BLE001
             del self._sinks[name]
-            self.warn(f"{name} failed at {method} and is switched off for this run: {type(error).__name__}: {error}")
+            self.warn(
+                f"{name} failed at {method} and is switched off for this run:"
+                f" {type(error).__name__}: {error}"
+            )
 
 
 def open_run_log(run: RunDir | None, config: Any, resumed_step: int) -> RunLog:
-    """The log of a run with the sinks its `config.log` asks for. run: None on ranks that are silent; config: of a training verb;
-    resumed_step: steps already done, -1 to drop every old row."""
+    """The log of a run with the sinks its `config.log` asks for. run: None on ranks that are
+    silent; config: of a training verb; resumed_step: steps already done, -1 to drop every old
+    row."""
     log = RunLog(run, resumed_step=resumed_step, every=config.log.every)
     if run is not None:
         sinks: dict[str, Sink] = {}
@@ -235,7 +300,8 @@ def open_run_log(run: RunDir | None, config: Any, resumed_step: int) -> RunLog:
 
 
 def _print_line(text: str, stream: TextIO) -> None:
-    """Plain text; a console that went away (closed pipe) does not stop a run, log.txt has it all."""
+    """Plain text; a console that went away (closed pipe) does not stop a run, log.txt has it
+    all."""
     try:
         print(text, file=stream, flush=True)
     except (BrokenPipeError, ValueError):
@@ -243,7 +309,10 @@ def _print_line(text: str, stream: TextIO) -> None:
 
 
 def format_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    """Two aligned columns under a title; plain characters, so that logs and terminals show the same."""
+    """Two aligned columns under a title; plain characters, so that logs and terminals show the
+    same."""
     width = max((len(name) for name, _ in rows), default=0)
     rule = "-" * max(len(title), width + 2 + max((len(value) for _, value in rows), default=0))
-    return "\n".join([rule, title, rule, *(f"{name:<{width}}  {value}" for name, value in rows), rule])
+    return "\n".join(
+        [rule, title, rule, *(f"{name:<{width}}  {value}" for name, value in rows), rule]
+    )

@@ -1,8 +1,10 @@
-"""Process groups: the only owner of torch.distributed. Started by torchrun, by Slurm through torchrun, or by our own local launcher.
+"""Process groups: the only owner of torch.distributed. Started by torchrun, by Slurm through
+torchrun, or by our own local launcher.
 
-`initialize` builds megatron-core's groups for a layout; the small functions below are what the loops may ask. Under no launcher at all
-(WORLD_SIZE unset) it is a world of one.
+`initialize` builds megatron-core's groups for a layout; the small functions below are what the
+loops may ask. Under no launcher at all (WORLD_SIZE unset) it is a world of one.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -47,7 +49,11 @@ class Layout:
         return self.sequence_parallel and self.tp > 1
 
     def __str__(self) -> str:
-        parts = [f"tp{self.tp}", f"pp{self.pp}"] + ([f"vpp{self.vpp}"] if self.vpp else []) + ([f"cp{self.cp}"] if self.cp > 1 else [])
+        parts = (
+            [f"tp{self.tp}", f"pp{self.pp}"]
+            + ([f"vpp{self.vpp}"] if self.vpp else [])
+            + ([f"cp{self.cp}"] if self.cp > 1 else [])
+        )
         return "·".join(parts) + ("+SP" if self.uses_sequence_parallel else "")
 
 
@@ -77,17 +83,23 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     world = world_size_from_env()
     if world % layout.model_parallel_size:
         raise ConfigError(
-            f"{world} ranks cannot hold {layout} (tp·pp·cp = {layout.model_parallel_size}); "
-            f"fix: start a multiple of {layout.model_parallel_size} ranks, or lower parallel.tp / parallel.pp / parallel.cp"
+            f"{world} ranks cannot hold {layout} (tp·pp·cp = {layout.model_parallel_size}); fix:"
+            f" start a multiple of {layout.model_parallel_size} ranks, or lower parallel.tp /"
+            " parallel.pp / parallel.cp"
         )
     platform.prepare_megatron()
     from megatron.core import parallel_state, tensor_parallel
 
     if not dist.is_initialized():
-        # A process by itself meets nobody: no port, and nothing in the environment that its children would take for theirs.
-        alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        # A process by itself meets nobody: no port, and nothing in the environment that its
+        # children would take for theirs.
+        alone = (
+            {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        )
         platform.bind_device(local_rank_from_env())
-        dist.init_process_group(platform.collective_backend(), timeout=datetime.timedelta(seconds=timeout_s), **alone)
+        dist.init_process_group(
+            platform.collective_backend(), timeout=datetime.timedelta(seconds=timeout_s), **alone
+        )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
@@ -95,7 +107,9 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
         context_parallel_size=layout.cp,
         distributed_timeout_minutes=max(1, int(timeout_s // 60)),
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(1234)  # no dropout anywhere: only satisfies megatron-core's bookkeeping
+    tensor_parallel.model_parallel_cuda_manual_seed(
+        1234
+    )  # no dropout anywhere: only satisfies megatron-core's bookkeeping
 
 
 def shutdown() -> None:
@@ -110,7 +124,8 @@ def shutdown() -> None:
 
 @contextmanager
 def session(layout: Layout, *, timeout_s: float = 1800.0) -> Iterator[None]:
-    """`initialize` … `shutdown`. After an error the groups are left alone: other ranks may hang in them, the launcher ends us."""
+    """`initialize` … `shutdown`. After an error the groups are left alone: other ranks may hang in
+    them, the launcher ends us."""
     initialize(layout, timeout_s=timeout_s)
     yield
     shutdown()
@@ -150,13 +165,21 @@ def tp_rank() -> int:
 def cp_rank() -> int:
     from megatron.core import parallel_state
 
-    return parallel_state.get_context_parallel_rank() if parallel_state.model_parallel_is_initialized() else 0
+    return (
+        parallel_state.get_context_parallel_rank()
+        if parallel_state.model_parallel_is_initialized()
+        else 0
+    )
 
 
 def cp_size() -> int:
     from megatron.core import parallel_state
 
-    return parallel_state.get_context_parallel_world_size() if parallel_state.model_parallel_is_initialized() else 1
+    return (
+        parallel_state.get_context_parallel_world_size()
+        if parallel_state.model_parallel_is_initialized()
+        else 1
+    )
 
 
 def is_last_pipeline_stage() -> bool:
@@ -172,7 +195,8 @@ def barrier() -> None:
 
 
 def all_ranks(flag: bool) -> bool:
-    """True when `flag` is true on every rank of the world. One small collective; every rank must call it."""
+    """True when `flag` is true on every rank of the world. One small collective; every rank must
+    call it."""
     if world_size() == 1:
         return flag
     value = torch.tensor([1 if flag else 0], dtype=torch.int32, device=platform.device())
@@ -198,7 +222,8 @@ def on_main(action: Callable[[], T]) -> T:
     """`action()` run by rank 0 alone, its plain result on every rank. Every rank must call it.
 
     Raises:
-        MegaladderError: what `action` raised; on other ranks one with the same text and exit status. Any other exception is a bug: it
+        MegaladderError: what `action` raised; on other ranks one with the same text and exit
+        status. Any other exception is a bug: it
             ends rank 0, hence the run.
     """
     value: Any = None
@@ -229,7 +254,8 @@ def all_gather(value: Any) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The machines of the job. leaders: the first rank of each, in order; mine: the place of this rank's machine in it."""
+    """The machines of the job. leaders: the first rank of each, in order; mine: the place of this
+    rank's machine in it."""
 
     leaders: tuple[int, ...]
     mine: int
@@ -242,14 +268,18 @@ class Nodes:
 
 def nodes() -> Nodes:
     """By the launcher's local ranks. Collective."""
-    leaders = tuple(index for index, local in enumerate(all_gather(local_rank_from_env())) if local == 0)
+    leaders = tuple(
+        index for index, local in enumerate(all_gather(local_rank_from_env())) if local == 0
+    )
     return Nodes(leaders, sum(leader <= rank() for leader in leaders) - 1)
 
 
 def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
-    """Sums float64 `values` [K] over data-parallel ranks of the last pipeline stage and gives every rank of the world the result.
+    """Sums float64 `values` [K] over data-parallel ranks of the last pipeline stage and gives every
+    rank of the world the result.
 
-    `values` counts on the last stage only; TP and CP ranks hold equal copies, of which one is counted.
+    `values` counts on the last stage only; TP and CP ranks hold equal copies, of which one is
+    counted.
     """
     if world_size() == 1:
         return values
@@ -261,7 +291,8 @@ def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
 
 
 def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Elementwise maximum of `values` [K] over the world; ranks with nothing to say pass -inf. Every rank must call it."""
+    """Elementwise maximum of `values` [K] over the world; ranks with nothing to say pass -inf.
+    Every rank must call it."""
     if world_size() == 1:
         return values
     values = values.to(platform.device())
@@ -270,9 +301,11 @@ def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def wait_for_main(name: str, timeout_s: float) -> None:
-    """Ranks other than 0 sleep until rank 0 has called this with the same, never reused `name`; at most `timeout_s`.
+    """Ranks other than 0 sleep until rank 0 has called this with the same, never reused `name`; at
+    most `timeout_s`.
 
-    For long waits before a collective (rollouts): a collective would spin on the device and count against its own, shorter timeout.
+    For long waits before a collective (rollouts): a collective would spin on the device and count
+    against its own, shorter timeout.
     """
     if world_size() == 1:
         return
@@ -285,7 +318,8 @@ def wait_for_main(name: str, timeout_s: float) -> None:
 
 @contextmanager
 def main_rank_first() -> Iterator[None]:
-    """Rank 0 runs the body before the others: for downloads and caches. An error on rank 0 reaches all ranks."""
+    """Rank 0 runs the body before the others: for downloads and caches. An error on rank 0 reaches
+    all ranks."""
     error: BaseException | None = None
     if is_main():
         try:

@@ -1,16 +1,22 @@
 """CUDA or CPU: the only file that knows. Everything else asks here and never says "cuda".
 
-On a CUDA machine nothing is patched. Where there is no CUDA, `prepare_megatron` gives megatron-core what it assumes, once:
+On a CUDA machine nothing is patched. Where there is no CUDA, `prepare_megatron` gives megatron-core
+what it assumes, once:
 
-* its modules see `torch` through a thin proxy whose factory functions read `device="cuda"` as the CPU and whose `torch.cuda` answers
-  for a machine with one synchronous CPU device (streams and events that do nothing). The real `torch` is not touched, so no other
-  library and no hot path pays for it;
-* `Tensor.type()` answers with the CUDA names that megatron-core's optimizer compares with, only when asked from that optimizer;
+* its modules see `torch` through a thin proxy whose factory functions read `device="cuda"` as the
+CPU and whose `torch.cuda` answers
+  for a machine with one synchronous CPU device (streams and events that do nothing). The real
+  `torch` is not touched, so no other library and no hot path pays for it;
+* `Tensor.type()` answers with the CUDA names that megatron-core's optimizer compares with, only
+  when asked from that optimizer;
 * `Tensor.cuda()` is the identity, only when asked from megatron-core;
-* RNG-state juggling for dropout on the device is a no-op (our models have no dropout; weights are initialised on the CPU).
+* RNG-state juggling for dropout on the device is a no-op (our models have no dropout; weights are
+  initialised on the CPU).
 
-It does not make megatron-core's CUDA-only features (fused kernels, CUDA graphs, FP8) work on a CPU; the configuration refuses those.
+It does not make megatron-core's CUDA-only features (fused kernels, CUDA graphs, FP8) work on a CPU;
+the configuration refuses those.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +39,20 @@ from megaladder.config.gpu_rules import Machine
 from megaladder.errors import ConfigError
 
 _CPU = torch.device("cpu")
-_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like", "full_like")
+_FACTORIES = (
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "tensor",
+    "arange",
+    "rand",
+    "randn",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+)
 _MEGATRON_MODULES = (
     "megatron.core",
     "megatron.core.dist_checkpointing",
@@ -52,7 +71,8 @@ _MEGATRON_MODULES = (
 
 
 def has_cuda() -> bool:
-    """True when this process computes on a CUDA device. MEGALADDER_PLATFORM=cpu forces the CPU (for tests on a GPU machine)."""
+    """True when this process computes on a CUDA device. MEGALADDER_PLATFORM=cpu forces the CPU (for
+    tests on a GPU machine)."""
     return os.environ.get("MEGALADDER_PLATFORM") != "cpu" and torch.cuda.is_available()
 
 
@@ -62,31 +82,40 @@ def device() -> torch.device:
 
 
 def bind_device(local_rank: int) -> None:
-    """Gives each local rank its own GPU; on the CPU, its share of the cores is set by the launcher through OMP_NUM_THREADS.
+    """Gives each local rank its own GPU; on the CPU, its share of the cores is set by the launcher
+    through OMP_NUM_THREADS.
 
-    One visible device is this rank's own (Slurm's --gpus-per-task, a CUDA_VISIBLE_DEVICES per rank); of several it takes LOCAL_RANK.
+    One visible device is this rank's own (Slurm's --gpus-per-task, a CUDA_VISIBLE_DEVICES per
+    rank); of several it takes LOCAL_RANK.
 
     Raises:
-        ConfigError: more local ranks than GPUs. Two on one GPU would hang in their first collective.
+        ConfigError: more local ranks than GPUs. Two on one GPU would hang in their first
+        collective.
     """
     if not has_cuda():
         return
     visible = torch.cuda.device_count()
     if visible > 1 and local_rank >= visible:
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
-        raise ConfigError(f"local rank {local_rank} has no GPU: {visible} are visible here (CUDA_VISIBLE_DEVICES {named}); "
-                          f"fix: at most {visible} ranks on this machine, or let it see more GPUs")
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU: {visible} are visible here (CUDA_VISIBLE_DEVICES"
+            f" {named}); fix: at most {visible} ranks on this machine, or let it see more GPUs"
+        )
     torch.cuda.set_device(local_rank if visible > 1 else 0)
 
 
 def record_collectives(folder: str, entries: int) -> None:
-    """Before the process groups start: torch keeps the last `entries` collectives of each rank and writes them to
-    `folder`/nccl_trace_<rank> when one runs into its timeout. No effect on a CPU, nor over what the environment says already."""
+    """Before the process groups start: torch keeps the last `entries` collectives of each rank and
+    writes them to `folder`/nccl_trace_<rank> when one runs into its timeout. No effect on a CPU,
+    nor over what the environment says already.
+    """
     if not has_cuda() or not entries:
         return
     os.makedirs(folder, exist_ok=True)
     for name, value in {
-        "TORCH_FR_BUFFER_SIZE": str(entries), "TORCH_NCCL_TRACE_BUFFER_SIZE": str(entries), "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_BUFFER_SIZE": str(entries),
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": str(entries),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_FR_DUMP_TEMP_FILE": os.path.join(folder, "nccl_trace_"),
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": os.path.join(folder, "nccl_trace_"),
     }.items():
@@ -143,26 +172,45 @@ def release_memory() -> None:
 
 
 _PEAK_FLOPS = {  # dense bf16 FLOP/s from the vendors' data sheets
-    "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12, "GB200": 2500e12, "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "A100": 312e12,
 }
 
 
 def peak_flops_per_second() -> float | None:
-    """Dense bf16 peak of this process's GPU, None where it is not known (then no MFU is printed)."""
+    """Dense bf16 peak of this process's GPU, None where it is not known (then no MFU is
+    printed)."""
     if not has_cuda():
         return None
     name = torch.cuda.get_device_name()
-    return next((flops for key, flops in sorted(_PEAK_FLOPS.items(), key=lambda item: -len(item[0])) if key in name), None)
+    return next(
+        (
+            flops
+            for key, flops in sorted(_PEAK_FLOPS.items(), key=lambda item: -len(item[0]))
+            if key in name
+        ),
+        None,
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def transformer_engine_problem() -> str | None:
-    """Why Transformer Engine's torch part cannot be imported; None if it can. Imports it (seconds) the first time."""
+    """Why Transformer Engine's torch part cannot be imported; None if it can. Imports it (seconds)
+    the first time."""
     try:
         importlib.import_module("transformer_engine.pytorch")
     except ModuleNotFoundError as error:
         return f"it is not installed (no module {error.name})"
-    except (ImportError, OSError, RuntimeError) as error:  # a build for another torch, CUDA or C library
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # a build for another torch, CUDA or C library
         return f"it cannot be imported: {' '.join(str(error).split())[:200]}"
     return None
 
@@ -173,8 +221,10 @@ def has_transformer_engine() -> bool:
 
 
 def has_apex_accumulation() -> bool:
-    """apex's kernel that adds a weight gradient to DDP's fp32 buffer inside the product. Used by the portable layers on CUDA where it is
-    there (Transformer Engine's linears have their own); without it autograd makes the gradient in bf16 and DDP adds it."""
+    """apex's kernel that adds a weight gradient to DDP's fp32 buffer inside the product. Used by
+    the portable layers on CUDA where it is there (Transformer Engine's linears have their own);
+    without it autograd makes the gradient in bf16 and DDP adds it.
+    """
     return has_cuda() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
@@ -184,7 +234,14 @@ def machine() -> Machine:
         return Machine()
     problem = transformer_engine_problem()
     te = None if problem else _major_minor(importlib.metadata.version("transformer-engine"))
-    return Machine(True, torch.cuda.get_device_name(), torch.cuda.get_device_capability(), _major_minor(torch.version.cuda), te, problem)
+    return Machine(
+        True,
+        torch.cuda.get_device_name(),
+        torch.cuda.get_device_capability(),
+        _major_minor(torch.version.cuda),
+        te,
+        problem,
+    )
 
 
 def _major_minor(version: str) -> tuple[int, int]:
@@ -233,7 +290,9 @@ def _cuda_namespace() -> types.ModuleType:
 
 
 def _is_cuda_name(value: Any) -> bool:
-    return (isinstance(value, str) and value.startswith("cuda")) or (isinstance(value, torch.device) and value.type == "cuda")
+    return (isinstance(value, str) and value.startswith("cuda")) or (
+        isinstance(value, torch.device) and value.type == "cuda"
+    )
 
 
 def _on_cpu(factory: Any) -> Any:
@@ -271,13 +330,18 @@ def _patch_tensor_methods() -> None:
         return out
 
     def tensor_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self if _caller_module().startswith("megatron.core") else real_cuda(self, *args, **kwargs)
+        return (
+            self
+            if _caller_module().startswith("megatron.core")
+            else real_cuda(self, *args, **kwargs)
+        )
 
     torch.Tensor.type, torch.Tensor.cuda = tensor_type, tensor_cuda  # type: ignore[method-assign]
 
 
 class _FusedAdamW(torch.optim.AdamW):
-    """torch's single-pass AdamW kernel, in the place where megatron-core uses the fused AdamW of Transformer Engine or apex."""
+    """torch's single-pass AdamW kernel, in the place where megatron-core uses the fused AdamW of
+    Transformer Engine or apex."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, fused=True, **kwargs)
@@ -285,10 +349,16 @@ class _FusedAdamW(torch.optim.AdamW):
 
 @functools.lru_cache(maxsize=1)
 def prepare_megatron() -> None:
-    """Imports megatron-core and, without CUDA, meets its assumptions. Call before using it; further calls do nothing."""
+    """Imports megatron-core and, without CUDA, meets its assumptions. Call before using it; further
+    calls do nothing."""
     if has_cuda():
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # megatron-core orders TP collectives before GEMMs by it
-        if torch.cuda.get_device_capability() < (10, 0):  # read when Transformer Engine is imported; Blackwell wants powers of two
+        os.environ.setdefault(
+            "CUDA_DEVICE_MAX_CONNECTIONS", "1"
+        )  # megatron-core orders TP collectives before GEMMs by it
+        if torch.cuda.get_device_capability() < (
+            10,
+            0,
+        ):  # read when Transformer Engine is imported; Blackwell wants powers of two
             os.environ.setdefault("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "1")
         return
     _silence_expected_warnings()
@@ -306,8 +376,16 @@ def prepare_megatron() -> None:
 
 
 def _silence_expected_warnings() -> None:
-    """What megatron-core says on every start and nobody can act on here: missing GPU packages (`doctor` lists them), deprecations."""
-    for pattern in ("Transformer Engine and Apex", "full scope is deprecated", "When using sequence parallelism",
-                    "The .grad attribute of a", ".* is deprecated. Please use", "Apex is not installed", "overwriting old incomplete"):
+    """What megatron-core says on every start and nobody can act on here: missing GPU packages
+    (`doctor` lists them), deprecations."""
+    for pattern in (
+        "Transformer Engine and Apex",
+        "full scope is deprecated",
+        "When using sequence parallelism",
+        "The .grad attribute of a",
+        ".* is deprecated. Please use",
+        "Apex is not installed",
+        "overwriting old incomplete",
+    ):
         warnings.filterwarnings("ignore", message=pattern)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)

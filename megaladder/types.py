@@ -1,10 +1,13 @@
 """The nouns that travel between folders. Frozen dataclasses over numpy; no torch here.
 
-Shape legend: T = tokens of one micro-batch (packed, one row), N = tokens of one sample, S = sequences in a micro-batch.
+Shape legend: T = tokens of one micro-batch (packed, one row), N = tokens of one sample, S =
+sequences in a micro-batch.
 
 How they follow each other: file row → `Example` → `TokenSample` → `PackedBatch` (SFT);
-`Problem` → `Completion` → `Graded` → `RolloutGroup` → `TokenSample` → `PackedBatch` (GRPO); `Problem` → `Completion` → `Graded` (eval).
+`Problem` → `Completion` → `Graded` → `RolloutGroup` → `TokenSample` → `PackedBatch` (GRPO);
+`Problem` → `Completion` → `Graded` (eval).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -13,11 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-IGNORE_INDEX = -100  # label of a token that takes no part in the loss; same value as torch.nn.functional.cross_entropy
+# label of a token that takes no part in the loss; same value as torch.nn.functional.cross_entropy
+IGNORE_INDEX = -100
 
 
 class TokenWeighting(StrEnum):
-    """Per-token SFT loss, the ten modes of Rethinking SFT (arXiv 2604.06628 code, importance_sampling_mode)."""
+    """Per-token SFT loss, the ten modes of Rethinking SFT (arXiv 2604.06628 code,
+    importance_sampling_mode)."""
 
     VANILLA = "vanilla"
     TEACHER_WEIGHTED = "teacher-weighted"
@@ -54,7 +59,8 @@ class GradeReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `reasoning_content` is the `<think>` part where a data set stores it apart; templates that know it render it."""
+    """One turn. `reasoning_content` is the `<think>` part where a data set stores it apart;
+    templates that know it render it."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -65,10 +71,12 @@ class Message:
 class Example:
     """One training row, whatever file format it came from.
 
-    Exactly one of `messages` and `text` is set: `text` is an already templated string (reasoning_ladder, s1) whose loss part is found
-    with `response_template`. `where` is `file:line`, used in every message about this row.
+    Exactly one of `messages` and `text` is set: `text` is an already templated string
+    (reasoning_ladder, s1) whose loss part is found with `response_template`. `where` is
+    `file:line`, used in every message about this row.
 
-    >>> Example(id="a1", where="train.jsonl:1", messages=(Message("user", "1+1?"), Message("assistant", "2")))
+    >>> Example(id="a1", where="train.jsonl:1", messages=(Message("user", "1+1?"),
+    Message("assistant", "2")))
     """
 
     id: str
@@ -76,26 +84,35 @@ class Example:
     messages: tuple[Message, ...] = ()
     text: str | None = None
     advantage: float | None = None
-    response_logprobs: tuple[float, ...] | None = None  # old log-probs of the response tokens incl. end-of-sequence
-    raw_response: bool = False  # True: response ids = tokenizer(response) + [eos], no template on the answer (Rethinking SFT)
+    response_logprobs: tuple[float, ...] | None = (
+        None  # old log-probs of the response tokens incl. end-of-sequence
+    )
+    # True: response ids = tokenizer(response) + [eos], no template on the answer (Rethinking SFT)
+    raw_response: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSample:
-    """One tokenised sample. `loss_mask[i]` says whether token i is *predicted* with loss; token 0 is never predicted.
+    """One tokenised sample. `loss_mask[i]` says whether token i is *predicted* with loss; token 0
+    is never predicted.
 
-    Worked example, prompt ids [5, 6], response ids [7, 2]: `input_ids=[5,6,7,2]`, `loss_mask=[0,0,1,1]`.
-    The arrays with `_n` in their name are aligned with `input_ids`: `old_logprobs_n[i]` is the log-prob *of token i* (0 on the prompt).
+    Worked example, prompt ids [5, 6], response ids [7, 2]: `input_ids=[5,6,7,2]`,
+    `loss_mask=[0,0,1,1]`. The arrays with `_n` in their name are aligned with `input_ids`:
+    `old_logprobs_n[i]` is the log-prob *of token i* (0 on the prompt).
     """
 
     id: str
     input_ids: np.ndarray  # int32 [N]
     loss_mask: np.ndarray  # bool [N]
     advantage: float | None = None  # one number a sample, nats-free
-    loss_weight: float | None = None  # factor on the loss of each of its tokens (how RL aggregates tokens and sequences)
+    loss_weight: float | None = (
+        None  # factor on the loss of each of its tokens (how RL aggregates tokens and sequences)
+    )
     old_logprobs_n: np.ndarray | None = None  # float32 [N], natural log
-    rollout_logprobs_n: np.ndarray | None = None  # float32 [N], from the engine that generated the sample
+    rollout_logprobs_n: np.ndarray | None = (
+        None  # float32 [N], from the engine that generated the sample
+    )
     ref_logprobs_n: np.ndarray | None = None  # float32 [N], from the reference model
     policy_version: int | None = None  # weights version that generated it
     group: int | None = None  # index of its prompt's group in the step
@@ -111,15 +128,18 @@ class TokenSample:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One micro-batch of one rank: S sequences laid end to end in T tokens (THD layout), labels already shifted inside each sequence.
+    """One micro-batch of one rank: S sequences laid end to end in T tokens (THD layout), labels
+    already shifted inside each sequence.
 
-    `labels_t[t]` is the token that position t predicts, `IGNORE_INDEX` where there is no loss (prompt, last token of a sequence,
-    padding). The per-token arrays are aligned with `labels_t`: `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`.
-    Padding, if any, forms the last sequences in `cu_seqlens` (their `sample_index` is -1).
+    `labels_t[t]` is the token that position t predicts, `IGNORE_INDEX` where there is no loss
+    (prompt, last token of a sequence, padding). The per-token arrays are aligned with `labels_t`:
+    `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`. Padding, if any, forms the last
+    sequences in `cu_seqlens` (their `sample_index` is -1).
 
     Worked example, samples [5,6,7,2] (mask 0,0,1,1) and [8,9] (mask 0,1), two padding tokens:
-    input_ids_t=[5,6,7,2,8,9,0,0], labels_t=[-100,7,2,-100,9,-100,-100,-100], position_ids_t=[0,1,2,3,0,1,0,1],
-    cu_seqlens=[0,4,6,8], max_seqlen=4, sample_index=[0,1,-1], num_tokens=6.
+    input_ids_t=[5,6,7,2,8,9,0,0], labels_t=[-100,7,2,-100,9,-100,-100,-100],
+    position_ids_t=[0,1,2,3,0,1,0,1], cu_seqlens=[0,4,6,8], max_seqlen=4, sample_index=[0,1,-1],
+    num_tokens=6.
     """
 
     input_ids_t: np.ndarray  # int64 [T]
@@ -127,7 +147,9 @@ class PackedBatch:
     position_ids_t: np.ndarray  # int64 [T], restarts at 0 in each sequence
     cu_seqlens: np.ndarray  # int32 [S + 1], starts with 0, ends with T
     max_seqlen: int
-    sample_index: np.ndarray  # int64 [S]: index of the sample in the data set or in the step; -1 = padding
+    sample_index: (
+        np.ndarray
+    )  # int64 [S]: index of the sample in the data set or in the step; -1 = padding
     num_tokens: int  # tokens that are no padding
     advantages_t: np.ndarray | None = None  # float32 [T]
     loss_weights_t: np.ndarray | None = None  # float32 [T]
@@ -144,8 +166,8 @@ class PackedBatch:
 class Problem:
     """A question with a checkable answer. `id` is stable: given by the data, else a content hash.
 
-    `prompt` are chat messages (rendered with the model's template) unless `prompt_text` gives a raw string. `gold` is what the grader of
-    kind `kind` compares with; for `choice` it is the letter.
+    `prompt` are chat messages (rendered with the model's template) unless `prompt_text` gives a raw
+    string. `gold` is what the grader of kind `kind` compares with; for `choice` it is the letter.
     """
 
     id: str
@@ -159,10 +181,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated answer. `token_ids` hold what the engine sampled, end-of-sequence included when it was sampled.
+    """One generated answer. `token_ids` hold what the engine sampled, end-of-sequence included when
+    it was sampled.
 
-    `logprobs[i]` is the natural log-prob of `token_ids[i]` after temperature and top-k/top-p (vLLM's `processed_logprobs`); empty when
-    the engine was not asked for them. Never re-tokenise `text`.
+    `logprobs[i]` is the natural log-prob of `token_ids[i]` after temperature and top-k/top-p
+    (vLLM's `processed_logprobs`); empty when the engine was not asked for them. Never re-tokenise
+    `text`.
     """
 
     token_ids: tuple[int, ...]
@@ -174,7 +198,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """The grader's verdict on one response. `answer` is what was extracted (None if nothing was)."""
+    """The grader's verdict on one response. `answer` is what was extracted (None if nothing
+    was)."""
 
     correct: bool
     answer: str | None
@@ -184,7 +209,8 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """A problem with its n samples, their rewards and verdicts. All tuples have length n, same order."""
+    """A problem with its n samples, their rewards and verdicts. All tuples have length n, same
+    order."""
 
     problem: Problem
     prompt_ids: tuple[int, ...]

@@ -1,11 +1,14 @@
-"""Child processes for tests that cost no imports: forks of a server which has imported what runs need and computed nothing.
+"""Child processes for tests that cost no imports: forks of a server which has imported what runs
+need and computed nothing.
 
-    status = run_in_fork(function, *args)        waits: 0 or the int it returns, an error's exit status, or minus the signal
-    child = start_fork(function, *args)          a multiprocessing process: pid, kill(), join(), exitcode
+    status = run_in_fork(function, *args)        waits: 0 or the int it returns, an error's exit
+    status, or minus the signal child = start_fork(function, *args)          a multiprocessing
+    process: pid, kill(), join(), exitcode
 
-A fork of pytest itself would inherit the threads, pools and locks that earlier tests left behind, and could wait on them for ever.
-Functions may be closures of a test: they travel by value.
+A fork of pytest itself would inherit the threads, pools and locks that earlier tests left behind,
+and could wait on them for ever. Functions may be closures of a test: they travel by value.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -25,9 +28,15 @@ import cloudpickle
 TESTS = Path(__file__).resolve().parent
 
 
-def start_fork(function: Callable[..., object], *args: Any, stdout: Path | None = None, stderr: Path | None = None,
-               kill_after_s: float | None = None) -> BaseProcess:
-    """Runs `function(*args)` in a session of its own, with this process's environment; SIGKILL after `kill_after_s` seconds of it."""
+def start_fork(
+    function: Callable[..., object],
+    *args: Any,
+    stdout: Path | None = None,
+    stderr: Path | None = None,
+    kill_after_s: float | None = None,
+) -> BaseProcess:
+    """Runs `function(*args)` in a session of its own, with this process's environment; SIGKILL
+    after `kill_after_s` seconds of it."""
     payload = (_by_value((function, args)), dict(os.environ), stdout, stderr, kill_after_s)
     child = _context().Process(target=_run, args=payload)
     child.start()
@@ -57,7 +66,13 @@ def _by_value(what: Any) -> bytes:
     return cloudpickle.dumps(what)
 
 
-def _run(payload: bytes, environment: dict[str, str], stdout: Path | None, stderr: Path | None, kill_after_s: float | None) -> None:
+def _run(
+    payload: bytes,
+    environment: dict[str, str],
+    stdout: Path | None,
+    stderr: Path | None,
+    kill_after_s: float | None,
+) -> None:
     status = 1
     try:
         os.setsid()

@@ -1,11 +1,15 @@
-"""Shared by all tests: one thread a process, CPU unless a test is marked gpu, repeatable hypothesis, the real data where it is there."""
+"""Shared by all tests: one thread a process, CPU unless a test is marked gpu, repeatable
+hypothesis, the real data where it is there."""
+
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # before numpy or torch is imported; ranks of a test share the cores
+    os.environ.setdefault(
+        _name, "1"
+    )  # before numpy or torch is imported; ranks of a test share the cores
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub
@@ -18,9 +22,18 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
-# Deterministic: the same examples on every machine, so that a failure here is a failure there. `HYPOTHESIS_PROFILE=search` looks further.
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("search", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+# Deterministic: the same examples on every machine, so that a failure here is a failure there.
+# `HYPOTHESIS_PROFILE=search` looks further.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "search", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
@@ -32,7 +45,8 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """`../shared/data` (gsm8k, math500, aime24, amc23); tests that need it are skipped where it is not."""
+    """`../shared/data` (gsm8k, math500, aime24, amc23); tests that need it are skipped where it is
+    not."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not here: {SHARED_DATA} does not exist")
     return SHARED_DATA

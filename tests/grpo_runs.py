@@ -1,9 +1,12 @@
-"""GRPO runs for tests: a tiny model, generated problems, the fake engine; each run is a clean fork, so imports are paid once.
+"""GRPO runs for tests: a tiny model, generated problems, the fake engine; each run is a clean fork,
+so imports are paid once.
 
-    result = GrpoRuns(tmp_path).run("a", "--grpo.lag", "1")       result.status, result.rows (metrics.jsonl), result.error
+    result = GrpoRuns(tmp_path).run("a", "--grpo.lag", "1")       result.status, result.rows
+    (metrics.jsonl), result.error
 
 `respond(request, gold, tokenizer)` replaces the fake engine's answers, `faults` breaks it.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,7 +24,8 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has ended: status (minus the signal that killed it), folder, rows of metrics.jsonl, what it said on stderr."""
+    """A run that has ended: status (minus the signal that killed it), folder, rows of
+    metrics.jsonl, what it said on stderr."""
 
     status: int
     folder: Path
@@ -30,7 +34,10 @@ class Finished:
 
     def record(self) -> list[tuple]:
         """What each step trained on and what came of it."""
-        return [(row["step"], row["groups_sha256"], row["loss"], row["grad_norm"], row["reward"]) for row in self.rows]
+        return [
+            (row["step"], row["groups_sha256"], row["loss"], row["grad_norm"], row["reward"])
+            for row in self.rows
+        ]
 
 
 class GrpoRuns:
@@ -40,7 +47,10 @@ class GrpoRuns:
         self.folder = folder
         self.model = build_tiny_model(folder / "model")
         self.problems = folder / "problems.jsonl"
-        rows = [{"id": f"p{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(num_problems)]
+        rows = [
+            {"id": f"p{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)}
+            for i in range(num_problems)
+        ]
         self.problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def config(self, name: str, *flags: str) -> Any:
@@ -48,23 +58,67 @@ class GrpoRuns:
         from megaladder.config.grpo import GrpoConfig
         from megaladder.config.resolve import resolve
 
-        return resolve(GrpoConfig, [
-            "--run-dir", str(self.folder / name), "--model.path", str(self.model), "--data.path", str(self.problems),
-            "--data.seq-length", "128", "--rollout.engine", "fake", "--rollout.n", "4", "--rollout.max-tokens", "40",
-            "--grpo.preset", "dr_grpo", "--grpo.prompts-per-step", "3", "--train.max-steps", str(STEPS), "--optim.lr", "1e-3",
-            "--checkpoint.every", "2", "--reward.workers", "1", *flags,
-        ], prog="test")
+        return resolve(
+            GrpoConfig,
+            [
+                "--run-dir",
+                str(self.folder / name),
+                "--model.path",
+                str(self.model),
+                "--data.path",
+                str(self.problems),
+                "--data.seq-length",
+                "128",
+                "--rollout.engine",
+                "fake",
+                "--rollout.n",
+                "4",
+                "--rollout.max-tokens",
+                "40",
+                "--grpo.preset",
+                "dr_grpo",
+                "--grpo.prompts-per-step",
+                "3",
+                "--train.max-steps",
+                str(STEPS),
+                "--optim.lr",
+                "1e-3",
+                "--checkpoint.every",
+                "2",
+                "--reward.workers",
+                "1",
+                *flags,
+            ],
+            prog="test",
+        )
 
-    def run(self, name: str, *flags: str, fault: str | None = None, kill_after_s: float | None = None, **how: Any) -> Finished:
+    def run(
+        self,
+        name: str,
+        *flags: str,
+        fault: str | None = None,
+        kill_after_s: float | None = None,
+        **how: Any,
+    ) -> Finished:
         """Runs GRPO in a fork and waits for it."""
         self.folder.joinpath(name).mkdir(exist_ok=True)
         said = self.folder / f"{name}.stderr"
-        status = run_in_fork(_run, self.config(name, *flags), fault, how, stdout=Path(os.devnull), stderr=said, kill_after_s=kill_after_s)
+        status = run_in_fork(
+            _run,
+            self.config(name, *flags),
+            fault,
+            how,
+            stdout=Path(os.devnull),
+            stderr=said,
+            kill_after_s=kill_after_s,
+        )
         return Finished(status, self.folder / name, self.rows(name), said.read_text())
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         path = self.folder / name / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        )
 
 
 def _run(config: Any, fault: str | None, how: dict[str, Any]) -> int:
@@ -75,8 +129,11 @@ def _run(config: Any, fault: str | None, how: dict[str, Any]) -> int:
     if fault:
         os.environ["MEGALADDER_FAULT"] = fault
     if respond := how.get("respond"):
+
         def fake_answers(stream: Any, tokenizer: Any) -> Callable:
-            gold_of = dict(zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True))
+            gold_of = dict(
+                zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True)
+            )
             return lambda request: respond(request, gold_of[request.prompt_ids], tokenizer)
 
         engines.fake_answers = fake_answers

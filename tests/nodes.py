@@ -1,4 +1,6 @@
-"""Several "nodes" on one machine: a torchrun each, with its own node rank, meeting on localhost, as the Slurm examples start them."""
+"""Several "nodes" on one machine: a torchrun each, with its own node rank, meeting on localhost, as
+the Slurm examples start them."""
+
 from __future__ import annotations
 
 import subprocess
@@ -22,13 +24,38 @@ class NodesDone:
 def start_nodes(num_nodes: int, ranks_a_node: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """`megaladder *arguments` under torchrun on every node."""
     port = free_port()
-    return [subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(num_nodes), "--node-rank", str(node), "--nproc-per-node",
-         str(ranks_a_node), "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "megaladder", *arguments],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for node in range(num_nodes)]
+    return [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes",
+                str(num_nodes),
+                "--node-rank",
+                str(node),
+                "--nproc-per-node",
+                str(ranks_a_node),
+                "--master-addr",
+                "127.0.0.1",
+                "--master-port",
+                str(port),
+                "-m",
+                "megaladder",
+                *arguments,
+            ],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(num_nodes)
+    ]
 
 
-def run_nodes(num_nodes: int, ranks_a_node: int, *arguments: str, timeout_s: float = 240) -> NodesDone:
+def run_nodes(
+    num_nodes: int, ranks_a_node: int, *arguments: str, timeout_s: float = 240
+) -> NodesDone:
     """The same, to its end."""
     nodes = start_nodes(num_nodes, ranks_a_node, *arguments)
     try:
@@ -37,4 +64,6 @@ def run_nodes(num_nodes: int, ranks_a_node: int, *arguments: str, timeout_s: flo
         for node in nodes:
             if node.poll() is None:
                 node.kill()
-    return NodesDone([node.returncode for node in nodes], [out for out, _ in said], [err for _, err in said])
+    return NodesDone(
+        [node.returncode for node in nodes], [out for out, _ in said], [err for _, err in said]
+    )

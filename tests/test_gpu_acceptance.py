@@ -1,7 +1,10 @@
-"""The acceptance run's promises, without a GPU: its table, resuming after a kill, and that no figure of a CPU reaches docs/h200.
+"""The acceptance run's promises, without a GPU: its table, resuming after a kill, and that no
+figure of a CPU reaches docs/h200.
 
-The stages themselves are rehearsed by `tools/gpu_acceptance.py --device cpu --size tiny` (minutes; not a test).
+The stages themselves are rehearsed by `tools/gpu_acceptance.py --device cpu --size tiny` (minutes;
+not a test).
 """
+
 from __future__ import annotations
 
 import importlib
@@ -25,8 +28,18 @@ GPU = {"device": "cuda", "gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0"
 CPU = {"device": "cpu", "gpu": None, "driver": None, "cuda": None}
 
 
-def made(stage: str, facts: dict, figures: dict, status: str = record.DONE, size: str = "full") -> dict:
-    return record.make_record(stage, status, "python3 tools/gpu_acceptance.py", facts, figures=figures, size=size, seconds=1.0)
+def made(
+    stage: str, facts: dict, figures: dict, status: str = record.DONE, size: str = "full"
+) -> dict:
+    return record.make_record(
+        stage,
+        status,
+        "python3 tools/gpu_acceptance.py",
+        facts,
+        figures=figures,
+        size=size,
+        seconds=1.0,
+    )
 
 
 def test_the_table_covers_the_issue_and_fits_a_lent_machine() -> None:
@@ -34,17 +47,34 @@ def test_the_table_covers_the_issue_and_fits_a_lent_machine() -> None:
     assert len(names) == len(set(names)) == len(BY_NAME)
     assert all(stage.limit_s <= 480 for stage in STAGES) and LIMIT_S == 480
     for stage in STAGES:
-        assert all(names.index(earlier) < names.index(stage.name) for earlier in stage.after), stage.name
-        assert callable(importlib.import_module(f"megaladder.tools.acceptance.stages.{stage.module}").run)
+        assert all(names.index(earlier) < names.index(stage.name) for earlier in stage.after), (
+            stage.name
+        )
+        assert callable(
+            importlib.import_module(f"megaladder.tools.acceptance.stages.{stage.module}").run
+        )
         assert stage.on_cpu, "every stage can be rehearsed on a CPU"
-    goals = {(target.figure, target.goal, target.at_least) for stage in STAGES for target in stage.targets if target.source == "issue 8"}
-    assert goals == {("extrapolated.mfu", 0.46, True), ("speedup", 1.3, True), ("extrapolated.tflops", 630.0, True),
-                     ("mismatch_mean", 0.012, False)}
+    goals = {
+        (target.figure, target.goal, target.at_least)
+        for stage in STAGES
+        for target in stage.targets
+        if target.source == "issue 8"
+    }
+    assert goals == {
+        ("extrapolated.mfu", 0.46, True),
+        ("speedup", 1.3, True),
+        ("extrapolated.tflops", 630.0, True),
+        ("mismatch_mean", 0.012, False),
+    }
 
 
-@pytest.mark.parametrize(("value", "met"), [(1.31, True), (1.3, True), (1.29, False), (None, None), ("fast", None)])
+@pytest.mark.parametrize(
+    ("value", "met"), [(1.31, True), (1.3, True), (1.29, False), (None, None), ("fast", None)]
+)
 def test_targets_are_judged_or_left_open(value: object, met: bool | None) -> None:
-    target = next(target for target in BY_NAME["throughput_fp8"].targets if target.figure == "speedup")
+    target = next(
+        target for target in BY_NAME["throughput_fp8"].targets if target.figure == "speedup"
+    )
     assert target.judge({"speedup": value})["met"] is met
     assert target.judge({})["met"] is None
 
@@ -67,7 +97,9 @@ def test_figures_of_a_cpu_never_reach_the_gpu_folder(tmp_path: Path) -> None:
 
 
 def test_the_page_ignores_strangers_and_says_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "convert.json").write_text(json.dumps(made("convert", CPU, {"secret_figure": 4321})))
+    (tmp_path / "convert.json").write_text(
+        json.dumps(made("convert", CPU, {"secret_figure": 4321}))
+    )
     figures = {"speedup": 1.41, "extrapolated": {"tflops": 655.0}, "recipes": {}}
     (tmp_path / "throughput_fp8.json").write_text(json.dumps(made("throughput_fp8", GPU, figures)))
     (tmp_path / "grpo.json").write_text("{ torn")
@@ -75,7 +107,10 @@ def test_the_page_ignores_strangers_and_says_what_is_missing(tmp_path: Path) -> 
     assert "4321" not in text and "secret_figure" not in text
     assert "Ignored, because they do not come from a CUDA device: convert." in text
     assert "| FP8 against bf16 step time (issue 8) | ≥ 1.3 | 1.41 | yes | throughput_fp8 |" in text
-    assert "| MFU, bf16, 14B layer shapes (issue 8) | ≥ 0.46 | not measured | not measured | throughput_bf16 |" in text
+    assert (
+        "| MFU, bf16, 14B layer shapes (issue 8) | ≥ 0.46 | not measured | not measured |"
+        " throughput_bf16 |" in text
+    )
     assert "NVIDIA H200, driver 580.1" in text
     for stage in STAGES:
         if stage.name != "throughput_fp8":
@@ -83,44 +118,91 @@ def test_the_page_ignores_strangers_and_says_what_is_missing(tmp_path: Path) -> 
 
 
 def test_the_shipped_page_is_what_the_records_say(tmp_path: Path) -> None:
-    assert (ROOT / "docs" / "h200.md").read_text() == page.render(ROOT / "docs" / "h200", tmp_path / "h200.md")
+    assert (ROOT / "docs" / "h200.md").read_text() == page.render(
+        ROOT / "docs" / "h200", tmp_path / "h200.md"
+    )
 
 
 def command(tmp_path: Path, *words: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools" / "gpu_acceptance.py"), "--device", "cpu", "--out", str(tmp_path / "out"), "--work",
-            str(tmp_path / "work"), *words]
+    return [
+        sys.executable,
+        str(ROOT / "tools" / "gpu_acceptance.py"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path / "work"),
+        *words,
+    ]
 
 
 def test_done_stages_are_kept_and_others_run(tmp_path: Path, capsys) -> None:
     record.write_record(tmp_path / "out", made("convert", CPU, {}, size="tiny"), tmp_path)
-    record.write_record(tmp_path / "out", made("grpo", CPU, {}, status=record.FAILED, size="tiny"), tmp_path)
+    record.write_record(
+        tmp_path / "out", made("grpo", CPU, {}, status=record.FAILED, size="tiny"), tmp_path
+    )
     record.write_record(tmp_path / "out", made("memory", CPU, {}, size="full"), tmp_path)
-    assert gpu_acceptance.main(command(tmp_path, "--dry-run", "--stages", "memory,convert,grpo")[2:]) == 0
+    assert (
+        gpu_acceptance.main(command(tmp_path, "--dry-run", "--stages", "memory,convert,grpo")[2:])
+        == 0
+    )
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["convert"].split() == ["convert", "done"]
-    assert "acceptance.child grpo" in lines["grpo"] and "acceptance.child memory" in lines["memory"]  # failed; another size
-    assert gpu_acceptance.main(command(tmp_path, "--dry-run", "--no-resume", "--stages", "convert")[2:]) == 0
+    assert (
+        "acceptance.child grpo" in lines["grpo"] and "acceptance.child memory" in lines["memory"]
+    )  # failed; another size
+    assert (
+        gpu_acceptance.main(
+            command(tmp_path, "--dry-run", "--no-resume", "--stages", "convert")[2:]
+        )
+        == 0
+    )
     assert "acceptance.child convert" in capsys.readouterr().out
 
 
 def test_a_killed_run_leaves_no_half_record_and_goes_on(tmp_path: Path) -> None:
-    """Killed while a stage is at work: nothing is written for it, its processes are gone, and the same command then finishes it."""
-    begun = subprocess.Popen(command(tmp_path, "--stages", "kernel_checks,te_parity"), stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    """Killed while a stage is at work: nothing is written for it, its processes are gone, and the
+    same command then finishes it."""
+    begun = subprocess.Popen(
+        command(tmp_path, "--stages", "kernel_checks,te_parity"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert begun.stdout is not None
     assert begun.stdout.readline().split() == ["kernel_checks", "…"]
     time.sleep(0.5)
     begun.send_signal(signal.SIGINT)
     begun.wait(60)
     assert not (tmp_path / "out" / "te_parity.json").exists()
-    done = subprocess.run(command(tmp_path, "--stages", "kernel_checks"), capture_output=True, text=True, timeout=120, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command(tmp_path, "--stages", "kernel_checks"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = record.read_record(tmp_path / "out", "kernel_checks")
-    assert (found["status"], found["device"], found["gpu"], found["size"]) == ("done", "cpu", None, "tiny")
+    assert (found["status"], found["device"], found["gpu"], found["size"]) == (
+        "done",
+        "cpu",
+        None,
+        "tiny",
+    )
     assert max(found["figures"]["against_fp64"].values()) < 1e-5
-    assert "kernel_checks    done" in subprocess.run(command(tmp_path, "--stages", "kernel_checks"), capture_output=True, text=True,
-                                                     timeout=60, check=False).stdout
+    assert (
+        "kernel_checks    done"
+        in subprocess.run(
+            command(tmp_path, "--stages", "kernel_checks"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        ).stdout
+    )
 
 
 def test_without_a_gpu_nothing_is_started(tmp_path: Path, capsys) -> None:

@@ -1,7 +1,9 @@
-"""The size and shape rules of the code, read from its syntax trees: design architecture.md, house rules 1, 9 and 13.
+"""The size and shape rules of the code, read from its syntax trees: design architecture.md, house
+rules 1, 9 and 13.
 
 Not covered: whether a name says its unit, whether a docstring tells the truth.
 """
+
 from __future__ import annotations
 
 import ast
@@ -60,7 +62,12 @@ def test_no_function_is_too_long() -> None:
 
 @pytest.mark.parametrize("folder", CODE)
 def test_nine_functions_in_ten_are_short(folder: str) -> None:
-    lengths = [num_lines(function) for path in files(folder) for function in functions(path) if not is_triton_kernel(function)]
+    lengths = [
+        num_lines(function)
+        for path in files(folder)
+        for function in functions(path)
+        if not is_triton_kernel(function)
+    ]
     if len(lengths) < 2:
         pytest.skip(f"{folder} has no functions yet")
     assert quantiles(lengths, n=10)[-1] <= P90_FUNCTION
@@ -70,7 +77,13 @@ def test_no_file_is_too_long() -> None:
     too_long = []
     for path in files(*CODE, "tests"):
         name = where(path)
-        limit = MAX_TEST_FILE if name.startswith("tests/") else MAX_KERNEL_FILE if name.startswith("kernels/") else MAX_FILE
+        limit = (
+            MAX_TEST_FILE
+            if name.startswith("tests/")
+            else MAX_KERNEL_FILE
+            if name.startswith("kernels/")
+            else MAX_FILE
+        )
         count = len(path.read_text(encoding="utf-8").splitlines())
         if count > MAX_LOOP_FILE.get(name, limit):
             too_long.append(f"{name}: {count} lines")
@@ -78,11 +91,19 @@ def test_no_file_is_too_long() -> None:
 
 
 def test_parameter_lists_are_short() -> None:
-    """More than seven want a dataclass. A Triton kernel and an autograd Function's forward take what they are given."""
+    """More than seven want a dataclass. A Triton kernel and an autograd Function's forward take
+    what they are given."""
     too_many = []
     for path in files(*CODE):
         for function in functions(path):
-            names = [arg.arg for arg in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+            names = [
+                arg.arg
+                for arg in (
+                    *function.args.posonlyargs,
+                    *function.args.args,
+                    *function.args.kwonlyargs,
+                )
+            ]
             count = len([name for name in names if name not in ("self", "cls")])
             exempt = is_triton_kernel(function) or names[:1] == ["ctx"]
             if count > MAX_PARAMETERS and not exempt:
@@ -106,7 +127,9 @@ def test_no_bare_except_and_nothing_swallowed() -> None:
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.ExceptHandler):
                 continue
-            broad = node.type is None or any(name in ast.unparse(node.type) for name in ("BaseException", "Exception"))
+            broad = node.type is None or any(
+                name in ast.unparse(node.type) for name in ("BaseException", "Exception")
+            )
             empty = all(isinstance(line, ast.Pass) for line in node.body)
             named = node.type is not None and not any(
                 ast.unparse(part).split(".")[-1] in ("Exception", "BaseException")
@@ -118,17 +141,28 @@ def test_no_bare_except_and_nothing_swallowed() -> None:
 
 
 def test_no_init_in_folders_that_must_not_be_importable_by_their_own_name() -> None:
-    """A regular top-level package `kernels` would shadow the hub package of that name, which transformers imports."""
+    """A regular top-level package `kernels` would shadow the hub package of that name, which
+    transformers imports."""
     folders = ("kernels", "tools", "checkpoints_conv", "tests", "examples")
     assert [folder for folder in folders if (ROOT / folder / "__init__.py").exists()] == []
 
 
 def test_every_module_and_public_function_says_what_it_is() -> None:
-    """A module docstring everywhere; a docstring on public functions of more than a few lines (kernels and `main`: the module's)."""
-    silent = [where(path) for path in files(*CODE) if not ast.get_docstring(tree(path)) and path.read_text(encoding="utf-8").strip()]
+    """A module docstring everywhere; a docstring on public functions of more than a few lines
+    (kernels and `main`: the module's)."""
+    silent = [
+        where(path)
+        for path in files(*CODE)
+        if not ast.get_docstring(tree(path)) and path.read_text(encoding="utf-8").strip()
+    ]
     for path in files(*CODE):
         for node in tree(path).body:
-            if not isinstance(node, Function) or node.name.startswith("_") or node.name == "main" or is_triton_kernel(node):
+            if (
+                not isinstance(node, Function)
+                or node.name.startswith("_")
+                or node.name == "main"
+                or is_triton_kernel(node)
+            ):
                 continue
             if num_lines(node) > 12 and not ast.get_docstring(node):
                 silent.append(f"{where(path, node)} {node.name}")
@@ -137,9 +171,21 @@ def test_every_module_and_public_function_says_what_it_is() -> None:
 
 def test_top_level_holds_what_the_design_lists() -> None:
     allowed = {
-        "megaladder", "kernels", "tools", "examples", "checkpoints_conv", "tests", "setup.py", "README.md", "pyproject.toml", "Makefile",
-        "LICENSE", ".gitignore", ".ci", "docs",
-    }  # fmt: skip
+        "megaladder",
+        "kernels",
+        "tools",
+        "examples",
+        "checkpoints_conv",
+        "tests",
+        "setup.py",
+        "README.md",
+        "pyproject.toml",
+        "Makefile",
+        "LICENSE",
+        ".gitignore",
+        ".ci",
+        "docs",
+    }
     listed = _tracked()
     if listed is None:
         pytest.skip("not a git checkout")
@@ -151,4 +197,6 @@ def _tracked() -> list[str] | None:
 
     if not (ROOT / ".git").exists():
         return None
-    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()

@@ -1,7 +1,10 @@
-"""Who may import whom: design architecture.md "How one batch travels" and quality.md §4.3, read from the syntax trees and tried.
+"""Who may import whom: design architecture.md "How one batch travels" and quality.md §4.3, read
+from the syntax trees and tried.
 
-Top-level imports count, and imports inside functions too where a folder must not need a package at all. `if TYPE_CHECKING:` does not.
+Top-level imports count, and imports inside functions too where a folder must not need a package at
+all. `if TYPE_CHECKING:` does not.
 """
+
 from __future__ import annotations
 
 import ast
@@ -15,12 +18,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "megatron", "vllm", "transformer_engine", "triton", "transformers")
-# One direction: a folder may import those in its row (and itself, and the root files). Absent row = anything.
+# One direction: a folder may import those in its row (and itself, and the root files). Absent row =
+# anything.
 MAY_IMPORT = {
     "config": {"types", "errors", "config"},
     "data": {"config", "data"},
     "model": {"config", "data", "model", "kernels", "checkpoints_conv"},
-    "train": {"config", "data", "model", "checkpoint", "rollout", "rewards", "kernels", "checkpoints_conv", "train"},
+    "train": {
+        "config",
+        "data",
+        "model",
+        "checkpoint",
+        "rollout",
+        "rewards",
+        "kernels",
+        "checkpoints_conv",
+        "train",
+    },
     "rollout": {"config", "data", "model", "kernels", "checkpoints_conv", "rollout", "rewards"},
     "rewards": {"config", "data", "rewards"},
     "evaluation": {"config", "data", "rollout", "rewards", "evaluation"},
@@ -29,12 +43,24 @@ MAY_IMPORT = {
 }
 ROOT_FILES = {"types", "errors", "run_dir", "log", "platform", "parallel", "faults", "launch"}
 TORCH_FREE = ("config", "rewards", "plan", "analysis")  # `analyze shift` may inside functions
-TORCH_FREE_FILES = ("__init__.py", "types.py", "errors.py", "run_dir.py", "log.py", "cli.py", "launch.py")
-MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/log.py")  # `analyze shift` runs models; TensorBoard's writer
+TORCH_FREE_FILES = (
+    "__init__.py",
+    "types.py",
+    "errors.py",
+    "run_dir.py",
+    "log.py",
+    "cli.py",
+    "launch.py",
+)
+MAY_USE_TORCH_IN_FUNCTIONS = (
+    "megaladder/analysis/shift",
+    "megaladder/log.py",
+)  # `analyze shift` runs models; TensorBoard's writer
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool, int]]:
-    """(module, inside a function, line) of every import; relative ones resolved; type-checking blocks left out."""
+    """(module, inside a function, line) of every import; relative ones resolved; type-checking
+    blocks left out."""
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
     def visit(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool, int]]:
@@ -46,12 +72,20 @@ def _imports(path: Path) -> Iterator[tuple[str, bool, int]]:
             elif isinstance(child, ast.ImportFrom):
                 base = child.module or ""
                 if child.level:
-                    base = ".".join([*module.split(".")[: -child.level], *filter(None, [child.module])])
+                    base = ".".join(
+                        [*module.split(".")[: -child.level], *filter(None, [child.module])]
+                    )
                 yield base, inside, child.lineno
                 if base == "megaladder":
-                    yield from ((f"megaladder.{alias.name}", inside, child.lineno) for alias in child.names)
+                    yield from (
+                        (f"megaladder.{alias.name}", inside, child.lineno) for alias in child.names
+                    )
             else:
-                yield from visit(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+                yield from visit(
+                    child,
+                    inside
+                    or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda),
+                )
 
     yield from visit(ast.parse(path.read_text(encoding="utf-8")), False)
 
@@ -61,7 +95,11 @@ def _folder(path: Path) -> str:
     return parts[1] if parts[0] == "megaladder" and len(parts) > 2 else parts[0]
 
 
-FILES = sorted(path for top in ("megaladder", "kernels", "checkpoints_conv") for path in (ROOT / top).rglob("*.py"))
+FILES = sorted(
+    path
+    for top in ("megaladder", "kernels", "checkpoints_conv")
+    for path in (ROOT / top).rglob("*.py")
+)
 
 
 def test_imports_go_one_way() -> None:
@@ -70,7 +108,11 @@ def test_imports_go_one_way() -> None:
         allowed = MAY_IMPORT.get(_folder(path))
         for name, _, line in _imports(path) if allowed is not None else ():
             parts = name.split(".")
-            if parts[0] == "megaladder" and len(parts) > 1 and parts[1] not in allowed | ROOT_FILES | {"__version__"}:
+            if (
+                parts[0] == "megaladder"
+                and len(parts) > 1
+                and parts[1] not in allowed | ROOT_FILES | {"__version__"}
+            ):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert wrong == []
 
@@ -102,17 +144,26 @@ def test_torch_free_folders_import_no_torch() -> None:
     for path in FILES:
         relative = str(path.relative_to(ROOT))
         free_file = path.parent == ROOT / "megaladder" and path.name in TORCH_FREE_FILES
-        if not free_file and not (relative.startswith("megaladder/") and _folder(path) in TORCH_FREE):
+        if not free_file and not (
+            relative.startswith("megaladder/") and _folder(path) in TORCH_FREE
+        ):
             continue
         for name, inside, line in _imports(path):
-            heavy = name.split(".")[0] in ("torch", "megatron", "vllm", "triton", "transformer_engine")
+            heavy = name.split(".")[0] in (
+                "torch",
+                "megatron",
+                "vllm",
+                "triton",
+                "transformer_engine",
+            )
             if heavy and not (inside and relative.startswith(MAY_USE_TORCH_IN_FUNCTIONS)):
                 wrong.append(f"{relative}:{line} imports {name}")
     assert wrong == []
 
 
 def test_engines_are_imported_only_where_they_live() -> None:
-    """vLLM, Triton and Transformer Engine are never needed to import a module: inside functions, or guarded in kernels/."""
+    """vLLM, Triton and Transformer Engine are never needed to import a module: inside functions, or
+    guarded in kernels/."""
     wrong = []
     for path in FILES:
         for name, inside, line in _imports(path):
@@ -128,20 +179,42 @@ def test_engines_are_imported_only_where_they_live() -> None:
 
 def _loaded_by(statement: str) -> set[str]:
     script = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
 def test_the_package_itself_imports_nothing_heavy() -> None:
-    assert not _loaded_by("import megaladder, megaladder.cli, megaladder.errors, megaladder.launch") & {*HEAVY, "numpy", "pydantic"}
+    assert not _loaded_by(
+        "import megaladder, megaladder.cli, megaladder.errors, megaladder.launch"
+    ) & {*HEAVY, "numpy", "pydantic"}
 
 
-@pytest.mark.parametrize("folder", ["config", "types", "log", "run_dir", "preflight.check", "rewards", "analysis", "plan"])
+@pytest.mark.parametrize(
+    "folder",
+    ["config", "types", "log", "run_dir", "preflight.check", "rewards", "analysis", "plan"],
+)
 def test_torch_free_parts_load_without_torch(folder: str) -> None:
     path = ROOT / "megaladder" / folder.replace(".", "/")
     modules = [f"megaladder.{folder}"]
     if path.is_dir():
-        modules = [f"megaladder.{folder}.{file.stem}" for file in path.glob("*.py") if file.stem != "__init__"]
+        modules = [
+            f"megaladder.{folder}.{file.stem}"
+            for file in path.glob("*.py")
+            if file.stem != "__init__"
+        ]
         if not modules:
             pytest.skip(f"{folder} is empty")
-    assert not _loaded_by(f"import {', '.join(modules)}") & {"torch", "megatron", "vllm", "triton", "transformer_engine"}
+    assert not _loaded_by(f"import {', '.join(modules)}") & {
+        "torch",
+        "megatron",
+        "vllm",
+        "triton",
+        "transformer_engine",
+    }

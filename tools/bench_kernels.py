@@ -1,12 +1,18 @@
-"""Times the loss head against its peers and against what the machine could do, in one interleaved loop.
+"""Times the loss head against its peers and against what the machine could do, in one interleaved
+loop.
 
-    python -m megaladder.tools.bench_kernels --csv docs/bench_kernels.csv --markdown docs/bench_kernels.md   # one GPU; --budget-s 540
-    python -m megaladder.tools.bench_kernels --checks      # one GPU: beyond 2^31 elements, determinism, CUDA graph, torch.compile
-    python -m megaladder.tools.bench_kernels --memory      # CPU: peak bytes per token of an SFT head step
+    python -m megaladder.tools.bench_kernels --csv docs/bench_kernels.csv --markdown
+    docs/bench_kernels.md   # one GPU; --budget-s 540 python -m megaladder.tools.bench_kernels
+                            --checks      # one GPU: beyond 2^31 elements, determinism, CUDA graph,
+                            torch.compile
+    python -m megaladder.tools.bench_kernels --memory      # CPU: peak bytes per token of an SFT
+    head step
 
-Every round runs all contenders of a shape once, in another order (rotations of a fixed shuffle), next to a copy of as many bytes as the
-logits hold and to the bare three matrix products: ratios within a round cancel the clock. A peer that is not installed, or fails, is a
-row with its reason. Shards V/2 … V/8 are shapes on one device: no communication is timed. Figures from a CPU are a smoke test only.
+Every round runs all contenders of a shape once, in another order (rotations of a fixed shuffle),
+next to a copy of as many bytes as the logits hold and to the bare three matrix products: ratios
+within a round cancel the clock. A peer that is not installed, or fails, is a row with its reason.
+Shards V/2 … V/8 are shapes on one device: no communication is timed. Figures from a CPU are a smoke
+test only.
 """
 
 from __future__ import annotations
@@ -25,17 +31,28 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from megaladder.tools.kernel_peers.contenders import CONTENDERS, LOGP_BASELINE, STEP_BASELINE, Call, Inputs, Shape, step_loss
+from megaladder.tools.kernel_peers.contenders import (
+    CONTENDERS,
+    LOGP_BASELINE,
+    STEP_BASELINE,
+    Call,
+    Inputs,
+    Shape,
+    step_loss,
+)
 
 if TYPE_CHECKING:
-    from megaladder.config.verbs.bench import BenchKernelsConfig  # needs pydantic, which a bare GPU machine lacks
+    from megaladder.config.verbs.bench import (
+        BenchKernelsConfig,
+    )  # needs pydantic, which a bare GPU machine lacks
 
 CASES = ("logp", "logp+entropy", "sft step", "grpo step", "grpo step 50% inactive")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contender at one shape. Times in ms; ratio: to the baseline of the same loop (copy for log-probs, products for steps)."""
+    """One contender at one shape. Times in ms; ratio: to the baseline of the same loop (copy for
+    log-probs, products for steps)."""
 
     case: str
     tokens: int
@@ -60,7 +77,9 @@ def _sm_clock() -> int | None:
 
     try:
         pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetClockInfo(pynvml.nvmlDeviceGetHandleByIndex(0), pynvml.NVML_CLOCK_SM)
+        return pynvml.nvmlDeviceGetClockInfo(
+            pynvml.nvmlDeviceGetHandleByIndex(0), pynvml.NVML_CLOCK_SM
+        )
     except pynvml.NVMLError:
         return None
 
@@ -84,7 +103,11 @@ def _truth(inputs: Inputs, rows: int = 32) -> torch.Tensor:
     if inputs.logits is not None:
         logs = torch.log_softmax(inputs.logits[:rows].double(), -1)
         logp = logs.gather(1, inputs.targets[:rows].unsqueeze(1)).squeeze(1)
-        return torch.stack([logp, -(logs.exp() * logs).sum(1)]) if "entropy" in inputs.shape.case else logp
+        return (
+            torch.stack([logp, -(logs.exp() * logs).sum(1)])
+            if "entropy" in inputs.shape.case
+            else logp
+        )
     x.requires_grad_()
     logp = torch.log_softmax(x @ w.t(), -1).gather(1, inputs.targets[:rows].unsqueeze(1)).squeeze(1)
     part = Inputs.__new__(Inputs)
@@ -97,11 +120,17 @@ def _truth(inputs: Inputs, rows: int = 32) -> torch.Tensor:
 def _error(found: torch.Tensor | None, truth: torch.Tensor) -> float | None:
     if found is None or found.dim() != truth.dim():
         return None
-    part = found[:, : truth.shape[1]] if found.dim() == 2 and found.shape[0] == 2 and truth.shape[0] == 2 else found[: truth.shape[0]]
+    part = (
+        found[:, : truth.shape[1]]
+        if found.dim() == 2 and found.shape[0] == 2 and truth.shape[0] == 2
+        else found[: truth.shape[0]]
+    )
     return (part.double() - truth).abs().max().item() if part.shape == truth.shape else None
 
 
-def measure(shape: Shape, device: torch.device, rounds: int, skip: tuple[str, ...] = ()) -> list[Row]:
+def measure(
+    shape: Shape, device: torch.device, rounds: int, skip: tuple[str, ...] = ()
+) -> list[Row]:
     """All contenders at one shape; `rounds` interleaved rounds after one warm-up call each."""
     inputs = Inputs(shape, device)
     truth, calls, rows, peaks, errors = _truth(inputs), {}, [], {}, {}
@@ -116,12 +145,20 @@ def measure(shape: Shape, device: torch.device, rounds: int, skip: tuple[str, ..
                 torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
             found = call()
-            peaks[name] = (torch.cuda.max_memory_allocated() - before) / 2**20 if device.type == "cuda" else None
-            errors[name] = _error(found, truth) if name not in (LOGP_BASELINE, STEP_BASELINE) else None
+            peaks[name] = (
+                (torch.cuda.max_memory_allocated() - before) / 2**20
+                if device.type == "cuda"
+                else None
+            )
+            errors[name] = (
+                _error(found, truth) if name not in (LOGP_BASELINE, STEP_BASELINE) else None
+            )
             calls[name] = call
         except Exception as reason:  # noqa: BLE001, whatever a peer raises is its row in the table
             text = f"{type(reason).__name__}: {reason}".splitlines()[0][:120]
-            rows.append(Row(**asdict(shape), contender=name, rounds=0, note=text, **dict.fromkeys(_FIGURES)))
+            rows.append(
+                Row(**asdict(shape), contender=name, rounds=0, note=text, **dict.fromkeys(_FIGURES))
+            )
             inputs.clear()
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -135,9 +172,19 @@ def measure(shape: Shape, device: torch.device, rounds: int, skip: tuple[str, ..
     base = statistics.median(times[LOGP_BASELINE if inputs.logits is not None else STEP_BASELINE])
     clock = next((c for c in reversed(clocks) if c), None)
     for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+        low, middle, high = (
+            statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+        )
         figures = (middle, high - low, middle / base, peaks[name], errors[name], clock)
-        rows.append(Row(**asdict(shape), contender=name, rounds=rounds, note="", **dict(zip(_FIGURES, figures, strict=True))))
+        rows.append(
+            Row(
+                **asdict(shape),
+                contender=name,
+                rounds=rounds,
+                note="",
+                **dict(zip(_FIGURES, figures, strict=True)),
+            )
+        )
     return rows
 
 
@@ -146,23 +193,39 @@ _FIGURES = ("median_ms", "iqr_ms", "ratio", "peak_extra_mib", "max_abs_error", "
 
 def markdown(rows: list[Row], device: torch.device) -> str:
     """The table; on a GPU with its name."""
-    title = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, a smoke test of the benchmark: says nothing about the kernels"
+    title = (
+        torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else "CPU, a smoke test of the benchmark: says nothing about the kernels"
+    )
     lines = [
-        f"Device: {title}; torch {torch.__version__}. Ratio: to the copy (log-probs) or the three products (steps) of the same loop.",
+        (
+            f"Device: {title}; torch {torch.__version__}. Ratio: to the copy (log-probs) or the"
+            " three products (steps) of the same loop."
+        ),
         "",
     ]
     names = [field.name for field in fields(Row)]
     lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [("–" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v)) for v in asdict(row).values()]
+        cells = [
+            ("–" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v))
+            for v in asdict(row).values()
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def shapes(arguments: argparse.Namespace) -> list[Shape]:
-    """The smallest token count of every combination first, so that a time limit cuts the largest."""
-    combinations = itertools.product(arguments.tokens, arguments.hidden, arguments.shards, arguments.cases)
-    return [Shape(case, tokens, hidden, -(-arguments.vocab // shards)) for tokens, hidden, shards, case in combinations]
+    """The smallest token count of every combination first, so that a time limit cuts the
+    largest."""
+    combinations = itertools.product(
+        arguments.tokens, arguments.hidden, arguments.shards, arguments.cases
+    )
+    return [
+        Shape(case, tokens, hidden, -(-arguments.vocab // shards))
+        for tokens, hidden, shards, case in combinations
+    ]
 
 
 def run_table(arguments: argparse.Namespace) -> int:
@@ -179,7 +242,10 @@ def run_table(arguments: argparse.Namespace) -> int:
             write_csv(arguments.csv, rows)
     table = markdown(rows, device)
     if done < len(wanted):
-        table += f"\nNot measured within {arguments.budget_s} s: {len(wanted) - done} of {len(wanted)} shapes, from {wanted[done]} on.\n"
+        table += (
+            f"\nNot measured within {arguments.budget_s} s: {len(wanted) - done} of {len(wanted)}"
+            f" shapes, from {wanted[done]} on.\n"
+        )
     if arguments.markdown:
         arguments.markdown.write_text(table)
     print(table)
@@ -220,7 +286,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--skip", nargs="+", choices=list(CONTENDERS), default=[], help="contenders to leave out")
+    parser.add_argument(
+        "--skip", nargs="+", choices=list(CONTENDERS), default=[], help="contenders to leave out"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--csv", type=Path)
@@ -228,7 +296,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checks", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-tokens", type=int, nargs="+", default=[128, 256, 512, 1024])
-    parser.add_argument("--memory-child", nargs=4, metavar=("VARIANT", "T", "H", "V"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory-child", nargs=4, metavar=("VARIANT", "T", "H", "V"), help=argparse.SUPPRESS
+    )
     arguments = parser.parse_args(argv)
     if arguments.memory or arguments.memory_child:
         from megaladder.tools.kernel_peers.memory import memory_table, peak_bytes_per_token
@@ -242,7 +312,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.checks:
         return run_checks()
     if arguments.device == "cpu" and arguments.tokens[0] > 1024:
-        print("not measured: no CUDA device here; fix: run this command on one, or give small --tokens --hidden --vocab for a smoke test")
+        print(
+            "not measured: no CUDA device here; fix: run this command on one, or give small"
+            " --tokens --hidden --vocab for a smoke test"
+        )
         return 2
     return run_table(arguments)
 

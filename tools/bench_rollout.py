@@ -1,8 +1,11 @@
-"""`bench rollout`: tokens per second of our engine and of bare `vllm.LLM.generate`, same model, prompts and settings, on this machine now.
+"""`bench rollout`: tokens per second of our engine and of bare `vllm.LLM.generate`, same model,
+prompts and settings, on this machine now.
 
-Both run in turn, round by round, so that a busy machine hurts both alike; the bare one lives in a child process of its own, with the same
-threads and engine arguments. Also: seconds until each can generate. Not measured here: quality, long contexts (choose --prompt-tokens).
+Both run in turn, round by round, so that a busy machine hurts both alike; the bare one lives in a
+child process of its own, with the same threads and engine arguments. Also: seconds until each can
+generate. Not measured here: quality, long contexts (choose --prompt-tokens).
 """
+
 from __future__ import annotations
 
 import json
@@ -26,7 +29,8 @@ from megaladder.run_dir import atomic_write, to_json
 
 WARM_UP_ROUNDS = 2
 GPU_SHARE = 0.42  # of a GPU's memory for each of the two engines, which are alive at the same time
-# The bare side: reads one JSON line with everything, then a line per round, and answers each with seconds and tokens.
+# The bare side: reads one JSON line with everything, then a line per round, and answers each with
+# seconds and tokens.
 BARE = """
 import json, sys, time
 if __name__ == "__main__":
@@ -49,7 +53,9 @@ if __name__ == "__main__":
 class _Bare:
     """The child that runs vLLM as its manual says."""
 
-    def __init__(self, options: VllmOptions, arguments: dict[str, Any], job: dict[str, Any], folder: Path):
+    def __init__(
+        self, options: VllmOptions, arguments: dict[str, Any], job: dict[str, Any], folder: Path
+    ):
         script = folder / "bare.py"
         script.write_text(BARE, encoding="utf-8")
         environment = {**os.environ, **child_environment(options, 0)}
@@ -57,7 +63,12 @@ class _Bare:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._log = (folder / "bare.log").open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.PIPE, env=environment, text=True
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
         )
         self._send({**job, "arguments": arguments})
         self.start_s = self._answer("start_s")["start_s"]
@@ -90,10 +101,21 @@ class _Bare:
 def run_bench(config: BenchRolloutConfig) -> int:
     """The verb."""
     rng = random.Random(config.seed)
-    vocabulary = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    prompts = [[rng.randrange(vocabulary // 2) for _ in range(config.prompt_tokens)] for _ in range(config.num_prompts)]
+    vocabulary = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))[
+        "vocab_size"
+    ]
+    prompts = [
+        [rng.randrange(vocabulary // 2) for _ in range(config.prompt_tokens)]
+        for _ in range(config.num_prompts)
+    ]
     length = config.prompt_tokens + config.max_tokens
-    options = VllmOptions(model=config.model, tp=config.tp, dtype=config.dtype, max_model_len=length + 8, gpu_memory_utilization=GPU_SHARE)
+    options = VllmOptions(
+        model=config.model,
+        tp=config.tp,
+        dtype=config.dtype,
+        max_model_len=length + 8,
+        gpu_memory_utilization=GPU_SHARE,
+    )
     params = SamplingParams(max_tokens=config.max_tokens, ignore_eos=True, logprobs=True)
     with tempfile.TemporaryDirectory() as folder, VllmEngine(options) as engine:
         job = {"prompts": prompts, "max_tokens": config.max_tokens, "logprobs": True}
@@ -109,15 +131,20 @@ def run_bench(config: BenchRolloutConfig) -> int:
                 rates["ours"].append(ours)
                 rates["bare"].append(theirs)
         bare.close()
-        result = _result(config, engine, rates, bare.start_s) | _phases(engine, prompts, params, statistics.median(rates["ours"]))
+        result = _result(config, engine, rates, bare.start_s) | _phases(
+            engine, prompts, params, statistics.median(rates["ours"])
+        )
     _print(result)
     if config.json_path:
         atomic_write(config.json_path, to_json(result, sort_keys=True, indent=2) + "\n")
     return 0
 
 
-def _phases(engine: VllmEngine, prompts: list[list[int]], params: SamplingParams, rate: float) -> dict[str, Any]:
-    """Seconds of a round until every prompt has its first token (prefill), and of what follows (decode); memory in use on the device."""
+def _phases(
+    engine: VllmEngine, prompts: list[list[int]], params: SamplingParams, rate: float
+) -> dict[str, Any]:
+    """Seconds of a round until every prompt has its first token (prefill), and of what follows
+    (decode); memory in use on the device."""
     seconds = []
     for _ in range(3):
         begun = time.monotonic()
@@ -125,29 +152,57 @@ def _phases(engine: VllmEngine, prompts: list[list[int]], params: SamplingParams
         seconds.append(time.monotonic() - begun)
         engine.call("reset_prefix_cache")
     prefill, whole = statistics.median(seconds), len(prompts) * params.max_tokens / rate
-    return {"phases_s": {"prefill": prefill, "decode": max(0.0, whole - prefill)}, "device_memory_bytes": platform.memory_in_use_bytes()}
+    return {
+        "phases_s": {"prefill": prefill, "decode": max(0.0, whole - prefill)},
+        "device_memory_bytes": platform.memory_in_use_bytes(),
+    }
 
 
-def _result(config: BenchRolloutConfig, engine: VllmEngine, rates: dict[str, list[float]], bare_start_s: float) -> dict[str, Any]:
+def _result(
+    config: BenchRolloutConfig,
+    engine: VllmEngine,
+    rates: dict[str, list[float]],
+    bare_start_s: float,
+) -> dict[str, Any]:
     return {
         "engine": engine.describe(),
-        "num_prompts": config.num_prompts, "prompt_tokens": config.prompt_tokens, "max_tokens": config.max_tokens, "rounds": config.rounds,
-        "tokens_per_s_per_gpu": statistics.median(rates["ours"]) / config.tp if platform.has_cuda() else None,
+        "num_prompts": config.num_prompts,
+        "prompt_tokens": config.prompt_tokens,
+        "max_tokens": config.max_tokens,
+        "rounds": config.rounds,
+        "tokens_per_s_per_gpu": (
+            statistics.median(rates["ours"]) / config.tp if platform.has_cuda() else None
+        ),
         "start_up_s": {"ours": engine.start_up_s, "bare": bare_start_s},
-        "tokens_per_s": {name: {"best": max(v), "median": statistics.median(v), "rounds": v} for name, v in rates.items()},
+        "tokens_per_s": {
+            name: {"best": max(v), "median": statistics.median(v), "rounds": v}
+            for name, v in rates.items()
+        },
         "ratio_best": max(rates["ours"]) / max(rates["bare"]),
         "ratio_median": statistics.median(rates["ours"]) / statistics.median(rates["bare"]),
-    }  # fmt: skip
+    }
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(f"engine {result['engine']}; {result['num_prompts']} prompts × {result['prompt_tokens']} tokens in, {result['max_tokens']} out")
+    print(
+        f"engine {result['engine']}; {result['num_prompts']} prompts × {result['prompt_tokens']}"
+        f" tokens in, {result['max_tokens']} out"
+    )
     for name, rate in result["tokens_per_s"].items():
-        print(f"{name:<5} start-up {result['start_up_s'][name]:.1f} s   best {rate['best']:,.0f} tokens/s   median {rate['median']:,.0f}")
+        print(
+            f"{name:<5} start-up {result['start_up_s'][name]:.1f} s   best {rate['best']:,.0f}"
+            f" tokens/s   median {rate['median']:,.0f}"
+        )
     phases = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in result["phases_s"].items())
     per_gpu = result["tokens_per_s_per_gpu"]
-    print(f"a round: {phases}; tokens/s/GPU {f'{per_gpu:,.0f}' if per_gpu else 'not measured (no GPU here)'}")
-    print(f"ours/bare: best {result['ratio_best']:.3f}   median {result['ratio_median']:.3f}   ({result['rounds']} rounds each, in turn)")
+    print(
+        f"a round: {phases}; tokens/s/GPU"
+        f" {f'{per_gpu:,.0f}' if per_gpu else 'not measured (no GPU here)'}"
+    )
+    print(
+        f"ours/bare: best {result['ratio_best']:.3f}   median {result['ratio_median']:.3f}  "
+        f" ({result['rounds']} rounds each, in turn)"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Answers problems with plain `transformers` and grades them: an exported folder is an ordinary Hugging Face model.
+"""Answers problems with plain `transformers` and grades them: an exported folder is an ordinary
+Hugging Face model.
 
-    python -m megaladder.tools.generate_hf --model runs/x/hf/step_400 --data problems.jsonl --num-problems 200
+    python -m megaladder.tools.generate_hf --model runs/x/hf/step_400 --data problems.jsonl
+    --num-problems 200
 
-Not the engine: for benchmarks, many samples and large models use `megaladder eval` (vLLM). Grader and problem reader are the shared ones.
+Not the engine: for benchmarks, many samples and large models use `megaladder eval` (vLLM). Grader
+and problem reader are the shared ones.
 """
+
 from __future__ import annotations
 
 import sys
@@ -51,17 +55,39 @@ def answer(config: GenerateHfConfig, problems: list[Problem]) -> list[str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(config.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(config.model).to(device).eval()
-    sampling = {"do_sample": True, "temperature": config.temperature} if config.temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": config.temperature}
+        if config.temperature
+        else {"do_sample": False}
+    )
     torch.manual_seed(config.seed)
     responses: list[str] = []
     for begin in range(0, len(problems), config.batch_size):
         chunk = problems[begin : begin + config.batch_size]
-        chats = [[{"role": m.role, "content": m.content} for m in problem.prompt] for problem in chunk]
-        prompts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-        batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False).to(device)
+        chats = [
+            [{"role": m.role, "content": m.content} for m in problem.prompt] for problem in chunk
+        ]
+        prompts = [
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            for chat in chats
+        ]
+        batch = tokenizer(
+            prompts,
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=False,
+            return_token_type_ids=False,
+        ).to(device)
         with torch.inference_mode():
-            ids = model.generate(**batch, max_new_tokens=config.max_tokens, pad_token_id=tokenizer.pad_token_id, **sampling)
-        responses += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            ids = model.generate(
+                **batch,
+                max_new_tokens=config.max_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                **sampling,
+            )
+        responses += tokenizer.batch_decode(
+            ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
     return responses
 
 
@@ -77,18 +103,28 @@ def run(config: GenerateHfConfig) -> int:
     began = time.monotonic()
     responses = answer(config, problems)
     seconds = time.monotonic() - began
-    correct = np.array([grade(text, p.gold, p.kind).correct for text, p in zip(responses, problems, strict=True)], dtype=float)
+    correct = np.array(
+        [grade(text, p.gold, p.kind).correct for text, p in zip(responses, problems, strict=True)],
+        dtype=float,
+    )
     for problem, text in list(zip(problems, responses, strict=True))[: config.show]:
         print(f"{problem.prompt[-1].content}\n{text}\ngold: {problem.gold}\n")
     interval = bootstrap_interval(correct, seed=config.seed)
     around = "" if interval is None else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-    print(f"accuracy {100 * correct.mean():.1f} %{around} ({len(problems)} problems, 95 % interval over problems, {seconds:.0f} s)")
+    print(
+        f"accuracy {100 * correct.mean():.1f} %{around} ({len(problems)} problems, 95 % interval"
+        f" over problems, {seconds:.0f} s)"
+    )
     return 0
 
 
 def main(args: list[str]) -> int:
     try:
-        return run(resolve(GenerateHfConfig, args, "python -m megaladder.tools.generate_hf", takes_yaml=False))
+        return run(
+            resolve(
+                GenerateHfConfig, args, "python -m megaladder.tools.generate_hf", takes_yaml=False
+            )
+        )
     except MegaladderError as error:
         print(f"generate_hf: {error}", file=sys.stderr)
         return error.exit_status

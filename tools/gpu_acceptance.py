@@ -1,16 +1,20 @@
-"""One command that proves the GPU half of this program, in stages of at most eight minutes each; finished stages are kept.
+"""One command that proves the GPU half of this program, in stages of at most eight minutes each;
+finished stages are kept.
 
-    python3 tools/gpu_acceptance.py                         every stage that has not run well yet → docs/h200/*.json, docs/h200.md
-    python3 tools/gpu_acceptance.py --list                  stages, what each needs and decides, and what is done
-    python3 tools/gpu_acceptance.py --stages te_parity,sft_curves --no-resume
-    python3 tools/gpu_acceptance.py --kit                   what an offline machine must be brought, as commands
-    python3 tools/gpu_acceptance.py --dry-run               what would run, with its commands; starts nothing
-    python3 tools/gpu_acceptance.py --device cpu --size tiny --out /tmp/rehearsal      the same stages on a CPU, to find mistakes
+    python3 tools/gpu_acceptance.py                         every stage that has not run well yet →
+    docs/h200/*.json, docs/h200.md python3 tools/gpu_acceptance.py --list                  stages,
+    what each needs and decides, and what is done python3 tools/gpu_acceptance.py --stages
+    te_parity,sft_curves --no-resume python3 tools/gpu_acceptance.py --kit                   what an
+    offline machine must be brought, as commands python3 tools/gpu_acceptance.py --dry-run
+    what would run, with its commands; starts nothing python3 tools/gpu_acceptance.py --device cpu
+    --size tiny --out /tmp/rehearsal      the same stages on a CPU, to find mistakes
 
-Each stage is a process of its own: a crash, a hang or an out-of-memory costs that stage only and is recorded with its reason. A killed
-run starts again where it stopped. A CPU rehearsal writes to a folder of its own and never to docs/h200. Exit status: 0 when every
-chosen stage is done or was skipped with a reason, 1 when one failed, 2 for wrong arguments.
+Each stage is a process of its own: a crash, a hang or an out-of-memory costs that stage only and is
+recorded with its reason. A killed run starts again where it stopped. A CPU rehearsal writes to a
+folder of its own and never to docs/h200. Exit status: 0 when every chosen stage is done or was
+skipped with a reason, 1 when one failed, 2 for wrong arguments.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,21 +41,41 @@ _GRACE_S = 25.0  # beyond a stage's limit: it ends its own commands and writes i
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; `command` is how a record says it was made."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stages", help="names, comma-separated; default: all in order")
     parser.add_argument("--list", action="store_true", help="show the stages and stop")
-    parser.add_argument("--kit", action="store_true", help="show what an offline machine needs and stop")
+    parser.add_argument(
+        "--kit", action="store_true", help="show what an offline machine needs and stop"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep stages that ended well (default)")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep stages that ended well (default)",
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--size", choices=("full", "tiny"), help="default: full on cuda, tiny on cpu")
+    parser.add_argument(
+        "--size", choices=("full", "tiny"), help="default: full on cuda, tiny on cpu"
+    )
     parser.add_argument("--out", help="folder of the records; default docs/h200 (cuda only)")
-    parser.add_argument("--work", type=Path, help="folder for models and runs; default runs/acceptance-<device>")
-    parser.add_argument("--budget-s", type=float, default=float("inf"), help="start no stage that could not end within this many seconds")
+    parser.add_argument(
+        "--work", type=Path, help="folder for models and runs; default runs/acceptance-<device>"
+    )
+    parser.add_argument(
+        "--budget-s",
+        type=float,
+        default=float("inf"),
+        help="start no stage that could not end within this many seconds",
+    )
     given = parser.parse_args(argv)
     given.size = given.size or ("tiny" if given.device == "cpu" else "full")
     given.work = given.work or ROOT / "runs" / f"acceptance-{given.device}"
-    given.command = shlex.join(["python3", "tools/gpu_acceptance.py", *(sys.argv[1:] if argv is None else argv)])
+    given.command = shlex.join(
+        ["python3", "tools/gpu_acceptance.py", *(sys.argv[1:] if argv is None else argv)]
+    )
     return given
 
 
@@ -66,13 +90,31 @@ def chosen(names: str | None) -> list[Stage]:
     asked = [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in asked if name not in BY_NAME]
     if unknown:
-        raise record.ConfigError(f"--stages {', '.join(unknown)}: no such stage; fix: choose from {', '.join(BY_NAME)}")
+        raise record.ConfigError(
+            f"--stages {', '.join(unknown)}: no such stage; fix: choose from {', '.join(BY_NAME)}"
+        )
     return [stage for stage in STAGES if stage.name in asked]
 
 
 def stage_command(stage: Stage, given: argparse.Namespace, folder: Path, result: Path) -> list[str]:
-    return [sys.executable, "-m", "megaladder.tools.acceptance.child", stage.name, "--device", given.device, "--size", given.size,
-            "--work", str(given.work), "--records", str(folder), "--result", str(result), "--limit-s", str(stage.limit_s)]
+    return [
+        sys.executable,
+        "-m",
+        "megaladder.tools.acceptance.child",
+        stage.name,
+        "--device",
+        given.device,
+        "--size",
+        given.size,
+        "--work",
+        str(given.work),
+        "--records",
+        str(folder),
+        "--result",
+        str(result),
+        "--limit-s",
+        str(stage.limit_s),
+    ]
 
 
 def run_stage(stage: Stage, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -83,15 +125,23 @@ def run_stage(stage: Stage, given: argparse.Namespace, folder: Path) -> dict[str
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     forced = {"MEGALADDER_PLATFORM": "cpu"} if given.device == "cpu" else {}
     with log.open("wb") as stream:
-        process = subprocess.Popen(stage_command(stage, given, folder, result), cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT,
-                                   env={**os.environ, "PYTHONPATH": path, **forced}, start_new_session=True)
+        process = subprocess.Popen(
+            stage_command(stage, given, folder, result),
+            cwd=ROOT,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path, **forced},
+            start_new_session=True,
+        )
         timed_out = False
         try:
             status = process.wait(stage.limit_s + _GRACE_S)
         except subprocess.TimeoutExpired:
             timed_out, status = True, -signal.SIGKILL
         finally:
-            if process.poll() is None:  # out of time, or we were told to stop: nothing may go on using the device
+            if (
+                process.poll() is None
+            ):  # out of time, or we were told to stop: nothing may go on using the device
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     found = read_json(result) if result.exists() else _lost(given, log, timed_out, status, stage)
@@ -100,24 +150,49 @@ def run_stage(stage: Stage, given: argparse.Namespace, folder: Path) -> dict[str
     more = {key: found[key] for key in ("reason", "traceback", "seconds") if key in found}
     rehearsal = given.device == "cpu"  # its figures say nothing about a goal of the GPU
     targets = [target.judge({} if rehearsal else figures) for target in stage.targets]
-    made = record.make_record(stage.name, found["status"], given.command, facts, figures=figures, targets=targets, size=given.size, **more)
+    made = record.make_record(
+        stage.name,
+        found["status"],
+        given.command,
+        facts,
+        figures=figures,
+        targets=targets,
+        size=given.size,
+        **more,
+    )
     if found["gpu"] is not None or given.device == "cpu":
         record.write_record(folder, made, ROOT)
     return made
 
 
-def _lost(given: argparse.Namespace, log: Path, timed_out: bool, status: int, stage: Stage) -> dict[str, Any]:
+def _lost(
+    given: argparse.Namespace, log: Path, timed_out: bool, status: int, stage: Stage
+) -> dict[str, Any]:
     """A child that wrote no result: it was killed, or could not even import."""
     tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-    reason = f"not done after {stage.limit_s:.0f} s" if timed_out else f"its process ended with status {status}: {tail}"
-    return {"status": record.FAILED, "reason": reason, "figures": {}, "device": given.device, "gpu": None}
+    reason = (
+        f"not done after {stage.limit_s:.0f} s"
+        if timed_out
+        else f"its process ended with status {status}: {tail}"
+    )
+    return {
+        "status": record.FAILED,
+        "reason": reason,
+        "figures": {},
+        "device": given.device,
+        "gpu": None,
+    }
 
 
-def plan_of_run(stages: list[Stage], given: argparse.Namespace, folder: Path) -> list[tuple[Stage, str]]:
+def plan_of_run(
+    stages: list[Stage], given: argparse.Namespace, folder: Path
+) -> list[tuple[Stage, str]]:
     """Each stage and why it runs or does not: "" = it runs."""
     found = []
     for stage in stages:
-        done = given.resume and record.is_done(record.read_record(folder, stage.name), given.device, given.size)
+        done = given.resume and record.is_done(
+            record.read_record(folder, stage.name), given.device, given.size
+        )
         lacking = kit.missing(stage.needs) if given.device == "cuda" else []
         why = "done" if done else f"lacks {', '.join(lacking)} (see --kit)" if lacking else ""
         found.append((stage, why))
@@ -128,36 +203,54 @@ def show_list(stages: list[Stage], given: argparse.Namespace, folder: Path) -> N
     """Each stage with its state, what it needs and what it decides."""
     for stage, why in plan_of_run(stages, given, folder):
         print(f"{stage.name:<16} {why or 'to run'}")
-        print(f"    {stage.measures}; at most {stage.limit_s:.0f} s" + (f"; needs {', '.join(stage.needs)}" if stage.needs else "")
-              + (f"; after {', '.join(stage.after)}" if stage.after else ""))
+        print(
+            f"    {stage.measures}; at most {stage.limit_s:.0f} s"
+            + (f"; needs {', '.join(stage.needs)}" if stage.needs else "")
+            + (f"; after {', '.join(stage.after)}" if stage.after else "")
+        )
         if stage.on_cpu:
             print(f"    with --device cpu: {stage.on_cpu}")
         for target in stage.targets:
-            print(f"    target: {target.name} {'≥' if target.at_least else '≤'} {target.goal:g} ({target.source})")
+            print(
+                f"    target: {target.name} {'≥' if target.at_least else '≤'} {target.goal:g}"
+                f" ({target.source})"
+            )
 
 
 def run_all(stages: list[Stage], given: argparse.Namespace, folder: Path) -> int:
-    """Runs what is not done; 1 when a stage failed. The page is rendered after each stage of a GPU run."""
+    """Runs what is not done; 1 when a stage failed. The page is rendered after each stage of a GPU
+    run."""
     began, failed = time.monotonic(), []
     for stage, why in plan_of_run(stages, given, folder):
         if why:
             print(f"{stage.name:<16} {why}", flush=True)
             continue
         if time.monotonic() - began + stage.limit_s > given.budget_s:
-            print(f"{stage.name:<16} left for the next call: it may take {stage.limit_s:.0f} s of --budget-s {given.budget_s:.0f}")
+            print(
+                f"{stage.name:<16} left for the next call: it may take {stage.limit_s:.0f} s of"
+                f" --budget-s {given.budget_s:.0f}"
+            )
             continue
         print(f"{stage.name:<16} …", flush=True)
         made = run_stage(stage, given, folder)
         reason = f": {made['reason']}" if made.get("reason") else ""
-        print(f"{stage.name:<16} {made['status']} in {made.get('seconds', 0):.0f} s{reason}", flush=True)
+        print(
+            f"{stage.name:<16} {made['status']} in {made.get('seconds', 0):.0f} s{reason}",
+            flush=True,
+        )
         for target in made["targets"]:
             met = {None: "not measured", True: "met", False: "NOT met"}[target["met"]]
-            print(f"    {target['name']}: {target['value']} (goal {target['goal']}): {met}", flush=True)
+            print(
+                f"    {target['name']}: {target['value']} (goal {target['goal']}): {met}",
+                flush=True,
+            )
         failed += [stage.name] if made["status"] == record.FAILED else []
         _render(given, folder)
     _render(given, folder)
     if failed:
-        print(f"failed: {', '.join(failed)}; logs in {given.work}; the same command runs them again")
+        print(
+            f"failed: {', '.join(failed)}; logs in {given.work}; the same command runs them again"
+        )
     return 1 if failed else 0
 
 
@@ -182,7 +275,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if given.dry_run:
             for stage, why in plan_of_run(stages, given, folder):
-                command = shlex.join(stage_command(stage, given, folder, given.work / f"{stage.name}.result.json"))
+                command = shlex.join(
+                    stage_command(stage, given, folder, given.work / f"{stage.name}.result.json")
+                )
                 print(f"{stage.name:<16} {why or command}")
             return 0
         if given.device == "cuda":
@@ -192,7 +287,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gpu_acceptance: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("gpu_acceptance: interrupted; the same command goes on with the stage that was at work", file=sys.stderr)
+        print(
+            "gpu_acceptance: interrupted; the same command goes on with the stage that was at work",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -1,11 +1,14 @@
-"""Compiles every shipped kernel configuration for sm_90a, without a GPU, and reports what the machine code looks like.
+"""Compiles every shipped kernel configuration for sm_90a, without a GPU, and reports what the
+machine code looks like.
 
     python -m megaladder.tools.kernel_report [--json F] [--markdown]
 
-Needs only the triton package (its ptxas, cuobjdump and nvdisasm). Registers and shared memory come from `cuobjdump -res-usage`, the rest
-from the disassembly: spills are local-memory loads and stores; a loop is what lies between a backward branch and its label;
-instructions per element are those of the column loop over the elements that a thread handles in it. For `linear_stats` they are those of
-the column-tile loop outside the product loop. It says nothing about time: that needs a GPU (`bench_kernels`).
+Needs only the triton package (its ptxas, cuobjdump and nvdisasm). Registers and shared memory come
+from `cuobjdump -res-usage`, the rest from the disassembly: spills are local-memory loads and
+stores; a loop is what lies between a backward branch and its label; instructions per element are
+those of the column loop over the elements that a thread handles in it. For `linear_stats` they are
+those of the column-tile loop outside the product loop. It says nothing about time: that needs a GPU
+(`bench_kernels`).
 """
 
 from __future__ import annotations
@@ -60,7 +63,8 @@ class Report:
 
 
 def variants() -> list[Variant]:
-    """What training launches: bfloat16 and float32 logits with bfloat16 gradients, per-token temperature. Losses differ in the prologue."""
+    """What training launches: bfloat16 and float32 logits with bfloat16 gradients, per-token
+    temperature. Losses differ in the prologue."""
     found = []
     for dtype, letters in (("bf16", "bf16"), ("fp32", "fp32")):
         for entropy in (False, True):
@@ -77,18 +81,42 @@ def _row_variants(dtype: str, letters: str, entropy: bool) -> list[Variant]:
     from megaladder.kernels.triton_kernels import configs
     from megaladder.kernels.triton_kernels.ce_backward import ce_backward_kernel
     from megaladder.kernels.triton_kernels.ce_policy import ce_policy_kernel
-    from megaladder.kernels.triton_kernels.ce_stats import ce_stats_kernel, ce_stats_rank_kernel, count_kernel
+    from megaladder.kernels.triton_kernels.ce_stats import (
+        ce_stats_kernel,
+        ce_stats_rank_kernel,
+        count_kernel,
+    )
 
     pointers = {"logits_ptr": f"*{letters}", "out_ptr": "*bf16", "targets_ptr": "*i64"}
     vector = 8 if dtype == "bf16" else 4
     suffix = f"{dtype} logits" + (", entropy" if entropy else "")
 
     def make(name: str, function, config, label: str, **constants) -> Variant:
-        known = {"LANES": config.lanes, "VEC": vector, "ACC": tl.float32, "PER_TOKEN": 1} | constants
+        known = {
+            "LANES": config.lanes,
+            "VEC": vector,
+            "ACC": tl.float32,
+            "PER_TOKEN": 1,
+        } | constants
         fixed = {name: value for name, value in known.items() if name in function.arg_names}
-        return Variant(name, f"{label}, {config.num_warps} warps", function, pointers, fixed, config.num_warps, 3, vector)
+        return Variant(
+            name,
+            f"{label}, {config.num_warps} warps",
+            function,
+            pointers,
+            fixed,
+            config.num_warps,
+            3,
+            vector,
+        )
 
-    everything = {"HAS_WEIGHT": True, "HAS_ADVANTAGE": True, "HAS_OLD": True, "HAS_IMPORTANCE": True, "HAS_REF": True}
+    everything = {
+        "HAS_WEIGHT": True,
+        "HAS_ADVANTAGE": True,
+        "HAS_OLD": True,
+        "HAS_IMPORTANCE": True,
+        "HAS_REF": True,
+    }
     nothing = dict.fromkeys(everything, False) | {"HAS_WEIGHT": True}
     rows = [
         make("ce_stats", ce_stats_kernel, configs.STATS, suffix, ENTROPY=entropy),
@@ -98,7 +126,18 @@ def _row_variants(dtype: str, letters: str, entropy: bool) -> list[Variant]:
     for mode, fused in (("fused", True), ("gathered", False)):
         for kind, number, inputs in (("sft", 0, nothing), ("ppo + ref KL", 2, everything)):
             label = f"{suffix}, {mode}, {kind}"
-            rows.append(make("ce_policy", ce_policy_kernel, configs.POLICY, label, FUSED=fused, HAS_ENTROPY=entropy, KIND=number, **inputs))
+            rows.append(
+                make(
+                    "ce_policy",
+                    ce_policy_kernel,
+                    configs.POLICY,
+                    label,
+                    FUSED=fused,
+                    HAS_ENTROPY=entropy,
+                    KIND=number,
+                    **inputs,
+                )
+            )
     if not entropy:
         rows.append(make("count_at_least", count_kernel, configs.COUNT, f"{dtype} logits"))
     return rows
@@ -112,7 +151,16 @@ def _merge_variant(union: bool) -> Variant:
 
     constants = {"UNION": union, "BLOCK": configs.MERGE_BLOCK, "ACC": tl.float32}
     signature = {"targets_ptr": "*i64", "part_stride": "i64"}
-    return Variant("merge_stats", "union of splits" if union else "log-prob", merge_kernel, signature, constants, 4, 3, 0)
+    return Variant(
+        "merge_stats",
+        "union of splits" if union else "log-prob",
+        merge_kernel,
+        signature,
+        constants,
+        4,
+        3,
+        0,
+    )
 
 
 def _linear_variant(entropy: bool) -> Variant:
@@ -121,16 +169,33 @@ def _linear_variant(entropy: bool) -> Variant:
 
     c = configs.LINEAR
     constants = {
-        "PER_TOKEN": 1, "ENTROPY": entropy, "ROWS": c.rows, "COLUMNS": c.columns, "INNER": c.inner,
-        "TILES": c.tiles_per_split, "GROUP": c.group, "WIDEN": False,
-    }  # fmt: skip
+        "PER_TOKEN": 1,
+        "ENTROPY": entropy,
+        "ROWS": c.rows,
+        "COLUMNS": c.columns,
+        "INNER": c.inner,
+        "TILES": c.tiles_per_split,
+        "GROUP": c.group,
+        "WIDEN": False,
+    }
     signature = {
         "hidden_desc": f"tensordesc<bf16[{c.rows}, {c.inner}]>",
         "weight_desc": f"tensordesc<bf16[{c.columns}, {c.inner}]>",
         "targets_ptr": "*i64",
     }
-    label = f"bf16, {c.rows}x{c.columns}x{c.inner}, {c.num_warps} warps, {c.num_stages} stages" + (", entropy" if entropy else "")
-    return Variant("linear_stats", label, linear_stats_kernel, signature, constants, c.num_warps, c.num_stages, 0)
+    label = f"bf16, {c.rows}x{c.columns}x{c.inner}, {c.num_warps} warps, {c.num_stages} stages" + (
+        ", entropy" if entropy else ""
+    )
+    return Variant(
+        "linear_stats",
+        label,
+        linear_stats_kernel,
+        signature,
+        constants,
+        c.num_warps,
+        c.num_stages,
+        0,
+    )
 
 
 _FLOATS = ("clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef")
@@ -157,7 +222,11 @@ def _compile(variant: Variant):
         constexprs={(names.index(name),): value for name, value in variant.constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "enable_fp_fusion": True,
+    }
     return triton.compile(source, target=GPUTarget(*TARGET), options=options)
 
 
@@ -172,7 +241,9 @@ def _run_on_cubin(cubin: bytes, tool: str, *flags: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        return subprocess.run([str(_tools() / tool), *flags, str(path)], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [str(_tools() / tool), *flags, str(path)], check=True, capture_output=True, text=True
+        ).stdout
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +271,9 @@ def parse_loops(listing: str) -> tuple[list[str], list[Loop]]:
         if not instruction:
             continue
         operations.append(instruction.group(1))
-        goal = _BRANCH.search(instruction.group(2)) if instruction.group(1).startswith("BRA") else None
+        goal = (
+            _BRANCH.search(instruction.group(2)) if instruction.group(1).startswith("BRA") else None
+        )
         if goal and goal.group(1) in labels and labels[goal.group(1)] < len(operations) - 1:
             spans.append((labels[goal.group(1)], len(operations) - 1))
     return operations, [Loop(a, b, tuple(operations[a : b + 1])) for a, b in spans]
@@ -208,7 +281,11 @@ def parse_loops(listing: str) -> tuple[list[str], list[Loop]]:
 
 def _column_loops(loops: list[Loop]) -> list[Loop]:
     """Loops over whole column blocks: those with 128-bit global loads."""
-    return [loop for loop in loops if any(op.startswith("LDG") and ".128" in op for op in loop.operations)]
+    return [
+        loop
+        for loop in loops
+        if any(op.startswith("LDG") and ".128" in op for op in loop.operations)
+    ]
 
 
 def _per_element(variant: Variant, loops: list[Loop]) -> float | None:
@@ -218,13 +295,19 @@ def _per_element(variant: Variant, loops: list[Loop]) -> float | None:
             return None
         inner = min(product, key=lambda loop: len(loop.operations))
         outer = max(product, key=lambda loop: len(loop.operations))
-        elements = variant.constants["ROWS"] * variant.constants["COLUMNS"] / (32 * variant.num_warps)
+        elements = (
+            variant.constants["ROWS"] * variant.constants["COLUMNS"] / (32 * variant.num_warps)
+        )
         return (len(outer.operations) - len(inner.operations)) / elements
     passes = [_loop_cost(variant, loop) for loop in _column_loops(loops)]
     if not passes:
         return None
-    entropy = variant.constants.get("ENTROPY") or (variant.constants.get("FUSED") and variant.constants["HAS_ENTROPY"])
-    again = passes[1] if entropy else 0.0  # the second loop then is the guarded pass, which only rows with −inf columns take
+    entropy = variant.constants.get("ENTROPY") or (
+        variant.constants.get("FUSED") and variant.constants["HAS_ENTROPY"]
+    )
+    again = (
+        passes[1] if entropy else 0.0
+    )  # the second loop then is the guarded pass, which only rows with −inf columns take
     return sum(passes) - again
 
 
@@ -284,7 +367,17 @@ def markdown(reports: list[Report]) -> str:
         per_element = "–" if r.instr_per_element is None else f"{r.instr_per_element:.1f}"
         flags = ["yes" if flag else "no" for flag in (r.uses_wgmma, r.uses_tma)]
         loops = f"{r.loop_shuffles}/{r.loop_barriers}"
-        cells = (r.kernel, r.config, r.registers, r.spills, r.shared_bytes, per_element, loops, r.ld_bits_max, *flags)
+        cells = (
+            r.kernel,
+            r.config,
+            r.registers,
+            r.spills,
+            r.shared_bytes,
+            per_element,
+            loops,
+            r.ld_bits_max,
+            *flags,
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -293,12 +386,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the list of reports to this file")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("--only", default="", help="only configurations whose 'kernel [configuration]' matches this regular expression")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="only configurations whose 'kernel [configuration]' matches this regular expression",
+    )
     arguments = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):  # interpreted functions cannot be compiled: start over without it
+    if os.environ.get("TRITON_INTERPRET", "0") not in (
+        "",
+        "0",
+    ):  # interpreted functions cannot be compiled: start over without it
         clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        return subprocess.run([sys.executable, "-m", "megaladder.tools.kernel_report", *sys.argv[1:]], env=clean, check=False).returncode
-    reports = [report_on(variant) for variant in variants() if re.search(arguments.only, f"{variant.kernel} [{variant.config}]")]
+        return subprocess.run(
+            [sys.executable, "-m", "megaladder.tools.kernel_report", *sys.argv[1:]],
+            env=clean,
+            check=False,
+        ).returncode
+    reports = [
+        report_on(variant)
+        for variant in variants()
+        if re.search(arguments.only, f"{variant.kernel} [{variant.config}]")
+    ]
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(r) for r in reports], indent=1) + "\n")
     if arguments.markdown or not arguments.json:

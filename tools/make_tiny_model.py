@@ -1,10 +1,14 @@
-"""A small Qwen3 to start from: config.json, a tokenizer trained on your data, random weights (or none: `model.init: random` draws them).
+"""A small Qwen3 to start from: config.json, a tokenizer trained on your data, random weights (or
+none: `model.init: random` draws them).
 
-    python -m megaladder.tools.make_tiny_model --data train.jsonl --out runs/tiny --vocab-size 512 --hidden 128 --layers 4
+    python -m megaladder.tools.make_tiny_model --data train.jsonl --out runs/tiny --vocab-size 512
+    --hidden 128 --layers 4
 
-The tokenizer is byte-level BPE with single digits (numbers are read digit by digit), ChatML and `<think>` tokens; any text round-trips.
-Defaults are the model of `make quickstart`, 0.8 million parameters.
+The tokenizer is byte-level BPE with single digits (numbers are read digit by digit), ChatML and
+`<think>` tokens; any text round-trips. Defaults are the model of `make quickstart`, 0.8 million
+parameters.
 """
+
 from __future__ import annotations
 
 import sys
@@ -55,7 +59,10 @@ class TinyModelConfig(StrictModel):
     @model_validator(mode="after")
     def _sizes_divide(self) -> TinyModelConfig:
         if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} must divide hidden {self.hidden}, kv_heads {self.kv_heads} must divide heads")
+            raise ValueError(
+                f"heads {self.heads} must divide hidden {self.hidden}, kv_heads {self.kv_heads}"
+                " must divide heads"
+            )
         return self
 
 
@@ -90,13 +97,16 @@ def write_tiny_model(config: TinyModelConfig) -> int:
     if config.weights:
         write_random_weights(out, described, config.seed)
     generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    atomic_write(out / "generation_config.json", to_json(generation, sort_keys=True, indent=2) + "\n")
+    atomic_write(
+        out / "generation_config.json", to_json(generation, sort_keys=True, indent=2) + "\n"
+    )
     atomic_write(out / "config.json", to_json(settings, sort_keys=True, indent=2) + "\n")
     return described.num_parameters
 
 
 def write_random_weights(out: Path, shape: Any, seed: int) -> None:
-    """model.safetensors in fp32, every tensor drawn as a trainer with `model.init: random` and `train.seed` would."""
+    """model.safetensors in fp32, every tensor drawn as a trainer with `model.init: random` and
+    `train.seed` would."""
     from safetensors.torch import save
 
     from megaladder.model.source import random_tensors
@@ -128,14 +138,18 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def train_tokenizer(lines: Iterator[str], vocab_size: int) -> Any:
-    """Byte-level BPE over `lines` as a transformers tokenizer with the default chat template. Same lines, same tokenizer."""
+    """Byte-level BPE over `lines` as a transformers tokenizer with the default chat template. Same
+    lines, same tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     from megaladder.data.chat import DEFAULT_CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
-    digits, space = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits, space = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, space])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -161,7 +175,9 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int) -> Any:
 
 def main(args: list[str]) -> int:
     try:
-        config = resolve(TinyModelConfig, args, "python -m megaladder.tools.make_tiny_model", takes_yaml=False)
+        config = resolve(
+            TinyModelConfig, args, "python -m megaladder.tools.make_tiny_model", takes_yaml=False
+        )
         num_parameters = write_tiny_model(config)
     except MegaladderError as error:
         print(f"make_tiny_model: {error}", file=sys.stderr)

@@ -1,9 +1,12 @@
-"""Recomputes every published number whose inputs are published, with the package's own functions, and prints `published | ours | ok`.
+"""Recomputes every published number whose inputs are published, with the package's own functions,
+and prints `published | ours | ok`.
 
-    python tools/reproduce_published.py > docs/published_numbers.md        # exit status 1 if one is off
+    python tools/reproduce_published.py > docs/published_numbers.md        # exit status 1 if one is
+    off
 
-Sources: Transferability (arXiv 2507.00432), s1 (2501.19393), the reasoning ladder (2504.11741), Rethinking SFT (2604.06628),
-LIMO (2502.03387), Quagmires (2510.01624). "ok" means equal within the rounding of the published figure. No model, no GPU, no network.
+Sources: Transferability (arXiv 2507.00432), s1 (2501.19393), the reasoning ladder (2504.11741),
+Rethinking SFT (2604.06628), LIMO (2502.03387), Quagmires (2510.01624). "ok" means equal within the
+rounding of the published figure. No model, no GPU, no network.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ from megaladder.analysis.studies.transfer import gain_v1, gain_v2, shared_sigma,
 from megaladder.evaluation.metrics import pass_at_k
 
 GROUPS = ("math", "other", "non")
-TI_SCORES = {  # table 1 of v2: AIME24 AIME25 MATH500 Olympiad | GPQA LCB ACPBench HeadQA | CoQA MC-TACO IFEval HaluEval
+# table 1 of v2: AIME24 AIME25 MATH500 Olympiad | GPQA LCB ACPBench HeadQA | CoQA MC-TACO IFEval
+# HaluEval
+TI_SCORES = {
     "Qwen3-14B-Base": ((13.0, 9.3, 60.4, 27.9), (42.6, 29.7, 10.7, 37.6), (10.0, 67.7, 69.2, 35.7)),
     "SFT-think": ((52.0, 37.0, 85.0, 25.0), (55.9, 21.9, 68.6, 34.8), (1.7, 38.2, 42.3, 2.3)),
     "SFT-no-think": ((16.0, 13.0, 77.2, 22.7), (48.7, 23.5, 69.3, 35.0), (5.3, 66.1, 41.4, 3.3)),
@@ -35,8 +40,16 @@ TI_SCORES = {  # table 1 of v2: AIME24 AIME25 MATH500 Olympiad | GPQA LCB ACPBen
 SIGMA_RATIOS = {"math": 1.0, "other": 1.136, "non": 1.275}
 TI_PUBLISHED = {"SFT-think": (52.2, -104.1), "SFT-no-think": (165.4, -278.9), "RL": (82.3, 52.2)}
 TI_V1 = {"SFT-think": (85.7, -41.2), "SFT-no-think": (741.5, -250.3), "RL": (83.9, 29.3)}
-DI_SIGMA_1 = {"SFT-think": (3.7813, 2.1048, -4.4438), "SFT-no-think": (1.1163, 1.9674, -3.5160), "RL": (4.9648, 4.3530, 2.9271)}
-TI_SIGMA_PER_MODEL = {"SFT-think": (42.9, -148.5), "SFT-no-think": (96.7, -239.6), "RL": (71.0, 84.1)}
+DI_SIGMA_1 = {
+    "SFT-think": (3.7813, 2.1048, -4.4438),
+    "SFT-no-think": (1.1163, 1.9674, -3.5160),
+    "RL": (4.9648, 4.3530, 2.9271),
+}
+TI_SIGMA_PER_MODEL = {
+    "SFT-think": (42.9, -148.5),
+    "SFT-no-think": (96.7, -239.6),
+    "RL": (71.0, 84.1),
+}
 AVERAGES = {
     "Qwen3-14B-Base": (27.7, 30.2, 45.7),
     "SFT-think": (49.8, 45.3, 21.1),
@@ -53,13 +66,17 @@ QWEN3_4B = {
     "MATH500": (70.8, 64.9, 62.9, 71.5, 77.1, 78.8, 86.3, 87.1, 86.2),
     "AIME24": (11.0, 9.0, 13.0, 15.3, 19.0, 22.3, 29.0, 27.3, 30.7),
 }
-QWEN3_4B_ENDS = {"LCB": (20.6, 40, 14.5, 24.4), "IFEval": (49.2, 20, 33.0, 49.4)}  # base, dip step, dip score, end
+QWEN3_4B_ENDS = {
+    "LCB": (20.6, 40, 14.5, 24.4),
+    "IFEval": (49.2, 20, 33.0, 49.4),
+}  # base, dip step, dip score, end
 LIMO_TEN = (63.3, 95.6, 96.3, 67.6, 84.2, 91.1, 83.9, 76.2, 52.2, 70.7)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. `tolerance` is half a unit of the published figure's last digit unless the note says otherwise."""
+    """One line of the table. `tolerance` is half a unit of the published figure's last digit unless
+    the note says otherwise."""
 
     what: str
     published: float | str
@@ -80,25 +97,62 @@ def scores_of(model: str) -> dict[str, np.ndarray]:
 
 
 def transfer_checks() -> list[Check]:
-    """Group averages, DI, and the index in both variants, also with the σ that does not reproduce it."""
+    """Group averages, DI, and the index in both variants, also with the σ that does not reproduce
+    it."""
     base = scores_of("Qwen3-14B-Base")
     checks = []
     for model, published in AVERAGES.items():
         for group, value in zip(GROUPS, published, strict=True):
-            note = "the paper's own rows give 32.2" if (model, group) == ("SFT-no-think", "math") else ""
-            checks.append(Check(f"group average, {model}, {group}", value, float(scores_of(model)[group].mean()), 0.05, note, bool(note)))
+            note = (
+                "the paper's own rows give 32.2"
+                if (model, group) == ("SFT-no-think", "math")
+                else ""
+            )
+            checks.append(
+                Check(
+                    f"group average, {model}, {group}",
+                    value,
+                    float(scores_of(model)[group].mean()),
+                    0.05,
+                    note,
+                    bool(note),
+                )
+            )
     for model in TI_PUBLISHED:
         tuned = scores_of(model)
         for i, group in enumerate(GROUPS):
-            checks.append(Check(f"DI, σ = 1, {model}, {group}", DI_SIGMA_1[model][i], gain_v2(tuned[group], base[group], 1.0), 5e-5))
+            checks.append(
+                Check(
+                    f"DI, σ = 1, {model}, {group}",
+                    DI_SIGMA_1[model][i],
+                    gain_v2(tuned[group], base[group], 1.0),
+                    5e-5,
+                )
+            )
         v1, v2 = transferability(tuned, base, None), transferability(tuned, base, SIGMA_RATIOS)
         alone = transferability(tuned, base, shared_sigma(base, [tuned]))
         for i, name in enumerate(("other", "non")):
             ours = [getattr(result, f"ti_{name}") for result in (v1, v2, alone)]
             checks.append(Check(f"TI v1, {model}, {name}", TI_V1[model][i], ours[0], 0.05))
-            checks.append(Check(f"TI v2, {model}, {name}", TI_PUBLISHED[model][i], ours[1], 0.1, "σ = 1, 1.136, 1.275, given to ±0.1"))
+            checks.append(
+                Check(
+                    f"TI v2, {model}, {name}",
+                    TI_PUBLISHED[model][i],
+                    ours[1],
+                    0.1,
+                    "σ = 1, 1.136, 1.275, given to ±0.1",
+                )
+            )
             note = "σ from this model alone: not the published index, as stated"
-            checks.append(Check(f"TI v2, σ per model, {model}, {name}", TI_SIGMA_PER_MODEL[model][i], ours[2], 0.05, note))
+            checks.append(
+                Check(
+                    f"TI v2, σ per model, {model}, {name}",
+                    TI_SIGMA_PER_MODEL[model][i],
+                    ours[2],
+                    0.05,
+                    note,
+                )
+            )
     assert gain_v1([1.0], [0.0]) is None
     return checks
 
@@ -109,19 +163,33 @@ def scaling_checks() -> list[Check]:
     for method, (control_pct, slope, best) in S1_PUBLISHED.items():
         settings = [
             Setting(tokens, 100 * correct / 30, instructed_max=budget)
-            for tokens, correct, budget in zip(S1_TOKENS[method], S1_CORRECT[method], S1_BUDGETS, strict=True)
+            for tokens, correct, budget in zip(
+                S1_TOKENS[method], S1_CORRECT[method], S1_BUDGETS, strict=True
+            )
         ]
         checks.append(Check(f"s1 control, {method}, %", control_pct, control(settings), 0.5))
-        checks.append(Check(f"s1 scaling, {method}", slope, scaling(settings), 0.5, "x = log2 tokens, all pairs"))
+        checks.append(
+            Check(
+                f"s1 scaling, {method}", slope, scaling(settings), 0.5, "x = log2 tokens, all pairs"
+            )
+        )
         checks.append(Check(f"s1 performance, {method}, %", best, performance(settings), 0.05))
-    checks += [Check(f"AIME24 {k} of 30, %", published, 100 * k / 30, 0.05) for k, published in S1_AIME_OF_30]
+    checks += [
+        Check(f"AIME24 {k} of 30, %", published, 100 * k / 30, 0.05)
+        for k, published in S1_AIME_OF_30
+    ]
     return checks
 
 
 def pass_at_k_checks() -> list[Check]:
     rows = ((256, 4, 64, 0.686082), (64, 8, 1, 0.125), (8, 3, 2, 0.642857), (8, 6, 4, 1.0))
     return [
-        Check(f"pass@{k}, {c} of {n} correct", published, float(pass_at_k(np.array([n]), np.array([c]), k)[0]), 5e-7)
+        Check(
+            f"pass@{k}, {c} of {n} correct",
+            published,
+            float(pass_at_k(np.array([n]), np.array([c]), k)[0]),
+            5e-7,
+        )
         for n, c, k, published in rows
     ]
 
@@ -131,7 +199,11 @@ def ladder_checks() -> list[Check]:
     sizes = "/".join(str(len(numbers)) for numbers in AIME24_TIERS.values())
     return [
         Check("AIME24 tier sizes, easy/medium/hard/exhard", "4/10/12/4", sizes),
-        Check("AIME24 tiers partition ids 60–89", "yes", "yes" if sorted(ids) == list(range(60, 90)) else "no"),
+        Check(
+            "AIME24 tiers partition ids 60–89",
+            "yes",
+            "yes" if sorted(ids) == list(range(60, 90)) else "no",
+        ),
     ]
 
 
@@ -139,9 +211,13 @@ def trajectory_checks() -> list[Check]:
     """Class and place of the dip of the published curves."""
     checks = []
     for name, scores in QWEN3_4B.items():
-        found = classify([Point(step, score) for step, score in zip(STEPS, scores, strict=True)], 1.0)
+        found = classify(
+            [Point(step, score) for step, score in zip(STEPS, scores, strict=True)], 1.0
+        )
         checks.append(Check(f"Qwen3-4B trajectory, {name}", "dip-and-recovery", found.kind))
-        checks.append(Check(f"Qwen3-4B dip at step, {name}", 20 if name == "MATH500" else 10, found.dip_step))
+        checks.append(
+            Check(f"Qwen3-4B dip at step, {name}", 20 if name == "MATH500" else 10, found.dip_step)
+        )
     for name, (base, step, dip, end) in QWEN3_4B_ENDS.items():
         found = classify([Point(0, base), Point(step, dip), Point(640, end)], 1.0)
         checks.append(Check(f"Qwen3-4B trajectory, {name}", "dip-and-recovery", found.kind))
@@ -159,9 +235,23 @@ def step_checks() -> list[Check]:
         Check("steps per epoch, 20,480 rows / 256", 80, loader.steps_per_epoch),
         Check("steps, 8 epochs", 640, loader.total_steps(8)),
         Check("steps, 16 epochs", 1280, loader.total_steps(16)),
-        Check("steps, 2,560 rows / 32, 8 epochs", 640, small.total_steps(8), note="the equal-budget run"),
-        Check("steps, 20,480 rows / 32, 1 epoch", 640, SftLoader(range(20480), 32, 42, None).total_steps(1), note="the equal-budget run"),
-        Check("warm-up steps, 10 % of 640", 64, build_schedule(OptimConfig(warmup_ratio=0.1), 640).warmup_steps),
+        Check(
+            "steps, 2,560 rows / 32, 8 epochs",
+            640,
+            small.total_steps(8),
+            note="the equal-budget run",
+        ),
+        Check(
+            "steps, 20,480 rows / 32, 1 epoch",
+            640,
+            SftLoader(range(20480), 32, 42, None).total_steps(1),
+            note="the equal-budget run",
+        ),
+        Check(
+            "warm-up steps, 10 % of 640",
+            64,
+            build_schedule(OptimConfig(warmup_ratio=0.1), 640).warmup_steps,
+        ),
     ]
 
 
@@ -175,7 +265,15 @@ def other_checks() -> list[Check]:
 
 def all_checks() -> list[Check]:
     """Every line of the table, in order."""
-    parts = (transfer_checks, scaling_checks, pass_at_k_checks, ladder_checks, trajectory_checks, step_checks, other_checks)
+    parts = (
+        transfer_checks,
+        scaling_checks,
+        pass_at_k_checks,
+        ladder_checks,
+        trajectory_checks,
+        step_checks,
+        other_checks,
+    )
     return [check for part in parts for check in part()]
 
 
@@ -187,15 +285,25 @@ def show(value: float | str, other: float | str) -> str:
 
 def main() -> int:
     checks = all_checks()
-    good, off = sum(check.ok for check in checks), sum(check.paper_off and not check.ok for check in checks)
+    good, off = (
+        sum(check.ok for check in checks),
+        sum(check.paper_off and not check.ok for check in checks),
+    )
     print("# Published numbers, recomputed\n")
-    print("Written by `python tools/reproduce_published.py`. Inputs are the papers' own tables; the functions are the package's.\n")
-    print(f"{good} of {len(checks)} agree within the rounding of the published figure; {off} cannot (note).\n")
+    print(
+        "Written by `python tools/reproduce_published.py`. Inputs are the papers' own tables; the"
+        " functions are the package's.\n"
+    )
+    print(
+        f"{good} of {len(checks)} agree within the rounding of the published figure; {off} cannot"
+        " (note).\n"
+    )
     print("| number | published | ours | ok | note |\n|---|---|---|---|---|")
     for check in checks:
         verdict = "yes" if check.ok else "paper" if check.paper_off else "**no**"
         print(
-            f"| {check.what} | {show(check.published, check.published)} | {show(check.ours, check.published)} | {verdict} | {check.note} |"
+            f"| {check.what} | {show(check.published, check.published)} |"
+            f" {show(check.ours, check.published)} | {verdict} | {check.note} |"
         )
     return 0 if good + off == len(checks) else 1
 

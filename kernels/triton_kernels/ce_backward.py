@@ -1,6 +1,8 @@
-"""K3: d logits of a row in one read and one write, in place or into another floating type. Formula: `reference.ce_backward`.
+"""K3: d logits of a row in one read and one write, in place or into another floating type. Formula:
+`reference.ce_backward`.
 
-The upstream gradient and the −1 at the target enter in float32; the result is rounded once. Rows without gradient are not read.
+The upstream gradient and the −1 at the target enter in float32; the result is rounded once. Rows
+without gradient are not read.
 """
 
 import math
@@ -19,9 +21,11 @@ FLAT = tl.constexpr(-1.0e4)
 
 @triton.jit
 def grad_tile(x, columns, c, peak, total, slope, bend, offset, local, HAS_ENTROPY: tl.constexpr):
-    """slope·(1[target] − p) − bend·p·(ln p + H) for a tile; offset = H in log2 units, bend carries ln 2.
+    """slope·(1[target] − p) − bend·p·(ln p + H) for a tile; offset = H in log2 units, bend carries
+    ln 2.
 
-    p = 2^(x·c − peak)/total: two small numbers instead of one large log-sum-exp, so a common shift of the logits costs no accuracy.
+    p = 2^(x·c − peak)/total: two small numbers instead of one large log-sum-exp, so a common shift
+    of the logits costs no accuracy.
     """
     below = x * c - peak
     share = tl.exp2(below)
@@ -36,7 +40,8 @@ def write_row_grad(
     row_ptr, out_ptr, c, peak, total, slope, bend, offset, local, n_valid, n_columns,
     HAS_ENTROPY: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One pass over a row. A row without gradient gets zeros and is not loaded; so do columns from n_valid on."""
+    """One pass over a row. A row without gradient gets zeros and is not loaded; so do columns from
+    n_valid on."""
     BLOCK: tl.constexpr = 4 * LANES * VEC
     columns = tl.arange(0, BLOCK)
     active = slope != 0.0
@@ -46,7 +51,9 @@ def write_row_grad(
     whole = readable // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         x = tl.load(row_ptr + start + columns, eviction_policy="evict_first").to(ACC)
-        grad = grad_tile(x, start + columns, c, peak, total, slope, bend, offset, local, HAS_ENTROPY)
+        grad = grad_tile(
+            x, start + columns, c, peak, total, slope, bend, offset, local, HAS_ENTROPY
+        )
         tl.store(out_ptr + start + columns, grad.to(out_ptr.dtype.element_ty))
     for start in range(whole, n_columns, BLOCK):
         at = start + columns

@@ -1,7 +1,9 @@
-"""K4: statistics, policy loss and d logits of a row in one launch. Loss formulas: `policy_terms.py`, whose Triton copy is `token_terms`.
+"""K4: statistics, policy loss and d logits of a row in one launch. Loss formulas:
+`policy_terms.py`, whose Triton copy is `token_terms`.
 
-Two modes. FUSED (this rank holds all columns): read the row, compute the loss, read it again (from L2 where it still lies there) and write
-the gradient. Otherwise the merged statistics come in and the row is read once.
+Two modes. FUSED (this rank holds all columns): read the row, compute the loss, read it again (from
+L2 where it still lies there) and write the gradient. Otherwise the merged statistics come in and
+the row is read once.
 """
 
 import math
@@ -27,7 +29,9 @@ CISPO = tl.constexpr(3)
 
 
 @triton.jit
-def surrogate(logp, advantage, importance, old_logp, clip_low, clip_high, dual_clip, KIND: tl.constexpr):
+def surrogate(
+    logp, advantage, importance, old_logp, clip_low, clip_high, dual_clip, KIND: tl.constexpr
+):
     """Unweighted loss of a token and its derivative by logp."""
     outer = advantage * importance
     difference = logp - old_logp
@@ -64,7 +68,9 @@ def token_terms(
     advantage = tl.load(advantages_ptr + row).to(ACC) if HAS_ADVANTAGE else one
     importance = tl.load(importance_ptr + row).to(ACC) if HAS_IMPORTANCE else one
     old_logp = tl.load(old_ptr + row).to(ACC) if HAS_OLD else logp
-    loss, slope = surrogate(logp, advantage, importance, old_logp, clip_low, clip_high, dual_clip, KIND)
+    loss, slope = surrogate(
+        logp, advantage, importance, old_logp, clip_low, clip_high, dual_clip, KIND
+    )
     if HAS_REF:
         gap = tl.load(ref_ptr + row).to(ACC) - logp
         limited = tl.minimum(tl.maximum(gap, -LIMIT), LIMIT)
@@ -95,8 +101,12 @@ def ce_policy_kernel(
     owned = kept & (local >= 0) & (local < n_valid)
     if FUSED:
         readable = tl.where(kept, n_valid, 0)
-        top, total, spread = row_stats(row_ptr, scale * LOG2E, readable, LANES, VEC, HAS_ENTROPY, ACC, "evict_last")
-        at_target = tl.load(row_ptr + local, mask=owned, other=float("-inf")).to(ACC) * (scale * LOG2E)
+        top, total, spread = row_stats(
+            row_ptr, scale * LOG2E, readable, LANES, VEC, HAS_ENTROPY, ACC, "evict_last"
+        )
+        at_target = tl.load(row_ptr + local, mask=owned, other=float("-inf")).to(ACC) * (
+            scale * LOG2E
+        )
         total = tl.where(kept, total, 1.0)
         log_total = tl.log2(total)
         logp = tl.where(kept, (at_target - top - log_total) * LN2, 0.0)
@@ -128,7 +138,13 @@ def ce_policy_kernel(
     )  # fmt: skip
 
 
-def ce_policy(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+def ce_policy(
+    logits: torch.Tensor,
+    spec: RowSpec,
+    policy: PolicyRow,
+    gathered: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
     """See `reference.ce_policy`."""
     configs.check_rows(logits, out)
     num_tokens, dtype = logits.shape[0], accumulator(logits.dtype)
@@ -137,9 +153,17 @@ def ce_policy(logits: torch.Tensor, spec: RowSpec, policy: PolicyRow, gathered: 
         return result
     loss, inputs, config = policy.loss, policy.inputs, configs.row_config(configs.POLICY)
     if loss.kl_coef and inputs.ref_logp is None:
-        raise ValueError(f"kl_coef={loss.kl_coef} needs ref_logp; fix: pass the reference log-probs or set kl_coef to 0")
+        raise ValueError(
+            f"kl_coef={loss.kl_coef} needs ref_logp; fix: pass the reference log-probs or set kl_coef to 0"
+        )
     merged = result if gathered is None else merge_stats(gathered, spec.targets, spec.ignore_index)
-    tensors = (inputs.weight, inputs.advantages, inputs.old_logp, inputs.importance, inputs.ref_logp if loss.kl_coef else None)
+    tensors = (
+        inputs.weight,
+        inputs.advantages,
+        inputs.old_logp,
+        inputs.importance,
+        inputs.ref_logp if loss.kl_coef else None,
+    )
     with configs.device_guard(logits):
         ce_policy_kernel[(num_tokens,)](
             logits, out, spec.targets, spec.inv_temperature, merged, result,

@@ -1,8 +1,10 @@
-"""K1: one read of a row of logits → maximum, sum of exponentials, target logit, entropy sum; optionally rank and argmax.
+"""K1: one read of a row of logits → maximum, sum of exponentials, target logit, entropy sum;
+optionally rank and argmax.
 
-A block of columns is four quarters, each a tile [W, VEC]: W lanes, one per thread, and VEC columns in one 128-bit load. Each lane keeps
-its own online state over its 4·VEC columns, so the loop has no shuffle and no barrier; lanes are combined once at the end. (A tile
-[4, W, VEC] would say the same, but triton 3.6 lays its first axis over threads.) Statistics and units: `reference.py`. Columns from
+A block of columns is four quarters, each a tile [W, VEC]: W lanes, one per thread, and VEC columns
+in one 128-bit load. Each lane keeps its own online state over its 4·VEC columns, so the loop has no
+shuffle and no barrier; lanes are combined once at the end. (A tile [4, W, VEC] would say the same,
+but triton 3.6 lays its first axis over threads.) Statistics and units: `reference.py`. Columns from
 n_valid on are never loaded.
 """
 
@@ -24,9 +26,17 @@ FAR = tl.constexpr(2**30)  # larger than any column
 
 @triton.jit
 def load_block(
-    row_ptr, start, n_valid, LANES: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr, WHOLE: tl.constexpr, POLICY: tl.constexpr
+    row_ptr,
+    start,
+    n_valid,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    ACC: tl.constexpr,
+    WHOLE: tl.constexpr,
+    POLICY: tl.constexpr,
 ):
-    """Four quarters [W, VEC] of the block at `start`; −inf from n_valid on unless the block is WHOLE."""
+    """Four quarters [W, VEC] of the block at `start`; −inf from n_valid on unless the block is
+    WHOLE."""
     SIZE: tl.constexpr = LANES * VEC
     columns = start + tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     if WHOLE:
@@ -37,8 +47,12 @@ def load_block(
     else:
         a = tl.load(row_ptr + columns, mask=columns < n_valid, other=float("-inf"))
         b = tl.load(row_ptr + columns + SIZE, mask=columns + SIZE < n_valid, other=float("-inf"))
-        c = tl.load(row_ptr + columns + 2 * SIZE, mask=columns + 2 * SIZE < n_valid, other=float("-inf"))
-        d = tl.load(row_ptr + columns + 3 * SIZE, mask=columns + 3 * SIZE < n_valid, other=float("-inf"))
+        c = tl.load(
+            row_ptr + columns + 2 * SIZE, mask=columns + 2 * SIZE < n_valid, other=float("-inf")
+        )
+        d = tl.load(
+            row_ptr + columns + 3 * SIZE, mask=columns + 3 * SIZE < n_valid, other=float("-inf")
+        )
     return a.to(ACC), b.to(ACC), c.to(ACC), d.to(ACC)
 
 
@@ -51,7 +65,9 @@ def lane_max(a, b, c, d):
 def below_peak(x, scale, peak, GUARD: tl.constexpr):
     below = x * scale - peak[:, None]
     if GUARD:
-        below = tl.maximum(below, FLAT, propagate_nan=tl.PropagateNan.ALL)  # a NaN logit stays visible
+        below = tl.maximum(
+            below, FLAT, propagate_nan=tl.PropagateNan.ALL
+        )  # a NaN logit stays visible
     return below
 
 
@@ -59,7 +75,8 @@ def below_peak(x, scale, peak, GUARD: tl.constexpr):
 def lane_update(quarters, scale, peak, total, spread, ENTROPY: tl.constexpr, GUARD: tl.constexpr):
     """Takes a block into the lanes' state: peak (log2 units), total, spread, all [W].
 
-    Without GUARD a column at −inf makes `spread` NaN (0·(−inf)); with it, an instruction per element keeps it out.
+    Without GUARD a column at −inf makes `spread` NaN (0·(−inf)); with it, an instruction per
+    element keeps it out.
     """
     a, b, c, d = quarters
     new_peak = tl.maximum(peak, lane_max(a, b, c, d) * scale)
@@ -74,7 +91,9 @@ def lane_update(quarters, scale, peak, total, spread, ENTROPY: tl.constexpr, GUA
     share_c = tl.exp2(c)
     share_d = tl.exp2(d)
     if ENTROPY:
-        spread = (spread + total * step) * shrink + tl.sum(share_a * a + share_b * b + share_c * c + share_d * d, 1)
+        spread = (spread + total * step) * shrink + tl.sum(
+            share_a * a + share_b * b + share_c * c + share_d * d, 1
+        )
     total = total * shrink + tl.sum((share_a + share_b) + (share_c + share_d), 1)
     return new_peak, total, spread
 
@@ -113,13 +132,23 @@ def scan_row(
 
 @triton.jit
 def row_stats(
-    row_ptr, scale, n_valid, LANES: tl.constexpr, VEC: tl.constexpr, ENTROPY: tl.constexpr, ACC: tl.constexpr, POLICY: tl.constexpr
+    row_ptr,
+    scale,
+    n_valid,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    ACC: tl.constexpr,
+    POLICY: tl.constexpr,
 ):
-    """Statistics of a row. The rare row that holds −inf shows itself by a NaN entropy sum and is read again with guards."""
+    """Statistics of a row. The rare row that holds −inf shows itself by a NaN entropy sum and is
+    read again with guards."""
     top, total, spread = scan_row(row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, POLICY, False)
     if ENTROPY:  # noqa: SIM102, the outer test is made by the compiler
         if spread != spread:
-            top, total, spread = scan_row(row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, POLICY, True)
+            top, total, spread = scan_row(
+                row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, POLICY, True
+            )
     return top, total, spread
 
 
@@ -134,7 +163,9 @@ def ce_stats_kernel(
     if target != ignore_index:
         scale = tl.load(inv_temperature_ptr + row * PER_TOKEN).to(ACC) * LOG2E
         row_ptr = logits_ptr + row * row_stride
-        top, total, spread = row_stats(row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, "evict_first")
+        top, total, spread = row_stats(
+            row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, "evict_first"
+        )
         local = target - vocab_start
         owned = (local >= 0) & (local < n_valid)
         at_target = tl.load(row_ptr + local, mask=owned, other=float("-inf")).to(ACC)
@@ -148,13 +179,21 @@ def ce_stats_kernel(
 def count_quarters(quarters, threshold):
     """[W] columns of each lane that are not below the threshold."""
     a, b, c, d = quarters
-    counts = (a >= threshold).to(tl.int32) + (b >= threshold).to(tl.int32) + (c >= threshold).to(tl.int32) + (d >= threshold).to(tl.int32)
+    counts = (
+        (a >= threshold).to(tl.int32)
+        + (b >= threshold).to(tl.int32)
+        + (c >= threshold).to(tl.int32)
+        + (d >= threshold).to(tl.int32)
+    )
     return tl.sum(counts, 1)
 
 
 @triton.jit
-def ranked_update(quarters, at_target, start, scale, state, ENTROPY: tl.constexpr, GUARD: tl.constexpr):
-    """`lane_update` that also counts columns not below the target's and remembers each lane's first block with its maximum."""
+def ranked_update(
+    quarters, at_target, start, scale, state, ENTROPY: tl.constexpr, GUARD: tl.constexpr
+):
+    """`lane_update` that also counts columns not below the target's and remembers each lane's first
+    block with its maximum."""
     peak, total, spread, best, block, count = state
     a, b, c, d = quarters
     top = lane_max(a, b, c, d)
@@ -167,13 +206,22 @@ def ranked_update(quarters, at_target, start, scale, state, ENTROPY: tl.constexp
 
 
 @triton.jit
-def first_equal(row_ptr, highest, block, n_valid, LANES: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr):
+def first_equal(
+    row_ptr, highest, block, n_valid, LANES: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr
+):
     """First column that equals the row's maximum, looked for in each lane's `block` [W]."""
     first = tl.full([LANES], FAR, tl.int32)
     for quarter in tl.static_range(4):
-        columns = block[:, None] + quarter * LANES * VEC + tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
+        columns = (
+            block[:, None]
+            + quarter * LANES * VEC
+            + tl.arange(0, LANES)[:, None] * VEC
+            + tl.arange(0, VEC)[None, :]
+        )
         x = tl.load(row_ptr + columns, mask=columns < n_valid, other=float("-inf")).to(ACC)
-        first = tl.minimum(first, tl.min(tl.where((x == highest) & (columns < n_valid), columns, FAR), 1))
+        first = tl.minimum(
+            first, tl.min(tl.where((x == highest) & (columns < n_valid), columns, FAR), 1)
+        )
     return tl.min(first, 0)
 
 
@@ -194,7 +242,14 @@ def ce_stats_rank_kernel(
         at_target = tl.load(row_ptr + local, mask=owned, other=float("-inf")).to(ACC)
         nothing = tl.zeros([LANES], ACC)
         zero = tl.zeros([LANES], tl.int32)
-        state = (tl.full([LANES], NO_MAX, ACC), nothing, nothing, tl.full([LANES], float("-inf"), ACC), zero, zero)
+        state = (
+            tl.full([LANES], NO_MAX, ACC),
+            nothing,
+            nothing,
+            tl.full([LANES], float("-inf"), ACC),
+            zero,
+            zero,
+        )
         whole = n_valid // BLOCK * BLOCK
         for start in range(0, whole, BLOCK):
             quarters = load_block(row_ptr, start, n_valid, LANES, VEC, ACC, True, "evict_first")
@@ -205,10 +260,14 @@ def ce_stats_rank_kernel(
         top, row_total, row_spread = combine_lanes(peak, total, spread, ENTROPY)
         if ENTROPY:  # noqa: SIM102
             if row_spread != row_spread:  # a column at −inf: see row_stats
-                top, row_total, row_spread = scan_row(row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, "evict_first", True)
+                top, row_total, row_spread = scan_row(
+                    row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, "evict_first", True
+                )
         highest = tl.max(best, 0)
         first = first_equal(row_ptr, highest, block, n_valid, LANES, VEC, ACC)
-        row_count = tl.minimum(tl.sum(count, 0), n_valid)  # against −inf the masked tail counts itself too
+        row_count = tl.minimum(
+            tl.sum(count, 0), n_valid
+        )  # against −inf the masked tail counts itself too
         tl.store(stats_ptr + row, top)
         tl.store(stats_ptr + num_tokens + row, row_total)
         tl.store(stats_ptr + 2 * num_tokens + row, at_target * scale - top)
@@ -220,7 +279,16 @@ def ce_stats_rank_kernel(
 
 
 @triton.jit
-def count_kernel(logits_ptr, threshold_ptr, counts_ptr, row_stride, n_valid, LANES: tl.constexpr, VEC: tl.constexpr, ACC: tl.constexpr):
+def count_kernel(
+    logits_ptr,
+    threshold_ptr,
+    counts_ptr,
+    row_stride,
+    n_valid,
+    LANES: tl.constexpr,
+    VEC: tl.constexpr,
+    ACC: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     BLOCK: tl.constexpr = 4 * LANES * VEC
     threshold = tl.load(threshold_ptr + row).to(ACC)
@@ -228,12 +296,18 @@ def count_kernel(logits_ptr, threshold_ptr, counts_ptr, row_stride, n_valid, LAN
     count = tl.zeros([LANES], tl.int32)
     whole = n_valid // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        count += count_quarters(load_block(row_ptr, start, n_valid, LANES, VEC, ACC, True, "evict_first"), threshold)
-    count += count_quarters(load_block(row_ptr, whole, n_valid, LANES, VEC, ACC, False, "evict_first"), threshold)
+        count += count_quarters(
+            load_block(row_ptr, start, n_valid, LANES, VEC, ACC, True, "evict_first"), threshold
+        )
+    count += count_quarters(
+        load_block(row_ptr, whole, n_valid, LANES, VEC, ACC, False, "evict_first"), threshold
+    )
     tl.store(counts_ptr + row, tl.minimum(tl.sum(count, 0), n_valid).to(ACC))
 
 
-def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False) -> torch.Tensor:
+def ce_stats(
+    logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False
+) -> torch.Tensor:
     """See `reference.ce_stats`. Statistics of ignored rows are those of an empty row."""
     configs.check_rows(logits)
     num_tokens, dtype = logits.shape[0], accumulator(logits.dtype)

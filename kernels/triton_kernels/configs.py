@@ -1,6 +1,7 @@
 """Launch configurations, chosen offline: no autotuner touches kernels that write over their input.
 
-`tools/kernel_report.py` compiles exactly these for sm_90a; a test holds them to no spills, 128-bit loads and an instruction budget.
+`tools/kernel_report.py` compiles exactly these for sm_90a; a test holds them to no spills, 128-bit
+loads and an instruction budget.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ import triton.language as tl
 
 @dataclass(frozen=True, slots=True)
 class RowConfig:
-    """A one-program-per-row kernel: `lanes` lanes, on a GPU one per thread, each with four 128-bit loads per iteration."""
+    """A one-program-per-row kernel: `lanes` lanes, on a GPU one per thread, each with four 128-bit
+    loads per iteration."""
 
     num_warps: int
     lanes: int
@@ -21,7 +23,8 @@ class RowConfig:
 
 @dataclass(frozen=True, slots=True)
 class MatmulConfig:
-    """Tiles of `linear_stats`; `tiles_per_split` column tiles make one split: fixed, so that a row's result never depends on the batch."""
+    """Tiles of `linear_stats`; `tiles_per_split` column tiles make one split: fixed, so that a
+    row's result never depends on the batch."""
 
     rows: int
     columns: int
@@ -37,9 +40,15 @@ BACKWARD = RowConfig(num_warps=8, lanes=256)
 POLICY = RowConfig(num_warps=8, lanes=256)
 COUNT = RowConfig(num_warps=8, lanes=256)
 MERGE_BLOCK = 256
-LINEAR = MatmulConfig(rows=128, columns=256, inner=64, num_warps=8, num_stages=3, tiles_per_split=8, group=16)
-INTERPRETED = RowConfig(num_warps=1, lanes=8)  # small blocks make the interpreter's tests cross many block edges
-INTERPRETED_LINEAR = MatmulConfig(rows=16, columns=32, inner=16, num_warps=1, num_stages=1, tiles_per_split=2, group=2)
+LINEAR = MatmulConfig(
+    rows=128, columns=256, inner=64, num_warps=8, num_stages=3, tiles_per_split=8, group=16
+)
+INTERPRETED = RowConfig(
+    num_warps=1, lanes=8
+)  # small blocks make the interpreter's tests cross many block edges
+INTERPRETED_LINEAR = MatmulConfig(
+    rows=16, columns=32, inner=16, num_warps=1, num_stages=1, tiles_per_split=2, group=2
+)
 
 
 def interpreted() -> bool:
@@ -61,7 +70,11 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
 
 def device_guard(tensor: torch.Tensor):
     """Launches go to the tensor's device whatever the current one is; nothing to do on a CPU."""
-    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else contextlib.nullcontext()
+    return (
+        torch.cuda.device(tensor.device)
+        if tensor.device.type == "cuda"
+        else contextlib.nullcontext()
+    )
 
 
 def check_rows(*tensors: torch.Tensor) -> None:

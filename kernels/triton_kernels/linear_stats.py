@@ -1,8 +1,10 @@
-"""K5: statistics of hidden · weightᵀ without logits in memory: a TMA-fed product whose float32 sums go straight into online softmax.
+"""K5: statistics of hidden · weightᵀ without logits in memory: a TMA-fed product whose float32 sums
+go straight into online softmax.
 
-A program owns a tile of rows and a fixed range of columns (a split); the splits of a row are merged in order by `partial_merge`. Tile
-sizes, the order over the hidden dimension and the splits do not depend on the number of tokens: a row gives the same bits in any batch.
-The epilogue handles the tile in two halves; as a whole it would spill.
+A program owns a tile of rows and a fixed range of columns (a split); the splits of a row are merged
+in order by `partial_merge`. Tile sizes, the order over the hidden dimension and the splits do not
+depend on the number of tokens: a row gives the same bits in any batch. The epilogue handles the
+tile in two halves; as a whole it would spill.
 """
 
 import math
@@ -24,7 +26,8 @@ FLAT = tl.constexpr(-1.0e4)
 
 @triton.jit
 def take_half(x, first, c, local, n_valid, state, ENTROPY: tl.constexpr, COLUMNS: tl.constexpr):
-    """Online softmax over x [M, COLUMNS], columns first … ; state [M] in log2 units; at_target is absolute."""
+    """Online softmax over x [M, COLUMNS], columns first … ; state [M] in log2 units; at_target is
+    absolute."""
     peak, total, at_target, spread = state
     columns = first + tl.arange(0, COLUMNS)
     z = tl.where(columns[None, :] < n_valid, x, float("-inf")) * c[:, None]
@@ -47,7 +50,8 @@ def linear_stats_kernel(
     PER_TOKEN: tl.constexpr, ENTROPY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
     TILES: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """stats [splits, 4, T]. WIDEN: multiply in float32 (the interpreter's bfloat16 product is wrong)."""
+    """stats [splits, 4, T]. WIDEN: multiply in float32 (the interpreter's bfloat16 product is
+    wrong)."""
     program = tl.program_id(0)
     per_group = GROUP * num_splits
     first_tile = program // per_group * GROUP
@@ -56,7 +60,10 @@ def linear_stats_kernel(
     split = program % per_group // tiles_here
     row = row_tile * ROWS + tl.arange(0, ROWS)
     inside = row < num_tokens
-    c = tl.load(inv_temperature_ptr + row * PER_TOKEN, mask=inside, other=1.0).to(tl.float32) * LOG2E
+    c = (
+        tl.load(inv_temperature_ptr + row * PER_TOKEN, mask=inside, other=1.0).to(tl.float32)
+        * LOG2E
+    )
     target = tl.load(targets_ptr + row, mask=inside, other=ignore_index)
     local = tl.where(target == ignore_index, -1, target - vocab_start)
     owned = (local >= 0) & (local < n_valid)
@@ -72,15 +79,19 @@ def linear_stats_kernel(
             for k in range(0, hidden_size, INNER):
                 x = hidden_desc.load([row_tile * ROWS, k])
                 w = weight_desc.load([first, k])
-                if WIDEN:  # noqa: SIM108
-                    sums = tl.dot(x.to(tl.float32), w.to(tl.float32).T, sums, input_precision="ieee")
+                if WIDEN:
+                    sums = tl.dot(
+                        x.to(tl.float32), w.to(tl.float32).T, sums, input_precision="ieee"
+                    )
                 else:
                     sums = tl.dot(x, w.T, sums)
             HALF: tl.constexpr = COLUMNS // 2
             left, right = tl.reshape(sums, [ROWS, 2, HALF]).permute(0, 2, 1).split()
             state = (peak, total, at_target, spread)
             state = take_half(left, first, c, local, n_valid, state, ENTROPY, HALF)
-            peak, total, at_target, spread = take_half(right, first + HALF, c, local, n_valid, state, ENTROPY, HALF)
+            peak, total, at_target, spread = take_half(
+                right, first + HALF, c, local, n_valid, state, ENTROPY, HALF
+            )
     here = owned & (local >= split * TILES * COLUMNS) & (local < (split + 1) * TILES * COLUMNS)
     out = stats_ptr + split.to(tl.int64) * 4 * num_tokens + row
     tl.store(out, peak, mask=inside)
@@ -89,13 +100,18 @@ def linear_stats_kernel(
     tl.store(out + 3 * num_tokens, spread, mask=inside)
 
 
-def linear_stats(hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool) -> torch.Tensor:
-    """See `reference.linear_stats`. Rows of hidden and weight must start at multiples of 16 bytes (hidden size % 8 == 0 for 16 bits)."""
+def linear_stats(
+    hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool
+) -> torch.Tensor:
+    """See `reference.linear_stats`. Rows of hidden and weight must start at multiples of 16 bytes
+    (hidden size % 8 == 0 for 16 bits)."""
     if hidden.dtype == torch.float64 or spec.n_valid == 0 or hidden.shape[0] == 0:
         return reference.linear_stats(hidden, weight, spec, entropy=entropy)
     if hidden.shape[1] * hidden.element_size() % 16:
         row = f"hidden size {hidden.shape[1]} × {hidden.element_size()} bytes"
-        raise ValueError(f"{row} is no multiple of 16 bytes, which TMA needs; fix: never_materialise=False")
+        raise ValueError(
+            f"{row} is no multiple of 16 bytes, which TMA needs; fix: never_materialise=False"
+        )
     small = configs.interpreted()
     config = configs.INTERPRETED_LINEAR if small else configs.LINEAR
     hidden, weight, num_tokens = hidden.contiguous(), weight.contiguous(), hidden.shape[0]

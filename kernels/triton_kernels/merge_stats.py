@@ -1,4 +1,5 @@
-"""K2: statistics of R parts of the vocabulary → log-prob, entropy, log-sum-exp, peak, total; or, within one rank, those of their union.
+"""K2: statistics of R parts of the vocabulary → log-prob, entropy, log-sum-exp, peak, total; or,
+within one rank, those of their union.
 
 Parts are merged in their given order, so the result is the same for any batch.
 """
@@ -36,8 +37,12 @@ def merge_kernel(
         part_total = tl.load(source + num_tokens, mask=inside, other=0.0)
         share = tl.exp2(step)
         total += part_total * share
-        spread += (tl.load(source + 3 * num_tokens, mask=inside, other=0.0) + part_total * step) * share
-        at_target = tl.maximum(at_target, tl.load(source + 2 * num_tokens, mask=inside, other=float("-inf")) + step)
+        spread += (
+            tl.load(source + 3 * num_tokens, mask=inside, other=0.0) + part_total * step
+        ) * share
+        at_target = tl.maximum(
+            at_target, tl.load(source + 2 * num_tokens, mask=inside, other=float("-inf")) + step
+        )
     if UNION:
         tl.store(out_ptr + token, top, mask=inside)
         tl.store(out_ptr + num_tokens + token, total, mask=inside)
@@ -47,13 +52,23 @@ def merge_kernel(
         kept = tl.load(targets_ptr + token, mask=inside, other=ignore_index) != ignore_index
         log_total = tl.log2(total)
         tl.store(out_ptr + token, tl.where(kept, (at_target - log_total) * LN2, 0.0), mask=inside)
-        tl.store(out_ptr + num_tokens + token, tl.where(kept, (log_total - spread / total) * LN2, 0.0), mask=inside)
-        tl.store(out_ptr + 2 * num_tokens + token, tl.where(kept, (top + log_total) * LN2, 0.0), mask=inside)
+        tl.store(
+            out_ptr + num_tokens + token,
+            tl.where(kept, (log_total - spread / total) * LN2, 0.0),
+            mask=inside,
+        )
+        tl.store(
+            out_ptr + 2 * num_tokens + token,
+            tl.where(kept, (top + log_total) * LN2, 0.0),
+            mask=inside,
+        )
         tl.store(out_ptr + 3 * num_tokens + token, tl.where(kept, top, 0.0), mask=inside)
         tl.store(out_ptr + 4 * num_tokens + token, tl.where(kept, total, 1.0), mask=inside)
 
 
-def _launch(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int, union: bool) -> torch.Tensor:
+def _launch(
+    gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int, union: bool
+) -> torch.Tensor:
     parts, _, num_tokens = gathered.shape
     out = gathered.new_empty((4 if union else 5, num_tokens))
     if num_tokens:

@@ -1,8 +1,9 @@
-"""Accuracy under a token budget, from stored samples (Ren et al., arXiv 2604.06628, `math_eval_budget`): each answer is cut after B tokens,
-decoded and graded again.
+"""Accuracy under a token budget, from stored samples (Ren et al., arXiv 2604.06628,
+`math_eval_budget`): each answer is cut after B tokens, decoded and graded again.
 
-An answer of at most B tokens keeps its verdict, so only cut ones are graded again. Without a tokenizer a cut answer counts as wrong: what
-remains is the share of problems answered within the budget, a lower bound. Unit: shares in [0, 1], as in `analyze pass-at-k`.
+An answer of at most B tokens keeps its verdict, so only cut ones are graded again. Without a
+tokenizer a cut answer counts as wrong: what remains is the share of problems answered within the
+budget, a lower bound. Unit: shares in [0, 1], as in `analyze pass-at-k`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import problem_id, response_ids, row_gold, row_verdicts, with_sample_lists
+from megaladder.analysis.samples import (
+    problem_id,
+    response_ids,
+    row_gold,
+    row_verdicts,
+    with_sample_lists,
+)
 from megaladder.analysis.stats import mean_intervals
 from megaladder.analysis.tables import Warnings, format_columns, read_json_lines, write_result
 from megaladder.config.verbs.analysis import BudgetConfig
@@ -33,7 +40,8 @@ class StoredProblem:
 
 
 def read_problems(path: str) -> list[StoredProblem]:
-    """Rows with a verdict and `response_ids` for each sample; rows of one problem (one sample a row) are joined."""
+    """Rows with a verdict and `response_ids` for each sample; rows of one problem (one sample a
+    row) are joined."""
     found: dict[str, StoredProblem] = {}
     for where, raw in read_json_lines(path):
         row = with_sample_lists(raw)
@@ -41,14 +49,24 @@ def read_problems(path: str) -> list[StoredProblem]:
         ids = response_ids(row, where)
         if len(ids) != len(correct):
             raise DataError(
-                f"{where}: {len(ids)} lists in 'response_ids' for {len(correct)} verdicts; fix: keep the token ids of each sample"
+                f"{where}: {len(ids)} lists in 'response_ids' for {len(correct)} verdicts; fix:"
+                " keep the token ids of each sample"
             )
         key, gold = problem_id(row, where), row_gold(row)
         before = found.get(key)
         if before is not None and before.gold != gold:
-            raise DataError(f"{where}: problem {key!r} has gold {gold!r}, before {before.gold!r} ({before.where}); fix: one of them")
+            raise DataError(
+                f"{where}: problem {key!r} has gold {gold!r}, before {before.gold!r}"
+                f" ({before.where}); fix: one of them"
+            )
         old_correct, old_ids = (before.correct, before.ids) if before else ((), ())
-        found[key] = StoredProblem(key, before.where if before else where, gold, (*old_correct, *correct), (*old_ids, *map(tuple, ids)))
+        found[key] = StoredProblem(
+            key,
+            before.where if before else where,
+            gold,
+            (*old_correct, *correct),
+            (*old_ids, *map(tuple, ids)),
+        )
     return list(found.values())
 
 
@@ -57,20 +75,35 @@ def load_decoder(folder: str) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingDependencyError(f"--tokenizer needs the tokenizers package ({error}); fix: pip install tokenizers") from None
+        raise MissingDependencyError(
+            f"--tokenizer needs the tokenizers package ({error}); fix: pip install tokenizers"
+        ) from None
     path = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; fix: --tokenizer with a folder that holds tokenizer.json")
+        raise DataError(
+            f"{path}: no such file; fix: --tokenizer with a folder that holds tokenizer.json"
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001  (the library raises bare Exception for a broken file)
-        raise DataError(f"{path}: cannot be read ({str(error)[:200]}); fix: the tokenizer's own tokenizer.json") from None
+        raise DataError(
+            f"{path}: cannot be read ({str(error)[:200]}); fix: the tokenizer's own tokenizer.json"
+        ) from None
     return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
-def verdicts_at(problems: list[StoredProblem], budgets: list[int], decode: Any, config: BudgetConfig) -> dict[int, list[list[bool]]]:
-    """Budget → verdicts [P][n]. Cut answers are graded again in one pool; without `decode` they are wrong."""
-    out = {budget: [[ok and len(ids) <= budget for ok, ids in zip(p.correct, p.ids, strict=True)] for p in problems] for budget in budgets}
+def verdicts_at(
+    problems: list[StoredProblem], budgets: list[int], decode: Any, config: BudgetConfig
+) -> dict[int, list[list[bool]]]:
+    """Budget → verdicts [P][n]. Cut answers are graded again in one pool; without `decode` they are
+    wrong."""
+    out = {
+        budget: [
+            [ok and len(ids) <= budget for ok, ids in zip(p.correct, p.ids, strict=True)]
+            for p in problems
+        ]
+        for budget in budgets
+    }
     if decode is None:
         return out
     places, tasks = [], []
@@ -80,7 +113,11 @@ def verdicts_at(problems: list[StoredProblem], budgets: list[int], decode: Any, 
                 if len(ids) > budget:
                     places.append((budget, p, sample))
                     name = f"{problem.where} sample {sample} at {budget}"
-                    tasks.append(GradeTask(name, decode(ids[:budget]), gold=problem.gold or "", kind=config.kind))
+                    tasks.append(
+                        GradeTask(
+                            name, decode(ids[:budget]), gold=problem.gold or "", kind=config.kind
+                        )
+                    )
     with GradePool(num_workers=config.workers) as pool:
         for (budget, p, sample), graded in zip(places, pool.grade_many(tasks), strict=True):
             out[budget][p][sample] = graded.correct
@@ -95,21 +132,37 @@ def run_budget(config: BudgetConfig) -> None:
     decode = load_decoder(config.tokenizer) if config.tokenizer else None
     missing = next((p for p in problems if not (p.gold or "").strip()), None)
     if decode is not None and missing is not None:
-        raise DataError(f"{missing.where}: no 'gold' to grade a cut answer with; fix: add it, or leave --tokenizer out")
+        raise DataError(
+            f"{missing.where}: no 'gold' to grade a cut answer with; fix: add it, or leave"
+            " --tokenizer out"
+        )
     lengths = np.array([len(ids) for p in problems for ids in p.ids])
     if decode is None and lengths.max() > budgets[0]:
-        warnings.add("no --tokenizer: an answer above the budget counts as wrong, so accuracies are lower bounds")
+        warnings.add(
+            "no --tokenizer: an answer above the budget counts as wrong, so accuracies are lower"
+            " bounds"
+        )
     verdicts = {**verdicts_at(problems, budgets, decode, config)}
-    means = {str(budget): np.array([np.mean(row) for row in rows]) for budget, rows in verdicts.items()}
-    first = {str(budget): np.array([float(row[0]) for row in rows]) for budget, rows in verdicts.items()}
+    means = {
+        str(budget): np.array([np.mean(row) for row in rows]) for budget, rows in verdicts.items()
+    }
+    first = {
+        str(budget): np.array([float(row[0]) for row in rows]) for budget, rows in verdicts.items()
+    }
     native = np.array([np.mean(p.correct) for p in problems])
     bounds = mean_intervals({**means, "native": native}, seed=config.seed)
     out = {
         "accuracy": {budget: float(values.mean()) for budget, values in means.items()},
         "first_sample": {budget: float(values.mean()) for budget, values in first.items()},
         "truncated": {str(budget): float((lengths > budget).mean()) for budget in budgets},
-        "mean_tokens": {str(budget): float(np.minimum(lengths, budget).mean()) for budget in budgets},
-        "native": {"accuracy": float(native.mean()), "mean_tokens": float(lengths.mean()), "max_tokens": int(lengths.max())},
+        "mean_tokens": {
+            str(budget): float(np.minimum(lengths, budget).mean()) for budget in budgets
+        },
+        "native": {
+            "accuracy": float(native.mean()),
+            "mean_tokens": float(lengths.mean()),
+            "max_tokens": int(lengths.max()),
+        },
         "ci95": bounds,
         "n": min(len(p.correct) for p in problems),
         "num_problems": len(problems),
@@ -117,9 +170,30 @@ def run_budget(config: BudgetConfig) -> None:
         "warnings": warnings.list(),
     }
     write_result(config.json_path, out)
-    rows = [[b, 100 * out["accuracy"][b], _bounds(bounds[b]), 100 * out["truncated"][b], out["mean_tokens"][b]] for b in means]
-    rows.append(["none", 100 * out["native"]["accuracy"], _bounds(bounds["native"]), 0.0, out["native"]["mean_tokens"]])
-    print(format_columns(("budget (tokens)", "accuracy %", "95 %", "truncated %", "mean tokens"), rows))
+    rows = [
+        [
+            b,
+            100 * out["accuracy"][b],
+            _bounds(bounds[b]),
+            100 * out["truncated"][b],
+            out["mean_tokens"][b],
+        ]
+        for b in means
+    ]
+    rows.append(
+        [
+            "none",
+            100 * out["native"]["accuracy"],
+            _bounds(bounds["native"]),
+            0.0,
+            out["native"]["mean_tokens"],
+        ]
+    )
+    print(
+        format_columns(
+            ("budget (tokens)", "accuracy %", "95 %", "truncated %", "mean tokens"), rows
+        )
+    )
 
 
 def _bounds(ci95: list[float] | None) -> str:

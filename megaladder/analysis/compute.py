@@ -1,7 +1,9 @@
-"""What a training run cost, from its run folder: tokens, FLOPs, GPU-hours, summed over metrics.jsonl; and scores at equal cost.
+"""What a training run cost, from its run folder: tokens, FLOPs, GPU-hours, summed over
+metrics.jsonl; and scores at equal cost.
 
-FLOPs: the rows' own `flops` where they have it, else 6·parameters·tokens (forward and backward of the trained tokens; generation of a GRPO
-run is in its GPU-hours and in `generated_tokens`, not in its FLOPs). GPU-hours: wall-clock seconds · ranks.
+FLOPs: the rows' own `flops` where they have it, else 6·parameters·tokens (forward and backward of
+the trained tokens; generation of a GRPO run is in its GPU-hours and in `generated_tokens`, not in
+its FLOPs). GPU-hours: wall-clock seconds · ranks.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ SECOND_KEYS = ("step_s", "step_seconds", "wall_s")
 
 @dataclass(frozen=True)
 class Compute:
-    """Cumulative cost after each step: `steps` int64 [S]; each of `cumulative` float64 [S], or None where the folder does not say."""
+    """Cumulative cost after each step: `steps` int64 [S]; each of `cumulative` float64 [S], or None
+    where the folder does not say."""
 
     steps: np.ndarray
     cumulative: dict[str, np.ndarray | None]
     generated_tokens: float | None = None
 
     def totals(self) -> dict[str, float | None]:
-        out = {name: None if values is None else float(values[-1]) for name, values in self.cumulative.items()}
+        out = {
+            name: None if values is None else float(values[-1])
+            for name, values in self.cumulative.items()
+        }
         return {**out, "generated_tokens": self.generated_tokens}
 
     def at(self, measure: str, step: int) -> float | None:
@@ -46,7 +52,9 @@ class Compute:
             return None
         if step == 0:
             return 0.0
-        return float(np.interp(step, np.concatenate([[0], self.steps]), np.concatenate([[0.0], values])))
+        return float(
+            np.interp(step, np.concatenate([[0], self.steps]), np.concatenate([[0.0], values]))
+        )
 
 
 def read_compute(folder: str | Path, warnings: Warnings) -> Compute:
@@ -76,7 +84,11 @@ def read_compute(folder: str | Path, warnings: Warnings) -> Compute:
     }
     for name, values in found.items():
         if values is None:
-            why = "no parameter count in fingerprint.json and no weights at model.path" if name == "flops" else "not in metrics.jsonl"
+            why = (
+                "no parameter count in fingerprint.json and no weights at model.path"
+                if name == "flops"
+                else "not in metrics.jsonl"
+            )
             warnings.add(f"{folder}: {name} not known ({why})")
     generated = _sum(ordered, ("generated_tokens", "rollout_tokens"))
     return Compute(steps, found, None if generated is None else float(generated[-1]))
@@ -87,7 +99,9 @@ def _has_step(row: Mapping[str, Any], where: str) -> bool:
     if step is None:
         return False
     if not isinstance(step, int) or isinstance(step, bool):
-        raise DataError(f"{where}: 'step' is {step!r}, expected a whole number; fix: delete that line")
+        raise DataError(
+            f"{where}: 'step' is {step!r}, expected a whole number; fix: delete that line"
+        )
     return step > 0
 
 
@@ -106,7 +120,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML ({str(error).splitlines()[0]}); fix: the file") from None
+        raise DataError(
+            f"{path}: not valid YAML ({str(error).splitlines()[0]}); fix: the file"
+        ) from None
     return values if isinstance(values, dict) else {}
 
 
@@ -121,7 +137,8 @@ def _ranks(folder: Path) -> int:
 
 
 def _parameters(folder: Path, rows: list[dict[str, Any]]) -> float | None:
-    """What the run wrote down, else the tensors in the safetensors headers of the model folder or of an export."""
+    """What the run wrote down, else the tensors in the safetensors headers of the model folder or
+    of an export."""
     fingerprint = read_object(folder / "fingerprint.json")
     for source in (fingerprint, fingerprint.get("model") or {}, rows[0]):
         for name in PARAMETER_KEYS:
@@ -135,42 +152,74 @@ def _parameters(folder: Path, rows: list[dict[str, Any]]) -> float | None:
 
 
 def count_parameters(model: Path) -> int:
-    """Elements of all tensors in a folder's *.safetensors, from their headers alone; 0 without such files."""
+    """Elements of all tensors in a folder's *.safetensors, from their headers alone; 0 without such
+    files."""
     total = 0
     for path in sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             if size > MAX_HEADER_BYTES:
-                raise DataError(f"{path}: no safetensors file (header of {size} bytes); fix: the model folder")
+                raise DataError(
+                    f"{path}: no safetensors file (header of {size} bytes); fix: the model folder"
+                )
             try:
                 header = json.loads(file.read(size))
-                total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+                total += sum(
+                    math.prod(tensor["shape"])
+                    for name, tensor in header.items()
+                    if name != "__metadata__"
+                )
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}: no safetensors header ({error}); fix: the model folder") from None
+                raise DataError(
+                    f"{path}: no safetensors header ({error}); fix: the model folder"
+                ) from None
     return total
 
 
 def matched_scores(
     curves: Mapping[tuple[str, str], list[Point]], runs: Mapping[str, Compute], warnings: Warnings
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """`[benchmark][measure]` → {"at": the largest cost that all runs reach, NAME: score there (linear between checkpoints)}."""
+    """`[benchmark][measure]` → {"at": the largest cost that all runs reach, NAME: score there
+    (linear between checkpoints)}."""
     unknown = sorted({model for model, _ in curves} ^ set(runs))
     if unknown:
-        warnings.add(f"compute-matched: {', '.join(unknown)} in only one of --curve and --compute, left out")
+        warnings.add(
+            f"compute-matched: {', '.join(unknown)} in only one of --curve and --compute, left out"
+        )
     out: dict[str, dict[str, dict[str, float | None]]] = {}
     for benchmark in dict.fromkeys(benchmark for _, benchmark in curves):
-        chosen = {model: points for (model, name), points in curves.items() if name == benchmark and model in runs}
+        chosen = {
+            model: points
+            for (model, name), points in curves.items()
+            if name == benchmark and model in runs
+        }
         if len(chosen) < 2:
-            warnings.add(f"compute-matched {benchmark}: needs two runs with a curve and a run folder, has {len(chosen)}")
+            warnings.add(
+                f"compute-matched {benchmark}: needs two runs with a curve and a run folder, has"
+                f" {len(chosen)}"
+            )
             continue
         out[benchmark] = {measure: _matched(chosen, runs, measure) for measure in MEASURES}
     return out
 
 
-def _matched(chosen: Mapping[str, list[Point]], runs: Mapping[str, Compute], measure: str) -> dict[str, float | None]:
-    costs = {model: [(runs[model].at(measure, point.step), point.score) for point in points] for model, points in chosen.items()}
-    known = {model: [(cost, score) for cost, score in pairs if cost is not None] for model, pairs in costs.items()}
+def _matched(
+    chosen: Mapping[str, list[Point]], runs: Mapping[str, Compute], measure: str
+) -> dict[str, float | None]:
+    costs = {
+        model: [(runs[model].at(measure, point.step), point.score) for point in points]
+        for model, points in chosen.items()
+    }
+    known = {
+        model: [(cost, score) for cost, score in pairs if cost is not None]
+        for model, pairs in costs.items()
+    }
     if any(len(pairs) < 2 for pairs in known.values()):
         return {"at": None, **dict.fromkeys(chosen)}
     at = min(pairs[-1][0] for pairs in known.values())
-    return {"at": at, **{model: float(np.interp(at, *zip(*pairs, strict=True))) for model, pairs in known.items()}}
+    return {
+        "at": at,
+        **{
+            model: float(np.interp(at, *zip(*pairs, strict=True))) for model, pairs in known.items()
+        },
+    }

@@ -1,7 +1,8 @@
-"""`analyze pass-at-k`: graded rows → avg@n, pass@k, cov@n, maj@n, each with a 95 % interval over problems. Values in [0, 1].
+"""`analyze pass-at-k`: graded rows → avg@n, pass@k, cov@n, maj@n, each with a 95 % interval over
+problems. Values in [0, 1].
 
-Input rows come from `grade` (`correct` a list or one value, `answer` beside it) or are bare `{"id", "correct": [bool, …]}`; without
-answers there is no maj@n. The estimators: `evaluation.metrics`.
+Input rows come from `grade` (`correct` a list or one value, `answer` beside it) or are bare `{"id",
+"correct": [bool, …]}`; without answers there is no maj@n. The estimators: `evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import numpy as np
 from megaladder.analysis.tables import Warnings, read_json_lines, write_result
 from megaladder.config.verbs.grade import PassAtKConfig
 from megaladder.errors import DataError
-from megaladder.evaluation.metrics import Interval, bootstrap_intervals, cov_at_n, maj_at_n, pass_at_k
+from megaladder.evaluation.metrics import (
+    Interval,
+    bootstrap_intervals,
+    cov_at_n,
+    maj_at_n,
+    pass_at_k,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,8 @@ class GradedProblem:
 
 
 def main(config: PassAtKConfig) -> int:
-    """Prints the table, writes `config.json_path`. Raises DataError (status 2) for rows that cannot be used."""
+    """Prints the table, writes `config.json_path`. Raises DataError (status 2) for rows that cannot
+    be used."""
     warnings = Warnings()
     result = analyse(read_problems(config.input), config, warnings)
     write_result(config.json_path, result)
@@ -36,19 +44,27 @@ def main(config: PassAtKConfig) -> int:
     return 0
 
 
-def analyse(problems: list[GradedProblem], config: PassAtKConfig, warnings: Warnings) -> dict[str, Any]:
+def analyse(
+    problems: list[GradedProblem], config: PassAtKConfig, warnings: Warnings
+) -> dict[str, Any]:
     """The result object of cli.md, plus `problems` (their number) and `warnings`."""
     counts = np.array([len(problem.correct) for problem in problems])
     n = int(counts.min())
     if counts.max() != n:
-        warnings.add(f"problems have {n} to {counts.max()} samples: cov@n and maj@n use the first {n} of each, avg@n and pass@k all")
+        warnings.add(
+            f"problems have {n} to {counts.max()} samples: cov@n and maj@n use the first {n} of"
+            " each, avg@n and pass@k all"
+        )
     values = {"avg@n": np.array([np.mean(problem.correct) for problem in problems])}
     prefix_pn = np.array([problem.correct[:n] for problem in problems])
     values["cov@n"] = cov_at_n(prefix_pn)
     if all(problem.answers is not None for problem in problems):
         values["maj@n"] = maj_at_n([problem.answers[:n] for problem in problems], prefix_pn)
     else:
-        warnings.add("no field 'answer' in some rows: maj@n is null; it needs the answers that `megaladder grade` writes")
+        warnings.add(
+            "no field 'answer' in some rows: maj@n is null; it needs the answers that `megaladder"
+            " grade` writes"
+        )
     num_correct = np.array([sum(problem.correct) for problem in problems])
     ks = sorted(set(config.k))
     for k in ks:
@@ -56,7 +72,8 @@ def analyse(problems: list[GradedProblem], config: PassAtKConfig, warnings: Warn
             values[f"pass@{k}"] = pass_at_k(counts, num_correct, k)
         else:
             warnings.add(
-                f"pass@{k}: k is above the {n} samples of a problem, so it is null; it needs at least {k} samples of every problem"
+                f"pass@{k}: k is above the {n} samples of a problem, so it is null; it needs at"
+                f" least {k} samples of every problem"
             )
     if len(problems) < 2:
         warnings.add("one problem: no interval, it would resample problems")
@@ -65,7 +82,10 @@ def analyse(problems: list[GradedProblem], config: PassAtKConfig, warnings: Warn
 
 
 def _result(
-    sizes: tuple[int, int, list[int]], values: dict[str, np.ndarray], intervals: dict[str, Interval | None], warnings: Warnings
+    sizes: tuple[int, int, list[int]],
+    values: dict[str, np.ndarray],
+    intervals: dict[str, Interval | None],
+    warnings: Warnings,
 ) -> dict[str, Any]:
     n, num_problems, ks = sizes
 
@@ -82,20 +102,25 @@ def _result(
         "pass@k": {str(k): mean(f"pass@{k}") for k in ks},
         "n": n,
         "problems": num_problems,
-        "ci95": {**{name: bounds(name) for name in scalars}, "pass@k": {str(k): bounds(f"pass@{k}") for k in ks}},
+        "ci95": {
+            **{name: bounds(name) for name in scalars},
+            "pass@k": {str(k): bounds(f"pass@{k}") for k in ks},
+        },
         "warnings": warnings.list(),
     }
 
 
 def read_problems(path: str) -> list[GradedProblem]:
-    """Rows in order. Ids are required to be unique as text (`1` and `"1"` are one id); a row without one is known by its line."""
+    """Rows in order. Ids are required to be unique as text (`1` and `"1"` are one id); a row
+    without one is known by its line."""
     seen: dict[str, str] = {}
     problems = []
     for where, row in read_json_lines(path):
         problem = _problem(row, where)
         if problem.id in seen:
             raise DataError(
-                f"{where}: id {problem.id!r} is also in {seen[problem.id]}; fix: one row a problem, its samples in the list 'correct'"
+                f"{where}: id {problem.id!r} is also in {seen[problem.id]}; fix: one row a problem,"
+                " its samples in the list 'correct'"
             )
         seen[problem.id] = where
         problems.append(problem)
@@ -104,27 +129,47 @@ def read_problems(path: str) -> list[GradedProblem]:
 
 def _problem(row: dict[str, Any], where: str) -> GradedProblem:
     if "correct" not in row:
-        raise DataError(f"{where}: no field 'correct'; fix: grade the file first (megaladder grade --input … --output …)")
+        raise DataError(
+            f"{where}: no field 'correct'; fix: grade the file first (megaladder grade --input …"
+            " --output …)"
+        )
     listed = isinstance(row["correct"], list)
     correct = row["correct"] if listed else [row["correct"]]
     if not correct or not all(isinstance(value, bool) or value in (0, 1) for value in correct):
-        raise DataError(f"{where}: 'correct' must be true or false, or a list of one or more of them, found {str(row['correct'])[:60]}")
+        raise DataError(
+            f"{where}: 'correct' must be true or false, or a list of one or more of them, found"
+            f" {str(row['correct'])[:60]}"
+        )
     answers = None
     if "answer" in row:
         answers = row["answer"] if listed else [row["answer"]]
         if not isinstance(answers, list) or len(answers) != len(correct):
-            raise DataError(f"{where}: 'answer' must have one item for each of the {len(correct)} in 'correct'; fix: grade the file again")
+            raise DataError(
+                f"{where}: 'answer' must have one item for each of the {len(correct)} in 'correct';"
+                " fix: grade the file again"
+            )
         answers = tuple(None if answer is None else str(answer) for answer in answers)
-    return GradedProblem(str(row.get("id", where)), where, tuple(bool(value) for value in correct), answers)
+    return GradedProblem(
+        str(row.get("id", where)), where, tuple(bool(value) for value in correct), answers
+    )
 
 
 def _print(result: dict[str, Any]) -> None:
     rows = [(name, result[name], result["ci95"][name]) for name in ("avg@n", "cov@n", "maj@n")]
-    rows += [(f"pass@{k}", value, result["ci95"]["pass@k"][k]) for k, value in result["pass@k"].items()]
-    print(f"{result['problems']} problems, n = {result['n']} samples each; 95 % intervals resample problems")
+    rows += [
+        (f"pass@{k}", value, result["ci95"]["pass@k"][k]) for k, value in result["pass@k"].items()
+    ]
+    print(
+        f"{result['problems']} problems, n = {result['n']} samples each; 95 % intervals resample"
+        " problems"
+    )
     for name, value, interval in rows:
         if value is None:
             print(f"{name:>9}  –")
         else:
-            shown = f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "(no interval: one problem)"
+            shown = (
+                f"[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+                if interval
+                else "(no interval: one problem)"
+            )
             print(f"{name:>9}  {100 * value:6.2f} %  {shown}")

@@ -1,9 +1,10 @@
-"""Graded samples of one model on one benchmark, whatever program wrote them, and where they lie in a folder.
+"""Graded samples of one model on one benchmark, whatever program wrote them, and where they lie in
+a folder.
 
-Read: our `grade` output, our eval folders (lists over samples in `doc.samples`), lm-eval `samples_*.jsonl` (also the s1 fork's lists),
-plain `{"id", "correct": […]}`, LIMO (`answers_correctness`) and Rethinking SFT (`accuracy` lists). One row may hold one sample or a
-problem's list of samples.
-Not here: grading (rewards), pass@k and friends (evaluation.metrics).
+Read: our `grade` output, our eval folders (lists over samples in `doc.samples`), lm-eval
+`samples_*.jsonl` (also the s1 fork's lists), plain `{"id", "correct": […]}`, LIMO
+(`answers_correctness`) and Rethinking SFT (`accuracy` lists). One row may hold one sample or a
+problem's list of samples. Not here: grading (rewards), pass@k and friends (evaluation.metrics).
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ SAMPLE_FILE = re.compile(r"samples_(?P<task>.+?)(?P<stamp>_\d{4}-\d\d-\d\dT[\d.:
 
 
 class NoVerdictError(DataError):
-    """A sample row without a right-or-wrong verdict: not graded yet, a judged benchmark, or one with other metrics."""
+    """A sample row without a right-or-wrong verdict: not graded yet, a judged benchmark, or one
+    with other metrics."""
 
 
 @dataclass(slots=True)
 class ProblemSamples:
-    """The n graded samples of one problem. `answers` and `num_tokens` have length n, or are empty where the file has none."""
+    """The n graded samples of one problem. `answers` and `num_tokens` have length n, or are empty
+    where the file has none."""
 
     id: str
     where: str  # file:line of its first row
@@ -55,7 +58,9 @@ class SampleSet:
     benchmark: str
     path: str
     problems: tuple[ProblemSamples, ...]
-    protocol: dict[str, Any] = field(default_factory=dict)  # flat: what the results file beside it says about how it was made
+    protocol: dict[str, Any] = field(
+        default_factory=dict
+    )  # flat: what the results file beside it says about how it was made
 
     @cached_property
     def num_samples_p(self) -> np.ndarray:
@@ -79,7 +84,8 @@ class SampleSet:
 
     @cached_property
     def mean_tokens_p(self) -> np.ndarray | None:
-        """Mean response length per problem, tokens, float64 [P]; None unless every sample has one."""
+        """Mean response length per problem, tokens, float64 [P]; None unless every sample has
+        one."""
         if not all(len(problem.num_tokens) == len(problem.correct) for problem in self.problems):
             return None
         return np.array([np.mean(problem.num_tokens) for problem in self.problems])
@@ -95,7 +101,8 @@ class SampleSet:
 
 
 def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warnings) -> SampleSet:
-    """Reads one file. A row without a verdict, a doubled problem, mixed fingerprints or lists of unequal length are DataErrors."""
+    """Reads one file. A row without a verdict, a doubled problem, mixed fingerprints or lists of
+    unequal length are DataErrors."""
     problems: dict[str, ProblemSamples] = {}
     fingerprint: tuple[str, str] | None = None  # value, where
     first_filter: str | None = None
@@ -112,29 +119,39 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
             fingerprint = fingerprint or (str(found), where)
             if str(found) != fingerprint[0]:
                 raise DataError(
-                    f"{where}: fingerprint {found} after {fingerprint[0]} ({fingerprint[1]}): samples of two protocols in one"
-                    " file must not be averaged; fix: evaluate into two folders"
+                    f"{where}: fingerprint {found} after {fingerprint[0]} ({fingerprint[1]}):"
+                    " samples of two protocols in one file must not be averaged; fix: evaluate"
+                    " into two folders"
                 )
         _add_row(problems, row, where)
     if other_filters:
-        warnings.add(f"{path}: {other_filters} rows of other lm-eval filters ignored, '{first_filter}' used")
+        warnings.add(
+            f"{path}: {other_filters} rows of other lm-eval filters ignored, '{first_filter}' used"
+        )
     sizes = {len(problem.correct) for problem in problems.values()}
     if len(sizes) > 1:
-        warnings.add(f"{path}: problems have {min(sizes)} to {max(sizes)} samples (a run that is not finished?)")
+        warnings.add(
+            f"{path}: problems have {min(sizes)} to {max(sizes)} samples (a run that is not"
+            " finished?)"
+        )
     return SampleSet(model, benchmark, str(path), tuple(problems.values()), protocol_of(Path(path)))
 
 
 def with_sample_lists(row: dict[str, Any]) -> dict[str, Any]:
-    """Our eval rows keep the lists over a problem's samples in `doc.samples` (lm-eval's schema has no place for them): lifts them up."""
+    """Our eval rows keep the lists over a problem's samples in `doc.samples` (lm-eval's schema has
+    no place for them): lifts them up."""
     doc = row.get("doc")
     lists = doc.get("samples") if isinstance(doc, dict) else None
     return {**row, **lists} if isinstance(lists, dict) else row
 
 
 def protocol_of(samples: Path) -> dict[str, Any]:
-    """What `results_*.json` beside a sample file says about how it was made: our `protocol`, else lm-eval's `config`. {} without one."""
+    """What `results_*.json` beside a sample file says about how it was made: our `protocol`, else
+    lm-eval's `config`. {} without one."""
     for path in sorted(
-        samples.parent.glob("results_*.json"), key=lambda p: (p.name == f"results_{_task(samples)}.json", p.name), reverse=True
+        samples.parent.glob("results_*.json"),
+        key=lambda p: (p.name == f"results_{_task(samples)}.json", p.name),
+        reverse=True,
     ):
         found = read_object(path)
         for name in ("protocol", "config"):
@@ -157,7 +174,9 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: not JSON ({str(error)[:200]}); fix: the file, or remove it") from None
+        raise DataError(
+            f"{path}: not JSON ({str(error)[:200]}); fix: the file, or remove it"
+        ) from None
     return value if isinstance(value, dict) else {}
 
 
@@ -177,9 +196,14 @@ def _add_row(problems: dict[str, ProblemSamples], row: dict[str, Any], where: st
     correct, is_list = row_verdicts(row, where)
     problem = problems.get(key)
     if problem is None:
-        problem = problems[key] = ProblemSamples(key, where, [], gold=row_gold(row), has_list=is_list)
+        problem = problems[key] = ProblemSamples(
+            key, where, [], gold=row_gold(row), has_list=is_list
+        )
     elif is_list or problem.has_list:
-        raise DataError(f"{where}: problem {key!r} stands there already ({problem.where}); fix: keep one of the rows")
+        raise DataError(
+            f"{where}: problem {key!r} stands there already ({problem.where}); fix: keep one of the"
+            " rows"
+        )
     problem.correct += correct
     problem.answers += _aligned(row, ANSWER_KEYS, len(correct), where)
     problem.num_tokens += _token_counts(row, len(correct), where)
@@ -188,13 +212,21 @@ def _add_row(problems: dict[str, ProblemSamples], row: dict[str, Any], where: st
 def problem_id(row: dict[str, Any], where: str) -> str:
     """`doc.id`, else `id`, `doc_id`, `unique_id`; else a content hash of the question."""
     doc = row["doc"] if isinstance(row.get("doc"), dict) else {}
-    for source, name in ((doc, "id"), (row, "id"), (doc, "unique_id"), (row, "doc_id"), (row, "unique_id")):
+    for source, name in (
+        (doc, "id"),
+        (row, "id"),
+        (doc, "unique_id"),
+        (row, "doc_id"),
+        (row, "unique_id"),
+    ):
         value = source.get(name)
         if value is not None and not isinstance(value, (dict, list)):
             return str(value)
     question = question_of(row)
     if question is None:
-        raise DataError(f"{where}: no 'id', 'doc.id', 'doc_id' or question text; fix: give each problem an id")
+        raise DataError(
+            f"{where}: no 'id', 'doc.id', 'doc_id' or question text; fix: give each problem an id"
+        )
     return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -224,15 +256,25 @@ def response_texts(row: dict[str, Any]) -> list[str]:
 
 
 def response_ids(row: dict[str, Any], where: str) -> list[list[int]]:
-    """Token ids of each response: `response_ids` as one list of ints or a list of such lists. [] where the row has none."""
+    """Token ids of each response: `response_ids` as one list of ints or a list of such lists. []
+    where the row has none."""
     value = row.get("response_ids")
     if value is None:
         return []
     if isinstance(value, list) and all(_is_token(item) for item in value):
-        return [value] if not isinstance(row.get("responses"), list) or value else [[] for _ in row["responses"]]
-    if isinstance(value, list) and all(isinstance(ids, list) and all(_is_token(item) for item in ids) for ids in value):
+        return (
+            [value]
+            if not isinstance(row.get("responses"), list) or value
+            else [[] for _ in row["responses"]]
+        )
+    if isinstance(value, list) and all(
+        isinstance(ids, list) and all(_is_token(item) for item in ids) for ids in value
+    ):
         return value
-    raise DataError(f"{where}: 'response_ids' must be a list of token ids, or a list of such lists; fix: the row")
+    raise DataError(
+        f"{where}: 'response_ids' must be a list of token ids, or a list of such lists; fix:"
+        " the row"
+    )
 
 
 def _is_token(value: Any) -> bool:
@@ -249,13 +291,20 @@ def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool], bool]:
         if not items:
             raise DataError(f"{where}: '{name}' is an empty list; fix: delete the row, or grade it")
         if all(item is None for item in items):
-            raise NoVerdictError(f"{where}: '{name}' is null: not graded, or a judged benchmark; fix: leave it out of this analysis")
+            raise NoVerdictError(
+                f"{where}: '{name}' is null: not graded, or a judged benchmark; fix: leave it out"
+                " of this analysis"
+            )
         for item in items:
             if item not in (0, 1):
-                raise DataError(f"{where}: '{name}' holds {item!r}, expected true or false; fix: grade the row")
+                raise DataError(
+                    f"{where}: '{name}' holds {item!r}, expected true or false; fix: grade the row"
+                )
         return [bool(item) for item in items], isinstance(value, list)
-    raise NoVerdictError(f"{where}: no verdict ({', '.join(CORRECT_KEYS)}); found {', '.join(list(row)[:12])};"
-                    " fix: megaladder grade --input … --output … first")  # fmt: skip
+    raise NoVerdictError(
+        f"{where}: no verdict ({', '.join(CORRECT_KEYS)}); found {', '.join(list(row)[:12])};"
+        " fix: megaladder grade --input … --output … first"
+    )
 
 
 def row_gold(row: dict[str, Any]) -> str | None:
@@ -276,7 +325,10 @@ def _aligned(row: dict[str, Any], keys: tuple[str, ...], num_samples: int, where
         if len(items) == num_samples:
             return [None if item is None else str(item) for item in items]
         if isinstance(value, list):
-            raise DataError(f"{where}: '{name}' has {len(items)} entries for {num_samples} verdicts; fix: the row")
+            raise DataError(
+                f"{where}: '{name}' has {len(items)} entries for {num_samples} verdicts; fix:"
+                " the row"
+            )
     return []
 
 
@@ -303,14 +355,18 @@ class SampleFile:
 
 
 def find_sample_files(root: str | Path, warnings: Warnings) -> list[SampleFile]:
-    """All `samples_*.jsonl` at most three levels below `root`, sorted. Of several time stamps of a task the last is taken, with a warning.
+    """All `samples_*.jsonl` at most three levels below `root`, sorted. Of several time stamps of a
+    task the last is taken, with a warning.
 
-    Layouts: `<model>/<ckpt>/samples_*` (reasoning_ladder), `<model>/samples_*` (lm-eval), `<model>/<benchmark>/samples_<benchmark>.jsonl`
-    (ours), or `root` being itself a model's folder in one of them.
+    Layouts: `<model>/<ckpt>/samples_*` (reasoning_ladder), `<model>/samples_*` (lm-eval),
+    `<model>/<benchmark>/samples_<benchmark>.jsonl` (ours), or `root` being itself a model's folder
+    in one of them.
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError(f"{root}: no such folder; fix: give the folder that holds <model>/…/samples_*.jsonl")
+        raise DataError(
+            f"{root}: no such folder; fix: give the folder that holds <model>/…/samples_*.jsonl"
+        )
     latest: dict[tuple[str, str | None, str], Path] = {}
     for path in sorted(_walk(folder, depth=3)):
         task = SAMPLE_FILE.fullmatch(path.name)["task"]  # type: ignore[index]
@@ -322,34 +378,54 @@ def find_sample_files(root: str | Path, warnings: Warnings) -> list[SampleFile]:
         if key in latest:
             warnings.add(f"{path.parent}: several files of {task}; the last, {path.name}, is used")
         latest[key] = path
-    return [SampleFile(model, checkpoint, task, path) for (model, checkpoint, task), path in latest.items()]
+    return [
+        SampleFile(model, checkpoint, task, path)
+        for (model, checkpoint, task), path in latest.items()
+    ]
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and depth > 0 and not entry.name.startswith(".") and not entry.is_symlink():
+        if (
+            entry.is_dir()
+            and depth > 0
+            and not entry.name.startswith(".")
+            and not entry.is_symlink()
+        ):
             yield from _walk(entry, depth - 1)
         elif entry.is_file() and SAMPLE_FILE.fullmatch(entry.name):
             yield entry
 
 
 def sample_files_of(root: str | Path, benchmark: str, warnings: Warnings) -> dict[str, Path]:
-    """Model name → its file of `benchmark` (task name equal to it or starting with `benchmark_`); other benchmarks are ignored.
+    """Model name → its file of `benchmark` (task name equal to it or starting with `benchmark_`);
+    other benchmarks are ignored.
 
-    A model is keyed by its folder name; `model/checkpoint` where it has several checkpoints with that benchmark.
+    A model is keyed by its folder name; `model/checkpoint` where it has several checkpoints with
+    that benchmark.
     """
-    matching = [file for file in find_sample_files(root, warnings) if is_benchmark(file.task, benchmark)]
+    matching = [
+        file for file in find_sample_files(root, warnings) if is_benchmark(file.task, benchmark)
+    ]
     if not matching:
-        raise DataError(f"{root}: no samples of '{benchmark}' (samples_{benchmark}*.jsonl) in it; fix: the folder, or --benchmark")
+        raise DataError(
+            f"{root}: no samples of '{benchmark}' (samples_{benchmark}*.jsonl) in it; fix: the"
+            " folder, or --benchmark"
+        )
     checkpoints: dict[str, set[str | None]] = {}
     for file in matching:
         checkpoints.setdefault(file.model, set()).add(file.checkpoint)
     chosen: dict[str, tuple[str, Path]] = {}
     for file in matching:
-        name = file.model if len(checkpoints[file.model]) == 1 else f"{file.model}/{file.checkpoint or '.'}"
+        name = (
+            file.model
+            if len(checkpoints[file.model]) == 1
+            else f"{file.model}/{file.checkpoint or '.'}"
+        )
         if name in chosen and chosen[name][0] != file.task:
             raise DataError(
-                f"{file.path.parent}: both {chosen[name][0]} and {file.task} fit '{benchmark}'; fix: --benchmark with the full name"
+                f"{file.path.parent}: both {chosen[name][0]} and {file.task} fit '{benchmark}';"
+                " fix: --benchmark with the full name"
             )
         chosen[name] = (file.task, file.path)
     return {name: path for name, (_, path) in chosen.items()}

@@ -1,6 +1,8 @@
-"""Small statistics, vectorised and seeded: paired permutation, Holm, Spearman, least squares; intervals of means from evaluation.metrics.
+"""Small statistics, vectorised and seeded: paired permutation, Holm, Spearman, least squares;
+intervals of means from evaluation.metrics.
 
-P = problems, B = resampling draws. Intervals resample problems, never samples. Nothing here reads files.
+P = problems, B = resampling draws. Intervals resample problems, never samples. Nothing here reads
+files.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import numpy as np
 
 from megaladder.evaluation.metrics import bootstrap_intervals
 
-DRAWS = 10_000  # the number of bootstrap samples of s1 (arXiv 2501.19393, section 3.3 of the design notes)
+# the number of bootstrap samples of s1 (arXiv 2501.19393, section 3.3 of the design notes)
+DRAWS = 10_000
 CHUNK_VALUES = 2_000_000  # resampled indices held at once: 16 MB
 EXACT_FLIPS = 14  # up to 2**14 sign patterns are enumerated instead of sampled
 
 
 def resample_indices(num_problems: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks int64 [b, P] of problem indices drawn with replacement; the chunks add up to `draws` rows."""
+    """Chunks int64 [b, P] of problem indices drawn with replacement; the chunks add up to `draws`
+    rows."""
     rng = np.random.default_rng(seed)
     step = max(1, CHUNK_VALUES // max(1, num_problems))
     for start in range(0, draws, step):
@@ -33,23 +37,31 @@ def percentile_interval(draws_b: np.ndarray, level: float = 0.95) -> list[float]
     return [float(low), float(high)]
 
 
-def mean_intervals(values: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42) -> dict[str, list[float] | None]:
-    """95 % interval of the mean of each array [P_name]; None below two problems. Arrays of equal length share each draw of problems."""
+def mean_intervals(
+    values: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42
+) -> dict[str, list[float] | None]:
+    """95 % interval of the mean of each array [P_name]; None below two problems. Arrays of equal
+    length share each draw of problems."""
     by_size: dict[int, dict[str, np.ndarray]] = {}
     for name, array in values.items():
         by_size.setdefault(len(array), {})[name] = np.asarray(array, dtype=np.float64)
     found: dict[str, list[float] | None] = {}
     for size, arrays in by_size.items():
         bounds = bootstrap_intervals(arrays, draws, seed) if size > 1 else dict.fromkeys(arrays)
-        found |= {name: None if pair is None else [pair.low, pair.high] for name, pair in bounds.items()}
+        found |= {
+            name: None if pair is None else [pair.low, pair.high] for name, pair in bounds.items()
+        }
     return {name: found[name] for name in values}
 
 
-def sign_flip_p_values(differences: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42) -> dict[str, float]:
-    """Two-sided paired permutation tests of "no difference": each problem's difference may as well have the other sign.
+def sign_flip_p_values(
+    differences: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42
+) -> dict[str, float]:
+    """Two-sided paired permutation tests of "no difference": each problem's difference may as well
+    have the other sign.
 
-    Exact for up to 14 problems that differ; else sampled, p = (1 + hits) / (1 + draws) (never 0). 1.0 where nothing differs. Arrays of
-    equal length share each draw of signs.
+    Exact for up to 14 problems that differ; else sampled, p = (1 + hits) / (1 + draws) (never 0).
+    1.0 where nothing differs. Arrays of equal length share each draw of signs.
     """
     found: dict[str, float] = {}
     by_size: dict[int, list[str]] = {}
@@ -60,7 +72,13 @@ def sign_flip_p_values(differences: Mapping[str, np.ndarray], draws: int = DRAWS
         else:
             by_size.setdefault(len(values), []).append(name)
     for names in by_size.values():
-        found |= dict(zip(names, _sampled_p_values(np.stack([differences[n] for n in names], axis=1), draws, seed), strict=True))
+        found |= dict(
+            zip(
+                names,
+                _sampled_p_values(np.stack([differences[n] for n in names], axis=1), draws, seed),
+                strict=True,
+            )
+        )
     return {name: found[name] for name in differences}
 
 
@@ -77,14 +95,19 @@ def _sampled_p_values(values_pm: np.ndarray, draws: int, seed: int) -> list[floa
     hits = np.zeros(values_pm.shape[1], dtype=np.int64)
     for start in range(0, draws, step):
         shape = (min(step, draws - start), len(values_pm))
-        flips = np.unpackbits(np.frombuffer(rng.bytes(-(-shape[0] * shape[1] // 8)), dtype=np.uint8), count=shape[0] * shape[1])
+        flips = np.unpackbits(
+            np.frombuffer(rng.bytes(-(-shape[0] * shape[1] // 8)), dtype=np.uint8),
+            count=shape[0] * shape[1],
+        )
         sampled = 2.0 * (flips.reshape(shape).astype(np.float64) @ values_pm) - sums
         hits += (np.abs(sampled) >= _observed(values_pm)).sum(axis=0)
     return [float(value) for value in (1 + hits) / (1 + draws)]
 
 
 def _observed(values: np.ndarray) -> np.ndarray:
-    return np.abs(values.sum(axis=0)) * (1 - 1e-12)  # sums in another order may differ in the last bit
+    return np.abs(values.sum(axis=0)) * (
+        1 - 1e-12
+    )  # sums in another order may differ in the last bit
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -107,7 +130,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Rank correlation in [−1, 1]; None where one side is constant or there are fewer than two points."""
+    """Rank correlation in [−1, 1]; None where one side is constant or there are fewer than two
+    points."""
     if len(x) < 2:
         return None
     a, b = ranks(x) - (len(x) + 1) / 2.0, ranks(y) - (len(y) + 1) / 2.0
@@ -115,8 +139,11 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(np.clip((a @ b) / scale, -1.0, 1.0)) if scale > 0 else None
 
 
-def spearman_interval(rho: float | None, num_points: int, level: float = 0.95) -> list[float] | None:
-    """Bonett & Wright (2000): Fisher z with variance (1 + ρ²/2)/(n − 3). None for |ρ| = 1 or n < 5, where it has no meaning."""
+def spearman_interval(
+    rho: float | None, num_points: int, level: float = 0.95
+) -> list[float] | None:
+    """Bonett & Wright (2000): Fisher z with variance (1 + ρ²/2)/(n − 3). None for |ρ| = 1 or n < 5,
+    where it has no meaning."""
     if rho is None or num_points < 5 or abs(rho) >= 1.0:
         return None
     half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + rho**2 / 2) / (num_points - 3))
@@ -124,9 +151,15 @@ def spearman_interval(rho: float | None, num_points: int, level: float = 0.95) -
 
 
 def linear_fit(x_bn: np.ndarray, y_bn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares y ≈ slope·x + intercept for each of B rows; a constant x gives slope 0 (it predicts the mean). → [B], [B]"""
+    """Least squares y ≈ slope·x + intercept for each of B rows; a constant x gives slope 0 (it
+    predicts the mean). → [B], [B]"""
     x_mean, y_mean = x_bn.mean(axis=1), y_bn.mean(axis=1)
     dx = x_bn - x_mean[:, None]
     spread = (dx * dx).sum(axis=1)
-    slope = np.divide((dx * (y_bn - y_mean[:, None])).sum(axis=1), spread, out=np.zeros_like(spread), where=spread > 0)
+    slope = np.divide(
+        (dx * (y_bn - y_mean[:, None])).sum(axis=1),
+        spread,
+        out=np.zeros_like(spread),
+        where=spread > 0,
+    )
     return slope, y_mean - slope * x_mean

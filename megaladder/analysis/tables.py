@@ -1,8 +1,10 @@
-"""Strict reading of the small tables that people export (CSV) and of JSON lines, and the one way results are written.
+"""Strict reading of the small tables that people export (CSV) and of JSON lines, and the one way
+results are written.
 
-A table that cannot be read is bad input: `file:line: what, the value; fix: …` and exit status 2. A byte order mark and CRLF line ends are
-accepted (spreadsheets write them); thousands separators, decimal commas, percent signs, blanks and NaN where a number must stand are not.
-Not here: what the columns mean (each study), sample files (`samples`).
+A table that cannot be read is bad input: `file:line: what, the value; fix: …` and exit status 2. A
+byte order mark and CRLF line ends are accepted (spreadsheets write them); thousands separators,
+decimal commas, percent signs, blanks and NaN where a number must stand are not. Not here: what the
+columns mean (each study), sample files (`samples`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 class Warnings:
-    """Collects warnings in order, each once. They go to stderr and into the JSON; a warning never changes the exit status."""
+    """Collects warnings in order, each once. They go to stderr and into the JSON; a warning never
+    changes the exit status."""
 
     def __init__(self) -> None:
         self._seen: dict[str, None] = {}
@@ -44,7 +47,8 @@ class Warnings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One CSV row. `where` is `file:line` of its last physical line; `cells` maps column name → text, stripped."""
+    """One CSV row. `where` is `file:line` of its last physical line; `cells` maps column name →
+    text, stripped."""
 
     where: str
     cells: dict[str, str] = field(repr=False)
@@ -52,20 +56,29 @@ class Row:
     def text(self, column: str) -> str:
         value = self.cells.get(column, "")
         if not value:
-            raise DataError(f"{self.where}: column '{column}' is blank; fix: fill it in, or delete the row")
+            raise DataError(
+                f"{self.where}: column '{column}' is blank; fix: fill it in, or delete the row"
+            )
         return value
 
-    def number(self, column: str, low: float = -math.inf, high: float = math.inf, unit: str = "") -> float:
+    def number(
+        self, column: str, low: float = -math.inf, high: float = math.inf, unit: str = ""
+    ) -> float:
         """The cell as a finite number in [low, high]."""
         return parse_number(self.text(column), f"{self.where}: column '{column}'", low, high, unit)
 
-    def number_or_none(self, column: str, low: float = -math.inf, high: float = math.inf, unit: str = "") -> float | None:
+    def number_or_none(
+        self, column: str, low: float = -math.inf, high: float = math.inf, unit: str = ""
+    ) -> float | None:
         return self.number(column, low, high, unit) if self.cells.get(column) else None
 
     def integer(self, column: str, low: int = 0) -> int:
         value = self.number(column, low=low)
         if value != int(value):
-            raise DataError(f"{self.where}: column '{column}' is {value:g}, expected a whole number; fix: the cell")
+            raise DataError(
+                f"{self.where}: column '{column}' is {value:g}, expected a whole number; fix: the"
+                " cell"
+            )
         return int(value)
 
 
@@ -76,7 +89,9 @@ def parse_number(text: str, what: str, low: float, high: float, unit: str) -> fl
     value = float(text)
     if not math.isfinite(value) or not low <= value <= high:
         bounds = f"{low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-        raise DataError(f"{what} is {text[:40]}, expected {bounds}{f' ({unit})' if unit else ''}; fix: the cell")
+        raise DataError(
+            f"{what} is {text[:40]}, expected {bounds}{f' ({unit})' if unit else ''}; fix: the cell"
+        )
     return value
 
 
@@ -92,10 +107,11 @@ def _spelling(text: str) -> str:
 
 
 def read_csv(path: str | Path, required: Sequence[str]) -> list[Row]:
-    """All rows of a comma-separated file with a header line that has at least the `required` columns.
+    """All rows of a comma-separated file with a header line that has at least the `required`
+    columns.
 
-    Errors (DataError): no file, not UTF-8, NUL bytes, no rows, missing or doubled columns, a row with too few or too many cells.
-    Wholly blank lines are skipped, as every spreadsheet does.
+    Errors (DataError): no file, not UTF-8, NUL bytes, no rows, missing or doubled columns, a row
+    with too few or too many cells. Wholly blank lines are skipped, as every spreadsheet does.
     """
     text = read_text(path)
     if "\0" in text:
@@ -111,11 +127,22 @@ def read_csv(path: str | Path, required: Sequence[str]) -> list[Row]:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                hint = " (a number with a thousands separator splits into two cells)" if len(cells) > len(header) else ""
-                raise DataError(f"{where}: {len(cells)} cells, the header has {len(header)}{hint}; fix: the row, or quote its commas")
-            rows.append(Row(where, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}))
+                hint = (
+                    " (a number with a thousands separator splits into two cells)"
+                    if len(cells) > len(header)
+                    else ""
+                )
+                raise DataError(
+                    f"{where}: {len(cells)} cells, the header has {len(header)}{hint}; fix: the"
+                    " row, or quote its commas"
+                )
+            rows.append(
+                Row(where, {name: cell.strip() for name, cell in zip(header, cells, strict=True)})
+            )
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({error}); fix: the quotes in that line") from None
+        raise DataError(
+            f"{path}:{reader.line_num}: not CSV ({error}); fix: the quotes in that line"
+        ) from None
     if not rows:
         raise DataError(f"{path}: has a header but no rows; fix: add rows, or give another file")
     return rows
@@ -123,15 +150,35 @@ def read_csv(path: str | Path, required: Sequence[str]) -> list[Row]:
 
 def _check_header(path: str | Path, header: list[str], required: Sequence[str]) -> None:
     if not any(header):
-        raise DataError(f"{path}: is empty, expected a header line with {', '.join(required)}; fix: give another file")
+        raise DataError(
+            f"{path}: is empty, expected a header line with {', '.join(required)}; fix: give"
+            " another file"
+        )
     doubled = sorted({name for name in header if name and header.count(name) > 1})
     if doubled:
-        raise DataError(f"{path}:1: column {', '.join(map(repr, doubled))} stands there twice; fix: rename or remove one")
+        raise DataError(
+            f"{path}:1: column {', '.join(map(repr, doubled))} stands there twice; fix: rename or"
+            " remove one"
+        )
     missing = [name for name in required if name not in header]
     if missing:
-        separator = next((name for char, name in ((";", "semicolons"), ("\t", "tabs")) if len(header) == 1 and char in header[0]), None)
-        fix = f"save it with commas instead of {separator}" if separator else "add the column, or rename one (names are case-sensitive)"
-        raise DataError(f"{path}:1: no column {', '.join(map(repr, missing))}; found {', '.join(header)[:300]}; fix: {fix}")
+        separator = next(
+            (
+                name
+                for char, name in ((";", "semicolons"), ("\t", "tabs"))
+                if len(header) == 1 and char in header[0]
+            ),
+            None,
+        )
+        fix = (
+            f"save it with commas instead of {separator}"
+            if separator
+            else "add the column, or rename one (names are case-sensitive)"
+        )
+        raise DataError(
+            f"{path}:1: no column {', '.join(map(repr, missing))}; found {', '.join(header)[:300]};"
+            f" fix: {fix}"
+        )
 
 
 def read_text(path: str | Path) -> str:
@@ -143,18 +190,23 @@ def read_text(path: str | Path) -> str:
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, expected a file; fix: the path") from None
     except PermissionError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fix: its permissions") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); fix: its permissions"
+        ) from None
     if not raw.strip():
         raise DataError(f"{path}: is empty; fix: give another file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: is not UTF-8 text (byte {error.start}); fix: save it as UTF-8") from None
+        raise DataError(
+            f"{path}:{line}: is not UTF-8 text (byte {error.start}); fix: save it as UTF-8"
+        ) from None
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, object) of every line, read as a stream. Blank lines are skipped; a line that is no JSON object is a DataError."""
+    """(`file:line`, object) of every line, read as a stream. Blank lines are skipped; a line that
+    is no JSON object is a DataError."""
     found = False
     try:
         with Path(path).open("rb") as file:
@@ -162,19 +214,25 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
                     found = True
-                    yield f"{path}:{number}", _json_object(line, f"{path}:{number}", complete=line.endswith(b"\n"))
+                    yield (
+                        f"{path}:{number}",
+                        _json_object(line, f"{path}:{number}", complete=line.endswith(b"\n")),
+                    )
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; fix: the path") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, expected a JSONL file; fix: the path") from None
     except PermissionError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fix: its permissions") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); fix: its permissions"
+        ) from None
     if not found:
         raise DataError(f"{path}: is empty; fix: give another file")
 
 
 def read_growing(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
-    """Rows of a file that a run may still be writing, and a note where it is empty or its last line is torn (that line is left out)."""
+    """Rows of a file that a run may still be writing, and a note where it is empty or its last line
+    is torn (that line is left out)."""
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{path}: no such file; fix: the folder of a training run")
@@ -182,10 +240,17 @@ def read_growing(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], st
     if not raw.strip():
         return [], f"{path}: is empty (the run has not finished a step)."
     if not raw.endswith(b"\n"):
-        note = f"{path}: its last line is torn (still being written, or the run was killed) and is left out."
+        note = (
+            f"{path}: its last line is torn (still being written, or the run was killed) and is"
+            " left out."
+        )
         raw = raw[: raw.rfind(b"\n") + 1]
     lines = enumerate(raw.split(b"\n"), start=1)
-    return [(f"{path}:{number}", _json_object(line, f"{path}:{number}", complete=True)) for number, line in lines if line.strip()], note
+    return [
+        (f"{path}:{number}", _json_object(line, f"{path}:{number}", complete=True))
+        for number, line in lines
+        if line.strip()
+    ], note
 
 
 def _json_object(line: bytes, where: str, complete: bool) -> dict[str, Any]:
@@ -195,26 +260,35 @@ def _json_object(line: bytes, where: str, complete: bool) -> dict[str, Any]:
         raise DataError(f"{where}: nested too deeply for a sample; fix: delete that line") from None
     except ValueError as error:
         torn = "" if complete else " and the line is torn (no newline): the writer was killed"
-        raise DataError(f"{where}: not JSON ({str(error)[:120]}){torn}; fix: delete that line") from None
+        raise DataError(
+            f"{where}: not JSON ({str(error)[:120]}){torn}; fix: delete that line"
+        ) from None
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}; fix: one {{…}} a line")
+        raise DataError(
+            f"{where}: expected a JSON object, found {type(value).__name__}; fix: one {{…}} a line"
+        )
     return value
 
 
 def write_result(path: str | None, result: dict[str, Any]) -> None:
-    """The `--json` file: one object, keys sorted, atomically; NaN and Infinity become null (their warnings are the caller's)."""
+    """The `--json` file: one object, keys sorted, atomically; NaN and Infinity become null (their
+    warnings are the caller's)."""
     if path is not None:
         atomic_write(path, to_json(result, sort_keys=True, indent=2) + "\n")
 
 
 def format_columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Aligned plain text for the terminal; numbers to the right, with two decimals. None is shown as `–`."""
+    """Aligned plain text for the terminal; numbers to the right, with two decimals. None is shown
+    as `–`."""
     body = [[_cell(value) for value in row] for row in rows]
     lines = [list(header), *body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     out = []
     for line in lines:
-        cells = [cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         out.append("  ".join(cells).rstrip())
     return "\n".join(out)
 
@@ -226,6 +300,7 @@ def _cell(value: object) -> str:
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """A name from a file as one safe terminal cell: control and bidirectional characters replaced, cut at `limit`."""
+    """A name from a file as one safe terminal cell: control and bidirectional characters replaced,
+    cut at `limit`."""
     clean = "".join(char if char.isprintable() else "�" for char in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

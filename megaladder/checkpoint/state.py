@@ -1,9 +1,12 @@
-"""What a training checkpoint contains, and how it travels through megatron-core's dist_checkpointing.
+"""What a training checkpoint contains, and how it travels through megatron-core's
+dist_checkpointing.
 
-Model and optimizer are stored as sharded global tensors (`fully_reshardable`: TP, PP, VPP and DP may all change before the next load);
-each rank's torch RNG state as an object of its own, restored when the number of ranks is the same; everything else is plain JSON in
-`trainer.json`. megatron-core needs `psutil` here: without it its forked writer dies and the main process waits forever.
+Model and optimizer are stored as sharded global tensors (`fully_reshardable`: TP, PP, VPP and DP
+may all change before the next load); each rank's torch RNG state as an object of its own, restored
+when the number of ranks is the same; everything else is plain JSON in `trainer.json`. megatron-core
+needs `psutil` here: without it its forked writer dies and the main process waits forever.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -37,19 +40,28 @@ def _names(chunks: Sequence[Any]) -> list[str]:
 
 
 def _is_scaling_state(key: str) -> bool:
-    """Transformer Engine's `_extra_state` of a linear: its FP8 scales and their history. A checkpoint of another layer specification or
-    converted from Hugging Face has none, and only the recipe `delayed` carries anything from step to step."""
+    """Transformer Engine's `_extra_state` of a linear: its FP8 scales and their history. A
+    checkpoint of another layer specification or converted from Hugging Face has none, and only the
+    recipe `delayed` carries anything from step to step.
+    """
     return key.endswith("_extra_state")
 
 
 def _model_state(chunks: Sequence[Any], stored: Container[str] | None = None) -> dict[str, Any]:
-    """Sharded state of bare chunks. stored: the keys of the checkpoint to load from; scaling state that it lacks is not asked for."""
+    """Sharded state of bare chunks. stored: the keys of the checkpoint to load from; scaling state
+    that it lacks is not asked for."""
     states = {}
     for name, chunk in zip(_names(chunks), chunks, strict=True):
-        keeps_scales = getattr(chunk.config, "fp8_recipe", None) == "delayed" and getattr(chunk.config, "fp8", None) is not None
+        keeps_scales = (
+            getattr(chunk.config, "fp8_recipe", None) == "delayed"
+            and getattr(chunk.config, "fp8", None) is not None
+        )
         states[name] = {
-            key: value for key, value in chunk.sharded_state_dict().items()
-            if not _is_scaling_state(key) or (keeps_scales and (stored is None or value.key in stored))}
+            key: value
+            for key, value in chunk.sharded_state_dict().items()
+            if not _is_scaling_state(key)
+            or (keeps_scales and (stored is None or value.key in stored))
+        }
     return states
 
 
@@ -57,32 +69,49 @@ def _load_chunk(chunk: Any, state: dict[str, Any]) -> None:
     found = chunk.load_state_dict(state, strict=False)
     missing = [key for key in found.missing_keys if not _is_scaling_state(key)]
     if missing or found.unexpected_keys:
-        raise CheckpointError(f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected {found.unexpected_keys[:5]}")
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected"
+            f" {found.unexpected_keys[:5]}"
+        )
 
 
 def _stored_keys(path: Path) -> set[str]:
     """Names of the tensors and objects in a checkpoint."""
-    return {value.key for value in dist_checkpointing.serialization.load_sharded_metadata(str(path)).values()}
+    return {
+        value.key
+        for value in dist_checkpointing.serialization.load_sharded_metadata(str(path)).values()
+    }
 
 
-def _sharded_state(wrapped: Sequence[Any], optimizer: Any, *, load_from: Path | None = None, with_rng: bool = True) -> dict[str, Any]:
+def _sharded_state(
+    wrapped: Sequence[Any], optimizer: Any, *, load_from: Path | None = None, with_rng: bool = True
+) -> dict[str, Any]:
     is_loading = load_from is not None
-    state = _model_state([chunk.module for chunk in wrapped], _stored_keys(load_from) if load_from else None)
-    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_OPTIMIZER_METADATA)
+    state = _model_state(
+        [chunk.module for chunk in wrapped], _stored_keys(load_from) if load_from else None
+    )
+    state["optimizer"] = optimizer.sharded_state_dict(
+        state, is_loading=is_loading, metadata=_OPTIMIZER_METADATA
+    )
     if with_rng:
         rng = {"torch": torch.get_rng_state()}
-        state["rng"] = ShardedObject("rng", rng, (parallel.world_size(),), (parallel.rank(),), replica_id=0)
+        state["rng"] = ShardedObject(
+            "rng", rng, (parallel.world_size(),), (parallel.rank(),), replica_id=0
+        )
     return state
 
 
 def _prepare_writer_queue() -> None:
     """Gives megatron-core's file writers their result queue before they make one of their own.
 
-    Theirs lives in a helper process that outlives a killed rank and, started by `spawn`, imports torch again (seconds, 270 MB). Ours
-    dies with the rank and, where there is no CUDA to make a fork unsafe, is a fork.
+    Theirs lives in a helper process that outlives a killed rank and, started by `spawn`, imports
+    torch again (seconds, 270 MB). Ours dies with the rank and, where there is no CUDA to make a
+    fork unsafe, is a fork.
     """
     if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=multiprocessing.get_context("spawn" if platform.has_cuda() else "fork"))
+        manager = SyncManager(
+            ctx=multiprocessing.get_context("spawn" if platform.has_cuda() else "fork")
+        )
         manager.start(initializer=_die_with_parent)
         filesystem_async._results_queue = manager.Queue()
 
@@ -96,13 +125,20 @@ def _die_with_parent() -> None:
 class Checkpointer:
     """Saves and loads the state of one run. Every method is collective: all ranks call it.
 
-    hf_files: the model's config and tokenizer files, copied into every checkpoint. on_commit: called on the main rank with the steps
-    that the retention rule removed.
+    hf_files: the model's config and tokenizer files, copied into every checkpoint. on_commit:
+    called on the main rank with the steps that the retention rule removed.
     """
 
     def __init__(
-        self, root: Path, wrapped: Sequence[Any], optimizer: Any, *, retention: store.Retention, hf_files: Sequence[Path],
-        async_save: bool = False, on_commit: Callable[[int, list[int]], None] = lambda step, removed: None,
+        self,
+        root: Path,
+        wrapped: Sequence[Any],
+        optimizer: Any,
+        *,
+        retention: store.Retention,
+        hf_files: Sequence[Path],
+        async_save: bool = False,
+        on_commit: Callable[[int, list[int]], None] = lambda step, removed: None,
     ) -> None:
         self.root = root
         self._wrapped, self._optimizer = wrapped, optimizer
@@ -110,10 +146,12 @@ class Checkpointer:
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
 
     def save(self, step: int, trainer: dict[str, Any]) -> None:
-        """Writes `checkpoints/step_{step}`; with async_save it returns once the state is copied, and `poll` commits later.
+        """Writes `checkpoints/step_{step}`; with async_save it returns once the state is copied,
+        and `poll` commits later.
 
         Raises:
-            CheckpointError: not enough disk space (on every rank); earlier checkpoints are untouched.
+            CheckpointError: not enough disk space (on every rank); earlier checkpoints are
+            untouched.
         """
         self.wait()
         path = store.step_dir(self.root, step)
@@ -124,7 +162,9 @@ class Checkpointer:
         _prepare_writer_queue()
         with gathered(self._wrapped):
             state = _sharded_state(self._wrapped, self._optimizer)
-            request = dist_checkpointing.save(state, str(path), async_sharded_save=self._queue is not None)
+            request = dist_checkpointing.save(
+                state, str(path), async_sharded_save=self._queue is not None
+            )
         fault_point("after_write")
         if self._queue is None:
             self._commit(step, trainer)
@@ -144,7 +184,11 @@ class Checkpointer:
 
     def _estimated_bytes(self) -> int:
         chunks = [chunk.module for chunk in self._wrapped]
-        per_rank = sum(p.numel() * (p.element_size() + _OPTIMIZER_BYTES_PER_PARAMETER) for chunk in chunks for p in chunk.parameters())
+        per_rank = sum(
+            p.numel() * (p.element_size() + _OPTIMIZER_BYTES_PER_PARAMETER)
+            for chunk in chunks
+            for p in chunk.parameters()
+        )
         config = chunks[0].config
         return per_rank * config.tensor_model_parallel_size * config.pipeline_model_parallel_size
 
@@ -164,7 +208,8 @@ class Checkpointer:
             self._queue.close()
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Restores model, optimizer and RNG from a committed checkpoint and returns its `trainer.json`.
+        """Restores model, optimizer and RNG from a committed checkpoint and returns its
+        `trainer.json`.
 
         Raises:
             CheckpointError: damaged, or of another model; on every rank.
@@ -186,7 +231,8 @@ class Checkpointer:
 
 
 def load_model_only(path: Path, chunks: Sequence[Any]) -> None:
-    """Loads the weights of a checkpoint (of a run, or made by `convert hf-to-megatron`) into bare chunks; no optimizer, no RNG."""
+    """Loads the weights of a checkpoint (of a run, or made by `convert hf-to-megatron`) into bare
+    chunks; no optimizer, no RNG."""
     _verify_on_all_ranks(path)
     loaded = dist_checkpointing.load(_model_state(chunks, _stored_keys(path)), str(path))
     for name, chunk in zip(_names(chunks), chunks, strict=True):

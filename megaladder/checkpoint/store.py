@@ -1,11 +1,15 @@
-"""Checkpoint folders of a run: written completely or not at all, checked when read, thinned by a retention rule.
+"""Checkpoint folders of a run: written completely or not at all, checked when read, thinned by a
+retention rule.
 
-`checkpoints/step_N/` holds megatron-core's dist_checkpointing files (readable at any TP·PP·DP), `trainer.json` (step, loader, metrics),
-`hf/` (config and tokenizer of the model, so that the folder converts by itself), `integrity.json` (sha256 and size of every file) and,
-last of all, `COMMITTED`. A folder without that marker does not exist for `newest_committed` and is removed by the next start.
+`checkpoints/step_N/` holds megatron-core's dist_checkpointing files (readable at any TP·PP·DP),
+`trainer.json` (step, loader, metrics), `hf/` (config and tokenizer of the model, so that the folder
+converts by itself), `integrity.json` (sha256 and size of every file) and, last of all, `COMMITTED`.
+A folder without that marker does not exist for `newest_committed` and is removed by the next start.
 
-torch reads a distributed checkpoint's `.metadata` with pickle: load checkpoints of your own runs only; exchange models as safetensors.
+torch reads a distributed checkpoint's `.metadata` with pickle: load checkpoints of your own runs
+only; exchange models as safetensors.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -30,18 +34,22 @@ _FREE_SPACE_MARGIN = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Which committed steps stay: the newest `keep_last`, the listed `keep_steps`, and the `keep_best` lowest held-out losses."""
+    """Which committed steps stay: the newest `keep_last`, the listed `keep_steps`, and the
+    `keep_best` lowest held-out losses."""
 
     keep_last: int = 2
     keep_steps: tuple[int, ...] = ()
     keep_best: int | None = None
 
     def kept(self, held_out_loss_by_step: dict[int, float | None]) -> set[int]:
-        """Steps to keep out of the committed ones; None = no held-out loss was measured at that step."""
+        """Steps to keep out of the committed ones; None = no held-out loss was measured at that
+        step."""
         steps = sorted(held_out_loss_by_step)
         keep = set(steps[-self.keep_last :]) | (set(self.keep_steps) & set(steps))
         if self.keep_best:
-            measured = sorted((loss, step) for step, loss in held_out_loss_by_step.items() if loss is not None)
+            measured = sorted(
+                (loss, step) for step, loss in held_out_loss_by_step.items() if loss is not None
+            )
             keep |= {step for _, step in measured[: self.keep_best]}
         return keep
 
@@ -67,7 +75,11 @@ def remove_uncommitted(root: Path) -> list[str]:
     """Deletes what a killed save left behind and returns the folders' names. Main rank only."""
     if not root.is_dir():
         return []
-    stale = [path for path in root.iterdir() if _STEP.fullmatch(path.name) and not (path / MARKER).is_file()]
+    stale = [
+        path
+        for path in root.iterdir()
+        if _STEP.fullmatch(path.name) and not (path / MARKER).is_file()
+    ]
     for path in stale:
         shutil.rmtree(path)
     return sorted(path.name for path in stale)
@@ -77,7 +89,8 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
     """Creates an empty `path` for a save. Main rank only.
 
     Raises:
-        CheckpointError: the disk has less than 1.2 × `needed_bytes` free; the message gives the numbers.
+        CheckpointError: the disk has less than 1.2 × `needed_bytes` free; the message gives the
+        numbers.
     """
     if path.exists():
         (path / MARKER).unlink(missing_ok=True)
@@ -87,12 +100,18 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
     if free < needed:
         path.rmdir()
         raise CheckpointError(
-            f"{path}: the checkpoint needs about {needed:,} bytes, the disk has {free:,} free; earlier checkpoints are untouched; "
-            "fix: free space, lower checkpoint.keep_last, or move run_dir")
+            f"{path}: the checkpoint needs about {needed:,} bytes, the disk has {free:,} free;"
+            " earlier checkpoints are untouched; fix: free space, lower checkpoint.keep_last, or"
+            " move run_dir"
+        )
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink() and p.name not in (MARKER, INTEGRITY))
+    return sorted(
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not p.is_symlink() and p.name not in (MARKER, INTEGRITY)
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -109,14 +128,21 @@ def _fsync(path: Path) -> None:
 
 
 def commit(path: Path) -> None:
-    """Hashes and syncs every file of a complete checkpoint, then sets the marker. Main rank only, after all ranks wrote."""
+    """Hashes and syncs every file of a complete checkpoint, then sets the marker. Main rank only,
+    after all ranks wrote."""
     manifest = {}
     for file in _files(path):
         _fsync(file)
-        manifest[str(file.relative_to(path))] = {"sha256": _sha256(file), "bytes": file.stat().st_size}
+        manifest[str(file.relative_to(path))] = {
+            "sha256": _sha256(file),
+            "bytes": file.stat().st_size,
+        }
     write_json(path / INTEGRITY, manifest)
     fault_point("before_commit")
-    write_json(path / MARKER, {"files": len(manifest), "bytes": sum(entry["bytes"] for entry in manifest.values())})
+    write_json(
+        path / MARKER,
+        {"files": len(manifest), "bytes": sum(entry["bytes"] for entry in manifest.values())},
+    )
     _fsync(path.parent)
 
 
@@ -132,33 +158,51 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
-    """Compares every `parts`-th file, from `part` on, with the manifest; ranks share the work that way.
+    """Compares every `parts`-th file, from `part` on, with the manifest; ranks share the work that
+    way.
 
     Raises:
-        CheckpointError: not committed, or a file is missing, truncated or changed; names the file and the last good step.
+        CheckpointError: not committed, or a file is missing, truncated or changed; names the file
+        and the last good step.
     """
     if not (path / MARKER).is_file():
-        raise CheckpointError(f"{path}: no {MARKER} marker: the save was cut short; {_way_out(path)}")
+        raise CheckpointError(
+            f"{path}: no {MARKER} marker: the save was cut short; {_way_out(path)}"
+        )
     try:
         manifest = json.loads((path / INTEGRITY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / INTEGRITY}: cannot be read ({error}); {_way_out(path)}") from None
+        raise CheckpointError(
+            f"{path / INTEGRITY}: cannot be read ({error}); {_way_out(path)}"
+        ) from None
     for name in sorted(manifest)[part::parts]:
         file, expected = path / name, manifest[name]
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; {_way_out(path)}")
         if file.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{file}: expected {expected['bytes']:,} bytes, found {file.stat().st_size:,}; {_way_out(path)}")
+            raise CheckpointError(
+                f"{file}: expected {expected['bytes']:,} bytes, found {file.stat().st_size:,};"
+                f" {_way_out(path)}"
+            )
         if _sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{file}: its content has changed since it was saved (sha256 differs); {_way_out(path)}")
+            raise CheckpointError(
+                f"{file}: its content has changed since it was saved (sha256 differs);"
+                f" {_way_out(path)}"
+            )
 
 
 def _way_out(path: Path) -> str:
     match = _STEP.fullmatch(path.name)
     older = [step for step in committed_steps(path.parent) if match and step < int(match[1])]
     if older:
-        return f"last good step before it: {older[-1]}; fix: --checkpoint.resume {step_dir(path.parent, older[-1])}"
-    return "there is no earlier step; fix: start again in a new run_dir, or with --checkpoint.resume never"
+        return (
+            f"last good step before it: {older[-1]}; fix: --checkpoint.resume"
+            f" {step_dir(path.parent, older[-1])}"
+        )
+    return (
+        "there is no earlier step; fix: start again in a new run_dir, or with --checkpoint.resume"
+        " never"
+    )
 
 
 def read_trainer(path: Path) -> dict[str, Any]:
@@ -166,12 +210,18 @@ def read_trainer(path: Path) -> dict[str, Any]:
     try:
         return json.loads((path / TRAINER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / TRAINER}: cannot be read ({error}); {_way_out(path)}") from None
+        raise CheckpointError(
+            f"{path / TRAINER}: cannot be read ({error}); {_way_out(path)}"
+        ) from None
 
 
 def apply_retention(root: Path, retention: Retention) -> list[int]:
-    """Deletes committed steps that the rule does not keep; returns them. Main rank only. The marker goes first."""
-    losses = {step: read_trainer(step_dir(root, step)).get("held_out_loss") for step in committed_steps(root)}
+    """Deletes committed steps that the rule does not keep; returns them. Main rank only. The marker
+    goes first."""
+    losses = {
+        step: read_trainer(step_dir(root, step)).get("held_out_loss")
+        for step in committed_steps(root)
+    }
     doomed = sorted(set(losses) - retention.kept(losses))
     for step in doomed:
         (step_dir(root, step) / MARKER).unlink()
@@ -183,5 +233,3 @@ def copy_files(sources: Iterable[Path], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for source in sources:
         shutil.copyfile(source, target / source.name)
-
-

@@ -1,1 +1,2 @@
-"""What a run is made of: one frozen pydantic model a verb, strict YAML, cross-field rules whose messages name the fix. No torch."""
+"""What a run is made of: one frozen pydantic model a verb, strict YAML, cross-field rules whose
+messages name the fix. No torch."""

@@ -1,8 +1,11 @@
-"""The base of every verb's configuration, and the few field types that the command line needs beyond pydantic's.
+"""The base of every verb's configuration, and the few field types that the command line needs
+beyond pydantic's.
 
-A verb is a `StrictModel` (its fields are its flags; `Field(description=…)` is its `--help`) and a function that takes one.
-Field types: `CommaInts`, `CommaFloats`, `CommaStrs` are written `--k 1,8,64`; `Positional[T]` is an argument without a flag.
+A verb is a `StrictModel` (its fields are its flags; `Field(description=…)` is its `--help`) and a
+function that takes one. Field types: `CommaInts`, `CommaFloats`, `CommaStrs` are written `--k
+1,8,64`; `Positional[T]` is an argument without a flag.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -18,11 +21,14 @@ __all__ = ["CommaFloats", "CommaInts", "CommaStrs", "Positional", "StrictModel"]
 class StrictModel(BaseModel):
     """Unknown keys are errors, values are frozen after validation, defaults are validated too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults that depend on the values given (presets). They win over the fields' own defaults; what is given wins over them."""
+        """Defaults that depend on the values given (presets). They win over the fields' own
+        defaults; what is given wins over them."""
         return {}
 
     @model_validator(mode="before")
@@ -32,7 +38,8 @@ class StrictModel(BaseModel):
 
 
 def _split(value: Any) -> Any:
-    """`"1,8"` → `["1", "8"]`; YAML lists and tuples pass through; pydantic then converts each item."""
+    """`"1,8"` → `["1", "8"]`; YAML lists and tuples pass through; pydantic then converts each
+    item."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
@@ -43,7 +50,9 @@ def _comma(item: type, metavar: str) -> Any:
         nargs=1,
         metavar=metavar,
         instance_from_str=lambda args: tuple(item(part) for part in _split(args[0])),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(v, item) for v in value),
+        is_instance=lambda value: (
+            isinstance(value, tuple) and all(isinstance(v, item) for v in value)
+        ),
         str_from_instance=lambda value: [",".join(str(v) for v in value)],
     )
 

@@ -1,8 +1,11 @@
-"""Rules of the CUDA path: what the values alone decide, what the model's shape decides, what the machine can do. Pure; no torch.
+"""Rules of the CUDA path: what the values alone decide, what the model's shape decides, what the
+machine can do. Pure; no torch.
 
-Each violation is one line with the values and a fix. `Machine` is what `platform.machine()` found out; `fp8_problem` and
-`platform_problems` say why something cannot run there, for the start of a run, `check` and `doctor` alike.
+Each violation is one line with the values and a fix. `Machine` is what `platform.machine()` found
+out; `fp8_problem` and `platform_problems` say why something cannot run there, for the start of a
+run, `check` and `doctor` alike.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,16 +17,24 @@ if TYPE_CHECKING:
     from megaladder.config.train import SftConfig
     from megaladder.model.hf_config import ModelShape
 
-# Tokens (and features) that a quantised operand's dimensions are multiples of. Transformer Engine 2.12: `assert_dim_for_fp8_exec`,
-# `Float8BlockQuantizer.is_quantizable` (blocks of 128), `MXFP8Quantizer.is_quantizable` (blocks of 32).
+# Tokens (and features) that a quantised operand's dimensions are multiples of. Transformer Engine
+# 2.12: `assert_dim_for_fp8_exec`,
+# `Float8BlockQuantizer.is_quantizable` (blocks of 128), `MXFP8Quantizer.is_quantizable` (blocks of
+# 32).
 FP8_BLOCK = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
-_MIN_TE = {"delayed": (1, 0), "mxfp8": (2, 1), "tensorwise": (2, 2), "blockwise": (2, 3)}  # megatron-core 0.16.1, fp8_utils.get_fp8_recipe
+_MIN_TE = {
+    "delayed": (1, 0),
+    "mxfp8": (2, 1),
+    "tensorwise": (2, 2),
+    "blockwise": (2, 3),
+}  # megatron-core 0.16.1, fp8_utils.get_fp8_recipe
 _PRECISION_AWARE_TE = (2, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this process computes on. Versions are (major, minor); `te_problem`: why Transformer Engine cannot be used, None if it can."""
+    """What this process computes on. Versions are (major, minor); `te_problem`: why Transformer
+    Engine cannot be used, None if it can."""
 
     has_cuda: bool = False
     device: str = "CPU"
@@ -43,8 +54,9 @@ def fp8_format(recipe: str, chosen: str) -> str:
 def token_alignment(config: SftConfig | GrpoConfig) -> int:
     """What the tokens of a micro-batch must be a multiple of.
 
-    Every rank computes on T/cp tokens; under sequence parallelism it holds T/(cp·tp) of them, and Transformer Engine quantises that part
-    before it gathers it. So blocks multiply with cp·tp: a common multiple of 128 and tp would leave parts that cannot be quantised.
+    Every rank computes on T/cp tokens; under sequence parallelism it holds T/(cp·tp) of them, and
+    Transformer Engine quantises that part before it gathers it. So blocks multiply with cp·tp: a
+    common multiple of 128 and tp would leave parts that cannot be quantised.
     """
     layout = config.parallel
     shards = layout.cp * (layout.tp if layout.uses_sequence_parallel else 1)
@@ -53,92 +65,157 @@ def token_alignment(config: SftConfig | GrpoConfig) -> int:
 
 
 def sequence_alignment(cp: int) -> int:
-    """What the tokens of each sequence must be a multiple of: under context parallelism a rank gets chunk r and chunk 2·cp − 1 − r."""
+    """What the tokens of each sequence must be a multiple of: under context parallelism a rank gets
+    chunk r and chunk 2·cp − 1 − r."""
     return 2 * cp if cp > 1 else 1
 
 
 def needs_static_shapes(config: SftConfig | GrpoConfig) -> bool:
-    """Whether every micro-batch has the same number of tokens: pipeline stages exchange fixed shapes, user buffers have one size."""
+    """Whether every micro-batch has the same number of tokens: pipeline stages exchange fixed
+    shapes, user buffers have one size."""
     return config.parallel.pp > 1 or config.gpu.tp_comm_overlap
 
 
 def gpu_problems(config: SftConfig | GrpoConfig) -> list[str]:
     """Violations that the values alone decide."""
-    return [*_fp8_problems(config), *_length_problems(config), *_overlap_problems(config), *_memory_problems(config)]
+    return [
+        *_fp8_problems(config),
+        *_length_problems(config),
+        *_overlap_problems(config),
+        *_memory_problems(config),
+    ]
 
 
 def _fp8_problems(config: SftConfig | GrpoConfig) -> list[str]:
     recipe, gpu, problems = config.train.fp8, config.gpu, []
     if recipe is not None and config.train.precision == "fp32":
-        problems.append(f"train.fp8 {recipe} computes from bf16 weights, train.precision is fp32; fix: precision bf16, or fp8 null")
+        problems.append(
+            f"train.fp8 {recipe} computes from bf16 weights, train.precision is fp32; fix:"
+            " precision bf16, or fp8 null"
+        )
     if gpu.first_last_layers_bf16:
         if recipe is None:
-            problems.append("gpu.first_last_layers_bf16 only means something with train.fp8; fix: train.fp8 tensorwise, or leave it false")
+            problems.append(
+                "gpu.first_last_layers_bf16 only means something with train.fp8; fix: train.fp8"
+                " tensorwise, or leave it false"
+            )
         if recipe == "delayed":
-            problems.append("gpu.first_last_layers_bf16 does not go with train.fp8 delayed (leaving and entering FP8 per layer breaks the "
-                            "reduction of its maxima); fix: train.fp8 tensorwise or blockwise, or first_last_layers_bf16 false")
+            problems.append(
+                "gpu.first_last_layers_bf16 does not go with train.fp8 delayed (leaving and"
+                " entering FP8 per layer breaks the reduction of its maxima); fix: train.fp8"
+                " tensorwise or blockwise, or first_last_layers_bf16 false"
+            )
         if gpu.num_layers_at_start_in_bf16 + gpu.num_layers_at_end_in_bf16 == 0:
-            problems.append("gpu.first_last_layers_bf16 with 0 layers at the start and at the end keeps none; fix: at least one of them 1")
+            problems.append(
+                "gpu.first_last_layers_bf16 with 0 layers at the start and at the end keeps none;"
+                " fix: at least one of them 1"
+            )
     if gpu.fp8_param_gather and recipe is None:
-        problems.append("gpu.fp8_param_gather needs train.fp8; fix: train.fp8 tensorwise, or fp8_param_gather false")
+        problems.append(
+            "gpu.fp8_param_gather needs train.fp8; fix: train.fp8 tensorwise, or fp8_param_gather"
+            " false"
+        )
     if gpu.fp8_param_gather and gpu.optimizer_cpu_offload:
-        problems.append("gpu.fp8_param_gather and gpu.optimizer_cpu_offload: the host's Adam writes no FP8 weights; fix: one of them false")
+        problems.append(
+            "gpu.fp8_param_gather and gpu.optimizer_cpu_offload: the host's Adam writes no FP8"
+            " weights; fix: one of them false"
+        )
     return problems
 
 
 def _length_problems(config: SftConfig | GrpoConfig) -> list[str]:
-    layout, length, micro, problems = config.parallel, config.data.seq_length, config.train.micro_batch_size, []
+    layout, length, micro, problems = (
+        config.parallel,
+        config.data.seq_length,
+        config.train.micro_batch_size,
+        [],
+    )
     per_sequence = sequence_alignment(layout.cp)
     if length % per_sequence:
-        problems.append(f"data.seq_length {length} is not a multiple of 2·cp = {per_sequence}, into which parallel.cp {layout.cp} cuts "
-                        f"every sequence; fix: seq_length {_up(length, per_sequence)}, or parallel.cp 1")
+        problems.append(
+            f"data.seq_length {length} is not a multiple of 2·cp = {per_sequence}, into which"
+            f" parallel.cp {layout.cp} cuts every sequence; fix: seq_length"
+            f" {_up(length, per_sequence)}, or parallel.cp 1"
+        )
     if layout.cp > 1 and config.train.precision == "fp32":
-        problems.append(f"parallel.cp {layout.cp} needs Transformer Engine's packed attention, which takes no fp32 (train.precision); "
-                        "fix: precision bf16, or parallel.cp 1")
+        problems.append(
+            f"parallel.cp {layout.cp} needs Transformer Engine's packed attention, which takes no"
+            " fp32 (train.precision); fix: precision bf16, or parallel.cp 1"
+        )
     align = token_alignment(config)
-    # sequence_parallel alone has its own message (rules._layout); here it is FP8 or context parallelism that asks for more
+    # sequence_parallel alone has its own message (rules._layout); here it is FP8 or context
+    # parallelism that asks for more
     stricter = align > (layout.tp if layout.uses_sequence_parallel else 1)
     if needs_static_shapes(config) and stricter and (length * micro) % align:
-        why = "pipeline stages exchange full micro-batches" if layout.pp > 1 else "gpu.tp_comm_overlap fixes their size"
+        why = (
+            "pipeline stages exchange full micro-batches"
+            if layout.pp > 1
+            else "gpu.tp_comm_overlap fixes their size"
+        )
         problems.append(
-            f"micro_batch_size {micro} × data.seq_length {length} = {length * micro} tokens is not a multiple of {align}, which train.fp8 "
-            f"{config.train.fp8 or 'null'}, tp {layout.tp}{' with sequence_parallel' if layout.uses_sequence_parallel else ''} and "
-            f"cp {layout.cp} need ({why}); fix: seq_length {_up(length, align)}")
+            f"micro_batch_size {micro} × data.seq_length {length} = {length * micro} tokens is not"
+            f" a multiple of {align}, which train.fp8 {config.train.fp8 or 'null'}, tp"
+            f" {layout.tp}{' with sequence_parallel' if layout.uses_sequence_parallel else ''} and"
+            f" cp {layout.cp} need ({why}); fix: seq_length {_up(length, align)}"
+        )
     return problems
 
 
 def _overlap_problems(config: SftConfig | GrpoConfig) -> list[str]:
     gpu, layout, problems = config.gpu, config.parallel, []
     if gpu.tp_comm_overlap and not layout.uses_sequence_parallel:
-        problems.append(f"gpu.tp_comm_overlap overlaps the gathers of sequence_parallel, which is off or without effect (tp {layout.tp}); "
-                        "fix: tp ≥ 2 with sequence_parallel true, or tp_comm_overlap false")
+        problems.append(
+            "gpu.tp_comm_overlap overlaps the gathers of sequence_parallel, which is off or"
+            f" without effect (tp {layout.tp}); fix: tp ≥ 2 with sequence_parallel true, or"
+            " tp_comm_overlap false"
+        )
     if gpu.overlap_param_gather and not gpu.overlap_grad_reduce:
-        problems.append("gpu.overlap_param_gather needs gpu.overlap_grad_reduce (megatron-core gathers bucket by bucket); "
-                        "fix: both true, or overlap_param_gather false")
+        problems.append(
+            "gpu.overlap_param_gather needs gpu.overlap_grad_reduce (megatron-core gathers bucket"
+            " by bucket); fix: both true, or overlap_param_gather false"
+        )
     return problems
 
 
 def _memory_problems(config: SftConfig | GrpoConfig) -> list[str]:
     gpu, train, problems = config.gpu, config.train, []
-    types = {name: getattr(gpu, name) for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")}
+    types = {
+        name: getattr(gpu, name)
+        for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+    }
     changed = {name: value for name, value in types.items() if value != "fp32"}
     if changed and not gpu.precision_aware_optimizer:
         what = ", ".join(f"gpu.{name} {value}" for name, value in changed.items())
-        problems.append(f"{what} needs gpu.precision_aware_optimizer; fix: set it true, or leave the types at fp32")
+        problems.append(
+            f"{what} needs gpu.precision_aware_optimizer; fix: set it true, or leave the types at"
+            " fp32"
+        )
     if gpu.precision_aware_optimizer and train.precision == "fp32":
-        problems.append("gpu.precision_aware_optimizer needs bf16 weights, train.precision is fp32; fix: precision bf16, or leave it false")
+        problems.append(
+            "gpu.precision_aware_optimizer needs bf16 weights, train.precision is fp32; fix:"
+            " precision bf16, or leave it false"
+        )
     if gpu.optimizer_cpu_offload and not gpu.precision_aware_optimizer:
-        problems.append("gpu.optimizer_cpu_offload needs gpu.precision_aware_optimizer (megatron-core's host optimizer uses its code); "
-                        "fix: set it true as well")
+        problems.append(
+            "gpu.optimizer_cpu_offload needs gpu.precision_aware_optimizer (megatron-core's host"
+            " optimizer uses its code); fix: set it true as well"
+        )
     if gpu.activation_offload_layers and config.parallel.pp > 1:
-        problems.append(f"gpu.activation_offload_layers {gpu.activation_offload_layers} does not go with pipeline stages (pp "
-                        f"{config.parallel.pp}); fix: pp 1, or train.recompute instead")
+        problems.append(
+            f"gpu.activation_offload_layers {gpu.activation_offload_layers} does not go with"
+            f" pipeline stages (pp {config.parallel.pp}); fix: pp 1, or train.recompute instead"
+        )
     if gpu.activation_offload_layers and train.recompute != "none":
-        problems.append(f"gpu.activation_offload_layers {gpu.activation_offload_layers} does not go with train.recompute "
-                        f"{train.recompute}; fix: one of them")
+        problems.append(
+            f"gpu.activation_offload_layers {gpu.activation_offload_layers} does not go with"
+            f" train.recompute {train.recompute}; fix: one of them"
+        )
     unknown = sorted(set(train.recompute_modules) - {"core_attn", "mlp"})
     if unknown or not train.recompute_modules:
-        problems.append(f"train.recompute_modules {', '.join(unknown) or 'empty'}: not known; fix: core_attn, mlp, or both")
+        problems.append(
+            f"train.recompute_modules {', '.join(unknown) or 'empty'}: not known; fix: core_attn,"
+            " mlp, or both"
+        )
     return problems
 
 
@@ -147,30 +224,58 @@ def layout_problems(config: SftConfig | GrpoConfig, shape: ModelShape) -> list[s
     layout, gpu, recipe, problems = config.parallel, config.gpu, config.train.fp8, []
     if recipe is not None:
         block = FP8_BLOCK[recipe]
-        features = {"hidden size": shape.hidden_size, f"feed-forward size / tp {layout.tp}": shape.ffn_hidden_size // layout.tp,
-                    f"attention width / tp {layout.tp}": shape.num_attention_heads * shape.head_dim // layout.tp,
-                    f"query, key and value width / tp {layout.tp}":
-                        (shape.num_attention_heads + 2 * shape.num_query_groups) * shape.head_dim // layout.tp}
-        problems += [f"train.fp8 {recipe} needs the model's {name} = {size} to be a multiple of {block}; fix: a smaller tp, or "
-                     f"{'tensorwise (16)' if block > 16 and size % 16 == 0 else 'train.fp8 null'}"
-                     for name, size in features.items() if size % block]
+        features = {
+            "hidden size": shape.hidden_size,
+            f"feed-forward size / tp {layout.tp}": shape.ffn_hidden_size // layout.tp,
+            f"attention width / tp {layout.tp}": (
+                shape.num_attention_heads * shape.head_dim // layout.tp
+            ),
+            f"query, key and value width / tp {layout.tp}": (
+                (shape.num_attention_heads + 2 * shape.num_query_groups)
+                * shape.head_dim
+                // layout.tp
+            ),
+        }
+        problems += [
+            f"train.fp8 {recipe} needs the model's {name} = {size} to be a multiple of {block};"
+            " fix: a smaller tp, or"
+            f" {'tensorwise (16)' if block > 16 and size % 16 == 0 else 'train.fp8 null'}"
+            for name, size in features.items()
+            if size % block
+        ]
     per_stage = shape.num_layers // layout.pp
     if gpu.first_last_layers_bf16:
-        problems += [f"gpu.{name} {count} is more than the {per_stage} layers of a pipeline stage; fix: at most {per_stage}"
-                     for name in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16") if (count := getattr(gpu, name)) > per_stage]
+        problems += [
+            f"gpu.{name} {count} is more than the {per_stage} layers of a pipeline stage; fix: at"
+            f" most {per_stage}"
+            for name in ("num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16")
+            if (count := getattr(gpu, name)) > per_stage
+        ]
     if gpu.activation_offload_layers >= shape.num_layers:
-        problems.append(f"gpu.activation_offload_layers {gpu.activation_offload_layers} is not below the model's {shape.num_layers} "
-                        f"layers; fix: at most {shape.num_layers - 1}")
-    if layout.cp > 1 and gpu.cp_comm_type == "a2a" and shape.num_query_groups % (layout.tp * layout.cp):
-        problems.append(f"gpu.cp_comm_type a2a gives each rank whole heads: tp {layout.tp} × cp {layout.cp} = {layout.tp * layout.cp} "
-                        f"does not divide the model's {shape.num_query_groups} key/value groups; fix: cp_comm_type p2p, or a smaller cp")
+        problems.append(
+            f"gpu.activation_offload_layers {gpu.activation_offload_layers} is not below the"
+            f" model's {shape.num_layers} layers; fix: at most {shape.num_layers - 1}"
+        )
+    if (
+        layout.cp > 1
+        and gpu.cp_comm_type == "a2a"
+        and shape.num_query_groups % (layout.tp * layout.cp)
+    ):
+        problems.append(
+            f"gpu.cp_comm_type a2a gives each rank whole heads: tp {layout.tp} × cp {layout.cp} ="
+            f" {layout.tp * layout.cp} does not divide the model's {shape.num_query_groups}"
+            " key/value groups; fix: cp_comm_type p2p, or a smaller cp"
+        )
     return problems
 
 
 def fp8_problem(recipe: str, machine: Machine) -> str | None:
     """Why Transformer Engine's FP8 recipe cannot run there; None if it can."""
     if not machine.has_cuda:
-        return "it needs Transformer Engine on a CUDA device with FP8 units (H100, H200 or later); this machine has no CUDA"
+        return (
+            "it needs Transformer Engine on a CUDA device with FP8 units (H100, H200 or later);"
+            " this machine has no CUDA"
+        )
     if machine.te_problem is not None:
         return f"it needs Transformer Engine: {machine.te_problem}"
     capability = machine.capability or (0, 0)
@@ -178,21 +283,34 @@ def fp8_problem(recipe: str, machine: Machine) -> str | None:
     if capability < (8, 9):
         return f"{where}; FP8 units start at 8.9 (Ada, Hopper)"
     if recipe == "mxfp8" and capability < (10, 0):
-        return f"{where}; MXFP8's blocks of 32 with shared exponents are scaled inside Blackwell's tensor cores (10.0), Hopper has none"
+        return (
+            f"{where}; MXFP8's blocks of 32 with shared exponents are scaled inside Blackwell's"
+            " tensor cores (10.0), Hopper has none"
+        )
     if recipe == "mxfp8" and capability >= (12, 0):
         return f"{where}; Transformer Engine has no MXFP8 products for all layouts on 12.x yet"
     if recipe == "blockwise" and capability < (9, 0):
         return f"{where}; block-scaled products start at 9.0 (Hopper)"
     if recipe == "blockwise" and machine.cuda is not None and machine.cuda < (12, 9):
-        return f"torch's CUDA is {machine.cuda[0]}.{machine.cuda[1]}; cuBLAS has block-scaled products from 12.9 on"
+        return (
+            f"torch's CUDA is {machine.cuda[0]}.{machine.cuda[1]}; cuBLAS has block-scaled products"
+            " from 12.9 on"
+        )
     if machine.te is not None and machine.te < _MIN_TE[recipe]:
-        return f"Transformer Engine is {_version(machine.te)}; this recipe needs {_version(_MIN_TE[recipe])}"
+        return (
+            f"Transformer Engine is {_version(machine.te)}; this recipe needs"
+            f" {_version(_MIN_TE[recipe])}"
+        )
     return None
 
 
 def fp8_fix(recipe: str, machine: Machine) -> str:
     """The way out for a recipe that cannot run there."""
-    runs = [other for other in ("tensorwise", "blockwise", "delayed") if other != recipe and fp8_problem(other, machine) is None]
+    runs = [
+        other
+        for other in ("tensorwise", "blockwise", "delayed")
+        if other != recipe and fp8_problem(other, machine) is None
+    ]
     return f"train.fp8 {' or '.join(runs)}" if runs else "train.fp8 null, or run it there"
 
 
@@ -200,7 +318,10 @@ def _te_wishes(config: SftConfig | GrpoConfig) -> dict[str, str]:
     """Settings that only Transformer Engine on CUDA provides → what would do without it."""
     gpu, wishes = config.gpu, {}
     if config.parallel.cp > 1:
-        wishes[f"parallel.cp {config.parallel.cp} (attention that passes keys and values around the ranks)"] = "parallel.cp 1"
+        wishes[
+            f"parallel.cp {config.parallel.cp} (attention that passes keys and values around the"
+            " ranks)"
+        ] = "parallel.cp 1"
     if gpu.tp_comm_overlap:
         wishes["gpu.tp_comm_overlap (user buffers)"] = "tp_comm_overlap false"
     if gpu.precision_aware_optimizer:
@@ -217,13 +338,25 @@ def platform_problems(config: SftConfig | GrpoConfig, machine: Machine) -> list[
         problems.append(f"train.fp8 {recipe}: {reason}; fix: {fp8_fix(recipe, machine)}")
     missing = "this machine has no CUDA" if not machine.has_cuda else machine.te_problem
     if missing:
-        problems += [f"{what} needs Transformer Engine on CUDA; {missing}; fix: {fix}, or run it there"
-                     for what, fix in _te_wishes(config).items()]
-    elif config.gpu.precision_aware_optimizer and machine.te is not None and machine.te < _PRECISION_AWARE_TE:
-        problems.append(f"gpu.precision_aware_optimizer needs Transformer Engine {_version(_PRECISION_AWARE_TE)}, found "
-                        f"{_version(machine.te)}; fix: a newer one, or precision_aware_optimizer false")
+        problems += [
+            f"{what} needs Transformer Engine on CUDA; {missing}; fix: {fix}, or run it there"
+            for what, fix in _te_wishes(config).items()
+        ]
+    elif (
+        config.gpu.precision_aware_optimizer
+        and machine.te is not None
+        and machine.te < _PRECISION_AWARE_TE
+    ):
+        problems.append(
+            "gpu.precision_aware_optimizer needs Transformer Engine"
+            f" {_version(_PRECISION_AWARE_TE)}, found {_version(machine.te)}; fix: a newer one, or"
+            " precision_aware_optimizer false"
+        )
     if config.train.profile_steps and config.train.profiler == "nsys" and not machine.has_cuda:
-        problems.append("train.profiler nsys marks ranges on a CUDA device; this machine has no CUDA; fix: profiler torch")
+        problems.append(
+            "train.profiler nsys marks ranges on a CUDA device; this machine has no CUDA; fix:"
+            " profiler torch"
+        )
     return problems
 
 

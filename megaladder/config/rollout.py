@@ -1,4 +1,6 @@
-"""Configuration of generation outside training: the `rollout` section of `eval`, and `bench rollout`. GRPO's own section: `grpo.py`."""
+"""Configuration of generation outside training: the `rollout` section of `eval`, and `bench
+rollout`. GRPO's own section: `grpo.py`."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -9,7 +11,9 @@ from pydantic import Field
 from megaladder.config.base import StrictModel
 
 Positive = Annotated[int, Field(ge=1)]
-JsonPath = Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")]  # a field named `json` would hide BaseModel.json
+JsonPath = Annotated[
+    str | None, tyro.conf.arg(name="json", metavar="FILE|null")
+]  # a field named `json` would hide BaseModel.json
 
 
 class EngineSection(StrictModel):
@@ -20,9 +24,11 @@ class EngineSection(StrictModel):
     tp: Positive = 1
     """Tensor parallel GPUs (CPU: processes) of one engine."""
     replicas: Positive = 1
-    """Independent engines side by side; problems are spread over them. GPUs needed: tp · replicas."""
+    """Independent engines side by side; problems are spread over them. GPUs needed: tp ·
+    replicas."""
     dtype: str = "auto"
-    """Of weights and activations: auto (the checkpoint's, but bfloat16 for a float32 one), bfloat16, float32. Part of the protocol."""
+    """Of weights and activations: auto (the checkpoint's, but bfloat16 for a float32 one),
+    bfloat16, float32. Part of the protocol."""
     max_model_len: Positive | None = None
     """Longest prompt plus answer, tokens. null = the model's own limit."""
     max_num_seqs: Positive | None = None
@@ -32,7 +38,8 @@ class EngineSection(StrictModel):
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Key/value cache on a CPU, GiB."""
     cpu_threads: Positive | None = None
-    """Threads of an engine on a CPU. null = OMP_NUM_THREADS, else its share of the cores less one."""
+    """Threads of an engine on a CPU. null = OMP_NUM_THREADS, else its share of the cores less
+    one."""
     max_restarts: Annotated[int, Field(ge=0)] = 1
     """Restarts of a lost engine before the run stops itself (status 3) and can be resumed."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -55,7 +62,8 @@ class EvalRolloutSection(EngineSection):
 
 
 class BenchRolloutConfig(StrictModel):
-    """Tokens per second of our engine and of bare vllm.LLM.generate, on the same prompts, in turn."""
+    """Tokens per second of our engine and of bare vllm.LLM.generate, on the same prompts, in
+    turn."""
 
     model: str
     """Hugging Face folder."""

@@ -1,9 +1,11 @@
 """Configuration of training runs: the sections that `sft` and `grpo` share, and `SftConfig`.
 
-Key names are a contract (design: cli.md). The defaults are a laptop's (one rank, CPU); the shipped files in `examples/configs/` are
-the H200 recipes. The string under a field is its `--help` text: unit, meaning, source of the value.
-Rules that need the model's shape (heads ÷ TP, layers ÷ PP·VPP) are in `rules.py`; no torch here.
+Key names are a contract (design: cli.md). The defaults are a laptop's (one rank, CPU); the shipped
+files in `examples/configs/` are the H200 recipes. The string under a field is its `--help` text:
+unit, meaning, source of the value. Rules that need the model's shape (heads ÷ TP, layers ÷ PP·VPP)
+are in `rules.py`; no torch here.
 """
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -23,45 +25,59 @@ class ModelConfig(StrictModel):
     """Which model is trained, and its tokenizer."""
 
     path: str = ""
-    """Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id. Required. A folder with only config.json needs init=random."""
+    """Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id. Required. A folder
+    with only config.json needs init=random."""
     revision: str | None = None
-    """Commit of the hub repository; required for a hub id, so that a run can be repeated. Ignored for a folder."""
+    """Commit of the hub repository; required for a hub id, so that a run can be repeated. Ignored
+    for a folder."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; null = the model's own."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's; null = the tokenizer's."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model folder. Off: that code would have all your rights."""
+    """Run Python code that comes with the model folder. Off: that code would have all your
+    rights."""
     init: Literal["pretrained", "random"] = "pretrained"
-    """pretrained = load the folder's weights; random = only its config.json counts, weights are drawn from train.seed."""
+    """pretrained = load the folder's weights; random = only its config.json counts, weights are
+    drawn from train.seed."""
 
 
 class DataConfig(StrictModel):
     """Training data and how it becomes token batches."""
 
     path: str = ""
-    """File (JSONL, JSON, parquet), Arrow folder or hub id. Required. The row schema is recognised and reported."""
+    """File (JSONL, JSON, parquet), Arrow folder or hub id. Required. The row schema is recognised
+    and reported."""
     format: str = "auto"
-    """Row schema: auto = recognise it per file (two that fit are an error naming both), or force one of the names that error lists."""
+    """Row schema: auto = recognise it per file (two that fit are an error naming both), or force
+    one of the names that error lists."""
     revision: str | None = None
     """Commit of the hub data set; required for a hub id."""
     seq_length: Positive = 2048
-    """Tokens per packed row, and the longest sample. One micro-batch holds micro_batch_size · seq_length tokens."""
+    """Tokens per packed row, and the longest sample. One micro-batch holds micro_batch_size ·
+    seq_length tokens."""
     truncation: Literal["drop", "right", "error"] = "right"
-    """A sample longer than seq_length: drop it, cut its end, or stop. Counted and reported in each case."""
+    """A sample longer than seq_length: drop it, cut its end, or stop. Counted and reported in each
+    case."""
     order: Literal["shuffled", "file"] = "shuffled"
-    """Order of the samples: anew in each epoch by train.seed, or as they stand in the file (a curriculum)."""
+    """Order of the samples: anew in each epoch by train.seed, or as they stand in the file (a
+    curriculum)."""
     packing: bool = True
-    """Lay several samples end to end in a row (they do not see each other). Off = one sample a row, padded."""
+    """Lay several samples end to end in a row (they do not see each other). Off = one sample a row,
+    padded."""
     holdout: int | float | str | None = None
-    """Held-out loss on: a file; or training samples set apart, a number of them (≥ 1) or a share in (0, 0.5]. null = none."""
+    """Held-out loss on: a file; or training samples set apart, a number of them (≥ 1) or a share in
+    (0, 0.5]. null = none."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A malformed row: stop with file:line, or skip it, count it by reason, and stop above 1 % of the rows."""
+    """A malformed row: stop with file:line, or skip it, count it by reason, and stop above 1 % of
+    the rows."""
     response_template: str | None = None
-    """Only for pre-templated `text` rows: the string after which the loss starts, e.g. '<|im_start|>assistant'."""
+    """Only for pre-templated `text` rows: the string after which the loss starts, e.g.
+    '<|im_start|>assistant'."""
     reasoning: Literal["keep", "strip", "last-turn", "split"] = "keep"
-    """<think> blocks: keep = as the data has them; strip = remove them (NoCoT); last-turn = loss on the last assistant turn only;
-    split = one sample per assistant turn. The last two are for templates that drop earlier <think> blocks (Qwen3)."""
+    """<think> blocks: keep = as the data has them; strip = remove them (NoCoT); last-turn = loss on
+    the last assistant turn only; split = one sample per assistant turn. The last two are for
+    templates that drop earlier <think> blocks (Qwen3)."""
     system_prompt: str | None = None
     """A system message put before conversations that have none."""
     s1_teacher: Literal["gemini", "deepseek"] | None = None
@@ -71,19 +87,23 @@ class DataConfig(StrictModel):
 
 
 class ParallelConfig(StrictModel):
-    """How the model is laid out over ranks. Data parallelism is what is left: dp = ranks / (tp·pp·cp)."""
+    """How the model is laid out over ranks. Data parallelism is what is left: dp = ranks /
+    (tp·pp·cp)."""
 
     tp: Positive = 1
-    """Tensor parallel ranks: each holds 1/tp of every matrix. Must divide attention heads and key/value groups; keep inside a node."""
+    """Tensor parallel ranks: each holds 1/tp of every matrix. Must divide attention heads and
+    key/value groups; keep inside a node."""
     pp: Positive = 1
     """Pipeline stages. pp·vpp must divide the number of layers."""
     vpp: Annotated[int, Field(ge=2)] | None = None
-    """Model chunks per pipeline stage (interleaved schedule, smaller bubble). Needs pp > 1. null = off."""
+    """Model chunks per pipeline stage (interleaved schedule, smaller bubble). Needs pp > 1. null =
+    off."""
     cp: Positive = 1
-    """Context parallel ranks: each holds 1/cp of every sequence, for traces whose activations do not fit otherwise. Needs Transformer
-    Engine on CUDA. seq_length must be a multiple of 2·cp."""
+    """Context parallel ranks: each holds 1/cp of every sequence, for traces whose activations do
+    not fit otherwise. Needs Transformer Engine on CUDA. seq_length must be a multiple of 2·cp."""
     sequence_parallel: bool = True
-    """Split norms and dropout along the sequence over the tp ranks: less activation memory, same traffic. No effect at tp 1."""
+    """Split norms and dropout along the sequence over the tp ranks: less activation memory, same
+    traffic. No effect at tp 1."""
     ranks: Positive | None = None
     """Processes in all. null = what torchrun started, else tp·pp·cp on this machine."""
 
@@ -102,40 +122,53 @@ class TrainConfig(StrictModel):
     """The training loop. A step is one optimizer update."""
 
     global_batch_size: Positive = 32
-    """Samples per step over all ranks. Packing keeps it: only the number of rows they fill varies."""
+    """Samples per step over all ranks. Packing keeps it: only the number of rows they fill
+    varies."""
     micro_batch_size: Positive = 1
-    """Rows of seq_length tokens that pass through the model at once on a rank. Changes memory and speed, not the result."""
+    """Rows of seq_length tokens that pass through the model at once on a rank. Changes memory and
+    speed, not the result."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the data; fractions allowed."""
     max_steps: Positive | None = None
-    """Stop after this many steps, even inside an epoch; the schedule ends there too. null = epochs decide."""
+    """Stop after this many steps, even inside an epoch; the schedule ends there too. null = epochs
+    decide."""
     loss: TokenWeighting = TokenWeighting.VANILLA
-    """Token weighting of the SFT loss, the ten modes of arXiv 2604.06628 (docs: papers §6.2). vanilla = plain cross-entropy."""
+    """Token weighting of the SFT loss, the ten modes of arXiv 2604.06628 (docs: papers §6.2).
+    vanilla = plain cross-entropy."""
     clip_ratio_low: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Lower clip of ratio-based losses: ratio ≥ 1 − low. 1.0 as in that paper's runs. Not read by vanilla, teacher-weighted, adv-only."""
+    """Lower clip of ratio-based losses: ratio ≥ 1 − low. 1.0 as in that paper's runs. Not read by
+    vanilla, teacher-weighted, adv-only."""
     clip_ratio_high: Annotated[float, Field(ge=0)] = 1.0
     """Upper clip of ratio-based losses: ratio ≤ 1 + high."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of weights and activations; master weights and optimizer state are fp32. auto = bf16 on CUDA, fp32 on CPU."""
+    """Of weights and activations; master weights and optimizer state are fp32. auto = bf16 on CUDA,
+    fp32 on CPU."""
     fp8: Literal["tensorwise", "blockwise", "delayed", "mxfp8"] | None = None
-    """FP8 recipe of Transformer Engine's linear layers (H200: tensorwise or blockwise; mxfp8 needs Blackwell). null = off."""
+    """FP8 recipe of Transformer Engine's linear layers (H200: tensorwise or blockwise; mxfp8 needs
+    Blackwell). null = off."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in backward: attention core (selective) or whole layers (full: about a third more time, least memory)."""
+    """Activations recomputed in backward: attention core (selective) or whole layers (full: about a
+    third more time, least memory)."""
     recompute_modules: CommaStrs = ("core_attn",)
-    """With recompute selective: core_attn (free with flash attention, which keeps no scores anyway), mlp (the widest activations), both."""
+    """With recompute selective: core_attn (free with flash attention, which keeps no scores
+    anyway), mlp (the widest activations), both."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sample order, random initialisation and dropout."""
     eval_every: Annotated[int, Field(ge=0)] = 0
-    """Held-out loss every N steps. 0 = only before the first and after the last. Needs data.holdout."""
+    """Held-out loss every N steps. 0 = only before the first and after the last. Needs
+    data.holdout."""
     nonfinite_limit: Positive = 3
-    """Steps in a row with a non-finite loss or gradient before the run stops itself (status 3). Each such step changes nothing."""
+    """Steps in a row with a non-finite loss or gradient before the run stops itself (status 3).
+    Each such step changes nothing."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without progress on some rank before the run ends instead of hanging."""
     profile_steps: CommaInts = ()
-    """Steps to capture a profile of, e.g. 12,13. Choose them past the first few: kernels are compiled and memory grows there."""
+    """Steps to capture a profile of, e.g. 12,13. Choose them past the first few: kernels are
+    compiled and memory grows there."""
     profiler: Literal["torch", "nsys"] = "torch"
-    """torch = a trace per captured step in run_dir/profile (open it at ui.perfetto.dev); nsys = the capture range of
-    `nsys profile --capture-range=cudaProfilerApi`, with named ranges for forward-backward, optimizer and layers."""
+    """torch = a trace per captured step in run_dir/profile (open it at ui.perfetto.dev); nsys = the
+    capture range of `nsys profile --capture-range=cudaProfilerApi`, with named ranges for
+    forward-backward, optimizer and layers."""
     profile_ranks: CommaInts = (0,)
     """Ranks that write a profile."""
 
@@ -156,7 +189,8 @@ class OptimConfig(StrictModel):
     clip_grad: Annotated[float, Field(ge=0)] = 1.0
     """Global gradient norm above which gradients are scaled down. 0 = off."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """After warm-up: cosine or linear to min_lr, constant, or wsd (constant, then a last linear decay)."""
+    """After warm-up: cosine or linear to min_lr, constant, or wsd (constant, then a last linear
+    decay)."""
     warmup_ratio: Share = 0.1
     """Warm-up as a share of all steps, linear from 0."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
@@ -177,11 +211,13 @@ class CheckpointConfig(StrictModel):
     keep_best: Annotated[int, Field(ge=1)] | None = None
     """Keep the K checkpoints with the lowest held-out loss. Needs data.holdout."""
     export_hf: bool = False
-    """Write a Hugging Face folder hf/step_N beside each checkpoint that is kept for good, and at the end."""
+    """Write a Hugging Face folder hf/step_N beside each checkpoint that is kept for good, and at
+    the end."""
     async_save: bool = False
     """Write files in the background while training goes on; an error surfaces at the next step."""
     resume: str = "auto"
-    """auto = newest committed checkpoint of run_dir, else start; never = start fresh (refused if run_dir has any); or a step_N folder."""
+    """auto = newest committed checkpoint of run_dir, else start; never = start fresh (refused if
+    run_dir has any); or a step_N folder."""
 
 
 class LogConfig(StrictModel):
@@ -190,7 +226,8 @@ class LogConfig(StrictModel):
     every: Positive = 1
     """Print a step line every N steps; metrics.jsonl gets every step."""
     wandb: bool = False
-    """Also log to Weights & Biases (the package and its login must be there). Its failure never stops a run."""
+    """Also log to Weights & Biases (the package and its login must be there). Its failure never
+    stops a run."""
     wandb_project: str = "megaladder"
     """Weights & Biases project."""
     tensorboard: bool = False

@@ -1,8 +1,11 @@
-"""Questions with a checkable answer (`Problem`) from RL data, question/answer files and benchmark files, for GRPO and for trials.
+"""Questions with a checkable answer (`Problem`) from RL data, question/answer files and benchmark
+files, for GRPO and for trials.
 
-Recognised per row: verl (`prompt`, `reward_model.ground_truth`), and a question (`problem` or `question`) with a final answer
-(`answer`, `golden_answer` or `ground_truth`). Kind of grading, unless given: verl rows whose data_source contains gsm8k and answers with
-`#### N` are gsm8k, everything else is math. Published benchmarks with their own field names are `evaluation`'s business.
+Recognised per row: verl (`prompt`, `reward_model.ground_truth`), and a question (`problem` or
+`question`) with a final answer (`answer`, `golden_answer` or `ground_truth`). Kind of grading,
+unless given: verl rows whose data_source contains gsm8k and answers with `#### N` are gsm8k,
+everything else is math. Published benchmarks with their own field names are `evaluation`'s
+business.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ GSM8K_MARK = "####"
 
 @dataclass(frozen=True, slots=True)
 class ProblemOptions:
-    """`kind`: grade all rows this way, None = by the row. `prompt_suffix` is appended to the question, `system_prompt` put before it (both
-    not for verl rows, whose prompt is complete). `revision`: commit of a hub data set."""
+    """`kind`: grade all rows this way, None = by the row. `prompt_suffix` is appended to the
+    question, `system_prompt` put before it (both not for verl rows, whose prompt is complete).
+    `revision`: commit of a hub data set."""
 
     kind: Kind | None = None
     prompt_suffix: str = ""
@@ -35,8 +39,11 @@ class ProblemOptions:
     on_bad_row: Literal["error", "skip"] = "error"
 
 
-def read_problems(path: str | Path, options: ProblemOptions | None = None, bad_rows: BadRowLog | None = None) -> list[Problem]:
-    """All problems of a file in file order. Ids are the file's, else content hashes; equal ids are an error naming both rows.
+def read_problems(
+    path: str | Path, options: ProblemOptions | None = None, bad_rows: BadRowLog | None = None
+) -> list[Problem]:
+    """All problems of a file in file order. Ids are the file's, else content hashes; equal ids are
+    an error naming both rows.
 
     `bad_rows` collects what was skipped under on_bad_row skip. Raises DataError.
     """
@@ -54,43 +61,78 @@ def read_problems(path: str | Path, options: ProblemOptions | None = None, bad_r
             problem = _problem(row, options)
             if problem.id in first_seen:
                 raise BadRow(
-                    row.where, "duplicate problem", "a new problem", f"id {problem.id!r} again, first at {first_seen[problem.id]}",
+                    row.where,
+                    "duplicate problem",
+                    "a new problem",
+                    f"id {problem.id!r} again, first at {first_seen[problem.id]}",
                     "remove one of the rows, or give them different ids",
-                )  # fmt: skip
+                )
         except BadRow as bad:
             bad_rows.handle(bad)
             continue
         first_seen[problem.id] = row.where
         problems.append(problem)
     if rows == 0:
-        raise DataError(f"{source.path}: expected at least one problem, found no row; fix: give a file with rows")
+        raise DataError(
+            f"{source.path}: expected at least one problem, found no row; fix: give a file with"
+            " rows"
+        )
     bad_rows.check(source.path, rows)
     return problems
 
 
 def _problem(row: RawRow, options: ProblemOptions) -> Problem:
     if {"prompt", "reward_model"} <= set(row.data):
-        prompt, gold, used = _verl_prompt(row), _verl_gold(row), ("prompt", "reward_model", "data_source")
+        prompt, gold, used = (
+            _verl_prompt(row),
+            _verl_gold(row),
+            ("prompt", "reward_model", "data_source"),
+        )
     else:
         question_key = _key(row, QUESTION_KEYS, "a question")
         gold_key = _key(row, GOLD_KEYS, "a final answer")
         question = row.data[question_key]
         if not isinstance(question, str) or not question.strip():
-            raise BadRow(row.where, "no question", f"text in {question_key!r}", describe(question), "fill it, or remove the row")
+            raise BadRow(
+                row.where,
+                "no question",
+                f"text in {question_key!r}",
+                describe(question),
+                "fill it, or remove the row",
+            )
         system = (Message("system", options.system_prompt),) if options.system_prompt else ()
-        prompt, gold = (*system, Message("user", question + options.prompt_suffix)), row.data[gold_key]
+        prompt, gold = (
+            (*system, Message("user", question + options.prompt_suffix)),
+            row.data[gold_key],
+        )
         used = (question_key, gold_key)
     source = str(row.data.get("data_source", ""))
     kind, text = _kind_and_gold(row, gold, source, options.kind)
-    metadata = {key: value for key, value in row.data.items() if key not in used and key not in ID_KEYS}
-    return Problem(id=_identify(row, prompt, text), prompt=prompt, gold=text, kind=kind, source=source, metadata=metadata)
+    metadata = {
+        key: value for key, value in row.data.items() if key not in used and key not in ID_KEYS
+    }
+    return Problem(
+        id=_identify(row, prompt, text),
+        prompt=prompt,
+        gold=text,
+        kind=kind,
+        source=source,
+        metadata=metadata,
+    )
 
 
 def _key(row: RawRow, keys: tuple[str, ...], what: str) -> str:
     found = [key for key in keys if key in row.data]
-    if not found or any(row.data[key] != row.data[found[0]] for key in found):  # some files hold the same text under two names
-        raise BadRow(row.where, f"not {what}", f"{what} in one of the fields {', '.join(keys)} (or a verl row: prompt, reward_model)",
-                     f"{found or describe(row.data)}", "rename the fields")  # fmt: skip
+    if not found or any(
+        row.data[key] != row.data[found[0]] for key in found
+    ):  # some files hold the same text under two names
+        raise BadRow(
+            row.where,
+            f"not {what}",
+            f"{what} in one of the fields {', '.join(keys)} (or a verl row: prompt, reward_model)",
+            f"{found or describe(row.data)}",
+            "rename the fields",
+        )
     return found[0]
 
 
@@ -100,10 +142,25 @@ def _verl_prompt(row: RawRow) -> tuple[Message, ...]:
         return (Message("user", prompt),)
     turns = prompt if isinstance(prompt, list) else []
     valid = [
-        t for t in turns if isinstance(t, dict) and t.get("role") in ("system", "user", "assistant") and isinstance(t.get("content"), str)
+        t
+        for t in turns
+        if isinstance(t, dict)
+        and t.get("role") in ("system", "user", "assistant")
+        and isinstance(t.get("content"), str)
     ]
-    if not valid or len(valid) != len(turns) or not valid[-1]["content"].strip() or valid[-1]["role"] != "user":
-        raise BadRow(row.where, "malformed prompt", "a list of {role, content} that ends with the user", describe(prompt), "repair the row")
+    if (
+        not valid
+        or len(valid) != len(turns)
+        or not valid[-1]["content"].strip()
+        or valid[-1]["role"] != "user"
+    ):
+        raise BadRow(
+            row.where,
+            "malformed prompt",
+            "a list of {role, content} that ends with the user",
+            describe(prompt),
+            "repair the row",
+        )
     return tuple(Message(turn["role"], turn["content"]) for turn in turns)
 
 
@@ -117,11 +174,21 @@ def _kind_and_gold(row: RawRow, gold: Any, source: str, kind: Kind | None) -> tu
         gold = gold[0]
     if isinstance(gold, float) and gold.is_integer():
         gold = int(gold)
-    text = str(gold).strip() if isinstance(gold, (str, int, float)) and not isinstance(gold, bool) else ""
+    text = (
+        str(gold).strip()
+        if isinstance(gold, (str, int, float)) and not isinstance(gold, bool)
+        else ""
+    )
     if GSM8K_MARK in text:
         kind, text = kind or "gsm8k", text.rsplit(GSM8K_MARK, 1)[1].strip().replace(",", "")
     if not text:
-        raise BadRow(row.where, "empty gold answer", "a final answer to compare with", describe(gold), "fill it, or remove the row")
+        raise BadRow(
+            row.where,
+            "empty gold answer",
+            "a final answer to compare with",
+            describe(gold),
+            "fill it, or remove the row",
+        )
     return kind or ("gsm8k" if "gsm8k" in source.lower() else "math"), text
 
 

@@ -1,8 +1,10 @@
-"""Tokenised samples as flat arrays: in memory, or memory-mapped from a folder that was written once and never changes.
+"""Tokenised samples as flat arrays: in memory, or memory-mapped from a folder that was written once
+and never changes.
 
-A folder `data-<key>/` holds `<array>.bin` (little endian, no header), `names.json` (sample ids) and, written last, `meta.json`
-(version, fingerprint, array sizes, report). The folder appears under its name by one rename, so a reader sees all of it or nothing.
-How rows become samples is `store_build`; this module only stores, opens, selects and splits.
+A folder `data-<key>/` holds `<array>.bin` (little endian, no header), `names.json` (sample ids)
+and, written last, `meta.json` (version, fingerprint, array sizes, report). The folder appears under
+its name by one rename, so a reader sees all of it or nothing. How rows become samples is
+`store_build`; this module only stores, opens, selects and splits.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from megaladder.types import TokenSample
 FORMAT_VERSION = 1
 HOLDOUT_STREAM = 0x401D  # keeps the holdout draw apart from other uses of the same seed
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-# array → (dtype, one entry per). "token": as many as there are tokens; "sample": one a sample; "bound": samples + 1
+# array → (dtype, one entry per). "token": as many as there are tokens; "sample": one a sample;
+# "bound": samples + 1
 ARRAYS = {
     "ids": ("<i4", "token"),
     "mask": ("?", "token"),
@@ -35,14 +38,19 @@ ARRAYS = {
     "advantages": ("<f4", "sample"),
     "old_logprobs": ("<f4", "token"),
 }
-OPTIONAL = {"advantages": "advantage", "old_logprobs": "old_logprobs_n"}  # array → field of TokenSample
+OPTIONAL = {
+    "advantages": "advantage",
+    "old_logprobs": "old_logprobs_n",
+}  # array → field of TokenSample
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What became of a data file. rows = samples + all dropped + all bad rows, unless `split` made several samples of a row.
+    """What became of a data file. rows = samples + all dropped + all bad rows, unless `split` made
+    several samples of a row.
 
-    `bad_rows` and `dropped` count by reason. Lengths in tokens; `token_quantiles` maps "p50" and so on to a sample length.
+    `bad_rows` and `dropped` count by reason. Lengths in tokens; `token_quantiles` maps "p50" and so
+    on to a sample length.
     """
 
     path: str = ""
@@ -53,7 +61,9 @@ class DataReport:
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0  # samples cut to seq_length and kept
     duplicate_rows: int = 0  # rows equal to an earlier one, kept
-    no_end_of_turn: int = 0  # samples whose last loss token is no end-of-turn or end-of-sequence token (templates without one)
+    # samples whose last loss token is no end-of-turn or end-of-sequence token (templates without
+    # one)
+    no_end_of_turn: int = 0
     num_tokens: int = 0
     num_loss_tokens: int = 0
     token_quantiles: dict[str, int] = field(default_factory=dict)
@@ -71,13 +81,18 @@ class DataReport:
 
 
 def length_quantiles(lengths: np.ndarray) -> dict[str, int]:
-    """Sample lengths at QUANTILES, e.g. {"p0": 40, …, "p100": 900}; observed values, no interpolation."""
+    """Sample lengths at QUANTILES, e.g. {"p0": 40, …, "p100": 900}; observed values, no
+    interpolation."""
     values = np.quantile(lengths, QUANTILES, method="nearest") if len(lengths) else []
-    return {f"p{quantile * 100:g}": int(value) for quantile, value in zip(QUANTILES, values, strict=False)}
+    return {
+        f"p{quantile * 100:g}": int(value)
+        for quantile, value in zip(QUANTILES, values, strict=False)
+    }
 
 
 class StoreWriter:
-    """Collects samples one by one: in memory (`folder` None), or in files of `folder`. `finish` closes it and returns the arrays."""
+    """Collects samples one by one: in memory (`folder` None), or in files of `folder`. `finish`
+    closes it and returns the arrays."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
@@ -87,14 +102,17 @@ class StoreWriter:
         self._optional: tuple[str, ...] = ()
 
     def add(self, sample: TokenSample) -> None:
-        """Appends. Raises DataError when advantage or old log-probs are there for some samples only."""
+        """Appends. Raises DataError when advantage or old log-probs are there for some samples
+        only."""
         has = tuple(array for array, name in OPTIONAL.items() if getattr(sample, name) is not None)
         if not self._names:
             self._optional = has
         elif has != self._optional:
             raise DataError(
-                f"sample {sample.id}: expected {list(self._optional) or 'no advantage or old log-probs'} as in sample {self._names[0]},"
-                f" found {list(has) or 'none'}; fix: give them to all rows or to none"
+                f"sample {sample.id}: expected"
+                f" {list(self._optional) or 'no advantage or old log-probs'} as in sample"
+                f" {self._names[0]}, found {list(has) or 'none'}; fix: give them to all rows or to"
+                " none"
             )
         self._write("ids", sample.input_ids)
         self._write("mask", sample.loss_mask)
@@ -106,7 +124,9 @@ class StoreWriter:
 
     def _write(self, array: str, values: Any) -> None:
         if array not in self._sinks:
-            self._sinks[array] = io.BytesIO() if self._folder is None else open(self._folder / f"{array}.bin", "wb")  # noqa: SIM115
+            self._sinks[array] = (
+                io.BytesIO() if self._folder is None else open(self._folder / f"{array}.bin", "wb")
+            )
         self._sinks[array].write(np.ascontiguousarray(values, ARRAYS[array][0]).tobytes())
 
     def finish(self) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -121,7 +141,10 @@ class StoreWriter:
                 os.fsync(sink.fileno())
             sink.close()
         if self._folder is not None:
-            arrays = {array: _map_file(self._folder / f"{array}.bin", ARRAYS[array][0]) for array in self._sinks}
+            arrays = {
+                array: _map_file(self._folder / f"{array}.bin", ARRAYS[array][0])
+                for array in self._sinks
+            }
         return arrays, self._names
 
 
@@ -132,17 +155,32 @@ def _map_file(path: Path, dtype: str) -> np.ndarray:
 class SampleStore:
     """Random access to tokenised samples, or to a selection of them.
 
-    `fingerprint` says which samples these are (data bytes, tokenizer, template, options, selection): equal fingerprints, equal samples.
-    `lengths`, `loss_lengths`: int32 [n], tokens and loss tokens of each sample.
+    `fingerprint` says which samples these are (data bytes, tokenizer, template, options,
+    selection): equal fingerprints, equal samples. `lengths`, `loss_lengths`: int32 [n], tokens and
+    loss tokens of each sample.
     """
 
     def __init__(
-        self, arrays: dict[str, np.ndarray], names: list[str], fingerprint: str, report: DataReport, rows: np.ndarray | None = None
+        self,
+        arrays: dict[str, np.ndarray],
+        names: list[str],
+        fingerprint: str,
+        report: DataReport,
+        rows: np.ndarray | None = None,
     ) -> None:
-        self._arrays, self._names, self.fingerprint, self.report = arrays, names, fingerprint, report
-        self._rows = np.arange(len(names), dtype=np.int64) if rows is None else np.asarray(rows, np.int64)
+        self._arrays, self._names, self.fingerprint, self.report = (
+            arrays,
+            names,
+            fingerprint,
+            report,
+        )
+        self._rows = (
+            np.arange(len(names), dtype=np.int64) if rows is None else np.asarray(rows, np.int64)
+        )
         self.lengths: np.ndarray = np.diff(arrays["offsets"])[self._rows].astype(np.int32)
-        self.loss_lengths: np.ndarray = np.asarray(arrays["loss_lengths"])[self._rows].astype(np.int32)
+        self.loss_lengths: np.ndarray = np.asarray(arrays["loss_lengths"])[self._rows].astype(
+            np.int32
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -179,43 +217,65 @@ class SampleStore:
         return "old_logprobs" in self._arrays
 
     def select(self, indices: np.ndarray, label: str) -> SampleStore:
-        """The samples at `indices` in that order, sharing memory. `label` tells two selections apart in the fingerprint."""
+        """The samples at `indices` in that order, sharing memory. `label` tells two selections
+        apart in the fingerprint."""
         chosen = self._rows[np.asarray(indices, np.int64)]
-        digest = hashlib.sha256(f"{self.fingerprint}|{label}|".encode() + chosen.tobytes()).hexdigest()
+        digest = hashlib.sha256(
+            f"{self.fingerprint}|{label}|".encode() + chosen.tobytes()
+        ).hexdigest()
         return SampleStore(self._arrays, self._names, digest, self.report, chosen)
 
     @classmethod
-    def from_samples(cls, samples: Iterable[TokenSample], report: DataReport | None = None) -> SampleStore:
+    def from_samples(
+        cls, samples: Iterable[TokenSample], report: DataReport | None = None
+    ) -> SampleStore:
         """In memory; the fingerprint is the hash of ids, masks and lengths."""
         writer = StoreWriter()
         for sample in samples:
             writer.add(sample)
         arrays, names = writer.finish()
-        arrays = {"ids": np.empty(0, "<i4"), "mask": np.empty(0, "?"), "loss_lengths": np.empty(0, "<i4"), **arrays}
-        digest = hashlib.sha256(b"".join(arrays[array].tobytes() for array in sorted(arrays))).hexdigest()
+        arrays = {
+            "ids": np.empty(0, "<i4"),
+            "mask": np.empty(0, "?"),
+            "loss_lengths": np.empty(0, "<i4"),
+            **arrays,
+        }
+        digest = hashlib.sha256(
+            b"".join(arrays[array].tobytes() for array in sorted(arrays))
+        ).hexdigest()
         store = cls(arrays, names, digest, report or DataReport(samples=len(names)))
         return store if report else cls(arrays, names, digest, with_totals(store.report, arrays))
 
     @classmethod
     def open(cls, folder: str | Path) -> SampleStore:
-        """Opens a folder that `commit` wrote. Raises DataError when a file is missing, cut short or of another format version."""
+        """Opens a folder that `commit` wrote. Raises DataError when a file is missing, cut short or
+        of another format version."""
         folder = Path(folder)
         fix = f"fix: delete the folder {folder}, it is rebuilt from the data file"
         try:
             meta = json.loads((folder / "meta.json").read_text("utf-8"))
             names = json.loads((folder / "names.json").read_text("utf-8"))
             if meta["version"] != FORMAT_VERSION:
-                raise DataError(f"{folder}: expected tokenised data of version {FORMAT_VERSION}, found {meta['version']}; {fix}")
+                raise DataError(
+                    f"{folder}: expected tokenised data of version {FORMAT_VERSION}, found"
+                    f" {meta['version']}; {fix}"
+                )
             arrays = {}
             for array, size in meta["sizes"].items():
                 arrays[array] = _map_file(folder / f"{array}.bin", ARRAYS[array][0])
                 if len(arrays[array]) != size:
-                    raise DataError(f"{folder}/{array}.bin: expected {size} entries, found {len(arrays[array])}; {fix}")
+                    raise DataError(
+                        f"{folder}/{array}.bin: expected {size} entries, found"
+                        f" {len(arrays[array])}; {fix}"
+                    )
             return cls(arrays, names, meta["fingerprint"], DataReport.from_dict(meta["report"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{folder}: expected complete tokenised data, found {type(error).__name__}: {error}; {fix}") from error
+            raise DataError(
+                f"{folder}: expected complete tokenised data, found {type(error).__name__}:"
+                f" {error}; {fix}"
+            ) from error
 
 
 def with_totals(report: DataReport, arrays: dict[str, np.ndarray]) -> DataReport:
@@ -230,8 +290,11 @@ def with_totals(report: DataReport, arrays: dict[str, np.ndarray]) -> DataReport
     return DataReport.from_dict({**report.as_dict(), **totals})
 
 
-def commit(writer: StoreWriter, temporary: Path, target: Path, fingerprint: str, report: DataReport) -> None:
-    """Finishes `writer` (whose folder is `temporary`) and renames the folder to `target`: all of it appears at once, or nothing."""
+def commit(
+    writer: StoreWriter, temporary: Path, target: Path, fingerprint: str, report: DataReport
+) -> None:
+    """Finishes `writer` (whose folder is `temporary`) and renames the folder to `target`: all of it
+    appears at once, or nothing."""
     arrays, names = writer.finish()
     meta = {
         "version": FORMAT_VERSION,
@@ -239,7 +302,10 @@ def commit(writer: StoreWriter, temporary: Path, target: Path, fingerprint: str,
         "sizes": {array: len(values) for array, values in arrays.items()},
         "report": with_totals(report, arrays).as_dict(),
     }
-    for name, content in (("names.json", to_json(names)), ("meta.json", to_json(meta, sort_keys=True, indent=1))):
+    for name, content in (
+        ("names.json", to_json(names)),
+        ("meta.json", to_json(meta, sort_keys=True, indent=1)),
+    ):
         with open(temporary / name, "w", encoding="utf-8") as file:
             file.write(content)
             file.flush()
@@ -251,16 +317,25 @@ def commit(writer: StoreWriter, temporary: Path, target: Path, fingerprint: str,
     fsync_folder(target.parent)
 
 
-def split_holdout(store: SampleStore, holdout: int | float, seed: int) -> tuple[SampleStore, SampleStore]:
-    """(training, held-out) samples. `holdout`: a number of samples (int) or a share of them (float in (0, 1), at least one sample).
+def split_holdout(
+    store: SampleStore, holdout: int | float, seed: int
+) -> tuple[SampleStore, SampleStore]:
+    """(training, held-out) samples. `holdout`: a number of samples (int) or a share of them (float
+    in (0, 1), at least one sample).
 
-    Which samples are held out is a pure function of (number of samples, holdout, seed). Both parts keep file order.
+    Which samples are held out is a pure function of (number of samples, holdout, seed). Both parts
+    keep file order.
     """
     total = len(store)
     count = holdout if isinstance(holdout, int) else max(1, round(total * holdout))
     if not 0 < count < total:
-        raise ConfigError(f"data.holdout {holdout} would hold out {count} of {total} samples; fix: at least one, and fewer than all")
+        raise ConfigError(
+            f"data.holdout {holdout} would hold out {count} of {total} samples; fix: at least one,"
+            " and fewer than all"
+        )
     keys = np.random.PCG64(np.random.SeedSequence((HOLDOUT_STREAM, seed))).random_raw(total)
     held = np.zeros(total, bool)
     held[np.argsort(keys, kind="stable")[:count]] = True
-    return store.select(np.flatnonzero(~held), "train"), store.select(np.flatnonzero(held), "holdout")
+    return store.select(np.flatnonzero(~held), "train"), store.select(
+        np.flatnonzero(held), "holdout"
+    )

@@ -1,7 +1,9 @@
-"""Data file → SampleStore: read, tokenise, truncate, store once, count everything that did not make it.
+"""Data file → SampleStore: read, tokenise, truncate, store once, count everything that did not make
+it.
 
-With a cache folder, one process builds and the others wait for it; the folder's name is a hash of all that the tokens depend on (data
-bytes, tokenizer files, chat template, options, CODE_VERSION), so a stale cache cannot be used. Not done here: packing and order.
+With a cache folder, one process builds and the others wait for it; the folder's name is a hash of
+all that the tokens depend on (data bytes, tokenizer files, chat template, options, CODE_VERSION),
+so a stale cache cannot be used. Not done here: packing and order.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ import numpy as np
 from megaladder.data.chat import TemplateOptions, special_token_ids, split_turns, tokenize_batch
 from megaladder.data.read import BadRow, BadRowLog, open_source
 from megaladder.data.schemas import ExampleReader, ReadOptions
-from megaladder.data.store import DataReport, SampleStore, StoreWriter, commit, split_holdout, with_totals
+from megaladder.data.store import (
+    DataReport,
+    SampleStore,
+    StoreWriter,
+    commit,
+    split_holdout,
+    with_totals,
+)
 from megaladder.errors import DataError
 from megaladder.run_dir import to_json
 from megaladder.types import Example, TokenSample
@@ -34,8 +43,9 @@ Truncation = Literal["drop", "right", "error"]
 class DataSpec:
     """A data file and how it becomes samples of at most `seq_length` tokens.
 
-    `truncation` of longer samples: drop, right (cut the end; dropped if no loss token is left) or error. `cache_dir`: folder for tokenised
-    data, None = in memory. `lock_timeout_s`: how long to wait for another process that builds the same cache.
+    `truncation` of longer samples: drop, right (cut the end; dropped if no loss token is left) or
+    error. `cache_dir`: folder for tokenised data, None = in memory. `lock_timeout_s`: how long to
+    wait for another process that builds the same cache.
     """
 
     path: str
@@ -48,7 +58,8 @@ class DataSpec:
 
 
 def data_fingerprint(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> str:
-    """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`. Reads the data file once."""
+    """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`.
+    Reads the data file once."""
     source = open_source(spec.path, spec.read.revision)
     files = []
     for path in source.files():
@@ -73,7 +84,9 @@ def truncate(sample: TokenSample, seq_length: int) -> TokenSample | None:
         sample,
         input_ids=sample.input_ids[:seq_length],
         loss_mask=sample.loss_mask[:seq_length],
-        old_logprobs_n=None if sample.old_logprobs_n is None else sample.old_logprobs_n[:seq_length],
+        old_logprobs_n=(
+            None if sample.old_logprobs_n is None else sample.old_logprobs_n[:seq_length]
+        ),
     )
     return cut if cut.loss_mask.any() else None
 
@@ -92,7 +105,9 @@ class _Build:
         special = special_token_ids(self.tokenizer)
         examples = self._examples()
         while chunk := list(islice(examples, TOKENIZE_BATCH_ROWS)):
-            for example, result in zip(chunk, tokenize_batch(chunk, self.tokenizer, self.spec.template), strict=True):
+            for example, result in zip(
+                chunk, tokenize_batch(chunk, self.tokenizer, self.spec.template), strict=True
+            ):
                 if isinstance(result, BadRow):
                     self.bad_rows.handle(result)
                     continue
@@ -116,8 +131,9 @@ class _Build:
             return sample
         if policy == "error":
             raise DataError(
-                f"{example.where}: expected at most data.seq_length {limit} tokens, found {sample.num_tokens};"
-                f" fix: seq_length {sample.num_tokens} or more, or data.truncation: right (cut the end) or drop"
+                f"{example.where}: expected at most data.seq_length {limit} tokens, found"
+                f" {sample.num_tokens}; fix: seq_length {sample.num_tokens} or more, or"
+                " data.truncation: right (cut the end) or drop"
             )
         if policy == "drop":
             self.dropped["longer than seq_length"] += 1
@@ -134,9 +150,13 @@ class _Build:
         path, rows = self.reader.source.path, self.reader.rows
         self.bad_rows.check(path, rows)
         if not num_samples:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in (self.bad_rows.counts + self.dropped).most_common())
+            reasons = ", ".join(
+                f"{count} {reason}"
+                for reason, count in (self.bad_rows.counts + self.dropped).most_common()
+            )
             raise DataError(
-                f"{path}: expected at least one usable sample, found 0 of {rows} rows ({reasons}); fix: data.seq_length or the data"
+                f"{path}: expected at least one usable sample, found 0 of {rows} rows ({reasons});"
+                " fix: data.seq_length or the data"
             )
         return DataReport(
             path=path,
@@ -159,9 +179,11 @@ def _run(build: _Build, writer: StoreWriter) -> DataReport:
 
 
 def open_store(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> SampleStore:
-    """The tokenised samples of a data file, from the cache if they are there. Every rank may call this at the same time.
+    """The tokenised samples of a data file, from the cache if they are there. Every rank may call
+    this at the same time.
 
-    `tokenizer`: from `chat.load_tokenizer`; `tokenizer_hash`: `chat.tokenizer_fingerprint` of its folder. Raises DataError.
+    `tokenizer`: from `chat.load_tokenizer`; `tokenizer_hash`: `chat.tokenizer_fingerprint` of its
+    folder. Raises DataError.
     """
     fingerprint = data_fingerprint(spec, tokenizer, tokenizer_hash)
     if spec.cache_dir is None:
@@ -176,7 +198,8 @@ def open_store(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> SampleSto
 
 
 def _build_cache(spec: DataSpec, tokenizer: Any, target: Path, fingerprint: str) -> None:
-    """Builds `target` under a lock. A process that waited finds it done; what a killed builder left is removed first."""
+    """Builds `target` under a lock. A process that waited finds it done; what a killed builder left
+    is removed first."""
     from filelock import FileLock, Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -190,20 +213,28 @@ def _build_cache(spec: DataSpec, tokenizer: Any, target: Path, fingerprint: str)
             temporary.mkdir()
             try:
                 writer = StoreWriter(temporary)
-                commit(writer, temporary, target, fingerprint, _run(_Build(spec, tokenizer), writer))
+                commit(
+                    writer, temporary, target, fingerprint, _run(_Build(spec, tokenizer), writer)
+                )
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except Timeout as error:
         raise DataError(
-            f"{spec.path}: expected another process to finish tokenising within {spec.lock_timeout_s:g} s, found {lock_path} still held;"
-            " fix: look whether that process hangs, or use another data.cache_dir"
+            f"{spec.path}: expected another process to finish tokenising within"
+            f" {spec.lock_timeout_s:g} s, found {lock_path} still held; fix: look whether that"
+            " process hangs, or use another data.cache_dir"
         ) from error
 
 
 def open_train_and_holdout(
-    spec: DataSpec, holdout: int | float | str | None, seed: int, tokenizer: Any, tokenizer_hash: str
+    spec: DataSpec,
+    holdout: int | float | str | None,
+    seed: int,
+    tokenizer: Any,
+    tokenizer_hash: str,
 ) -> tuple[SampleStore, SampleStore | None]:
-    """Training samples, and the held-out ones: a number or share of the training samples, or a file read with the same options."""
+    """Training samples, and the held-out ones: a number or share of the training samples, or a file
+    read with the same options."""
     store = open_store(spec, tokenizer, tokenizer_hash)
     if holdout is None:
         return store, None

@@ -1,9 +1,12 @@
-"""lm-eval's own tasks on our engine: IFEval, TruthfulQA (generation), CoQA. Prompts, data and metrics are lm-eval's, tokens are ours.
+"""lm-eval's own tasks on our engine: IFEval, TruthfulQA (generation), CoQA. Prompts, data and
+metrics are lm-eval's, tokens are ours.
 
-Only generation tasks (`generate_until`): a task that scores given continuations is refused. Thinking is cut off before a metric sees the
-answer, as published for IFEval. Generations are kept in `generations.jsonl`, keyed by prompt, decoding and model, so a killed run resumes.
-Task definitions of one's own (or copies that read local files): YAML files in <data_dir>/<benchmark>/.
+Only generation tasks (`generate_until`): a task that scores given continuations is refused.
+Thinking is cut off before a metric sees the answer, as published for IFEval. Generations are kept
+in `generations.jsonl`, keyed by prompt, decoding and model, so a killed run resumes. Task
+definitions of one's own (or copies that read local files): YAML files in <data_dir>/<benchmark>/.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -30,13 +33,24 @@ DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
 def require_installed() -> None:
     """Raises MissingDependencyError with the command."""
     if find_spec("lm_eval") is None:
-        raise MissingDependencyError("this benchmark runs in lm-eval; add it: pip install lm-eval==0.4.13 langdetect immutabledict nltk")
+        raise MissingDependencyError(
+            "this benchmark runs in lm-eval; add it: pip install lm-eval==0.4.13 langdetect"
+            " immutabledict nltk"
+        )
 
 
 class Generations:
-    """lm-eval requests → texts through our engine, with a cache on disk. `params_used` and `cut` describe what was generated."""
+    """lm-eval requests → texts through our engine, with a cache on disk. `params_used` and `cut`
+    describe what was generated."""
 
-    def __init__(self, engine: Engine, prompter: Prompter, config: EvalConfig, path: Path, made_by: Mapping[str, Any]):
+    def __init__(
+        self,
+        engine: Engine,
+        prompter: Prompter,
+        config: EvalConfig,
+        path: Path,
+        made_by: Mapping[str, Any],
+    ):
         self._engine, self._prompter, self._config, self._path = engine, prompter, config, path
         self._made_by = fingerprint_of(made_by)
         self.params_used: SamplingParams | None = None
@@ -44,29 +58,44 @@ class Generations:
         self.num_cut = 0
 
     def texts(self, arguments: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """One answer per (context, generation arguments), thinking and everything after a stop string cut off."""
+        """One answer per (context, generation arguments), thinking and everything after a stop
+        string cut off."""
         params = [self._params(kwargs) for _, kwargs in arguments]
-        keys = [self._key(context, one) for (context, _), one in zip(arguments, params, strict=True)]
+        keys = [
+            self._key(context, one) for (context, _), one in zip(arguments, params, strict=True)
+        ]
         with JsonlFile(self._path) as file:
             known = {row["key"]: row for row in read_jsonl(self._path)}
             todo = [index for index, key in enumerate(keys) if key not in known]
-            requests: list[SampleRequest] = [expand(self._prompter.ids(arguments[i][0]), params[i])[0] for i in todo]
+            requests: list[SampleRequest] = [
+                expand(self._prompter.ids(arguments[i][0]), params[i])[0] for i in todo
+            ]
             for position, completion in self._engine.stream(requests):
                 key = keys[todo[position]]
                 known[key] = {
-                    "key": key, "text": completion.text, "num_tokens": len(completion.token_ids),
+                    "key": key,
+                    "text": completion.text,
+                    "num_tokens": len(completion.token_ids),
                     "finish_reason": completion.finish_reason.value,
-                }  # fmt: skip
+                }
                 file.append(known[key])
         self.params_used = params[0] if params else None
         self.lengths = [known[key]["num_tokens"] for key in keys]
         self.num_cut = sum(known[key]["finish_reason"] == "length" for key in keys)
-        return [_answer(known[key]["text"], kwargs) for key, (_, kwargs) in zip(keys, arguments, strict=True)]
+        return [
+            _answer(known[key]["text"], kwargs)
+            for key, (_, kwargs) in zip(keys, arguments, strict=True)
+        ]
 
     def _params(self, kwargs: Mapping[str, Any]) -> SamplingParams:
-        """The task's decoding under the flags that were given. Stop strings are applied afterwards where a model may think first."""
+        """The task's decoding under the flags that were given. Stop strings are applied afterwards
+        where a model may think first."""
         given, section = dict(kwargs), self._config.rollout
-        temperature = given.get("temperature", 1.0) if given.get("do_sample", float(given.get("temperature", 0.0)) > 0) else 0.0
+        temperature = (
+            given.get("temperature", 1.0)
+            if given.get("do_sample", float(given.get("temperature", 0.0)) > 0)
+            else 0.0
+        )
         return SamplingParams(
             temperature=temperature if section.temperature is None else section.temperature,
             top_p=given.get("top_p", 1.0) if section.top_p is None else section.top_p,
@@ -81,8 +110,11 @@ class Generations:
         return hashlib.sha256(to_json([self._made_by, context, values]).encode()).hexdigest()[:32]
 
 
-def run_spec(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, engine: Engine, out: Path) -> dict[str, Any]:
-    """Runs one task in lm-eval; writes its results and samples beside ours and returns the summary entry."""
+def run_spec(
+    spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, engine: Engine, out: Path
+) -> dict[str, Any]:
+    """Runs one task in lm-eval; writes its results and samples beside ours and returns the summary
+    entry."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -93,17 +125,26 @@ def run_spec(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, engine
     generations = Generations(engine, prompter, config, folder / "generations.jsonl", made_by)
     local = Path(config.data_dir) / spec.name if config.data_dir else None
     has_own = local is not None and any(local.glob("*.yaml"))
-    manager = TaskManager(include_path=str(local) if has_own else None, include_defaults=not has_own)
+    manager = TaskManager(
+        include_path=str(local) if has_own else None, include_defaults=not has_own
+    )
     lock = RunLock(folder)
     try:
         results = lm_eval.simple_evaluate(
-            model=_language_model(generations, prompter), tasks=[spec.task], limit=config.limit, task_manager=manager, log_samples=True,
-            apply_chat_template=prompter.style == "chat", system_instruction=prompter.system, bootstrap_iters=0,
-        )  # fmt: skip
+            model=_language_model(generations, prompter),
+            tasks=[spec.task],
+            limit=config.limit,
+            task_manager=manager,
+            log_samples=True,
+            apply_chat_template=prompter.style == "chat",
+            system_instruction=prompter.system,
+            bootstrap_iters=0,
+        )
     except (OSError, ConnectionError, KeyError) as error:
         raise DataError(
-            f"{spec.name}: lm-eval's task {spec.task} cannot be loaded or run ({type(error).__name__}: {error}); fix: network for its"
-            f" data set, or a task file that reads local data in <data_dir>/{spec.name}/"
+            f"{spec.name}: lm-eval's task {spec.task} cannot be loaded or run"
+            f" ({type(error).__name__}: {error}); fix: network for its data set, or a task file"
+            f" that reads local data in <data_dir>/{spec.name}/"
         ) from error
     finally:
         lock.release()
@@ -122,13 +163,21 @@ def _language_model(generations: Generations, prompter: Prompter) -> Any:
             return generations.texts([request.args for request in requests])
 
         def loglikelihood(self, requests: Sequence[Any]) -> Any:
-            raise ConfigError("this lm-eval task scores given continuations; only generation tasks run on our engine")
+            raise ConfigError(
+                "this lm-eval task scores given continuations; only generation tasks run on our"
+                " engine"
+            )
 
         loglikelihood_rolling = loglikelihood
 
-        def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        def apply_chat_template(
+            self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+        ) -> str:
             return prompter.tokenizer.apply_chat_template(
-                list(chat_history), tokenize=False, add_generation_prompt=add_generation_prompt, **prompter.template_kwargs
+                list(chat_history),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **prompter.template_kwargs,
             )
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -137,35 +186,77 @@ def _language_model(generations: Generations, prompter: Prompter) -> Any:
     return EngineLM()
 
 
-def _write(spec: BenchmarkSpec, config: EvalConfig, folder: Path, results: dict[str, Any], generations: Generations,
-           made_by: Mapping[str, Any]) -> dict[str, Any]:  # fmt: skip
+def _write(
+    spec: BenchmarkSpec,
+    config: EvalConfig,
+    folder: Path,
+    results: dict[str, Any],
+    generations: Generations,
+    made_by: Mapping[str, Any],
+) -> dict[str, Any]:
     samples = results.pop("samples")[spec.task]
     scores = _scores(spec, samples, generations, config.seed)
     params = generations.params_used or SamplingParams()
-    decoding = {name: getattr(params, name) for name in ("temperature", "top_p", "top_k", "max_tokens", "seed")}
+    decoding = {
+        name: getattr(params, name)
+        for name in ("temperature", "top_p", "top_k", "max_tokens", "seed")
+    }
     protocol = {
-        **made_by, "benchmark": spec.name, "decoding": decoding, "limit": config.limit, "n": 1, "lm_eval_task": spec.task,
-        "data": {"source": f"lm-eval {spec.task}", "revision": f"task version {results['versions'].get(spec.task)}"},
-    }  # fmt: skip
+        **made_by,
+        "benchmark": spec.name,
+        "decoding": decoding,
+        "limit": config.limit,
+        "n": 1,
+        "lm_eval_task": spec.task,
+        "data": {
+            "source": f"lm-eval {spec.task}",
+            "revision": f"task version {results['versions'].get(spec.task)}",
+        },
+    }
     protocol["fingerprint"] = fingerprint_of(protocol)
     summary = report.summary_entry(scores, protocol, None)
-    plain = {**_without_objects(results), "protocol": protocol, "ci95": summary["ci95"], "counts": summary["counts"]}
-    atomic_write(folder / f"samples_{spec.name}.jsonl", "".join(to_json(_as_stored(row)) + "\n" for row in samples))
-    atomic_write(folder / f"results_{spec.name}.json", to_json(plain, sort_keys=True, indent=2) + "\n")
+    plain = {
+        **_without_objects(results),
+        "protocol": protocol,
+        "ci95": summary["ci95"],
+        "counts": summary["counts"],
+    }
+    atomic_write(
+        folder / f"samples_{spec.name}.jsonl",
+        "".join(to_json(_as_stored(row)) + "\n" for row in samples),
+    )
+    atomic_write(
+        folder / f"results_{spec.name}.json", to_json(plain, sort_keys=True, indent=2) + "\n"
+    )
     atomic_write(folder / "summary.json", to_json(summary, sort_keys=True, indent=2) + "\n")
     print("\n".join(report.lines(scores, protocol, None)), flush=True)
     return summary
 
 
-def _scores(spec: BenchmarkSpec, samples: Sequence[Mapping[str, Any]], generations: Generations, seed: int) -> report.Scores:
+def _scores(
+    spec: BenchmarkSpec, samples: Sequence[Mapping[str, Any]], generations: Generations, seed: int
+) -> report.Scores:
     """Metrics that have one number per document; the first of the task's list is the headline."""
-    names = [name for name in samples[0]["metrics"] if all(np.isscalar(row[name]) for row in samples)]
+    names = [
+        name for name in samples[0]["metrics"] if all(np.isscalar(row[name]) for row in samples)
+    ]
     if not names:
-        raise DataError(f"{spec.name}: none of lm-eval's metrics {samples[0]['metrics']} has one number per document")
+        raise DataError(
+            f"{spec.name}: none of lm-eval's metrics {samples[0]['metrics']} has one number per"
+            " document"
+        )
     values = {name: np.array([float(row[name]) for row in samples]) for name in names}
     values["response_length"] = np.array(generations.lengths[: len(samples)], dtype=np.float64)
     counts = {"samples": len(samples), "truncated": generations.num_cut}
-    return report.Scores(spec.name, len(samples), 1, names[0], values, metrics.bootstrap_intervals(values, seed=seed), counts)
+    return report.Scores(
+        spec.name,
+        len(samples),
+        1,
+        names[0],
+        values,
+        metrics.bootstrap_intervals(values, seed=seed),
+        counts,
+    )
 
 
 def _answer(text: str, kwargs: Mapping[str, Any]) -> str:
@@ -182,7 +273,10 @@ def _stops(kwargs: Mapping[str, Any]) -> list[str]:
 
 def _as_stored(row: Mapping[str, Any]) -> dict[str, Any]:
     """A sample as lm-eval's own tracker writes it: arguments by name, target as text."""
-    arguments = {f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(parts)} for i, parts in enumerate(row["arguments"])}
+    arguments = {
+        f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(parts)}
+        for i, parts in enumerate(row["arguments"])
+    }
     return _without_objects({**row, "arguments": arguments, "target": str(row["target"])})
 
 
@@ -192,4 +286,8 @@ def _without_objects(value: Any) -> Any:
         return {str(key): _without_objects(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_without_objects(item) for item in value]
-    return value if value is None or isinstance(value, (str, int, float, bool)) or hasattr(value, "tolist") else str(value)
+    return (
+        value
+        if value is None or isinstance(value, (str, int, float, bool)) or hasattr(value, "tolist")
+        else str(value)
+    )

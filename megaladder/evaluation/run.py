@@ -1,8 +1,11 @@
-"""One benchmark, one model: generate what is missing, grade it, append it. The loop that every benchmark of ours goes through.
+"""One benchmark, one model: generate what is missing, grade it, append it. The loop that every
+benchmark of ours goes through.
 
-Grading and appending run in a thread of their own, so that they overlap with generation; the engine, the grader and the journal are
-given. What the numbers mean is `report`'s business; the verb is in `verb`.
+Grading and appending run in a thread of their own, so that they overlap with generation; the
+engine, the grader and the journal are given. What the numbers mean is `report`'s business; the verb
+is in `verb`.
 """
+
 from __future__ import annotations
 
 import queue
@@ -32,7 +35,9 @@ class Drawn:
     answer_text: str | None = None  # what is graded, where it is not the whole text
 
 
-Sampler = Callable[[Engine, Sequence[SampleRequest]], Iterator[tuple[int, Drawn]]]  # as `Engine.stream`
+Sampler = Callable[
+    [Engine, Sequence[SampleRequest]], Iterator[tuple[int, Drawn]]
+]  # as `Engine.stream`
 
 
 def plain_sampler(engine: Engine, requests: Sequence[SampleRequest]) -> Iterator[tuple[int, Drawn]]:
@@ -60,7 +65,8 @@ class Task:
 
 @dataclass
 class Timing:
-    """Seconds of one run. Outside generation = start to first request, and last completion to the end."""
+    """Seconds of one run. Outside generation = start to first request, and last completion to the
+    end."""
 
     wall_s: float = 0.0
     generate_s: float = 0.0
@@ -81,10 +87,13 @@ class Timing:
 
 @dataclass
 class Progress:
-    """Prints a line every `every_s` seconds: what is done, tokens per second, time left. Nothing is animated."""
+    """Prints a line every `every_s` seconds: what is done, tokens per second, time left. Nothing is
+    animated."""
 
     every_s: float
-    say: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr, flush=True))
+    say: Callable[[str], None] = field(
+        default=lambda text: print(text, file=sys.stderr, flush=True)
+    )
 
     def start(self, task: Task, num_done: int) -> None:
         self._task, self._num_done, self._num_new, self._tokens = task, num_done, 0, 0
@@ -102,7 +111,10 @@ class Progress:
         done, total = self._num_done + self._num_new, self._task.num_samples
         left_s = elapsed_s / self._num_new * (total - done) if self._num_new else 0.0
         rate = self._tokens / elapsed_s if elapsed_s else 0.0
-        return f"{self._task.benchmark}  {done}/{total} samples ({done / total:.0%})  {rate:,.0f} tokens/s  ETA {clock(left_s)}"
+        return (
+            f"{self._task.benchmark}  {done}/{total} samples ({done / total:.0%})  {rate:,.0f}"
+            f" tokens/s  ETA {clock(left_s)}"
+        )
 
 
 def clock(seconds: float) -> str:
@@ -118,8 +130,15 @@ class Grader(Protocol):
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]: ...
 
 
-def run_task(task: Task, engine: Engine, pool: Grader | None, journal: Journal, progress: Progress | None = None) -> Timing:
-    """Brings the journal to n samples per problem. `pool` may be None for a task that is not graded.
+def run_task(
+    task: Task,
+    engine: Engine,
+    pool: Grader | None,
+    journal: Journal,
+    progress: Progress | None = None,
+) -> Timing:
+    """Brings the journal to n samples per problem. `pool` may be None for a task that is not
+    graded.
 
     Raises EngineError (status 3) when the engine is lost: start again to resume.
     """
@@ -143,7 +162,9 @@ def run_task(task: Task, engine: Engine, pool: Grader | None, journal: Journal, 
     return timing
 
 
-def missing_requests(task: Task, journal: Journal) -> tuple[list[SampleRequest], list[tuple[int, int]]]:
+def missing_requests(
+    task: Task, journal: Journal
+) -> tuple[list[SampleRequest], list[tuple[int, int]]]:
     """The samples that are not there yet, and for each its (problem index, sample index)."""
     requests: list[SampleRequest] = []
     keys: list[tuple[int, int]] = []
@@ -155,7 +176,8 @@ def missing_requests(task: Task, journal: Journal) -> tuple[list[SampleRequest],
 
 
 class _Writer:
-    """Takes completions, grades them in batches, appends them. An exception in its thread surfaces at the next `put` or at the end."""
+    """Takes completions, grades them in batches, appends them. An exception in its thread surfaces
+    at the next `put` or at the end."""
 
     def __init__(self, task: Task, pool: Grader | None, journal: Journal, timing: Timing):
         self._task, self._pool, self._journal, self._timing = task, pool, journal, timing
@@ -214,19 +236,30 @@ class _Writer:
                 yield _record(problems[index], sample, drawn)
             return
         tasks = [
-            GradeTask(f"{problems[index].id}/{sample}", _gradable(drawn), problems[index].gold, problems[index].kind,
-                      problems[index].metadata)
+            GradeTask(
+                f"{problems[index].id}/{sample}",
+                _gradable(drawn),
+                problems[index].gold,
+                problems[index].kind,
+                problems[index].metadata,
+            )
             for (index, sample), drawn in batch
-        ]  # fmt: skip
-        for ((index, sample), drawn), graded in zip(batch, self._pool.grade_many(tasks), strict=True):
+        ]
+        for ((index, sample), drawn), graded in zip(
+            batch, self._pool.grade_many(tasks), strict=True
+        ):
             yield replace(
                 _record(problems[index], sample, drawn),
-                correct=graded.correct, answer=graded.answer, reason=graded.reason.value, detail=graded.detail,
-            )  # fmt: skip
+                correct=graded.correct,
+                answer=graded.answer,
+                reason=graded.reason.value,
+                detail=graded.detail,
+            )
 
 
 def _gradable(drawn: Drawn) -> str:
-    """What the grader sees: the text or its answer part; nothing for a completion that the engine gave up on."""
+    """What the grader sees: the text or its answer part; nothing for a completion that the engine
+    gave up on."""
     if drawn.completion.finish_reason is FinishReason.ABORT:
         return ""
     return drawn.completion.text if drawn.answer_text is None else drawn.answer_text
@@ -235,7 +268,14 @@ def _gradable(drawn: Drawn) -> str:
 def _record(problem: Problem, sample: int, drawn: Drawn) -> Record:
     completion = drawn.completion
     return Record(
-        id=problem.id, sample=sample, response=completion.text, response_ids=list(completion.token_ids),
-        finish_reason=completion.finish_reason.value, correct=None, answer=None, reason="not_judged",
-        num_thinking_tokens=drawn.num_thinking_tokens, tries=drawn.tries,
-    )  # fmt: skip
+        id=problem.id,
+        sample=sample,
+        response=completion.text,
+        response_ids=list(completion.token_ids),
+        finish_reason=completion.finish_reason.value,
+        correct=None,
+        answer=None,
+        reason="not_judged",
+        num_thinking_tokens=drawn.num_thinking_tokens,
+        tries=drawn.tries,
+    )

@@ -1,9 +1,12 @@
-"""Generated programs (LiveCodeBench) are run by a command of the user's, never by us: without --sandbox nothing is executed.
+"""Generated programs (LiveCodeBench) are run by a command of the user's, never by us: without
+--sandbox nothing is executed.
 
-The command gets one JSON object on stdin, `{"code": str, "tests": …}` (the benchmark's test cases as they stand in its data; on the hub
-those are the public ones), and prints one: `{"passed": bool, "detail": str}`. Isolation (container, network, limits) is its business; we
-bound its wall time. A command that fails or prints anything else stops the run: that is no wrong answer.
+The command gets one JSON object on stdin, `{"code": str, "tests": …}` (the benchmark's test cases
+as they stand in its data; on the hub those are the public ones), and prints one: `{"passed": bool,
+"detail": str}`. Isolation (container, network, limits) is its business; we bound its wall time. A
+command that fails or prints anything else stops the run: that is no wrong answer.
 """
+
 from __future__ import annotations
 
 import json
@@ -23,7 +26,8 @@ MAX_CODE_CHARS = 200_000
 
 
 class SandboxPool:
-    """Stands where `GradePool` stands in `run_task`: the same call, verdicts from the user's command."""
+    """Stands where `GradePool` stands in `run_task`: the same call, verdicts from the user's
+    command."""
 
     def __init__(self, command: str, num_workers: int, timeout_s: float):
         self._command = shlex.split(command)
@@ -33,7 +37,8 @@ class SandboxPool:
         self.failures: list[Failure] = []
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
-        """Verdicts in order; a command that outlives the timeout counts as a wrong answer by timeout."""
+        """Verdicts in order; a command that outlives the timeout counts as a wrong answer by
+        timeout."""
         with ThreadPoolExecutor(self._num_workers) as threads:
             return list(threads.map(self._grade, tasks))
 
@@ -53,13 +58,23 @@ class SandboxPool:
             tests = task.gold
         try:
             done = subprocess.run(
-                self._command, input=json.dumps({"code": code, "tests": tests}), capture_output=True, text=True, timeout=self._timeout_s
+                self._command,
+                input=json.dumps({"code": code, "tests": tests}),
+                capture_output=True,
+                text=True,
+                timeout=self._timeout_s,
             )
         except subprocess.TimeoutExpired:
-            self.failures.append(Failure(task.id, GradeReason.TIMEOUT, f"no verdict within {self._timeout_s} s"))
-            return Graded(False, None, GradeReason.TIMEOUT, f"no verdict within {self._timeout_s} s")
+            self.failures.append(
+                Failure(task.id, GradeReason.TIMEOUT, f"no verdict within {self._timeout_s} s")
+            )
+            return Graded(
+                False, None, GradeReason.TIMEOUT, f"no verdict within {self._timeout_s} s"
+            )
         except OSError as error:
-            raise ConfigError(f"sandbox {self._command[0]}: cannot be started ({error}); fix: --sandbox") from None
+            raise ConfigError(
+                f"sandbox {self._command[0]}: cannot be started ({error}); fix: --sandbox"
+            ) from None
         return _verdict(task, done)
 
 
@@ -78,7 +93,7 @@ def _verdict(task: GradeTask, done: subprocess.CompletedProcess[str]) -> Graded:
     if done.returncode != 0 or not isinstance(passed, bool):
         said = (done.stderr or done.stdout).strip()[-300:]
         raise RewardError(
-            f"sandbox: sample {task.id}: expected exit status 0 and {{\"passed\": true or false}}, found status {done.returncode}: {said};"
-            " fix: the sandbox command"
+            f'sandbox: sample {task.id}: expected exit status 0 and {{"passed": true or false}},'
+            f" found status {done.returncode}: {said}; fix: the sandbox command"
         )
     return Graded(passed, None, GradeReason.EXACT if passed else GradeReason.DIFFERENT, detail)

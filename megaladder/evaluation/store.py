@@ -1,9 +1,12 @@
-"""What an evaluation has so far: one line per graded sample in `journal.jsonl`, under one fingerprint. Survives a kill at any byte.
+"""What an evaluation has so far: one line per graded sample in `journal.jsonl`, under one
+fingerprint. Survives a kill at any byte.
 
-    <out>/<model>/<benchmark>/journal.jsonl       appended as samples finish; the truth
-                              fingerprint.json    what the samples were made with; another one is refused
-                              samples_<benchmark>.jsonl, results_<benchmark>.json, summary.json   written from it (`lm_eval_format`)
+<out>/<model>/<benchmark>/journal.jsonl       appended as samples finish; the truth
+                          fingerprint.json    what the samples were made with; another one is
+                          refused samples_<benchmark>.jsonl, results_<benchmark>.json, summary.json
+                          written from it (`lm_eval_format`)
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,9 +25,11 @@ HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One graded sample. `response` is the text that was graded; `response_ids` what the engine sampled (with forced tokens, in budgets).
+    """One graded sample. `response` is the text that was graded; `response_ids` what the engine
+    sampled (with forced tokens, in budgets).
 
-    `correct` is None for judged benchmarks: a judge comes later. `num_thinking_tokens` is set by budget forcing.
+    `correct` is None for judged benchmarks: a judge comes later. `num_thinking_tokens` is set by
+    budget forcing.
     """
 
     id: str
@@ -50,9 +55,11 @@ def fingerprint_of(parts: Mapping[str, Any]) -> str:
 
 
 def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
-    """What identifies the weights: for a folder, sha256 over its configs and, of each weight file, its size, first and last MiB.
+    """What identifies the weights: for a folder, sha256 over its configs and, of each weight file,
+    its size, first and last MiB.
 
-    Reading 28 GB to notice a change is not worth it: training changes every tensor, so the ends of every file change.
+    Reading 28 GB to notice a change is not worth it: training changes every tensor, so the ends of
+    every file change.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -72,7 +79,8 @@ def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
 
 
 class Journal:
-    """The samples of one benchmark, opened for appending. Raises ConfigError for another fingerprint, DataError for a foreign row."""
+    """The samples of one benchmark, opened for appending. Raises ConfigError for another
+    fingerprint, DataError for a foreign row."""
 
     def __init__(self, folder: str | Path, parts: Mapping[str, Any]):
         self.folder, self.parts = Path(folder), dict(parts)
@@ -125,26 +133,46 @@ class Journal:
             try:
                 stored = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise ConfigError(f"{path}: unreadable ({error}); fix: delete this folder, or use another --out") from None
-            if stored.get("fingerprint") != self.fingerprint:
-                changes = "; ".join(_differences(stored.get("parts", {}), self.parts)) or "nothing that can be named"
                 raise ConfigError(
-                    f"{self.folder}: holds samples made with other settings, which must not be mixed: {changes};"
-                    " fix: the old settings to resume, or another --out (or --name) for the new ones"
+                    f"{path}: unreadable ({error}); fix: delete this folder, or use another --out"
+                ) from None
+            if stored.get("fingerprint") != self.fingerprint:
+                changes = (
+                    "; ".join(_differences(stored.get("parts", {}), self.parts))
+                    or "nothing that can be named"
+                )
+                raise ConfigError(
+                    f"{self.folder}: holds samples made with other settings, which must not be"
+                    f" mixed: {changes}; fix: the old settings to resume, or another --out (or"
+                    " --name) for the new ones"
                 )
         elif self.path.exists() and self.path.stat().st_size:
-            raise ConfigError(f"{self.folder}: has samples but no fingerprint.json; fix: use another --out")
+            raise ConfigError(
+                f"{self.folder}: has samples but no fingerprint.json; fix: use another --out"
+            )
         else:
-            atomic_write(path, to_json({"fingerprint": self.fingerprint, "parts": self.parts}, sort_keys=True, indent=2) + "\n")
+            atomic_write(
+                path,
+                to_json(
+                    {"fingerprint": self.fingerprint, "parts": self.parts}, sort_keys=True, indent=2
+                )
+                + "\n",
+            )
 
     def _read(self) -> dict[tuple[str, int], Record]:
         records: dict[tuple[str, int], Record] = {}
         for number, row in enumerate(read_jsonl(self.path), start=1):
             if row.pop("fingerprint", None) != self.fingerprint:
-                raise DataError(f"{self.path}:{number}: was made with other settings than its folder says; fix: use another --out")
+                raise DataError(
+                    f"{self.path}:{number}: was made with other settings than its folder says; fix:"
+                    " use another --out"
+                )
             record = Record(**row)
             if record.key in records:
-                raise DataError(f"{self.path}:{number}: sample {record.sample} of problem {record.id!r} again; fix: delete the line")
+                raise DataError(
+                    f"{self.path}:{number}: sample {record.sample} of problem {record.id!r} again;"
+                    " fix: delete the line"
+                )
             records[record.key] = record
         return records
 
@@ -153,7 +181,11 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     """`decoding.temperature 0.6 → 1.0`, for every leaf that changed."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [line for name in keys for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)]
+        return [
+            line
+            for name in keys
+            for line in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
     plain = json.loads(to_json(new))
     return [] if old == plain else [f"{key} {_short(old)} → {_short(plain)}"]
 

@@ -1,7 +1,10 @@
-"""`megaladder eval`: for each benchmark problems → prompts → missing samples → grades → files, and the printed scores.
+"""`megaladder eval`: for each benchmark problems → prompts → missing samples → grades → files, and
+the printed scores.
 
-One engine serves all benchmarks of a run. What is stored and refused: `store`; the loop: `run`; the numbers: `report`.
+One engine serves all benchmarks of a run. What is stored and refused: `store`; the loop: `run`; the
+numbers: `report`.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -46,14 +49,18 @@ class _Job:
 
 
 def run_eval(config: EvalConfig) -> int:
-    """The verb. Benchmarks, data, prompts, judge and sandbox are checked before the engine starts."""
+    """The verb. Benchmarks, data, prompts, judge and sandbox are checked before the engine
+    starts."""
     if config.benchmark == ("list",):
         print(describe_registry())
         return 0
     specs = [find_benchmark(name) for name in dict.fromkeys(config.benchmark)]
     tokenizer = _tokenizer(config)
     prompter = make_prompter(tokenizer, config.prompt, instruction(config.budget))
-    out = Path(config.out) / (config.name or lm_eval_format.sanitized(Path(config.model.path).name or config.rollout.engine))
+    out = Path(config.out) / (
+        config.name
+        or lm_eval_format.sanitized(Path(config.model.path).name or config.rollout.engine)
+    )
     jobs = [_prepare(spec, config, prompter, out) for spec in specs if spec.runner != "lm_eval"]
     harness = [spec for spec in specs if spec.runner == "lm_eval"]
     if harness:
@@ -85,14 +92,33 @@ def make_engine(config: EvalConfig, tokenizer: Any, log_dir: Path) -> Any:
     """The engine that the `rollout` section asks for; a context manager."""
     section = config.rollout
     if section.engine == "fake":
-        return FakeEngine(tokenizer=tokenizer, vocab_size=len(tokenizer), max_restarts=section.max_restarts)
+        return FakeEngine(
+            tokenizer=tokenizer, vocab_size=len(tokenizer), max_restarts=section.max_restarts
+        )
     options = VllmOptions(
-        model=config.model.path, revision=config.model.revision, tokenizer=config.model.tokenizer, seed=config.seed,
-        trust_remote_code=config.model.trust_remote_code, log_dir=str(log_dir / "logs"),
-        **section_values(section, ("tp", "replicas", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization",
-                                   "cpu_kv_cache_gib", "cpu_threads")),
-    )  # fmt: skip
-    engine = VllmEngine(options, Limits(stall_s=section.timeout_s, max_restarts=section.max_restarts))
+        model=config.model.path,
+        revision=config.model.revision,
+        tokenizer=config.model.tokenizer,
+        seed=config.seed,
+        trust_remote_code=config.model.trust_remote_code,
+        log_dir=str(log_dir / "logs"),
+        **section_values(
+            section,
+            (
+                "tp",
+                "replicas",
+                "dtype",
+                "max_model_len",
+                "max_num_seqs",
+                "gpu_memory_utilization",
+                "cpu_kv_cache_gib",
+                "cpu_threads",
+            ),
+        ),
+    )
+    engine = VllmEngine(
+        options, Limits(stall_s=section.timeout_s, max_restarts=section.max_restarts)
+    )
     print(f"engine ready in {engine.start_up_s:.1f} s: {engine.describe()}")
     return engine
 
@@ -100,7 +126,10 @@ def make_engine(config: EvalConfig, tokenizer: Any, log_dir: Path) -> Any:
 def sampling(spec: BenchmarkSpec, config: EvalConfig) -> SamplingParams:
     """The benchmark's published decoding under the flags that were given."""
     given = section_values(config.rollout, ("n", "temperature", "top_p", "top_k", "max_tokens"))
-    return SamplingParams(**{**spec.decoding, **{name: value for name, value in given.items() if value is not None}}, seed=config.seed)
+    return SamplingParams(
+        **{**spec.decoding, **{name: value for name, value in given.items() if value is not None}},
+        seed=config.seed,
+    )
 
 
 def _tokenizer(config: EvalConfig) -> Any:
@@ -118,10 +147,18 @@ def _tokenizer(config: EvalConfig) -> Any:
 def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: Path) -> _Job:
     rows = load_rows(spec, config.data_dir, config.revision)
     if spec.runner == "judge" and config.judge.model is None:
-        raise ConfigError(f"{spec.name} needs a judge; fix: --judge.model DIR, or --judge.url ADDRESS with --judge.model NAME")
+        raise ConfigError(
+            f"{spec.name} needs a judge; fix: --judge.model DIR, or --judge.url ADDRESS with"
+            " --judge.model NAME"
+        )
     if spec.runner == "sandbox" and config.sandbox is None:
-        raise ConfigError(f"{spec.name} runs generated programs, which is off; fix: --sandbox COMMAND (see evaluation/sandbox.py)")
-    template = config.prompt.template.replace("\\n", "\n") if config.prompt.template is not None else None
+        raise ConfigError(
+            f"{spec.name} runs generated programs, which is off; fix: --sandbox COMMAND (see"
+            " evaluation/sandbox.py)"
+        )
+    template = (
+        config.prompt.template.replace("\\n", "\n") if config.prompt.template is not None else None
+    )
     problems = build_problems(spec, rows, config.seed, template)[: config.limit]
     params = sampling(spec, config)
     prompts = tuple(prompter.text(problem) for problem in problems)
@@ -132,19 +169,40 @@ def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: P
         if config.budget.max_thinking is not None:
             budget.limit(params)
         sampler = budget
-    task = Task(spec.name, tuple(problems), prompts, prompt_ids, params, sampler, graded=spec.runner != "judge")
+    task = Task(
+        spec.name,
+        tuple(problems),
+        prompts,
+        prompt_ids,
+        params,
+        sampler,
+        graded=spec.runner != "judge",
+    )
     return _Job(spec, rows, task, out / spec.name)
 
 
-def _generate(job: _Job, config: EvalConfig, engine: Engine, pool: GradePool, parts: dict[str, Any]) -> Timing:
+def _generate(
+    job: _Job, config: EvalConfig, engine: Engine, pool: GradePool, parts: dict[str, Any]
+) -> Timing:
     """Brings the benchmark's journal to n samples per problem."""
     sandboxed = job.spec.runner == "sandbox"
-    grader = SandboxPool(str(config.sandbox), config.grade_workers, config.grade_timeout_s) if sandboxed else pool
+    grader = (
+        SandboxPool(str(config.sandbox), config.grade_workers, config.grade_timeout_s)
+        if sandboxed
+        else pool
+    )
     seen = len(grader.failures)
     with Journal(job.folder, parts) as journal:
         if journal.num_resumed or journal.repaired_bytes:
-            torn = f", {journal.repaired_bytes} bytes of a torn line cut off" if journal.repaired_bytes else ""
-            print(f"{job.spec.name}  resumes: {journal.num_resumed} samples are there{torn}", flush=True)
+            torn = (
+                f", {journal.repaired_bytes} bytes of a torn line cut off"
+                if journal.repaired_bytes
+                else ""
+            )
+            print(
+                f"{job.spec.name}  resumes: {journal.num_resumed} samples are there{torn}",
+                flush=True,
+            )
         timing = run_task(job.task, engine, grader, journal, Progress(config.progress_s))
     failures = grader.failures[seen:]
     for failure in failures[:MAX_NAMED]:
@@ -158,7 +216,9 @@ def _generate(job: _Job, config: EvalConfig, engine: Engine, pool: GradePool, pa
 def _warm_pool(config: EvalConfig) -> Iterator[GradePool]:
     """One pool for all benchmarks; its processes import sympy while the engine loads the model."""
     with GradePool(config.grade_workers, config.grade_timeout_s) as pool:
-        warm_up = threading.Thread(target=pool.grade_many, args=([GradeTask("warm-up", "1", "1")],), daemon=True)
+        warm_up = threading.Thread(
+            target=pool.grade_many, args=([GradeTask("warm-up", "1", "1")],), daemon=True
+        )
         warm_up.start()
         try:
             yield pool
@@ -176,9 +236,13 @@ def _finish(job: _Job, config: EvalConfig, parts: dict[str, Any], timing: Timing
         else:
             scores = report.score(task.problems, journal.records, n, config.seed, job.spec.groups)
         summary = report.summary_entry(scores, protocol, timing)
-        lm_eval_format.write_samples(job.folder / f"samples_{name}.jsonl", task, journal.records, scores, journal.fingerprint)
+        lm_eval_format.write_samples(
+            job.folder / f"samples_{name}.jsonl", task, journal.records, scores, journal.fingerprint
+        )
         results = lm_eval_format.results_object(task, scores, summary, config.model.path)
-        atomic_write(job.folder / f"results_{name}.json", to_json(results, sort_keys=True, indent=2) + "\n")
+        atomic_write(
+            job.folder / f"results_{name}.json", to_json(results, sort_keys=True, indent=2) + "\n"
+        )
         atomic_write(job.folder / "summary.json", to_json(summary, sort_keys=True, indent=2) + "\n")
     print("\n".join(report.lines(scores, protocol, timing)), flush=True)
     return summary
@@ -188,7 +252,9 @@ def _judged(job: _Job, config: EvalConfig, journal: Journal) -> report.Scores:
     kind, task = str(job.spec.judge), job.task
     with _make_judge(kind, config) as by:
         judgements = judge.judge_records(task.problems, journal.records, by, job.folder)
-    return judge.judged_scores(task.problems, journal.records, judgements, kind, task.params.n, config.seed)
+    return judge.judged_scores(
+        task.problems, journal.records, judgements, kind, task.params.n, config.seed
+    )
 
 
 @contextmanager
@@ -199,34 +265,65 @@ def _make_judge(kind: str, config: EvalConfig) -> Iterator[judge.Judge]:
         yield judge.HttpJudge(config.judge)
     else:
         prompter = make_prompter(load_tokenizer(str(config.judge.model)), PromptSection())
-        options = VllmOptions(model=str(config.judge.model), tp=config.rollout.tp, cpu_kv_cache_gib=config.rollout.cpu_kv_cache_gib)
+        options = VllmOptions(
+            model=str(config.judge.model),
+            tp=config.rollout.tp,
+            cpu_kv_cache_gib=config.rollout.cpu_kv_cache_gib,
+        )
         with VllmEngine(options) as engine:
             yield judge.EngineJudge(engine, prompter, config.judge)
 
 
-def fingerprint_parts(job: _Job, config: EvalConfig, prompter: Prompter, engine: Engine) -> dict[str, Any]:
-    """Everything that decides what a sample is. Not in it: n (a larger n adds samples) and what only changes speed."""
+def fingerprint_parts(
+    job: _Job, config: EvalConfig, prompter: Prompter, engine: Engine
+) -> dict[str, Any]:
+    """Everything that decides what a sample is. Not in it: n (a larger n adds samples) and what
+    only changes speed."""
     task, model = job.task, config.model
-    decoding = {name: getattr(task.params, name) for name in SamplingParams.__dataclass_fields__ if name not in ("n", "logprobs")}
-    problems = [[problem.id, prompt, problem.gold, problem.kind] for problem, prompt in zip(task.problems, task.prompts, strict=True)]
-    tokenizer_folder = tokenizer_dir(model.tokenizer or model.path, None if model.tokenizer else model.revision)
+    decoding = {
+        name: getattr(task.params, name)
+        for name in SamplingParams.__dataclass_fields__
+        if name not in ("n", "logprobs")
+    }
+    problems = [
+        [problem.id, prompt, problem.gold, problem.kind]
+        for problem, prompt in zip(task.problems, task.prompts, strict=True)
+    ]
+    tokenizer_folder = tokenizer_dir(
+        model.tokenizer or model.path, None if model.tokenizer else model.revision
+    )
     return {
         "benchmark": job.spec.name,
         "model": model_fingerprint(model.path, model.revision),
-        "tokenizer_sha256": tokenizer_fingerprint(tokenizer_folder, prompter.tokenizer.chat_template),
+        "tokenizer_sha256": tokenizer_fingerprint(
+            tokenizer_folder, prompter.tokenizer.chat_template
+        ),
         "prompt": prompter.fingerprint(),
-        "decoding": {key: list(value) if isinstance(value, tuple) else value for key, value in decoding.items()},
+        "decoding": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in decoding.items()
+        },
         "budget": config.budget.model_dump(mode="json") if config.budget.active else None,
-        "data": {"source": job.rows.source, "revision": job.rows.revision, "num_rows": len(job.rows.rows),
-                 "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest()},
+        "data": {
+            "source": job.rows.source,
+            "revision": job.rows.revision,
+            "num_rows": len(job.rows.rows),
+            "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest(),
+        },
         "limit": config.limit if len(task.problems) < len(job.rows.rows) else None,
-        "engine": {key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")},
+        "engine": {
+            key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")
+        },
         "megaladder": __version__,
-    }  # fmt: skip
+    }
 
 
 def _write_summary(config: EvalConfig, out: Path, summaries: dict[str, Any]) -> None:
-    """<out>/<model>/summary.json over the benchmarks of this call, kept up to date as they finish."""
-    text = to_json({"model": config.model.path, "benchmarks": summaries}, sort_keys=True, indent=2) + "\n"
+    """<out>/<model>/summary.json over the benchmarks of this call, kept up to date as they
+    finish."""
+    text = (
+        to_json({"model": config.model.path, "benchmarks": summaries}, sort_keys=True, indent=2)
+        + "\n"
+    )
     for path in (out / "summary.json", *([Path(config.json_path)] if config.json_path else [])):
         atomic_write(path, text)

@@ -1,4 +1,5 @@
 """A packed micro-batch on the compute device."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from megaladder.types import PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class ContextPart:
-    """What a context-parallel rank holds of the micro-batch: `tokens` int64 [T/cp], `order` int64 [T] (see `context_parallel`)."""
+    """What a context-parallel rank holds of the micro-batch: `tokens` int64 [T/cp], `order` int64
+    [T] (see `context_parallel`)."""
 
     tokens: torch.Tensor
     order: torch.Tensor
@@ -20,9 +22,11 @@ class ContextPart:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBatch:
-    """`types.PackedBatch` as tensors. input_ids, position_ids: int64 [1, T]; labels: int64 [T]; cu_seqlens: int32 [S + 1]; per-token
-    floats: float32 [T] or None; sequence_of_token: int64 [T], index of each token's sequence in 0…S-1. Losses read all of it; the model
-    computes on `local_*`, the tokens of its context-parallel rank (all of them without context parallelism)."""
+    """`types.PackedBatch` as tensors. input_ids, position_ids: int64 [1, T]; labels: int64 [T];
+    cu_seqlens: int32 [S + 1]; per-token floats: float32 [T] or None; sequence_of_token: int64 [T],
+    index of each token's sequence in 0…S-1. Losses read all of it; the model computes on `local_*`,
+    the tokens of its context-parallel rank (all of them without context parallelism).
+    """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
@@ -44,11 +48,19 @@ class DeviceBatch:
 
     @property
     def local_input_ids(self) -> torch.Tensor:
-        return self.input_ids if self.part is None else self.input_ids.index_select(1, self.part.tokens)
+        return (
+            self.input_ids
+            if self.part is None
+            else self.input_ids.index_select(1, self.part.tokens)
+        )
 
     @property
     def local_position_ids(self) -> torch.Tensor:
-        return self.position_ids if self.part is None else self.position_ids.index_select(1, self.part.tokens)
+        return (
+            self.position_ids
+            if self.part is None
+            else self.position_ids.index_select(1, self.part.tokens)
+        )
 
     @property
     def local_labels(self) -> torch.Tensor:
@@ -56,7 +68,8 @@ class DeviceBatch:
 
 
 def to_device(batch: PackedBatch) -> DeviceBatch:
-    """Copies a micro-batch to this process's device; under context parallelism with this rank's part."""
+    """Copies a micro-batch to this process's device; under context parallelism with this rank's
+    part."""
     device = platform.device()
 
     def move(array: object) -> torch.Tensor | None:
@@ -64,7 +77,10 @@ def to_device(batch: PackedBatch) -> DeviceBatch:
 
     cp, part = parallel.cp_size(), None
     if cp > 1:
-        tokens, order = rank_tokens(batch.cu_seqlens, cp, parallel.cp_rank()), whole_order(batch.cu_seqlens, cp)
+        tokens, order = (
+            rank_tokens(batch.cu_seqlens, cp, parallel.cp_rank()),
+            whole_order(batch.cu_seqlens, cp),
+        )
         part = ContextPart(move(tokens), move(order))
     return DeviceBatch(
         input_ids=move(batch.input_ids_t).unsqueeze(0),

@@ -1,8 +1,10 @@
 """HF config → megatron-core GPTModel chunks of this rank, ready to be loaded and trained.
 
-The TE specification on CUDA with Transformer Engine, else the portable one. What a chunk computes is `LadderGPT.forward`: packed tokens
-in, hidden states out (inner pipeline stages) or per-token log-probs (last stage).
+The TE specification on CUDA with Transformer Engine, else the portable one. What a chunk computes
+is `LadderGPT.forward`: packed tokens in, hidden states out (inner pipeline stages) or per-token
+log-probs (last stage).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -29,10 +31,11 @@ from megaladder.parallel import Layout
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a run chooses about the computation, not about the model. `recompute`: none, selective (`recompute_modules`) or full (layers).
+    """What a run chooses about the computation, not about the model. `recompute`: none, selective
+    (`recompute_modules`) or full (layers).
 
-    `layers`: te, portable, or auto = te in bf16 where there is Transformer Engine on CUDA (its packed attention takes no fp32).
-    `gpu`: read with te layers only.
+    `layers`: te, portable, or auto = te in bf16 where there is Transformer Engine on CUDA (its
+    packed attention takes no fp32). `gpu`: read with te layers only.
     """
 
     precision: str = "fp32"
@@ -54,16 +57,28 @@ class BuildOptions:
         return self.layers == "te"
 
 
-def transformer_config(shape: ModelShape, layout: Layout, options: BuildOptions) -> TransformerConfig:
+def transformer_config(
+    shape: ModelShape, layout: Layout, options: BuildOptions
+) -> TransformerConfig:
     """megatron-core's configuration for this model, layout and precision."""
-    fields: dict[str, Any] = {"gradient_accumulation_fusion": platform.has_apex_accumulation(), "apply_rope_fusion": False,
-                              "bias_activation_fusion": False}
+    fields: dict[str, Any] = {
+        "gradient_accumulation_fusion": platform.has_apex_accumulation(),
+        "apply_rope_fusion": False,
+        "bias_activation_fusion": False,
+    }
     if options.uses_te:
         fields = te.transformer_fields(options.fp8, options.gpu, layout.cp)
     if options.recompute == "selective":
-        fields |= {"recompute_granularity": "selective", "recompute_modules": list(options.recompute_modules)}
+        fields |= {
+            "recompute_granularity": "selective",
+            "recompute_modules": list(options.recompute_modules),
+        }
     elif options.recompute == "full":
-        fields |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        fields |= {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
     on_cuda = platform.has_cuda()
     return TransformerConfig(
         num_layers=shape.num_layers,
@@ -103,21 +118,30 @@ def transformer_config(shape: ModelShape, layout: Layout, options: BuildOptions)
 class LadderGPT(GPTModel):
     """One model chunk (a pipeline stage or a virtual stage of it) over packed micro-batches."""
 
-    def __init__(self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None, use_te: bool) -> None:
+    def __init__(
+        self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None, use_te: bool
+    ) -> None:
         where = {"ignore_virtual": False, "vp_stage": vp_stage}
         super().__init__(
             config,
-            te.layer_spec(config) if use_te else portable_block_spec(config, get_num_layers_to_build(config, vp_stage)),
+            (
+                te.layer_spec(config)
+                if use_te
+                else portable_block_spec(config, get_num_layers_to_build(config, vp_stage))
+            ),
             vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=shape.max_position_embeddings,
             pre_process=parallel_state.is_pipeline_first_stage(**where),
             post_process=parallel_state.is_pipeline_last_stage(**where),
             share_embeddings_and_output_weights=shape.tied,
-            position_embedding_type="none",  # ours: both layer specifications get HF's frequencies, scaled ones included
+            # ours: both layer specifications get HF's frequencies, scaled ones included
+            position_embedding_type="none",
             vp_stage=vp_stage,
         )
         self.shape = shape
-        self._inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(platform.device())  # a plain attribute: in no state dict
+        self._inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(
+            platform.device()
+        )  # a plain attribute: in no state dict
         self._rotary_table = te.RotaryTable(self._inv_freq) if use_te else None
 
     def setup_embeddings_and_output_layer(self) -> None:
@@ -132,48 +156,92 @@ class LadderGPT(GPTModel):
         angles = torch.outer(batch.local_position_ids.reshape(-1).float(), self._inv_freq)
         angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
         dtype = self.config.params_dtype
-        return None, packed_layout(batch.cu_seqlens, batch.max_seqlen, angles.cos().to(dtype), angles.sin().to(dtype))
+        return None, packed_layout(
+            batch.cu_seqlens, batch.max_seqlen, angles.cos().to(dtype), angles.sin().to(dtype)
+        )
 
     def hidden_states(self, batch: DeviceBatch) -> torch.Tensor:
-        """[T/cp, 1, H] (1/tp of it under sequence parallelism); after the final norm on the last stage."""
+        """[T/cp, 1, H] (1/tp of it under sequence parallelism); after the final norm on the last
+        stage."""
         rotary, packed = self._rotary(batch)
-        embedded = self.embedding(input_ids=batch.local_input_ids, position_ids=batch.local_position_ids) if self.pre_process else None
-        return self.decoder(hidden_states=embedded, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=packed)
+        embedded = (
+            self.embedding(input_ids=batch.local_input_ids, position_ids=batch.local_position_ids)
+            if self.pre_process
+            else None
+        )
+        return self.decoder(
+            hidden_states=embedded,
+            attention_mask=None,
+            rotary_pos_emb=rotary,
+            packed_seq_params=packed,
+        )
 
-    def forward(self, batch: DeviceBatch, options: HeadOptions = HeadOptions()) -> torch.Tensor | HeadOutput:
-        """Inner stages return hidden states [T/cp, 1, H]; the last stage per-token log-probs of its labels (see `HeadOutput`)."""
+    def forward(
+        self, batch: DeviceBatch, options: HeadOptions = HeadOptions()
+    ) -> torch.Tensor | HeadOutput:
+        """Inner stages return hidden states [T/cp, 1, H]; the last stage per-token log-probs of its
+        labels (see `HeadOutput`)."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
         return self.output_layer(
-            hidden_states, batch.local_labels, options, weight=self._output_weight(), vocab_size=self.shape.vocab_size)
+            hidden_states,
+            batch.local_labels,
+            options,
+            weight=self._output_weight(),
+            vocab_size=self.shape.vocab_size,
+        )
 
     def _output_weight(self) -> torch.Tensor:
-        return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else self.output_layer.weight
+        return (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
 
     def logits(self, batch: DeviceBatch) -> torch.Tensor:
-        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks; not for training, nor context parallelism."""
+        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks; not for
+        training, nor context parallelism."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
         logits, _ = tensor_parallel.ColumnParallelLinear.forward(
-            self.output_layer, hidden_states, weight=self._output_weight(), runtime_gather_output=True)
+            self.output_layer,
+            hidden_states,
+            weight=self._output_weight(),
+            runtime_gather_output=True,
+        )
         return logits.squeeze(1)[:, : self.shape.vocab_size]
 
 
 def _mark_sharded(chunk: LadderGPT) -> None:
-    """Tells megatron-core which parameters are split over TP ranks and along which dimension; its global gradient norm counts by it.
+    """Tells megatron-core which parameters are split over TP ranks and along which dimension; its
+    global gradient norm counts by it.
 
-    Its own initialisers would, but we skip them: weights come from a folder or from `RandomTensors`.
+    Its own initialisers would, but we skip them: weights come from a folder or from
+    `RandomTensors`.
     """
-    split_dim = {"VocabParallelEmbedding": 0, "VocabularyHead": 0, "ColumnParallelLinear": 0, "LayerNormColumnParallelLinear": 0,
-                 "RowParallelLinear": 1}
+    split_dim = {
+        "VocabParallelEmbedding": 0,
+        "VocabularyHead": 0,
+        "ColumnParallelLinear": 0,
+        "LayerNormColumnParallelLinear": 0,
+        "RowParallelLinear": 1,
+    }
     for module in chunk.modules():
         dim = split_dim.get(type(module).__name__.removeprefix("TE"))
         for name in ("weight", "bias"):
             parameter = getattr(module, name, None)
-            if dim is not None and isinstance(parameter, torch.nn.Parameter) and not (name == "bias" and dim == 1):
-                parameter.tensor_model_parallel, parameter.partition_dim, parameter.partition_stride = True, dim, 1
+            if (
+                dim is not None
+                and isinstance(parameter, torch.nn.Parameter)
+                and not (name == "bias" and dim == 1)
+            ):
+                (
+                    parameter.tensor_model_parallel,
+                    parameter.partition_dim,
+                    parameter.partition_stride,
+                ) = (True, dim, 1)
 
 
 def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> list[LadderGPT]:
@@ -182,7 +250,9 @@ def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> li
     stages = range(layout.vpp) if layout.num_chunks > 1 else [None]
     chunks = [LadderGPT(shape, config, vp_stage=stage, use_te=options.uses_te) for stage in stages]
     for chunk in chunks:
-        if not options.uses_te:  # Transformer Engine makes its parameters where and as they stay; a cast would turn FP8 ones into bf16
+        # Transformer Engine makes its parameters where and as they stay; a cast would turn FP8 ones
+        # into bf16
+        if not options.uses_te:
             chunk.to(device=platform.device(), dtype=options.dtype)
         _mark_sharded(chunk)
     return chunks

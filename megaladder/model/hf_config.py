@@ -1,4 +1,6 @@
-"""What we read from a Hugging Face `config.json`, checked once. Imports transformers only to parse the file; no torch, no weights."""
+"""What we read from a Hugging Face `config.json`, checked once. Imports transformers only to parse
+the file; no torch, no weights."""
+
 from __future__ import annotations
 
 import json
@@ -16,17 +18,25 @@ def require_model(path: str, revision: str | None) -> None:
     """Raises ModelError where `path` is neither a folder nor a hub id with its commit."""
     if Path(path).is_dir():
         return
-    get = "fix: make or download it (the comments on top of the run.yaml say how; hf download OWNER/NAME --local-dir FOLDER)"
+    get = (
+        "fix: make or download it (the comments on top of the run.yaml say how; hf download"
+        " OWNER/NAME --local-dir FOLDER)"
+    )
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise ModelError(f"{path}: no such folder; {get}, or model.path a hub id like Qwen/Qwen3-14B-Base")
+        raise ModelError(
+            f"{path}: no such folder; {get}, or model.path a hub id like Qwen/Qwen3-14B-Base"
+        )
     if revision is None:
-        raise ModelError(f"{path}: no such folder; {get}; as a hub id it needs model.revision (a commit), so that the run can be repeated")
+        raise ModelError(
+            f"{path}: no such folder; {get}; as a hub id it needs model.revision (a commit), so"
+            " that the run can be repeated"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding: `kind` is transformers' rope_type; the other fields only where the kind uses them (papers: arXiv 2104.09864;
-    llama3: Llama 3.1 model card; yarn: arXiv 2309.00071)."""
+    """Rotary embedding: `kind` is transformers' rope_type; the other fields only where the kind
+    uses them (papers: arXiv 2104.09864; llama3: Llama 3.1 model card; yarn: arXiv 2309.00071)."""
 
     kind: str
     theta: float
@@ -38,7 +48,8 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The numbers that define a dense decoder. `hf_family` is a key of `FAMILIES`; sizes in elements."""
+    """The numbers that define a dense decoder. `hf_family` is a key of `FAMILIES`; sizes in
+    elements."""
 
     hf_family: str
     num_layers: int
@@ -59,16 +70,25 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All parameters, embeddings included, counted once when tied."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_attention_heads + 2 * self.num_query_groups)
-        bias = self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups) if self.qkv_bias else 0
+        attention = (
+            self.hidden_size
+            * self.head_dim
+            * (2 * self.num_attention_heads + 2 * self.num_query_groups)
+        )
+        bias = (
+            self.head_dim * (self.num_attention_heads + 2 * self.num_query_groups)
+            if self.qkv_bias
+            else 0
+        )
         norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         layer = attention + bias + norms + 3 * self.hidden_size * self.ffn_hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
 
     def flops_per_token(self, mean_context: float) -> float:
-        """Model FLOPs of forward and backward per token (6 per matmul parameter, 12·layers·heads·dim·context for causal attention's
-        two products halved by causality; PaLM appendix B, arXiv 2204.02311). `mean_context`: mean over tokens of their sequence's length.
+        """Model FLOPs of forward and backward per token (6 per matmul parameter,
+        12·layers·heads·dim·context for causal attention's two products halved by causality; PaLM
+        appendix B, arXiv 2204.02311). `mean_context`: mean over tokens of their sequence's length.
         """
         matmul = self.num_parameters - self.vocab_size * self.hidden_size * (0 if self.tied else 1)
         attention = 6 * self.num_layers * self.num_attention_heads * self.head_dim * mean_context
@@ -85,9 +105,13 @@ def read_config_json(model_dir: str | Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path}: not found; fix: model.path must be a Hugging Face model folder or a hub id") from None
+        raise ModelError(
+            f"{path}: not found; fix: model.path must be a Hugging Face model folder or a hub id"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: no valid JSON ({error}); fix: copy the model's config.json again") from None
+        raise ModelError(
+            f"{path}: no valid JSON ({error}); fix: copy the model's config.json again"
+        ) from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     return raw
@@ -97,12 +121,15 @@ def model_shape(raw: dict[str, Any]) -> ModelShape:
     """Reads and checks a config.json's content.
 
     Raises:
-        ModelError: the architecture or one of its options is not supported; the message says which and what is.
+        ModelError: the architecture or one of its options is not supported; the message says which
+        and what is.
     """
     family = raw.get("model_type")
     if family not in FAMILIES:
-        raise ModelError(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}; fix: add a family "
-                         "(README, 'Add a model family')")
+        raise ModelError(
+            f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}; fix: add a"
+            " family (README, 'Add a model family')"
+        )
     _refuse_unsupported(raw)
     heads = raw["num_attention_heads"]
     return ModelShape(
@@ -125,21 +152,27 @@ def model_shape(raw: dict[str, Any]) -> ModelShape:
 
 
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
-    refused = {
-        "use_sliding_window": "sliding-window attention",
-        "mlp_bias": "biases in the MLP",
-    }
+    refused = {"use_sliding_window": "sliding-window attention", "mlp_bias": "biases in the MLP"}
     for key, what in refused.items():
         if raw.get(key):
-            raise ModelError(f"config.json sets {key}={raw[key]!r}: {what} is not supported; fix: use a model without it")
+            raise ModelError(
+                f"config.json sets {key}={raw[key]!r}: {what} is not supported; fix: use a model"
+                " without it"
+            )
     if raw["model_type"] != "qwen2" and raw.get("attention_bias"):
-        raise ModelError("config.json sets attention_bias=true for a family whose output projection would then have a bias: not supported")
+        raise ModelError(
+            "config.json sets attention_bias=true for a family whose output projection would then"
+            " have a bias: not supported"
+        )
     if raw.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"hidden_act {raw['hidden_act']!r} is not supported; supported: silu (gated)")
+        raise ModelError(
+            f"hidden_act {raw['hidden_act']!r} is not supported; supported: silu (gated)"
+        )
 
 
 def _rope(raw: dict[str, Any]) -> RopeConfig:
-    """Both spellings: transformers 5 `rope_parameters`, and the older `rope_theta` + `rope_scaling`."""
+    """Both spellings: transformers 5 `rope_parameters`, and the older `rope_theta` +
+    `rope_scaling`."""
     scaling = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
@@ -156,10 +189,12 @@ def _rope(raw: dict[str, Any]) -> RopeConfig:
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """Rows of the embedding over all TP ranks: the vocabulary rounded up to a multiple of lcm(8, tp).
+    """Rows of the embedding over all TP ranks: the vocabulary rounded up to a multiple of lcm(8,
+    tp).
 
-    A multiple of 8 lets TP change among 1, 2, 4, 8 between save and resume; published vocabularies divide already (151,936 = 16·9,496).
-    Padded rows are zero, take no part in the softmax, and are cut on export.
+    A multiple of 8 lets TP change among 1, 2, 4, 8 between save and resume; published vocabularies
+    divide already (151,936 = 16·9,496). Padded rows are zero, take no part in the softmax, and are
+    cut on export.
     """
     multiple = math.lcm(8, tp)
     return -(-vocab_size // multiple) * multiple

@@ -1,11 +1,15 @@
-"""A layer specification for any device: RMSNorm that knows sequence parallelism, and packed self-attention on PyTorch's SDPA.
+"""A layer specification for any device: RMSNorm that knows sequence parallelism, and packed
+self-attention on PyTorch's SDPA.
 
-megatron-core's own local specification has neither: its torch norm refuses sequence parallelism and its attention refuses packed
-sequences. The linears are megatron-core's tensor-parallel ones. On CUDA with Transformer Engine `model.build` takes the TE spec instead.
+megatron-core's own local specification has neither: its torch norm refuses sequence parallelism and
+its attention refuses packed sequences. The linears are megatron-core's tensor-parallel ones. On
+CUDA with Transformer Engine `model.build` takes the TE spec instead.
 
-Shapes: T = tokens of the micro-batch (all sequences end to end), S = sequences, L = longest sequence, G = query groups on this rank,
-R = query heads per group, D = head dimension. Not here: context parallelism, sliding windows, dropout, inference caches.
+Shapes: T = tokens of the micro-batch (all sequences end to end), S = sequences, L = longest
+sequence, G = query groups on this rank, R = query heads per group, D = head dimension. Not here:
+context parallelism, sliding windows, dropout, inference caches.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,17 +29,20 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-# A padded [S, L] attention call is preferred to a loop over sequences while its L² cost stays under this multiple of the loop's.
+# A padded [S, L] attention call is preferred to a loop over sequences while its L² cost stays under
+# this multiple of the loop's.
 _MAX_PADDED_COST = 2.0
 
 
 @dataclass
 class PackedLayout(PackedSeqParams):
-    """What every layer needs to know of one micro-batch, computed once: rotary tables and how tokens fall into sequences.
+    """What every layer needs to know of one micro-batch, computed once: rotary tables and how
+    tokens fall into sequences.
 
     cos, sin: float [T, 1, D] in the compute dtype. lengths: tokens of each sequence, python ints.
-    pad_index: int64 [S·L] token of each slot of the padded [S, L] view, or None when the loop is cheaper; slots past a sequence's end
-    point at token 0 and are never attended by a real token. unpad_index: int64 [T], slot of each token.
+    pad_index: int64 [S·L] token of each slot of the padded [S, L] view, or None when the loop is
+    cheaper; slots past a sequence's end point at token 0 and are never attended by a real token.
+    unpad_index: int64 [T], slot of each token.
     """
 
     cos: torch.Tensor | None = None
@@ -45,7 +52,9 @@ class PackedLayout(PackedSeqParams):
     unpad_index: torch.Tensor | None = None
 
 
-def packed_layout(cu_seqlens: torch.Tensor, max_seqlen: int, cos: torch.Tensor, sin: torch.Tensor) -> PackedLayout:
+def packed_layout(
+    cu_seqlens: torch.Tensor, max_seqlen: int, cos: torch.Tensor, sin: torch.Tensor
+) -> PackedLayout:
     """`cu_seqlens` int32 [S + 1] on the compute device; `cos`, `sin` [T, 1, D]."""
     bounds = cu_seqlens.tolist()
     lengths = tuple(end - start for start, end in pairwise(bounds))
@@ -59,15 +68,26 @@ def packed_layout(cu_seqlens: torch.Tensor, max_seqlen: int, cos: torch.Tensor, 
         pad_index = torch.where(filled, starts[:, None] + offsets[None, :], 0).reshape(-1)
         unpad_index = filled.reshape(-1).nonzero().squeeze(1)
     return PackedLayout(
-        qkv_format="thd", cu_seqlens_q=cu_seqlens, cu_seqlens_kv=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_kv=max_seqlen,
-        cos=cos, sin=sin, lengths=lengths, pad_index=pad_index, unpad_index=unpad_index,
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=max_seqlen,
+        max_seqlen_kv=max_seqlen,
+        cos=cos,
+        sin=sin,
+        lengths=lengths,
+        pad_index=pad_index,
+        unpad_index=unpad_index,
     )
 
 
 class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm over the last dimension, statistics in fp32. Under sequence parallelism its gradient is summed over TP."""
+    """Root-mean-square norm over the last dimension, statistics in fp32. Under sequence parallelism
+    its gradient is summed over TP."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_unused: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_unused: Any
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.hidden_size = hidden_size
@@ -79,69 +99,115 @@ class RMSNorm(torch.nn.Module):
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the half-split convention of HF's Llama and Qwen. x: [T, heads, D]; cos, sin: [T, 1, D]."""
+    """Rotary embedding in the half-split convention of HF's Llama and Qwen. x: [T, heads, D]; cos,
+    sin: [T, 1, D]."""
     half = x.shape[-1] // 2
     rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return torch.addcmul(x * cos, rotated, sin)
 
 
 class PackedCoreAttention(torch.nn.Module):
-    """Causal attention inside each packed sequence. query: [T, G·R, D]; key, value: [T, G, D]; returns [T, G·R·D]."""
+    """Causal attention inside each packed sequence. query: [T, G·R, D]; key, value: [T, G, D];
+    returns [T, G·R·D]."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, attention_type: str, **_: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        **_: Any,
+    ) -> None:
         super().__init__()
         self.softmax_scale = config.kv_channels**-0.5
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout
+    ) -> torch.Tensor:
         if layout.pad_index is not None:
             return self._padded(query, key, value, layout)
-        out = [self._attend(*(x.unsqueeze(0) for x in qkv)) for qkv in zip(
-            query.split(layout.lengths), key.split(layout.lengths), value.split(layout.lengths), strict=True)]
+        out = [
+            self._attend(*(x.unsqueeze(0) for x in qkv))
+            for qkv in zip(
+                query.split(layout.lengths),
+                key.split(layout.lengths),
+                value.split(layout.lengths),
+                strict=True,
+            )
+        ]
         return (out[0] if len(out) == 1 else torch.cat(out, dim=1)).squeeze(0)
 
-    def _padded(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout) -> torch.Tensor:
+    def _padded(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout
+    ) -> torch.Tensor:
         num_sequences = len(layout.lengths)
-        padded = [x.index_select(0, layout.pad_index).unflatten(0, (num_sequences, -1)) for x in (query, key, value)]
+        padded = [
+            x.index_select(0, layout.pad_index).unflatten(0, (num_sequences, -1))
+            for x in (query, key, value)
+        ]
         return self._attend(*padded).flatten(0, 1).index_select(0, layout.unpad_index)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """[S, L, heads, D] → [S, L, heads·D]."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         grouped = query.shape[1] != key.shape[1]
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped
+        )
         return out.transpose(1, 2).flatten(2)
 
 
 class PackedSelfAttention(SelfAttention):
-    """Self-attention over a packed micro-batch: fused QKV (grouped [q…q k v] per query group), optional q/k norm, rotary, SDPA."""
+    """Self-attention over a packed micro-batch: fused QKV (grouped [q…q k v] per query group),
+    optional q/k norm, rotary, SDPA."""
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *, packed_seq_params: PackedLayout | None = None,
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        packed_seq_params: PackedLayout | None = None,
         **_unused: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """hidden_states: [T (or T/tp under sequence parallelism), 1, H] → the same shape, and the output bias (always None)."""
-        assert isinstance(packed_seq_params, PackedLayout), "the portable attention takes packed micro-batches only"
+        """hidden_states: [T (or T/tp under sequence parallelism), 1, H] → the same shape, and the
+        output bias (always None)."""
+        assert isinstance(packed_seq_params, PackedLayout), (
+            "the portable attention takes packed micro-batches only"
+        )
         mixed_qkv, _ = self.linear_qkv(hidden_states)
         groups = self.num_query_groups_per_partition
         per_group = self.num_attention_heads_per_partition // groups
-        mixed_qkv = mixed_qkv.view(mixed_qkv.shape[0], groups, per_group + 2, self.hidden_size_per_attention_head)
-        query, key, value = mixed_qkv[:, :, :per_group].flatten(1, 2), mixed_qkv[:, :, per_group], mixed_qkv[:, :, per_group + 1]
+        mixed_qkv = mixed_qkv.view(
+            mixed_qkv.shape[0], groups, per_group + 2, self.hidden_size_per_attention_head
+        )
+        query, key, value = (
+            mixed_qkv[:, :, :per_group].flatten(1, 2),
+            mixed_qkv[:, :, per_group],
+            mixed_qkv[:, :, per_group + 1],
+        )
         if self.q_layernorm is not None:
             query, key = self.q_layernorm(query), self.k_layernorm(key)
         query = _rotate(query, packed_seq_params.cos, packed_seq_params.sin)
         key = _rotate(key, packed_seq_params.cos, packed_seq_params.sin)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(
-                lambda q, k, v: self.core_attention(q, k, v, packed_seq_params), False, query, key, value)
+                lambda q, k, v: self.core_attention(q, k, v, packed_seq_params),
+                False,
+                query,
+                key,
+                value,
+            )
         else:
             context = self.core_attention(query, key, value, packed_seq_params)
         return self.linear_proj(context.unsqueeze(1))
 
 
 def portable_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """The specification of `num_layers` layers (those of one pipeline stage or chunk) and the final norm.
+    """The specification of `num_layers` layers (those of one pipeline stage or chunk) and the final
+    norm.
 
-    Checkpoint keys equal those of the Transformer Engine spec (norms are stored under the linear that follows them).
+    Checkpoint keys equal those of the Transformer Engine spec (norms are stored under the linear
+    that follows them).
     """
     backend = LocalSpecProvider()
     qk_norm = RMSNorm if config.qk_layernorm else None

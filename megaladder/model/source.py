@@ -1,4 +1,6 @@
-"""Where a model comes from: a local folder, a hub repository at a pinned revision, or a seed (random initialisation)."""
+"""Where a model comes from: a local folder, a hub repository at a pinned revision, or a seed
+(random initialisation)."""
+
 from __future__ import annotations
 
 import hashlib
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
 
 
 def model_folder(path: str, revision: str | None) -> Path:
-    """The local folder of a model. A hub id is downloaded by rank 0 (others wait) at exactly `revision`. Collective.
+    """The local folder of a model. A hub id is downloaded by rank 0 (others wait) at exactly
+    `revision`. Collective.
 
     Raises:
-        ModelError: no such folder, no revision given for a hub id, or the hub cannot be reached; says the command that fetches it.
+        ModelError: no such folder, no revision given for a hub id, or the hub cannot be reached;
+        says the command that fetches it.
     """
     require_model(path, revision)
     folder = Path(path)
@@ -35,29 +39,43 @@ def _download(repository: str, revision: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return snapshot_download(repository, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"])
+        return snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(
-            f"{repository}@{revision}: cannot be fetched from the hub ({type(error).__name__}); fix: on a machine with network run "
-            f"`hf download {repository} --revision {revision}`, then set model.path to the folder") from error
+            f"{repository}@{revision}: cannot be fetched from the hub ({type(error).__name__});"
+            f" fix: on a machine with network run `hf download {repository} --revision {revision}`,"
+            " then set model.path to the folder"
+        ) from error
 
 
 class RandomTensors:
-    """Stands in for an HF folder when a model starts from scratch: each tensor is drawn from a seed of its own.
+    """Stands in for an HF folder when a model starts from scratch: each tensor is drawn from a seed
+    of its own.
 
-    The values depend on (seed, tensor name) only, so every layout starts from the same model. Matrices: normal with std sqrt(2 / (5·H))
-    (arXiv 1910.05895), output projections divided by sqrt(2·layers) (GPT-2); norms: ones; biases: zeros.
+    The values depend on (seed, tensor name) only, so every layout starts from the same model.
+    Matrices: normal with std sqrt(2 / (5·H)) (arXiv 1910.05895), output projections divided by
+    sqrt(2·layers) (GPT-2); norms: ones; biases: zeros.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], num_layers: int, hidden_size: int, seed: int) -> None:
+    def __init__(
+        self, shapes: dict[str, tuple[int, ...]], num_layers: int, hidden_size: int, seed: int
+    ) -> None:
         self.shapes = shapes
         self.folder = f"random initialisation (seed {seed})"
         self._std = math.sqrt(2 / (5 * hidden_size))
         self._output_std, self._seed = self._std / math.sqrt(2 * num_layers), seed
 
-    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
         """The slice [start, stop) along `dim`; the whole tensor is drawn, then cut."""
-        return self._draw(name).narrow(dim, start, (self.shapes[name][dim] if stop is None else stop) - start)
+        return self._draw(name).narrow(
+            dim, start, (self.shapes[name][dim] if stop is None else stop) - start
+        )
 
     def _draw(self, name: str) -> torch.Tensor:
         shape = self.shapes[name]
@@ -65,11 +83,15 @@ class RandomTensors:
             return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        std = self._output_std if name.endswith(("o_proj.weight", "down_proj.weight")) else self._std
+        std = (
+            self._output_std if name.endswith(("o_proj.weight", "down_proj.weight")) else self._std
+        )
         return torch.randn(shape, generator=generator) * std
 
 
 def random_tensors(shape: ModelShape, seed: int) -> RandomTensors:
     from megaladder.checkpoints_conv.families import name_table
 
-    return RandomTensors(dict(name_table(shape).hf_shapes), shape.num_layers, shape.hidden_size, seed)
+    return RandomTensors(
+        dict(name_table(shape).hf_shapes), shape.num_layers, shape.hidden_size, seed
+    )

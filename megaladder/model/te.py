@@ -1,9 +1,12 @@
-"""Transformer Engine layers: which megatron-core fields a run's choices become, the layer specification, rotary tables, user buffers.
+"""Transformer Engine layers: which megatron-core fields a run's choices become, the layer
+specification, rotary tables, user buffers.
 
-Fields (`transformer_fields`) are plain values and are tested without Transformer Engine; what imports it does so inside functions. What
-stays in bf16 under FP8: embedding, output layer, attention scores, norms, and the layers named by first_last_layers_bf16. With
-Transformer Engine absent the portable layers take over (`model.portable`).
+Fields (`transformer_fields`) are plain values and are tested without Transformer Engine; what
+imports it does so inside functions. What stays in bf16 under FP8: embedding, output layer,
+attention scores, norms, and the layers named by first_last_layers_bf16. With Transformer Engine
+absent the portable layers take over (`model.portable`).
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -23,8 +26,14 @@ _ROTARY_STEP = 4096  # positions by which the rotary table grows
 def transformer_fields(recipe: str | None, gpu: GpuConfig, cp: int) -> dict[str, Any]:
     """megatron-core's TransformerConfig fields for a run on Transformer Engine layers."""
     fields: dict[str, Any] = {
-        "gradient_accumulation_fusion": True,  # weight gradients are added to DDP's fp32 buffer inside the product
-        "apply_rope_fusion": True,  # the unfused rotary of packed sequences reads lengths back from the device in every layer
+        "gradient_accumulation_fusion": (
+            True
+        ),  # weight gradients are added to DDP's fp32 buffer inside the product
+        "apply_rope_fusion": (
+            True
+            # the unfused rotary of packed sequences reads lengths back from the device in every
+            # layer
+        ),
         "bias_activation_fusion": True,
         "tp_comm_overlap": gpu.tp_comm_overlap,
         "cp_comm_type": gpu.cp_comm_type if cp > 1 else None,
@@ -33,21 +42,30 @@ def transformer_fields(recipe: str | None, gpu: GpuConfig, cp: int) -> dict[str,
     }
     if recipe is not None:
         fields |= {
-            "fp8": fp8_format(recipe, gpu.fp8_format), "fp8_recipe": recipe, "fp8_param": gpu.fp8_param_gather,
+            "fp8": fp8_format(recipe, gpu.fp8_format),
+            "fp8_recipe": recipe,
+            "fp8_param": gpu.fp8_param_gather,
             "first_last_layers_bf16": gpu.first_last_layers_bf16,
-            "num_layers_at_start_in_bf16": gpu.num_layers_at_start_in_bf16, "num_layers_at_end_in_bf16": gpu.num_layers_at_end_in_bf16,
+            "num_layers_at_start_in_bf16": gpu.num_layers_at_start_in_bf16,
+            "num_layers_at_end_in_bf16": gpu.num_layers_at_end_in_bf16,
         }
     if recipe == "delayed":
-        fields |= {"fp8_amax_history_len": gpu.fp8_amax_history_len, "fp8_amax_compute_algo": gpu.fp8_amax_compute_algo}
+        fields |= {
+            "fp8_amax_history_len": gpu.fp8_amax_history_len,
+            "fp8_amax_compute_algo": gpu.fp8_amax_compute_algo,
+        }
     return fields
 
 
 def layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """The specification of one layer: norms fused into the linears that follow them, linears in FP8 where the run says so."""
+    """The specification of one layer: norms fused into the linears that follow them, linears in FP8
+    where the run says so."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-    # megatron-core's own linears take fused accumulation only from apex's kernel and refuse to be built without it. Only the output layer
-    # is one of them, and `VocabularyHead` replaces its product; Transformer Engine's linears bring their own kernel.
+    # megatron-core's own linears take fused accumulation only from apex's kernel and refuse to be
+    # built without it. Only the output layer
+    # is one of them, and `VocabularyHead` replaces its product; Transformer Engine's linears bring
+    # their own kernel.
     parallel_layers._grad_accum_fusion_available = True
     return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
 
@@ -63,27 +81,41 @@ class RotaryTable:
         """The first `num_positions` rows."""
         if self._angles is None or len(self._angles) < num_positions:
             length = -(-num_positions // _ROTARY_STEP) * _ROTARY_STEP
-            positions = torch.arange(length, device=self._inverse_frequencies.device, dtype=torch.float32)
+            positions = torch.arange(
+                length, device=self._inverse_frequencies.device, dtype=torch.float32
+            )
             half = torch.outer(positions, self._inverse_frequencies)
             self._angles = torch.cat((half, half), dim=-1)[:, None, None, :]
         return self._angles[:num_positions]
 
 
 def packing(batch: DeviceBatch) -> PackedSeqParams:
-    """The packed micro-batch as Transformer Engine's attention reads it: lengths of the whole, also under context parallelism.
+    """The packed micro-batch as Transformer Engine's attention reads it: lengths of the whole, also
+    under context parallelism.
 
-    Padding at a sequence's end counts as part of it: causal attention shows it to no real token, and no kernel has to skip it.
+    Padding at a sequence's end counts as part of it: causal attention shows it to no real token,
+    and no kernel has to skip it.
     """
     lengths = {"cu_seqlens_q": batch.cu_seqlens, "cu_seqlens_kv": batch.cu_seqlens}
     if batch.part is not None:  # its context-parallel attention insists on the padded ones
-        lengths |= {"cu_seqlens_q_padded": batch.cu_seqlens, "cu_seqlens_kv_padded": batch.cu_seqlens}
-    return PackedSeqParams(qkv_format="thd", max_seqlen_q=batch.max_seqlen, max_seqlen_kv=batch.max_seqlen, **lengths)
+        lengths |= {
+            "cu_seqlens_q_padded": batch.cu_seqlens,
+            "cu_seqlens_kv_padded": batch.cu_seqlens,
+        }
+    return PackedSeqParams(
+        qkv_format="thd", max_seqlen_q=batch.max_seqlen, max_seqlen_kv=batch.max_seqlen, **lengths
+    )
 
 
 def start_user_buffers(config: TransformerConfig, num_tokens: int) -> None:
-    """Transformer Engine's communication buffers for gpu.tp_comm_overlap; once, before the first forward. `num_tokens`: T / cp."""
+    """Transformer Engine's communication buffers for gpu.tp_comm_overlap; once, before the first
+    forward. `num_tokens`: T / cp."""
     from transformer_engine.pytorch.module.base import initialize_ub
 
     initialize_ub(
-        shape=[num_tokens, config.hidden_size], tp_size=config.tensor_model_parallel_size, use_fp8=config.fp8 is not None,
-        dtype=config.params_dtype, bootstrap_backend=config.tp_comm_bootstrap_backend)
+        shape=[num_tokens, config.hidden_size],
+        tp_size=config.tensor_model_parallel_size,
+        use_fp8=config.fp8 is not None,
+        dtype=config.params_dtype,
+        bootstrap_backend=config.tp_comm_bootstrap_backend,
+    )

@@ -1,8 +1,11 @@
-"""Weights as others want them: complete on every rank, and as ordinary tensors where they are kept in FP8.
+"""Weights as others want them: complete on every rank, and as ordinary tensors where they are kept
+in FP8.
 
-Two things of the CUDA path would otherwise hand out wrong numbers without a word: with gpu.overlap_param_gather an update leaves a rank
-only its own share of the new weights until the next forward, and with gpu.fp8_param_gather a weight is quantised blocks and scales.
+Two things of the CUDA path would otherwise hand out wrong numbers without a word: with
+gpu.overlap_param_gather an update leaves a rank only its own share of the new weights until the
+next forward, and with gpu.fp8_param_gather a weight is quantised blocks and scales.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +17,10 @@ import torch
 
 @contextmanager
 def gathered(wrapped: Sequence[Any]) -> Iterator[None]:
-    """Weights complete on every rank inside the block, for who exports, saves or sends them (a loss spike after resume otherwise, NeMo-RL
-    PR 949). `wrapped`: chunks in megatron-core's DDP, or bare ones. Collective; costs nothing without overlap_param_gather."""
+    """Weights complete on every rank inside the block, for who exports, saves or sends them (a loss
+    spike after resume otherwise, NeMo-RL PR 949). `wrapped`: chunks in megatron-core's DDP, or bare
+    ones. Collective; costs nothing without overlap_param_gather.
+    """
     overlapping = [chunk for chunk in wrapped if getattr(chunk, "use_forward_hook", False)]
     for chunk in overlapping:
         chunk.disable_forward_pre_hook(param_sync=True)
@@ -32,12 +37,16 @@ def is_quantized(parameter: torch.Tensor) -> bool:
 
 
 def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
-    """Quantises `values` into an FP8 weight, and leaves them where the optimizer takes its fp32 master copy from."""
+    """Quantises `values` into an FP8 weight, and leaves them where the optimizer takes its fp32
+    master copy from."""
     parameter.data.copy_(values)
-    if hasattr(parameter, "get_high_precision_init_val"):  # Transformer Engine keeps what the weight was made from, on the CPU
+    if hasattr(
+        parameter, "get_high_precision_init_val"
+    ):  # Transformer Engine keeps what the weight was made from, on the CPU
         parameter._high_precision_init_val = values.detach().to("cpu", copy=True)
 
 
 def plain_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A weight as an ordinary tensor: what the forward pass computes with, dequantised where it is kept in FP8."""
+    """A weight as an ordinary tensor: what the forward pass computes with, dequantised where it is
+    kept in FP8."""
     return parameter.dequantize() if is_quantized(parameter) else parameter.data

@@ -1,13 +1,18 @@
-"""Bytes and seconds of a training layout before any GPU minute: closed formulas, a search over layouts, figures from data files.
+"""Bytes and seconds of a training layout before any GPU minute: closed formulas, a search over
+layouts, figures from data files.
 
     hardware.yaml, models.yaml     GPUs and links, known models: data with sources
     layout.py                      the nouns: Layout, Work, Software
     memory.py                      bytes per GPU, by part
-    throughput.py                  seconds per step, by part; calibration.yaml holds its few fitted numbers
+    throughput.py                  seconds per step, by part; calibration.yaml holds its few fitted
+                                   numbers
     grpo.py                        phases of a GRPO round
-    search.py                      every layout that divides the model and fits the memory, fastest first
-    published.py, published.yaml   what others measured, and what this model says about it (docs/plan.md; tools/study/calibrate_plan.py)
+    search.py                      every layout that divides the model and fits the memory, fastest
+                                   first
+    published.py, published.yaml   what others measured, and what this model says about it
+    (docs/plan.md; tools/study/calibrate_plan.py)
     verb.py                        `megaladder plan`
 
-No torch, megatron or vllm. Not here: whether this machine can do it (`preflight`), what a run really took (`metrics.jsonl`).
+No torch, megatron or vllm. Not here: whether this machine can do it (`preflight`), what a run
+really took (`metrics.jsonl`).
 """

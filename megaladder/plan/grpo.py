@@ -1,9 +1,11 @@
 """Seconds of one GRPO round by phase: generation, log-probs, updates, weight sync.
 
-Generation is memory traffic: every decoding step reads the weights once, every token its keys and values. A round ends with its longest
-completion, so the number of steps follows `tail`. The rest comes from throughput.py. Not modelled: grading (it runs beside generation),
-resampled groups, tools.
+Generation is memory traffic: every decoding step reads the weights once, every token its keys and
+values. A round ends with its longest completion, so the number of steps follows `tail`. The rest
+comes from throughput.py. Not modelled: grading (it runs beside generation), resampled groups,
+tools.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +19,9 @@ from megaladder.plan.layout import Layout, Work
 from megaladder.plan.memory import FRAMEWORK, MemoryEstimate
 from megaladder.plan.throughput import Machine, forward_time, step_time
 
-_ALL_REDUCE_S = 1e-5  # of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
+_ALL_REDUCE_S = (
+    1e-5  # of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
+)
 ENGINE_SHARE = 0.9  # of a GPU that an engine with GPUs of its own takes (vLLM's default)
 
 
@@ -28,7 +32,9 @@ class GrpoCalibration:
     decode_memory: float  # share of the memory's bandwidth that decoding reaches
     decode_step_s: float  # per decoding step besides memory traffic: scheduling, sampling, launches
     tail: float  # longest completion over the mean, where max_response_length does not cut it
-    update: float  # an update's time over the training step's of the same tokens: uneven rows, per-token statistics
+    # an update's time over the training step's of the same tokens: uneven rows, per-token
+    # statistics
+    update: float
     round_s: float  # per round: collecting, sleeping and waking, sync set-up
 
 
@@ -40,10 +46,12 @@ def grpo_calibration() -> GrpoCalibration:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: `prompts` × `n` completions, `mini_batches` updates. Lengths in tokens, means but for `max_response_length`.
+    """One round: `prompts` × `n` completions, `mini_batches` updates. Lengths in tokens, means but
+    for `max_response_length`.
 
-    engine_gpus: GPUs that generate; colocated: the trainer's own. overlapped: generation of the next round runs beside the updates
-    (grpo.lag 1). logprob_passes: forward passes besides the updates' own (old policy, reference).
+    engine_gpus: GPUs that generate; colocated: the trainer's own. overlapped: generation of the
+    next round runs beside the updates (grpo.lag 1). logprob_passes: forward passes besides the
+    updates' own (old policy, reference).
     """
 
     prompts: int
@@ -71,7 +79,9 @@ class Round:
 
     def update_work(self) -> Work:
         """One of the round's optimizer steps."""
-        return Work(self.seq_length, self.samples // self.mini_batches, self.precision, self.sample_length)
+        return Work(
+            self.seq_length, self.samples // self.mini_batches, self.precision, self.sample_length
+        )
 
     def round_work(self) -> Work:
         """All the round's samples, as a log-prob pass sees them."""
@@ -97,13 +107,35 @@ class RoundTime:
         return {**asdict(self), "total": self.total}
 
 
-def round_time(shape: ModelShape, layout: Layout, work: Round, machine: Machine, engine_bytes: float, fitted: GrpoCalibration) -> RoundTime:
+def round_time(
+    shape: ModelShape,
+    layout: Layout,
+    work: Round,
+    machine: Machine,
+    engine_bytes: float,
+    fitted: GrpoCalibration,
+) -> RoundTime:
     """One round. `engine_bytes`: of a GPU's memory that an engine may take while it generates."""
-    updates = work.mini_batches * step_time(shape, layout, work.update_work(), machine).total * fitted.update
-    logprobs = work.logprob_passes * forward_time(shape, layout, work.round_work(), machine) * fitted.update
+    updates = (
+        work.mini_batches
+        * step_time(shape, layout, work.update_work(), machine).total
+        * fitted.update
+    )
+    logprobs = (
+        work.logprob_passes
+        * forward_time(shape, layout, work.round_work(), machine)
+        * fitted.update
+    )
     generation = generation_time(shape, work, machine, engine_bytes, fitted)
     saved = -min(generation, updates + logprobs) if work.overlapped else 0.0
-    return RoundTime(generation, logprobs, updates, sync_time(shape, layout, work, machine), fitted.round_s, saved)
+    return RoundTime(
+        generation,
+        logprobs,
+        updates,
+        sync_time(shape, layout, work, machine),
+        fitted.round_s,
+        saved,
+    )
 
 
 def kv_bytes_per_token(shape: ModelShape) -> int:
@@ -111,34 +143,64 @@ def kv_bytes_per_token(shape: ModelShape) -> int:
     return 2 * 2 * shape.num_layers * shape.num_query_groups * shape.head_dim
 
 
-def generation_time(shape: ModelShape, work: Round, machine: Machine, engine_bytes: float, fitted: GrpoCalibration) -> float:
-    """All completions of a round on all engines. More than fit the key-value cache at once run in turns."""
+def generation_time(
+    shape: ModelShape, work: Round, machine: Machine, engine_bytes: float, fitted: GrpoCalibration
+) -> float:
+    """All completions of a round on all engines. More than fit the key-value cache at once run in
+    turns."""
     engines, tp = work.engine_gpus // work.engine_tp, work.engine_tp
     weights = shape.num_parameters * (1 if work.rollout_precision == "fp8" else 2)
     cache_bytes = engine_bytes * tp - weights - FRAMEWORK * tp
     if engines < 1 or cache_bytes < kv_bytes_per_token(shape) * work.sample_length:
-        raise ConfigError(f"an engine of tp {tp} with {engine_bytes / 1e9:.0f} GB a GPU has no room for {weights / 1e9:.0f} GB of weights"
-                          " and a completion; fix: a larger --engine-tp, or a larger tp or pp for the trainer")
+        raise ConfigError(
+            f"an engine of tp {tp} with {engine_bytes / 1e9:.0f} GB a GPU has no room for"
+            f" {weights / 1e9:.0f} GB of weights and a completion; fix: a larger --engine-tp, or a"
+            " larger tp or pp for the trainer"
+        )
     sequences = work.samples / engines
     mean_context = work.prompt_length + work.response_length / 2
-    at_once = cache_bytes / (kv_bytes_per_token(shape) * work.sample_length)  # they start together, so they are long together
-    steps = min(work.max_response_length, fitted.tail * work.response_length) + max(0.0, sequences / at_once - 1) * work.response_length
+    at_once = cache_bytes / (
+        kv_bytes_per_token(shape) * work.sample_length
+    )  # they start together, so they are long together
+    steps = (
+        min(work.max_response_length, fitted.tail * work.response_length)
+        + max(0.0, sequences / at_once - 1) * work.response_length
+    )
     bandwidth = machine.gpu.memory_gb_s * 1e9 * fitted.decode_memory
-    per_step = weights / tp / bandwidth + fitted.decode_step_s + (2 * shape.num_layers * _ALL_REDUCE_S if tp > 1 else 0.0)
-    flops = 2 * shape.num_parameters / tp / (machine.gpu.matmul(work.rollout_precision) * machine.numbers.gemm_bf16)
+    per_step = (
+        weights / tp / bandwidth
+        + fitted.decode_step_s
+        + (2 * shape.num_layers * _ALL_REDUCE_S if tp > 1 else 0.0)
+    )
+    flops = (
+        2
+        * shape.num_parameters
+        / tp
+        / (machine.gpu.matmul(work.rollout_precision) * machine.numbers.gemm_bf16)
+    )
     keys_read = mean_context * kv_bytes_per_token(shape) / tp / bandwidth
     prefill = work.prompts / engines * work.prompt_length * flops
     return steps * per_step + sequences * work.response_length * (keys_read + flops) + prefill
 
 
 def sync_time(shape: ModelShape, layout: Layout, work: Round, machine: Machine) -> float:
-    """Weights to the engines: gathered over tensor and pipeline ranks, then written; over the network where they leave the node."""
-    spans_nodes = not work.colocated or layout.tp * layout.pp > machine.gpu.gpus_per_node or (layout.pp > 1 and layout.dp * layout.tp > 8)
-    link = (machine.gpu.network_gb_s if spans_nodes else machine.gpu.nvlink_gb_s) * 1e9 * machine.numbers.link
+    """Weights to the engines: gathered over tensor and pipeline ranks, then written; over the
+    network where they leave the node."""
+    spans_nodes = (
+        not work.colocated
+        or layout.tp * layout.pp > machine.gpu.gpus_per_node
+        or (layout.pp > 1 and layout.dp * layout.tp > 8)
+    )
+    link = (
+        (machine.gpu.network_gb_s if spans_nodes else machine.gpu.nvlink_gb_s)
+        * 1e9
+        * machine.numbers.link
+    )
     received = 2 * shape.num_parameters / work.engine_tp
     return received / link + machine.bytes_s(2 * received)
 
 
 def engine_budget(memory: MemoryEstimate, gpu_bytes: int, colocated: bool) -> float:
-    """Bytes of a GPU that an engine may take while it generates: beside the trainer's states, or nearly all of a GPU of its own."""
+    """Bytes of a GPU that an engine may take while it generates: beside the trainer's states, or
+    nearly all of a GPU of its own."""
     return gpu_bytes * ENGINE_SHARE - (memory.states + FRAMEWORK if colocated else 0)

@@ -1,4 +1,6 @@
-"""GPUs, links and known models from their YAML files, and how fast a collective can be between ranks that are placed so."""
+"""GPUs, links and known models from their YAML files, and how fast a collective can be between
+ranks that are placed so."""
+
 from __future__ import annotations
 
 import difflib
@@ -18,7 +20,8 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU and its links; units in the names (GB = 10^9 bytes, per direction). hardware.yaml says where each number is from."""
+    """One GPU and its links; units in the names (GB = 10^9 bytes, per direction). hardware.yaml
+    says where each number is from."""
 
     name: str
     bf16_tflops: float
@@ -55,14 +58,17 @@ class Gpu:
         if precision != "fp8":
             return bf16 * 1e12 / (2 if precision == "fp32" else 1)  # fp32 products run as TF32
         if fp8 is None:
-            raise ConfigError(f"{self.name} has no FP8 units; fix: --precision bf16, or a GPU such as h200")
+            raise ConfigError(
+                f"{self.name} has no FP8 units; fix: --precision bf16, or a GPU such as h200"
+            )
         return fp8 * 1e12
 
     def link_bytes_per_s(self, group: int, stride: int) -> float:
         """Peak bytes/s per GPU of a ring over `group` ranks that are `stride` apart in rank order.
 
-        Inside a node NVLink. Beyond it every member of the group in a node brings its own network adapter, and NVLink spreads what they
-        receive: a group with all eight GPUs of each node moves eight adapters' worth (NCCL's rings and trees).
+        Inside a node NVLink. Beyond it every member of the group in a node brings its own network
+        adapter, and NVLink spreads what they receive: a group with all eight GPUs of each node
+        moves eight adapters' worth (NCCL's rings and trees).
         """
         if group * stride <= self.gpus_per_node:
             return self.nvlink_gb_s * GB
@@ -73,13 +79,18 @@ class Gpu:
 @cache
 def gpus() -> dict[str, Gpu]:
     """Name on the command line → GPU."""
-    return {name: Gpu(**values) for name, values in load_yaml(HERE / "hardware.yaml").values.items()}
+    return {
+        name: Gpu(**values) for name, values in load_yaml(HERE / "hardware.yaml").values.items()
+    }
 
 
 def find_gpu(name: str) -> Gpu:
     """Raises ConfigError with the known names."""
     if name.lower() not in gpus():
-        raise ConfigError(f"--gpu {name}: not known; fix: one of {', '.join(gpus())} (or add it to megaladder/plan/hardware.yaml)")
+        raise ConfigError(
+            f"--gpu {name}: not known; fix: one of {', '.join(gpus())} (or add it to"
+            " megaladder/plan/hardware.yaml)"
+        )
     return gpus()[name.lower()]
 
 
@@ -103,8 +114,13 @@ def find_model(name_or_dir: str) -> ModelShape:
     if key in by_key:
         return model_shape(by_key[key])
     near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.6)
-    known = ", ".join(name for name in known_models() if name.lower() in near) or ", ".join(known_models())
-    raise ConfigError(f"--model {name_or_dir}: no such folder, and not a known name; fix: a folder with a config.json, or one of {known}")
+    known = ", ".join(name for name in known_models() if name.lower() in near) or ", ".join(
+        known_models()
+    )
+    raise ConfigError(
+        f"--model {name_or_dir}: no such folder, and not a known name; fix: a folder with a"
+        f" config.json, or one of {known}"
+    )
 
 
 def _plain_name(name: str) -> str:

@@ -1,7 +1,9 @@
-"""The nouns of planning: how a model is laid out, what one step is, and what the software does with it. Frozen, no logic but arithmetic.
+"""The nouns of planning: how a model is laid out, what one step is, and what the software does with
+it. Frozen, no logic but arithmetic.
 
 Legend: tokens of a micro-batch on one rank T = micro_batch_size · seq_length / cp.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,8 +14,10 @@ RECOMPUTE_MODES = ("none", "selective", "full")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """GPUs = tp · pp · cp · dp. `recompute`: none, selective (the attention core), full (each layer again from its input), or, for other
-    systems' runs only, selective_op (torchtitan: every second product and all that is element-wise)."""
+    """GPUs = tp · pp · cp · dp. `recompute`: none, selective (the attention core), full (each layer
+    again from its input), or, for other systems' runs only, selective_op (torchtitan: every second
+    product and all that is element-wise).
+    """
 
     tp: int = 1
     pp: int = 1
@@ -39,16 +43,25 @@ class Layout:
         return self.tp if self.sequence_parallel else 1
 
     def __str__(self) -> str:
-        names = [f"tp {self.tp}", f"pp {self.pp}", *([f"vpp {self.vpp}"] if self.vpp else []), *([f"cp {self.cp}"] if self.cp > 1 else [])]
-        return " ".join([*names, f"dp {self.dp}", f"mbs {self.micro_batch_size}", f"recompute {self.recompute}"])
+        names = [
+            f"tp {self.tp}",
+            f"pp {self.pp}",
+            *([f"vpp {self.vpp}"] if self.vpp else []),
+            *([f"cp {self.cp}"] if self.cp > 1 else []),
+        ]
+        return " ".join(
+            [*names, f"dp {self.dp}", f"mbs {self.micro_batch_size}", f"recompute {self.recompute}"]
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One optimizer step: `global_batch_size` samples of `sample_length` tokens on average, packed into rows of `seq_length`.
+    """One optimizer step: `global_batch_size` samples of `sample_length` tokens on average, packed
+    into rows of `seq_length`.
 
-    sample_length None: every sample fills its row (and attends over all of it). precision: fp32, bf16, or fp8 (linear layers in FP8, the
-    rest bf16). lora: frozen weights, so no weight gradients, no gradient traffic and an optimizer of negligible size.
+    sample_length None: every sample fills its row (and attends over all of it). precision: fp32,
+    bf16, or fp8 (linear layers in FP8, the rest bf16). lora: frozen weights, so no weight
+    gradients, no gradient traffic and an optimizer of negligible size.
     """
 
     seq_length: int
@@ -68,7 +81,8 @@ class Work:
         return self.global_batch_size * self.context
 
     def micro_batches(self, layout: Layout) -> int:
-        """Micro-batches of one data-parallel rank: as many full rows as the samples make, rounded up to what the pipeline takes."""
+        """Micro-batches of one data-parallel rank: as many full rows as the samples make, rounded
+        up to what the pipeline takes."""
         rows = self.tokens / self.seq_length / layout.dp
         count = max(1, ceil(rows / layout.micro_batch_size - 1e-9))
         return ceil(count / layout.pp) * layout.pp if layout.vpp else count
@@ -76,13 +90,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """What a training system does that costs or saves time. The defaults are this program on CUDA with Transformer Engine.
+    """What a training system does that costs or saves time. The defaults are this program on CUDA
+    with Transformer Engine.
 
-    grad_bytes: of a gradient on the wire. tp_overlap: tensor-parallel traffic runs under the matrix products. fused_head: logits are formed
-    chunk by chunk and never kept (kernels.linear_logprob). fsdp: parameters are gathered for every micro-batch. compiled: element-wise
-    operations are fused. optimizer_bytes: on the GPU per parameter before sharding, in bf16 runs (fp32 master copy and two moments).
-    fp8_params: FP8 weights replace the bf16 ones instead of being kept beside them. flash2: attention by FlashAttention-2, which Hopper
-    and later run at half the speed of what came after it.
+    grad_bytes: of a gradient on the wire. tp_overlap: tensor-parallel traffic runs under the matrix
+    products. fused_head: logits are formed chunk by chunk and never kept (kernels.linear_logprob).
+    fsdp: parameters are gathered for every micro-batch. compiled: element-wise operations are
+    fused. optimizer_bytes: on the GPU per parameter before sharding, in bf16 runs (fp32 master copy
+    and two moments). fp8_params: FP8 weights replace the bf16 ones instead of being kept beside
+    them. flash2: attention by FlashAttention-2, which Hopper and later run at half the speed of
+    what came after it.
     """
 
     grad_bytes: int = 4

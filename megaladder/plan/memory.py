@@ -1,13 +1,16 @@
-"""Bytes per GPU of a training layout, by part: closed formulas. `check`, the search and docs/plan.md all read these.
+"""Bytes per GPU of a training layout, by part: closed formulas. `check`, the search and
+docs/plan.md all read these.
 
-Counted: states of megatron-core's distributed optimizer, what autograd keeps (1F1B and interleaved), the loss head, a reserve for the
-framework and the allocator, the sleeping engine of a colocated GRPO run. Not counted: checkpoint staging, other processes on the GPU.
-Activations are those of fused layers (Transformer Engine). The portable layers of a CPU keep about twice as much: unfused norms and gating
-save fp32 copies of their inputs (tests/plan/test_measured.py).
+Counted: states of megatron-core's distributed optimizer, what autograd keeps (1F1B and
+interleaved), the loss head, a reserve for the framework and the allocator, the sleeping engine of a
+colocated GRPO run. Not counted: checkpoint staging, other processes on the GPU. Activations are
+those of fused layers (Transformer Engine). The portable layers of a CPU keep about twice as much:
+unfused norms and gating save fp32 copies of their inputs (tests/plan/test_measured.py).
 
-Legend: P parameters of the rank, T tokens of a micro-batch on the rank, H hidden size, A heads · head_dim, K groups · head_dim,
-F feed-forward size, V vocabulary.
+Legend: P parameters of the rank, T tokens of a micro-batch on the rank, H hidden size, A heads ·
+head_dim, K groups · head_dim, F feed-forward size, V vocabulary.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,8 +20,12 @@ from megaladder.plan.layout import OURS, Layout, Software, Work
 
 GIB = 1024**3
 FP32_BYTES = 4
-HEAD_SCRATCH = 1200 << 20  # of kernels.linear_common on CUDA: a chunk of logits, whatever the vocabulary
-FRAMEWORK = 3 * GIB  # CUDA context, cuBLAS and Transformer Engine workspaces, NCCL buffers of a handful of groups
+HEAD_SCRATCH = (
+    1200 << 20
+)  # of kernels.linear_common on CUDA: a chunk of logits, whatever the vocabulary
+FRAMEWORK = (
+    3 * GIB
+)  # CUDA context, cuBLAS and Transformer Engine workspaces, NCCL buffers of a handful of groups
 FRAGMENTATION = 0.05  # of the rest: what the caching allocator holds and cannot use
 SLEEPING_ENGINE = int(2.5 * GIB)  # vLLM at sleep level 1: its CUDA context and graphs stay
 
@@ -29,8 +36,11 @@ class MemoryEstimate:
 
     weights: int  # P × 2 (bf16, fp8) or × 4 (fp32)
     gradients: int  # P × 4: accumulated and reduced in fp32
-    optimizer: int  # P × 12 / (dp·cp) in bf16 (fp32 master copy and two moments, sharded), P × 8 / (dp·cp) in fp32
-    fp8_copies: int  # of the layers' weights and their transposes, 1 byte each, kept over the micro-batches of a step; 0 unless fp8
+    # P × 12 / (dp·cp) in bf16 (fp32 master copy and two moments, sharded), P × 8 / (dp·cp) in fp32
+    optimizer: int
+    # of the layers' weights and their transposes, 1 byte each, kept over the micro-batches of a
+    # step; 0 unless fp8
+    fp8_copies: int
     activations: int
     head: int  # one chunk of logits, hidden states and their gradient; not T × V
     engine: int  # a colocated engine while it sleeps
@@ -50,36 +60,57 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    shape: ModelShape, layout: Layout, work: Work, colocated_engine: bool = False, software: Software = OURS
+    shape: ModelShape,
+    layout: Layout,
+    work: Work,
+    colocated_engine: bool = False,
+    software: Software = OURS,
 ) -> MemoryEstimate:
-    """The fuller of the first pipeline stage (most micro-batches in flight) and the last (loss head)."""
-    stages = [stage_memory(shape, layout, work, stage, software) for stage in sorted({0, layout.pp - 1})]
+    """The fuller of the first pipeline stage (most micro-batches in flight) and the last (loss
+    head)."""
+    stages = [
+        stage_memory(shape, layout, work, stage, software) for stage in sorted({0, layout.pp - 1})
+    ]
     fullest = max(stages, key=lambda estimate: estimate.total)
     with_engine = replace(fullest, engine=SLEEPING_ENGINE if colocated_engine else 0)
-    return replace(with_engine, reserve=FRAMEWORK + int(FRAGMENTATION * (fullest.states + fullest.activations + fullest.head)))
+    return replace(
+        with_engine,
+        reserve=FRAMEWORK
+        + int(FRAGMENTATION * (fullest.states + fullest.activations + fullest.head)),
+    )
 
 
 def stage_layers(num_layers: int, pp: int, stage: int) -> int:
-    """Layers of a stage; where pp does not divide them, the last stage has fewer (megatron-core counts embedding and loss as layers)."""
+    """Layers of a stage; where pp does not divide them, the last stage has fewer (megatron-core
+    counts embedding and loss as layers)."""
     per_stage = -(-num_layers // pp)
     return per_stage if stage < pp - 1 else num_layers - (pp - 1) * per_stage
 
 
 def layer_parameters(shape: ModelShape, tp: int) -> int:
-    """Parameters of one layer on a rank: matrices and query/key/value biases are split over tp, norms are not."""
+    """Parameters of one layer on a rank: matrices and query/key/value biases are split over tp,
+    norms are not."""
     heads, groups, size = shape.num_attention_heads, shape.num_query_groups, shape.head_dim
-    matrices = shape.hidden_size * size * 2 * (heads + groups) + 3 * shape.hidden_size * shape.ffn_hidden_size
+    matrices = (
+        shape.hidden_size * size * 2 * (heads + groups)
+        + 3 * shape.hidden_size * shape.ffn_hidden_size
+    )
     bias = size * (heads + 2 * groups) if shape.qkv_bias else 0
     norms = 2 * shape.hidden_size + (2 * size if shape.qk_norm else 0)
     return (matrices + bias) // tp + norms
 
 
 def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> int:
-    """Parameters of a rank in this stage. Tied embeddings: the last stage holds a copy of its own when there is more than one."""
+    """Parameters of a rank in this stage. Tied embeddings: the last stage holds a copy of its own
+    when there is more than one."""
     table = padded_vocab_size(shape.vocab_size, layout.tp) // layout.tp * shape.hidden_size
     first, last = stage == 0, stage == layout.pp - 1
     tables = int(first) + int(last and not (shape.tied and first))
-    return stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp) + tables * table + last * shape.hidden_size
+    return (
+        stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp)
+        + tables * table
+        + last * shape.hidden_size
+    )
 
 
 def micro_batch_tokens(layout: Layout, work: Work) -> int:
@@ -87,13 +118,19 @@ def micro_batch_tokens(layout: Layout, work: Work) -> int:
     return layout.micro_batch_size * work.seq_length // layout.cp
 
 
-def stage_memory(shape: ModelShape, layout: Layout, work: Work, stage: int, software: Software = OURS) -> MemoryEstimate:
+def stage_memory(
+    shape: ModelShape, layout: Layout, work: Work, stage: int, software: Software = OURS
+) -> MemoryEstimate:
     """A rank of one pipeline stage, without engine and reserve."""
     parameters = stage_parameters(shape, layout, stage)
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
     trained = 0 if work.lora else parameters
-    quantized = stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp) if work.precision == "fp8" else 0
+    quantized = (
+        stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp)
+        if work.precision == "fp8"
+        else 0
+    )
     return MemoryEstimate(
         weights=parameters * value_bytes - (2 * quantized if software.fp8_params else 0),
         gradients=trained * FP32_BYTES,
@@ -107,22 +144,29 @@ def stage_memory(shape: ModelShape, layout: Layout, work: Work, stage: int, soft
 
 
 def layer_activation_bytes(shape: ModelShape, layout: Layout, work: Work) -> float:
-    """What one layer keeps for backward per token: inputs and outputs of two norms, q, k, v (before their norms too, where they have them),
-    the attention's output, the gated MLP's two halves and their product. No score matrix: attention is fused, so `selective` saves nothing
-    more here. In FP8 the inputs of the linear layers are kept in one byte.
+    """What one layer keeps for backward per token: inputs and outputs of two norms, q, k, v (before
+    their norms too, where they have them), the attention's output, the gated MLP's two halves and
+    their product. No score matrix: attention is fused, so `selective` saves nothing more here. In
+    FP8 the inputs of the linear layers are kept in one byte.
     """
     hidden, split = shape.hidden_size, layout.sequence_split
-    attention, keys = shape.num_attention_heads * shape.head_dim, shape.num_query_groups * shape.head_dim
+    attention, keys = (
+        shape.num_attention_heads * shape.head_dim,
+        shape.num_query_groups * shape.head_dim,
+    )
     linear_inputs = 2 * hidden / split + (attention + shape.ffn_hidden_size) / layout.tp
     normed = attention + keys if shape.qk_norm else 0
-    others = 2 * hidden / split + (attention + 2 * keys + normed + 2 * shape.ffn_hidden_size) / layout.tp
+    others = (
+        2 * hidden / split + (attention + 2 * keys + normed + 2 * shape.ffn_hidden_size) / layout.tp
+    )
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     return linear_inputs * (1 if work.precision == "fp8" else value_bytes) + others * value_bytes
 
 
 def micro_batches_in_flight(layout: Layout, work: Work, stage: int) -> float:
-    """Forward passes whose activations a stage holds: 1F1B keeps pp − stage of them; interleaving adds (pp−1)/(pp·vpp) of that on the first
-    stage (arXiv 2205.05198 §4.2.3). Never more than a step has."""
+    """Forward passes whose activations a stage holds: 1F1B keeps pp − stage of them; interleaving
+    adds (pp−1)/(pp·vpp) of that on the first stage (arXiv 2205.05198 §4.2.3). Never more than a
+    step has."""
     held = layout.pp - stage
     if layout.vpp:
         held *= 1 + (layout.pp - 1) / (layout.pp * layout.vpp)
@@ -130,19 +174,28 @@ def micro_batches_in_flight(layout: Layout, work: Work, stage: int) -> float:
 
 
 def _activation_bytes(shape: ModelShape, layout: Layout, work: Work, stage: int) -> int:
-    """Kept by all micro-batches in flight, and one layer at work: gathered hidden states, the MLP's gradients."""
-    tokens, value_bytes = micro_batch_tokens(layout, work), FP32_BYTES if work.precision == "fp32" else 2
+    """Kept by all micro-batches in flight, and one layer at work: gathered hidden states, the MLP's
+    gradients."""
+    tokens, value_bytes = (
+        micro_batch_tokens(layout, work),
+        FP32_BYTES if work.precision == "fp32" else 2,
+    )
     per_layer = layer_activation_bytes(shape, layout, work)
     at_work = (2 * shape.hidden_size + 3 * shape.ffn_hidden_size / layout.tp) * value_bytes
     kept = per_layer
     if layout.recompute == "full":
         kept, at_work = shape.hidden_size / layout.sequence_split * value_bytes, at_work + per_layer
-    layers = stage_layers(shape.num_layers, layout.pp, stage) * micro_batches_in_flight(layout, work, stage)
+    layers = stage_layers(shape.num_layers, layout.pp, stage) * micro_batches_in_flight(
+        layout, work, stage
+    )
     return int(tokens * (layers * kept + at_work))
 
 
 def _head_bytes(shape: ModelShape, layout: Layout, work: Work, value_bytes: int) -> int:
-    """A chunk of logits within the scratch budget, the hidden states gathered over tp and their gradient, four fp32 numbers a token."""
+    """A chunk of logits within the scratch budget, the hidden states gathered over tp and their
+    gradient, four fp32 numbers a token."""
     tokens = micro_batch_tokens(layout, work)
     logits = tokens * padded_vocab_size(shape.vocab_size, layout.tp) // layout.tp * FP32_BYTES
-    return min(HEAD_SCRATCH, logits) + tokens * (2 * shape.hidden_size * value_bytes + 4 * FP32_BYTES)
+    return min(HEAD_SCRATCH, logits) + tokens * (
+        2 * shape.hidden_size * value_bytes + 4 * FP32_BYTES
+    )

@@ -1,4 +1,6 @@
-"""The text of docs/plan.md, written by tools/study/calibrate_plan.py: errors against published figures, fitted numbers, layouts."""
+"""The text of docs/plan.md, written by tools/study/calibrate_plan.py: errors against published
+figures, fitted numbers, layouts."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +18,20 @@ from megaladder.plan.throughput import calibration
 SFT_LENGTH, GRPO_LENGTH = 20480, 22528  # data.seq_length of the two shipped recipes
 ANSWER_LENGTH = 8000  # tokens, an assumption: nobody publishes the mean
 CLUSTERS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-HEAD = ("GPUs", "tp", "pp", "vpp", "cp", "dp", "mbs", "recompute", "GiB/GPU", "s", "tokens/s/GPU", "MFU")
+HEAD = (
+    "GPUs",
+    "tp",
+    "pp",
+    "vpp",
+    "cp",
+    "dp",
+    "mbs",
+    "recompute",
+    "GiB/GPU",
+    "s",
+    "tokens/s/GPU",
+    "MFU",
+)
 Priors = Mapping[str, tuple[float, str]]
 
 INTRODUCTION = """Written by `python tools/study/calibrate_plan.py --write`; the gate in `tests/plan/` reads the same data.
@@ -55,7 +70,9 @@ and 405B on 1,024 H100 is predicted within 4 %. Beyond that nothing here was che
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
+    return "\n".join(
+        [*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)]
+    )
 
 
 def page(priors: Priors, grpo_priors: Priors) -> str:
@@ -64,18 +81,29 @@ def page(priors: Priors, grpo_priors: Priors) -> str:
     tuned = [row for row in training if row.role != "untuned"]
     absent = [(row["what"], row["source"], row["reason"]) for row in published.not_modelled()]
     parts = [
-        "# `megaladder plan`: how far its predictions can be trusted, and what it advises for H200", INTRODUCTION,
-        "## Summary", _summary(tuned, rounds),
-        "## Published training runs", RULES, _comparison_table(tuned),
-        "### Rows that their own source calls untuned", UNTUNED,
+        "# `megaladder plan`: how far its predictions can be trusted, and what it advises for H200",
+        INTRODUCTION,
+        "## Summary",
+        _summary(tuned, rounds),
+        "## Published training runs",
+        RULES,
+        _comparison_table(tuned),
+        "### Rows that their own source calls untuned",
+        UNTUNED,
         _comparison_table([row for row in training if row.role == "untuned"], reason=True),
-        "### Published, not predicted", table(["figure", "source", "why not"], absent),
-        "## Published GRPO rounds", _comparison_table(rounds),
-        "## Memory", _memory(),
-        "## The fitted numbers", _numbers(priors, grpo_priors),
-        "## Layouts for Qwen3-14B on H200", _layouts(),
-        "## From 8 to 4,096 GPUs", _scaling(),
-    ]  # fmt: skip
+        "### Published, not predicted",
+        table(["figure", "source", "why not"], absent),
+        "## Published GRPO rounds",
+        _comparison_table(rounds),
+        "## Memory",
+        _memory(),
+        "## The fitted numbers",
+        _numbers(priors, grpo_priors),
+        "## Layouts for Qwen3-14B on H200",
+        _layouts(),
+        "## From 8 to 4,096 GPUs",
+        _scaling(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,15 +121,42 @@ def _comparison_table(rows: Sequence[published.Comparison], reason: bool = False
     body = []
     for row in rows:
         digits = 1 if row.published < 1000 else 0
-        cells = [row.id, published.UNITS[row.measure], f"{row.predicted:,.{digits}f}", f"{row.published:,.{digits}f}", f"{row.error:+.1%}"]
-        body.append([*cells, f"**{row.role}**" if row.role == "held out" else row.role, row.source, *([row.reason] if reason else [])])
-    return table(["run", "unit", "predicted", "published", "error", "role", "source", *(["why untuned"] if reason else [])], body)
+        cells = [
+            row.id,
+            published.UNITS[row.measure],
+            f"{row.predicted:,.{digits}f}",
+            f"{row.published:,.{digits}f}",
+            f"{row.error:+.1%}",
+        ]
+        body.append(
+            [
+                *cells,
+                f"**{row.role}**" if row.role == "held out" else row.role,
+                row.source,
+                *([row.reason] if reason else []),
+            ]
+        )
+    return table(
+        [
+            "run",
+            "unit",
+            "predicted",
+            "published",
+            "error",
+            "role",
+            "source",
+            *(["why untuned"] if reason else []),
+        ],
+        body,
+    )
 
 
 def _memory() -> str:
     """The one published peak of a layout that this program has, and states per parameter."""
     shape = find_model("Qwen2.5-14B")
-    estimate = estimate_memory(shape, Layout(tp=4, dp=2, recompute="selective"), Work(8192, 16, "bf16"))
+    estimate = estimate_memory(
+        shape, Layout(tp=4, dp=2, recompute="selective"), Work(8192, 16, "bf16")
+    )
     unfused = 8192 * shape.vocab_size / 4 * 4 * 2  # their head keeps fp32 logits and their gradient
     total = estimate.total - estimate.head + unfused
     return f"""States: 6 + 12 / (dp·cp) bytes a parameter in bf16 (2 weight, 4 gradient, 12 sharded optimizer), checked against
@@ -112,17 +167,37 @@ fragmentation. One figure is no calibration: watch the first step."""
 
 
 def _numbers(priors: Priors, grpo_priors: Priors) -> str:
-    rows = [(name, f"{getattr(calibration(), name):.3g}", f"{prior:g}", why) for name, (prior, why) in priors.items()]
-    rows += [(name, f"{getattr(grpo_calibration(), name):.3g}", f"{prior:g}", why) for name, (prior, why) in grpo_priors.items()]
-    meaning = ("Meaning: the field comments in `plan/throughput.py` and `plan/grpo.py`. A number that stayed on its prior (link, overlap,"
-               " tp_overlap) is one that the figures say little about.")
+    rows = [
+        (name, f"{getattr(calibration(), name):.3g}", f"{prior:g}", why)
+        for name, (prior, why) in priors.items()
+    ]
+    rows += [
+        (name, f"{getattr(grpo_calibration(), name):.3g}", f"{prior:g}", why)
+        for name, (prior, why) in grpo_priors.items()
+    ]
+    meaning = (
+        "Meaning: the field comments in `plan/throughput.py` and `plan/grpo.py`. A number that"
+        " stayed on its prior (link, overlap, tp_overlap) is one that the figures say little about."
+    )
     return f"{meaning}\n\n{table(['number', 'fitted', 'prior', 'why this prior'], rows)}"
 
 
 def _plan_row(count: int, plan: Plan) -> list[Any]:
     layout = plan.layout
-    return [count, layout.tp, layout.pp, layout.vpp or "–", layout.cp, layout.dp, layout.micro_batch_size, layout.recompute,
-            f"{plan.memory.total / GIB:.0f}", f"{plan.seconds:,.1f}", f"{plan.tokens_per_s_gpu:,.0f}", f"{plan.mfu:.1%}"]
+    return [
+        count,
+        layout.tp,
+        layout.pp,
+        layout.vpp or "–",
+        layout.cp,
+        layout.dp,
+        layout.micro_batch_size,
+        layout.recompute,
+        f"{plan.memory.total / GIB:.0f}",
+        f"{plan.seconds:,.1f}",
+        f"{plan.tokens_per_s_gpu:,.0f}",
+        f"{plan.mfu:.1%}",
+    ]
 
 
 def _row_or_reason(count: int, task: Task) -> list[Any]:
@@ -133,38 +208,69 @@ def _row_or_reason(count: int, task: Task) -> list[Any]:
 
 
 def sft_task(count: int, precision: str = "bf16") -> Task:
-    """The shipped SFT recipe on `count` H200: 256 samples a step in rows of 20,480, every row taken as one sequence."""
+    """The shipped SFT recipe on `count` H200: 256 samples a step in rows of 20,480, every row taken
+    as one sequence."""
     return Task(find_model("Qwen3-14B"), find_gpu("h200"), count, Work(SFT_LENGTH, 256, precision))
 
 
 def grpo_task(count: int) -> Task:
     """The shipped GRPO recipe: 512 prompts × 16, 16 updates, colocated."""
-    asked = Round(512, 16, 16, 200, ANSWER_LENGTH, 20480, GRPO_LENGTH, engine_tp=0, engine_gpus=count)
-    return Task(find_model("Qwen3-14B"), find_gpu("h200"), count, asked.update_work(), asked, colocated_engine=True)
+    asked = Round(
+        512, 16, 16, 200, ANSWER_LENGTH, 20480, GRPO_LENGTH, engine_tp=0, engine_gpus=count
+    )
+    return Task(
+        find_model("Qwen3-14B"),
+        find_gpu("h200"),
+        count,
+        asked.update_work(),
+        asked,
+        colocated_engine=True,
+    )
 
 
 def _grpo_row(count: int, best: Plan) -> list[Any]:
     phases = best.phases
     assert phases is not None
-    return [*_plan_row(count, best), best.engine_tp, f"{phases.generation:,.0f} / {phases.logprobs:,.0f} / {phases.update:,.0f}"]
+    return [
+        *_plan_row(count, best),
+        best.engine_tp,
+        f"{phases.generation:,.0f} / {phases.logprobs:,.0f} / {phases.update:,.0f}",
+    ]
 
 
 def _layouts() -> str:
     counts = (8, 16, 64)
-    return "\n\n".join([
-        SFT_TEXT, table(HEAD, [_plan_row(count, search(sft_task(count))[0]) for count in counts]),
-        "The same with FP8 linear layers:", table(HEAD, [_plan_row(count, search(sft_task(count, "fp8"))[0]) for count in counts]),
-        GRPO_TEXT, table([*HEAD, "engine tp", "phases"], [_grpo_row(count, search(grpo_task(count))[0]) for count in counts]),
-    ])  # fmt: skip
+    return "\n\n".join(
+        [
+            SFT_TEXT,
+            table(HEAD, [_plan_row(count, search(sft_task(count))[0]) for count in counts]),
+            "The same with FP8 linear layers:",
+            table(HEAD, [_plan_row(count, search(sft_task(count, "fp8"))[0]) for count in counts]),
+            GRPO_TEXT,
+            table(
+                [*HEAD, "engine tp", "phases"],
+                [_grpo_row(count, search(grpo_task(count))[0]) for count in counts],
+            ),
+        ]
+    )
 
 
 def _scaling() -> str:
     text = [SCALING_TEXT]
     for model in ("Qwen3-14B", "Llama-3-70B"):
         shape, gpu = find_model(model), find_gpu("h200")
-        tasks = [(count, Task(shape, gpu, count, Work(8192, max(256, 4 * count), "bf16"))) for count in CLUSTERS]
-        text += [f"**{model}**", table(HEAD, [_row_or_reason(count, task) for count, task in tasks])]
-    kinds = [(name, Task(find_model("Qwen3-14B"), find_gpu(name), 64, Work(8192, 256, "bf16"))) for name in gpus()]
+        tasks = [
+            (count, Task(shape, gpu, count, Work(8192, max(256, 4 * count), "bf16")))
+            for count in CLUSTERS
+        ]
+        text += [
+            f"**{model}**",
+            table(HEAD, [_row_or_reason(count, task) for count, task in tasks]),
+        ]
+    kinds = [
+        (name, Task(find_model("Qwen3-14B"), find_gpu(name), 64, Work(8192, 256, "bf16")))
+        for name in gpus()
+    ]
     rows = [[name, *_row_or_reason(64, task)[1:]] for name, task in kinds]
     text += ["**Qwen3-14B on 64 GPUs of each kind**", table(["GPU", *HEAD[1:]], rows)]
     return "\n\n".join(text)

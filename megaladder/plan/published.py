@@ -1,8 +1,10 @@
-"""What others measured (published.yaml) and what this model predicts for it; which figures calibrate and which are held out.
+"""What others measured (published.yaml) and what this model predicts for it; which figures
+calibrate and which are held out.
 
-The rules of choice and split are stated in published.yaml and were written before anything was fitted. docs/plan.md and the gate in
-tests/plan/ read the same `comparisons()`.
+The rules of choice and split are stated in published.yaml and were written before anything was
+fitted. docs/plan.md and the gate in tests/plan/ read the same `comparisons()`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ UNITS = {"tokens_per_s_gpu": "tokens/s/GPU", "step_s": "s/step"}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One published training run. `value` in the unit `measure`; `group` names the configuration."""
+    """One published training run. `value` in the unit `measure`; `group` names the
+    configuration."""
 
     id: str
     model: str
@@ -39,8 +42,11 @@ class Run:
     @property
     def group(self) -> str:
         layout, work = self.layout, self.work
-        return (f"{self.model} {self.gpu} {'lora' if work.lora else 'full'} {work.precision} {self.software} tp{layout.tp} pp{layout.pp}"
-                f" vpp{layout.vpp or 1} cp{layout.cp} mbs{layout.micro_batch_size} seq{work.seq_length}/{work.context:g}")
+        return (
+            f"{self.model} {self.gpu} {'lora' if work.lora else 'full'} {work.precision}"
+            f" {self.software} tp{layout.tp} pp{layout.pp} vpp{layout.vpp or 1} cp{layout.cp}"
+            f" mbs{layout.micro_batch_size} seq{work.seq_length}/{work.context:g}"
+        )
 
     def predict(self, fitted: Calibration | None = None) -> float:
         """The same measure by this model."""
@@ -86,29 +92,89 @@ class RoundRun:
     def predict(self, fitted: GrpoCalibration | None = None) -> float:
         """Seconds of the round by this model."""
         shape, gpu = find_model(self.model), find_gpu(self.gpu)
-        budget, machine = self.engine_share * gpu.memory_bytes, Machine(gpu, SOFTWARE["megatron-plain"])
-        return round_time(shape, self.layout, self.round, machine, budget, fitted or grpo_calibration()).total
+        budget, machine = (
+            self.engine_share * gpu.memory_bytes,
+            Machine(gpu, SOFTWARE["megatron-plain"]),
+        )
+        return round_time(
+            shape, self.layout, self.round, machine, budget, fitted or grpo_calibration()
+        ).total
 
 
 def _round_run(row: dict[str, Any]) -> RoundRun:
     colocated = row["colocated"]
     training = row["gpus"] - (0 if colocated else row["engine_gpus"])
-    layout = Layout(tp=row["tp"], pp=row["pp"], dp=training // row["tp"] // row["pp"], recompute=row["recompute"])
-    names = ("prompts", "n", "mini_batches", "prompt_length", "response_length", "max_response_length", "seq_length", "precision",
-             "logprob_passes", "engine_tp", "engine_gpus", "colocated")
-    asked = Round(**{name: row[name] for name in names}, rollout_precision=row["precision"], overlapped=not colocated)
-    return RoundRun(row["id"], row["model"], row["gpu"], layout, asked, row["engine_share"], row["step_s"], row["source"])
+    layout = Layout(
+        tp=row["tp"],
+        pp=row["pp"],
+        dp=training // row["tp"] // row["pp"],
+        recompute=row["recompute"],
+    )
+    names = (
+        "prompts",
+        "n",
+        "mini_batches",
+        "prompt_length",
+        "response_length",
+        "max_response_length",
+        "seq_length",
+        "precision",
+        "logprob_passes",
+        "engine_tp",
+        "engine_gpus",
+        "colocated",
+    )
+    asked = Round(
+        **{name: row[name] for name in names},
+        rollout_precision=row["precision"],
+        overlapped=not colocated,
+    )
+    return RoundRun(
+        row["id"],
+        row["model"],
+        row["gpu"],
+        layout,
+        asked,
+        row["engine_share"],
+        row["step_s"],
+        row["source"],
+    )
 
 
 def _run(row: dict[str, Any]) -> Run:
     measure = next(name for name in UNITS if name in row)
-    parts = {name: row.get(name, default) for name, default in (("tp", 1), ("pp", 1), ("vpp", None), ("cp", 1))}
+    parts = {
+        name: row.get(name, default)
+        for name, default in (("tp", 1), ("pp", 1), ("vpp", None), ("cp", 1))
+    }
     dp = row["gpus"] // (parts["tp"] * parts["pp"] * parts["cp"])
-    layout = Layout(**parts, dp=dp, micro_batch_size=row["micro_batch"], recompute=row.get("recompute", "none"))
-    per_row = row["seq_length"] / row.get("sample_length", row["seq_length"])  # the sources count packed rows as one
-    work = Work(row["seq_length"], round(row["global_batch"] * per_row), row["precision"], row.get("sample_length"), row.get("lora", False))
-    return Run(row["id"], row["model"], row["gpu"], row["gpus"], layout, work, row.get("software", "megatron"), measure, row[measure],
-               row["source"], row.get("status", "tuned"), row.get("reason", ""))
+    layout = Layout(
+        **parts, dp=dp, micro_batch_size=row["micro_batch"], recompute=row.get("recompute", "none")
+    )
+    per_row = row["seq_length"] / row.get(
+        "sample_length", row["seq_length"]
+    )  # the sources count packed rows as one
+    work = Work(
+        row["seq_length"],
+        round(row["global_batch"] * per_row),
+        row["precision"],
+        row.get("sample_length"),
+        row.get("lora", False),
+    )
+    return Run(
+        row["id"],
+        row["model"],
+        row["gpu"],
+        row["gpus"],
+        layout,
+        work,
+        row.get("software", "megatron"),
+        measure,
+        row[measure],
+        row["source"],
+        row.get("status", "tuned"),
+        row.get("reason", ""),
+    )
 
 
 def training_runs() -> list[Run]:
@@ -132,7 +198,16 @@ def training_comparisons(fitted: Calibration | None = None) -> list[Comparison]:
     runs = training_runs()
     calibrates = calibrating([run.group for run in runs if run.status == "tuned"])
     return [
-        Comparison(run.id, run.group, run.measure, run.value, run.predict(fitted), role_of(run, calibrates), run.source, run.reason)
+        Comparison(
+            run.id,
+            run.group,
+            run.measure,
+            run.value,
+            run.predict(fitted),
+            role_of(run, calibrates),
+            run.source,
+            run.reason,
+        )
         for run in runs
     ]
 
@@ -147,8 +222,16 @@ def round_comparisons(fitted: GrpoCalibration | None = None) -> list[Comparison]
     runs = round_runs()
     calibrates = calibrating([run.id for run in runs])
     return [
-        Comparison(run.id, f"{run.model} {run.layout}", "step_s", run.value, run.predict(fitted),
-                   "calibration" if run.id in calibrates else "held out", run.source, "")
+        Comparison(
+            run.id,
+            f"{run.model} {run.layout}",
+            "step_s",
+            run.value,
+            run.predict(fitted),
+            "calibration" if run.id in calibrates else "held out",
+            run.source,
+            "",
+        )
         for run in runs
     ]
 

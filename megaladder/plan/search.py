@@ -1,8 +1,11 @@
-"""Every layout that divides the model, the GPUs and the batch; those that fit the memory, fastest first.
+"""Every layout that divides the model, the GPUs and the batch; those that fit the memory, fastest
+first.
 
-Layouts within 1 % of the fastest are equals (the model errs by more): of these, fewer pipeline chunks come first, then less memory.
-Context parallelism is tried where nothing fits without it, or when pinned: its price on packed rows of unequal sequences is not modelled.
+Layouts within 1 % of the fastest are equals (the model errs by more): of these, fewer pipeline
+chunks come first, then less memory. Context parallelism is tried where nothing fits without it, or
+when pinned: its price on packed rows of unequal sequences is not modelled.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -38,9 +41,11 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one of its updates), on so many GPUs.
+    """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one
+    of its updates), on so many GPUs.
 
-    colocated_engine: an engine sleeps on the trainer's GPUs during updates. software: what the trainer is told to overlap and to keep.
+    colocated_engine: an engine sleeps on the trainer's GPUs during updates. software: what the
+    trainer is told to overlap and to keep.
     """
 
     shape: ModelShape
@@ -54,7 +59,11 @@ class Task:
     @property
     def trainer_gpus(self) -> int:
         """GPUs that train: all, unless the engine has its own."""
-        return self.gpus if self.round is None or self.round.colocated else self.gpus - self.round.engine_gpus
+        return (
+            self.gpus
+            if self.round is None or self.round.colocated
+            else self.gpus - self.round.engine_gpus
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +91,52 @@ def predict(task: Task, layout: Layout) -> Plan:
     if task.round is not None:
         budget = engine_budget(memory, task.gpu.memory_bytes, task.round.colocated)
         phases = round_time(task.shape, layout, task.round, machine, budget, grpo_calibration())
-        engine_tp, seconds, tokens = task.round.engine_tp, phases.total, task.round.samples * task.round.sample_length
+        engine_tp, seconds, tokens = (
+            task.round.engine_tp,
+            phases.total,
+            task.round.samples * task.round.sample_length,
+        )
     flops = task.shape.flops_per_token(work.context) * tokens / seconds / task.gpus
-    return Plan(layout, work.micro_batches(layout), memory, step, seconds, tokens / seconds / task.gpus, flops / 1e12,
-                flops / task.gpu.peak("bf16"), phases, engine_tp)
+    return Plan(
+        layout,
+        work.micro_batches(layout),
+        memory,
+        step,
+        seconds,
+        tokens / seconds / task.gpus,
+        flops / 1e12,
+        flops / task.gpu.peak("bf16"),
+        phases,
+        engine_tp,
+    )
 
 
 def search(task: Task, pins: Pins = Pins()) -> list[Plan]:
     """Layouts that fit, best first.
 
     Raises:
-        ConfigError: the pinned sizes do not divide, or nothing fits; the message has the smallest shortfall and what would help.
+        ConfigError: the pinned sizes do not divide, or nothing fits; the message has the smallest
+        shortfall and what would help.
     """
     layouts = list(_layouts(task, pins))
     if not layouts:
         raise ConfigError(_why_none(task, pins))
     sizes = [pins.cp] if pins.cp else context_parallel_sizes()
     for cp in sizes:
-        plans = [plan for layout in layouts if layout.cp == cp and _spare(task, layout) >= 0 for plan in _plans(task, layout)]
+        plans = [
+            plan
+            for layout in layouts
+            if layout.cp == cp and _spare(task, layout) >= 0
+            for plan in _plans(task, layout)
+        ]
         if plans:
             break
     else:
         raise ConfigError(_shortfall(task, pins, layouts))
     fastest = min(plan.seconds for plan in plans)
-    if task.round is not None and task.round.overlapped:  # generation may hide any trainer: then the faster one comes first
+    if (
+        task.round is not None and task.round.overlapped
+    ):  # generation may hide any trainer: then the faster one comes first
         return sorted(plans, key=lambda plan: (plan.seconds, plan.step.total))
     return sorted(plans, key=lambda plan: _rank(plan, fastest))
 
@@ -116,16 +147,23 @@ def _rank(plan: Plan, fastest: float) -> tuple[float, int, int]:
 
 
 def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
-    """The layout's prediction; for GRPO with the engine's best tensor parallelism, none where no engine fits beside the trainer."""
+    """The layout's prediction; for GRPO with the engine's best tensor parallelism, none where no
+    engine fits beside the trainer."""
     if task.round is None:
         yield predict(task, layout)
         return
     found = []
-    for engine_tp in [task.round.engine_tp] if task.round.engine_tp else _divisors(min(task.round.engine_gpus, task.gpu.gpus_per_node)):
+    for engine_tp in (
+        [task.round.engine_tp]
+        if task.round.engine_tp
+        else _divisors(min(task.round.engine_gpus, task.gpu.gpus_per_node))
+    ):
         if shape_problems(task.shape, engine_tp, 1, None):
             continue
         try:
-            found.append(predict(replace(task, round=replace(task.round, engine_tp=engine_tp)), layout))
+            found.append(
+                predict(replace(task, round=replace(task.round, engine_tp=engine_tp)), layout)
+            )
         except ConfigError:
             continue  # no room for this engine; another may have
     yield from sorted(found, key=lambda plan: plan.seconds)[:1]
@@ -133,7 +171,10 @@ def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
 
 def _spare(task: Task, layout: Layout) -> int:
     """Bytes left on the fullest GPU; negative: missing."""
-    return task.gpu.memory_bytes - estimate_memory(task.shape, layout, task.work, task.colocated_engine, task.software).total
+    return (
+        task.gpu.memory_bytes
+        - estimate_memory(task.shape, layout, task.work, task.colocated_engine, task.software).total
+    )
 
 
 def _divisors(number: int) -> list[int]:
@@ -141,7 +182,8 @@ def _divisors(number: int) -> list[int]:
 
 
 def context_parallel_sizes() -> tuple[int, ...]:
-    """What the trainer takes for parallel.cp: the values its configuration lists, else powers of two."""
+    """What the trainer takes for parallel.cp: the values its configuration lists, else powers of
+    two."""
     return get_args(ParallelConfig.model_fields["cp"].annotation) or (1, 2, 4, 8, 16)
 
 
@@ -161,14 +203,22 @@ def _layouts(task: Task, pins: Pins) -> Iterator[Layout]:
 
 
 def _row_multiple(tp: int, cp: int) -> int:
-    """What a row's length must be a multiple of: tp shares under sequence parallelism, two chunks a context-parallel rank."""
+    """What a row's length must be a multiple of: tp shares under sequence parallelism, two chunks a
+    context-parallel rank."""
     return tp * (2 * cp if cp > 1 else 1)
 
 
 def _interleavings(shape: ModelShape, pp: int, pins: Pins) -> list[int | None]:
     if pins.vpp:
         return [pins.vpp] if pp > 1 else []
-    return [None, *(n for n in range(2, shape.num_layers // pp + 1) if pp > 1 and shape.num_layers % (pp * n) == 0)]
+    return [
+        None,
+        *(
+            n
+            for n in range(2, shape.num_layers // pp + 1)
+            if pp > 1 and shape.num_layers % (pp * n) == 0
+        ),
+    ]
 
 
 def _variants(layout: Layout, pins: Pins) -> Iterator[Layout]:
@@ -184,54 +234,106 @@ def _why_none(task: Task, pins: Pins) -> str:
     if problems:
         return "\n".join(problems)
     if task.trainer_gpus % (tp * pp * cp):
-        return (f"tp {tp} × pp {pp} × cp {cp} = {tp * pp * cp} does not divide {task.trainer_gpus} GPUs that train;"
-                f" fix: --gpus a multiple of {tp * pp * cp}, or other sizes")
+        return (
+            f"tp {tp} × pp {pp} × cp {cp} = {tp * pp * cp} does not divide {task.trainer_gpus} GPUs"
+            f" that train; fix: --gpus a multiple of {tp * pp * cp}, or other sizes"
+        )
     if pins.vpp and not (pins.pp and pins.pp > 1):
-        return f"--vpp {pins.vpp} needs pipeline stages; fix: --pp of at least 2 with pp·vpp a divisor of {task.shape.num_layers} layers"
+        return (
+            f"--vpp {pins.vpp} needs pipeline stages; fix: --pp of at least 2 with pp·vpp a divisor"
+            f" of {task.shape.num_layers} layers"
+        )
     if task.work.seq_length % (multiple := _row_multiple(tp, cp)):
-        return f"--seq-length {task.work.seq_length} does not divide over tp {tp}, cp {cp}; fix: --seq-length a multiple of {multiple}"
-    return (f"--global-batch-size {task.work.global_batch_size} is smaller than the data-parallel size of every layout on"
-            f" {task.trainer_gpus} GPUs; fix: a larger batch (at least {task.trainer_gpus // task.gpu.gpus_per_node}), or fewer GPUs")
+        return (
+            f"--seq-length {task.work.seq_length} does not divide over tp {tp}, cp {cp}; fix:"
+            f" --seq-length a multiple of {multiple}"
+        )
+    return (
+        f"--global-batch-size {task.work.global_batch_size} is smaller than the data-parallel size"
+        f" of every layout on {task.trainer_gpus} GPUs; fix: a larger batch (at least"
+        f" {task.trainer_gpus // task.gpu.gpus_per_node}), or fewer GPUs"
+    )
 
 
 def _shortfall(task: Task, pins: Pins, layouts: list[Layout]) -> str:
     """The layout that misses by least, by how much, and what would make one fit."""
     nearest = max(layouts, key=lambda layout: _spare(task, layout))
-    memory, missing = estimate_memory(task.shape, nearest, task.work, task.colocated_engine, task.software), -_spare(task, nearest) / GIB
-    parts = sorted(((size, part) for part, size in memory.by_part().items() if part != "total"), reverse=True)[:3]
+    memory, missing = (
+        estimate_memory(task.shape, nearest, task.work, task.colocated_engine, task.software),
+        -_spare(task, nearest) / GIB,
+    )
+    parts = sorted(
+        ((size, part) for part, size in memory.by_part().items() if part != "total"), reverse=True
+    )[:3]
     largest = ", ".join(f"{part} {size / GIB:.1f}" for size, part in parts)
     where = f"{task.gpus} × {task.gpu.name}"
     if missing <= 0:
-        text = f"no layout on {where} leaves room for the engine's weights beside the trainer's states (nearest: {nearest})"
+        text = (
+            f"no layout on {where} leaves room for the engine's weights beside the trainer's states"
+            f" (nearest: {nearest})"
+        )
     else:
-        text = (f"no layout fits {where}: the nearest ({nearest}) needs {memory.total / GIB:.1f} GiB a GPU of {task.gpu.memory_gib:.1f},"
-                f" {missing:.1f} GiB short (largest parts in GiB: {largest})")
+        text = (
+            f"no layout fits {where}: the nearest ({nearest}) needs {memory.total / GIB:.1f} GiB a"
+            f" GPU of {task.gpu.memory_gib:.1f}, {missing:.1f} GiB short (largest parts in GiB:"
+            f" {largest})"
+        )
     helps = _what_helps(task, pins)
     return f"{text}; fix: {' or '.join(helps) if helps else 'a smaller model'}"
 
 
 def _what_helps(task: Task, pins: Pins) -> list[str]:
     """Changes of one thing after which something fits."""
+
     def fits(changed: Task, with_pins: Pins = pins) -> bool:
-        return any(_spare(changed, layout) >= 0 and next(_plans(changed, layout), None) for layout in _layouts(changed, with_pins))
+        return any(
+            _spare(changed, layout) >= 0 and next(_plans(changed, layout), None)
+            for layout in _layouts(changed, with_pins)
+        )
 
     helps = []
     if pins != Pins() and fits(task, Pins()):
         helps.append("leave --tp, --pp, --cp, --micro-batch-size and --recompute open")
     counts = iter(range(2, MAX_HELP_GPUS // task.gpus + 1))
-    more = next((task.gpus * n for n in counts if n & (n - 1) == 0 and fits(replace(task, gpus=task.gpus * n, round=_more(task, n)))), None)
-    if more is None:  # perhaps no pipeline size divides the GPUs: the largest smaller number that one does
+    more = next(
+        (
+            task.gpus * n
+            for n in counts
+            if n & (n - 1) == 0 and fits(replace(task, gpus=task.gpus * n, round=_more(task, n)))
+        ),
+        None,
+    )
+    if (
+        more is None
+    ):  # perhaps no pipeline size divides the GPUs: the largest smaller number that one does
         node, layers = task.gpu.gpus_per_node, _divisors(task.shape.num_layers)
-        fewer = sorted({task.gpus // (node * pp) * node * pp for pp in layers if task.round is None} - {0, task.gpus}, reverse=True)
+        fewer = sorted(
+            {task.gpus // (node * pp) * node * pp for pp in layers if task.round is None}
+            - {0, task.gpus},
+            reverse=True,
+        )
         more = next((count for count in fewer if fits(replace(task, gpus=count))), None)
     if more:
         helps.append(f"--gpus {more}")
-    bigger = {name: gpu for name, gpu in gpus().items() if gpu.memory_gib > task.gpu.memory_gib and _runs(gpu, task)}
+    bigger = {
+        name: gpu
+        for name, gpu in gpus().items()
+        if gpu.memory_gib > task.gpu.memory_gib and _runs(gpu, task)
+    }
     larger = [name for name, gpu in bigger.items() if fits(replace(task, gpu=gpu))]
     if larger:
         helps.append(f"--gpu {larger[0]}")
-    lengths = [task.work.seq_length // n for n in (2, 4, 8, 16) if task.work.seq_length // n >= 1024]
-    shorter = next((n for n in lengths if task.round is None and fits(replace(task, work=replace(task.work, seq_length=n)))), None)
+    lengths = [
+        task.work.seq_length // n for n in (2, 4, 8, 16) if task.work.seq_length // n >= 1024
+    ]
+    shorter = next(
+        (
+            n
+            for n in lengths
+            if task.round is None and fits(replace(task, work=replace(task.work, seq_length=n)))
+        ),
+        None,
+    )
     if shorter:
         helps.append(f"--seq-length {shorter}")
     return helps

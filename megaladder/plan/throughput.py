@@ -1,11 +1,16 @@
-"""Seconds of one training step, by part, on the pipeline stage that takes longest: closed formulas with a few fitted numbers.
+"""Seconds of one training step, by part, on the pipeline stage that takes longest: closed formulas
+with a few fitted numbers.
 
-A matrix product takes its FLOPs at a fraction of the peak plus its bytes at the memory's speed (so small ones are slow by themselves);
-element-wise work is bytes; attention is FLOPs; a collective is bytes over its link, and a share of it hides under computation. Fitted:
-the `Calibration` (calibration.yaml, written by tools/study/calibrate_plan.py). Not modelled: stragglers, data loading, checkpoint pauses.
+A matrix product takes its FLOPs at a fraction of the peak plus its bytes at the memory's speed (so
+small ones are slow by themselves); element-wise work is bytes; attention is FLOPs; a collective is
+bytes over its link, and a share of it hides under computation. Fitted: the `Calibration`
+(calibration.yaml, written by tools/study/calibrate_plan.py). Not modelled: stragglers, data
+loading, checkpoint pauses.
 
-Legend: T tokens of a micro-batch on the rank, H hidden size, A heads · head_dim, K groups · head_dim, F feed-forward size, V vocabulary.
+Legend: T tokens of a micro-batch on the rank, H hidden size, A heads · head_dim, K groups ·
+head_dim, F feed-forward size, V vocabulary.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
@@ -18,30 +23,57 @@ from megaladder.plan.layout import OURS, Layout, Software, Work
 from megaladder.plan.memory import micro_batch_tokens, stage_layers, stage_parameters
 
 # What is done again in backward, as a share of the forward: (products, attention, element-wise).
-_AGAIN = {"none": (0.0, 0.0, 0.0), "selective": (0.0, 1.0, 0.0), "full": (1.0, 1.0, 1.0), "selective_op": (0.5, 0.0, 1.0)}
-_ATTENTION_BACKWARD = 2.5  # FlashAttention forms the scores again: five products against two (arXiv 2205.14135)
+_AGAIN = {
+    "none": (0.0, 0.0, 0.0),
+    "selective": (0.0, 1.0, 0.0),
+    "full": (1.0, 1.0, 1.0),
+    "selective_op": (0.5, 0.0, 1.0),
+}
+_ATTENTION_BACKWARD = (
+    2.5  # FlashAttention forms the scores again: five products against two (arXiv 2205.14135)
+)
 _ELEMENTWISE_BACKWARD = 1.5
-_FP8_CAST_BYTES = 5  # per input or output gradient of a linear layer: read for the maximum, read, write (and write transposed)
-_FUSED_LOGIT_BYTES = 14  # per logit with ours: fp32 chunk out, read for statistics, read and overwritten by its bf16 gradient
-_UNFUSED_LOGIT_BYTES = 20  # per logit without a fused head: bf16 out, fp32 copy, maximum, sum, gradient
-_HOP_S = 1e-5  # of a ring's latency per node that it passes: adapter, switch, NCCL's protocol (an assumption, not fitted)
-_BUCKET_PARAMETERS, _BUCKET_PER_RANK = 40e6, 1e6  # megatron-core's DDP: a bucket holds max(40 M, 1 M · dp) parameters, to hide that latency
-_OPTIMIZER_BYTES = 30  # per parameter and step: read gradient, read and write master copy and two moments in fp32, write bf16
+# per input or output gradient of a linear layer: read for the maximum, read, write (and write
+# transposed)
+_FP8_CAST_BYTES = 5
+# per logit with ours: fp32 chunk out, read for statistics, read and overwritten by its bf16
+# gradient
+_FUSED_LOGIT_BYTES = 14
+_UNFUSED_LOGIT_BYTES = (
+    20  # per logit without a fused head: bf16 out, fp32 copy, maximum, sum, gradient
+)
+# of a ring's latency per node that it passes: adapter, switch, NCCL's protocol (an assumption, not
+# fitted)
+_HOP_S = 1e-5
+_BUCKET_PARAMETERS, _BUCKET_PER_RANK = (
+    40e6,
+    1e6,
+)  # megatron-core's DDP: a bucket holds max(40 M, 1 M · dp) parameters, to hide that latency
+# per parameter and step: read gradient, read and write master copy and two moments in fp32, write
+# bf16
+_OPTIMIZER_BYTES = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """The fitted numbers, each with a meaning; shares are between 0 and 1."""
 
-    gemm_bf16: float  # share of the best bf16 matrix product that those of a training step reach (its bytes come on top)
+    # share of the best bf16 matrix product that those of a training step reach (its bytes come on
+    # top)
+    gemm_bf16: float
     gemm_fp8: float  # the same in FP8; casts not included
     attention: float  # share of the best fused attention's forward that forward and backward reach
     memory: float  # share of the memory's bandwidth that element-wise kernels reach
     link: float  # share of a link's bandwidth that a collective reaches
-    overlap: float  # share of data-, context- and pipeline-parallel traffic that hides under computation
-    tp_overlap: float  # share of tensor-parallel traffic that hides under the matrix products, where the software overlaps it
+    overlap: (
+        float  # share of data-, context- and pipeline-parallel traffic that hides under computation
+    )
+    # share of tensor-parallel traffic that hides under the matrix products, where the software
+    # overlaps it
+    tp_overlap: float
     layer_overhead_s: float  # per layer and micro-batch, forward and backward: launches, waits
-    eager: float  # element-wise traffic without a compiler or fused kernels, as a multiple of that with them
+    # element-wise traffic without a compiler or fused kernels, as a multiple of that with them
+    eager: float
 
 
 @cache
@@ -91,27 +123,39 @@ class Machine:
         share = self.numbers.gemm_fp8 if precision == "fp8" else self.numbers.gemm_bf16
         value_bytes = 1 if precision == "fp8" else 2
         moved = value_bytes * (tokens * width_in + width_in * width_out) + 2 * tokens * width_out
-        return 2 * tokens * width_in * width_out / (self.gpu.matmul(precision) * share) + self.bytes_s(moved)
+        return 2 * tokens * width_in * width_out / (
+            self.gpu.matmul(precision) * share
+        ) + self.bytes_s(moved)
 
     def bytes_s(self, num_bytes: float) -> float:
         """Bytes through the GPU's memory."""
         return num_bytes / (self.gpu.memory_gb_s * 1e9 * self.numbers.memory)
 
     def collective_s(self, num_bytes: float, group: int, stride: int) -> float:
-        """All-gather or reduce-scatter of `num_bytes` (the whole) over a group; 0 for a group of one."""
+        """All-gather or reduce-scatter of `num_bytes` (the whole) over a group; 0 for a group of
+        one."""
         if group == 1:
             return 0.0
-        return num_bytes * (group - 1) / group / (self.gpu.link_bytes_per_s(group, stride) * self.numbers.link)
+        return (
+            num_bytes
+            * (group - 1)
+            / group
+            / (self.gpu.link_bytes_per_s(group, stride) * self.numbers.link)
+        )
 
 
 def bubble_share(pp: int, vpp: int | None, micro_batches: int) -> float:
-    """Idle time over useful time of a pipeline: (pp − 1) / (vpp · micro-batches) (arXiv 2104.04473 §2.2)."""
+    """Idle time over useful time of a pipeline: (pp − 1) / (vpp · micro-batches) (arXiv 2104.04473
+    §2.2)."""
     return (pp - 1) / ((vpp or 1) * micro_batches)
 
 
 def step_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> StepTime:
     """One optimizer step."""
-    parts = max((_micro_batch(shape, layout, work, machine, stage) for stage in sorted({0, layout.pp - 1})), key=lambda p: sum(p.values()))
+    parts = max(
+        (_micro_batch(shape, layout, work, machine, stage) for stage in sorted({0, layout.pp - 1})),
+        key=lambda p: sum(p.values()),
+    )
     count = work.micro_batches(layout)
     busy = {name: seconds * count for name, seconds in parts.items()}
     return StepTime(
@@ -123,7 +167,8 @@ def step_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -
 
 
 def forward_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
-    """Seconds of a pass over the step's tokens without backward (log-probs): a third of the products, no recomputation."""
+    """Seconds of a pass over the step's tokens without backward (log-probs): a third of the
+    products, no recomputation."""
     parts = {**_layers(shape, layout, work, machine, backward=False)}
     layers = stage_layers(shape.num_layers, layout.pp, 0)
     head = _head(shape, layout, work, machine, backward=False)
@@ -132,28 +177,50 @@ def forward_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine
     return per_micro_batch * count * (1 + (layout.pp - 1) / count)
 
 
-def _micro_batch(shape: ModelShape, layout: Layout, work: Work, machine: Machine, stage: int) -> dict[str, float]:
+def _micro_batch(
+    shape: ModelShape, layout: Layout, work: Work, machine: Machine, stage: int
+) -> dict[str, float]:
     """Forward and backward of one micro-batch on a stage, by part."""
     layers = stage_layers(shape.num_layers, layout.pp, stage)
-    parts = {name: seconds * layers for name, seconds in _layers(shape, layout, work, machine).items()}
+    parts = {
+        name: seconds * layers for name, seconds in _layers(shape, layout, work, machine).items()
+    }
     parts["head"] = _head(shape, layout, work, machine) if stage == layout.pp - 1 else 0.0
     parts["pp_comm"] = _pipeline(shape, layout, work, machine)
     return parts
 
 
-def _layers(shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool = True) -> dict[str, float]:
+def _layers(
+    shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool = True
+) -> dict[str, float]:
     """One layer, one micro-batch."""
     numbers, tokens = machine.numbers, micro_batch_tokens(layout, work)
-    products_again, attention_again, elementwise_again = _AGAIN[layout.recompute] if backward else (0.0, 0.0, 0.0)
+    products_again, attention_again, elementwise_again = (
+        _AGAIN[layout.recompute] if backward else (0.0, 0.0, 0.0)
+    )
     product_passes = 1 + products_again + ((1 if work.lora else 2) if backward else 0)
     attention_passes = 1 + attention_again + (_ATTENTION_BACKWARD if backward else 0)
     elementwise_passes = 1 + elementwise_again + (_ELEMENTWISE_BACKWARD if backward else 0)
     heads_size = shape.num_attention_heads * shape.head_dim
-    scores = 2 * tokens * work.context * heads_size / layout.tp  # two products over half the context: 2 · 2 · T · context/2 · A
+    scores = (
+        2 * tokens * work.context * heads_size / layout.tp
+    )  # two products over half the context: 2 · 2 · T · context/2 · A
     return {
-        "gemm": product_passes * sum(machine.product_s(tokens, *sizes, work.precision) for sizes in _linears(shape, layout.tp)),
-        "attention": attention_passes * scores / (machine.gpu.attention(machine.software.flash2) * numbers.attention),
-        "elementwise": elementwise_passes * machine.bytes_s(_elementwise_bytes(shape, layout, work, machine)),
+        "gemm": (
+            product_passes
+            * sum(
+                machine.product_s(tokens, *sizes, work.precision)
+                for sizes in _linears(shape, layout.tp)
+            )
+        ),
+        "attention": (
+            attention_passes
+            * scores
+            / (machine.gpu.attention(machine.software.flash2) * numbers.attention)
+        ),
+        "elementwise": (
+            elementwise_passes * machine.bytes_s(_elementwise_bytes(shape, layout, work, machine))
+        ),
         "tp_comm": _tensor_parallel(shape, layout, work, machine, product_passes, backward),
         "cp_comm": _context_parallel(shape, layout, work, machine, backward),
         "overhead": numbers.layer_overhead_s * (1 if backward else 1 / 3),
@@ -170,66 +237,124 @@ def _linears(shape: ModelShape, tp: int) -> list[tuple[float, float]]:
     hidden, size = shape.hidden_size, shape.head_dim
     attention, keys = shape.num_attention_heads * size, shape.num_query_groups * size
     ffn = shape.ffn_hidden_size / tp
-    return [(hidden, (attention + 2 * keys) / tp), (attention / tp, hidden), (hidden, 2 * ffn), (ffn, hidden)]
+    return [
+        (hidden, (attention + 2 * keys) / tp),
+        (attention / tp, hidden),
+        (hidden, 2 * ffn),
+        (ffn, hidden),
+    ]
 
 
 def _elementwise_bytes(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
-    """Forward traffic of norms, residuals, rotary embedding and gating (reads and writes, 2 bytes a value), and of FP8 casts."""
+    """Forward traffic of norms, residuals, rotary embedding and gating (reads and writes, 2 bytes a
+    value), and of FP8 casts."""
     tokens, hidden = micro_batch_tokens(layout, work), shape.hidden_size / layout.sequence_split
     attention = shape.num_attention_heads * shape.head_dim / layout.tp
-    keys, ffn = shape.num_query_groups * shape.head_dim / layout.tp, shape.ffn_hidden_size / layout.tp
-    norms_and_residuals, rotary_and_norms, gating = 2 * (2 + 3) * hidden, (4 if shape.qk_norm else 2) * (attention + keys), 3 * ffn
-    traffic = 2 * (norms_and_residuals + rotary_and_norms + gating) * (1.0 if machine.software.compiled else machine.numbers.eager)
+    keys, ffn = (
+        shape.num_query_groups * shape.head_dim / layout.tp,
+        shape.ffn_hidden_size / layout.tp,
+    )
+    norms_and_residuals, rotary_and_norms, gating = (
+        2 * (2 + 3) * hidden,
+        (4 if shape.qk_norm else 2) * (attention + keys),
+        3 * ffn,
+    )
+    traffic = (
+        2
+        * (norms_and_residuals + rotary_and_norms + gating)
+        * (1.0 if machine.software.compiled else machine.numbers.eager)
+    )
     if work.precision == "fp8":
         traffic += _FP8_CAST_BYTES * (2 * shape.hidden_size + attention + ffn)
     return tokens * traffic
 
 
-def _head(shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool = True) -> float:
-    """The loss head of the last stage: three products with the vocabulary (two with frozen weights, one forward only), and its logits."""
+def _head(
+    shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool = True
+) -> float:
+    """The loss head of the last stage: three products with the vocabulary (two with frozen weights,
+    one forward only), and its logits."""
     tokens, columns = micro_batch_tokens(layout, work), shape.vocab_size / layout.tp
     passes = 1 + ((1 if work.lora else 2) if backward else 0)
-    logits = (_FUSED_LOGIT_BYTES if machine.software.fused_head else _UNFUSED_LOGIT_BYTES) * (1 if backward else 0.5)
-    return passes * machine.product_s(tokens, shape.hidden_size, columns, _compute(work)) + machine.bytes_s(tokens * columns * logits)
+    logits = (_FUSED_LOGIT_BYTES if machine.software.fused_head else _UNFUSED_LOGIT_BYTES) * (
+        1 if backward else 0.5
+    )
+    return passes * machine.product_s(
+        tokens, shape.hidden_size, columns, _compute(work)
+    ) + machine.bytes_s(tokens * columns * logits)
 
 
-def _tensor_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machine, product_passes: float, backward: bool) -> float:
-    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass; weight gradients gather two inputs again."""
-    passes = product_passes if work.lora or not backward else product_passes - 1  # the weight gradient's pass has no scatter
+def _tensor_parallel(
+    shape: ModelShape,
+    layout: Layout,
+    work: Work,
+    machine: Machine,
+    product_passes: float,
+    backward: bool,
+) -> float:
+    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass; weight
+    gradients gather two inputs again."""
+    passes = (
+        product_passes if work.lora or not backward else product_passes - 1
+    )  # the weight gradient's pass has no scatter
     collectives = 4 * passes + (0 if work.lora or not backward else 2)
     whole = 2 * micro_batch_tokens(layout, work) * shape.hidden_size
     hidden_share = machine.numbers.tp_overlap if machine.software.tp_overlap else 0.0
     return collectives * machine.collective_s(whole, layout.tp, 1) * (1 - hidden_share)
 
 
-def _context_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool) -> float:
+def _context_parallel(
+    shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool
+) -> float:
     """Keys and values travel round the ring once, in backward with their gradients."""
-    whole = 2 * layout.cp * micro_batch_tokens(layout, work) * 2 * shape.num_query_groups * shape.head_dim / layout.tp
+    whole = (
+        2
+        * layout.cp
+        * micro_batch_tokens(layout, work)
+        * 2
+        * shape.num_query_groups
+        * shape.head_dim
+        / layout.tp
+    )
     rounds = 3 if backward else 1
-    return rounds * machine.collective_s(whole, layout.cp, layout.tp) * (1 - machine.numbers.overlap)
+    return (
+        rounds * machine.collective_s(whole, layout.cp, layout.tp) * (1 - machine.numbers.overlap)
+    )
 
 
 def _pipeline(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
-    """Hidden states to the next stage and their gradient back, once per chunk; each GPU over its own adapter once stages leave the node."""
+    """Hidden states to the next stage and their gradient back, once per chunk; each GPU over its
+    own adapter once stages leave the node."""
     if layout.pp == 1:
         return 0.0
     inside = layout.gpus <= machine.gpu.gpus_per_node
-    link = (machine.gpu.nvlink_gb_s if inside else machine.gpu.network_gb_s) * 1e9 * machine.numbers.link
+    link = (
+        (machine.gpu.nvlink_gb_s if inside else machine.gpu.network_gb_s)
+        * 1e9
+        * machine.numbers.link
+    )
     sent = 2 * micro_batch_tokens(layout, work) * shape.hidden_size / layout.sequence_split
     return 2 * (layout.vpp or 1) * sent / link * (1 - machine.numbers.overlap)
 
 
 def _data_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
-    """Gradients scattered and parameters gathered over dp·cp, once a step; FSDP gathers twice and scatters once per micro-batch."""
+    """Gradients scattered and parameters gathered over dp·cp, once a step; FSDP gathers twice and
+    scatters once per micro-batch."""
     parameters, group = stage_parameters(shape, layout, 0), layout.dp * layout.cp
-    gathers, scatters, rounds = (2, 1, work.micro_batches(layout)) if machine.software.fsdp else (1, 1, 1)
+    gathers, scatters, rounds = (
+        (2, 1, work.micro_batches(layout)) if machine.software.fsdp else (1, 1, 1)
+    )
     if work.lora:
         gathers, scatters = (gathers, 0) if machine.software.fsdp else (0, 0)
     volume = parameters * (2 * gathers + machine.software.grad_bytes * scatters)
     nodes = -(-group * layout.tp // machine.gpu.gpus_per_node)
     buckets = max(1.0, parameters / max(_BUCKET_PARAMETERS, _BUCKET_PER_RANK * group))
     latency = (gathers + scatters) * buckets * (nodes - 1) * _HOP_S
-    return rounds * (machine.collective_s(volume, group, layout.tp) + latency) * (1 - machine.numbers.overlap)
+    return (
+        rounds
+        * (machine.collective_s(volume, group, layout.tp) + latency)
+        * (1 - machine.numbers.overlap)
+    )
 
 
 def _optimizer(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:

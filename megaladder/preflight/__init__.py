@@ -1,1 +1,2 @@
-"""Before a run: does the configuration fit model, data and machine (`check`), and what is installed (`doctor`). Starts nothing."""
+"""Before a run: does the configuration fit model, data and machine (`check`), and what is installed
+(`doctor`). Starts nothing."""

@@ -1,8 +1,11 @@
-"""`megaladder check run.yaml`: everything about a run that can be known before a single rank starts.
+"""`megaladder check run.yaml`: everything about a run that can be known before a single rank
+starts.
 
-Prints the layout, the batch arithmetic, memory by part, what the data became, and one sample with its loss tokens marked. Exit status 2
-for a configuration or data that no machine would take; what is only not here (model, data, a GPU) is named: `needs`, `not here`.
+Prints the layout, the batch arithmetic, memory by part, what the data became, and one sample with
+its loss tokens marked. Exit status 2 for a configuration or data that no machine would take; what
+is only not here (model, data, a GPU) is named: `needs`, `not here`.
 """
+
 from __future__ import annotations
 
 import sys
@@ -13,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.rules import batch_line, check_platform, check_world, layout_notes, validate_layout
+from megaladder.config.rules import (
+    batch_line,
+    check_platform,
+    check_world,
+    layout_notes,
+    validate_layout,
+)
 from megaladder.config.train import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
@@ -34,29 +43,39 @@ SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 
 class CheckSft(SftConfig):
     """Resolve a supervised fine-tuning run and say what it would do; starts nothing."""
+
     plan_gpu: str | None = None
-    """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
+    """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200
+    where it has none. Not for fp32."""
 
 
 class CheckGrpo(GrpoConfig):
     """Resolve a GRPO run and say what it would do; starts nothing."""
+
     plan_gpu: str | None = None
-    """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200 where it has none. Not for fp32."""
+    """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200
+    where it has none. Not for fp32."""
 
 
 def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo] | type[CheckRecipe]:
-    """A file or a flag that names a section only GRPO has makes it a GRPO run; a file with stages is a data recipe."""
+    """A file or a flag that names a section only GRPO has makes it a GRPO run; a file with stages
+    is a data recipe."""
     if args and not args[0].startswith("-") and is_recipe(args[0]):
         return CheckRecipe
     if any(arg.startswith(f"--{section}.") for arg in args for section in GRPO_SECTIONS):
         return CheckGrpo
-    if args and not args[0].startswith("-") and any(section in load_yaml(args[0]).values for section in GRPO_SECTIONS):
+    if (
+        args
+        and not args[0].startswith("-")
+        and any(section in load_yaml(args[0]).values for section in GRPO_SECTIONS)
+    ):
         return CheckGrpo
     return CheckSft
 
 
 def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
-    """Prints the findings. Files that are not here are named under `needs`: a recipe can be checked before anything is fetched."""
+    """Prints the findings. Files that are not here are named under `needs`: a recipe can be checked
+    before anything is fetched."""
     if isinstance(config, CheckRecipe):
         for name, text in run_check_recipe(config):
             _show(name, text)
@@ -64,8 +83,15 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     ranks = config.parallel.ranks or config.parallel.model_ranks
     dp = check_world(config, ranks)
     layout = config.parallel
-    _show("run folder", f"{config.run_dir}{' (exists: a start there resumes)' if Path(config.run_dir, 'config.yaml').exists() else ''}")
-    _show("layout", f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}" + (f" (vpp {layout.vpp})" if layout.vpp else ""))
+    _show(
+        "run folder",
+        f"{config.run_dir}{' (exists: a start there resumes)' if Path(config.run_dir, 'config.yaml').exists() else ''}",
+    )
+    _show(
+        "layout",
+        f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}"
+        + (f" (vpp {layout.vpp})" if layout.vpp else ""),
+    )
     _show("batch", batch_line(config, ranks))
     if isinstance(config, CheckGrpo):
         _show("rollouts", _rollout_line(config))
@@ -75,12 +101,19 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     for need in needs:
         _show("needs", need)
     if needs:
-        _show("", "the comments on top of the run.yaml say how to make or download what a shipped example needs")
+        _show(
+            "",
+            "the comments on top of the run.yaml say how to make or download what a shipped example"
+            " needs",
+        )
 
 
 def _rollout_line(config: CheckGrpo) -> str:
     prompts, n, updates = config.grpo.prompts_per_step, config.rollout.n, config.grpo.mini_batches
-    return f"{prompts} prompts × {n} completions = {prompts * n} a step, in {updates} update(s) of {config.samples_per_update}"
+    return (
+        f"{prompts} prompts × {n} completions = {prompts * n} a step, in {updates} update(s) of"
+        f" {config.samples_per_update}"
+    )
 
 
 def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
@@ -91,17 +124,33 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
     try:
         shape = find_model(config.model.path)
     except ConfigError:
-        return [f"model.path {config.model.path}: no such folder here, and no known model; layout and memory are not checked"]
+        return [
+            f"model.path {config.model.path}: no such folder here, and no known model; layout and"
+            " memory are not checked"
+        ]
     validate_layout(config, shape)
-    precision = platform.default_precision() if config.train.precision == "auto" else config.train.precision
+    precision = (
+        platform.default_precision() if config.train.precision == "auto" else config.train.precision
+    )
     where = f"weights {config.model.init}" if here else "as published (the folder is not here)"
-    _show("model", f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}")
+    _show(
+        "model",
+        f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}",
+    )
     layout, work, software = planned(config, dp, precision)
     colocated = isinstance(config, GrpoConfig) and config.rollout.engine == "vllm"
     estimate = estimate_memory(shape, layout, work, colocated, software)
-    _show("memory/rank", _memory_line(replace(estimate, reserve=0, engine=0) if precision == "fp32" else estimate))  # fp32: a CPU
+    _show(
+        "memory/rank",
+        _memory_line(replace(estimate, reserve=0, engine=0) if precision == "fp32" else estimate),
+    )  # fp32: a CPU
     if precision != "fp32":
-        _show("plan", plan_line(layout, Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)))
+        _show(
+            "plan",
+            plan_line(
+                layout, Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)
+            ),
+        )
     try:
         check_platform(config, platform.machine())
     except ConfigError as error:
@@ -110,34 +159,59 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
         return [f"model.path {config.model.path}: no such folder here"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
     if config.model.init == "pretrained" and not weights:
-        return [f"*.safetensors in {config.model.path} (model.init is pretrained); fix: the whole folder, or model.init random"]
+        return [
+            f"*.safetensors in {config.model.path} (model.init is pretrained); fix: the whole"
+            " folder, or model.init random"
+        ]
     return []
 
 
 def _count(shape: ModelShape) -> str:
-    return f"{shape.num_parameters / 1e9:.2f} G" if shape.num_parameters >= 1e9 else f"{shape.num_parameters / 1e6:.2f} M"
+    return (
+        f"{shape.num_parameters / 1e9:.2f} G"
+        if shape.num_parameters >= 1e9
+        else f"{shape.num_parameters / 1e6:.2f} M"
+    )
 
 
-def planned(config: SftConfig | GrpoConfig, dp: int, precision: str) -> tuple[Layout, Work, Software]:
-    """The run in `plan`'s words; every sample taken to fill its row, since the data may not be there."""
+def planned(
+    config: SftConfig | GrpoConfig, dp: int, precision: str
+) -> tuple[Layout, Work, Software]:
+    """The run in `plan`'s words; every sample taken to fill its row, since the data may not be
+    there."""
     parallel, train = config.parallel, config.train
     sizes = (parallel.tp, parallel.pp, parallel.vpp, parallel.cp, dp)
     layout = Layout(*sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel)
-    work = Work(config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision)
+    work = Work(
+        config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision
+    )
     gpu, state_bytes = config.gpu, 12.0
     if gpu.precision_aware_optimizer:  # an fp32 master copy is then the 16 bits that bf16 lacks
-        state_bytes = 2 + sum(TYPE_BYTES[name] for name in (gpu.exp_avg_dtype, gpu.exp_avg_sq_dtype))
+        state_bytes = 2 + sum(
+            TYPE_BYTES[name] for name in (gpu.exp_avg_dtype, gpu.exp_avg_sq_dtype)
+        )
     if gpu.optimizer_cpu_offload:
         state_bytes *= 1 - gpu.optimizer_offload_fraction
-    return layout, work, replace(OURS, tp_overlap=gpu.tp_comm_overlap, optimizer_bytes=state_bytes, fp8_params=gpu.fp8_param_gather)
+    return (
+        layout,
+        work,
+        replace(
+            OURS,
+            tp_overlap=gpu.tp_comm_overlap,
+            optimizer_bytes=state_bytes,
+            fp8_params=gpu.fp8_param_gather,
+        ),
+    )
 
 
 def plan_line(layout: Layout, task: Task) -> str:
     """What `plan` predicts for this layout, and whether it would take another."""
     gpu, own = task.gpu, predict(task, layout)
     fits = "fits" if own.memory.total <= gpu.memory_bytes else "DOES NOT FIT"
-    text = (f"{layout.gpus} × {gpu.name}, full rows: about {own.seconds:.1f} s an update, {own.tokens_per_s_gpu:,.0f} tokens/s/GPU;"
-            f" {fits} {gpu.memory_gib:.0f} GiB")
+    text = (
+        f"{layout.gpus} × {gpu.name}, full rows: about {own.seconds:.1f} s an update,"
+        f" {own.tokens_per_s_gpu:,.0f} tokens/s/GPU; {fits} {gpu.memory_gib:.0f} GiB"
+    )
     try:
         best = search(task)[0]
     except ConfigError as error:
@@ -147,11 +221,15 @@ def plan_line(layout: Layout, task: Task) -> str:
     gain = own.seconds / best.seconds - 1
     if fits == "fits" and gain <= SAME_SPEED:
         return f"{text}; `plan` has none that is more than {SAME_SPEED:.0%} faster"
-    return f"{text}; `plan` would take {best.layout}: {best.memory.total / GIB:.0f} GiB, {gain:+.0%} in tokens/s"
+    return (
+        f"{text}; `plan` would take {best.layout}: {best.memory.total / GIB:.0f} GiB, {gain:+.0%}"
+        " in tokens/s"
+    )
 
 
 def plan_gpu(config: CheckSft | CheckGrpo) -> Gpu:
-    """The GPU asked for, else that of this machine where hardware.yaml has it, else the H200 that the recipes are written for."""
+    """The GPU asked for, else that of this machine where hardware.yaml has it, else the H200 that
+    the recipes are written for."""
     from megaladder import platform
 
     if config.plan_gpu:
@@ -167,12 +245,20 @@ def plan_gpu(config: CheckSft | CheckGrpo) -> Gpu:
 
 
 def _memory_line(estimate: MemoryEstimate) -> str:
-    by_part = ", ".join(f"{part} {_size(size)}" for part, size in estimate.by_part().items() if part != "total" and size)
+    by_part = ", ".join(
+        f"{part} {_size(size)}"
+        for part, size in estimate.by_part().items()
+        if part != "total" and size
+    )
     return f"about {_size(estimate.total)} on the fullest: {by_part}"
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1024**3:.2f} GiB" if num_bytes >= 1024**3 else f"{num_bytes / 1024**2:.1f} MiB"
+    return (
+        f"{num_bytes / 1024**3:.2f} GiB"
+        if num_bytes >= 1024**3
+        else f"{num_bytes / 1024**2:.1f} MiB"
+    )
 
 
 def data_spec(config: SftConfig) -> DataSpec:
@@ -186,7 +272,9 @@ def data_spec(config: SftConfig) -> DataSpec:
         path=data.path,
         seq_length=data.seq_length,
         truncation=data.truncation,
-        read=ReadOptions(data.format, data.revision, data.on_bad_row, data.system_prompt, data.s1_teacher),
+        read=ReadOptions(
+            data.format, data.revision, data.on_bad_row, data.system_prompt, data.s1_teacher
+        ),
         template=TemplateOptions(data.reasoning, data.response_template),
         cache_dir=data.cache_dir,
     )
@@ -194,24 +282,52 @@ def data_spec(config: SftConfig) -> DataSpec:
 
 def _check_data(config: SftConfig | GrpoConfig) -> list[str]:
     """Prints what the data became and one sample; returns what is missing."""
-    files = [config.data.path] + ([config.data.holdout] if isinstance(config.data.holdout, str) else [])
+    files = [config.data.path] + (
+        [config.data.holdout] if isinstance(config.data.holdout, str) else []
+    )
     absent = [path for path in files if not Path(path).exists()]
     missing = [f"data file {path}: not found here" for path in absent]
-    if missing or isinstance(config, GrpoConfig) or not Path(config.model.tokenizer or config.model.path).is_dir():
+    if (
+        missing
+        or isinstance(config, GrpoConfig)
+        or not Path(config.model.tokenizer or config.model.path).is_dir()
+    ):
         return missing
-    from megaladder.data.chat import load_tokenizer, render_sample, tokenizer_dir, tokenizer_fingerprint
+    from megaladder.data.chat import (
+        load_tokenizer,
+        render_sample,
+        tokenizer_dir,
+        tokenizer_fingerprint,
+    )
     from megaladder.data.store_build import open_train_and_holdout
 
     source = config.model.tokenizer or config.model.path
-    tokenizer = load_tokenizer(source, config.model.revision, config.model.chat_template, config.model.trust_remote_code)
-    fingerprint = tokenizer_fingerprint(tokenizer_dir(source, config.model.revision), tokenizer.chat_template)
-    store, held_out = open_train_and_holdout(data_spec(config), config.data.holdout, config.train.seed, tokenizer, fingerprint)
+    tokenizer = load_tokenizer(
+        source, config.model.revision, config.model.chat_template, config.model.trust_remote_code
+    )
+    fingerprint = tokenizer_fingerprint(
+        tokenizer_dir(source, config.model.revision), tokenizer.chat_template
+    )
+    store, held_out = open_train_and_holdout(
+        data_spec(config), config.data.holdout, config.train.seed, tokenizer, fingerprint
+    )
     report = store.report
-    _show("data", f"{report.path}: {report.rows:,} rows of schema {report.schema}, {len(store):,} training samples"
-          + (f", {len(held_out):,} held out" if held_out else ""))
-    _show("tokens", f"{report.num_tokens:,}, {report.loss_token_share:.1%} with loss; lengths "
-          + ", ".join(f"{name} {length:,}" for name, length in report.token_quantiles.items()))
-    counts = {**report.bad_rows, **report.dropped, "cut to seq_length": report.truncated, "duplicate rows": report.duplicate_rows}
+    _show(
+        "data",
+        f"{report.path}: {report.rows:,} rows of schema {report.schema}, {len(store):,} training"
+        " samples" + (f", {len(held_out):,} held out" if held_out else ""),
+    )
+    _show(
+        "tokens",
+        f"{report.num_tokens:,}, {report.loss_token_share:.1%} with loss; lengths "
+        + ", ".join(f"{name} {length:,}" for name, length in report.token_quantiles.items()),
+    )
+    counts = {
+        **report.bad_rows,
+        **report.dropped,
+        "cut to seq_length": report.truncated,
+        "duplicate rows": report.duplicate_rows,
+    }
     for reason, count in {**counts, "without an end-of-turn token": report.no_end_of_turn}.items():
         if count:
             _show("counted", f"{reason}: {count:,}")
@@ -226,9 +342,16 @@ def _steps_line(config: SftConfig, num_samples: int) -> str:
 
     batch = config.train.global_batch_size
     if batch > num_samples:
-        raise ConfigError(f"train.global_batch_size {batch} is more than the {num_samples} training samples; fix: at most {num_samples}")
+        raise ConfigError(
+            f"train.global_batch_size {batch} is more than the {num_samples} training samples; fix:"
+            f" at most {num_samples}"
+        )
     steps = ceil(num_samples // batch * Fraction(str(config.train.epochs)))
-    capped = f", train.max_steps ends it at {config.train.max_steps}" if config.train.max_steps and config.train.max_steps < steps else ""
+    capped = (
+        f", train.max_steps ends it at {config.train.max_steps}"
+        if config.train.max_steps and config.train.max_steps < steps
+        else ""
+    )
     return f"{num_samples // batch} an epoch × {config.train.epochs:g} epochs = {steps}{capped}"
 
 
@@ -245,7 +368,10 @@ def _show_sample(text: Any, sample_id: str) -> None:
         if "bold" in str(span.style):
             plain = f"{plain[: span.start]}⟦{plain[span.start : span.end]}⟧{plain[span.end :]}"
     if len(plain) > SAMPLE_CHARACTERS:
-        plain = f"{plain[: SAMPLE_CHARACTERS // 2]}\n… {len(plain) - SAMPLE_CHARACTERS:,} characters …\n{plain[-SAMPLE_CHARACTERS // 2 :]}"
+        plain = (
+            f"{plain[: SAMPLE_CHARACTERS // 2]}\n… {len(plain) - SAMPLE_CHARACTERS:,} characters"
+            f" …\n{plain[-SAMPLE_CHARACTERS // 2 :]}"
+        )
     _show("sample", f"{sample_id} (loss tokens between ⟦ and ⟧)")
     print(plain)
 

@@ -1,4 +1,6 @@
-"""`megaladder check recipe.yaml`: what a data recipe would do and which columns it needs, without its data."""
+"""`megaladder check recipe.yaml`: what a data recipe would do and which columns it needs, without
+its data."""
+
 from __future__ import annotations
 
 from typing import ClassVar
@@ -36,15 +38,24 @@ def run_check_recipe(config: CheckRecipe) -> list[tuple[str, str]]:
 
     if "stages" not in load_yaml(config.recipe).values:
         rule = load_rule(config.recipe)
-        return [("rule", ", ".join(f"{name} {weight:g}" for name, weight in rule.weights.items())),
-                ("next", f"megaladder data score FILE --rule-file {config.recipe} --out F")]
+        return [
+            ("rule", ", ".join(f"{name} {weight:g}" for name, weight in rule.weights.items())),
+            ("next", f"megaladder data score FILE --rule-file {config.recipe} --out F"),
+        ]
     recipes = load_recipes(config.recipe, (), STAGES)
     names = ", ".join(one.name for one in recipes[:MAX_SHOWN])
     lines = [("selections", f"{len(recipes):,}: {names}{' …' if recipes[MAX_SHOWN:] else ''}")]
     for number, stage in enumerate(recipes[0].stages, start=1):
-        settings = ", ".join(f"{name} {value}" for name, value in stage.model_dump(exclude_defaults=True, exclude={"published"}).items())
+        settings = ", ".join(
+            f"{name} {value}"
+            for name, value in stage.model_dump(
+                exclude_defaults=True, exclude={"published"}
+            ).items()
+        )
         published = f" (published: {stage.published:,} rows)" if stage.published is not None else ""
         lines.append((f"stage {number}", f"{stage.name}: {settings}{published}"))
     needed = dict.fromkeys(column for one in recipes for column, _ in one.needed_columns())
-    lines.append(("needs", f"a file with the columns {', '.join(needed) or 'of a training schema'}"))
+    lines.append(
+        ("needs", f"a file with the columns {', '.join(needed) or 'of a training schema'}")
+    )
     return [*lines, ("next", f"megaladder data select FILE --recipe {config.recipe} --out F")]

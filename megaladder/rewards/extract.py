@@ -1,10 +1,11 @@
-r"""From a model's response to the string it gives as its answer. Pure string work, linear in the response, nothing is evaluated.
+r"""From a model's response to the string it gives as its answer. Pure string work, linear in the
+response, nothing is evaluated.
 
-Rules, in order; the first that applies decides (reasoning_ladder, LIMO and Rethinking SFT graders, lm-eval's GSM8K):
-0. only what follows the last `</think>` (or `<|im_start|>answer`) is an answer; a `<think>` that never ends has none
-1. the last `\boxed{…}` or `\fbox{…}`; its braces must close, or there is no answer; prose around it never counts
-2. the last `<answer>…</answer>`; the tag must close
-3. the last line `#### N`
+Rules, in order; the first that applies decides (reasoning_ladder, LIMO and Rethinking SFT graders,
+lm-eval's GSM8K): 0. only what follows the last `</think>` (or `<|im_start|>answer`) is an answer; a
+`<think>` that never ends has none 1. the last `\boxed{…}` or `\fbox{…}`; its braces must close, or
+there is no answer; prose around it never counts 2. the last `<answer>…</answer>`; the tag must
+close 3. the last line `#### N`
 4. the last "Final Answer: …", "Answer: …", "the answer is …"
 5. the last line (kind gsm8k: the last number of the text)
 
@@ -17,9 +18,13 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-MAX_RESPONSE_CHARS = 1_000_000  # only the end of a longer response is read: 32k tokens are about 130k characters
+MAX_RESPONSE_CHARS = (
+    1_000_000  # only the end of a longer response is read: 32k tokens are about 130k characters
+)
 MAX_ANSWER_CHARS = 4_096  # a longer candidate is no answer
-_TAIL_CHARS = 20_000  # where phrases and last lines are looked for; boxes and tags are looked for everywhere
+_TAIL_CHARS = (
+    20_000  # where phrases and last lines are looked for; boxes and tags are looked for everywhere
+)
 
 THINK_ENDS = ("</think>", "<|/think|>", "<|im_start|>answer")
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_A-Z]{1,40}\|>|</s>|<eos>|<end_of_turn>")
@@ -29,12 +34,16 @@ _MATH_SPAN = re.compile(
     r"(?<!\\)\$\$((?:[^$\\]|\\.){1,4096})\$\$|(?<!\\)\$((?:[^$\n\\]|\\.){1,4096})\$|\\\(([^\n]{1,4096}?)\\\)|\\\[(.{1,4096}?)\\\]",
     re.DOTALL,
 )
-_NUMBER = re.compile(r"(?<![\w.])[-−+]?\s?\\?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?")
+_NUMBER = re.compile(
+    r"(?<![\w.])[-−+]?\s?\\?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
+)
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|arcsin|arccos|arctan|sqrt|inf|abs|min|max|mod|gcd|lcm)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?i:is|it|so|we|of|to|in|at|by|be|he|an|as|or|if|no)(?![A-Za-z]))"
 )
-_TEXT_COMMAND = re.compile(r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname|frac|sqrt|left|right)\b")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname|frac|sqrt|left|right)\b"
+)
 _LETTER_LINE = re.compile(r"^\W*(?:(?:option|choice)\s+)?\(?([A-J])\)?(?:\W*$|[).:]\s)")
 _LETTER_PHRASE = re.compile(
     r"(?i:\banswer\s*(?:is|:|=)|\b(?:choose|select|pick|choice\s+is|option\s+is|answer\s+choice\s+is)|\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:))"
@@ -43,19 +52,25 @@ _LETTER_PHRASE = re.compile(
 _LETTER_CORRECT = re.compile(
     r"(?i:\b(?:option|choice|answer))\s+[*_$(]*([A-J])[*_$)]*\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer))"
 )
-_LETTER_IN_BOX = re.compile(r"^\s*(?:(?i:option|choice|answer)\s*)?[(\[]?\s*([A-Za-z])\s*[)\]]?\s*(?:[.:,)]|$)")
-_LATEX_FONT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|bf|rm|bold|boldsymbol)\b\s*")
+_LETTER_IN_BOX = re.compile(
+    r"^\s*(?:(?i:option|choice|answer)\s*)?[(\[]?\s*([A-Za-z])\s*[)\]]?\s*(?:[.:,)]|$)"
+)
+_LATEX_FONT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|bf|rm|bold|boldsymbol)\b\s*"
+)
 
 
 class Candidate(NamedTuple):
-    """What was found: the string (None = no answer) and which rule found it, or why there is none."""
+    """What was found: the string (None = no answer) and which rule found it, or why there is
+    none."""
 
     text: str | None
     rule: str
 
 
 def answer_part(response: str) -> str | None:
-    """The response without its reasoning and without special tokens at its end; None if the reasoning never ended."""
+    """The response without its reasoning and without special tokens at its end; None if the
+    reasoning never ended."""
     text = response[-MAX_RESPONSE_CHARS:]
     ends = [(text.rfind(mark), mark) for mark in THINK_ENDS]
     position, mark = max(ends)
@@ -77,19 +92,24 @@ def _without_special_tokens(text: str) -> str:
 
 
 def extract(response: str, kind: str) -> Candidate:
-    """The candidate answer of a response by the rules above; `kind` decides what the last resort is."""
+    """The candidate answer of a response by the rules above; `kind` decides what the last resort
+    is."""
     text = answer_part(response)
     if text is None:
         return Candidate(None, "the reasoning never ended")
     if not text.strip():
-        return Candidate(None, "nothing after the reasoning" if len(response) > len(text) else "empty response")
+        return Candidate(
+            None, "nothing after the reasoning" if len(response) > len(text) else "empty response"
+        )
     found = _marked(text, kind)
     if found is None:
         found = Candidate(_last_resort(text, kind), "last line")
     if found.text is None or not found.text.strip():
         return Candidate(None, found.rule if found.text is None else f"{found.rule}: empty")
     if len(found.text) > MAX_ANSWER_CHARS:
-        return Candidate(None, f"{found.rule}: {len(found.text)} characters, more than {MAX_ANSWER_CHARS}")
+        return Candidate(
+            None, f"{found.rule}: {len(found.text)} characters, more than {MAX_ANSWER_CHARS}"
+        )
     return Candidate(found.text.strip(), found.rule)
 
 
@@ -101,7 +121,11 @@ def _marked(text: str, kind: str) -> Candidate | None:
     start = text.rfind("<answer>")
     if start >= 0:
         end = text.find("</answer>", start)
-        return Candidate(None, "<answer> never closed") if end < 0 else Candidate(text[start + 8 : end], "<answer>")
+        return (
+            Candidate(None, "<answer> never closed")
+            if end < 0
+            else Candidate(text[start + 8 : end], "<answer>")
+        )
     if kind == "choice":
         return None
     hashed = _hash_line(text)
@@ -117,7 +141,8 @@ def _marked(text: str, kind: str) -> Candidate | None:
 
 
 def last_box(text: str) -> Candidate | None:
-    r"""Content of the last `\boxed{}` or `\fbox{}`, braces matched, escaped braces skipped. `\boxed 5` gives `5`. None = no box."""
+    r"""Content of the last `\boxed{}` or `\fbox{}`, braces matched, escaped braces skipped. `\boxed
+    5` gives `5`. None = no box."""
     end = len(text)
     while True:
         position = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
@@ -131,13 +156,22 @@ def last_box(text: str) -> Candidate | None:
         after += 1
     if text[after : after + 1] != "{":
         bare = re.match(r"[^\s$]{1,256}", text[after : after + 256])
-        return Candidate(bare.group().rstrip(".,;"), "\\boxed") if bare else Candidate(None, "\\boxed without content")
+        return (
+            Candidate(bare.group().rstrip(".,;"), "\\boxed")
+            if bare
+            else Candidate(None, "\\boxed without content")
+        )
     content = _braced(text, after)
-    return Candidate(None, "\\boxed{ never closed") if content is None else Candidate(content, "\\boxed{}")
+    return (
+        Candidate(None, "\\boxed{ never closed")
+        if content is None
+        else Candidate(content, "\\boxed{}")
+    )
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and its partner; None if that is missing. Reads little more than MAX_ANSWER_CHARS."""
+    """What stands between the brace at `start` and its partner; None if that is missing. Reads
+    little more than MAX_ANSWER_CHARS."""
     depth, position = 0, start
     while position < len(text):
         char = text[position]
@@ -154,7 +188,8 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _hash_line(text: str) -> str | None:
-    """What follows the last `####` if it is an answer and no Markdown heading (`#### 3. Simplify`)."""
+    """What follows the last `####` if it is an answer and no Markdown heading (`#### 3.
+    Simplify`)."""
     end = len(text)
     for _ in range(8):
         position = text.rfind("####", 0, end)
@@ -164,7 +199,10 @@ def _hash_line(text: str) -> str | None:
         if (
             line
             and not line.startswith("#")
-            and (not _has_words(line) or re.match(r"^[-−+$\\]*\s?\d[\d,]*(?:[./]\d+)?\s+[A-Za-z]+\.?$", line))
+            and (
+                not _has_words(line)
+                or re.match(r"^[-−+$\\]*\s?\d[\d,]*(?:[./]\d+)?\s+[A-Za-z]+\.?$", line)
+            )
         ):
             return line
         end = position
@@ -172,9 +210,12 @@ def _hash_line(text: str) -> str | None:
 
 
 def _phrase(text: str) -> str | None:
-    """The rest of the line after the last "Answer:" / "answer is", or the first line under a "Final Answer" heading."""
+    """The rest of the line after the last "Answer:" / "answer is", or the first line under a "Final
+    Answer" heading."""
     tail = text[-_TAIL_CHARS:]
-    places = [match.end() for match in _ANSWER_PHRASE.finditer(tail)] + [match.end() for match in _ANSWER_HEADING.finditer(tail)]
+    places = [match.end() for match in _ANSWER_PHRASE.finditer(tail)] + [
+        match.end() for match in _ANSWER_HEADING.finditer(tail)
+    ]
     if not places:
         return None
     lines = [line.strip() for line in tail[max(places) :].split("\n")]
@@ -183,7 +224,9 @@ def _phrase(text: str) -> str | None:
         if line.strip("*_: $\\[]"):
             return line.strip("*_: \t")
         if line in ("$$", "\\["):  # display math over several lines
-            return " ".join(lines[lines.index(line) + 1 :][:4]).split("$$")[0].split("\\]")[0].strip()
+            return (
+                " ".join(lines[lines.index(line) + 1 :][:4]).split("$$")[0].split("\\]")[0].strip()
+            )
     return None
 
 
@@ -198,9 +241,11 @@ def _last_resort(text: str, kind: str) -> str | None:
 
 
 def from_prose(line: str, first: bool) -> str:
-    r"""The answer inside a line: a formula in `$…$`, else the whole line if it holds no words, else a number, else the line.
+    r"""The answer inside a line: a formula in `$…$`, else the whole line if it holds no words, else
+    a number, else the line.
 
-    `first`: of several formulas or numbers take the first (after "the answer is"), otherwise the last (of a last line).
+    `first`: of several formulas or numbers take the first (after "the answer is"), otherwise the
+    last (of a last line).
     """
     line = line[-_TAIL_CHARS:].strip().strip("*_`").strip()
     line = re.sub(r"(?<=[^.\s])[.。]+$", "", line).strip().strip("*_`")
@@ -212,13 +257,16 @@ def from_prose(line: str, first: bool) -> str:
     numbers = _NUMBER.findall(line)
     if not numbers:
         return line
-    if first and re.match(r"\W*[\d.,]+(?:\s[A-Za-z]+){0,3}$", line):  # "18 dollars": leave the unit to the comparison
+    if first and re.match(
+        r"\W*[\d.,]+(?:\s[A-Za-z]+){0,3}$", line
+    ):  # "18 dollars": leave the unit to the comparison
         return line
     return (numbers[0] if first and "=" not in line else numbers[-1]).strip()
 
 
 def _joined_spans(line: str, spans: list[re.Match[str]], first: bool) -> str:
-    """The first or last formula with those that "and", "or" or a comma joins to it: `the roots are $1$ and $-2$` gives `1, -2`."""
+    """The first or last formula with those that "and", "or" or a comma joins to it: `the roots are
+    $1$ and $-2$` gives `1, -2`."""
     groups = [[spans[0]]]
     for before, after in pairwise(spans):
         if re.fullmatch(r"(?i)[\s,]*(?:and|or)?[\s,]*", line[before.end() : after.start()]):
@@ -226,19 +274,33 @@ def _joined_spans(line: str, spans: list[re.Match[str]], first: bool) -> str:
         else:
             groups.append([after])
     chosen = groups[0] if first else groups[-1]
-    return ", ".join(next(group for group in span.groups() if group is not None).strip() for span in chosen)
+    return ", ".join(
+        next(group for group in span.groups() if group is not None).strip() for span in chosen
+    )
 
 
 def _has_words(line: str) -> bool:
-    """Plain words (three letters or more, or a common short one), functions, LaTeX commands and `\\text{}` units apart."""
+    """Plain words (three letters or more, or a common short one), functions, LaTeX commands and
+    `\\text{}` units apart."""
     if _TEXT_COMMAND.search(line):
-        line = re.sub(r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*\{[^{}]*\}", " ", line)
+        line = re.sub(
+            r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*\{[^{}]*\}",
+            " ",
+            line,
+        )
     return bool(_WORD.search(line))
 
 
 def letter(text: str) -> str | None:
-    r"""The option letter that a box or a gold answer holds: `B`, `(B)`, `\text{(B)}`, `B. 42`, `Option b`; None if it is something else."""
-    plain = _LATEX_FONT.sub("", text[:MAX_ANSWER_CHARS]).replace("{", "").replace("}", "").replace("$", "").replace("*", "")
+    r"""The option letter that a box or a gold answer holds: `B`, `(B)`, `\text{(B)}`, `B. 42`,
+    `Option b`; None if it is something else."""
+    plain = (
+        _LATEX_FONT.sub("", text[:MAX_ANSWER_CHARS])
+        .replace("{", "")
+        .replace("}", "")
+        .replace("$", "")
+        .replace("*", "")
+    )
     match = _LETTER_IN_BOX.match(plain.replace("\\", ""))
     return match.group(1).upper() if match else None
 

@@ -1,7 +1,8 @@
 r"""The only grader: RL and benchmarks call this one function.
 
-`grade` is pure and runs in the process that calls it; model text is hostile, so callers that have a choice go through
-`worker.GradePool`, which runs this same function in processes that can be killed. Nothing here evaluates model text.
+`grade` is pure and runs in the process that calls it; model text is hostile, so callers that have a
+choice go through `worker.GradePool`, which runs this same function in processes that can be killed.
+Nothing here evaluates model text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import unicodedata
 
 from megaladder.errors import DataError
 from megaladder.rewards.equal import equal
-from megaladder.rewards.extract import Candidate, answer_part, extract, last_box, last_number, letter, yes_or_no
+from megaladder.rewards.extract import (
+    Candidate,
+    answer_part,
+    extract,
+    last_box,
+    last_number,
+    letter,
+    yes_or_no,
+)
 from megaladder.rewards.normalize import clean, number, same_number
 from megaladder.types import Graded, GradeReason
 
@@ -19,17 +28,21 @@ KINDS = ("math", "gsm8k", "choice", "exact")
 
 
 def grade(response: str, gold: str, kind: str = "math") -> Graded:
-    r"""Whether a response answers with `gold`. How the answer is found: `extract`. What is equal, per kind:
+    r"""Whether a response answers with `gold`. How the answer is found: `extract`. What is equal,
+    per kind:
 
-    math    the same string after normalisation, the same number (fractions, decimals to six places, thousands, mixed numbers,
-            scientific notation; `25` = `25\%` = 0.25 when one side has the %), units, degrees and currency aside; lists and sets in any
-            order, tuples, intervals and matrices piece by piece with their brackets; `x=5` is `5`; words without case; else math-verify.
+    math    the same string after normalisation, the same number (fractions, decimals to six places,
+    thousands, mixed numbers,
+            scientific notation; `25` = `25\%` = 0.25 when one side has the %), units, degrees and
+            currency aside; lists and sets in any order, tuples, intervals and matrices piece by
+            piece with their brackets; `x=5` is `5`; words without case; else math-verify.
     gsm8k   the same number, nothing else; gold may be a whole GSM8K solution ending in `#### N`.
     choice  the same option letter; gold may be `B`, `(B)`, `\text{(B)}`.
-    exact   the same string (Unicode NFC, white space collapsed, a final full stop aside); for gold yes/no, any case and the last
-            whole word Yes or No (HaluEval's rule).
+    exact   the same string (Unicode NFC, white space collapsed, a final full stop aside); for gold
+            yes/no, any case and the last whole word Yes or No (HaluEval's rule).
 
-    Raises DataError if `gold` is empty or cannot be a gold of its kind, and ValueError for an unknown kind.
+    Raises DataError if `gold` is empty or cannot be a gold of its kind, and ValueError for an
+    unknown kind.
 
     >>> grade("so it is \\boxed{\\frac{1}{4}}", "0.25", "math").reason.value
     'numeric'
@@ -42,7 +55,12 @@ def grade(response: str, gold: str, kind: str = "math") -> Graded:
     candidate = extract(response, kind)
     if candidate.text is None:
         return Graded(False, None, GradeReason.NO_ANSWER, candidate.rule)
-    return {"math": _grade_math, "gsm8k": _grade_gsm8k, "choice": _grade_choice, "exact": _grade_exact}[kind](candidate, gold, response)
+    return {
+        "math": _grade_math,
+        "gsm8k": _grade_gsm8k,
+        "choice": _grade_choice,
+        "exact": _grade_exact,
+    }[kind](candidate, gold, response)
 
 
 def check_gold(gold: str, kind: str) -> None:
@@ -50,11 +68,20 @@ def check_gold(gold: str, kind: str) -> None:
     if not isinstance(gold, str) or not gold.strip():
         raise DataError(f"gold answer {gold!r}: is empty; fix: give the answer, or drop the row")
     if kind == "gsm8k" and _gsm8k_gold(gold) is None:
-        raise DataError(f"gold answer {gold[-80:]!r}: kind gsm8k expects a number or a solution ending in '#### N'; fix: kind math")
+        raise DataError(
+            f"gold answer {gold[-80:]!r}: kind gsm8k expects a number or a solution ending in '####"
+            " N'; fix: kind math"
+        )
     if kind == "choice" and letter(gold) is None:
-        raise DataError(f"gold answer {gold[:80]!r}: kind choice expects an option letter such as B; fix: kind exact or math")
+        raise DataError(
+            f"gold answer {gold[:80]!r}: kind choice expects an option letter such as B; fix: kind"
+            " exact or math"
+        )
     if kind == "math" and "\\boxed" in gold and _math_gold(gold) is None:
-        raise DataError(f"gold answer {gold[-80:]!r}: its \\boxed{{}} is empty or never closed; fix: give the answer alone")
+        raise DataError(
+            f"gold answer {gold[-80:]!r}: its \\boxed{{}} is empty or never closed; fix: give the"
+            " answer alone"
+        )
 
 
 def _math_gold(gold: str) -> str | None:
@@ -71,7 +98,10 @@ def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
     expected = _math_gold(gold)
     reason = equal(expected, answer)
     return Graded(
-        reason is not None, answer, reason or GradeReason.DIFFERENT, f"{candidate.rule}: {_short(answer)} against {_short(expected)}"
+        reason is not None,
+        answer,
+        reason or GradeReason.DIFFERENT,
+        f"{candidate.rule}: {_short(answer)} against {_short(expected)}",
     )
 
 
@@ -83,14 +113,21 @@ def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
         found = number(clean(single)) if single else None
     correct = found is not None and same_number(_gsm8k_gold(gold), found)
     reason = GradeReason.NUMERIC if correct else GradeReason.DIFFERENT
-    return Graded(correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {_short(gold.rsplit('####', 1)[-1].strip())}")
+    return Graded(
+        correct,
+        answer,
+        reason,
+        f"{candidate.rule}: {_short(answer)} against {_short(gold.rsplit('####', 1)[-1].strip())}",
+    )
 
 
 def _grade_choice(candidate: Candidate, gold: str, response: str) -> Graded:
     answer = letter(candidate.text) or candidate.text
     correct = answer == letter(gold)
     reason = GradeReason.CHOICE if correct else GradeReason.DIFFERENT
-    return Graded(correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {letter(gold)}")
+    return Graded(
+        correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {letter(gold)}"
+    )
 
 
 def _grade_exact(candidate: Candidate, gold: str, response: str) -> Graded:
@@ -100,7 +137,9 @@ def _grade_exact(candidate: Candidate, gold: str, response: str) -> Graded:
         answer = whole
     correct = answer == expected or (answer.endswith(".") and answer[:-1].strip() == expected)
     reason = GradeReason.EXACT if correct else GradeReason.DIFFERENT
-    return Graded(correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {_short(expected)}")
+    return Graded(
+        correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {_short(expected)}"
+    )
 
 
 def _grade_yes_no(response: str, gold: str) -> Graded:
@@ -112,7 +151,12 @@ def _grade_yes_no(response: str, gold: str) -> Graded:
         answer = yes_or_no(response)
     if answer is None:
         return Graded(False, None, GradeReason.NO_ANSWER, "neither Yes nor No")
-    return Graded(answer == gold, answer, GradeReason.EXACT if answer == gold else GradeReason.DIFFERENT, f"{answer} against {gold}")
+    return Graded(
+        answer == gold,
+        answer,
+        GradeReason.EXACT if answer == gold else GradeReason.DIFFERENT,
+        f"{answer} against {gold}",
+    )
 
 
 def _collapse(text: str) -> str:

@@ -1,7 +1,9 @@
-r"""One spelling for answers that mean the same, and exact numbers out of strings. Pure, bounded, no sympy, nothing is evaluated.
+r"""One spelling for answers that mean the same, and exact numbers out of strings. Pure, bounded, no
+sympy, nothing is evaluated.
 
-`clean` keeps the meaning (Unicode → LaTeX, layout commands away, `\dfrac` → `\frac`, ASCII maths → LaTeX); `number` reads what is a
-plain number in any usual spelling as an exact fraction. Not here: expressions, sets, equality (`equal`).
+`clean` keeps the meaning (Unicode → LaTeX, layout commands away, `\dfrac` → `\frac`, ASCII maths →
+LaTeX); `number` reads what is a plain number in any usual spelling as an exact fraction. Not here:
+expressions, sets, equality (`equal`).
 """
 
 from __future__ import annotations
@@ -15,19 +17,76 @@ from functools import lru_cache
 MAX_DIGITS = 256  # longest run of digits that is read as a number
 MAX_EXPONENT = 300  # of scientific notation
 
-_FRACTIONS = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
-              "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8", "⅐": "1/7", "⅑": "1/9", "⅒": "1/10"}  # fmt: skip
+_FRACTIONS = {
+    "½": "1/2",
+    "⅓": "1/3",
+    "⅔": "2/3",
+    "¼": "1/4",
+    "¾": "3/4",
+    "⅕": "1/5",
+    "⅖": "2/5",
+    "⅗": "3/5",
+    "⅘": "4/5",
+    "⅙": "1/6",
+    "⅚": "5/6",
+    "⅛": "1/8",
+    "⅜": "3/8",
+    "⅝": "5/8",
+    "⅞": "7/8",
+    "⅐": "1/7",
+    "⅑": "1/9",
+    "⅒": "1/10",
+}
 _SYMBOLS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ",
-    "÷": "/", "⁄": "/", "∕": "/", "π": "\\pi ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "≤": "\\le ",
-    "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "°": "^\\circ ", "º": "^\\circ ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
-    "λ": "\\lambda ", "∅": "\\emptyset ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "。": ".", "、": ",",
-    "\u200b": "", "\u200c": "", "\u200d": "", "\u2060": "", "\ufeff": "", "\u2061": "", "\u2062": "",
-}  # fmt: skip
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "‐": "-",
+    "‑": "-",
+    "﹣": "-",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "∙": "\\cdot ",
+    "÷": "/",
+    "⁄": "/",
+    "∕": "/",
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "≠": "\\ne ",
+    "±": "\\pm ",
+    "°": "^\\circ ",
+    "º": "^\\circ ",
+    "θ": "\\theta ",
+    "α": "\\alpha ",
+    "β": "\\beta ",
+    "λ": "\\lambda ",
+    "∅": "\\emptyset ",
+    "′": "'",
+    "’": "'",
+    "‘": "'",
+    "“": '"',
+    "”": '"',
+    "。": ".",
+    "、": ",",
+    "\u200b": "",
+    "\u200c": "",
+    "\u200d": "",
+    "\u2060": "",
+    "\ufeff": "",
+    "\u2061": "",
+    "\u2062": "",
+}
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _LAYOUT = re.compile(
-    r"\\left(?![a-zA-Z])\.?|\\right(?![a-zA-Z])\.?|(?<!\\)\\[!,;:> ]|\\(?:quad|qquad|displaystyle|textstyle|limits|big|Big|bigg|Bigg|bigl"
+    r"\\left(?![a-zA-Z])\.?|\\right(?![a-zA-Z])\.?|(?<!\\)\\[!,;:>"
+    r" ]|\\(?:quad|qquad|displaystyle|textstyle|limits|big|Big|bigg|Bigg|bigl"
     r"|bigr|Bigl|Bigr|thinspace|enspace|nobreak|hspace\{[^{}]*\})(?![a-zA-Z])|~"
 )
 _RENAMES = [
@@ -41,7 +100,10 @@ _RENAMES = [
     (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\(?:lparen|lbrack|langle)(?![a-zA-Z])"), r"("),
     (re.compile(r"\\(?:rparen|rbrack|rangle)(?![a-zA-Z])"), r")"),
-    (re.compile(r"\^\s*\{\s*\\circ\s*\}|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])"), r"^\\circ "),
+    (
+        re.compile(r"\^\s*\{\s*\\circ\s*\}|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])"),
+        r"^\\circ ",
+    ),
     (re.compile(r"\\(?:text|mbox|mathrm|textbf|textrm)\s*\{\s*,?\s*(?:and|or)\s*\}"), ","),
     (re.compile(r"(?<=[\d)}\]$])\s*,?\s+(?:and|or)\s+(?=[-\d(\\[x$])"), ", "),
     (re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*\\?(?:%|percent|percentage)\s*\}"), "%"),
@@ -51,7 +113,12 @@ _RENAMES = [
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"<="), r"\\le "),
     (re.compile(r">="), r"\\ge "),
-    (re.compile(r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan)(?=\s*[\d(\\^_]|\s+[a-z]\b)"), r"\\\1"),
+    (
+        re.compile(
+            r"(?<![\\a-zA-Z])(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan)(?=\s*[\d(\\^_]|\s+[a-z]\b)"
+        ),
+        r"\\\1",
+    ),
     (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), r"\\pi "),
     (re.compile(r"(?<![\\a-zA-Z])(?:infinity|infty|inf|oo)(?![a-zA-Z])"), r"\\infty "),
     (re.compile(r"\\(frac|sqrt|binom)\s+(?=[\d{\\])"), r"\\\1"),
@@ -71,14 +138,17 @@ _PLAIN_UNIT = re.compile(
     rf"(?<=[\d)}}.])(?:(?:{_SHORT_UNIT}|[A-Za-z]{{4,}})|\s+(?:{_SHORT_UNIT}|[A-Za-z]*[aeiouAEIOU][A-Za-z]*[A-Za-z]))\b\.?"
     r"(?:[ /·-]+[A-Za-z]+\.?)*\s*(?:\^\s*\{?\s*-?\d\s*\}?)?\s*$"
 )
-_NO_UNIT = re.compile(r"(?i)(?:\b|\\)(?:pi|and|or|sin|cos|tan|log|ln|exp|sqrt|frac|infty|times|cdot|to|mod|i)\b")
+_NO_UNIT = re.compile(
+    r"(?i)(?:\b|\\)(?:pi|and|or|sin|cos|tan|log|ln|exp|sqrt|frac|infty|times|cdot|to|mod|i)\b"
+)
 _DEGREES = re.compile(r"\s*(?:\^\s*\\circ|\\circ)\s*[CFcf]?\s*$")
 _CURRENCY = re.compile(r"^([-+]?)\s*(?:USD|US|Rs\.?|[€£¥₹])\s*(?=[-\d.])")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact number as it was written. `percent`: it carried a % sign (`value` is what stands before it); `decimal`: it had a point."""
+    """An exact number as it was written. `percent`: it carried a % sign (`value` is what stands
+    before it); `decimal`: it had a point."""
 
     value: Fraction
     percent: bool = False
@@ -103,13 +173,20 @@ def clean(text: str) -> str:
 
 
 def _unicode(text: str) -> str:
-    r"""NFKC, but with exponents and vulgar fractions kept apart from their base: `x²` is `x^{2}`, `2½` is `2 1/2`."""
+    r"""NFKC, but with exponents and vulgar fractions kept apart from their base: `x²` is `x^{2}`,
+    `2½` is `2 1/2`."""
     if text.isascii():
         return text
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda match: "^{" + match.group().translate(_SUPERSCRIPT) + "}", text)
+    text = re.sub(
+        r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda match: "^{" + match.group().translate(_SUPERSCRIPT) + "}", text
+    )
     text = re.sub(r"[₀-₉]+", lambda match: "_{" + match.group().translate(_SUBSCRIPT) + "}", text)
     text = re.sub("|".join(_FRACTIONS), lambda match: " " + _FRACTIONS[match.group()] + " ", text)
-    text = re.sub(r"√\s*\(([^()]*)\)|√\s*(\d+|[a-zA-Z])", lambda match: "\\sqrt{" + (match.group(1) or match.group(2)) + "}", text)
+    text = re.sub(
+        r"√\s*\(([^()]*)\)|√\s*(\d+|[a-zA-Z])",
+        lambda match: "\\sqrt{" + (match.group(1) or match.group(2)) + "}",
+        text,
+    )
     text = "".join(_SYMBOLS.get(char, char) for char in text)
     return "".join(_SYMBOLS.get(char, char) for char in unicodedata.normalize("NFKC", text))
 
@@ -121,7 +198,11 @@ def _strip_delimiters(text: str) -> str:
         before = text
         text = text.strip("*`").strip()
         for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-            if len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing):
+            if (
+                len(text) > len(opening + closing)
+                and text.startswith(opening)
+                and text.endswith(closing)
+            ):
                 text = text[len(opening) : -len(closing)].strip()
         text = _unwrap_font(text)
         text = re.sub(r"(?<=[^.\\])[.,;:]$", "", text).strip()
@@ -131,7 +212,8 @@ def _strip_delimiters(text: str) -> str:
 
 
 def _unwrap_font(text: str) -> str:
-    r"""`\text{\frac{1}{2}}` → `\frac{1}{2}`; a font command that encloses plain words stays, because it says that they are words."""
+    r"""`\text{\frac{1}{2}}` → `\frac{1}{2}`; a font command that encloses plain words stays,
+    because it says that they are words."""
     match = re.match(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol|mbox)\s*\{", text)
     if match is None or not text.endswith("}") or "\\" not in text[1:]:
         return text
@@ -150,7 +232,8 @@ def _ascii_calls(text: str) -> str:
 
 
 def squash(cleaned: str) -> str:
-    """For string equality: no fonts, no spaces but between two word characters (`1 2` is not `12`), no outer braces."""
+    """For string equality: no fonts, no spaces but between two word characters (`1 2` is not `12`),
+    no outer braces."""
     text = _FONT.sub(r"\1", cleaned)
     text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r"\s+", " ", text).strip())
     text = re.sub(r"(\\[a-zA-Z]+) (?=[0-9A-Za-z])", r"\1 ", text)
@@ -169,7 +252,8 @@ def plain_text(text: str) -> str:
 
 
 def strip_unit(cleaned: str) -> str:
-    r"""Without a unit in a text command at the end (`15\mbox{ cm}^2` → `15`), as the published graders do; `\text{east}` stays."""
+    r"""Without a unit in a text command at the end (`15\mbox{ cm}^2` → `15`), as the published
+    graders do; `\text{east}` stays."""
     for _ in range(3):
         shorter = _TEXT_UNIT.sub("", cleaned)
         if shorter == cleaned or not shorter:
@@ -180,12 +264,14 @@ def strip_unit(cleaned: str) -> str:
 
 @lru_cache(maxsize=4096)
 def number(cleaned: str) -> Number | None:
-    r"""The exact number that a cleaned answer spells, units, currency and degrees aside; None if it is no plain number.
+    r"""The exact number that a cleaned answer spells, units, currency and degrees aside; None if it
+    is no plain number.
 
-    Reads integers, decimals, thousands (`1,000`), fractions, mixed numbers, scientific notation, percentages, repeating decimals.
+    Reads integers, decimals, thousands (`1,000`), fractions, mixed numbers, scientific notation,
+    percentages, repeating decimals.
 
-    >>> number("1\\frac{4}{5}").value, number("3 \\times 10^{-2}").value, number("25%").percent, number("2x")
-    (Fraction(9, 5), Fraction(3, 100), True, None)
+    >>> number("1\\frac{4}{5}").value, number("3 \\times 10^{-2}").value, number("25%").percent,
+    number("2x") (Fraction(9, 5), Fraction(3, 100), True, None)
     """
     if len(cleaned) > 2 * MAX_DIGITS + 64 or not re.search(r"\d", cleaned):
         return None
@@ -212,7 +298,9 @@ def _percent(text: str) -> Number | None:
 def _plain_number(text: str) -> Number | None:
     text = text.strip()
     for _ in range(3):
-        if (text.startswith("(") and text.endswith(")")) or (text.startswith("{") and text.endswith("}")):
+        if (text.startswith("(") and text.endswith(")")) or (
+            text.startswith("{") and text.endswith("}")
+        ):
             text = text[1:-1].strip()
     text = re.sub(r"^([-+])\s+", r"\1", text)
     if re.search(rf"\d{{{MAX_DIGITS + 1}}}", text):
@@ -225,7 +313,11 @@ def _plain_number(text: str) -> Number | None:
 
 
 def _read_decimal(text: str) -> Number | None:
-    if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-+]?\d{1,3}(?:, \d{3})+|[-+]?[1-9]\d{0,2}(?: \d{3})+(?:\.\d+)?", text):
+    if re.fullmatch(
+        r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-+]?\d{1,3}(?:, \d{3})+|[-+]?[1-9]\d{0,2}(?:"
+        r" \d{3})+(?:\.\d+)?",
+        text,
+    ):
         text = re.sub(r"[, ]", "", text)
     if not re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)", text):
         return None
@@ -248,7 +340,10 @@ def _read_fraction(text: str) -> Number | None:
 
 
 def _read_scientific(text: str) -> Number | None:
-    match = re.fullmatch(r"([-+]?)(?:([\d,]*\.?\d+)\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*\{?\s*([-+]?\d{1,4})\s*\}?", text)
+    match = re.fullmatch(
+        r"([-+]?)(?:([\d,]*\.?\d+)\s*(?:\\times|\\cdot|\*|x)\s*)?10\s*\^\s*\{?\s*([-+]?\d{1,4})\s*\}?",
+        text,
+    )
     if match is None:
         match = re.fullmatch(r"([-+]?)(\d*\.?\d+)[eE]([-+]?\d{1,4})", text)
     if match is None or abs(int(match.group(3))) > MAX_EXPONENT:
@@ -264,17 +359,24 @@ def _read_repeating(text: str) -> Number | None:
         return None
     sign, whole, fixed, repeated = match.groups()
     scale = 10 ** len(fixed)
-    value = int(whole or 0) + Fraction(int(fixed or 0), scale) + Fraction(int(repeated), scale * (10 ** len(repeated) - 1))
+    value = (
+        int(whole or 0)
+        + Fraction(int(fixed or 0), scale)
+        + Fraction(int(repeated), scale * (10 ** len(repeated) - 1))
+    )
     return Number(-value if sign == "-" else value)
 
 
 def same_number(gold: Number, answer: Number) -> bool:
-    """Exact, but a decimal counts when it agrees to six decimals (math-verify) and to 1e-4 of the gold; `25` and `25%` are the same."""
+    """Exact, but a decimal counts when it agrees to six decimals (math-verify) and to 1e-4 of the
+    gold; `25` and `25%` are the same."""
     if gold.percent == answer.percent:
         return _close(gold.value, answer.value, gold.decimal or answer.decimal)
     percent, plain = (gold, answer) if gold.percent else (answer, gold)
     decimal = gold.decimal or answer.decimal
-    return _close(plain.value, percent.value, decimal) or _close(plain.value, percent.value / 100, decimal)
+    return _close(plain.value, percent.value, decimal) or _close(
+        plain.value, percent.value / 100, decimal
+    )
 
 
 def _close(gold: Fraction, answer: Fraction, decimal: bool) -> bool:

@@ -1,12 +1,16 @@
-"""What a worker process takes away from itself before it reads the first model text. Linux; the standard library only.
+"""What a worker process takes away from itself before it reads the first model text. Linux; the
+standard library only.
 
 * resource limits: address space, file size, core dumps, processes, CPU seconds per sample
-* a seccomp filter (x86_64 and aarch64): no new process, no exec, no signals to others; for grading also no sockets and no file opened
-  for writing, created, renamed or removed. Denied calls fail with EPERM, as on any locked-down machine.
-* a timer whose default action ends the process: it ends even in a C-level hang, and even if the process that watched it is gone
+* a seccomp filter (x86_64 and aarch64): no new process, no exec, no signals to others; for grading
+  also no sockets and no file opened for writing, created, renamed or removed. Denied calls fail
+  with EPERM, as on any locked-down machine.
+* a timer whose default action ends the process: it ends even in a C-level hang, and even if the
+  process that watched it is gone
 
-`enter` returns the names of the parts that hold, so that a platform without seccomp is visible. It is no virtual machine: do not run
-untrusted *code* here; model text is data, and this is the second wall behind a grader that never evaluates it.
+`enter` returns the names of the parts that hold, so that a platform without seccomp is visible. It
+is no virtual machine: do not run untrusted *code* here; model text is data, and this is the second
+wall behind a grader that never evaluates it.
 """
 
 from __future__ import annotations
@@ -25,25 +29,78 @@ _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 _CLONE_THREAD = 0x10000
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-# syscall numbers: (audit architecture, {name: number}); names that an architecture lacks are left out
+# syscall numbers: (audit architecture, {name: number}); names that an architecture lacks are left
+# out
 _ARCHITECTURES = {
-    "x86_64": (0xC000003E, {
-        "clone": 56, "clone3": 435, "openat": 257, "open": 2,
-        "process": (57, 58, 59, 322, 62, 200, 101, 310, 311, 424, 425),  # fork, exec, kill, ptrace, process_vm, pidfd, io_uring
-        "socket": (41, 42, 49, 53),
-        "write": (85, 437, 83, 258, 133, 259, 82, 264, 316, 87, 84, 263, 86, 265, 88, 266, 76, 90, 268, 92, 260, 161, 165),
-    }),
-    "aarch64": (0xC00000B7, {
-        "clone": 220, "clone3": 435, "openat": 56,
-        "process": (221, 281, 129, 130, 117, 270, 271, 424, 425),
-        "socket": (198, 199, 200, 203),
-        "write": (437, 34, 33, 38, 276, 35, 37, 36, 45, 53, 54, 51, 40),
-    }),
-}  # fmt: skip
+    "x86_64": (
+        0xC000003E,
+        {
+            "clone": 56,
+            "clone3": 435,
+            "openat": 257,
+            "open": 2,
+            "process": (
+                57,
+                58,
+                59,
+                322,
+                62,
+                200,
+                101,
+                310,
+                311,
+                424,
+                425,
+            ),  # fork, exec, kill, ptrace, process_vm, pidfd, io_uring
+            "socket": (41, 42, 49, 53),
+            "write": (
+                85,
+                437,
+                83,
+                258,
+                133,
+                259,
+                82,
+                264,
+                316,
+                87,
+                84,
+                263,
+                86,
+                265,
+                88,
+                266,
+                76,
+                90,
+                268,
+                92,
+                260,
+                161,
+                165,
+            ),
+        },
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {
+            "clone": 220,
+            "clone3": 435,
+            "openat": 56,
+            "process": (221, 281, 129, 130, 117, 270, 271, 424, 425),
+            "socket": (198, 199, 200, 203),
+            "write": (437, 34, 33, 38, 276, 35, 37, 36, 45, 53, 54, 51, 40),
+        },
+    ),
+}
 
 
 class _Instruction(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_ushort), ("if_true", ctypes.c_ubyte), ("if_false", ctypes.c_ubyte), ("operand", ctypes.c_uint))
+    _fields_ = (
+        ("code", ctypes.c_ushort),
+        ("if_true", ctypes.c_ubyte),
+        ("if_false", ctypes.c_ubyte),
+        ("operand", ctypes.c_uint),
+    )
 
 
 class _Program(ctypes.Structure):
@@ -52,7 +109,8 @@ class _Program(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`memory_bytes`: address space beyond what the process has when it enters. `trusted_code`: a user's reward function runs here."""
+    """`memory_bytes`: address space beyond what the process has when it enters. `trusted_code`: a
+    user's reward function runs here."""
 
     timeout_s: float
     memory_bytes: int
@@ -65,7 +123,8 @@ class Limits:
 
 
 def enter(limits: Limits) -> list[str]:
-    """Applies everything to this process, for good. Returns what holds: "memory", "files", "seccomp", "processes"."""
+    """Applies everything to this process, for good. Returns what holds: "memory", "files",
+    "seccomp", "processes"."""
     with open("/proc/self/statm", encoding="ascii") as file:
         used_bytes = int(file.read().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, used_bytes + limits.memory_bytes)
@@ -74,7 +133,9 @@ def enter(limits: Limits) -> list[str]:
     active = ["memory", "files"]
     if _filter_syscalls(limits.trusted_code):
         active.append("seccomp")
-    if not limits.trusted_code or "seccomp" not in active:  # counts threads too, which a user's function may want
+    if (
+        not limits.trusted_code or "seccomp" not in active
+    ):  # counts threads too, which a user's function may want
         _lower(resource.RLIMIT_NPROC, 0)
         if os.geteuid() != 0:  # root is exempt
             active.append("processes")
@@ -82,12 +143,15 @@ def enter(limits: Limits) -> list[str]:
 
 
 def start_clock(timeout_s: float) -> None:
-    """The sample's own end: wall-clock timer and CPU seconds, both with the default action. One second later than the parent's kill."""
+    """The sample's own end: wall-clock timer and CPU seconds, both with the default action. One
+    second later than the parent's kill."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, timeout_s + 1.0)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + timeout_s) + 2, hard))
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + timeout_s) + 2, hard)
+    )
 
 
 def stop_clock() -> None:
@@ -114,7 +178,8 @@ def _filter_syscalls(trusted_code: bool) -> bool:
 
 
 def _program(machine: str, trusted_code: bool) -> list[_Instruction]:
-    """Classic BPF over `struct seccomp_data`: number at byte 0, architecture at 4, arguments (64 bits each) from 16."""
+    """Classic BPF over `struct seccomp_data`: number at byte 0, architecture at 4, arguments (64
+    bits each) from 16."""
     architecture, calls = _ARCHITECTURES[machine]
     code = [
         _Instruction(_LOAD, 0, 0, 4),
@@ -122,7 +187,9 @@ def _program(machine: str, trusted_code: bool) -> list[_Instruction]:
         _Instruction(_RETURN, 0, 0, _EPERM),
         _Instruction(_LOAD, 0, 0, 0),
     ]
-    code += _deny(calls["clone3"], _ENOSYS)  # glibc then falls back to clone, whose flags a filter can read
+    code += _deny(
+        calls["clone3"], _ENOSYS
+    )  # glibc then falls back to clone, whose flags a filter can read
     code += _if_flags(calls["clone"], 0, _CLONE_THREAD, hit=_ALLOW, miss=_EPERM)
     for number in calls["process"]:
         code += _deny(number, _EPERM)

@@ -1,12 +1,15 @@
-r"""A reward as a weighted sum of terms, with its breakdown. Pure: one completion and its verdict in, numbers out.
+r"""A reward as a weighted sum of terms, with its breakdown. Pure: one completion and its verdict
+in, numbers out.
 
     correctness   weight · 1[correct] (or · the number that a user's function gave)
     format        weight · 1[the response has the asked form], see `FormatRule`
-    overlong      soft punishment of length, DAPO (arXiv 2503.14476, eq. 13): 0 up to max_tokens − buffer, falling linearly to −penalty
-                  at max_tokens
-    repetition    −penalty · share of repeated n-grams of tokens (open-r1's repetition penalty, over tokens instead of words)
+    overlong      soft punishment of length, DAPO (arXiv 2503.14476, eq. 13): 0 up to max_tokens −
+                  buffer, falling linearly to −penalty at max_tokens
+    repetition    −penalty · share of repeated n-grams of tokens (open-r1's repetition penalty, over
+                  tokens instead of words)
 
-The total is the sum of the breakdown, exactly. Not here: group baselines and advantages (`train.policy_loss`), dropping samples.
+The total is the sum of the breakdown, exactly. Not here: group baselines and advantages
+(`train.policy_loss`), dropping samples.
 """
 
 from __future__ import annotations
@@ -26,16 +29,21 @@ class FormatRule(StrEnum):
     """What counts as the asked form."""
 
     BOXED = "boxed"  # the last \boxed{} closes and is not empty
-    THINK = "think"  # exactly one <think>…</think> pair, in that order, and text after it (Rethinking SFT's +0.5)
-    THINK_OPENED = "think-opened"  # the template already opened <think>: exactly one </think>, and text after it
+    # exactly one <think>…</think> pair, in that order, and text after it (Rethinking SFT's +0.5)
+    THINK = "think"
+    THINK_OPENED = (  # the template already opened <think>: exactly one </think>, and text after it
+        "think-opened"
+    )
     ANSWER_TAG = "answer-tag"  # exactly one <answer>…</answer> pair
 
 
 @dataclass(frozen=True, slots=True)
 class Shaping:
-    """Weights of the terms; 0 or None switches a term off. `max_tokens` is the rollout's limit (the overlong term needs it).
+    """Weights of the terms; 0 or None switches a term off. `max_tokens` is the rollout's limit (the
+    overlong term needs it).
 
-    >>> Shaping(overlong_tokens=4096, max_tokens=20480)   # DAPO's published setting: 16,384 free, 4,096 of buffer    # doctest: +SKIP
+    >>> Shaping(overlong_tokens=4096, max_tokens=20480)   # DAPO's published setting: 16,384 free,
+    4,096 of buffer    # doctest: +SKIP
     """
 
     correctness: float = 1.0
@@ -48,34 +56,54 @@ class Shaping:
     repetition_ngram: int = 20  # tokens
 
     def __post_init__(self) -> None:
-        weights = (self.correctness, self.format_weight, self.overlong_penalty, self.repetition_penalty)
+        weights = (
+            self.correctness,
+            self.format_weight,
+            self.overlong_penalty,
+            self.repetition_penalty,
+        )
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise ConfigError(
-                f"reward weights must be finite and not negative, found {weights}; fix: penalties are given as positive numbers"
+                f"reward weights must be finite and not negative, found {weights}; fix: penalties"
+                " are given as positive numbers"
             )
-        if self.overlong_tokens is not None and not (self.max_tokens and 0 < self.overlong_tokens <= self.max_tokens):
+        if self.overlong_tokens is not None and not (
+            self.max_tokens and 0 < self.overlong_tokens <= self.max_tokens
+        ):
             raise ConfigError(
-                f"overlong buffer {self.overlong_tokens} tokens with max_tokens {self.max_tokens}; fix: a buffer of 1 to max_tokens tokens"
+                f"overlong buffer {self.overlong_tokens} tokens with max_tokens {self.max_tokens};"
+                " fix: a buffer of 1 to max_tokens tokens"
             )
         if self.repetition_ngram < 1:
             raise ConfigError(f"repetition_ngram {self.repetition_ngram}; fix: at least 1 token")
 
 
-def reward(shaping: Shaping, completion: Completion, verdict: Graded | float) -> tuple[float, dict[str, float]]:
-    """(total, breakdown by term) of one completion. `verdict`: the grader's, or the number a user's function gave.
+def reward(
+    shaping: Shaping, completion: Completion, verdict: Graded | float
+) -> tuple[float, dict[str, float]]:
+    """(total, breakdown by term) of one completion. `verdict`: the grader's, or the number a user's
+    function gave.
 
-    Only terms that are switched on are in the breakdown. An aborted completion has no reward: the caller must not score it.
+    Only terms that are switched on are in the breakdown. An aborted completion has no reward: the
+    caller must not score it.
     """
     if completion.finish_reason is FinishReason.ABORT:
-        raise ValueError("an aborted completion is never scored: the engine gave up on it; drop or sample it again")
+        raise ValueError(
+            "an aborted completion is never scored: the engine gave up on it; drop or sample it"
+            " again"
+        )
     score = float(verdict.correct) if isinstance(verdict, Graded) else float(verdict)
     terms = {"correctness": shaping.correctness * score}
     if shaping.format_weight:
         terms["format"] = shaping.format_weight * has_format(completion.text, shaping.format_rule)
     if shaping.overlong_tokens is not None:
-        terms["overlong"] = shaping.overlong_penalty * overlong(len(completion.token_ids), shaping.max_tokens, shaping.overlong_tokens)
+        terms["overlong"] = shaping.overlong_penalty * overlong(
+            len(completion.token_ids), shaping.max_tokens, shaping.overlong_tokens
+        )
     if shaping.repetition_penalty:
-        terms["repetition"] = -shaping.repetition_penalty * repetition(completion.token_ids, shaping.repetition_ngram)
+        terms["repetition"] = -shaping.repetition_penalty * repetition(
+            completion.token_ids, shaping.repetition_ngram
+        )
     return math.fsum(terms.values()), terms
 
 
@@ -94,11 +122,14 @@ def has_format(text: str, rule: FormatRule) -> bool:
 
 
 def _one_pair(text: str, opening: str, closing: str) -> bool:
-    return text.count(opening) == text.count(closing) == 1 and text.index(opening) < text.index(closing)
+    return text.count(opening) == text.count(closing) == 1 and text.index(opening) < text.index(
+        closing
+    )
 
 
 def overlong(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-    """DAPO's soft punishment in [−1, 0]: 0 up to max_tokens − buffer, −1 from max_tokens on, linear between.
+    """DAPO's soft punishment in [−1, 0]: 0 up to max_tokens − buffer, −1 from max_tokens on, linear
+    between.
 
     >>> overlong(16384, 20480, 4096), overlong(18432, 20480, 4096), overlong(20480, 20480, 4096)
     (0.0, -0.5, -1.0)
@@ -108,7 +139,8 @@ def overlong(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
 
 
 def repetition(token_ids: Sequence[int], ngram: int) -> float:
-    """Share of n-grams that occurred before, in [0, 1): 1 − distinct / all; 0 for fewer tokens than one n-gram needs.
+    """Share of n-grams that occurred before, in [0, 1): 1 − distinct / all; 0 for fewer tokens than
+    one n-gram needs.
 
     >>> repetition([1, 2, 1, 2, 1, 2], 2)
     0.6

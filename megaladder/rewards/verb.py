@@ -37,12 +37,16 @@ class _Row:
 
 
 def main(config: GradeConfig) -> int:
-    """Grades `config.input` into `config.output`. Raises DataError (status 2) before the output is touched."""
+    """Grades `config.input` into `config.output`. Raises DataError (status 2) before the output is
+    touched."""
     started = time.monotonic()
     rows = _read_rows(config.input, config.kind)
     first = list(islice(rows, CHUNK_ROWS))
     if not first:
-        raise DataError(f"{config.input}: no rows; fix: give a file with rows {{'id', 'gold', 'response' or 'responses'}}")
+        raise DataError(
+            f"{config.input}: no rows; fix: give a file with rows {{'id', 'gold', 'response' or"
+            " 'responses'}"
+        )
     num_rows, reasons, correct = 0, Counter(), 0
     pool = GradePool(config.workers, config.timeout_s, config.memory_mib << 20)
     with pool, _replaced(config.output) as output:
@@ -64,8 +68,13 @@ def main(config: GradeConfig) -> int:
 
 def _tasks(row: _Row, kind: str) -> list[GradeTask]:
     name = str(row.fields.get("id", row.where))
-    names = [f"{name}, response {i + 1}" for i in range(len(row.responses))] if row.listed else [name]
-    return [GradeTask(each, response, row.gold, kind) for each, response in zip(names, row.responses, strict=True)]
+    names = (
+        [f"{name}, response {i + 1}" for i in range(len(row.responses))] if row.listed else [name]
+    )
+    return [
+        GradeTask(each, response, row.gold, kind)
+        for each, response in zip(names, row.responses, strict=True)
+    ]
 
 
 def _graded_row(row: _Row, verdicts: Sequence[Graded]) -> dict[str, Any]:
@@ -74,18 +83,24 @@ def _graded_row(row: _Row, verdicts: Sequence[Graded]) -> dict[str, Any]:
         "correct": [verdict.correct for verdict in verdicts],
         "reason": [verdict.reason.value for verdict in verdicts],
     }
-    return {**row.fields, **(columns if row.listed else {name: values[0] for name, values in columns.items()})}
+    return {
+        **row.fields,
+        **(columns if row.listed else {name: values[0] for name, values in columns.items()}),
+    }
 
 
 def _read_rows(path: str, kind: str) -> Iterator[_Row]:
-    """Rows of the input, checked; only `\\n` ends a line (a U+2028 inside a string does not). Raises DataError with `file:line:`."""
+    """Rows of the input, checked; only `\\n` ends a line (a U+2028 inside a string does not).
+    Raises DataError with `file:line:`."""
     try:
         with Path(path).open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _parse_row(line, f"{path}:{number}", kind)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); fix: the path of a JSONL file") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); fix: the path of a JSONL file"
+        ) from None
 
 
 def _parse_row(line: bytes, where: str, kind: str) -> _Row:
@@ -94,13 +109,22 @@ def _parse_row(line: bytes, where: str, kind: str) -> _Row:
     except RecursionError:
         raise DataError(f"{where}: nested too deeply; fix: delete that line") from None
     except ValueError as error:
-        raise DataError(f"{where}: expected a JSON object ({str(error)[:120]}); fix: correct or delete that line") from None
+        raise DataError(
+            f"{where}: expected a JSON object ({str(error)[:120]}); fix: correct or delete that"
+            " line"
+        ) from None
     if not isinstance(fields, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(fields).__name__}; fix: rows {{'id', 'gold', 'response'}}")
+        raise DataError(
+            f"{where}: expected a JSON object, found {type(fields).__name__}; fix: rows {{'id',"
+            " 'gold', 'response'}"
+        )
     try:
         to_json(fields).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: half a surrogate pair ({error.object[error.start]!r}); fix: write the file as proper Unicode") from None
+        raise DataError(
+            f"{where}: half a surrogate pair ({error.object[error.start]!r}); fix: write the file"
+            " as proper Unicode"
+        ) from None
     responses, listed = _responses(fields, where)
     return _Row(where, fields, _gold(fields, where, kind), responses, listed)
 
@@ -111,7 +135,10 @@ def _no_constant(name: str) -> None:
 
 def _gold(fields: dict[str, Any], where: str, kind: str) -> str:
     if "gold" not in fields:
-        raise DataError(f"{where}: no field 'gold'; it has {', '.join(map(repr, list(fields)[:10])) or 'no fields'}; fix: name it so")
+        raise DataError(
+            f"{where}: no field 'gold'; it has"
+            f" {', '.join(map(repr, list(fields)[:10])) or 'no fields'}; fix: name it so"
+        )
     gold = fields["gold"]
     if isinstance(gold, (int, float)) and not isinstance(gold, bool):
         gold = str(gold)
@@ -125,16 +152,24 @@ def _gold(fields: dict[str, Any], where: str, kind: str) -> str:
 def _responses(fields: dict[str, Any], where: str) -> tuple[tuple[str, ...], bool]:
     present = [name for name in ("response", "responses") if name in fields]
     if len(present) != 1:
-        found = "both 'response' and 'responses'" if present else "neither 'response' nor 'responses'"
+        found = (
+            "both 'response' and 'responses'" if present else "neither 'response' nor 'responses'"
+        )
         raise DataError(f"{where}: {found}; fix: exactly one of them")
     value = fields[present[0]]
     listed = present[0] == "responses"
     if listed and (not isinstance(value, list) or not value):
-        raise DataError(f"{where}: 'responses' must be a list of one or more texts, found {json.dumps(value)[:60]}; fix: correct the row")
+        raise DataError(
+            f"{where}: 'responses' must be a list of one or more texts, found"
+            f" {json.dumps(value)[:60]}; fix: correct the row"
+        )
     texts = value if listed else [value]
     wrong = [text for text in texts if not isinstance(text, str)]
     if wrong:
-        raise DataError(f"{where}: '{present[0]}' must hold text, found {json.dumps(wrong[0])[:60]}; fix: correct the row")
+        raise DataError(
+            f"{where}: '{present[0]}' must hold text, found {json.dumps(wrong[0])[:60]}; fix:"
+            " correct the row"
+        )
     return tuple(texts), listed
 
 
@@ -149,7 +184,9 @@ def _replaced(path: str) -> Iterator[BinaryIO]:
         target.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("xb")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); fix: another --output") from None
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); fix: another --output"
+        ) from None
     try:
         with file:
             yield file
@@ -161,17 +198,27 @@ def _replaced(path: str) -> Iterator[BinaryIO]:
         raise
 
 
-def _summarise(config: GradeConfig, done: tuple[int, int, float], reasons: Counter[GradeReason], pool: GradePool) -> None:
+def _summarise(
+    config: GradeConfig,
+    done: tuple[int, int, float],
+    reasons: Counter[GradeReason],
+    pool: GradePool,
+) -> None:
     """Totals, reasons, the samples that were killed, and the next command."""
     num_rows, num_correct, seconds = done
     total = reasons.total()
     parts = ", ".join(f"{reason.value} {count}" for reason, count in reasons.most_common())
-    print(f"graded {total} responses of {num_rows} rows in {seconds:.1f} s ({total / max(seconds, 1e-9):.0f}/s): {num_correct} correct, "
-          f"{100 * num_correct / total:.2f} %")  # fmt: skip
+    print(
+        f"graded {total} responses of {num_rows} rows in {seconds:.1f} s"
+        f" ({total / max(seconds, 1e-9):.0f}/s): {num_correct} correct,"
+        f" {100 * num_correct / total:.2f} %"
+    )
     print(f"by reason: {parts}")
     for failure in pool.failures[:MAX_NAMED]:
         print(f"counted as wrong: {failure.id}: {failure.reason.value}, {failure.detail}")
     if len(pool.failures) > MAX_NAMED:
-        print(f"… and {len(pool.failures) - MAX_NAMED} more; their rows have reason timeout or crash")
+        print(
+            f"… and {len(pool.failures) - MAX_NAMED} more; their rows have reason timeout or crash"
+        )
     print(f"written: {config.output}")
     print(f"next: megaladder analyze pass-at-k --input {config.output} --k 1 --json pass_at_k.json")

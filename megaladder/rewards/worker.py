@@ -1,11 +1,13 @@
-"""Grading in processes that can be killed. A hang or a crash costs exactly one sample, which is counted and named.
+"""Grading in processes that can be killed. A hang or a crash costs exactly one sample, which is
+counted and named.
 
     with GradePool(num_workers=2, timeout_s=5.0) as pool:
         graded = pool.grade_many([GradeTask("q1", response, gold="42")])
 
-The pool's processes (`child`) start once, import sympy once, and are fed batches; each answers a sample as soon as it is done, so the
-first sample without an answer is the one that hangs. What they may not do: `sandbox`. The verdict itself: `grade.grade`, nothing else.
-User reward functions run in the same processes (`function="path.py:function"`, `reward_many`); their bugs raise.
+The pool's processes (`child`) start once, import sympy once, and are fed batches; each answers a
+sample as soon as it is done, so the first sample without an answer is the one that hangs. What they
+may not do: `sandbox`. The verdict itself: `grade.grade`, nothing else. User reward functions run in
+the same processes (`function="path.py:function"`, `reward_many`); their bugs raise.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGXCPU)
 
 @dataclass(frozen=True, slots=True)
 class GradeTask:
-    """One response to grade. `id` names it in messages; `metadata` (JSON values) is what a user's reward function may ask for.
+    """One response to grade. `id` names it in messages; `metadata` (JSON values) is what a user's
+    reward function may ask for.
 
-    >>> GradeTask("gsm8k/7/sample 3", response="… #### 18", gold="18", kind="gsm8k")    # doctest: +SKIP
+    >>> GradeTask("gsm8k/7/sample 3", response="… #### 18", gold="18", kind="gsm8k")    # doctest:
+    +SKIP
     """
 
     id: str
@@ -56,7 +60,8 @@ class GradeTask:
 
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
-    """What a user's reward function said about one sample. `failure` is set (TIMEOUT or CRASH) when it was killed: the reward is 0."""
+    """What a user's reward function said about one sample. `failure` is set (TIMEOUT or CRASH) when
+    it was killed: the reward is 0."""
 
     reward: float
     failure: GradeReason | None = None
@@ -73,22 +78,33 @@ class Failure:
 
 
 class GradePool:
-    """`num_workers` reusable processes. Not for use from two threads at once (a lock makes the second wait).
+    """`num_workers` reusable processes. Not for use from two threads at once (a lock makes the
+    second wait).
 
-    `timeout_s`: wall-clock seconds one sample may take before its process is killed. `memory_bytes`: what a process may allocate on top
-    of its imports. `function`: a user's reward function instead of the grader. After use: `counts` (verdicts by reason), `failures`
-    (every timeout and crash by sample id), `protections` (what the sandbox could apply on this machine).
+    `timeout_s`: wall-clock seconds one sample may take before its process is killed.
+    `memory_bytes`: what a process may allocate on top of its imports. `function`: a user's reward
+    function instead of the grader. After use: `counts` (verdicts by reason), `failures` (every
+    timeout and crash by sample id), `protections` (what the sandbox could apply on this machine).
     """
 
-    def __init__(self, num_workers: int = 2, timeout_s: float = 5.0, memory_bytes: int = 1 << 30, function: str | None = None):
+    def __init__(
+        self,
+        num_workers: int = 2,
+        timeout_s: float = 5.0,
+        memory_bytes: int = 1 << 30,
+        function: str | None = None,
+    ):
         if num_workers < 1 or timeout_s <= 0 or memory_bytes < 1 << 20:
             raise ConfigError(
-                f"grading pool: num_workers {num_workers}, timeout_s {timeout_s}, memory_bytes {memory_bytes};"
-                " fix: at least 1 worker, a positive timeout, at least 1 MiB"
+                f"grading pool: num_workers {num_workers}, timeout_s {timeout_s}, memory_bytes"
+                f" {memory_bytes}; fix: at least 1 worker, a positive timeout, at least 1 MiB"
             )
         self._setup = {
-            "sys_path": _import_paths(), "function": _function_path(function), "timeout_s": timeout_s, "memory_bytes": memory_bytes,
-        }  # fmt: skip
+            "sys_path": _import_paths(),
+            "function": _function_path(function),
+            "timeout_s": timeout_s,
+            "memory_bytes": memory_bytes,
+        }
         self.num_workers, self.timeout_s = num_workers, timeout_s
         self.counts: Counter[GradeReason] = Counter()
         self.failures: list[Failure] = []
@@ -97,7 +113,8 @@ class GradePool:
         self._lock = threading.Lock()
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
-        """Verdicts in the order of `tasks`. Raises DataError for a gold answer that cannot be one, before anything is graded."""
+        """Verdicts in the order of `tasks`. Raises DataError for a gold answer that cannot be one,
+        before anything is graded."""
         assert self._setup["function"] is None, "this pool runs a reward function: use reward_many"
         for task in tasks:
             _check_task(task)
@@ -107,8 +124,11 @@ class GradePool:
         return graded
 
     def reward_many(self, tasks: Sequence[GradeTask]) -> list[FunctionReward]:
-        """The user's function on each task, in order. Raises RewardError, naming the sample, if it raises or returns no finite number."""
-        assert self._setup["function"] is not None, "this pool has no reward function: use grade_many"
+        """The user's function on each task, in order. Raises RewardError, naming the sample, if it
+        raises or returns no finite number."""
+        assert self._setup["function"] is not None, (
+            "this pool has no reward function: use grade_many"
+        )
         return [_as_reward(answer) for answer in self._run(tasks)]
 
     def close(self) -> None:
@@ -129,12 +149,14 @@ class GradePool:
             try:
                 return run.answers()
             except BaseException:
-                self.close()  # whatever is under way belongs to this call; late answers must not reach the next
+                # whatever is under way belongs to this call; late answers must not reach the next
+                self.close()
                 raise
 
 
 class _Run:
-    """One call of `_run`: hands out batches, takes answers, kills what is late. Samples are named by their index in `tasks`."""
+    """One call of `_run`: hands out batches, takes answers, kills what is late. Samples are named
+    by their index in `tasks`."""
 
     def __init__(self, pool: GradePool, tasks: Sequence[GradeTask]):
         self.pool, self.tasks = pool, tasks
@@ -146,7 +168,9 @@ class _Run:
 
     def answers(self) -> list[dict[str, Any]]:
         with self.selector:
-            self.pool._workers = [worker for worker in self.pool._workers if worker.process.poll() is None]
+            self.pool._workers = [
+                worker for worker in self.pool._workers if worker.process.poll() is None
+            ]
             for worker in self.pool._workers:
                 self.selector.register(worker.output, selectors.EVENT_READ, worker)
             while self.num_missing:
@@ -204,34 +228,50 @@ class _Run:
         worker.restart_clock()
         if "bug" in message:
             raise RewardError(
-                f"sample {self.tasks[index].id}: reward function {self.pool._setup['function']} {message['bug']};"
-                " fix: the function must return a finite number for every response"
+                f"sample {self.tasks[index].id}: reward function {self.pool._setup['function']}"
+                f" {message['bug']}; fix: the function must return a finite number for every"
+                " response"
             )
         if "crash" in message:
             message = self._failure(index, GradeReason.CRASH, message["crash"])
         self._store(index, message)
 
     def _lost(self, worker: _Worker, cause: tuple[GradeReason, str]) -> None:
-        """A process is gone or must go: its first sample without an answer is to blame, the others go back in the queue."""
+        """A process is gone or must go: its first sample without an answer is to blame, the others
+        go back in the queue."""
         reason, detail = cause
         self.selector.unregister(worker.output)
         self.pool._workers.remove(worker)
         worker.kill()
         if not worker.ready:
-            raise ConfigError(_start_message(self.pool._setup["function"], f"the process ended before it was ready ({detail})"))
+            raise ConfigError(
+                _start_message(
+                    self.pool._setup["function"],
+                    f"the process ended before it was ready ({detail})",
+                )
+            )
         if not worker.pending:
             return
         culprit, *innocent = worker.pending
         self.todo.extendleft(reversed(innocent))
         if reason is GradeReason.CRASH and culprit not in self.crashed_once:
-            self.crashed_once.add(culprit)  # once more, alone in a fresh process: memory left by others must not count against it
+            self.crashed_once.add(
+                culprit
+                # once more, alone in a fresh process: memory left by others must not count against
+                # it
+            )
             self.todo.append(culprit)
             return
         self._store(culprit, self._failure(culprit, reason, detail))
 
     def _failure(self, index: int, reason: GradeReason, detail: str) -> dict[str, Any]:
         self.pool.failures.append(Failure(self.tasks[index].id, reason, detail))
-        return {"correct": False, "answer": None, "reason": reason.value, "detail": f"sample {self.tasks[index].id}: {detail}"}
+        return {
+            "correct": False,
+            "answer": None,
+            "reason": reason.value,
+            "detail": f"sample {self.tasks[index].id}: {detail}",
+        }
 
     def _store(self, index: int, message: dict[str, Any]) -> None:
         self.found[index] = message
@@ -239,7 +279,8 @@ class _Run:
 
 
 class _Worker:
-    """One process with its pipes. `pending`: indices of the samples it has and has not answered, in order."""
+    """One process with its pipes. `pending`: indices of the samples it has and has not answered, in
+    order."""
 
     def __init__(self, setup: Mapping[str, Any]):
         command = [sys.executable, "-I", "-B", "-X", "utf8", child.__file__]
@@ -275,7 +316,9 @@ class _Worker:
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
-        with contextlib.suppress(BrokenPipeError):  # it died: reading finds that out, and knows what to do
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it died: reading finds that out, and knows what to do
             while view:
                 view = view[self.process.stdin.write(view) :]
 
@@ -305,8 +348,17 @@ class _Worker:
             self.process.wait(5)
         code = self.process.poll()
         if code in _TIME_SIGNALS:
-            return GradeReason.TIMEOUT, f"ended itself at its time limit ({signal.Signals(-code).name})"
-        how = "did not end" if code is None else f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            return (
+                GradeReason.TIMEOUT,
+                f"ended itself at its time limit ({signal.Signals(-code).name})",
+            )
+        how = (
+            "did not end"
+            if code is None
+            else f"signal {signal.Signals(-code).name}"
+            if code < 0
+            else f"exit status {code}"
+        )
         return GradeReason.CRASH, f"the process ended: {how}"
 
     def kill(self) -> None:
@@ -322,7 +374,9 @@ def _check_task(task: GradeTask) -> None:
     if task.kind not in KINDS:
         raise DataError(f"sample {task.id}: kind {task.kind!r}; fix: one of {', '.join(KINDS)}")
     if not isinstance(task.response, str):
-        raise DataError(f"sample {task.id}: response is {type(task.response).__name__}, expected a string")
+        raise DataError(
+            f"sample {task.id}: response is {type(task.response).__name__}, expected a string"
+        )
     try:
         check_gold(task.gold, task.kind)
     except DataError as error:
@@ -331,13 +385,18 @@ def _check_task(task: GradeTask) -> None:
 
 def _as_message(task: GradeTask) -> dict[str, Any]:
     return {
-        "id": task.id, "response": task.response[-MAX_RESPONSE_CHARS:], "gold": task.gold, "kind": task.kind,
+        "id": task.id,
+        "response": task.response[-MAX_RESPONSE_CHARS:],
+        "gold": task.gold,
+        "kind": task.kind,
         "metadata": dict(task.metadata),
-    }  # fmt: skip
+    }
 
 
 def _as_graded(answer: Mapping[str, Any]) -> Graded:
-    return Graded(answer["correct"], answer["answer"], GradeReason(answer["reason"]), answer["detail"])
+    return Graded(
+        answer["correct"], answer["answer"], GradeReason(answer["reason"]), answer["detail"]
+    )
 
 
 def _as_reward(answer: Mapping[str, Any]) -> FunctionReward:
@@ -347,7 +406,8 @@ def _as_reward(answer: Mapping[str, Any]) -> FunctionReward:
 
 
 def _import_paths() -> list[str]:
-    """Where this package is, then where this process imports from; absolute, so that a worker's other working directory does not matter."""
+    """Where this package is, then where this process imports from; absolute, so that a worker's
+    other working directory does not matter."""
     root = str(Path(megaladder.__file__).resolve().parent.parent)
     return [root, *(os.path.abspath(path) for path in sys.path if path)]
 
@@ -359,11 +419,19 @@ def _function_path(spec: str | None) -> str | None:
     if not path.endswith(".py") or not name.isidentifier():
         raise ConfigError(f"reward function {spec!r}: expected 'path.py:function'")
     if not Path(path).is_file():
-        raise ConfigError(f"reward function {spec!r}: no file {path}; fix: a path that exists from {Path.cwd()}")
+        raise ConfigError(
+            f"reward function {spec!r}: no file {path}; fix: a path that exists from {Path.cwd()}"
+        )
     return f"{Path(path).resolve()}:{name}"
 
 
 def _start_message(function: str | None, why: str) -> str:
     if function:
-        return f"reward function {function} cannot be loaded: {why}; fix: the file must import without your shell's environment variables"
-    return f"grading process cannot start: {why}; fix: pip install 'math-verify[antlr4_13_2]==0.9.0', and more memory_bytes if it is low"
+        return (
+            f"reward function {function} cannot be loaded: {why}; fix: the file must import without"
+            " your shell's environment variables"
+        )
+    return (
+        f"grading process cannot start: {why}; fix: pip install 'math-verify[antlr4_13_2]==0.9.0',"
+        " and more memory_bytes if it is low"
+    )

@@ -1,11 +1,15 @@
-"""What a generation engine is: token ids in, `Completion`s out, weights that carry a version. No vLLM, no torch here.
+"""What a generation engine is: token ids in, `Completion`s out, weights that carry a version. No
+vLLM, no torch here.
 
-`Engine` is the protocol that GRPO and evaluation are written against; `BaseEngine` holds what every engine shares (version and
-validity of the weights, restarts that are counted and bounded). `fake_engine.FakeEngine` and `vllm_engine.VllmEngine` are the two.
+`Engine` is the protocol that GRPO and evaluation are written against; `BaseEngine` holds what every
+engine shares (version and validity of the weights, restarts that are counted and bounded).
+`fake_engine.FakeEngine` and `vllm_engine.VllmEngine` are the two.
 
-Seeds: with `SamplingParams.seed` set, sample i of a prompt is drawn with `sample_seed(seed, prompt_ids, i)`: it does not depend on what
-else is in the batch, so a resumed run asks for the same samples. (Which tokens come out is then up to the engine's arithmetic.)
+Seeds: with `SamplingParams.seed` set, sample i of a prompt is drawn with `sample_seed(seed,
+prompt_ids, i)`: it does not depend on what else is in the batch, so a resumed run asks for the same
+samples. (Which tokens come out is then up to the engine's arithmetic.)
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -21,7 +25,8 @@ from megaladder.types import Completion
 class SamplingParams:
     """How tokens are drawn. The defaults sample from the model's own distribution, as RL must.
 
-    temperature 0 = greedy (top_p and top_k then play no part). `stop` strings are cut off the text; their tokens stay in `token_ids`.
+    temperature 0 = greedy (top_p and top_k then play no part). `stop` strings are cut off the text;
+    their tokens stay in `token_ids`.
     """
 
     n: int = 1  # samples a prompt
@@ -37,7 +42,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False  # sample on after end-of-sequence, to max_tokens (benchmarks of speed)
-    skip_special_tokens: bool = True  # in `text`; False where a stop string or a delimiter is a special token
+    skip_special_tokens: bool = (
+        True  # in `text`; False where a stop string or a delimiter is a special token
+    )
     logprobs: bool = False  # log-prob of each sampled token, after temperature and top-k/top-p
 
     def __post_init__(self) -> None:
@@ -48,7 +55,10 @@ class SamplingParams:
             (self.top_k >= 0, f"top_k {self.top_k} should be 0 (all tokens) or more"),
             (0 <= self.min_p <= 1, f"min_p {self.min_p} should be in [0, 1]"),
             (self.max_tokens >= 1, f"max_tokens {self.max_tokens} should be at least 1"),
-            (0 <= self.min_tokens <= self.max_tokens, f"min_tokens {self.min_tokens} should be in [0, max_tokens {self.max_tokens}]"),
+            (
+                0 <= self.min_tokens <= self.max_tokens,
+                f"min_tokens {self.min_tokens} should be in [0, max_tokens {self.max_tokens}]",
+            ),
             (all(self.stop), "stop holds an empty string, which would stop at once"),
         ]
         broken = [message for fine, message in problems if not fine]
@@ -66,8 +76,9 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class FileWeights:
-    """A Hugging Face folder (safetensors) that the engine loads in place; `weight_sync` writes it. Works on every platform. `others`: where
-    the same lies on nodes 1, 2, …; empty = `path` is good everywhere."""
+    """A Hugging Face folder (safetensors) that the engine loads in place; `weight_sync` writes it.
+    Works on every platform. `others`: where the same lies on nodes 1, 2, …; empty = `path` is good
+    everywhere."""
 
     path: str
     others: tuple[str, ...] = ()
@@ -78,9 +89,11 @@ class FileWeights:
 
 
 class WeightClient(Protocol):
-    """What a weight transport may ask of an engine: vLLM's four native calls, for all replicas at once, and loading a folder.
+    """What a weight transport may ask of an engine: vLLM's four native calls, for all replicas at
+    once, and loading a folder.
 
-    The dictionaries are plain data (JSON); device buffers travel beside them, by the transport's own means.
+    The dictionaries are plain data (JSON); device buffers travel beside them, by the transport's
+    own means.
     """
 
     def load_folder(self, path: str) -> None: ...
@@ -94,12 +107,14 @@ class WeightClient(Protocol):
     def finish_weight_update(self) -> None: ...
 
     def call_workers(self, method: str, arguments: Mapping[str, Any] | None = None) -> list[Any]:
-        """A method of the worker extension class that the engine was started with, on every worker."""
+        """A method of the worker extension class that the engine was started with, on every
+        worker."""
         ...
 
 
 class WeightTransport(Protocol):
-    """Weights that bring themselves over (CUDA IPC, NCCL). `resendable`: `send` may be called again for the same version."""
+    """Weights that bring themselves over (CUDA IPC, NCCL). `resendable`: `send` may be called again
+    for the same version."""
 
     resendable: bool
 
@@ -133,13 +148,19 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, expect_version: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        expect_version: int | None = None,
     ) -> list[list[Completion]]:
         """`params.n` completions a prompt, in the prompts' order."""
         ...
 
-    def stream(self, requests: Sequence[SampleRequest], expect_version: int | None = None) -> Iterator[tuple[int, Completion]]:
-        """(index of the request, completion) as they finish, each exactly once. Closing the iterator aborts the rest."""
+    def stream(
+        self, requests: Sequence[SampleRequest], expect_version: int | None = None
+    ) -> Iterator[tuple[int, Completion]]:
+        """(index of the request, completion) as they finish, each exactly once. Closing the
+        iterator aborts the rest."""
         ...
 
     def update_weights(self, weights: Weights, version: int) -> None: ...
@@ -158,28 +179,37 @@ class Engine(Protocol):
 
 
 class EngineFailure(Exception):
-    """Inside engines only: a replica died, hung or broke. Recoverable by a restart; `EngineError` is what callers see when it is not."""
+    """Inside engines only: a replica died, hung or broke. Recoverable by a restart; `EngineError`
+    is what callers see when it is not."""
 
 
 def sample_seed(seed: int, prompt_ids: Sequence[int], sample: int) -> int:
-    """63-bit seed of one sample; a function of the run's seed, the prompt and the sample's index alone."""
+    """63-bit seed of one sample; a function of the run's seed, the prompt and the sample's index
+    alone."""
     text = f"{seed}|{sample}|{','.join(map(str, prompt_ids))}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def expand(prompt_ids: Sequence[int], params: SamplingParams, samples: Sequence[int] | None = None) -> list[SampleRequest]:
-    """The requests for one prompt: all n samples, or only the given sample indices (the missing ones of a resumed run)."""
+def expand(
+    prompt_ids: Sequence[int], params: SamplingParams, samples: Sequence[int] | None = None
+) -> list[SampleRequest]:
+    """The requests for one prompt: all n samples, or only the given sample indices (the missing
+    ones of a resumed run)."""
     ids = tuple(prompt_ids)
     one = replace(params, n=1)
     chosen = range(params.n) if samples is None else samples
     if params.seed is None:
         return [SampleRequest(ids, one) for _ in chosen]
-    return [SampleRequest(ids, replace(one, seed=sample_seed(params.seed, ids, sample))) for sample in chosen]
+    return [
+        SampleRequest(ids, replace(one, seed=sample_seed(params.seed, ids, sample)))
+        for sample in chosen
+    ]
 
 
 @dataclass
 class RestartBudget:
-    """Restarts allowed within one `stream`. `spend` raises EngineError with the engine's own message once they are used up."""
+    """Restarts allowed within one `stream`. `spend` raises EngineError with the engine's own
+    message once they are used up."""
 
     allowed: int
     used: int = field(default=0, init=False)
@@ -187,19 +217,23 @@ class RestartBudget:
     def spend(self, failure: EngineFailure, num_unfinished: int) -> None:
         if self.used >= self.allowed:
             raise EngineError(
-                f"the generation engine failed {self.used + 1} times in one call ({self.allowed} restarts allowed), with {num_unfinished}"
-                f" completions unfinished; fix: see its message, then start the same command again, which resumes. Engine: {failure}"
+                f"the generation engine failed {self.used + 1} times in one call ({self.allowed}"
+                f" restarts allowed), with {num_unfinished} completions unfinished; fix: see its"
+                f" message, then start the same command again, which resumes. Engine: {failure}"
             ) from failure
         self.used += 1
 
 
 class BaseEngine:
-    """State that every engine keeps: version, validity and sleep. Subclasses implement `_run` (one stream) and `_apply` (new weights)."""
+    """State that every engine keeps: version, validity and sleep. Subclasses implement `_run` (one
+    stream) and `_apply` (new weights)."""
 
     def __init__(self, max_restarts: int = 1):
         self._max_restarts = max_restarts
         self._version = 0
-        self._weights: Weights | None = None  # what a restarted engine must be given again; None = those it starts with
+        self._weights: Weights | None = (
+            None  # what a restarted engine must be given again; None = those it starts with
+        )
         self._invalid_because = ""
         self._asleep_level = 0
         self._restarts = 0
@@ -214,7 +248,10 @@ class BaseEngine:
         return self._restarts
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, expect_version: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        expect_version: int | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`."""
         requests = [request for prompt in prompts for request in expand(prompt, params)]
@@ -225,48 +262,73 @@ class BaseEngine:
         assert len(whole) == len(requests), "the engine ended without finishing every request"
         return [whole[start : start + params.n] for start in range(0, len(whole), params.n)]
 
-    def stream(self, requests: Sequence[SampleRequest], expect_version: int | None = None) -> Iterator[tuple[int, Completion]]:
+    def stream(
+        self, requests: Sequence[SampleRequest], expect_version: int | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """See `Engine.stream`."""
         self.require_ready(expect_version)
         for request in requests:
             if not request.prompt_ids:
-                raise ConfigError("a prompt has no tokens; fix: give it a text, or use the chat template")
+                raise ConfigError(
+                    "a prompt has no tokens; fix: give it a text, or use the chat template"
+                )
             assert request.params.n == 1, "a SampleRequest is one sample; see expand()"
         return self._run(requests, RestartBudget(self._max_restarts))
 
     def update_weights(self, weights: Weights, version: int) -> None:
-        """All replicas take the weights, then generate as `version`. If it fails, nothing generates until an update succeeds."""
+        """All replicas take the weights, then generate as `version`. If it fails, nothing generates
+        until an update succeeds."""
         self._require_open()
         if version < self._version:
-            raise EngineError(f"weights version {version} is older than the engine's {self._version}; fix: versions only grow")
+            raise EngineError(
+                f"weights version {version} is older than the engine's {self._version}; fix:"
+                " versions only grow"
+            )
         weights = FileWeights(weights) if isinstance(weights, str) else weights
         self._invalid_because = f"the update to weights version {version} did not finish"
         self._apply(weights)
         self._weights, self._version, self._invalid_because = weights, version, ""
 
     def require_ready(self, expect_version: int | None = None) -> None:
-        """Raises EngineError unless generation now would use whole weights of the expected version."""
+        """Raises EngineError unless generation now would use whole weights of the expected
+        version."""
         self._require_open()
         if self._asleep_level:
-            raise EngineError(f"the engine sleeps (level {self._asleep_level}); fix: wake() before generating")
+            raise EngineError(
+                f"the engine sleeps (level {self._asleep_level}); fix: wake() before generating"
+            )
         if self._invalid_because:
-            raise EngineError(f"the engine holds no valid weights: {self._invalid_because}; fix: update_weights() before generating")
+            raise EngineError(
+                f"the engine holds no valid weights: {self._invalid_because}; fix: update_weights()"
+                " before generating"
+            )
         if expect_version is not None and expect_version != self._version:
-            raise EngineError(f"the engine holds weights version {self._version}, asked for {expect_version}; fix: update_weights() first")
+            raise EngineError(
+                f"the engine holds weights version {self._version}, asked for {expect_version};"
+                " fix: update_weights() first"
+            )
 
     def sleep(self, level: int = 1) -> bool:
-        """Level 1 parks the weights in host memory, level 2 drops them (an update must follow). False = the platform has no sleep mode."""
+        """Level 1 parks the weights in host memory, level 2 drops them (an update must follow).
+        False = the platform has no sleep mode."""
         self._require_open()
         if level not in (1, 2):
-            raise ConfigError(f"sleep level {level} should be 1 (weights to host memory) or 2 (weights dropped)")
+            raise ConfigError(
+                f"sleep level {level} should be 1 (weights to host memory) or 2 (weights dropped)"
+            )
         supported = self._sleep(level)
         self._asleep_level = level
-        if level == 2:  # on every platform alike, so that a caller who forgets the update is told on a laptop too
+        if (
+            level == 2
+            # on every platform alike, so that a caller who forgets the update is told on a laptop
+            # too
+        ):
             self._invalid_because = "sleep level 2 dropped them"
         return supported
 
     def wake(self, tags: Sequence[str] = ()) -> bool:
-        """Wakes all (no tags) or parts: "weights", then "kv_cache". Generation waits for everything."""
+        """Wakes all (no tags) or parts: "weights", then "kv_cache". Generation waits for
+        everything."""
         self._require_open()
         supported = self._wake(tags)
         if not tags or "kv_cache" in tags:
@@ -284,11 +346,15 @@ class BaseEngine:
         self._closed = True
 
     def _weights_after_restart(self, replica: int | None = None) -> None:
-        """Gives a restarted engine (or replica) the version it had; refuses where only the trainer can."""
+        """Gives a restarted engine (or replica) the version it had; refuses where only the trainer
+        can."""
         if self._weights is None:
             return
         if not getattr(self._weights, "resendable", False):
-            self._invalid_because = f"it was restarted and weights version {self._version} came by a transport that sends only once"
+            self._invalid_because = (
+                f"it was restarted and weights version {self._version} came by a transport that"
+                " sends only once"
+            )
             self.require_ready()
         self._apply(self._weights, replica)
 
@@ -296,7 +362,9 @@ class BaseEngine:
         if self._closed:
             raise EngineError("the engine is closed; fix: make a new one")
 
-    def _run(self, requests: Sequence[SampleRequest], budget: RestartBudget) -> Iterator[tuple[int, Completion]]:
+    def _run(
+        self, requests: Sequence[SampleRequest], budget: RestartBudget
+    ) -> Iterator[tuple[int, Completion]]:
         raise NotImplementedError
 
     def _apply(self, weights: Weights, replica: int | None = None) -> None:

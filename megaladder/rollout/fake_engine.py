@@ -1,11 +1,14 @@
-"""A deterministic engine without a model, for tests, dry runs and debugging the half that consumes completions.
+"""A deterministic engine without a model, for tests, dry runs and debugging the half that consumes
+completions.
 
-    engine = FakeEngine()                                               # pseudo-random ids, a function of prompt and seed
-    engine = FakeEngine(responder=lambda request: "\\\\boxed{42}", tokenizer=tokenizer)
-    engine = FakeEngine(faults=Faults(fail_at=(3,)))                    # the 3rd completion fails, once
+    engine = FakeEngine()                                               # pseudo-random ids, a
+    function of prompt and seed engine = FakeEngine(responder=lambda request: "\\\\boxed{42}",
+    tokenizer=tokenizer) engine = FakeEngine(faults=Faults(fail_at=(3,)))                    # the
+    3rd completion fails, once
 
 It obeys the same rules as the real one (versions, sleep, restarts) through `BaseEngine`.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +18,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from megaladder.errors import EngineError
-from megaladder.rollout.engine import BaseEngine, EngineFailure, FileWeights, Health, RestartBudget, SampleRequest, Weights
+from megaladder.rollout.engine import (
+    BaseEngine,
+    EngineFailure,
+    FileWeights,
+    Health,
+    RestartBudget,
+    SampleRequest,
+    Weights,
+)
 from megaladder.types import Completion, FinishReason
 
 
@@ -29,10 +40,12 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Which completions go wrong, counted from 1 over the engine's life (a retried completion counts again).
+    """Which completions go wrong, counted from 1 over the engine's life (a retried completion
+    counts again).
 
-    `fail_at`: the engine breaks there (a restart helps). `hang_at`: it gives no sign for `hang_s`, then counts as broken.
-    `die_from`: from there on every completion breaks, so that restarts run out.
+    `fail_at`: the engine breaks there (a restart helps). `hang_at`: it gives no sign for `hang_s`,
+    then counts as broken. `die_from`: from there on every completion breaks, so that restarts run
+    out.
     """
 
     fail_at: tuple[int, ...] = ()
@@ -47,7 +60,8 @@ Responder = Callable[[SampleRequest], "str | Sequence[int] | Completion"]
 class FakeEngine(BaseEngine):
     """See the module. Without a tokenizer a completion's text is its ids, separated by blanks.
 
-    responder: request → text (needs a tokenizer), token ids or a whole Completion; cut at `max_tokens` with finish reason "length".
+    responder: request → text (needs a tokenizer), token ids or a whole Completion; cut at
+    `max_tokens` with finish reason "length".
     """
 
     def __init__(
@@ -59,7 +73,12 @@ class FakeEngine(BaseEngine):
         max_restarts: int = 1,
     ):
         super().__init__(max_restarts)
-        self._responder, self._tokenizer, self._faults, self._vocab_size = responder, tokenizer, faults, vocab_size
+        self._responder, self._tokenizer, self._faults, self._vocab_size = (
+            responder,
+            tokenizer,
+            faults,
+            vocab_size,
+        )
         self.num_calls = 0  # completions begun
         self.loaded: list[str] = []  # folders given to update_weights, and again after restarts
 
@@ -68,9 +87,13 @@ class FakeEngine(BaseEngine):
 
     def health(self) -> Health:
         ok = not self._closed and not self._invalid_because and not self._asleep_level
-        return Health(ok, self._invalid_because or ("asleep" if self._asleep_level else ""), self._restarts)
+        return Health(
+            ok, self._invalid_because or ("asleep" if self._asleep_level else ""), self._restarts
+        )
 
-    def _run(self, requests: Sequence[SampleRequest], budget: RestartBudget) -> Iterator[tuple[int, Completion]]:
+    def _run(
+        self, requests: Sequence[SampleRequest], budget: RestartBudget
+    ) -> Iterator[tuple[int, Completion]]:
         pending = list(range(len(requests)))
         while pending:
             index = pending[0]
@@ -91,10 +114,16 @@ class FakeEngine(BaseEngine):
             raise EngineFailure(f"fake engine died at completion {call}")
         if call in faults.hang_at:
             time.sleep(faults.hang_s)
-            raise EngineFailure(f"fake engine gave no sign for {faults.hang_s} s at completion {call}")
+            raise EngineFailure(
+                f"fake engine gave no sign for {faults.hang_s} s at completion {call}"
+            )
         if call in faults.fail_at:
             raise EngineFailure(f"fake engine failed at completion {call}")
-        answer = _hash_ids(request, self._vocab_size) if self._responder is None else self._responder(request)
+        answer = (
+            _hash_ids(request, self._vocab_size)
+            if self._responder is None
+            else self._responder(request)
+        )
         if isinstance(answer, Completion):
             return answer
         return self._as_completion(answer, request)
@@ -102,14 +131,25 @@ class FakeEngine(BaseEngine):
     def _as_completion(self, answer: str | Sequence[int], request: SampleRequest) -> Completion:
         if isinstance(answer, str):
             if self._tokenizer is None:
-                raise EngineError("FakeEngine: a responder that returns text needs a tokenizer; fix: FakeEngine(…, tokenizer=…)")
+                raise EngineError(
+                    "FakeEngine: a responder that returns text needs a tokenizer; fix:"
+                    " FakeEngine(…, tokenizer=…)"
+                )
             ids = tuple(self._tokenizer.encode(answer, add_special_tokens=False))
         else:
             ids = tuple(int(token) for token in answer)
         limit = request.params.max_tokens
         reason = FinishReason.STOP if len(ids) <= limit else FinishReason.LENGTH
-        text = answer if isinstance(answer, str) and reason is FinishReason.STOP else self._text(ids[:limit])
-        logprobs = tuple(-0.5 - 0.001 * (token % 100) for token in ids[:limit]) if request.params.logprobs else ()
+        text = (
+            answer
+            if isinstance(answer, str) and reason is FinishReason.STOP
+            else self._text(ids[:limit])
+        )
+        logprobs = (
+            tuple(-0.5 - 0.001 * (token % 100) for token in ids[:limit])
+            if request.params.logprobs
+            else ()
+        )
         return Completion(ids[:limit], text, reason, logprobs, self._version)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -118,14 +158,19 @@ class FakeEngine(BaseEngine):
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def _apply(self, weights: Weights, replica: int | None = None) -> None:
-        self.loaded.append(weights.path if isinstance(weights, FileWeights) else type(weights).__name__)
+        self.loaded.append(
+            weights.path if isinstance(weights, FileWeights) else type(weights).__name__
+        )
 
 
 def _hash_ids(request: SampleRequest, vocab_size: int) -> list[int]:
-    """Between 4 and 19 ids (or exactly max_tokens with ignore_eos) from a SHA-256 stream of prompt and seed."""
+    """Between 4 and 19 ids (or exactly max_tokens with ignore_eos) from a SHA-256 stream of prompt
+    and seed."""
     params = request.params
     key = f"{params.seed}|{','.join(map(str, request.prompt_ids))}".encode()
     first = hashlib.sha256(key).digest()
     length = params.max_tokens if params.ignore_eos else max(params.min_tokens, 4 + first[0] % 16)
-    stream = b"".join(hashlib.sha256(key + block.to_bytes(4, "big")).digest() for block in range(-(-length // 16)))
+    stream = b"".join(
+        hashlib.sha256(key + block.to_bytes(4, "big")).digest() for block in range(-(-length // 16))
+    )
     return [int.from_bytes(stream[2 * i : 2 * i + 2], "big") % vocab_size for i in range(length)]

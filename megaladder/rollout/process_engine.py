@@ -1,9 +1,10 @@
-"""An engine made of replicas (child processes here or on other nodes, servers): requests spread over them, answers collected, failures
-healed by bounded restarts.
+"""An engine made of replicas (child processes here or on other nodes, servers): requests spread
+over them, answers collected, failures healed by bounded restarts.
 
-Knows nothing of vLLM; the specs it is given say how a replica is started and what it runs. Only unfinished requests are sampled again
-after a restart, and healthy replicas go on meanwhile.
+Knows nothing of vLLM; the specs it is given say how a replica is started and what it runs. Only
+unfinished requests are sampled again after a restart, and healthy replicas go on meanwhile.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -15,14 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ConfigError, EngineError, ModelError
-from megaladder.rollout.engine import BaseEngine, EngineFailure, FileWeights, Health, RestartBudget, SampleRequest, SamplingParams, Weights
+from megaladder.rollout.engine import (
+    BaseEngine,
+    EngineFailure,
+    FileWeights,
+    Health,
+    RestartBudget,
+    SampleRequest,
+    SamplingParams,
+    Weights,
+)
 from megaladder.rollout.replica import AnyReplica, Inbox, ReplicaSpec
 from megaladder.types import Completion, FinishReason
 
 POLL_S = 1.0
 CLOSE_PATIENCE_S = 5.0
 
-Arguments = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None  # one for all replicas, or one each
+Arguments = (
+    Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+)  # one for all replicas, or one each
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,9 @@ class ProcessEngine(BaseEngine):
             self._start(self._replicas)
         except EngineFailure as failure:
             self.close()
-            raise EngineError(f"the generation engine did not start: {failure}; fix: see that log") from None
+            raise EngineError(
+                f"the generation engine did not start: {failure}; fix: see that log"
+            ) from None
         self.start_up_s = time.monotonic() - started
 
     def describe(self) -> dict[str, Any]:
@@ -66,7 +80,8 @@ class ProcessEngine(BaseEngine):
 
     @property
     def features(self) -> dict[str, bool]:
-        """What the installed engine can do (found by looking, not by version): sleep, weight_transfer, checksums."""
+        """What the installed engine can do (found by looking, not by version): sleep,
+        weight_transfer, checksums."""
         return dict(self._replicas[0].info.get("features", {}))
 
     @property
@@ -88,16 +103,28 @@ class ProcessEngine(BaseEngine):
         if self._closed:
             return Health(False, "closed", self._restarts)
         dead = [replica.post_mortem() for replica in self._replicas if not replica.alive]
-        reasons = [*dead, *([self._invalid_because] if self._invalid_because else []), *(["asleep"] if self._asleep_level else [])]
+        reasons = [
+            *dead,
+            *([self._invalid_because] if self._invalid_because else []),
+            *(["asleep"] if self._asleep_level else []),
+        ]
         return Health(not reasons, "; ".join(reasons), self._restarts)
 
-    def call(self, method: str, arguments: Arguments = None, replica: int | None = None) -> list[Any]:
-        """One of the child's methods, on all replicas at once or on one; results in order. A sequence of arguments holds one each."""
+    def call(
+        self, method: str, arguments: Arguments = None, replica: int | None = None
+    ) -> list[Any]:
+        """One of the child's methods, on all replicas at once or on one; results in order. A
+        sequence of arguments holds one each."""
         self._require_open()
         targets = self._replicas if replica is None else [self._replicas[replica]]
-        each = list(arguments) if isinstance(arguments, Sequence) else [arguments or {}] * len(targets)
+        each = (
+            list(arguments) if isinstance(arguments, Sequence) else [arguments or {}] * len(targets)
+        )
         if len(each) != len(targets):
-            raise EngineError(f"{method}: {len(each)} sets of arguments for {len(targets)} replicas; fix: one for all, or one each")
+            raise EngineError(
+                f"{method}: {len(each)} sets of arguments for {len(targets)} replicas; fix: one for"
+                " all, or one each"
+            )
         for target in targets:
             if not target.alive:
                 raise EngineError(f"{method}: {target.post_mortem()}")
@@ -105,7 +132,11 @@ class ProcessEngine(BaseEngine):
         for target, kwargs in zip(targets, each, strict=True):
             target.send({"op": "call", "call": number, "method": method, "kwargs": dict(kwargs)})
         try:
-            replies = self._wait_for({target.index for target in targets}, {"op": "reply", "call": number}, self._limits.call_s)
+            replies = self._wait_for(
+                {target.index for target in targets},
+                {"op": "reply", "call": number},
+                self._limits.call_s,
+            )
         except EngineFailure as failure:
             raise EngineError(f"{method}: {failure}") from None
         for index in sorted(replies):
@@ -114,9 +145,11 @@ class ProcessEngine(BaseEngine):
         return [replies[target.index]["result"] for target in targets]
 
     def weight_checksums(self) -> list[dict[str, str]] | None:
-        """Checksum of every parameter as the engine holds it, one dict a worker; None where the engine has no such call.
+        """Checksum of every parameter as the engine holds it, one dict a worker; None where the
+        engine has no such call.
 
-        vLLM on a CPU keeps linear layers in a packed form that its checksum does not see: there only embedding, head and norms count.
+        vLLM on a CPU keeps linear layers in a packed form that its checksum does not see: there
+        only embedding, head and norms count.
         """
         if not self.features.get("checksums"):
             return None
@@ -132,20 +165,28 @@ class ProcessEngine(BaseEngine):
             replica.kill()
 
     def _start(self, replicas: Sequence[AnyReplica]) -> None:
-        """Starts replicas and waits for each "ready". EngineFailure with the replica's own words otherwise."""
+        """Starts replicas and waits for each "ready". EngineFailure with the replica's own words
+        otherwise."""
         for replica in replicas:
             replica.start()
-        for index, message in self._wait_for({replica.index for replica in replicas}, {"op": "ready"}, self._limits.start_s).items():
+        for index, message in self._wait_for(
+            {replica.index for replica in replicas}, {"op": "ready"}, self._limits.start_s
+        ).items():
             self._replicas[index].info = message
 
-    def _wait_for(self, indices: set[int], pattern: Mapping[str, Any], timeout_s: float) -> dict[int, dict[str, Any]]:
-        """The message that matches `pattern`, from each of the replicas. What others say meanwhile is kept for later."""
+    def _wait_for(
+        self, indices: set[int], pattern: Mapping[str, Any], timeout_s: float
+    ) -> dict[int, dict[str, Any]]:
+        """The message that matches `pattern`, from each of the replicas. What others say meanwhile
+        is kept for later."""
         found: dict[int, dict[str, Any]] = {}
         others: list[tuple[int, int, dict[str, Any] | None]] = []
         deadline = time.monotonic() + timeout_s
         try:
             while len(found) < len(indices):
-                index, incarnation, message = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+                index, incarnation, message = self._inbox.get(
+                    timeout=max(0.0, deadline - time.monotonic())
+                )
                 if incarnation != self._replicas[index].incarnation:
                     continue
                 if index not in indices:
@@ -156,7 +197,9 @@ class ProcessEngine(BaseEngine):
                     found[index] = message
         except queue.Empty:
             silent = self._replicas[min(indices - found.keys())]
-            raise EngineFailure(f"no answer within {timeout_s:.0f} s: {silent.post_mortem()}") from None
+            raise EngineFailure(
+                f"no answer within {timeout_s:.0f} s: {silent.post_mortem()}"
+            ) from None
         finally:
             for item in others:
                 self._inbox.put(item)
@@ -167,7 +210,9 @@ class ProcessEngine(BaseEngine):
         own = f"{message['message']}; " if message else ""
         return own + self._replicas[index].post_mortem()
 
-    def _run(self, requests: Sequence[SampleRequest], budget: RestartBudget) -> Iterator[tuple[int, Completion]]:
+    def _run(
+        self, requests: Sequence[SampleRequest], budget: RestartBudget
+    ) -> Iterator[tuple[int, Completion]]:
         stream = _Stream(requests, next(self._calls))
         loads = [_Load() for _ in self._replicas]
         finished = False
@@ -188,15 +233,22 @@ class ProcessEngine(BaseEngine):
         """A replica that died between two calls is started again before the next."""
         for replica in self._replicas:
             if not replica.alive:
-                self._restart(replica.index, EngineFailure(replica.post_mortem()), budget, num_unfinished)
+                self._restart(
+                    replica.index, EngineFailure(replica.post_mortem()), budget, num_unfinished
+                )
 
-    def _submit(self, index: int, share: Sequence[int], stream: _Stream, loads: list[_Load]) -> None:
+    def _submit(
+        self, index: int, share: Sequence[int], stream: _Stream, loads: list[_Load]
+    ) -> None:
         loads[index] = _Load(set(share))
         if share:
             self._replicas[index].send(stream.message(share))
 
-    def _next_results(self, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> Iterator[tuple[int, Completion]]:
-        """Waits for one message and yields the completions in it; heals the replica that turns out to be lost."""
+    def _next_results(
+        self, stream: _Stream, loads: list[_Load], budget: RestartBudget
+    ) -> Iterator[tuple[int, Completion]]:
+        """Waits for one message and yields the completions in it; heals the replica that turns out
+        to be lost."""
         try:
             index, incarnation, message = self._inbox.get(timeout=POLL_S)
         except queue.Empty:
@@ -208,7 +260,10 @@ class ProcessEngine(BaseEngine):
         if message is None or message["op"] == "broken":
             self._heal(index, EngineFailure(self._words(index, message)), stream, loads, budget)
         elif message["op"] == "refused" and message["call"] == stream.call:
-            raise ConfigError(f"the engine refused a prompt of {stream.prompt_length(message['id'])} tokens: {message['message']}")
+            raise ConfigError(
+                f"the engine refused a prompt of {stream.prompt_length(message['id'])} tokens:"
+                f" {message['message']}"
+            )
         elif message["op"] == "done" and message["call"] == stream.call:
             for item in message["items"]:
                 if item["id"] in loads[index].pending:
@@ -219,16 +274,28 @@ class ProcessEngine(BaseEngine):
         now = time.monotonic()
         for index, load in enumerate(loads):
             if load.pending and now - load.last_sign > self._limits.stall_s:
-                failure = EngineFailure(f"no sign of life for {self._limits.stall_s:.0f} s: {self._replicas[index].post_mortem()}")
+                failure = EngineFailure(
+                    f"no sign of life for {self._limits.stall_s:.0f} s:"
+                    f" {self._replicas[index].post_mortem()}"
+                )
                 self._heal(index, failure, stream, loads, budget)
 
-    def _heal(self, index: int, failure: EngineFailure, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> None:
+    def _heal(
+        self,
+        index: int,
+        failure: EngineFailure,
+        stream: _Stream,
+        loads: list[_Load],
+        budget: RestartBudget,
+    ) -> None:
         """Restarts one replica and gives it again what it had not finished."""
         unfinished = sorted(loads[index].pending)
         self._restart(index, failure, budget, sum(len(load.pending) for load in loads))
         self._submit(index, unfinished, stream, loads)
 
-    def _restart(self, index: int, failure: EngineFailure, budget: RestartBudget, num_unfinished: int) -> None:
+    def _restart(
+        self, index: int, failure: EngineFailure, budget: RestartBudget, num_unfinished: int
+    ) -> None:
         while True:
             budget.spend(failure, num_unfinished)
             self._restarts += 1
@@ -261,13 +328,16 @@ class ProcessEngine(BaseEngine):
         self.call("load_folder", [{"path": str(Path(path).resolve())} for path in paths], replica)
 
     def _start_dead(self) -> None:
-        """A replica that died since the last call is started again; the new weights are for it too."""
+        """A replica that died since the last call is started again; the new weights are for it
+        too."""
         dead = [replica for replica in self._replicas if not replica.alive]
         self._restarts += len(dead)
         try:
             self._start(dead)
         except EngineFailure as failure:
-            raise EngineError(f"the generation engine could not be restarted: {failure}; fix: see that log") from None
+            raise EngineError(
+                f"the generation engine could not be restarted: {failure}; fix: see that log"
+            ) from None
 
     def _sleep(self, level: int) -> bool:
         return all(self.call("sleep", {"level": level}))
@@ -287,7 +357,9 @@ class _Client:
         self._engine.call("load_folder", {"path": str(Path(path).resolve())}, self._replica)
 
     def init_weight_transfer_engine(self, init_info: Arguments) -> None:
-        self._engine.call("init_weight_transfer_engine", _wrap("init_info", init_info), self._replica)
+        self._engine.call(
+            "init_weight_transfer_engine", _wrap("init_info", init_info), self._replica
+        )
 
     def start_weight_update(self) -> None:
         self._engine.call("start_weight_update", None, self._replica)
@@ -299,12 +371,16 @@ class _Client:
         self._engine.call("finish_weight_update", None, self._replica)
 
     def call_workers(self, method: str, arguments: Arguments = None) -> list[Any]:
-        return self._engine.call("call_workers", _wrap("arguments", arguments or {}, method=method), self._replica)
+        return self._engine.call(
+            "call_workers", _wrap("arguments", arguments or {}, method=method), self._replica
+        )
 
 
 def _require_weights(path: str) -> None:
     if not any(Path(path).glob("*.safetensors")):
-        raise ModelError(f"{path}: no *.safetensors files there; fix: a Hugging Face folder with weights")
+        raise ModelError(
+            f"{path}: no *.safetensors files there; fix: a Hugging Face folder with weights"
+        )
 
 
 def _wrap(key: str, value: Arguments, **more: str) -> Arguments:
@@ -315,13 +391,15 @@ def _wrap(key: str, value: Arguments, **more: str) -> Arguments:
 
 
 class _Stream:
-    """One `stream` call: its requests, and how they are told to a child (each prompt and each set of parameters once)."""
+    """One `stream` call: its requests, and how they are told to a child (each prompt and each set
+    of parameters once)."""
 
     def __init__(self, requests: Sequence[SampleRequest], call: int):
         self.requests, self.call = requests, call
 
     def spread(self, num_replicas: int) -> list[list[int]]:
-        """Request indices per replica. All samples of a prompt go to one replica (prefix cache); shares are even to within one prompt."""
+        """Request indices per replica. All samples of a prompt go to one replica (prefix cache);
+        shares are even to within one prompt."""
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(self.requests):
             by_prompt.setdefault(request.prompt_ids, []).append(index)
@@ -331,23 +409,36 @@ class _Stream:
         return shares
 
     def message(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The "generate" message: `requests` are [id, index into prompts, index into params, seed]."""
+        """The "generate" message: `requests` are [id, index into prompts, index into params,
+        seed]."""
         prompts: dict[tuple[int, ...], int] = {}
         params: dict[SamplingParams, int] = {}
         rows = []
         for index in indices:
             request = self.requests[index]
             prompt = prompts.setdefault(request.prompt_ids, len(prompts))
-            rows.append([index, prompt, params.setdefault(replace(request.params, seed=None), len(params)), request.params.seed])
+            rows.append(
+                [
+                    index,
+                    prompt,
+                    params.setdefault(replace(request.params, seed=None), len(params)),
+                    request.params.seed,
+                ]
+            )
         return {
-            "op": "generate", "call": self.call, "requests": rows,
-            "prompts": [list(prompt) for prompt in prompts], "params": [asdict(one) for one in params],
-        }  # fmt: skip
+            "op": "generate",
+            "call": self.call,
+            "requests": rows,
+            "prompts": [list(prompt) for prompt in prompts],
+            "params": [asdict(one) for one in params],
+        }
 
     def prompt_length(self, index: int) -> int:
         return len(self.requests[index].prompt_ids)
 
 
 def _completion(item: Mapping[str, Any], version: int) -> Completion:
-    reason = FinishReason(item["finish"]) if item["finish"] in ("stop", "length") else FinishReason.ABORT
+    reason = (
+        FinishReason(item["finish"]) if item["finish"] in ("stop", "length") else FinishReason.ABORT
+    )
     return Completion(tuple(item["ids"]), item["text"], reason, tuple(item["logprobs"]), version)

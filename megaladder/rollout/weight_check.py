@@ -1,9 +1,12 @@
-"""Does the engine hold what the trainer sent? Checksums of every tensor, compared under the engine's own names.
+"""Does the engine hold what the trainer sent? Checksums of every tensor, compared under the
+engine's own names.
 
-vLLM fuses q, k, v and gate, up, splits them over its tensor-parallel workers, pads the vocabulary to a multiple of 64, and says sha256 of
-what each worker holds (`compute_weight_checksums`). Here the same digests are made from the trainer's tensors. On a CPU vLLM repacks its
-linear layers and drops the originals: those tensors are not visible and are counted so.
+vLLM fuses q, k, v and gate, up, splits them over its tensor-parallel workers, pads the vocabulary
+to a multiple of 64, and says sha256 of what each worker holds (`compute_weight_checksums`). Here
+the same digests are made from the trainer's tensors. On a CPU vLLM repacks its linear layers and
+drops the originals: those tensors are not visible and are counted so.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,7 +28,8 @@ _REPLICATED = ("norm.weight", "layernorm.weight", "o_proj.bias", "down_proj.bias
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """equal, differing: engine tensors (worker and name); unseen: tensors of the trainer that no engine tensor shows."""
+    """equal, differing: engine tensors (worker and name); unseen: tensors of the trainer that no
+    engine tensor shows."""
 
     equal: tuple[str, ...]
     differing: tuple[str, ...]
@@ -33,14 +37,26 @@ class CheckResult:
 
     def __str__(self) -> str:
         hidden = f", {len(self.unseen)} not visible in the engine" if self.unseen else ""
-        return f"{len(self.differing)} of {len(self.equal) + len(self.differing)} tensors differ{hidden}"
+        return (
+            f"{len(self.differing)} of {len(self.equal) + len(self.differing)} tensors"
+            f" differ{hidden}"
+        )
 
 
 def compare_checksums(
-    tensors: Iterable[tuple[str, torch.Tensor]], workers: Sequence[dict[str, str]], shape: ModelShape, tp: int,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    workers: Sequence[dict[str, str]],
+    shape: ModelShape,
+    tp: int,
 ) -> CheckResult:
-    """`tensors`: the trainer's, by Hugging Face name; `workers`: what each of the engine's says. Holds one fused group at a time."""
-    said = [(int(_WORKER.match(name)[1]), name, digest) for worker in workers for name, digest in worker.items() if _WORKER.match(name)]
+    """`tensors`: the trainer's, by Hugging Face name; `workers`: what each of the engine's says.
+    Holds one fused group at a time."""
+    said = [
+        (int(_WORKER.match(name)[1]), name, digest)
+        for worker in workers
+        for name, digest in worker.items()
+        if _WORKER.match(name)
+    ]
     by_name: dict[str, list[tuple[int, str, str]]] = {}
     for rank, name, digest in said:
         by_name.setdefault(_WORKER.sub("", name), []).append((rank, name, digest))
@@ -50,15 +66,24 @@ def compare_checksums(
         if not entries:
             unseen += hf_names
         for rank, name, digest in entries:
-            (equal if _digest(_worker_part(engine_name, parts, shape, rank, tp)) == digest else differing).append(name)
+            (
+                equal
+                if _digest(_worker_part(engine_name, parts, shape, rank, tp)) == digest
+                else differing
+            ).append(name)
     return CheckResult(tuple(equal), tuple(differing), tuple(unseen))
 
 
-def _fused_groups(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple[str, list[str], list[torch.Tensor]]]:
+def _fused_groups(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+) -> Iterable[tuple[str, list[str], list[torch.Tensor]]]:
     """(engine name, Hugging Face names, tensors), with q, k, v and gate, up together."""
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors:
-        fused = next((key for key, members in _FUSED.items() for member in members if f".{member}." in name), None)
+        fused = next(
+            (key for key, members in _FUSED.items() for member in members if f".{member}." in name),
+            None,
+        )
         if fused is None:
             yield name, [name], [tensor]
             continue
@@ -68,11 +93,17 @@ def _fused_groups(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[tuple
         group[member] = tensor.clone()
         if len(group) == len(_FUSED[fused]):
             del waiting[engine_name]
-            yield engine_name, [engine_name.replace(f".{fused}.", f".{m}.") for m in _FUSED[fused]], [group[m] for m in _FUSED[fused]]
+            yield (
+                engine_name,
+                [engine_name.replace(f".{fused}.", f".{m}.") for m in _FUSED[fused]],
+                [group[m] for m in _FUSED[fused]],
+            )
     assert not waiting, f"incomplete fused tensors: {sorted(waiting)}"
 
 
-def _worker_part(name: str, parts: list[torch.Tensor], shape: ModelShape, rank: int, tp: int) -> torch.Tensor:
+def _worker_part(
+    name: str, parts: list[torch.Tensor], shape: ModelShape, rank: int, tp: int
+) -> torch.Tensor:
     """What worker `rank` of `tp` holds of one engine tensor."""
     if len(parts) == 3:
         query, *key_value = parts
@@ -97,4 +128,6 @@ def _heads(tensor: torch.Tensor, num_heads: int, rank: int, tp: int) -> torch.Te
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(
+        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    ).hexdigest()

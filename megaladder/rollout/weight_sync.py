@@ -1,16 +1,21 @@
-"""The trainer's weights to the engine, as a new version. Collective: every training rank calls `WeightSync.send`.
+"""The trainer's weights to the engine, as a new version. Collective: every training rank calls
+`WeightSync.send`.
 
-All transports stream the model as Hugging Face tensors through the converter's own tables (`in_process.iter_hf_tensors`: pipeline
-broadcast, tensor-parallel gather, one parameter at a time):
+All transports stream the model as Hugging Face tensors through the converter's own tables
+(`in_process.iter_hf_tensors`: pipeline broadcast, tensor-parallel gather, one parameter at a time):
 
-    file  a safetensors folder in shared memory, of each node with engines, which they reload; any machine; the oracle for the others
+    file  a safetensors folder in shared memory, of each node with engines, which they reload; any
+    machine; the oracle for the others
     ipc   vLLM's native CUDA IPC transfer in packed buckets: trainer and engine share each GPU
-    nccl  vLLM's native NCCL broadcast in packed buckets: the engines have GPUs of their own, on any node
+    nccl  vLLM's native NCCL broadcast in packed buckets: the engines have GPUs of their own, on any
+          node
 
-ipc and nccl use vLLM's trainer-side classes, found by looking (0.32's `metadata()`/`__iter__` and 0.33's `metadata`/`iter_full`); they
-need CUDA. Where engine and trainer share devices, the engine sleeps (level 2) between rounds: `rest` drops its weights, `send` wakes the
-weights' memory, fills it, and wakes the key/value cache. Until a version is whole in the engine it refuses to generate.
+ipc and nccl use vLLM's trainer-side classes, found by looking (0.32's `metadata()`/`__iter__` and
+0.33's `metadata`/`iter_full`); they need CUDA. Where engine and trainer share devices, the engine
+sleeps (level 2) between rounds: `rest` drops its weights, `send` wakes the weights' memory, fills
+it, and wakes the key/value cache. Until a version is whole in the engine it refuses to generate.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -45,7 +50,8 @@ SPACE_MARGIN = 1.1
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What is sent: this rank's chunks, the model's shape, and the folder that configuration and tokenizer come from."""
+    """What is sent: this rank's chunks, the model's shape, and the folder that configuration and
+    tokenizer come from."""
 
     chunks: Sequence[Any]
     shape: ModelShape
@@ -61,11 +67,15 @@ class TrainedModel:
         return sum(self._tensor_bytes())
 
     def bucket_bytes(self, wanted: int) -> int:
-        """`wanted`, or as much as the largest tensor takes: vLLM's packed buckets hold whole tensors."""
+        """`wanted`, or as much as the largest tensor takes: vLLM's packed buckets hold whole
+        tensors."""
         return max(wanted, *self._tensor_bytes())
 
     def _tensor_bytes(self) -> list[int]:
-        return [torch.Size(size).numel() * self.dtype.itemsize for size in name_table(self.shape).hf_shapes.values()]
+        return [
+            torch.Size(size).numel() * self.dtype.itemsize
+            for size in name_table(self.shape).hf_shapes.values()
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +90,10 @@ class SyncReport:
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """transport; bytes of a bucket; which transfers are checked; the folder that file transport falls back to; whether the engine sleeps
-    between rounds (it shares the trainer's devices); the ranks that write files: the first of each node that has engines; a folder that
-    trainer and engines both see, instead (engines on machines where no rank runs)."""
+    """transport; bytes of a bucket; which transfers are checked; the folder that file transport
+    falls back to; whether the engine sleeps between rounds (it shares the trainer's devices); the
+    ranks that write files: the first of each node that has engines; a folder that trainer and
+    engines both see, instead (engines on machines where no rank runs)."""
 
     transport: Transport
     bucket_bytes: int
@@ -102,7 +113,9 @@ class Carrier(Protocol):
     def close(self) -> None: ...
 
 
-def chosen_transport(wanted: Literal["auto", "file", "ipc", "nccl"], servers: bool = False) -> Transport:
+def chosen_transport(
+    wanted: Literal["auto", "file", "ipc", "nccl"], servers: bool = False
+) -> Transport:
     """What `rollout.sync` means on this machine. `servers`: the engines are on others.
 
     Raises:
@@ -111,15 +124,24 @@ def chosen_transport(wanted: Literal["auto", "file", "ipc", "nccl"], servers: bo
     if wanted == "auto":
         return ("nccl" if servers else "ipc") if platform.has_cuda() else "file"
     if wanted != "file" and not platform.has_cuda():
-        raise MissingDependencyError(f"rollout.sync {wanted} needs CUDA, this machine has none; fix: rollout.sync file (or auto)")
+        raise MissingDependencyError(
+            f"rollout.sync {wanted} needs CUDA, this machine has none; fix: rollout.sync file (or"
+            " auto)"
+        )
     return wanted
 
 
 class WeightSync:
-    """Versions of the weights in the engine. `version` is what the engine holds, the same number on every rank. `engine`: None but on
-    rank 0."""
+    """Versions of the weights in the engine. `version` is what the engine holds, the same number on
+    every rank. `engine`: None but on rank 0."""
 
-    def __init__(self, model: TrainedModel, options: SyncOptions, engine: Engine | None, version: int | None = None) -> None:
+    def __init__(
+        self,
+        model: TrainedModel,
+        options: SyncOptions,
+        engine: Engine | None,
+        version: int | None = None,
+    ) -> None:
         self._model, self._options, self._engine = model, options, engine
         self.version = version  # None: nothing that the trainer knows of
         self._resting = False
@@ -128,10 +150,12 @@ class WeightSync:
         self._carrier: Carrier = carriers[options.transport](model, options)
 
     def send(self, version: int) -> SyncReport | None:
-        """Brings the model to the engine as `version`; None when it holds that version already. Collective.
+        """Brings the model to the engine as `version`; None when it holds that version already.
+        Collective.
 
         Raises:
-            EngineError: the engine failed, or holds another tensor than was sent (rank 0's error, raised on every rank).
+            EngineError: the engine failed, or holds another tensor than was sent (rank 0's error,
+            raised on every rank).
         """
         if version == self.version and not self._resting:
             return None
@@ -141,7 +165,9 @@ class WeightSync:
 
     def _send_complete(self, version: int, began: float) -> SyncReport:
         if self._resting:
-            parallel.on_main(lambda: _unless_dead(self._engine, lambda: self._engine.wake(["weights"])))
+            parallel.on_main(
+                lambda: _unless_dead(self._engine, lambda: self._engine.wake(["weights"]))
+            )
         self._carrier.send(self._engine, version)
         if self._resting:
             parallel.on_main(lambda: self._engine.wake(["kv_cache"]))
@@ -151,43 +177,57 @@ class WeightSync:
         return SyncReport(version, seconds, self._model.num_bytes, self._check())
 
     def rest(self) -> None:
-        """Between rounds: an engine on the trainer's devices gives them back and drops its weights. Collective."""
+        """Between rounds: an engine on the trainer's devices gives them back and drops its weights.
+        Collective."""
         if self._options.colocated and not self._resting:
-            self._resting = parallel.on_main(lambda: _unless_dead(self._engine, lambda: self._engine.sleep(2)))
+            self._resting = parallel.on_main(
+                lambda: _unless_dead(self._engine, lambda: self._engine.sleep(2))
+            )
 
     def close(self) -> None:
         self._carrier.close()
 
     def _check(self) -> CheckResult | None:
-        """Compares every tensor that the engine shows with the trainer's. Collective: all ranks gather, rank 0 compares."""
-        due = self._options.check == "always" or (self._options.check == "first" and not self._checked)
+        """Compares every tensor that the engine shows with the trainer's. Collective: all ranks
+        gather, rank 0 compares."""
+        due = self._options.check == "always" or (
+            self._options.check == "first" and not self._checked
+        )
         if not due:
             return None
         self._checked = True
         said: list[Any] = []
-        if not parallel.on_main(lambda: said.append(_checksums(self._engine)) or said[0] is not None):
+        if not parallel.on_main(
+            lambda: said.append(_checksums(self._engine)) or said[0] is not None
+        ):
             return None
         result: CheckResult | None = None
         if parallel.dp_rank() == 0:  # one data-parallel replica gathers
             tensors = iter_hf_tensors(self._model.chunks, self._model.shape)
             if parallel.is_main():
-                result = compare_checksums(tensors, said[0], self._model.shape, self._options.engine_tp)
+                result = compare_checksums(
+                    tensors, said[0], self._model.shape, self._options.engine_tp
+                )
             else:
                 for _ in tensors:
                     pass
 
         def verdict() -> None:
             if result.differing:
-                raise EngineError(f"after the update to weights version {self.version} the engine holds other values in "
-                                  f"{len(result.differing)} tensors, e.g. {result.differing[0]}; fix: rollout.sync file, and report this")
+                raise EngineError(
+                    f"after the update to weights version {self.version} the engine holds other"
+                    f" values in {len(result.differing)} tensors, e.g. {result.differing[0]}; fix:"
+                    " rollout.sync file, and report this"
+                )
 
         parallel.on_main(verdict)
         return result
 
 
 def _unless_dead(engine: Engine, action: Callable[[], object]) -> bool:
-    """Sleeping and waking are of no use to an engine whose process has died: the next `update_weights` starts it again, and counts that.
-    Returns whether the action was carried out."""
+    """Sleeping and waking are of no use to an engine whose process has died: the next
+    `update_weights` starts it again, and counts that. Returns whether the action was carried
+    out."""
     try:
         action()
         return True
@@ -217,8 +257,9 @@ def _checksums(engine: Engine) -> list[dict[str, str]] | None:
 
 
 class FileCarrier:
-    """A safetensors folder in shared memory (of each node with engines), or in the run folder where that is too small, or in a folder that
-    all machines see. It stays there: a restarted engine reads it."""
+    """A safetensors folder in shared memory (of each node with engines), or in the run folder where
+    that is too small, or in a folder that all machines see. It stays there: a restarted engine
+    reads it."""
 
     def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
         self._model, self._writers = model, options.writers
@@ -231,8 +272,14 @@ class FileCarrier:
 
     def write(self) -> Path:
         """The model as a Hugging Face folder, by each writer. Collective."""
-        export_hf(self._model.chunks, self._model.shape, self.folder, source_dir=self._model.folder, options=WriteOptions(force=True),
-                  writers=self._writers)
+        export_hf(
+            self._model.chunks,
+            self._model.shape,
+            self.folder,
+            source_dir=self._model.folder,
+            options=WriteOptions(force=True),
+            writers=self._writers,
+        )
         return self.folder
 
     def send(self, engine: Engine | None, version: int) -> None:
@@ -246,24 +293,39 @@ class FileCarrier:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def weight_folder(num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None) -> Path:
-    """An empty folder for the weights, readable by this user only. Named after the run (and the node: two may share a machine), so that a
-    killed run's leftovers are replaced."""
-    name = "megaladder-" + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16] + (f"-node{node}" if node else "")
-    candidates = [SHARED_MEMORY / name] if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) and shared_dir is None else []
+def weight_folder(
+    num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None
+) -> Path:
+    """An empty folder for the weights, readable by this user only. Named after the run (and the
+    node: two may share a machine), so that a killed run's leftovers are replaced."""
+    name = (
+        "megaladder-"
+        + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
+        + (f"-node{node}" if node else "")
+    )
+    candidates = (
+        [SHARED_MEMORY / name]
+        if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) and shared_dir is None
+        else []
+    )
     for folder in candidates:
         shutil.rmtree(folder, ignore_errors=True)
         if shutil.disk_usage(folder.parent).free > num_bytes * SPACE_MARGIN:
             folder.mkdir(mode=0o700)
             return folder
-    folder = shared_dir / name if shared_dir else run_dir / "engine" / ("weights" if node == 0 else f"weights_node{node}")
+    folder = (
+        shared_dir / name
+        if shared_dir
+        else run_dir / "engine" / ("weights" if node == 0 else f"weights_node{node}")
+    )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     return folder
 
 
 class _NativeCarrier:
-    """vLLM's own transfer, driven from both ends: every rank iterates the tensors, rank 0 talks to the engine as well."""
+    """vLLM's own transfer, driven from both ends: every rank iterates the tensors, rank 0 talks to
+    the engine as well."""
 
     resendable = False  # a restarted engine needs all training ranks again
 
@@ -273,7 +335,8 @@ class _NativeCarrier:
         self._engine: Engine | None = None
 
     def send(self, engine: Engine | None, version: int) -> None:
-        """`engine.update_weights` on rank 0 calls `_Transport.send`; the other ranks take part in the gathering at the same time."""
+        """`engine.update_weights` on rank 0 calls `_Transport.send`; the other ranks take part in
+        the gathering at the same time."""
         self._engine = engine
         if parallel.is_main():
             engine.update_weights(_Transport(self), version)
@@ -318,7 +381,9 @@ class IpcCarrier(_NativeCarrier):
     def _init(self, client: WeightClient) -> Any:
         native = _native("vllm.distributed.weight_transfer.ipc_engine")
         size = self._model.bucket_bytes(self._options.bucket_bytes)
-        info = native.IPCTrainerInitInfo(rank=parallel.rank(), packed=True, packed_buffer_size_bytes=size)
+        info = native.IPCTrainerInitInfo(
+            rank=parallel.rank(), packed=True, packed_buffer_size_bytes=size
+        )
         return _factory().trainer_init(info, client=client, source=weight_source(self._model))
 
     def _transfer(self, client: WeightClient) -> None:
@@ -326,7 +391,8 @@ class IpcCarrier(_NativeCarrier):
 
 
 class NcclCarrier(_NativeCarrier):
-    """An NCCL group of rank 0 and the workers of all engines, wherever they are; rank 0 broadcasts packed buckets."""
+    """An NCCL group of rank 0 and the workers of all engines, wherever they are; rank 0 broadcasts
+    packed buckets."""
 
     def _init(self, client: WeightClient) -> Any:
         native = _native("vllm.distributed.weight_transfer.nccl_engine")
@@ -338,12 +404,19 @@ class NcclCarrier(_NativeCarrier):
                 probe.bind(("", 0))
                 port = probe.getsockname()[1]
         info = native.NCCLTrainerInitInfo(
-            master_address=host, master_port=port, world_size=1 + replicas * self._options.engine_tp, rank=parallel.rank(), packed=True,
-            packed_buffer_size_bytes=self._model.bucket_bytes(self._options.bucket_bytes))
+            master_address=host,
+            master_port=port,
+            world_size=1 + replicas * self._options.engine_tp,
+            rank=parallel.rank(),
+            packed=True,
+            packed_buffer_size_bytes=self._model.bucket_bytes(self._options.bucket_bytes),
+        )
         return _factory().trainer_init(info, client=client, source=weight_source(self._model))
 
     def _transfer(self, client: WeightClient) -> None:
-        super()._transfer(RankedWorkers(client, getattr(self._engine, "num_replicas", 1), self._options.engine_tp))
+        super()._transfer(
+            RankedWorkers(client, getattr(self._engine, "num_replicas", 1), self._options.engine_tp)
+        )
 
 
 def _native(module: str) -> Any:
@@ -351,13 +424,20 @@ def _native(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"this vLLM has no {module} ({error}); fix: rollout.sync file, or the vLLM that doctor names") from None
+            f"this vLLM has no {module} ({error}); fix: rollout.sync file, or the vLLM that doctor"
+            " names"
+        ) from None
 
 
 def _factory() -> Any:
-    factory = getattr(_native("vllm.distributed.weight_transfer.factory"), "WeightTransferTrainerFactory", None)
+    factory = getattr(
+        _native("vllm.distributed.weight_transfer.factory"), "WeightTransferTrainerFactory", None
+    )
     if factory is None:
-        raise MissingDependencyError("this vLLM has no trainer-side weight transfer; fix: rollout.sync file, or vLLM 0.28 or later")
+        raise MissingDependencyError(
+            "this vLLM has no trainer-side weight transfer; fix: rollout.sync file, or vLLM 0.28 or"
+            " later"
+        )
     return factory
 
 
@@ -372,7 +452,11 @@ def weight_source(model: TrainedModel) -> Any:
 
     metadata = [base.ParamMeta(name, model.dtype, tuple(size)) for name, size in shapes.items()]
     if hasattr(base.WeightSource, "iter_full"):  # 0.33
-        body = {"metadata": property(lambda self: metadata), "iter_full": lambda self: stream(), "__iter__": lambda self: stream()}
+        body = {
+            "metadata": property(lambda self: metadata),
+            "iter_full": lambda self: stream(),
+            "__iter__": lambda self: stream(),
+        }
     else:
         body = {"metadata": lambda self: metadata, "__iter__": lambda self: stream()}
     return type("MegaladderSource", (base.WeightSource,), body)()

@@ -1,8 +1,10 @@
-"""Messages between an engine's parent and its child process: JSON objects, each behind a 4-byte length, over one end of a socket pair.
+"""Messages between an engine's parent and its child process: JSON objects, each behind a 4-byte
+length, over one end of a socket pair.
 
-Plain data only, so that neither side can make the other run code. The socket pair is inherited: no port, no address, nobody else can
-connect. Not for tensors.
+Plain data only, so that neither side can make the other run code. The socket pair is inherited: no
+port, no address, nobody else can connect. Not for tensors.
 """
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,6 @@
-"""What we add to vLLM's workers, named by class path (never by a pickled function). Imports nothing of vLLM: its worker mixes it in."""
+"""What we add to vLLM's workers, named by class path (never by a pickled function). Imports nothing
+of vLLM: its worker mixes it in."""
+
 from __future__ import annotations
 
 
@@ -7,13 +9,18 @@ class WorkerExtension:
 
     def facts(self) -> dict[str, str]:
         """device (cpu, cuda) and dtype: what a server cannot be asked over HTTP."""
-        return {"device": self.device.type, "dtype": str(self.model_config.dtype).removeprefix("torch.")}  # type: ignore[attr-defined]
+        return {
+            "device": self.device.type,
+            "dtype": str(self.model_config.dtype).removeprefix("torch."),
+        }  # type: ignore[attr-defined]
 
     def repack_tied_output(self) -> bool:
-        """After a weight reload on a CPU: packs the output layer of a tied model again. Returns whether there was one.
+        """After a weight reload on a CPU: packs the output layer of a tied model again. Returns
+        whether there was one.
 
-        vLLM's CPU linears compute from a packed copy of their weight. `reload_weights` renews it for the layers that it loads; a tied
-        output layer is none of them (its parameter is the embedding's), and would go on with the old weights.
+        vLLM's CPU linears compute from a packed copy of their weight. `reload_weights` renews it
+        for the layers that it loads; a tied output layer is none of them (its parameter is the
+        embedding's), and would go on with the old weights.
         """
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         output = getattr(model, "lm_head", None)

@@ -1,9 +1,12 @@
-"""Group-relative policy optimization, top to bottom: problems, groups, rewards, updates, and the new weights back to the engine.
+"""Group-relative policy optimization, top to bottom: problems, groups, rewards, updates, and the
+new weights back to the engine.
 
-One step: a round of `prompts_per_step` problems with n samples each → rewards → advantages within each group → `mini_batches` updates →
-the weights become the next version. With lag 0 a round is sampled by the newest weights; with lag 1 the next round is sampled, by the
-weights of now, while this one is trained on. The objective is `policy_loss`, its inputs `advantages`; both pure.
+One step: a round of `prompts_per_step` problems with n samples each → rewards → advantages within
+each group → `mini_batches` updates → the weights become the next version. With lag 0 a round is
+sampled by the newest weights; with lag 1 the next round is sampled, by the weights of now, while
+this one is trained on. The objective is `policy_loss`, its inputs `advantages`; both pure.
 """
+
 from __future__ import annotations
 
 from contextlib import ExitStack
@@ -26,23 +29,32 @@ from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
 
 
 def run_grpo(config: GrpoConfig) -> int:
-    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all steps are done.
+    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all
+    steps are done.
 
     Raises:
-        RunStopped: a signal, too many non-finite steps, a lost engine, or trainer and engine too far apart; the run can be resumed.
-        RewardError: the user's reward function is broken; names the sample.
+        RunStopped: a signal, too many non-finite steps, a lost engine, or trainer and engine too
+        far apart; the run can be resumed. RewardError: the user's reward function is broken; names
+        the sample.
     """
     check_platform(config, platform.machine())
     platform.record_collectives(config.run_dir, config.gpu.nccl_trace_entries)
     signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
-    with parallel.session(layout_of(config), timeout_s=config.collective_timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
+    with (
+        parallel.session(layout_of(config), timeout_s=config.collective_timeout_s),
+        RunDir(config.run_dir, parallel.is_main()) as run,
+    ):
         model = open_model(config)
         validate_layout(config, model.shape)
         watchdog.beat("reading the problems", patience_s=3600.0)
         data = prepare_problems(config, model.shape, model.folder)
         with ExitStack() as closing:
             parts = _Parts(run, model, data, signals, watchdog, closing)
-            _roll_out(config, parts) if config.grpo.mode == "rollout_only" else _train(config, parts)
+            (
+                _roll_out(config, parts)
+                if config.grpo.mode == "rollout_only"
+                else _train(config, parts)
+            )
         watchdog.stop()
     return 0
 
@@ -62,9 +74,13 @@ class _Parts:
 def _train(config: GrpoConfig, parts: _Parts) -> None:
     """The loop."""
     signals, watchdog, facts = parts.signals, parts.watchdog, parts.data.facts
-    starting = EngineStart(config, parts.model, parts.data, parts.run)  # loads while the trainer is built
+    starting = EngineStart(
+        config, parts.model, parts.data, parts.run
+    )  # loads while the trainer is built
     watchdog.beat("building the model")
-    trainer = Trainer(config, parts.run, parts.model, build_schedule(config.optim, facts.total_steps))
+    trainer = Trainer(
+        config, parts.run, parts.model, build_schedule(config.optim, facts.total_steps)
+    )
     policy = Policy(config, trainer, facts.pad_token_id)
     progress = GrpoProgress(config, parts.run, facts, trainer)
     guard = NonFiniteGuard(config.train.nonfinite_limit)
@@ -72,7 +88,13 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
 
     watchdog.beat("starting the engine", patience_s=3600.0)
     engine = starting.result(trainer)
-    rollouts = RoundFeed(config, parts.run.path / "rollouts", open_source(config, parts.data, engine, progress.cursor), watchdog, signals)
+    rollouts = RoundFeed(
+        config,
+        parts.run.path / "rollouts",
+        open_source(config, parts.data, engine, progress.cursor),
+        watchdog,
+        signals,
+    )
     weights = open_weight_sync(config, trainer, parts.run, engine, version=0 if step == 0 else None)
     for part in (weights, rollouts):
         parts.closing.callback(part.close)
@@ -88,7 +110,9 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
                 progress.note_sync(weights.send(step - 1))
             rollouts.begin(step, version=step - 1)
         with progress.phase("rollouts"):
-            samples = rollouts.take(step)  # whole groups, graded, with advantages; stored before anything trains on them
+            samples = rollouts.take(
+                step
+            )  # whole groups, graded, with advantages; stored before anything trains on them
         if samples is None:
             progress.stop(step - 1)
         if config.grpo.lag and step < total_steps:
@@ -99,7 +123,9 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
 
         watchdog.beat(f"training step {step}")
         updates = []
-        minis = policy.mini_batches(samples)  # packed for this rank; old and reference log-probs where the objective needs them
+        minis = policy.mini_batches(
+            samples
+        )  # packed for this rank; old and reference log-probs where the objective needs them
         for mini in minis:
             updates.append(policy.update(step, mini))
             progress.warn(guard.record(step, updates[-1].updated, partial(list, mini.names)))
@@ -108,7 +134,8 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
         watchdog.beat(f"finishing step {step}", patience_s=rollouts.patience_s)
         stopping = signals.agreed()
         if stopping or progress.save_due(step):
-            rollouts.settle()  # files are written by forked processes: no thread may hold a lock then
+            # files are written by forked processes: no thread may hold a lock then
+            rollouts.settle()
             progress.save(step)
         if stopping and step < total_steps:
             progress.stop(step)
@@ -116,7 +143,8 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
 
 
 def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
-    """Rounds by the model as it is, graded and stored; nothing is trained. Rounds that are stored already are not made again."""
+    """Rounds by the model as it is, graded and stored; nothing is trained. Rounds that are stored
+    already are not made again."""
     engine = EngineStart(config, parts.model, parts.data, parts.run).result()
     progress = GrpoProgress(config, parts.run, parts.data.facts, None)
     source = open_source(config, parts.data, engine, 0)

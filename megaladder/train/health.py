@@ -1,4 +1,5 @@
 """When to stop: signals, numbers that are not finite, and no progress."""
+
 from __future__ import annotations
 
 import faulthandler
@@ -19,7 +20,8 @@ RESUMABLE_STATUS = RunStopped.exit_status
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1 (Slurm's pre-emption and time limit) ask for a stop after the current step; all ranks agree on it."""
+    """SIGTERM and SIGUSR1 (Slurm's pre-emption and time limit) ask for a stop after the current
+    step; all ranks agree on it."""
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -58,7 +60,8 @@ class NonFiniteGuard:
         """A warning for the log when this step was skipped; `names` gives the step's sample ids.
 
         Raises:
-            RunStopped: `limit` steps in a row were skipped (same decision on every rank: the numbers are global).
+            RunStopped: `limit` steps in a row were skipped (same decision on every rank: the
+            numbers are global).
         """
         if updated:
             self.in_a_row = 0
@@ -66,19 +69,24 @@ class NonFiniteGuard:
         self.in_a_row += 1
         self.skipped.append(step)
         sample_ids = names()
-        shown = ", ".join(sample_ids[:20]) + (f" … ({len(sample_ids)} in all)" if len(sample_ids) > 20 else "")
+        shown = ", ".join(sample_ids[:20]) + (
+            f" … ({len(sample_ids)} in all)" if len(sample_ids) > 20 else ""
+        )
         text = f"step {step}: loss or gradient is not finite; no rank was updated; samples: {shown}"
         if self.in_a_row >= self.limit:
             raise RunStopped(
-                f"{text}; {self.in_a_row} such steps in a row; fix: lower optim.lr or look at those samples, then start again to resume "
-                "from the last checkpoint")
+                f"{text}; {self.in_a_row} such steps in a row; fix: lower optim.lr or look at those"
+                " samples, then start again to resume from the last checkpoint"
+            )
         return text
 
 
 class Watchdog:
-    """Ends the process when no `beat` came for `timeout_s`: a hung collective or a stuck rank must not hold the machine.
+    """Ends the process when no `beat` came for `timeout_s`: a hung collective or a stuck rank must
+    not hold the machine.
 
-    It prints every thread's stack and what the rank was doing, then exits with the resumable status; the launcher ends the other ranks.
+    It prints every thread's stack and what the rank was doing, then exits with the resumable
+    status; the launcher ends the other ranks.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -88,8 +96,13 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str, patience_s: float | None = None) -> None:
-        """Says that the rank is alive and what it does next, and how long that may take if not `timeout_s`."""
-        self._doing, self._since, self._patience_s = doing, time.monotonic(), patience_s or self._timeout_s
+        """Says that the rank is alive and what it does next, and how long that may take if not
+        `timeout_s`."""
+        self._doing, self._since, self._patience_s = (
+            doing,
+            time.monotonic(),
+            patience_s or self._timeout_s,
+        )
 
     def stop(self) -> None:
         self._done.set()
@@ -100,7 +113,11 @@ class Watchdog:
             if silent_s > self._patience_s:
                 faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 print(
-                    f"error: rank {parallel.rank_from_env()} made no progress for {silent_s:.0f} s while {self._doing} "
-                    "(train.timeout_s); another rank may hang; start again to resume from the last checkpoint", file=sys.stderr, flush=True)
+                    f"error: rank {parallel.rank_from_env()} made no progress for {silent_s:.0f} s"
+                    f" while {self._doing} (train.timeout_s); another rank may hang; start again to"
+                    " resume from the last checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 leave_status(RESUMABLE_STATUS)
                 os._exit(RESUMABLE_STATUS)

@@ -1,11 +1,16 @@
 """megatron-core's DDP and distributed optimizer around our chunks, and one guarded update."""
+
 from __future__ import annotations
 
 import math
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
 from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -13,54 +18,92 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megaladder import platform
 from megaladder.model.build import BuildOptions, LadderGPT
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}  # fp8 moments: scaled bytes
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.uint8,
+}  # fp8 moments: scaled bytes
 
 
 def ddp_fields(options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
-    """DistributedDataParallelConfig of a run: gradients in fp32, reduce-scattered for the distributed optimizer.
+    """DistributedDataParallelConfig of a run: gradients in fp32, reduce-scattered for the
+    distributed optimizer.
 
-    Overlap (CUDA; the CPU has no second stream): gradients are reduced while the backward computes, weights gathered while the next
-    forward does. mxfp8 weights are gathered through the gradient buffer, as megatron-core asks.
+    Overlap (CUDA; the CPU has no second stream): gradients are reduced while the backward computes,
+    weights gathered while the next forward does. mxfp8 weights are gathered through the gradient
+    buffer, as megatron-core asks.
     """
     gpu = options.gpu
     gathers_fp8 = options.fp8 is not None and gpu.fp8_param_gather
     return {
-        "grad_reduce_in_fp32": True, "use_distributed_optimizer": True,
-        "overlap_grad_reduce": on_cuda and gpu.overlap_grad_reduce, "overlap_param_gather": on_cuda and gpu.overlap_param_gather,
-        "fp8_param_gather": gathers_fp8, "reuse_grad_buf_for_mxfp8_param_ag": gathers_fp8 and options.fp8 == "mxfp8",
-        "check_for_nan_in_grad": False,  # ours looks at the global norm, and skips instead of raising
+        "grad_reduce_in_fp32": True,
+        "use_distributed_optimizer": True,
+        "overlap_grad_reduce": on_cuda and gpu.overlap_grad_reduce,
+        "overlap_param_gather": on_cuda and gpu.overlap_param_gather,
+        "fp8_param_gather": gathers_fp8,
+        "reuse_grad_buf_for_mxfp8_param_ag": gathers_fp8 and options.fp8 == "mxfp8",
+        "check_for_nan_in_grad": (
+            False
+        ),  # ours looks at the global norm, and skips instead of raising
     }
 
 
 def optimizer_fields(optim: Any, options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
-    """OptimizerConfig of a run. `optim`: its OptimConfig. Master weights and moments are fp32 unless gpu.precision_aware_optimizer."""
+    """OptimizerConfig of a run. `optim`: its OptimConfig. Master weights and moments are fp32
+    unless gpu.precision_aware_optimizer."""
     gpu = options.gpu
     ddp = ddp_fields(options, on_cuda=on_cuda)
     fields = {
-        "optimizer": "adam", "lr": optim.lr, "min_lr": optim.min_lr, "weight_decay": optim.weight_decay, "adam_beta1": optim.betas[0],
-        "adam_beta2": optim.betas[1], "adam_eps": optim.eps, "clip_grad": optim.clip_grad, "bf16": options.precision == "bf16",
-        "params_dtype": options.dtype, "use_distributed_optimizer": True, "fp8_recipe": options.fp8,
-        **{name: ddp[name] for name in ("overlap_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")},
+        "optimizer": "adam",
+        "lr": optim.lr,
+        "min_lr": optim.min_lr,
+        "weight_decay": optim.weight_decay,
+        "adam_beta1": optim.betas[0],
+        "adam_beta2": optim.betas[1],
+        "adam_eps": optim.eps,
+        "clip_grad": optim.clip_grad,
+        "bf16": options.precision == "bf16",
+        "params_dtype": options.dtype,
+        "use_distributed_optimizer": True,
+        "fp8_recipe": options.fp8,
+        **{
+            name: ddp[name]
+            for name in ("overlap_param_gather", "reuse_grad_buf_for_mxfp8_param_ag")
+        },
     }
     if gpu.precision_aware_optimizer:
-        fields |= {"use_precision_aware_optimizer": True, **{
-            name: _DTYPES[getattr(gpu, name)] for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")}}
+        fields |= {
+            "use_precision_aware_optimizer": True,
+            **{
+                name: _DTYPES[getattr(gpu, name)]
+                for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+            },
+        }
     if gpu.optimizer_cpu_offload:
-        fields |= {"optimizer_cpu_offload": True, "optimizer_offload_fraction": gpu.optimizer_offload_fraction,
-                   "overlap_cpu_optimizer_d2h_h2d": True}
+        fields |= {
+            "optimizer_cpu_offload": True,
+            "optimizer_offload_fraction": gpu.optimizer_offload_fraction,
+            "overlap_cpu_optimizer_d2h_h2d": True,
+        }
     return fields
 
 
-def wrap_chunks(chunks: list[LadderGPT], options: BuildOptions = BuildOptions()) -> list[DistributedDataParallel]:
+def wrap_chunks(
+    chunks: list[LadderGPT], options: BuildOptions = BuildOptions()
+) -> list[DistributedDataParallel]:
     """megatron-core DDP around each chunk, see `ddp_fields`."""
     config = DistributedDataParallelConfig(**ddp_fields(options, on_cuda=platform.has_cuda()))
-    # Pipeline stages reduce at the same time: a stage that does so alone slows down the others' compute. Only the interleaved schedule
+    # Pipeline stages reduce at the same time: a stage that does so alone slows down the others'
+    # compute. Only the interleaved schedule
     # starts gathers for all stages; elsewhere each bucket starts the next.
     aligned = chunks[0].config.pipeline_model_parallel_size > 1
     config.align_param_gather = len(chunks) > 1 and config.overlap_param_gather
-    # Bucketing only pays when communication overlaps computation; chunks after the first are small enough not to need it.
+    # Bucketing only pays when communication overlaps computation; chunks after the first are small
+    # enough not to need it.
     wrapped = [
-        DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0) for index, chunk in enumerate(chunks)
+        DistributedDataParallel(chunk.config, config, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
     ]
     model_config = chunks[0].config
     model_config.finalize_model_grads_func = finalize_model_grads
@@ -77,19 +120,26 @@ def wrap_chunks(chunks: list[LadderGPT], options: BuildOptions = BuildOptions())
     return wrapped
 
 
-def build_optimizer(wrapped: list[DistributedDataParallel], optim: Any, options: BuildOptions) -> Any:
-    """AdamW with fp32 master weights and moments sharded over data parallelism. `optim`: the run's OptimConfig.
+def build_optimizer(
+    wrapped: list[DistributedDataParallel], optim: Any, options: BuildOptions
+) -> Any:
+    """AdamW with fp32 master weights and moments sharded over data parallelism. `optim`: the run's
+    OptimConfig.
 
-    Fused AdamW of Transformer Engine or apex where present, else torch's. Norms and biases get no weight decay.
+    Fused AdamW of Transformer Engine or apex where present, else torch's. Norms and biases get no
+    weight decay.
     """
-    optimizer = get_megatron_optimizer(OptimizerConfig(**optimizer_fields(optim, options, on_cuda=platform.has_cuda())), wrapped)
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(**optimizer_fields(optim, options, on_cuda=platform.has_cuda())), wrapped
+    )
     wrapped[0].module.config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_state(optimizer)
     return optimizer
 
 
 def separate_steps(optimizer: Any) -> None:
-    """After a load: megatron-core gives all parameters of a torch AdamW one shared step counter, which each of them would then advance."""
+    """After a load: megatron-core gives all parameters of a torch AdamW one shared step counter,
+    which each of them would then advance."""
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
             for state in part.optimizer.state.values():
@@ -97,14 +147,19 @@ def separate_steps(optimizer: Any) -> None:
 
 
 def _let_torch_adam_load(cls: type) -> None:
-    """megatron-core's loader of `fully_reshardable` states copies every entry of a parameter's state, but torch AdamW's `step` is not
-    among what it loaded (it was restored before): hand it the value that is already there."""
+    """megatron-core's loader of `fully_reshardable` states copies every entry of a parameter's
+    state, but torch AdamW's `step` is not among what it loaded (it was restored before): hand it
+    the value that is already there."""
     original = cls._set_main_param_and_optimizer_states
 
-    def with_step(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]) -> None:
+    def with_step(
+        self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+    ) -> None:
         group, order = self.model_param_group_index_map[model_param]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        original(self, model_param, {**tensors, "step": state["step"]} if "step" in state else tensors)
+        original(
+            self, model_param, {**tensors, "step": state["step"]} if "step" in state else tensors
+        )
 
     cls._set_main_param_and_optimizer_states = with_step
 
@@ -114,7 +169,8 @@ if USING_PYTORCH_OPTIMIZER:
 
 
 def _initialize_torch_state(optimizer: Any) -> None:
-    """Zero moments and step 0 for torch's AdamW, which creates them at its first update: a checkpoint may be loaded, or saved, before."""
+    """Zero moments and step 0 for torch's AdamW, which creates them at its first update: a
+    checkpoint may be loaded, or saved, before."""
     for part in optimizer.chained_optimizers:
         inner = part.optimizer
         if not isinstance(inner, torch.optim.AdamW):
@@ -122,8 +178,14 @@ def _initialize_torch_state(optimizer: Any) -> None:
         for group in inner.param_groups:
             for parameter in group["params"]:
                 inner.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device if group.get("fused") else "cpu"),
-                    "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+                    "step": torch.zeros(
+                        (),
+                        dtype=torch.float32,
+                        device=parameter.device if group.get("fused") else "cpu",
+                    ),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
 
 def zero_grad(wrapped: list[DistributedDataParallel], optimizer: Any) -> None:
@@ -136,8 +198,9 @@ def zero_grad(wrapped: list[DistributedDataParallel], optimizer: Any) -> None:
 def guarded_update(optimizer: Any, loss: float, lr: float) -> tuple[float, bool]:
     """Clips and updates with learning rate `lr`, unless `loss` or the gradient norm is not finite.
 
-    Both are global numbers, equal on every rank, so every rank takes the same branch. Returns (gradient norm before clipping, updated).
-    megatron-core's own `step` would clip by a NaN norm; hence its body is spelled out here with the check in the middle.
+    Both are global numbers, equal on every rank, so every rank takes the same branch. Returns
+    (gradient norm before clipping, updated). megatron-core's own `step` would clip by a NaN norm;
+    hence its body is spelled out here with the check in the middle.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
@@ -150,5 +213,9 @@ def guarded_update(optimizer: Any, loss: float, lr: float) -> tuple[float, bool]
         if parameters and part.config.clip_grad > 0.0:
             decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
             clip_grad_by_total_norm_fp32(
-                parameters, max_norm=part.config.clip_grad, total_norm=grad_norm, use_decoupled_grad=decoupled)
+                parameters,
+                max_norm=part.config.clip_grad,
+                total_norm=grad_norm,
+                use_decoupled_grad=decoupled,
+            )
     return grad_norm, bool(optimizer.step_with_ready_grads())

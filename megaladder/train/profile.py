@@ -1,10 +1,15 @@
-"""Profiles of chosen steps (train.profile_steps): a torch trace per step, or ranges for Nsight Systems.
+"""Profiles of chosen steps (train.profile_steps): a torch trace per step, or ranges for Nsight
+Systems.
 
-    train.profiler torch   run_dir/profile/step_12_rank_0.json.gz, for ui.perfetto.dev; works on a CPU too
-    train.profiler nsys    nsys profile --capture-range=cudaProfilerApi --capture-range-end=repeat -t cuda,nvtx megaladder sft …
+    train.profiler torch   run_dir/profile/step_12_rank_0.json.gz, for ui.perfetto.dev; works on a
+    CPU too
+    train.profiler nsys    nsys profile --capture-range=cudaProfilerApi --capture-range-end=repeat
+                           -t cuda,nvtx megaladder sft …
 
-Steps that are not chosen cost one comparison. A profiled step is slower: leave it out of throughput figures. Not here: memory snapshots.
+Steps that are not chosen cost one comparison. A profiled step is slower: leave it out of throughput
+figures. Not here: memory snapshots.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,13 +27,16 @@ class StepProfiler:
     """Captures the steps that a run's `train` section names, on the ranks that it names."""
 
     def __init__(self, section: Any, folder: Path, rank: int) -> None:
-        self._steps = frozenset(section.profile_steps) if rank in section.profile_ranks else frozenset()
+        self._steps = (
+            frozenset(section.profile_steps) if rank in section.profile_ranks else frozenset()
+        )
         self._kind, self._folder, self._rank = section.profiler, folder, rank
         self._active = False
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around everything that step does on the device. A second capture of a step (GRPO's mini-batches) gets a file of its own."""
+        """Around everything that step does on the device. A second capture of a step (GRPO's
+        mini-batches) gets a file of its own."""
         if step not in self._steps:
             yield
             return
@@ -42,20 +50,29 @@ class StepProfiler:
         """A named range inside a captured step."""
         if not self._active:
             return nullcontext()
-        return torch.profiler.record_function(name) if self._kind == "torch" else torch.cuda.nvtx.range(name)
+        return (
+            torch.profiler.record_function(name)
+            if self._kind == "torch"
+            else torch.cuda.nvtx.range(name)
+        )
 
     @contextmanager
     def _torch(self, step: int) -> Iterator[None]:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if platform.has_cuda():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=True) as recorded:
+        with torch.profiler.profile(
+            activities=activities, record_shapes=True, profile_memory=True
+        ) as recorded:
             yield
         self._folder.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(self._free_name(step)))
 
     def _free_name(self, step: int) -> Path:
-        names = (self._folder / f"step_{step}{suffix}_rank_{self._rank}.json.gz" for suffix in ("", *(f"_{n}" for n in range(2, 10**6))))
+        names = (
+            self._folder / f"step_{step}{suffix}_rank_{self._rank}.json.gz"
+            for suffix in ("", *(f"_{n}" for n in range(2, 10**6)))
+        )
         return next(path for path in names if not path.exists())
 
     @contextmanager

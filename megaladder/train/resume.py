@@ -1,4 +1,6 @@
-"""Is this still the same run? What a run folder remembers of its configuration, checked on every later start in it."""
+"""Is this still the same run? What a run folder remembers of its configuration, checked on every
+later start in it."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,10 +13,12 @@ from megaladder.run_dir import RunDir
 
 
 def check_same_run(config: Any, run: RunDir, *, resuming: bool) -> list[str]:
-    """Compares with the run folder's `config.yaml`. Returns the allowed changes, as text. Collective.
+    """Compares with the run folder's `config.yaml`. Returns the allowed changes, as text.
+    Collective.
 
     Raises:
-        ConfigError: a key that must match differs (model, data, seed …); the message lists key, old and new value.
+        ConfigError: a key that must match differs (model, data, seed …); the message lists key, old
+        and new value.
     """
     verdict: tuple[list[str], list[str]] = ([], [])
     if parallel.is_main() and resuming:
@@ -24,8 +28,9 @@ def check_same_run(config: Any, run: RunDir, *, resuming: bool) -> list[str]:
     errors, changes = parallel.broadcast(verdict)
     if errors:
         raise ConfigError(
-            f"{config.run_dir} was started with other settings and cannot be resumed with these:\n  " + "\n  ".join(errors)
-            + "\nfix: restore them, or choose another run_dir")
+            f"{config.run_dir} was started with other settings and cannot be resumed with"
+            " these:\n  " + "\n  ".join(errors) + "\nfix: restore them, or choose another run_dir"
+        )
     return changes
 
 

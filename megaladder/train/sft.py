@@ -1,4 +1,5 @@
 """Supervised fine-tuning, top to bottom: data, model, steps, checkpoints, export."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -16,16 +17,21 @@ from megaladder.train.trainer import Trainer, layout_of, open_model
 
 
 def run_sft(config: SftConfig) -> int:
-    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all steps are done.
+    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all
+    steps are done.
 
     Raises:
-        RunStopped: SIGTERM or SIGUSR1 came, or too many steps were not finite; the run is saved and can be resumed.
+        RunStopped: SIGTERM or SIGUSR1 came, or too many steps were not finite; the run is saved and
+        can be resumed.
     """
     check_platform(config, platform.machine())
     platform.record_collectives(config.run_dir, config.gpu.nccl_trace_entries)
     signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
     layout = layout_of(config)
-    with parallel.session(layout, timeout_s=config.collective_timeout_s), RunDir(config.run_dir, parallel.is_main()) as run:
+    with (
+        parallel.session(layout, timeout_s=config.collective_timeout_s),
+        RunDir(config.run_dir, parallel.is_main()) as run,
+    ):
         model = open_model(config)
         validate_layout(config, model.shape)
         data = prepare_data(config, layout, model.shape, model.folder, watchdog)
@@ -33,7 +39,11 @@ def run_sft(config: SftConfig) -> int:
         watchdog.beat("building the model")
         trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps))
         progress = SftProgress(config, run, trainer, data)
-        loss = sft_loss(config.train.loss, clip_low=config.train.clip_ratio_low, clip_high=config.train.clip_ratio_high)
+        loss = sft_loss(
+            config.train.loss,
+            clip_low=config.train.clip_ratio_low,
+            clip_high=config.train.clip_ratio_high,
+        )
         head = sft_head(config.train.loss)
         guard = NonFiniteGuard(config.train.nonfinite_limit)
 
@@ -56,7 +66,10 @@ def run_sft(config: SftConfig) -> int:
                 progress.save(step)
             if stopping and step < total_steps:
                 trainer.checkpoints.close()
-                raise stopped(f"stopped by a signal after step {step} of {total_steps}; saved; {progress.resume_hint()}")
+                raise stopped(
+                    f"stopped by a signal after step {step} of {total_steps}; saved;"
+                    f" {progress.resume_hint()}"
+                )
         progress.finish(step)
         watchdog.stop()
     return 0

@@ -1,4 +1,6 @@
-"""The model of a run with everything that updates, saves and exports it; shared by SFT and GRPO. The loops themselves are elsewhere."""
+"""The model of a run with everything that updates, saves and exports it; shared by SFT and GRPO.
+The loops themselves are elsewhere."""
+
 from __future__ import annotations
 
 import time
@@ -10,7 +12,11 @@ from typing import Any
 from megaladder import parallel, platform
 from megaladder.checkpoint import store
 from megaladder.checkpoint.state import Checkpointer, remove_leftovers
-from megaladder.checkpoints_conv.in_process import export_hf, load_hf_into_chunks, load_tensors_into_chunks
+from megaladder.checkpoints_conv.in_process import (
+    export_hf,
+    load_hf_into_chunks,
+    load_tensors_into_chunks,
+)
 from megaladder.checkpoints_conv.reader import auxiliary_files
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.errors import CheckpointError
@@ -23,7 +29,13 @@ from megaladder.model.te import start_user_buffers
 from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
 from megaladder.run_dir import RunDir
-from megaladder.train.optimizer import build_optimizer, guarded_update, separate_steps, wrap_chunks, zero_grad
+from megaladder.train.optimizer import (
+    build_optimizer,
+    guarded_update,
+    separate_steps,
+    wrap_chunks,
+    zero_grad,
+)
 from megaladder.train.profile import StepProfiler
 from megaladder.train.schedule import LrSchedule
 from megaladder.train.step import LossFunction, StepSums, run_micro_batches
@@ -32,7 +44,8 @@ from megaladder.types import PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """One optimizer step, global: the sums, the learning rate used, the gradient norm before clipping, and whether weights changed."""
+    """One optimizer step, global: the sums, the learning rate used, the gradient norm before
+    clipping, and whether weights changed."""
 
     sums: StepSums
     lr: float
@@ -44,7 +57,13 @@ class UpdateResult:
 def layout_of(config: Any) -> Layout:
     """The layout that a run's `parallel` section asks for."""
     section = config.parallel
-    return Layout(tp=section.tp, pp=section.pp, vpp=section.vpp, cp=section.cp, sequence_parallel=section.sequence_parallel)
+    return Layout(
+        tp=section.tp,
+        pp=section.pp,
+        vpp=section.vpp,
+        cp=section.cp,
+        sequence_parallel=section.sequence_parallel,
+    )
 
 
 def precision_of(config: Any) -> str:
@@ -55,8 +74,14 @@ def precision_of(config: Any) -> str:
 def build_options(config: Any) -> BuildOptions:
     """How the run's model computes."""
     section = config.train
-    return BuildOptions(precision=precision_of(config), recompute=section.recompute, recompute_modules=section.recompute_modules,
-                        fp8=section.fp8, gpu=config.gpu, seed=section.seed)
+    return BuildOptions(
+        precision=precision_of(config),
+        recompute=section.recompute,
+        recompute_modules=section.recompute_modules,
+        fp8=section.fp8,
+        gpu=config.gpu,
+        seed=section.seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +107,58 @@ class Trainer:
         options = build_options(config)
         chunks = build_chunks(self.shape, self.layout, options)
         if config.model.init == "random":
-            load_tensors_into_chunks(chunks, random_tensors(self.shape, config.train.seed), self.shape)
+            load_tensors_into_chunks(
+                chunks, random_tensors(self.shape, config.train.seed), self.shape
+            )
         else:
             load_hf_into_chunks(chunks, self.folder, self.shape)
         if config.gpu.tp_comm_overlap:
-            start_user_buffers(chunks[0].config, config.train.micro_batch_size * config.data.seq_length // self.layout.cp)
+            start_user_buffers(
+                chunks[0].config,
+                config.train.micro_batch_size * config.data.seq_length // self.layout.cp,
+            )
         self.chunks = wrap_chunks(chunks, options)
         self.optimizer = build_optimizer(self.chunks, config.optim, options)
         self._run = run
         self._profiler = StepProfiler(config.train, run.path / "profile", parallel.rank())
         section = config.checkpoint
         self.checkpoints = Checkpointer(
-            run.checkpoints, self.chunks, self.optimizer, hf_files=list(auxiliary_files(self.folder)), async_save=section.async_save,
-            retention=store.Retention(section.keep_last, tuple(section.keep_steps), section.keep_best))
+            run.checkpoints,
+            self.chunks,
+            self.optimizer,
+            hf_files=list(auxiliary_files(self.folder)),
+            async_save=section.async_save,
+            retention=store.Retention(
+                section.keep_last, tuple(section.keep_steps), section.keep_best
+            ),
+        )
 
     def update(
-        self, step: int, batches: Sequence[PackedBatch], loss: LossFunction, *, metrics: Sequence[str] = (), maxima: Sequence[str] = (),
+        self,
+        step: int,
+        batches: Sequence[PackedBatch],
+        loss: LossFunction,
+        *,
+        metrics: Sequence[str] = (),
+        maxima: Sequence[str] = (),
         head: HeadOptions = HeadOptions(),
     ) -> UpdateResult:
-        """Forward, backward and one guarded update with the learning rate of `step` (1-based). metrics, maxima: as `run_micro_batches`."""
+        """Forward, backward and one guarded update with the learning rate of `step` (1-based).
+        metrics, maxima: as `run_micro_batches`."""
         began = time.perf_counter()
         fault_point("update")
         profiler = self._profiler
         with profiler.step(step):
             zero_grad(self.chunks, self.optimizer)
             with profiler.phase("forward and backward"):
-                sums = run_micro_batches(self.chunks, batches, loss, metric_names=metrics, maximum_names=maxima, head=head)
+                sums = run_micro_batches(
+                    self.chunks,
+                    batches,
+                    loss,
+                    metric_names=metrics,
+                    maximum_names=maxima,
+                    head=head,
+                )
             lr = self.schedule.lr(step)
             with profiler.phase("optimizer"):
                 grad_norm, updated = guarded_update(self.optimizer, sums.loss, lr)
@@ -115,21 +166,30 @@ class Trainer:
         return UpdateResult(sums, lr, grad_norm, updated, time.perf_counter() - began)
 
     def evaluate(
-        self, batches: Sequence[PackedBatch], loss: LossFunction, *, metrics: Sequence[str] = (), head: HeadOptions = HeadOptions(),
+        self,
+        batches: Sequence[PackedBatch],
+        loss: LossFunction,
+        *,
+        metrics: Sequence[str] = (),
+        head: HeadOptions = HeadOptions(),
     ) -> StepSums:
         """Forward only; weights and gradients stay as they are."""
         for chunk in self.chunks:
             chunk.eval()
-        sums = run_micro_batches(self.chunks, batches, loss, metric_names=metrics, head=head, forward_only=True)
+        sums = run_micro_batches(
+            self.chunks, batches, loss, metric_names=metrics, head=head, forward_only=True
+        )
         for chunk in self.chunks:
             chunk.train()
         return sums
 
     def resume_from(self) -> Path | None:
-        """The checkpoint that this start continues from, None for a fresh run. Clears what a killed save left behind.
+        """The checkpoint that this start continues from, None for a fresh run. Clears what a killed
+        save left behind.
 
         Raises:
-            CheckpointError: `never` in a folder that has checkpoints, or a named step that is not committed.
+            CheckpointError: `never` in a folder that has checkpoints, or a named step that is not
+            committed.
         """
         wanted, root = self.config.checkpoint.resume, self._run.checkpoints
         remove_leftovers(root)
@@ -137,13 +197,18 @@ class Trainer:
         if wanted == "never":
             if steps:
                 raise CheckpointError(
-                    f"{root} holds step {steps[-1]} and checkpoint.resume is 'never'; fix: another run_dir, delete it, or resume auto")
+                    f"{root} holds step {steps[-1]} and checkpoint.resume is 'never'; fix: another"
+                    " run_dir, delete it, or resume auto"
+                )
             return None
         if wanted == "auto":
             return store.step_dir(root, steps[-1]) if steps else None
         path = Path(wanted)
         if not (path / store.MARKER).is_file():
-            raise CheckpointError(f"{path}: no committed checkpoint (checkpoint.resume); committed steps in {root}: {steps or 'none'}")
+            raise CheckpointError(
+                f"{path}: no committed checkpoint (checkpoint.resume); committed steps in {root}:"
+                f" {steps or 'none'}"
+            )
         return path
 
     def restore(self, path: Path) -> dict[str, Any]:
@@ -156,5 +221,11 @@ class Trainer:
         """Writes the model as a Hugging Face folder `hf/step_N` and returns its path."""
         out = self._run.hf_folder(step)
         with gathered(self.chunks):
-            export_hf(self.chunks, self.shape, out, source_dir=self.folder, options=WriteOptions(force=True))
+            export_hf(
+                self.chunks,
+                self.shape,
+                out,
+                source_dir=self.folder,
+                options=WriteOptions(force=True),
+            )
         return out

@@ -25,7 +25,8 @@ class Outcome:
 
 @pytest.fixture
 def verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """verb("analyze scaling", "--runs", path) runs in this process and adds `--json`; the JSON must be sorted and finite."""
+    """verb("analyze scaling", "--runs", path) runs in this process and adds `--json`; the JSON must
+    be sorted and finite."""
 
     def run(name: str, *args: object, with_json: bool = True) -> Outcome:
         result = tmp_path / "result.json"

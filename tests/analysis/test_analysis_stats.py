@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from megaladder.analysis.stats import holm, linear_fit, mean_intervals, ranks, sign_flip_p_values, spearman, spearman_interval
+from megaladder.analysis.stats import (
+    holm,
+    linear_fit,
+    mean_intervals,
+    ranks,
+    sign_flip_p_values,
+    spearman,
+    spearman_interval,
+)
 
 
 def p_value(differences, draws=10_000, seed=42):
@@ -34,14 +42,21 @@ def test_spearman_is_scipys(pairs):
 @given(st.lists(numbers, min_size=1, max_size=9))
 def test_permutation_p_value_is_exact_for_few_problems(values):
     array = np.array(values)
-    sums = [abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in product((-1, 1), repeat=len(values))]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True)))
+        for signs in product((-1, 1), repeat=len(values))
+    ]
     assert p_value(array) == pytest.approx(np.mean([s >= abs(array.sum()) for s in sums]))
 
 
 def test_permutation_p_value_agrees_with_scipy():
     difference = np.random.default_rng(0).normal(0.25, 1, 80)
     theirs = stats.permutation_test(
-        (difference,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(1)
+        (difference,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
     ).pvalue
     assert p_value(difference, 20_000, 2) == pytest.approx(theirs, abs=0.01)
 
@@ -49,7 +64,10 @@ def test_permutation_p_value_agrees_with_scipy():
 def test_permutation_keeps_its_level():
     """No difference: p below 0.05 in 5 % of trials (standard error 0.7 %)."""
     rng = np.random.default_rng(0)
-    hits = [p_value(rng.binomial(8, 0.5, 40) / 8 - rng.binomial(8, 0.5, 40) / 8, 400, i) <= 0.05 for i in range(1000)]
+    hits = [
+        p_value(rng.binomial(8, 0.5, 40) / 8 - rng.binomial(8, 0.5, 40) / 8, 400, i) <= 0.05
+        for i in range(1000)
+    ]
     assert 0.03 <= np.mean(hits) <= 0.07
 
 
@@ -74,10 +92,12 @@ def test_least_squares_is_scipys(pairs):
 
 
 @pytest.mark.parametrize(
-    ("num_problems", "num_samples", "a", "b", "trials"), [(30, 16, 0.5, 0.5, 2000), (30, 16, 1, 1, 2000), (100, 4, 1, 1, 1000)]
+    ("num_problems", "num_samples", "a", "b", "trials"),
+    [(30, 16, 0.5, 0.5, 2000), (30, 16, 1, 1, 2000), (100, 4, 1, 1, 1000)],
 )
 def test_interval_covers_the_truth_in_95_of_100(num_problems, num_samples, a, b, trials):
-    """Problems of Beta(a, b) difficulty, n samples each, true mean a/(a+b): 93 to 97 % of the intervals hold it."""
+    """Problems of Beta(a, b) difficulty, n samples each, true mean a/(a+b): 93 to 97 % of the
+    intervals hold it."""
     rng, hits = np.random.default_rng(7), 0
     for trial in range(trials):
         accuracy = rng.binomial(num_samples, rng.beta(a, b, num_problems)) / num_samples
@@ -101,13 +121,20 @@ def test_spearman_interval_covers_the_truth():
 def test_intervals_share_draws_where_sizes_agree_and_are_null_for_one_problem():
     x = np.random.default_rng(0).random(25)
     found = mean_intervals({"x": x, "one": x[:1], "shifted": x + 1.0}, 500, 3)
-    assert found["one"] is None and found["shifted"] == pytest.approx([found["x"][0] + 1, found["x"][1] + 1])
+    assert found["one"] is None and found["shifted"] == pytest.approx(
+        [found["x"][0] + 1, found["x"][1] + 1]
+    )
     assert mean_intervals({"x": x}, 500, 3)["x"] == mean_intervals({"x": x}, 500, 3)["x"]
 
 
 def test_permutation_shares_signs_but_not_results():
     rng = np.random.default_rng(0)
-    values = {"a": rng.normal(0.3, 1, 50), "b": rng.normal(0, 1, 50), "few": rng.normal(0, 1, 5), "none": np.zeros(9)}
+    values = {
+        "a": rng.normal(0.3, 1, 50),
+        "b": rng.normal(0, 1, 50),
+        "few": rng.normal(0, 1, 5),
+        "none": np.zeros(9),
+    }
     together = sign_flip_p_values(values, 500, 1)
     assert list(together) == list(values) and together["none"] == 1.0
     assert all(together[name] == p_value(array, 500, 1) for name, array in values.items())

@@ -1,4 +1,5 @@
-"""Malformed input of every verb: status 2, one readable message with file:line and a fix, no traceback, nothing written."""
+"""Malformed input of every verb: status 2, one readable message with file:line and a fix, no
+traceback, nothing written."""
 
 from __future__ import annotations
 
@@ -19,8 +20,14 @@ CSV_FAULTS = [
     ("method,setting,tokens\nm,a,1\n", ":1: no column 'accuracy'"),
     ("method;setting;tokens;accuracy\nm;a;1;2\n", "commas instead of semicolons"),
     ("method,method,setting,tokens,accuracy\n", "stands there twice"),
-    (HEAD + "m,a,100,10\nm,b,1,200,20\n", ":3: 5 cells, the header has 4 (a number with a thousands separator"),
-    (HEAD + 'm,a,"1,200",20\n', ":2: column 'tokens' is '1,200', which looks like a thousands separator; fix: write 1200"),
+    (
+        HEAD + "m,a,100,10\nm,b,1,200,20\n",
+        ":3: 5 cells, the header has 4 (a number with a thousands separator",
+    ),
+    (
+        HEAD + 'm,a,"1,200",20\n',
+        ":2: column 'tokens' is '1,200', which looks like a thousands separator; fix: write 1200",
+    ),
     (HEAD + "m,a,1 200,20\n", "thousands separator; fix: write 1200"),
     (HEAD + 'm,a,100,"12,5"\n', "decimal comma; fix: write 12.5"),
     (HEAD + "m,a,100,12%\n", "fix: write 12"),
@@ -35,44 +42,122 @@ CSV_FAULTS = [
     (HEAD + 'm,"a,100,10\n', "not CSV"),
     (HEAD + "m,a\x00,100,10\n", "NUL"),
     ((HEAD + "m,é,100,10\n").encode("latin-1"), ":2: is not UTF-8"),
-    ("method,setting,tokens,accuracy,instructed_min,instructed_max\nm,a,1,1,5,2\n", "above instructed_max"),
+    (
+        "method,setting,tokens,accuracy,instructed_min,instructed_max\nm,a,1,1,5,2\n",
+        "above instructed_max",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), CSV_FAULTS, ids=[message[:30] for _, message in CSV_FAULTS])
+@pytest.mark.parametrize(
+    ("content", "message"), CSV_FAULTS, ids=[message[:30] for _, message in CSV_FAULTS]
+)
 def test_csv_faults(verb, write, content, message):
     done = verb("analyze scaling", "--runs", write("r.csv", content))
-    assert done.status == 2 and message in done.err and done.json is None and done.err.startswith("megaladder: ") and "r.csv" in done.err
+    assert (
+        done.status == 2
+        and message in done.err
+        and done.json is None
+        and done.err.startswith("megaladder: ")
+        and "r.csv" in done.err
+    )
     assert done.err.count("\n") == 1
 
 
 def test_what_spreadsheets_write_is_read(verb, write):
-    content = b"\xef\xbb\xbf" + (HEAD + 'm,"a ""x"", y",100,10\n\nm,b,1e3,2.5e1\n').replace("\n", "\r\n").encode()
+    content = (
+        b"\xef\xbb\xbf"
+        + (HEAD + 'm,"a ""x"", y",100,10\n\nm,b,1e3,2.5e1\n').replace("\n", "\r\n").encode()
+    )
     done = verb("analyze scaling", "--runs", write("r.csv", content))
     assert done.status == 0 and done.json["methods"]["m"]["performance"] == 25.0
 
 
 OTHER_FAULTS = [
-    ("analyze transfer", ("--base", "b"), "model,group,benchmark,score\nb,maths,x,1\n", "group 'maths'"),
-    ("analyze transfer", ("--base", "z"), "model,group,benchmark,score\nb,math,x,1\n", "no model named 'z'"),
-    ("analyze transfer", ("--base", "b"), "model,group,benchmark,score\nb,other,x,1\nc,other,x,1\n", "no scores in group math"),
-    ("analyze transfer", ("--base", "b"), "model,group,benchmark,score\nb,math,x,1\n", "holds the base b only"),
-    ("analyze transfer", ("--base", "b"), "model,group,benchmark,score\nb,math,x,1\nb,math,y,1\nc,math,x,1\n", "c has no score in y"),
-    ("analyze transfer", ("--base", "b"), "model,group,benchmark,score\nb,math,x,1\nc,other,x,1\n", "in group other, before in math"),
-    ("analyze transfer", ("--base", "b"), "model,group,benchmark,score\nb,math,x,1\nb,math,x,2\n", "already has a score"),
-    ("analyze transfer", ("--base", "b", "--sigma", "1,2"), "model,group,benchmark,score\nb,math,x,1\n", "three positive numbers"),
+    (
+        "analyze transfer",
+        ("--base", "b"),
+        "model,group,benchmark,score\nb,maths,x,1\n",
+        "group 'maths'",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "z"),
+        "model,group,benchmark,score\nb,math,x,1\n",
+        "no model named 'z'",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "b"),
+        "model,group,benchmark,score\nb,other,x,1\nc,other,x,1\n",
+        "no scores in group math",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "b"),
+        "model,group,benchmark,score\nb,math,x,1\n",
+        "holds the base b only",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "b"),
+        "model,group,benchmark,score\nb,math,x,1\nb,math,y,1\nc,math,x,1\n",
+        "c has no score in y",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "b"),
+        "model,group,benchmark,score\nb,math,x,1\nc,other,x,1\n",
+        "in group other, before in math",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "b"),
+        "model,group,benchmark,score\nb,math,x,1\nb,math,x,2\n",
+        "already has a score",
+    ),
+    (
+        "analyze transfer",
+        ("--base", "b", "--sigma", "1,2"),
+        "model,group,benchmark,score\nb,math,x,1\n",
+        "three positive numbers",
+    ),
     ("analyze trajectory", (), "model,benchmark,step,score\nm,b,10,1\n", "no step 0"),
     ("analyze trajectory", (), "model,benchmark,step,score\nm,b,0,1\n", "step 0 only"),
     ("analyze trajectory", (), "model,benchmark,step,score\nm,b,0,1\nm,b,1.5,1\n", "whole number"),
-    ("analyze trajectory", (), "model,benchmark,step,score\nm,b,0,1\nm,b,0,1\n", "already has step 0"),
-    ("analyze predict", ("--target", "y", "--metrics", "x"), "run,x,y\na,1,\nb,2,\n", "blank in every row"),
-    ("analyze predict", ("--target", "y", "--metrics", "x"), "run,x,y\na,1,2\na,2,3\n", "two runs are named 'a'"),
-    ("analyze predict", ("--target", "y", "--metrics", "x"), "run,x,y\na,,2\n", "column 'x' is blank"),
+    (
+        "analyze trajectory",
+        (),
+        "model,benchmark,step,score\nm,b,0,1\nm,b,0,1\n",
+        "already has step 0",
+    ),
+    (
+        "analyze predict",
+        ("--target", "y", "--metrics", "x"),
+        "run,x,y\na,1,\nb,2,\n",
+        "blank in every row",
+    ),
+    (
+        "analyze predict",
+        ("--target", "y", "--metrics", "x"),
+        "run,x,y\na,1,2\na,2,3\n",
+        "two runs are named 'a'",
+    ),
+    (
+        "analyze predict",
+        ("--target", "y", "--metrics", "x"),
+        "run,x,y\na,,2\n",
+        "column 'x' is blank",
+    ),
 ]
 FLAG = {"transfer": "--scores", "trajectory": "--curve", "predict": "--runs"}
 
 
-@pytest.mark.parametrize(("name", "arguments", "content", "message"), OTHER_FAULTS, ids=[fault[3][:30] for fault in OTHER_FAULTS])
+@pytest.mark.parametrize(
+    ("name", "arguments", "content", "message"),
+    OTHER_FAULTS,
+    ids=[fault[3][:30] for fault in OTHER_FAULTS],
+)
 def test_faults_of_the_other_tables(verb, write, name, arguments, content, message):
     done = verb(name, FLAG[name.split()[1]], write("t.csv", content), *arguments)
     assert done.status == 2 and message in done.err and done.json is None
@@ -94,7 +179,9 @@ SAMPLE_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), SAMPLE_FAULTS, ids=[message[:24] for _, message in SAMPLE_FAULTS])
+@pytest.mark.parametrize(
+    ("content", "message"), SAMPLE_FAULTS, ids=[message[:24] for _, message in SAMPLE_FAULTS]
+)
 def test_sample_file_faults(write, content, message):
     with pytest.raises(DataError, match=r"s\.jsonl") as caught:
         read_samples(write("s.jsonl", content), "m", "b", Warnings())
@@ -116,20 +203,31 @@ def test_rows_of_many_formats_read_the_same(write):
 
 
 def test_filters_of_lm_eval_are_not_mixed(write, capsys):
-    rows = [{"doc_id": 0, "filter": "strict", "exact_match": 0.0}, {"doc_id": 0, "filter": "flexible", "exact_match": 1.0}]
+    rows = [
+        {"doc_id": 0, "filter": "strict", "exact_match": 0.0},
+        {"doc_id": 0, "filter": "flexible", "exact_match": 1.0},
+    ]
     found = read_samples(write("s.jsonl", rows), "m", "b", Warnings())
-    assert found.accuracy_p.tolist() == [0.0] and "other lm-eval filters ignored" in capsys.readouterr().err
+    assert (
+        found.accuracy_p.tolist() == [0.0]
+        and "other lm-eval filters ignored" in capsys.readouterr().err
+    )
 
 
 def test_no_torch_and_no_plotting_library_behind_the_verbs(repository):
-    modules = "studies.transfer studies.scaling studies.ladder studies.predict studies.trajectory shift.verb budget compare report.verb"
+    modules = (
+        "studies.transfer studies.scaling studies.ladder studies.predict studies.trajectory"
+        " shift.verb budget compare report.verb"
+    )
     code = f"""
 import sys
 for name in {modules.split()}: __import__("megaladder.analysis." + name)
 from megaladder.cli import main
 main(["analyze", "--help"])
 print([m for m in ("torch", "transformers", "matplotlib", "pandas", "scipy.stats") if m in sys.modules])"""
-    run = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120
+    )
     assert run.stdout.splitlines()[-1] == "[]", run.stdout + run.stderr
 
 
@@ -137,4 +235,8 @@ def test_broken_input_exits_2_without_a_traceback(repository, write):
     path = write("r.csv", HEAD + "m,a,x,10\n")
     command = [sys.executable, "-m", "megaladder", "analyze", "scaling", "--runs", str(path)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 2 and "Traceback" not in run.stderr and len(read_csv(write("ok.csv", HEAD + "m,a,1,10\n"), ("tokens",))) == 1
+    assert (
+        run.returncode == 2
+        and "Traceback" not in run.stderr
+        and len(read_csv(write("ok.csv", HEAD + "m,a,1,10\n"), ("tokens",))) == 1
+    )

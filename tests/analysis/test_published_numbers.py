@@ -21,12 +21,19 @@ def test_number(check):
 
 def test_the_committed_table_is_current(repository, capsys):
     assert reproduce_published.main() == 0
-    assert capsys.readouterr().out == (repository / "docs" / "published_numbers.md").read_text(encoding="utf-8"), "fix: run the tool again"
+    assert capsys.readouterr().out == (repository / "docs" / "published_numbers.md").read_text(
+        encoding="utf-8"
+    ), "fix: run the tool again"
 
 
 def test_aime24_answers_and_tiers_fit_the_real_file(shared_data):
-    rows = [json.loads(line) for line in (shared_data / "aime24" / "test.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (shared_data / "aime24" / "test.jsonl").read_text().splitlines()
+    ]
     assert {row["id"]: int(row["answer"]) for row in rows} == AIME24_ANSWERS
     table = published_aime24()
     for tier, ids in AIME24_TIERS.items():
-        assert {table.by_gold[str(AIME24_ANSWERS[number])] for number in ids} == {tier}  # so a gold answer alone decides the tier
+        assert {table.by_gold[str(AIME24_ANSWERS[number])] for number in ids} == {
+            tier
+        }  # so a gold answer alone decides the tier

@@ -1,4 +1,5 @@
-"""The report: self-contained, harmless whatever a model wrote, every number in the CSV, missing parts named."""
+"""The report: self-contained, harmless whatever a model wrote, every number in the CSV, missing
+parts named."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ from megaladder.analysis.report.verb import csv_text
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(2)>",
-    "</pre></details></main><style>*{display:none}</style><meta http-equiv=refresh content='0;url=http://evil'>",
+    (
+        "</pre></details></main><style>*{display:none}</style><meta http-equiv=refresh"
+        " content='0;url=http://evil'>"
+    ),
     "{{ 7 * 7 }} {% for x in y %}",
     "left \u202eright-to-left override\u202c \u2066isolate\u2069 \u200f mark",
     "lone \ud800 surrogate, \x00 nul, \x1b[31m escape, \r carriage",
@@ -31,8 +35,41 @@ HOSTILE = [
     '=HYPERLINK("http://evil")',
 ]
 ALLOWED_TAGS = {
-    *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "footer", "nav", "section", "div", "span", "script"),
-    *("h1", "h2", "h3", "p", "ul", "li", "a", "bdi", "pre", "dl", "dt", "dd", "details", "summary", "figure", "caption"),
+    *(
+        "html",
+        "head",
+        "meta",
+        "link",
+        "title",
+        "style",
+        "body",
+        "header",
+        "main",
+        "footer",
+        "nav",
+        "section",
+        "div",
+        "span",
+        "script",
+    ),
+    *(
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "ul",
+        "li",
+        "a",
+        "bdi",
+        "pre",
+        "dl",
+        "dt",
+        "dd",
+        "details",
+        "summary",
+        "figure",
+        "caption",
+    ),
     *("table", "thead", "tbody", "tr", "th", "td", "button", "input", "select", "option"),
     *("svg", "g", "line", "circle", "rect", "path", "polyline", "polygon", "text"),
 }
@@ -60,22 +97,52 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def folders(write, tmp_path):
-    """An SFT run, a GRPO run with rollouts, three evaluated models; hostile names and texts among them."""
+    """An SFT run, a GRPO run with rollouts, three evaluated models; hostile names and texts among
+    them."""
     rng = np.random.default_rng(0)
     for run, key in (("sft-a", "held_out_loss"), ("grpo-b", "reward_mean")):
         write(
             f"{run}/metrics.jsonl",
-            [{"step": i, "loss": 2.0 / i, "lr": 1e-5, "tokens": 1000, "step_s": 2.0, key: 0.1 * i} for i in range(1, 9)],
+            [
+                {
+                    "step": i,
+                    "loss": 2.0 / i,
+                    "lr": 1e-5,
+                    "tokens": 1000,
+                    "step_s": 2.0,
+                    key: 0.1 * i,
+                }
+                for i in range(1, 9)
+            ],
         )
         write(f"{run}/config.yaml", f"model: {{path: {run}}}\nparallel: {{ranks: 2}}\n")
-    write("grpo-b/rollouts/step_4.jsonl", [{"id": f"q{i}", "problem": "p", "gold": "1", "responses": [text, "fine"], "rewards": [0.0, 1.0],
-                                            "correct": [False, True]} for i, text in enumerate(HOSTILE)])  # fmt: skip
+    write(
+        "grpo-b/rollouts/step_4.jsonl",
+        [
+            {
+                "id": f"q{i}",
+                "problem": "p",
+                "gold": "1",
+                "responses": [text, "fine"],
+                "rewards": [0.0, 1.0],
+                "correct": [False, True],
+            }
+            for i, text in enumerate(HOSTILE)
+        ],
+    )
     for model, skill in (("m-base", 0.2), ("<b>sft</b>", 0.6), ("=cmd|x", 0.7)):
         for name in ("aime24", "gsm8k"):
             ids = range(60, 90) if name == "aime24" else range(40)
-            rows = [{"doc": {"id": i, "problem": HOSTILE[i % 8][:500], "answer": "7"}, "resps": [["r1", HOSTILE[i % 8], "r3", "r4"]],
-                     "exact_matches": (rng.random(4) < skill).astype(int).tolist(), "extracted_answers": ["7", None, "=1+1", "<i>"],
-                     "num_tokens": rng.integers(20, 900, 4).tolist()} for i in ids]  # fmt: skip
+            rows = [
+                {
+                    "doc": {"id": i, "problem": HOSTILE[i % 8][:500], "answer": "7"},
+                    "resps": [["r1", HOSTILE[i % 8], "r3", "r4"]],
+                    "exact_matches": (rng.random(4) < skill).astype(int).tolist(),
+                    "extracted_answers": ["7", None, "=1+1", "<i>"],
+                    "num_tokens": rng.integers(20, 900, 4).tolist(),
+                }
+                for i in ids
+            ]
             write(f"eval/{model}/{name}/samples_{name}.jsonl", rows)
             write(
                 f"eval/{model}/{name}/results_{name}.json",
@@ -96,55 +163,104 @@ def test_hostile_text_is_only_text(verb, folders, tmp_path):
     text, _ = build(verb, tmp_path, *folders, "--max-rollouts", 4000)
     page = Page(text)
     assert (
-        set(page.tags) <= ALLOWED_TAGS and page.tags.count("script") == 1 and page.tags.count("style") == 1 and page.tags.count("meta") == 4
+        set(page.tags) <= ALLOWED_TAGS
+        and page.tags.count("script") == 1
+        and page.tags.count("style") == 1
+        and page.tags.count("meta") == 4
     )
-    assert not [a for a in page.attributes if a[1].startswith("on") or a[2].strip().lower().startswith("javascript:")]
-    links = [value for _, name, value in page.attributes if name in ("src", "href", "action", "xlink:href", "srcset")]
+    assert not [
+        a
+        for a in page.attributes
+        if a[1].startswith("on") or a[2].strip().lower().startswith("javascript:")
+    ]
+    links = [
+        value
+        for _, name, value in page.attributes
+        if name in ("src", "href", "action", "xlink:href", "srcset")
+    ]
     assert all(value.startswith("#") or value == "data:," for value in links)  # nothing is loaded
-    assert not re.search(r"url\(|@import|https?://", "".join(re.findall(r"<style>.*?</style>", text, flags=re.S)))
+    assert not re.search(
+        r"url\(|@import|https?://", "".join(re.findall(r"<style>.*?</style>", text, flags=re.S))
+    )
     shown = "".join(page.text)
-    assert "<script>alert(1)</script>" in shown and "{{ 7 * 7 }}" in shown and "⟨U+202E⟩right-to-left" in shown and "⟨U+0000⟩" in shown
+    assert (
+        "<script>alert(1)</script>" in shown
+        and "{{ 7 * 7 }}" in shown
+        and "⟨U+202E⟩right-to-left" in shown
+        and "⟨U+0000⟩" in shown
+    )
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00\x1b\ud800-\udfff]", text)
-    assert "980,000 characters left out" in shown and len(text) < 5_000_000 and max(map(len, text.split("\n"))) < 400_000
+    assert (
+        "980,000 characters left out" in shown
+        and len(text) < 5_000_000
+        and max(map(len, text.split("\n"))) < 400_000
+    )
 
 
 def test_only_the_reports_own_script_may_run(verb, folders, tmp_path):
     text, _ = build(verb, tmp_path, *folders)
-    policy = next(value for tag, name, value in Page(text).attributes if tag == "meta" and name == "content" and "default-src" in value)
+    policy = next(
+        value
+        for tag, name, value in Page(text).attributes
+        if tag == "meta" and name == "content" and "default-src" in value
+    )
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for tag in ("script", "style"):
         body = re.search(f"<{tag}>(.*?)</{tag}>", text, flags=re.S)[1]
-        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'" in policy
+        assert (
+            f"{tag}-src"
+            f" 'sha256-{base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()}'"
+            in policy
+        )
 
 
 def test_every_number_is_in_the_csv(verb, folders, tmp_path):
     text, rows = build(verb, tmp_path, *folders)
-    assert {row["section"] for row in rows} >= {"summary", "runs", "learning", "rewards", "accuracy", "pass-at-k", "budget", "rollouts"}
-    values = {f"{float(row[name]):.1f}" for row in rows for name in ("y", "low", "high") if row[name]}
+    assert {row["section"] for row in rows} >= {
+        "summary",
+        "runs",
+        "learning",
+        "rewards",
+        "accuracy",
+        "pass-at-k",
+        "budget",
+        "rollouts",
+    }
+    values = {
+        f"{float(row[name]):.1f}" for row in rows for name in ("y", "low", "high") if row[name]
+    }
     accuracy = re.search(r'<section id="accuracy">.*?</section>', text, flags=re.S)[0]
     shown = re.findall(r'<td[^>]*class="num"[^>]*><bdi>([^<]*)</bdi>', accuracy)
     printed = [number for cell in shown for number in re.findall(r"\d+\.\d", cell)]
     assert len(printed) > 40 and not [number for number in printed if number not in values]
-    curve = [float(row["y"]) for row in rows if row["figure"] == "loss" and row["series"] == "sft-a"]
+    curve = [
+        float(row["y"]) for row in rows if row["figure"] == "loss" and row["series"] == "sft-a"
+    ]
     assert curve == [2.0 / i for i in range(1, 9)]
 
 
 def test_csv_cells_cannot_be_formulas(verb, folders, tmp_path):
     _, rows = build(verb, tmp_path, *folders)
     cells = [value for row in rows for value in row.values()]
-    assert "'=cmd|x" in cells and not [c for c in cells if c.startswith(("=", "+", "@", "\t", "\r")) or re.match(r"-[^0-9.]", c)]
+    assert "'=cmd|x" in cells and not [
+        c for c in cells if c.startswith(("=", "+", "@", "\t", "\r")) or re.match(r"-[^0-9.]", c)
+    ]
     assert csv_text("-1+2") == '"\'-1+2"' and csv_text('a"b') == '"a""b"'
 
 
 def test_the_real_eval_files_are_read(verb, tmp_path):
-    """Files as `megaladder eval` writes them: every verdict arrives in report, ladder, compare, budget; judged benchmarks are shown."""
+    """Files as `megaladder eval` writes them: every verdict arrives in report, ladder, compare,
+    budget; judged benchmarks are shown."""
     from megaladder.evaluation import lm_eval_format, report
     from megaladder.evaluation.run import Task
     from megaladder.evaluation.store import Record
     from megaladder.rollout.engine import SamplingParams
     from megaladder.types import Problem
 
-    problems = tuple(Problem(str(i), (), "7", source="aime24", metadata={"question": f"q{i}"}) for i in range(60, 90))
+    problems = tuple(
+        Problem(str(i), (), "7", source="aime24", metadata={"question": f"q{i}"})
+        for i in range(60, 90)
+    )
     prompts = tuple("p" for _ in problems)
     task = Task(
         "aime24",
@@ -162,7 +278,9 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
     }
     for model, right in (("base", lambda i, s: i < 63), ("tuned", lambda i, s: i + s < 85)):
         records = {
-            (p.id, s): Record(p.id, s, f"answer {s}", [1] * (s + 3), "stop", right(int(p.id), s), "7", "exact")
+            (p.id, s): Record(
+                p.id, s, f"answer {s}", [1] * (s + 3), "stop", right(int(p.id), s), "7", "exact"
+            )
             for p in problems
             for s in (0, 1)
         }
@@ -170,7 +288,9 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
         summary = report.summary_entry(scores, protocol, None)
         folder = tmp_path / "eval" / model / "aime24"
         lm_eval_format.write_samples(folder / "samples_aime24.jsonl", task, records, scores, "ab")
-        (folder / "results_aime24.json").write_text(json.dumps(lm_eval_format.results_object(task, scores, summary, model)))
+        (folder / "results_aime24.json").write_text(
+            json.dumps(lm_eval_format.results_object(task, scores, summary, model))
+        )
     judged = tmp_path / "eval" / "tuned" / "hex_phi"
     judged.mkdir()
     (judged / "samples_hex_phi.jsonl").write_text(
@@ -180,60 +300,116 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
         json.dumps({"results": {"hex_phi": {"name": "hex_phi", "attack_success_rate,none": 0.25}}})
     )
     text, rows = build(verb, tmp_path, tmp_path / "eval")
-    found = {(row["series"], row["x"]): float(row["y"]) for row in rows if row["section"] == "accuracy" and row["figure"] == "aime24"}
-    assert found["base", "avg@n"] == pytest.approx(10) and found["tuned", "avg@n"] == pytest.approx(100 * 49 / 60)
+    found = {
+        (row["series"], row["x"]): float(row["y"])
+        for row in rows
+        if row["section"] == "accuracy" and row["figure"] == "aime24"
+    }
+    assert found["base", "avg@n"] == pytest.approx(10) and found["tuned", "avg@n"] == pytest.approx(
+        100 * 49 / 60
+    )
     assert found["base", "mean tokens"] == 3.5
     assert "attack success rate" in text and "temperature 1.0" in text and "answer 1" in text
     ladder = verb("analyze ladder", "--results", tmp_path / "eval")
     assert ladder.json["models"]["base"]["avg@n"] == pytest.approx(10) and ladder.err == ""
     tiers = ladder.json["models"]["base"]
     assert (tiers["easy"], tiers["exhard"]) == (25.0, 25.0)  # 60 of the easy, 62 of the exhard
-    compared = verb("analyze compare", "--base", tmp_path / "eval" / "base", "--runs", tmp_path / "eval" / "tuned")
-    assert compared.json["comparisons"]["tuned/aime24"]["difference"] == pytest.approx(100 * 49 / 60 - 10)
-    cut = verb("analyze budget", "--input", tmp_path / "eval" / "base" / "aime24" / "samples_aime24.jsonl", "--budgets", "3,4")
+    compared = verb(
+        "analyze compare",
+        "--base",
+        tmp_path / "eval" / "base",
+        "--runs",
+        tmp_path / "eval" / "tuned",
+    )
+    assert compared.json["comparisons"]["tuned/aime24"]["difference"] == pytest.approx(
+        100 * 49 / 60 - 10
+    )
+    cut = verb(
+        "analyze budget",
+        "--input",
+        tmp_path / "eval" / "base" / "aime24" / "samples_aime24.jsonl",
+        "--budgets",
+        "3,4",
+    )
     assert cut.json["accuracy"] == {"3": pytest.approx(0.05), "4": pytest.approx(0.1)}
 
 
 def test_missing_parts_are_named_not_invented(verb, folders, tmp_path):
     text, _ = build(verb, tmp_path, folders[0])
     shown = html.unescape(text)
-    assert "Not in this report:" in shown and "pass@k: needs eval results" in shown and 'id="accuracy"' not in text
+    assert (
+        "Not in this report:" in shown
+        and "pass@k: needs eval results" in shown
+        and 'id="accuracy"' not in text
+    )
     (tmp_path / "empty").mkdir()
     text, _ = build(verb, tmp_path, folders[0], tmp_path / "empty")
     assert "nothing of it is shown" in text
-    assert verb("report", tmp_path / "empty", "--out", tmp_path / "x.html", with_json=False).status == 2
-    assert verb("report", tmp_path / "nowhere", "--out", tmp_path / "x.html", with_json=False).status == 2
-    assert verb("report", folders[0], "--out", tmp_path / "x.pdf", with_json=False).status == 2 and not (tmp_path / "x.html").exists()
+    assert (
+        verb("report", tmp_path / "empty", "--out", tmp_path / "x.html", with_json=False).status
+        == 2
+    )
+    assert (
+        verb("report", tmp_path / "nowhere", "--out", tmp_path / "x.html", with_json=False).status
+        == 2
+    )
+    assert (
+        verb("report", folders[0], "--out", tmp_path / "x.pdf", with_json=False).status == 2
+        and not (tmp_path / "x.html").exists()
+    )
 
 
 def test_a_running_runs_torn_line_is_a_note_a_broken_one_an_error(verb, folders, tmp_path):
     metrics = folders[0] / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes() + b'{"step": 9, "lo')
     text, rows = build(verb, tmp_path, folders[0])
-    assert "last line is torn" in text and len([row for row in rows if row["figure"] == "loss"]) == 8
+    assert (
+        "last line is torn" in text and len([row for row in rows if row["figure"] == "loss"]) == 8
+    )
     metrics.write_bytes(b'{"step": 1, "loss": 1}\n{"step"\n{"step": 3}\n')
     done = verb("report", folders[0], "--out", tmp_path / "x.html", with_json=False)
     assert done.status == 2 and "metrics.jsonl:2: not JSON" in done.err
 
 
 def test_results_of_the_verbs_are_shown(verb, write, tmp_path):
-    curve = write("a/c.csv", "model,benchmark,step,score,length\nm,b,0,50,10\nm,b,10,30,90\nm,b,20,60,40\n")
-    scores = write("a/s.csv", "model,group,benchmark,score\nb,math,m,10\nb,other,o,10\nb,non,n,10\nx,math,m,30\nx,other,o,20\nx,non,n,5\n")
-    runs = write("a/r.csv", "run,pass@1,pass@8,rl\n" + "".join(f"r{i},{i},{i * i % 7},{2 * i}\n" for i in range(8)))
+    curve = write(
+        "a/c.csv", "model,benchmark,step,score,length\nm,b,0,50,10\nm,b,10,30,90\nm,b,20,60,40\n"
+    )
+    scores = write(
+        "a/s.csv",
+        "model,group,benchmark,score\nb,math,m,10\nb,other,o,10\nb,non,n,10\nx,math,m,30\nx,other,o,20\nx,non,n,5\n",
+    )
+    runs = write(
+        "a/r.csv",
+        "run,pass@1,pass@8,rl\n" + "".join(f"r{i},{i},{i * i % 7},{2 * i}\n" for i in range(8)),
+    )
     scaling = write("a/t.csv", "method,setting,tokens,accuracy\nm,a,100,10\nm,b,200,20\n")
-    for name, flags in (("trajectory", ("--curve", curve)), ("transfer", ("--scores", scores, "--base", "b", "--sigma", "1,1,1")),
-                        ("predict", ("--runs", runs, "--target", "rl", "--metrics", "pass@1,pass@8")),
-                        ("scaling", ("--runs", scaling))):  # fmt: skip
+    for name, flags in (
+        ("trajectory", ("--curve", curve)),
+        ("transfer", ("--scores", scores, "--base", "b", "--sigma", "1,1,1")),
+        ("predict", ("--runs", runs, "--target", "rl", "--metrics", "pass@1,pass@8")),
+        ("scaling", ("--runs", scaling)),
+    ):
         done = verb(f"analyze {name}", *flags)
         write(f"a/{name}.json", json.dumps(done.json))
-    write("a/shift.json", json.dumps({"kl": 0.1, "mean_rank_shift": 2.0, "pca_shift": {"distance": None}, "num_tokens": 3}))
-    tokens = [{"token": "<a>", "rank": 1, "kl": 0.0}, {"token": "\u202eb", "rank": 500, "kl": 2.0, "base_says": '"><x>'}]
+    write(
+        "a/shift.json",
+        json.dumps(
+            {"kl": 0.1, "mean_rank_shift": 2.0, "pca_shift": {"distance": None}, "num_tokens": 3}
+        ),
+    )
+    tokens = [
+        {"token": "<a>", "rank": 1, "kl": 0.0},
+        {"token": "\u202eb", "rank": 500, "kl": 2.0, "base_says": '"><x>'},
+    ]
     write("a/shift_tokens.jsonl", [{"input": "<q>", "tokens": tokens}])
     text, rows = build(verb, tmp_path, tmp_path / "a")
     page = Page(text)
     assert set(page.tags) <= ALLOWED_TAGS
     for section in ("trajectory", "transfer", "predict", "scaling", "shift"):
-        assert f'<section id="{section}">' in text and any(row["section"] == section for row in rows), section
+        assert f'<section id="{section}">' in text and any(
+            row["section"] == section for row in rows
+        ), section
     assert "dip-and-recovery" in text and ("span", "class", "t4") in page.attributes
     write("a/scaling.json", json.dumps({"methods": {"m": {}}, "points": {"m": [{"tokens": 1}]}}))
     done = verb("report", tmp_path / "a", "--out", tmp_path / "x.html", with_json=False)
@@ -245,13 +421,24 @@ def test_rollouts_are_chosen_evenly_and_repeatably():
 
     rollouts = [Rollout("s", str(i), "", "", "", "", i % 10 == 0, None, None) for i in range(100)]
     chosen = pick(rollouts, 20, 1)
-    assert sum(r.correct for r in chosen) == 10 and chosen == pick(rollouts, 20, 1) and len(pick(rollouts, 500, 1)) == 100
+    assert (
+        sum(r.correct for r in chosen) == 10
+        and chosen == pick(rollouts, 20, 1)
+        and len(pick(rollouts, 500, 1)) == 100
+    )
 
 
 def test_visible_text_keeps_what_can_be_read():
-    assert visible("naïve 数学 עברית\n\tx", 100) == "naïve 数学 עברית\n\tx" and visible("a\u2028b\u0007", 100) == "a⟨U+2028⟩b⟨U+0007⟩"
+    assert (
+        visible("naïve 数学 עברית\n\tx", 100) == "naïve 数学 עברית\n\tx"
+        and visible("a\u2028b\u0007", 100) == "a⟨U+2028⟩b⟨U+0007⟩"
+    )
     cut = visible("x" * 1000, 100)
-    assert cut.startswith("x" * 75 + "\n") and cut.endswith("x" * 25) and "[900 characters left out]" in cut
+    assert (
+        cut.startswith("x" * 75 + "\n")
+        and cut.endswith("x" * 25)
+        and "[900 characters left out]" in cut
+    )
 
 
 def test_axes():
@@ -260,14 +447,22 @@ def test_axes():
         and nice_ticks(3, 3)[0] < 3 < nice_ticks(3, 3)[-1]
         and log_ticks(1, 256)[:3] == [1, 4, 16]
     )
-    assert short(1500) == "1.5k" and short(0.00005) == "5e-5" and signed_log(-99) == -2 and signed_log(0) == 0
+    assert (
+        short(1500) == "1.5k"
+        and short(0.00005) == "5e-5"
+        and signed_log(-99) == -2
+        and signed_log(0) == 0
+    )
     drawn = Chart("t<", "x", "y&", [Series("s", [(1, 1e-9), (2, 5e9)], 1, [(0, 1), None])]).svg()
     assert "t&lt;" in drawn and "nan" not in drawn and "inf" not in drawn
     long = Chart("t", "x", "y", [Series("s", [(i, float(i)) for i in range(100_000)])]).svg()
     assert len(long) < 20_000  # thinned
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e200, 1e200)), min_size=1, max_size=6), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e200, 1e200)), min_size=1, max_size=6),
+    st.booleans(),
+)
 def test_any_numbers_can_be_drawn(points, line):
     points = sorted(points)
     drawn = Chart("t", "x", "y", [Series("s", [(float(x), y) for x, y in points], line=line)]).svg()

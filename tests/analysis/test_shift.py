@@ -1,4 +1,5 @@
-"""`analyze shift` on two tiny transformers models against a separate computation, model by model and token by token."""
+"""`analyze shift` on two tiny transformers models against a separate computation, model by model
+and token by token."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def models(tmp_path_factory):
 
 
 def brute_force(base, tuned, rows):
-    """One forward pass a model and row, float64 log-softmax, plain Python loops over positions and vocabulary ranks."""
+    """One forward pass a model and row, float64 log-softmax, plain Python loops over positions and
+    vocabulary ranks."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,22 +52,40 @@ def brute_force(base, tuned, rows):
 @pytest.mark.parametrize("chunk", [512, 3])
 def test_against_brute_force(verb, write, models, chunk):
     base, tuned = models
-    done = verb("analyze shift", "--base", base, "--tuned", tuned, "--data", write("d.jsonl", ROWS), "--chunk-tokens", chunk)
+    done = verb(
+        "analyze shift",
+        "--base",
+        base,
+        "--tuned",
+        tuned,
+        "--data",
+        write("d.jsonl", ROWS),
+        "--chunk-tokens",
+        chunk,
+    )
     kl, exact, shift, fraction = brute_force(base, tuned, ROWS)
     assert done.status == 0
-    assert done.json["kl"] == pytest.approx(kl, abs=1e-6) and done.json["kl_exact"] == pytest.approx(exact, abs=1e-6)
-    assert done.json["mean_rank_shift"] == pytest.approx(shift, abs=1e-6) and done.json["shifted_fraction"] == pytest.approx(
-        fraction, abs=1e-6
-    )
+    assert done.json["kl"] == pytest.approx(kl, abs=1e-6) and done.json[
+        "kl_exact"
+    ] == pytest.approx(exact, abs=1e-6)
+    assert done.json["mean_rank_shift"] == pytest.approx(shift, abs=1e-6) and done.json[
+        "shifted_fraction"
+    ] == pytest.approx(fraction, abs=1e-6)
     assert done.json["num_rows"] == 3 and exact > 0
 
 
 def test_identical_models_give_exactly_zero(verb, write, models):
-    done = verb("analyze shift", "--base", models[0], "--tuned", models[0], "--data", write("d.jsonl", ROWS))
+    done = verb(
+        "analyze shift", "--base", models[0], "--tuned", models[0], "--data", write("d.jsonl", ROWS)
+    )
     for key in ("kl", "kl_exact", "mean_rank_shift", "shifted_fraction", "mean_rank_change"):
         assert done.json[key] == 0.0, key
     assert done.json["pca_shift"]["distance"] == 0.0
-    assert all(p["shift"] == 0.0 for variant in ("with_padding", "without_padding") for p in done.json["pca_shift"][variant]["data"])
+    assert all(
+        p["shift"] == 0.0
+        for variant in ("with_padding", "without_padding")
+        for p in done.json["pca_shift"][variant]["data"]
+    )
 
 
 def test_pca_against_transformers_features(verb, write, models):
@@ -79,19 +99,33 @@ def test_pca_against_transformers_features(verb, write, models):
     for folder in models:
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         with torch.no_grad():
-            batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=128)
-            padded = [state.double().mean(1).numpy() for state in model(**batch, output_hidden_states=True).hidden_states]
+            batch = tokenizer(
+                texts, return_tensors="pt", padding=True, truncation=True, max_length=128
+            )
+            padded = [
+                state.double().mean(1).numpy()
+                for state in model(**batch, output_hidden_states=True).hidden_states
+            ]
             alone = [
-                [s[0].double().mean(0).numpy() for s in model(**tokenizer(t, return_tensors="pt"), output_hidden_states=True).hidden_states]
+                [
+                    s[0].double().mean(0).numpy()
+                    for s in model(
+                        **tokenizer(t, return_tensors="pt"), output_hidden_states=True
+                    ).hidden_states
+                ]
                 for t in texts
             ]
         features[True].append(np.stack(padded))
         features[False].append(np.stack([np.stack(layer) for layer in zip(*alone, strict=True)]))
-    done = verb("analyze shift", "--base", models[0], "--tuned", models[1], "--data", write("d.jsonl", ROWS))
+    done = verb(
+        "analyze shift", "--base", models[0], "--tuned", models[1], "--data", write("d.jsonl", ROWS)
+    )
     for padded, name in ((True, "with_padding"), (False, "without_padding")):
         expected, found = pca_shift(*features[padded]), done.json["pca_shift"][name]
         assert found["distance"] == pytest.approx(expected["distance"], rel=1e-4)
-        assert len(found["data"]) == 2 * 3 and found["data"][1]["state"] == "Updated"  # embeddings and two layers
+        assert (
+            len(found["data"]) == 2 * 3 and found["data"][1]["state"] == "Updated"
+        )  # embeddings and two layers
 
 
 def test_pca_axes_are_the_main_ones():
@@ -99,24 +133,61 @@ def test_pca_axes_are_the_main_ones():
     base = rng.normal(size=(40, 6)) * np.array([5, 3, 1, 1, 1, 1])
     found = pca_shift(base[None], (base + np.array([2.0, 0, 0, 0, 0, 0]))[None])
     values, vectors = np.linalg.eigh(np.cov(base.T))
-    first = vectors[:, values.argmax()] * np.sign(vectors[np.abs(vectors[:, values.argmax()]).argmax(), values.argmax()])
+    first = vectors[:, values.argmax()] * np.sign(
+        vectors[np.abs(vectors[:, values.argmax()]).argmax(), values.argmax()]
+    )
     assert found["data"][1]["shift"] == pytest.approx(2 * first[0])
     assert found["distance"] == pytest.approx(
-        np.hypot(found["data"][1]["shift"], found["data"][1]["principle"] - found["data"][0]["principle"])
+        np.hypot(
+            found["data"][1]["shift"], found["data"][1]["principle"] - found["data"][0]["principle"]
+        )
     )
 
 
 def test_token_view_and_faults(verb, write, models, tmp_path):
     data = write("d.jsonl", [*ROWS, {"input": "q", "output": ""}])
     done = verb(
-        "analyze shift", "--base", models[0], "--tuned", models[1], "--data", data, "--tokens", tmp_path / "t.jsonl", "--pca-texts", "0"
+        "analyze shift",
+        "--base",
+        models[0],
+        "--tuned",
+        models[1],
+        "--data",
+        data,
+        "--tokens",
+        tmp_path / "t.jsonl",
+        "--pca-texts",
+        "0",
     )
     views = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-    assert ["".join(token["token"] for token in view["tokens"]) for view in views] == [row["output"] for row in ROWS]
-    assert sum(token["rank"] > 1 for view in views for token in view["tokens"]) == done.json["num_shifted"]
+    assert ["".join(token["token"] for token in view["tokens"]) for view in views] == [
+        row["output"] for row in ROWS
+    ]
+    assert (
+        sum(token["rank"] > 1 for view in views for token in view["tokens"])
+        == done.json["num_shifted"]
+    )
     assert "1 rows without output tokens" in done.err and done.json["pca_shift"]["distance"] is None
-    assert verb("analyze shift", "--base", models[0], "--tuned", tmp_path, "--data", data).status == 2
-    broken = verb("analyze shift", "--base", models[0], "--tuned", models[1], "--data", write("e.jsonl", [{"input": "a"}]))
+    assert (
+        verb("analyze shift", "--base", models[0], "--tuned", tmp_path, "--data", data).status == 2
+    )
+    broken = verb(
+        "analyze shift",
+        "--base",
+        models[0],
+        "--tuned",
+        models[1],
+        "--data",
+        write("e.jsonl", [{"input": "a"}]),
+    )
     assert broken.status == 2 and "e.jsonl:1: expected strings" in broken.err
-    empty = verb("analyze shift", "--base", models[0], "--tuned", models[1], "--data", write("f.jsonl", [{"input": "a", "output": ""}]))
+    empty = verb(
+        "analyze shift",
+        "--base",
+        models[0],
+        "--tuned",
+        models[1],
+        "--data",
+        write("f.jsonl", [{"input": "a", "output": ""}]),
+    )
     assert empty.status == 2 and "no row has output tokens" in empty.err

@@ -1,4 +1,5 @@
 """Commit marker, integrity, retention: plain files, no torch."""
+
 import json
 import shutil
 
@@ -38,10 +39,14 @@ def test_every_damaged_file_is_named_with_the_last_good_step(tmp_path, name, dam
     if damage == "delete":
         file.unlink()
     else:
-        file.write_bytes(content[:-1] if damage == "truncate" else bytes([content[0] ^ 1]) + content[1:])
+        file.write_bytes(
+            content[:-1] if damage == "truncate" else bytes([content[0] ^ 1]) + content[1:]
+        )
     with pytest.raises(CheckpointError) as caught:
         store.verify(path)
-    assert name in str(caught.value) and f"--checkpoint.resume {store.step_dir(tmp_path, 10)}" in str(caught.value)
+    assert name in str(
+        caught.value
+    ) and f"--checkpoint.resume {store.step_dir(tmp_path, 10)}" in str(caught.value)
 
 
 def test_ranks_share_the_hashing_and_together_see_every_file(tmp_path):
@@ -59,7 +64,9 @@ def test_ranks_share_the_hashing_and_together_see_every_file(tmp_path):
 def test_retention_keeps_last_listed_and_best(tmp_path):
     for step, loss in ((10, 3.0), (20, 1.0), (30, 2.0), (40, None), (50, 4.0), (60, 5.0)):
         _save(tmp_path, step, loss)
-    removed = store.apply_retention(tmp_path, store.Retention(keep_last=1, keep_steps=(10, 99), keep_best=2))
+    removed = store.apply_retention(
+        tmp_path, store.Retention(keep_last=1, keep_steps=(10, 99), keep_best=2)
+    )
     assert removed == [40, 50]
     assert store.committed_steps(tmp_path) == [10, 20, 30, 60]
 
@@ -75,6 +82,10 @@ def test_a_full_disk_is_told_before_writing_with_both_numbers(tmp_path, monkeypa
 def test_marker_is_the_last_file_written(tmp_path):
     path = _save(tmp_path, 10)
     marker = json.loads((path / store.MARKER).read_text())
-    hashed = [file for file in path.rglob("*") if file.is_file() and file.name not in (store.MARKER, store.INTEGRITY)]
+    hashed = [
+        file
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in (store.MARKER, store.INTEGRITY)
+    ]
     assert marker["files"] == len(hashed) == 3
     assert marker["bytes"] == sum(file.stat().st_size for file in hashed)

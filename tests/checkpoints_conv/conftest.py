@@ -1,4 +1,6 @@
-"""Puts the tests folder on the path: `from checkpoints_conv.conv_models import …`, `from distributed import run_ranks`."""
+"""Puts the tests folder on the path: `from checkpoints_conv.conv_models import …`, `from
+distributed import run_ranks`."""
+
 import sys
 from pathlib import Path
 

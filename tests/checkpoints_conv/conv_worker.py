@@ -1,7 +1,10 @@
-"""One rank of the conversion tests: every case at every layout inside one launch; rank 0 writes what it found as JSON.
+"""One rank of the conversion tests: every case at every layout inside one launch; rank 0 writes
+what it found as JSON.
 
-    torchrun --nproc-per-node 4 conv_worker.py WORK_DIR      (WORK_DIR/CASE are HF folders, WORK_DIR/offline-CASE converted ones)
+torchrun --nproc-per-node 4 conv_worker.py WORK_DIR      (WORK_DIR/CASE are HF folders,
+WORK_DIR/offline-CASE converted ones)
 """
+
 from __future__ import annotations
 
 import json
@@ -18,7 +21,10 @@ from megaladder.parallel import Layout
 warnings.simplefilter("ignore")
 
 LAYOUTS = (Layout(1, 1), Layout(2, 1), Layout(1, 2), Layout(2, 2), Layout(1, 2, vpp=2))
-SAVED_LAYOUTS = (Layout(2, 2), Layout(1, 2, vpp=2))  # saved by megatron-core and converted back offline
+SAVED_LAYOUTS = (
+    Layout(2, 2),
+    Layout(1, 2, vpp=2),
+)  # saved by megatron-core and converted back offline
 
 
 class CountingSource:
@@ -28,14 +34,20 @@ class CountingSource:
         self._reader, self.num_bytes = reader, 0
         self.folder, self.shapes = reader.folder, reader.shapes
 
-    def read(self, name: str, dim: int = 0, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
+    ) -> torch.Tensor:
         part = self._reader.read(name, dim, start, stop)
         self.num_bytes += part.numel() * part.element_size()
         return part
 
 
 def _parameters(chunks: list[Any]) -> dict[str, torch.Tensor]:
-    return {f"{i}.{name}": p.data.clone() for i, chunk in enumerate(chunks) for name, p in chunk.named_parameters()}
+    return {
+        f"{i}.{name}": p.data.clone()
+        for i, chunk in enumerate(chunks)
+        for name, p in chunk.named_parameters()
+    }
 
 
 def _build(folder: Path, layout: Layout) -> tuple[Any, list[Any]]:
@@ -57,7 +69,10 @@ def _save(chunks: list[Any], hf_dir: Path, out: Path) -> None:
     with parallel.main_rank_first():
         out.mkdir(exist_ok=True)
     names = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
-    dist_checkpointing.save({name: chunk.sharded_state_dict() for name, chunk in zip(names, chunks, strict=True)}, str(out))
+    dist_checkpointing.save(
+        {name: chunk.sharded_state_dict() for name, chunk in zip(names, chunks, strict=True)},
+        str(out),
+    )
     if parallel.is_main():
         store.copy_files(auxiliary_files(hf_dir), out / "hf")
         store.commit(out)
@@ -69,7 +84,11 @@ def run_case(work: Path, case: str, layout: Layout) -> dict[str, Any]:
     from checkpoints_conv.conv_models import differences, read_all
 
     from megaladder.checkpoint.state import load_model_only
-    from megaladder.checkpoints_conv.in_process import export_hf, iter_hf_tensors, load_tensors_into_chunks
+    from megaladder.checkpoints_conv.in_process import (
+        export_hf,
+        iter_hf_tensors,
+        load_tensors_into_chunks,
+    )
     from megaladder.checkpoints_conv.reader import HFReader
 
     hf_dir = work / case
@@ -93,8 +112,13 @@ def run_case(work: Path, case: str, layout: Layout) -> dict[str, Any]:
     return {
         "streamed": [name for found in everyone for name in found["streamed"]],
         "offline": [name for found in everyone for name in found["offline"]],
-        "read_share": max(found["read_bytes"] for found in everyone) / sum(t.nbytes for t in read_all(hf_dir).values()),
-        "unread": [rank for rank, found in enumerate(everyone) if found["read_bytes"] > found["held_bytes"]],
+        "read_share": (
+            max(found["read_bytes"] for found in everyone)
+            / sum(t.nbytes for t in read_all(hf_dir).values())
+        ),
+        "unread": [
+            rank for rank, found in enumerate(everyone) if found["read_bytes"] > found["held_bytes"]
+        ],
     }
 
 
@@ -122,11 +146,21 @@ def run_faults(work: Path) -> dict[str, list[str]]:
         (full / "notes.txt").write_text("keep me")
     parallel.barrier()
     found = {
-        "one truncated copy": _raised(lambda: load_hf_into_chunks(chunks, work / "truncated" if parallel.rank() == 3 else good, shape)),
-        "export into a full folder": _raised(lambda: export_hf(chunks, shape, full, source_dir=good)),
-        "export of a missing source": _raised(lambda: export_hf(chunks, shape, work / "x", source_dir=work / "absent")),
+        "one truncated copy": _raised(
+            lambda: load_hf_into_chunks(
+                chunks, work / "truncated" if parallel.rank() == 3 else good, shape
+            )
+        ),
+        "export into a full folder": _raised(
+            lambda: export_hf(chunks, shape, full, source_dir=good)
+        ),
+        "export of a missing source": _raised(
+            lambda: export_hf(chunks, shape, work / "x", source_dir=work / "absent")
+        ),
     }
-    export_hf(chunks, shape, full, source_dir=good, options=WriteOptions(force=True, dtype=torch.float32))
+    export_hf(
+        chunks, shape, full, source_dir=good, options=WriteOptions(force=True, dtype=torch.float32)
+    )
     if parallel.rank() == 2:
         chunks[0].decoder.layers[0].adapter = torch.nn.Linear(2, 2, bias=False)
     found["a parameter without a name"] = _raised(lambda: load_hf_into_chunks(chunks, good, shape))

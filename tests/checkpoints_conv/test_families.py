@@ -1,4 +1,6 @@
-"""The tables are total: they name exactly the tensors that transformers makes, and every other name is refused and listed."""
+"""The tables are total: they name exactly the tensors that transformers makes, and every other name
+is refused and listed."""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +12,13 @@ import pytest
 import torch
 from checkpoints_conv.conv_models import CASES, hf_config, make_hf_folder, read_all, rewrite_single
 
-from megaladder.checkpoints_conv.families import PORTABLE_NAMES, NameTable, canonical_name, family_for, name_table
+from megaladder.checkpoints_conv.families import (
+    PORTABLE_NAMES,
+    NameTable,
+    canonical_name,
+    family_for,
+    name_table,
+)
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.errors import ConversionError, ModelError
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
@@ -23,7 +31,10 @@ def shape_of(case: str) -> ModelShape:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {case: make_hf_folder(case, root / case, max_shard_size="1GB") for case in ("qwen3", "qwen3-tied")}
+    return {
+        case: make_hf_folder(case, root / case, max_shard_size="1GB")
+        for case in ("qwen3", "qwen3-tied")
+    }
 
 
 @pytest.fixture
@@ -58,7 +69,9 @@ def test_names_and_shapes_are_those_of_transformers(case: str) -> None:
     assert dict(name_table(shape_of(case)).hf_shapes) == want
 
 
-def test_missing_unknown_and_misshapen_names_are_all_listed(qwen3: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_missing_unknown_and_misshapen_names_are_all_listed(
+    qwen3: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     folder, tensors = qwen3
     del tensors["model.layers.1.mlp.up_proj.weight"], tensors["model.norm.weight"]
     tensors["model.layers.0.self_attn.q_proj.bias"] = torch.zeros(64)
@@ -68,14 +81,23 @@ def test_missing_unknown_and_misshapen_names_are_all_listed(qwen3: tuple[Path, d
         check(folder, tensors)
     text = str(caught.value)
     parts = (
-        "missing (2)", "model.norm.weight", "model.layers.1.mlp.up_proj.weight", "unknown (2)", "self_attn.q_proj.bias", "model.layers.4.",
-        "wrong shape (1)", "(520, 48), expected (517, 48)", str(folder),
-    )  # fmt: skip
+        "missing (2)",
+        "model.norm.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "unknown (2)",
+        "self_attn.q_proj.bias",
+        "model.layers.4.",
+        "wrong shape (1)",
+        "(520, 48), expected (517, 48)",
+        str(folder),
+    )
     for part in parts:
         assert part in text, text
 
 
-def test_known_harmless_buffers_are_the_only_ones_ignored(qwen3: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_known_harmless_buffers_are_the_only_ones_ignored(
+    qwen3: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     folder, tensors = qwen3
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
     check(folder, tensors)
@@ -84,16 +106,22 @@ def test_known_harmless_buffers_are_the_only_ones_ignored(qwen3: tuple[Path, dic
         check(folder, tensors)
 
 
-def test_an_output_layer_beside_a_tied_embedding_must_be_equal(tied: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_an_output_layer_beside_a_tied_embedding_must_be_equal(
+    tied: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     folder, tensors = tied
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     check(folder, tensors)
     tensors["lm_head.weight"][3, 5] += 1e-3
-    with pytest.raises(ConversionError, match=r"tie_word_embeddings=true, but lm_head\.weight differs"):
+    with pytest.raises(
+        ConversionError, match=r"tie_word_embeddings=true, but lm_head\.weight differs"
+    ):
         check(folder, tensors)
 
 
-def test_an_untied_model_without_output_layer_is_told_of_the_flag(qwen3: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_an_untied_model_without_output_layer_is_told_of_the_flag(
+    qwen3: tuple[Path, dict[str, torch.Tensor]],
+) -> None:
     folder, tensors = qwen3
     del tensors["lm_head.weight"]
     with pytest.raises(ConversionError, match="tie_word_embeddings"):
@@ -108,7 +136,9 @@ def test_unknown_architectures_name_the_known_ones() -> None:
 def test_more_ranks_than_query_groups_are_refused_with_the_fix() -> None:
     table = name_table(shape_of("qwen3"))
     table.check_layout(2)
-    with pytest.raises(ConversionError, match=r"num_key_value_heads = 2 can't be split over tp = 4.*fix"):
+    with pytest.raises(
+        ConversionError, match=r"num_key_value_heads = 2 can't be split over tp = 4.*fix"
+    ):
         table.check_layout(4)
 
 

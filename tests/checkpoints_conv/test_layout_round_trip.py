@@ -1,4 +1,6 @@
-"""HF → Megatron → HF at TP × PP (× VPP), on real gloo ranks, for every family: bit-exact, both in process and through checkpoint files."""
+"""HF → Megatron → HF at TP × PP (× VPP), on real gloo ranks, for every family: bit-exact, both in
+process and through checkpoint files."""
+
 from __future__ import annotations
 
 import json
@@ -72,8 +74,14 @@ def test_a_fault_on_one_rank_is_raised_on_all(results: dict, work: Path) -> None
     truncated = faults["one truncated copy"]
     assert "truncated or corrupt" in truncated[3] and ".safetensors" in truncated[3]
     assert all("another rank could not load" in message for message in truncated[:3])
-    assert all("not empty (notes.txt" in message and "--force" in message for message in faults["export into a full folder"])
-    assert all(message.startswith(("ModelError", "ConversionError")) for message in faults["export of a missing source"])
+    assert all(
+        "not empty (notes.txt" in message and "--force" in message
+        for message in faults["export into a full folder"]
+    )
+    assert all(
+        message.startswith(("ModelError", "ConversionError"))
+        for message in faults["export of a missing source"]
+    )
     unknown = faults["a parameter without a name"]
     assert "decoder.layers.0.adapter.weight" in unknown[2] and "does not know" in unknown[2]
     assert all(message.startswith("ConversionError") for message in unknown)

@@ -1,4 +1,6 @@
-"""Offline conversion: exact, streaming, atomic; `verify` finds one changed element; bad folders are refused by name."""
+"""Offline conversion: exact, streaming, atomic; `verify` finds one changed element; bad folders are
+refused by name."""
+
 from __future__ import annotations
 
 import json
@@ -11,7 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints_conv.conv_models import CASES, differences, make_hf_folder, read_all, rewrite_single
+from checkpoints_conv.conv_models import (
+    CASES,
+    differences,
+    make_hf_folder,
+    read_all,
+    rewrite_single,
+)
 from clean_fork import run_in_fork
 
 from megaladder.checkpoint import store
@@ -50,22 +58,42 @@ def die_after(num_calls: int) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_round_trip_keeps_every_bit_and_every_file(folders: Path, case: str, tmp_path: Path) -> None:
-    convert_to_hf(folders / f"megatron-{case}", tmp_path / "hf", WriteOptions(max_shard_bytes=100_000))
+def test_round_trip_keeps_every_bit_and_every_file(
+    folders: Path, case: str, tmp_path: Path
+) -> None:
+    convert_to_hf(
+        folders / f"megatron-{case}", tmp_path / "hf", WriteOptions(max_shard_bytes=100_000)
+    )
     assert differences(read_all(tmp_path / "hf"), read_all(folders / case)) == []
-    for name in ("config.json", "tokenizer_config.json", "merges.txt", "LICENSE", "generation_config.json"):
+    for name in (
+        "config.json",
+        "tokenizer_config.json",
+        "merges.txt",
+        "LICENSE",
+        "generation_config.json",
+    ):
         assert (tmp_path / "hf" / name).read_bytes() == (folders / case / name).read_bytes()
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(t.nbytes for t in read_all(folders / case).values())
-    assert max(p.stat().st_size for p in (tmp_path / "hf").glob("*.safetensors")) < 110_000 + 4 * 1031 * 48  # one tensor is never split
+    assert index["metadata"]["total_size"] == sum(
+        t.nbytes for t in read_all(folders / case).values()
+    )
+    assert (
+        max(p.stat().st_size for p in (tmp_path / "hf").glob("*.safetensors"))
+        < 110_000 + 4 * 1031 * 48
+    )  # one tensor is never split
 
 
 def test_transformers_opens_the_result(folders: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf", WriteOptions(max_shard_bytes=100_000))
+    convert_to_hf(
+        folders / "megatron-qwen3", tmp_path / "hf", WriteOptions(max_shard_bytes=100_000)
+    )
     ids = torch.arange(20)[None]
-    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (folders / "qwen3", tmp_path / "hf")]
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for folder in (folders / "qwen3", tmp_path / "hf")
+    ]
     with torch.no_grad():
         assert torch.equal(*(model(ids).logits for model in models))
 
@@ -95,9 +123,13 @@ def test_vocabulary_padded_for_another_tp_is_trimmed(folders: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_verify_tensors_and_logits(folders: Path, case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_tensors_and_logits(
+    folders: Path, case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = tmp_path / "report.json"
-    config = VerifyConfig(hf=folders / case, megatron=folders / f"megatron-{case}", json_file=report)
+    config = VerifyConfig(
+        hf=folders / case, megatron=folders / f"megatron-{case}", json_file=report
+    )
     assert run_verify(config) == 0
     found = json.loads(report.read_text())
     assert found["equal"] and found["tensors"]["differences"] == []
@@ -105,14 +137,21 @@ def test_verify_tensors_and_logits(folders: Path, case: str, tmp_path: Path, cap
     assert "bit-identical" in capsys.readouterr().out
 
 
-def test_verify_lists_one_changed_element(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_lists_one_changed_element(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tensors = read_all(folders / "qwen3-tied")
     tensors["model.layers.2.mlp.up_proj.weight"][5, 7] += 0.25
     shutil.copytree(folders / "qwen3-tied", tmp_path / "hf")
     rewrite_single(tmp_path / "hf", tensors)
-    assert run_verify(VerifyConfig(hf=tmp_path / "hf", megatron=folders / "megatron-qwen3-tied")) == 2
+    assert (
+        run_verify(VerifyConfig(hf=tmp_path / "hf", megatron=folders / "megatron-qwen3-tied")) == 2
+    )
     printed = capsys.readouterr()
-    assert "model.layers.2.mlp.up_proj.weight: 1 of 4,608 elements differ, largest |Δ| 0.25" in printed.out
+    assert (
+        "model.layers.2.mlp.up_proj.weight: 1 of 4,608 elements differ, largest |Δ| 0.25"
+        in printed.out
+    )
     assert "differ" in printed.err
 
 
@@ -122,15 +161,25 @@ def test_verify_against_another_model_says_so(folders: Path) -> None:
 
 
 @pytest.mark.parametrize("num_calls", [1, 9, 25])
-def test_killed_conversions_never_look_complete(folders: Path, tmp_path: Path, num_calls: int) -> None:
-    """SIGKILL after some tensors; what is left is refused by every reader, and the same command then succeeds without --force."""
+def test_killed_conversions_never_look_complete(
+    folders: Path, tmp_path: Path, num_calls: int
+) -> None:
+    """SIGKILL after some tensors; what is left is refused by every reader, and the same command
+    then succeeds without --force."""
     megatron, hf = tmp_path / "m", tmp_path / "hf"
-    assert run_in_fork(lambda: convert_to_megatron(folders / "qwen3", megatron, on_bytes=die_after(num_calls))) == -signal.SIGKILL
+    assert (
+        run_in_fork(
+            lambda: convert_to_megatron(folders / "qwen3", megatron, on_bytes=die_after(num_calls))
+        )
+        == -signal.SIGKILL
+    )
     with pytest.raises(CheckpointError, match="cut short"):
         DistCheckpointReader(megatron)
     convert_to_megatron(folders / "qwen3", megatron)
     options = WriteOptions(max_shard_bytes=100_000)
-    assert run_in_fork(convert_to_hf, megatron, hf, options, die_after(num_calls)) == -signal.SIGKILL
+    assert (
+        run_in_fork(convert_to_hf, megatron, hf, options, die_after(num_calls)) == -signal.SIGKILL
+    )
     assert not (hf / "config.json").exists() and not (hf / "model.safetensors.index.json").exists()
     with pytest.raises(ModelError, match="did not finish"):
         HFReader(hf)
@@ -139,24 +188,36 @@ def test_killed_conversions_never_look_complete(folders: Path, tmp_path: Path, n
 
 
 def test_replacing_a_model_is_never_half_done(folders: Path, tmp_path: Path) -> None:
-    """With --force over a complete folder, a kill leaves no complete folder, neither old nor mixed."""
+    """With --force over a complete folder, a kill leaves no complete folder, neither old nor
+    mixed."""
     out = tmp_path / "m"
     convert_to_megatron(folders / "qwen3", out)
-    assert run_in_fork(lambda: convert_to_megatron(folders / "llama3", out, force=True, on_bytes=die_after(3))) == -signal.SIGKILL
+    assert (
+        run_in_fork(
+            lambda: convert_to_megatron(folders / "llama3", out, force=True, on_bytes=die_after(3))
+        )
+        == -signal.SIGKILL
+    )
     assert not (out / store.MARKER).exists()
 
 
 def test_a_full_folder_is_refused_and_forced(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("keep me")
-    for convert in (lambda force: convert_to_megatron(folders / "qwen3", tmp_path, force=force),
-                    lambda force: convert_to_hf(folders / "megatron-qwen3", tmp_path, WriteOptions(force=force))):  # fmt: skip
+    for convert in (
+        lambda force: convert_to_megatron(folders / "qwen3", tmp_path, force=force),
+        lambda force: convert_to_hf(
+            folders / "megatron-qwen3", tmp_path, WriteOptions(force=force)
+        ),
+    ):
         with pytest.raises(ConversionError, match=r"not empty \(.*--force"):
             convert(False)
         convert(True)
     assert (tmp_path / "notes.txt").read_text() == "keep me"
 
 
-def test_too_little_disk_is_found_before_writing(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_found_before_writing(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(ConversionError, match=r"needs .* GB, 0\.00 GB free; fix"):
@@ -164,7 +225,8 @@ def test_too_little_disk_is_found_before_writing(folders: Path, tmp_path: Path, 
 
 
 def test_no_room_in_the_middle_is_an_error_with_the_way_out(folders: Path, tmp_path: Path) -> None:
-    """A file-size limit stands in for a full disk: both writers stop with our error and leave nothing that looks complete."""
+    """A file-size limit stands in for a full disk: both writers stop with our error and leave
+    nothing that looks complete."""
     import resource
 
     def limited(action: Callable[[], object]) -> Callable[[], None]:
@@ -175,16 +237,25 @@ def test_no_room_in_the_middle_is_an_error_with_the_way_out(folders: Path, tmp_p
 
         return run
 
-    assert run_in_fork(limited(lambda: convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf"))) == 2
+    assert (
+        run_in_fork(limited(lambda: convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf")))
+        == 2
+    )
     assert not (tmp_path / "hf" / "config.json").exists()
     assert run_in_fork(limited(lambda: convert_to_megatron(folders / "qwen3", tmp_path / "m"))) == 2
     assert not (tmp_path / "m" / store.MARKER).exists()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_every_damaged_file_of_a_checkpoint_is_named(folders: Path, tmp_path: Path, damage: str) -> None:
+def test_every_damaged_file_of_a_checkpoint_is_named(
+    folders: Path, tmp_path: Path, damage: str
+) -> None:
     source = folders / "megatron-qwen2"
-    names = sorted(str(p.relative_to(source)) for p in source.rglob("*") if p.is_file() and p.name not in (store.MARKER, store.INTEGRITY))
+    names = sorted(
+        str(p.relative_to(source))
+        for p in source.rglob("*")
+        if p.is_file() and p.name not in (store.MARKER, store.INTEGRITY)
+    )
     assert len(names) >= 8
     for i, name in enumerate(names):
         copy = tmp_path / str(i)
@@ -228,7 +299,9 @@ def _missing_shard(folder: Path) -> str:
 def _absent_tensor(folder: Path) -> str:
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
-    index["weight_map"]["model.layers.9.extra.weight"] = sorted(folder.glob("*.safetensors"))[0].name
+    index["weight_map"]["model.layers.9.extra.weight"] = sorted(folder.glob("*.safetensors"))[
+        0
+    ].name
     path.write_text(json.dumps(index))
     return "model.layers.9.extra.weight"
 
@@ -260,10 +333,21 @@ def _outside_index(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [_truncated, _header_cut, _header_garbage, _missing_shard, _absent_tensor, _unlisted_tensor, _broken_index, _broken_config,
-     _outside_index],
-)  # fmt: skip
-def test_every_damaged_hf_folder_is_refused_by_name(folders: Path, tmp_path: Path, damage: Callable[[Path], str]) -> None:
+    [
+        _truncated,
+        _header_cut,
+        _header_garbage,
+        _missing_shard,
+        _absent_tensor,
+        _unlisted_tensor,
+        _broken_index,
+        _broken_config,
+        _outside_index,
+    ],
+)
+def test_every_damaged_hf_folder_is_refused_by_name(
+    folders: Path, tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
     shutil.copytree(folders / "qwen3", tmp_path / "hf")
     culprit = damage(tmp_path / "hf")
     with pytest.raises(ModelError) as caught:
@@ -285,7 +369,9 @@ def test_folders_without_weights_say_what_to_do(tmp_path: Path) -> None:
 def test_run_folders_point_to_their_newest_step(folders: Path, tmp_path: Path) -> None:
     for step in (3, 20):
         shutil.copytree(folders / "megatron-qwen2", tmp_path / "checkpoints" / f"step_{step}")
-    with pytest.raises(CheckpointError, match=r"checkpoints of a run; fix: name one, such as .*step_20"):
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints of a run; fix: name one, such as .*step_20"
+    ):
         DistCheckpointReader(tmp_path)
 
 
@@ -294,7 +380,9 @@ class _Malicious:
         return (os.system, ("touch executed",))
 
 
-def test_a_foreign_checkpoint_cannot_run_code(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_checkpoint_cannot_run_code(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(folders / "megatron-qwen2", tmp_path / "m")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m" / ".metadata").write_bytes(pickle.dumps(_Malicious()))
@@ -303,7 +391,9 @@ def test_a_foreign_checkpoint_cannot_run_code(folders: Path, tmp_path: Path, mon
     assert not (tmp_path / "executed").exists()
 
 
-def test_left_over_and_missing_keys_of_a_checkpoint_are_listed(folders: Path, tmp_path: Path) -> None:
+def test_left_over_and_missing_keys_of_a_checkpoint_are_listed(
+    folders: Path, tmp_path: Path
+) -> None:
     source = DistCheckpointReader(folders / "megatron-qwen2")
     (tmp_path / "m").mkdir()
     shutil.copytree(folders / "megatron-qwen2" / "hf", tmp_path / "m" / "hf")
@@ -323,8 +413,16 @@ def test_left_over_and_missing_keys_of_a_checkpoint_are_listed(folders: Path, tm
 
 
 def test_writer_accounts_for_every_tensor(folders: Path, tmp_path: Path) -> None:
-    specs = [TensorSpec("a", (3,), torch.bfloat16), TensorSpec("b", (2, 2), torch.float32), TensorSpec("c", (1,), torch.int64)]
-    values = {"a": torch.tensor([1.0, 2.0, 3.0]).bfloat16(), "b": torch.eye(2), "c": torch.tensor([7])}
+    specs = [
+        TensorSpec("a", (3,), torch.bfloat16),
+        TensorSpec("b", (2, 2), torch.float32),
+        TensorSpec("c", (1,), torch.int64),
+    ]
+    values = {
+        "a": torch.tensor([1.0, 2.0, 3.0]).bfloat16(),
+        "b": torch.eye(2),
+        "c": torch.tensor([7]),
+    }
     with HFWriter(tmp_path / "x", specs) as writer:
         writer.write("c", values["c"])
         with pytest.raises(ConversionError, match="c was written twice"):
@@ -338,13 +436,17 @@ def test_writer_accounts_for_every_tensor(folders: Path, tmp_path: Path) -> None
             writer.commit(folders / "qwen3")
         writer.write("b", values["b"])
         writer.commit(folders / "qwen3")
-    assert differences(read_all(tmp_path / "x"), values) == []  # odd sizes and mixed dtypes: every tensor aligned
+    assert (
+        differences(read_all(tmp_path / "x"), values) == []
+    )  # odd sizes and mixed dtypes: every tensor aligned
     assert not (tmp_path / "x" / ".incomplete").exists()
 
 
 def test_mixed_dtypes_are_not_rounded_silently(folders: Path, tmp_path: Path) -> None:
     tensors = read_all(folders / "llama3")
-    tensors["model.layers.1.self_attn.k_proj.weight"] = tensors["model.layers.1.self_attn.k_proj.weight"].half()
+    tensors["model.layers.1.self_attn.k_proj.weight"] = tensors[
+        "model.layers.1.self_attn.k_proj.weight"
+    ].half()
     shutil.copytree(folders / "llama3", tmp_path / "hf")
     rewrite_single(tmp_path / "hf", tensors)
     with pytest.raises(ConversionError, match=r"different dtypes; fix: --dtype[\s\S]*k_proj"):
@@ -353,18 +455,33 @@ def test_mixed_dtypes_are_not_rounded_silently(folders: Path, tmp_path: Path) ->
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """64 MB in 30 layers: both directions stay within a few tensors of 1 MiB each (anonymous memory of this process)."""
+    """64 MB in 30 layers: both directions stay within a few tensors of 1 MiB each (anonymous memory
+    of this process)."""
     from megaladder.tools.bench_convert import anonymous_bytes, write_random_model
 
     sizes = {
-        "model_type": "qwen3", "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 64, "vocab_size": 512, "num_hidden_layers": 30, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-    }  # fmt: skip
+        "model_type": "qwen3",
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 512,
+        "num_hidden_layers": 30,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }
     num_bytes = write_random_model(tmp_path / "hf", sizes, 0)
     assert num_bytes > 55e6
     seen: list[int] = []
-    steps = (lambda: convert_to_megatron(tmp_path / "hf", tmp_path / "m", on_bytes=lambda n: seen.append(anonymous_bytes())),
-             lambda: convert_to_hf(tmp_path / "m", tmp_path / "back", on_bytes=lambda n: seen.append(anonymous_bytes())))  # fmt: skip
+    steps = (
+        lambda: convert_to_megatron(
+            tmp_path / "hf", tmp_path / "m", on_bytes=lambda n: seen.append(anonymous_bytes())
+        ),
+        lambda: convert_to_hf(
+            tmp_path / "m", tmp_path / "back", on_bytes=lambda n: seen.append(anonymous_bytes())
+        ),
+    )
     for step in steps:
         seen.clear()
         step()

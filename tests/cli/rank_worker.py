@@ -1,4 +1,5 @@
 """A rank for test_launch.py: does what MODE says and leaves a file with its environment."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +14,16 @@ from megaladder.launch import die_with_launcher, may_speak
 die_with_launcher()
 mode, folder = sys.argv[1], Path(sys.argv[2])
 rank = int(os.environ["RANK"])
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "USE_HUB_KERNELS")
+names = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+    "USE_HUB_KERNELS",
+)
 
 
 def stop(number: int, frame: object) -> None:
@@ -23,7 +33,9 @@ def stop(number: int, frame: object) -> None:
 
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGUSR1, stop)
-(folder / f"rank_{rank}.tmp").write_text(json.dumps({"pid": os.getpid(), **{name: os.environ.get(name) for name in names}}))
+(folder / f"rank_{rank}.tmp").write_text(
+    json.dumps({"pid": os.getpid(), **{name: os.environ.get(name) for name in names}})
+)
 os.replace(folder / f"rank_{rank}.tmp", folder / f"rank_{rank}.json")
 print(f"hello from {rank}", flush=True)
 if mode == "ok":

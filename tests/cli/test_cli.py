@@ -1,4 +1,6 @@
-"""The command line as a process: exit statuses, messages on stderr without tracebacks, every verb's help."""
+"""The command line as a process: exit statuses, messages on stderr without tracebacks, every verb's
+help."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +21,9 @@ from megaladder.errors import ConfigError, RunStopped
 def megaladder(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **kwargs.pop("env", {})}
     command = [sys.executable, "-m", "megaladder", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False, **kwargs)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environment, check=False, **kwargs
+    )
 
 
 class Empty(StrictModel):
@@ -52,8 +56,13 @@ def verbs(monkeypatch):
 
 
 def test_overview_imports_nothing_heavy() -> None:
-    script = "import sys; from megaladder.cli import main; main(['--help']); main(['nonsense']); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    script = (
+        "import sys; from megaladder.cli import main; main(['--help']); main(['nonsense']);"
+        " print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "numpy", "pydantic", "tyro", "yaml", "transformers", "rich"}
     for verb in VERBS:
@@ -61,7 +70,9 @@ def test_overview_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
-def test_every_verb_has_a_config_whose_keys_its_help_shows_and_a_function(verb: Verb, capsys) -> None:
+def test_every_verb_has_a_config_whose_keys_its_help_shows_and_a_function(
+    verb: Verb, capsys
+) -> None:
     config_class = load(verb.config)
     if not isinstance(config_class, type):
         config_class = config_class([])
@@ -86,7 +97,11 @@ def test_verb_names_are_unique_and_two_words_win() -> None:
     ("error", "status", "message"),
     [
         (ConfigError("optim.lr: bad; fix: good"), 2, "megaladder: optim.lr: bad; fix: good\n"),
-        (RunStopped("stopped after step 3; resume with: x"), 3, "megaladder: stopped after step 3; resume with: x\n"),
+        (
+            RunStopped("stopped after step 3; resume with: x"),
+            3,
+            "megaladder: stopped after step 3; resume with: x\n",
+        ),
         (KeyboardInterrupt(), 130, "megaladder: interrupted\n"),
     ],
 )
@@ -115,7 +130,10 @@ def test_status_of_the_verb_is_passed_on(verbs) -> None:
         (["qqqq"], "unknown verb 'qqqq'; fix: megaladder --help lists them"),
         (["sft", "absent.yaml"], "absent.yaml: no such file; fix:"),
         (["sft"], "model.path is empty; fix:"),
-        (["check", "--model.path", "m", "--data.path", "d", "--parallel.vpp", "2"], "parallel.vpp 2 needs pipeline stages"),
+        (
+            ["check", "--model.path", "m", "--data.path", "d", "--parallel.vpp", "2"],
+            "parallel.vpp 2 needs pipeline stages",
+        ),
     ],
 )
 def test_user_errors_are_one_message_and_status_2(args: list[str], message: str, capsys) -> None:
@@ -127,7 +145,14 @@ def test_user_errors_are_one_message_and_status_2(args: list[str], message: str,
 
 
 def test_unknown_verb_suggests_within_a_family(capsys, monkeypatch) -> None:
-    names = ("convert hf-to-megatron", "convert verify", "sft", "data make arithmetic", "data make countdown", "data stats")
+    names = (
+        "convert hf-to-megatron",
+        "convert verify",
+        "sft",
+        "data make arithmetic",
+        "data make countdown",
+        "data stats",
+    )
     table = tuple(Verb(name, "m:C", "m:f", "help", "G") for name in names)
     monkeypatch.setattr(cli, "VERBS", table)
     assert main(["convert", "hf_to_megatron"]) == 2
@@ -143,7 +168,9 @@ def test_unknown_verb_suggests_within_a_family(capsys, monkeypatch) -> None:
 
 
 def test_print_config_is_the_resolved_file(tmp_path) -> None:
-    done = megaladder("sft", "--model.path", "m", "--data.path", "d", "--optim.lr", "1e-4", "--print-config")
+    done = megaladder(
+        "sft", "--model.path", "m", "--data.path", "d", "--optim.lr", "1e-4", "--print-config"
+    )
     assert done.returncode == 0
     assert "lr: 0.0001" in done.stdout
     path = tmp_path / "run.yaml"
@@ -154,8 +181,13 @@ def test_print_config_is_the_resolved_file(tmp_path) -> None:
 def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(
         f"{sys.executable} -m megaladder sft --help | head -n 1; exit ${{PIPESTATUS[0]}}",
-        shell=True, executable="/bin/bash", capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.stderr == ""
     assert done.returncode in (0, 141)
 
@@ -177,13 +209,29 @@ def tiny(tmp_path_factory):
 
 
 def _rows(path, count: int) -> str:
-    path.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": f"It is #### {2 * i}"}) + "\n" for i in range(count)))
+    path.write_text(
+        "".join(
+            json.dumps({"question": f"What is {i} + {i}?", "answer": f"It is #### {2 * i}"}) + "\n"
+            for i in range(count)
+        )
+    )
     return str(path)
 
 
 def test_check_shows_arithmetic_memory_and_the_loss_tokens(tiny, tmp_path, capsys) -> None:
     data = _rows(tmp_path / "d.jsonl", 100)
-    flags = ["--model.path", str(tiny), "--data.path", data, "--data.packing", "false", "--data.holdout", "4", "--train.epochs", "2.5"]
+    flags = [
+        "--model.path",
+        str(tiny),
+        "--data.path",
+        data,
+        "--data.packing",
+        "false",
+        "--data.holdout",
+        "4",
+        "--train.epochs",
+        "2.5",
+    ]
     assert main(["check", *flags, "--parallel.tp", "2", "--train.micro_batch_size", "2"]) == 0
     text = capsys.readouterr().out
     assert "2 rank(s) = dp 1 × tp 2 × pp 1" in text
@@ -200,19 +248,56 @@ def test_check_shows_arithmetic_memory_and_the_loss_tokens(tiny, tmp_path, capsy
 def test_check_without_the_data(tiny, tmp_path, capsys) -> None:
     flags = ["check", "--model.path", str(tiny), "--data.path", str(tmp_path / "absent.jsonl")]
     assert main(flags) == 0
-    assert f"needs       data file {tmp_path / 'absent.jsonl'}: not found here" in capsys.readouterr().out
+    assert (
+        f"needs       data file {tmp_path / 'absent.jsonl'}: not found here"
+        in capsys.readouterr().out
+    )
     data = _rows(tmp_path / "d.jsonl", 40)
     assert main(["check", "--model.path", "some/hub-id", "--data.path", data]) == 0
-    assert "model.path some/hub-id: no such folder here, and no known model" in capsys.readouterr().out
-    assert main(["check", "--model.path", "models/Qwen3-14B-Base", "--data.path", data, "--parallel.tp", "8"]) == 0
+    assert (
+        "model.path some/hub-id: no such folder here, and no known model" in capsys.readouterr().out
+    )
+    assert (
+        main(
+            [
+                "check",
+                "--model.path",
+                "models/Qwen3-14B-Base",
+                "--data.path",
+                data,
+                "--parallel.tp",
+                "8",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert "14.77 G parameters" in said and "as published (the folder is not here)" in said and "memory/rank" in said
-    assert main(["check", "--model.path", "models/Qwen3-14B-Base", "--data.path", data, "--parallel.pp", "3"]) == 2
+    assert (
+        "14.77 G parameters" in said
+        and "as published (the folder is not here)" in said
+        and "memory/rank" in said
+    )
+    assert (
+        main(
+            [
+                "check",
+                "--model.path",
+                "models/Qwen3-14B-Base",
+                "--data.path",
+                data,
+                "--parallel.pp",
+                "3",
+            ]
+        )
+        == 2
+    )
 
 
 def test_check_of_a_grpo_run_and_of_a_layout_that_does_not_fit(tiny, tmp_path, capsys) -> None:
     flags = ["check", "--model.path", str(tiny), "--data.path", _rows(tmp_path / "d.jsonl", 8)]
     assert main([*flags, "--grpo.mini-batches", "4"]) == 0
-    assert "16 prompts × 16 completions = 256 a step, in 4 update(s) of 64" in capsys.readouterr().out
+    assert (
+        "16 prompts × 16 completions = 256 a step, in 4 update(s) of 64" in capsys.readouterr().out
+    )
     assert main([*flags, "--parallel.pp", "3"]) == 2
     assert "do not divide the model's 2 layers" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The user's command: one file that bash, torchrun and Python all read, with overrides, from a checkout that is not installed."""
+"""The user's command: one file that bash, torchrun and Python all read, with overrides, from a
+checkout that is not installed."""
+
 from __future__ import annotations
 
 import json
@@ -22,8 +24,19 @@ OVERRIDES = ["--optim.lr", "1e-5", "--run-dir", "runs/a b", "--data.packing", "f
 
 
 def run(command: list[str], cwd: Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "PYTHON": sys.executable}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        "PYTHON": sys.executable,
+    }
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -31,7 +44,15 @@ def test_every_form_resolves_the_same_run(form: str, tmp_path) -> None:
     done = run([*FORMS[form], *OVERRIDES, "--print-config"], tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for wanted in ("run_dir: runs/a b", "  lr: 1.0e-05", "  tp: 2", "  pp: 2", "  ranks: 8", "  epochs: 8.0", "  packing: false"):
+    for wanted in (
+        "run_dir: runs/a b",
+        "  lr: 1.0e-05",
+        "  tp: 2",
+        "  pp: 2",
+        "  ranks: 8",
+        "  epochs: 8.0",
+        "  packing: false",
+    ):
         assert wanted in lines
 
 
@@ -47,14 +68,29 @@ def test_errors_come_through_with_their_status(tmp_path) -> None:
 def test_the_14b_recipe_trains_a_tiny_model_on_two_ranks(form: str, tmp_path) -> None:
     model = build_tiny_model(tmp_path / "model")
     data = tmp_path / "data.jsonl"
-    rows = [{"message": f"What is {i} + {i}?", "response": f"It is {2 * i}.", "advantage": 1.0} for i in range(64)]
+    rows = [
+        {"message": f"What is {i} + {i}?", "response": f"It is {2 * i}.", "advantage": 1.0}
+        for i in range(64)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--model.path", str(model), "--data.path", str(data), "--data.seq_length", "256", "--data.cache_dir", "null"]
+    flags = [
+        "--model.path",
+        str(model),
+        "--data.path",
+        str(data),
+        "--data.seq_length",
+        "256",
+        "--data.cache_dir",
+        "null",
+    ]
     flags += ["--parallel.tp", "2", "--parallel.pp", "1", "--parallel.ranks", "2"]
     flags += ["--train.precision", "fp32", "--train.global_batch_size", "16"]
     flags += ["--train.max_steps", "2", "--run-dir", str(tmp_path / "run")]
     done = run([*FORMS[form], *flags], tmp_path, timeout_s=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [1, 2]
     assert (tmp_path / "run" / "hf" / "step_2" / "config.json").is_file()

@@ -1,4 +1,6 @@
-"""The local launcher with real processes: environment, output, exit status, signals, and no rank left behind."""
+"""The local launcher with real processes: environment, output, exit status, signals, and no rank
+left behind."""
+
 from __future__ import annotations
 
 import json
@@ -14,13 +16,18 @@ import pytest
 from megaladder.launch import available_cores, rank_environment, under_launcher
 
 WORKER = Path(__file__).with_name("rank_worker.py")
-LAUNCH = "import sys; from megaladder.launch import launch_local; sys.exit(launch_local(int(sys.argv[1]), [sys.executable, *sys.argv[2:]]))"
+LAUNCH = (
+    "import sys; from megaladder.launch import launch_local;"
+    " sys.exit(launch_local(int(sys.argv[1]), [sys.executable, *sys.argv[2:]]))"
+)
 
 
 def start(num_ranks: int, mode: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", LAUNCH, str(num_ranks), str(WORKER), mode, str(folder)]
     variables = {**{k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}, **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+    )
 
 
 def wait_for_ranks(folder: Path, count: int) -> list[dict[str, str]]:
@@ -53,9 +60,10 @@ def test_environment_and_output(tmp_path) -> None:
     assert out == "hello from 0\n"
     assert sorted(err.splitlines()) == ["[rank 1] hello from 1", "[rank 2] hello from 2"]
     ranks = wait_for_ranks(tmp_path, 3)
-    assert [(rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"]) for rank in ranks] == [
-        (str(i), str(i), "3", "3") for i in range(3)
-    ]
+    assert [
+        (rank["RANK"], rank["LOCAL_RANK"], rank["WORLD_SIZE"], rank["LOCAL_WORLD_SIZE"])
+        for rank in ranks
+    ] == [(str(i), str(i), "3", "3") for i in range(3)]
     assert {rank["MASTER_ADDR"] for rank in ranks} == {"127.0.0.1"}
     assert len({rank["MASTER_PORT"] for rank in ranks}) == 1
     assert {rank["OMP_NUM_THREADS"] for rank in ranks} == {str(max(1, available_cores() // 3))}
@@ -65,13 +73,21 @@ def test_environment_and_output(tmp_path) -> None:
 def test_the_users_thread_count_wins() -> None:
     assert rank_environment(0, 2, 1, {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
     assert rank_environment(0, 10_000, 1, {})["OMP_NUM_THREADS"] == "1"
-    assert not any(name.startswith("TORCHELASTIC") for name in rank_environment(0, 2, 1, {"TORCHELASTIC_USE_AGENT_STORE": "True"}))
+    assert not any(
+        name.startswith("TORCHELASTIC")
+        for name in rank_environment(0, 2, 1, {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    )
     assert under_launcher(rank_environment(0, 2, 1, {}))
     assert not under_launcher({"WORLD_SIZE": "2"})
 
 
-@pytest.mark.parametrize(("mode", "status", "how"), [("exit2", 2, "exited with status 2"), ("SIGKILL", 1, "was killed by SIGKILL")])
-def test_a_failed_rank_ends_the_others_soon_and_is_named(tmp_path, mode: str, status: int, how: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "status", "how"),
+    [("exit2", 2, "exited with status 2"), ("SIGKILL", 1, "was killed by SIGKILL")],
+)
+def test_a_failed_rank_ends_the_others_soon_and_is_named(
+    tmp_path, mode: str, status: int, how: str
+) -> None:
     launcher = start(3, mode, tmp_path)
     ranks = wait_for_ranks(tmp_path, 3)
     began = time.monotonic()
@@ -89,7 +105,10 @@ def test_signals_reach_every_rank_and_status_3_comes_back(tmp_path, number: sign
     launcher.send_signal(number)
     _, err = launcher.communicate(timeout=30)
     assert launcher.returncode == 3
-    assert [(tmp_path / f"signal_{rank}").read_text() for rank in (0, 1)] == [number.name, number.name]
+    assert [(tmp_path / f"signal_{rank}").read_text() for rank in (0, 1)] == [
+        number.name,
+        number.name,
+    ]
     assert "start the same command again" in err
 
 
@@ -103,14 +122,23 @@ def test_ranks_die_with_a_killed_launcher(tmp_path) -> None:
     launcher.stderr.close()
 
 
-@pytest.mark.parametrize(("mode", "said"), [("all fail", "megaladder: from rank 0"), ("rank 1 fails", "megaladder: from rank 1"),
-                                           ("rank 1 has the cause", "megaladder: from rank 1")])
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("all fail", "megaladder: from rank 0"),
+        ("rank 1 fails", "megaladder: from rank 1"),
+        ("rank 1 has the cause", "megaladder: from rank 1"),
+    ],
+)
 def test_one_rank_speaks_for_all_and_leaves_the_status(tmp_path, mode: str, said: str) -> None:
-    """Ranks that fail together, one that fails alone, and ranks that only follow another one's error."""
+    """Ranks that fail together, one that fails alone, and ranks that only follow another one's
+    error."""
     launcher = start(3, mode, tmp_path, MEGALADDER_STATUS_FILE=str(tmp_path / "status"))
     _, err = launcher.communicate(timeout=30)
     assert launcher.returncode == 2
-    assert [line.removeprefix("[rank 1] ") for line in err.splitlines() if "megaladder: from" in line] == [said]
+    assert [
+        line.removeprefix("[rank 1] ") for line in err.splitlines() if "megaladder: from" in line
+    ] == [said]
     assert (tmp_path / "status").read_text() == "2\n"
 
 
@@ -127,9 +155,11 @@ def test_without_a_launcher_everybody_speaks(monkeypatch, tmp_path) -> None:
 
 def test_a_late_signal_does_not_undo_a_finished_rank(tmp_path) -> None:
     """SIGUSR1 while Python ends: status 3 stays 3."""
-    code = ("import atexit, os, signal, sys; from megaladder.launch import end_of_rank; signal.signal(signal.SIGUSR1, lambda *_: None);"
-            "end_of_rank(); atexit.register(os.kill, os.getpid(), signal.SIGUSR1);"
-            "signal.raise_signal(signal.SIGUSR1); sys.exit(3)")
+    code = (
+        "import atexit, os, signal, sys; from megaladder.launch import end_of_rank;"
+        " signal.signal(signal.SIGUSR1, lambda *_: None);end_of_rank(); atexit.register(os.kill,"
+        " os.getpid(), signal.SIGUSR1);signal.raise_signal(signal.SIGUSR1); sys.exit(3)"
+    )
     variables = {**os.environ, "RANK": "0", "WORLD_SIZE": "1"}
     assert subprocess.run([sys.executable, "-c", code], env=variables, check=False).returncode == 3
 

@@ -1,4 +1,5 @@
 """What a run says: the step line, one row a step, sinks that cannot hurt."""
+
 from __future__ import annotations
 
 import io
@@ -11,7 +12,14 @@ from megaladder.run_dir import RunDir, read_jsonl
 
 
 def metrics(step: int, **more: object) -> StepMetrics:
-    usual = {"total_steps": 640, "loss": 0.81, "lr": 5e-5, "grad_norm": 1.2, "tokens": 40960, "step_s": 2.1}
+    usual = {
+        "total_steps": 640,
+        "loss": 0.81,
+        "lr": 5e-5,
+        "grad_norm": 1.2,
+        "tokens": 40960,
+        "step_s": 2.1,
+    }
     return StepMetrics(**{"step": step, **usual, **more})
 
 
@@ -22,12 +30,22 @@ def run(tmp_path):
 
 
 def test_step_line() -> None:
-    full = metrics(12, mfu=0.4123, non_padding_share=0.986, memory_bytes=int(4.1 * 1024**3), extra={"epoch": 0, "held_out_loss": 0.9})
-    assert full.line() == (
-        "step 12/640  loss 0.8100  lr 5.00e-05  grad 1.200  19,505 tok/s  mfu 41.2%  filled 98.6%  mem 4.10 GiB  2.10 s"
-        "  epoch 0  held_out_loss 0.9"
+    full = metrics(
+        12,
+        mfu=0.4123,
+        non_padding_share=0.986,
+        memory_bytes=int(4.1 * 1024**3),
+        extra={"epoch": 0, "held_out_loss": 0.9},
     )
-    assert metrics(1, loss=None, grad_norm=None).line() == "step 1/640  loss none  lr 5.00e-05  grad none  19,505 tok/s  2.10 s"
+    assert (
+        full.line()
+        == "step 12/640  loss 0.8100  lr 5.00e-05  grad 1.200  19,505 tok/s  mfu 41.2%  filled"
+        " 98.6%  mem 4.10 GiB  2.10 s  epoch 0  held_out_loss 0.9"
+    )
+    assert (
+        metrics(1, loss=None, grad_norm=None).line()
+        == "step 1/640  loss none  lr 5.00e-05  grad none  19,505 tok/s  2.10 s"
+    )
 
 
 def test_rows_are_full_precision_and_never_nan(run) -> None:
@@ -115,18 +133,25 @@ def test_a_failing_sink_warns_once_and_never_stops_the_run(run, capsys, method: 
     assert good.calls == ["start", "log", "log", "log", "finish"]
     assert bad.calls == good.calls[: good.calls.index(method) + 1]
     warnings = capsys.readouterr().err.splitlines()
-    assert warnings == [f"warning: bad failed at {method} and is switched off for this run: ConnectionError: no route to host"]
+    assert warnings == [
+        f"warning: bad failed at {method} and is switched off for this run: ConnectionError: no"
+        " route to host"
+    ]
     assert len(list(read_jsonl(run.metrics))) == 3
 
 
 @pytest.mark.parametrize(("sink", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboard")])
-def test_a_sink_without_its_package_says_the_command(run, capsys, monkeypatch, sink: str, package: str) -> None:
+def test_a_sink_without_its_package_says_the_command(
+    run, capsys, monkeypatch, sink: str, package: str
+) -> None:
     import sys
 
     for name in ("wandb", "tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)
     log = RunLog(run, stream=io.StringIO())
-    log.start_sinks({sink: WandbSink("p", run.path) if sink == "wandb" else TensorBoardSink(run.path, 1)}, {})
+    log.start_sinks(
+        {sink: WandbSink("p", run.path) if sink == "wandb" else TensorBoardSink(run.path, 1)}, {}
+    )
     log.close()
     assert f"pip install 'megaladder[{package}]'" in capsys.readouterr().err
 
@@ -143,7 +168,9 @@ def test_a_console_that_went_away_does_not_stop_the_run(run) -> None:
 
 
 def test_final_table_is_aligned() -> None:
-    assert format_table("SFT finished", [("steps", "640"), ("held-out loss", "1.2 → 0.8")]).splitlines() == [
+    assert format_table(
+        "SFT finished", [("steps", "640"), ("held-out loss", "1.2 → 0.8")]
+    ).splitlines() == [
         "------------------------",
         "SFT finished",
         "------------------------",

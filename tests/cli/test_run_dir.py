@@ -1,4 +1,6 @@
-"""The run folder survives kills and full disks: atomic files, torn tails, one run per folder, no step twice."""
+"""The run folder survives kills and full disks: atomic files, torn tails, one run per folder, no
+step twice."""
+
 from __future__ import annotations
 
 import json
@@ -57,9 +59,19 @@ def test_json_never_holds_nan_or_infinity(value: object) -> None:
 
 
 def test_json_takes_numpy_and_paths_and_keeps_unicode_and_full_precision() -> None:
-    value = {"b": np.float32(0.5), "a": np.arange(2), "p": Path("x"), "nan": np.float64("nan"), "u": "½ 二", "f": 0.1 + 0.2}
+    value = {
+        "b": np.float32(0.5),
+        "a": np.arange(2),
+        "p": Path("x"),
+        "nan": np.float64("nan"),
+        "u": "½ 二",
+        "f": 0.1 + 0.2,
+    }
     text = to_json(value, sort_keys=True)
-    assert text == '{"a": [0, 1], "b": 0.5, "f": 0.30000000000000004, "nan": null, "p": "x", "u": "½ 二"}'
+    assert (
+        text
+        == '{"a": [0, 1], "b": 0.5, "f": 0.30000000000000004, "nan": null, "p": "x", "u": "½ 二"}'
+    )
     with pytest.raises(TypeError, match="no JSON form for object"):
         to_json(object())
 
@@ -68,8 +80,11 @@ _ROW = st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), st.int
 
 
 @given(st.lists(_ROW, min_size=1, max_size=5), st.data())
-def test_a_kill_at_any_byte_costs_at_most_the_row_being_written(tmp_path_factory, rows, data) -> None:
-    """Every prefix of the file: the complete rows are kept, the torn one is cut off before the next append."""
+def test_a_kill_at_any_byte_costs_at_most_the_row_being_written(
+    tmp_path_factory, rows, data
+) -> None:
+    """Every prefix of the file: the complete rows are kept, the torn one is cut off before the next
+    append."""
     path = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
     with JsonlFile(path) as file:
         for row in rows:
@@ -135,7 +150,9 @@ def test_killed_writers_leave_old_or_new_content_never_a_mixture(tmp_path) -> No
     target = tmp_path / "file"
     rng = np.random.default_rng(0)
     for _ in range(8):
-        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(target)], stdout=subprocess.PIPE)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", _WRITER, str(target)], stdout=subprocess.PIPE
+        )
         assert writer.stdout.readline() == b"go\n"
         time.sleep(float(rng.uniform(0, 0.05)))
         writer.send_signal(signal.SIGKILL)
@@ -182,7 +199,9 @@ time.sleep(60)
 
 
 def test_one_run_per_folder_and_a_killed_one_does_not_block(tmp_path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, str(tmp_path)], stdout=subprocess.PIPE
+    )
     try:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match=f"in use by process {holder.pid} on .* fix: "):
@@ -208,7 +227,10 @@ def test_config_and_fingerprint_round_trip(tmp_path) -> None:
         fingerprint = run.read_fingerprint()
     assert fingerprint["data_sha256"] == "ab"
     assert fingerprint["environment"]["packages"]["torch"].startswith("2.")
-    assert not any(os.environ.get(name, "x" * 99) in json.dumps(fingerprint) for name in ("HF_TOKEN", "WANDB_API_KEY"))
+    assert not any(
+        os.environ.get(name, "x" * 99) in json.dumps(fingerprint)
+        for name in ("HF_TOKEN", "WANDB_API_KEY")
+    )
     (tmp_path / "a" / "run" / "fingerprint.json").write_text("{")
     with pytest.raises(ConfigError, match=r"fingerprint\.json: unreadable"):
         RunDir(tmp_path / "a" / "run", writer=False).read_fingerprint()

@@ -1,4 +1,5 @@
-"""Every YAML file under examples/ that is a run resolves, writes itself back, and has a comment that says how to start it."""
+"""Every YAML file under examples/ that is a run resolves, writes itself back, and has a comment
+that says how to start it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def _class_of(path: Path) -> type[SftConfig] | type[GrpoConfig] | None:
 
 
 def test_there_are_examples() -> None:
-    assert {"sft_qwen3_14b.yaml", "sft_arithmetic_cpu.yaml", "sft_gsm8k_cpu.yaml"} <= {path.name for path in RUNS}
+    assert {"sft_qwen3_14b.yaml", "sft_arithmetic_cpu.yaml", "sft_gsm8k_cpu.yaml"} <= {
+        path.name for path in RUNS
+    }
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
@@ -40,29 +43,48 @@ def test_shipped_config_resolves(path: Path) -> None:
     assert batch_line(config, ranks)
     assert config_class.model_validate(parse_yaml(to_yaml(config), "resolved").values) == config
     assert path.read_text().startswith("# "), "say on top what it is and how to start it"
-    assert "megaladder" in path.read_text().split("run_dir")[0] or ".sh" in path.read_text().split("run_dir")[0]
+    assert (
+        "megaladder" in path.read_text().split("run_dir")[0]
+        or ".sh" in path.read_text().split("run_dir")[0]
+    )
 
 
 def test_the_14b_recipe_is_the_published_one() -> None:
-    """papers.md §6.1: lr 5e-5, 8 epochs, batch 256, cosine with warm-up 0.1, betas 0.9/0.999, wd 0.01, clip 1.0, 8 GPUs."""
+    """papers.md §6.1: lr 5e-5, 8 epochs, batch 256, cosine with warm-up 0.1, betas 0.9/0.999, wd
+    0.01, clip 1.0, 8 GPUs."""
     config = from_yaml(SftConfig, str(EXAMPLES / "configs" / "sft_qwen3_14b.yaml"))
-    assert (config.optim.lr, config.optim.betas, config.optim.weight_decay, config.optim.clip_grad) == (5e-5, (0.9, 0.999), 0.01, 1.0)
-    assert (config.optim.schedule, config.optim.warmup_ratio, config.train.epochs, config.train.global_batch_size) == (
-        "cosine",
-        0.1,
-        8,
-        256,
-    )
+    assert (
+        config.optim.lr,
+        config.optim.betas,
+        config.optim.weight_decay,
+        config.optim.clip_grad,
+    ) == (5e-5, (0.9, 0.999), 0.01, 1.0)
+    assert (
+        config.optim.schedule,
+        config.optim.warmup_ratio,
+        config.train.epochs,
+        config.train.global_batch_size,
+    ) == ("cosine", 0.1, 8, 256)
     assert (config.train.fp8, config.data.packing, config.data.seq_length) == (None, True, 20480)
     assert config.parallel.ranks == 8
     assert {10, 20, 40, 80, 160, 320, 480, 640} == set(config.checkpoint.keep_steps)
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.relative_to(EXAMPLES).as_posix())
-def test_check_passes_without_data_and_says_what_is_needed(path: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    """On a machine that has neither models nor data: a run's layout and memory, a recipe's stages and columns."""
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.relative_to(EXAMPLES).as_posix()
+)
+def test_check_passes_without_data_and_says_what_is_needed(
+    path: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    """On a machine that has neither models nor data: a run's layout and memory, a recipe's stages
+    and columns."""
     monkeypatch.chdir(tmp_path)  # a checkout may hold what a quickstart made
     assert cli.main(["check", str(path)]) == 0
     said = capsys.readouterr().out
     assert "needs  " in said or "next  " in said
-    assert "memory/rank" in said or "selections" in said or "rule  " in said or "no known model" in said
+    assert (
+        "memory/rank" in said
+        or "selections" in said
+        or "rule  " in said
+        or "no known model" in said
+    )

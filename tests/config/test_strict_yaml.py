@@ -14,12 +14,31 @@ from megaladder.errors import ConfigError
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-5", 1e-5), ("5.0e-5", 5e-5), ("1E3", 1000.0), (".5", 0.5), ("1.", 1.0), ("+7", 7), ("-0.0", -0.0), ("010", 10),
-        ("true", True), ("False", False), ("null", None), ("~", None), ("", None), (".inf", float("inf")),
-        ("no", "no"), ("on", "on"), ("off", "off"), ("1:30", "1:30"), ("2026-11-20", "2026-11-20"), ("0x10", "0x10"), ("'1e-5'", "1e-5"),
-        ("[1, 2e-1, x]", [1, 0.2, "x"]), ("1_000", "1_000"),
+        ("1e-5", 1e-5),
+        ("5.0e-5", 5e-5),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("+7", 7),
+        ("-0.0", -0.0),
+        ("010", 10),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        (".inf", float("inf")),
+        ("no", "no"),
+        ("on", "on"),
+        ("off", "off"),
+        ("1:30", "1:30"),
+        ("2026-11-20", "2026-11-20"),
+        ("0x10", "0x10"),
+        ("'1e-5'", "1e-5"),
+        ("[1, 2e-1, x]", [1, 0.2, "x"]),
+        ("1_000", "1_000"),
     ],
-)  # fmt: skip
+)
 def test_scalars_are_what_they_look_like(text: str, value: object) -> None:
     found = parse_yaml(f"k: {text}", "f").values["k"]
     assert found == value
@@ -45,7 +64,10 @@ def test_lines_of_every_key() -> None:
         ("optim: {lr: 1, lr: 2}", "f:1: key 'optim.lr' stands in line 1 already"),
         ("a: [1, 2\nb: 3\n", "f:2: not valid YAML"),
         ("a: 1\n\tb: 2\n", "f:2: not valid YAML"),
-        ("a: !!python/object/apply:os.system ['true']", "f:1: tag tag:yaml.org,2002:python/object/apply:os.system"),
+        (
+            "a: !!python/object/apply:os.system ['true']",
+            "f:1: tag tag:yaml.org,2002:python/object/apply:os.system",
+        ),
         ("? [1, 2]\n: 3\n", "f:1: a key must be a plain word"),
         ("a: &x [*x]", "f:1: an anchor contains itself"),
         ("a: \x07", "f: not valid YAML"),
@@ -65,7 +87,11 @@ def test_faults_name_file_line_and_fix(text: str, message: str | None) -> None:
 def test_python_tags_are_not_executed(tmp_path) -> None:
     witness = tmp_path / "witness"
     with pytest.raises(ConfigError, match="tags such as"):
-        parse_yaml(f"a: !!python/object/apply:pathlib.Path.touch ['{witness}']\nb: !!python/name:os.system x", "f")
+        parse_yaml(
+            f"a: !!python/object/apply:pathlib.Path.touch ['{witness}']\nb:"
+            " !!python/name:os.system x",
+            "f",
+        )
     assert not witness.exists()
 
 
@@ -75,16 +101,36 @@ def test_anchors_and_aliases_work() -> None:
 
 def test_unreadable_files(tmp_path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9\n")
-    for path, message in [("latin.yaml", "not UTF-8"), ("absent.yaml", "no such file"), (".", "is a folder")]:
+    for path, message in [
+        ("latin.yaml", "not UTF-8"),
+        ("absent.yaml", "no such file"),
+        (".", "is a folder"),
+    ]:
         with pytest.raises(ConfigError, match=message):
             load_yaml(tmp_path / path)
 
 
-_LEAVES = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text(max_size=20)
-_KEYS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
+_LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+)
+_KEYS = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8
+)
 
 
-@given(st.dictionaries(_KEYS, st.recursive(_LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(_KEYS, x, max_size=3)), min_size=1))
+@given(
+    st.dictionaries(
+        _KEYS,
+        st.recursive(
+            _LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(_KEYS, x, max_size=3)
+        ),
+        min_size=1,
+    )
+)
 @example({"0": "\x85"})
 def test_what_we_write_reads_back_the_same(values: dict[str, object]) -> None:
     assert parse_yaml(dump_yaml(values), "f").values == values

@@ -1,4 +1,5 @@
-"""Generated data: every trace verified by a checker that knows nothing of the generators, and the checker itself put to the test."""
+"""Generated data: every trace verified by a checker that knows nothing of the generators, and the
+checker itself put to the test."""
 
 from __future__ import annotations
 
@@ -11,7 +12,12 @@ import pytest
 from megaladder.config.verbs.data import MakeArithmeticConfig, MakeCountdownConfig
 from megaladder.data.curate.rows import iter_rows
 from megaladder.data.make.arithmetic import ArithmeticSpec, arithmetic_rows
-from megaladder.data.make.check import check_arithmetic, check_countdown, evaluate, is_countdown_solution
+from megaladder.data.make.check import (
+    check_arithmetic,
+    check_countdown,
+    evaluate,
+    is_countdown_solution,
+)
 from megaladder.data.make.countdown import CountdownSpec, countdown_rows
 from megaladder.data.make.run import problem_row, run_make
 from megaladder.data.make.split import is_test_question
@@ -27,7 +33,11 @@ ARITHMETIC = [
     ArithmeticSpec(digits=2, steps=6, operations="-*+"),
     ArithmeticSpec(digits=3, steps=4, operations="*+-", shuffle=True, recheck_share=0.5),
 ]
-COUNTDOWN = [CountdownSpec(), CountdownSpec(numbers=3, largest=9, breadth=3), CountdownSpec(numbers=6, max_backtracks=30, min_backtracks=8)]
+COUNTDOWN = [
+    CountdownSpec(),
+    CountdownSpec(numbers=3, largest=9, breadth=3),
+    CountdownSpec(numbers=6, max_backtracks=30, min_backtracks=8),
+]
 
 
 def rows_of(spec, count, seed=42, test=False):
@@ -47,9 +57,15 @@ def test_every_arithmetic_line_is_true(spec: ArithmeticSpec) -> None:
 def test_recheck_and_direct_share_change_answers_and_no_question() -> None:
     mixed, plain = rows_of(ArithmeticSpec(recheck_share=0.4), 2000), rows_of(ArithmeticSpec(), 2000)
     assert [row["question"] for row in mixed] == [row["question"] for row in plain]
-    assert 0.36 < sum(row["rechecks"] > 0 for row in mixed) / 2000 < 0.44  # ±0.04 is 3.6 standard deviations
+    assert (
+        0.36 < sum(row["rechecks"] > 0 for row in mixed) / 2000 < 0.44
+    )  # ±0.04 is 3.6 standard deviations
     for one, other in zip(mixed, plain, strict=True):
-        lines = [line for line in one["messages"][1]["content"].split("\n") if not line.startswith("Wait, ")]
+        lines = [
+            line
+            for line in one["messages"][1]["content"].split("\n")
+            if not line.startswith("Wait, ")
+        ]
         assert "\n".join(lines) == other["messages"][1]["content"]
     direct = rows_of(ArithmeticSpec(recheck_share=0.4, direct_share=0.5), 2000)
     assert 0.45 < sum(not row["worked"] for row in direct) / 2000 < 0.55
@@ -69,7 +85,10 @@ def test_every_countdown_trace_replays(spec: CountdownSpec) -> None:
     rows = rows_of(spec, 150)
     assert [fault for row in rows for fault in check_countdown(row)] == []
     assert all(row["backtracks"] >= spec.min_backtracks for row in rows)
-    assert all(len(row["numbers"]) == spec.numbers and 10 <= row["target"] <= spec.max_target for row in rows)
+    assert all(
+        len(row["numbers"]) == spec.numbers and 10 <= row["target"] <= spec.max_target
+        for row in rows
+    )
 
 
 @pytest.mark.slow
@@ -84,12 +103,16 @@ def test_difficulty_knobs_move_the_measures() -> None:
         return sum(row[name] for row in rows_of(spec, 200)) / 200
 
     assert mean(CountdownSpec(breadth=0), "backtracks") == 0
-    assert mean(CountdownSpec(breadth=1), "backtracks") < mean(CountdownSpec(breadth=3), "backtracks")
+    assert mean(CountdownSpec(breadth=1), "backtracks") < mean(
+        CountdownSpec(breadth=3), "backtracks"
+    )
     assert mean(CountdownSpec(numbers=3), "tries") < mean(CountdownSpec(numbers=5), "tries")
     assert mean(ArithmeticSpec(digits=1), "largest") < mean(ArithmeticSpec(digits=3), "largest")
 
 
-@pytest.mark.parametrize("spec", [ArithmeticSpec(), CountdownSpec()], ids=["arithmetic", "countdown"])
+@pytest.mark.parametrize(
+    "spec", [ArithmeticSpec(), CountdownSpec()], ids=["arithmetic", "countdown"]
+)
 def test_seed_decides_and_more_rows_only_add(spec) -> None:
     first = rows_of(spec, 60)
     assert rows_of(spec, 90)[:60] == first
@@ -97,7 +120,9 @@ def test_seed_decides_and_more_rows_only_add(spec) -> None:
     assert len({row["id"] for row in first}) == 60
 
 
-@pytest.mark.parametrize("spec", [ArithmeticSpec(), CountdownSpec()], ids=["arithmetic", "countdown"])
+@pytest.mark.parametrize(
+    "spec", [ArithmeticSpec(), CountdownSpec()], ids=["arithmetic", "countdown"]
+)
 def test_train_and_test_never_overlap_whatever_the_seed(spec) -> None:
     train = {row["question"] for seed in (1, 2) for row in rows_of(spec, 300, seed)}
     test = {row["question"] for seed in (1, 3) for row in rows_of(spec, 100, seed, test=True)}
@@ -106,7 +131,9 @@ def test_train_and_test_never_overlap_whatever_the_seed(spec) -> None:
     assert not any(is_test_question(question) for question in train)
 
 
-@pytest.mark.parametrize("spec", [ArithmeticSpec(), CountdownSpec()], ids=["arithmetic", "countdown"])
+@pytest.mark.parametrize(
+    "spec", [ArithmeticSpec(), CountdownSpec()], ids=["arithmetic", "countdown"]
+)
 def test_the_grader_accepts_every_trace_and_refuses_another_gold(spec) -> None:
     for row in rows_of(spec, 60):
         response = row["messages"][1]["content"]
@@ -123,7 +150,10 @@ def _change_one_number(text: str, rng: random.Random) -> str:
 
 def test_the_checkers_notice_any_changed_number() -> None:
     rng = random.Random(0)
-    for spec, check in ((ArithmeticSpec(recheck_share=0.3), check_arithmetic), (CountdownSpec(numbers=4), check_countdown)):
+    for spec, check in (
+        (ArithmeticSpec(recheck_share=0.3), check_arithmetic),
+        (CountdownSpec(numbers=4), check_countdown),
+    ):
         for row in rows_of(spec, 60):
             user, assistant = row["messages"]
             broken = {**assistant, "content": _change_one_number(assistant["content"], rng)}
@@ -142,24 +172,41 @@ def test_the_countdown_checker_notices_a_missing_line_and_a_wrong_count() -> Non
 
 @pytest.mark.parametrize(
     ("text", "solves"),
-    [("(2 + 3) * 5", True), ("5 * (3 + 2)", True), ("25", False), ("5 * 5", False), ("2 + 3 * 5", False), ("2+3)*5", False),
-     ("__import__('os')", False), ("(2 + 3) * 5 + 0", False), ("9" * 3000, False), ("5 / (3 - 2 - 1)", False)],
-)  # fmt: skip
+    [
+        ("(2 + 3) * 5", True),
+        ("5 * (3 + 2)", True),
+        ("25", False),
+        ("5 * 5", False),
+        ("2 + 3 * 5", False),
+        ("2+3)*5", False),
+        ("__import__('os')", False),
+        ("(2 + 3) * 5 + 0", False),
+        ("9" * 3000, False),
+        ("5 / (3 - 2 - 1)", False),
+    ],
+)
 def test_countdown_solution(text: str, solves: bool) -> None:
     assert is_countdown_solution(text, [2, 3, 5], 25) is solves
 
 
 def test_readers_take_the_files(tmp_path) -> None:
     """SFT rows are of exactly one schema; the held-out problems are read for evaluation and RL."""
-    for name, config_class in (("arithmetic", MakeArithmeticConfig), ("countdown", MakeCountdownConfig)):
+    for name, config_class in (
+        ("arithmetic", MakeArithmeticConfig),
+        ("countdown", MakeCountdownConfig),
+    ):
         out, test_out = tmp_path / f"{name}.parquet", tmp_path / f"{name}_test.jsonl"
-        run_make(config_class(kind=name, rows=30, out=str(out), test_out=str(test_out), test_rows=10))
+        run_make(
+            config_class(kind=name, rows=30, out=str(out), test_out=str(test_out), test_rows=10)
+        )
         reader = ExampleReader(out, ReadOptions())
         assert reader.schema.name == "messages"
         assert len(list(reader)) == 30
         problems = read_problems(test_out)
         assert len(problems) == 10
-        assert all(problem.kind == "math" and problem.prompt[0].role == "user" for problem in problems)
+        assert all(
+            problem.kind == "math" and problem.prompt[0].role == "user" for problem in problems
+        )
     made = json.loads((tmp_path / "countdown_test.jsonl").read_text().splitlines()[0])
     assert "messages" not in made, "a held-out problem must not carry its trace"
     assert problem_row(next(iter(rows_of(CountdownSpec(), 1, test=True)))) == made
@@ -168,10 +215,16 @@ def test_readers_take_the_files(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(lambda: rows_of(ArithmeticSpec(digits=1, steps=1), 500), "different training questions found"),
-     (lambda: ArithmeticSpec(operations="*/"), "operations"), (lambda: CountdownSpec(numbers=2), "numbers 2 is outside"),
-     (lambda: CountdownSpec(min_backtracks=20), "min_backtracks 20")],
-)  # fmt: skip
+    [
+        (
+            lambda: rows_of(ArithmeticSpec(digits=1, steps=1), 500),
+            "different training questions found",
+        ),
+        (lambda: ArithmeticSpec(operations="*/"), "operations"),
+        (lambda: CountdownSpec(numbers=2), "numbers 2 is outside"),
+        (lambda: CountdownSpec(min_backtracks=20), "min_backtracks 20"),
+    ],
+)
 def test_impossible_wishes_are_told(make, message: str) -> None:
     with pytest.raises(DataError, match=message):
         make()

@@ -48,7 +48,9 @@ def test_find_equals_brute_force(text: list[str], problems: list[list[str]], n: 
     found = {
         (span.problem.position, start, span.problem_start + start - span.start)
         for span in index.find(" ".join(text))
-        for start in range(span.start, span.start + span.length - min(n, len(span.problem.word_ids)) + 1)
+        for start in range(
+            span.start, span.start + span.length - min(n, len(span.problem.word_ids)) + 1
+        )
     }
     expected = set()
     for position, problem in enumerate(problems):
@@ -67,7 +69,9 @@ def test_spans_are_maximal_and_placed() -> None:
 
 
 def test_unicode_forms_and_case_are_one_word() -> None:
-    (span,) = index_of("Ｆｉｎｄ the café's ½ price in straße nine").find("find THE cafe\u0301’s 1⁄2 price in STRASSE nine")
+    (span,) = index_of("Ｆｉｎｄ the café's ½ price in straße nine").find(
+        "find THE cafe\u0301’s 1⁄2 price in STRASSE nine"
+    )
     assert span.length == 10
 
 
@@ -87,7 +91,10 @@ def test_near_duplicates_have_the_exact_similarity() -> None:
     duplicate = finder.check("b", changed)
     assert duplicate is not None
     assert (duplicate.of, duplicate.similarity) == ("a", 12 / 14)
-    assert finder.check("c", "an entirely different question about seven green bottles on a wall") is None
+    assert (
+        finder.check("c", "an entirely different question about seven green bottles on a wall")
+        is None
+    )
     assert finder.check("empty", "?!") is None
     assert finder.check("empty too", "?!") is None
 

@@ -52,7 +52,10 @@ def test_run_resolves_and_its_ranks_divide(path: Path) -> None:
     config = config_of(path)
     assert check_world(config, config.parallel.ranks or config.parallel.model_ranks) >= 1
     assert path.read_text().startswith("# "), "say on top what it is"
-    assert f"examples/recipes/{path.relative_to(RECIPES)}" in path.read_text() or path.name.endswith("base.yaml"), "and how to start it"
+    assert (
+        f"examples/recipes/{path.relative_to(RECIPES)}" in path.read_text()
+        or path.name.endswith("base.yaml")
+    ), "and how to start it"
 
 
 @pytest.mark.parametrize("path", SELECTIONS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -69,7 +72,10 @@ def test_the_33_rethinking_overlays_are_what_their_names_say() -> None:
         assert path.stem == str(parse_run_name(path.stem))
         for section, keys in layered.items():
             found = file[section]
-            assert (keys.items() <= found.items()) if isinstance(keys, dict) else (keys == found), (path.name, section)
+            assert (keys.items() <= found.items()) if isinstance(keys, dict) else (keys == found), (
+                path.name,
+                section,
+            )
         config = config_of(path)
         base = config_of(RECIPES / "rethinking" / "base.yaml")
         assert config.optim.betas == base.optim.betas == (0.9, 0.999)
@@ -81,15 +87,21 @@ def test_published_step_counts() -> None:
     for name, steps in STEPS.items():
         config = config_of(RECIPES / "rethinking" / "runs" / f"{name}.yaml")
         rows = DATA_ROWS[parse_run_name(name).data]
-        assert rows // config.train.global_batch_size * config.train.epochs == parse_run_name(name).steps == steps, name
+        assert (
+            rows // config.train.global_batch_size * config.train.epochs
+            == parse_run_name(name).steps
+            == steps
+        ), name
     for label, rows in (("50k1ep", 50_000), ("25k2ep", 25_000), ("12.5k4ep", 12_500)):
         config = config_of(RECIPES / "quagmires" / f"train_{label}.yaml")
         assert rows / config.train.global_batch_size * config.train.epochs == 400
         assert config.data.path == f"quagmires/sft_{label}.jsonl"
     plans = load_recipes(str(RECIPES / "quagmires" / "equal_budget.yaml"), [], STAGES)
     assert [(plan.name, plan.values["rows"], plan.values["steps"]) for plan in plans] == [
-        ("sft_50k1ep", 50_000, 400), ("sft_25k2ep", 25_000, 400), ("sft_12.5k4ep", 12_500, 400),
-    ]  # fmt: skip
+        ("sft_50k1ep", 50_000, 400),
+        ("sft_25k2ep", 25_000, 400),
+        ("sft_12.5k4ep", 12_500, 400),
+    ]
     limo = config_of(RECIPES / "limo" / "train_limo.yaml")
     assert 800 / limo.train.global_batch_size * limo.train.epochs == 375
     assert limo.checkpoint.every == 25, "once an epoch"
@@ -98,9 +110,16 @@ def test_published_step_counts() -> None:
 def test_every_model_of_the_grammar_has_a_layout_that_fits() -> None:
     """Heads, key/value groups and layers of the published models (their config.json)."""
     shapes = {
-        "Qwen3-1.7B": (16, 8, 28), "Qwen3-4B": (32, 8, 36), "Qwen3-8B": (32, 8, 36), "Qwen3-14B": (40, 8, 40), "Qwen2.5-1.5B": (12, 2, 28),
-        "Qwen2.5-3B": (16, 2, 36), "Qwen2.5-7B": (28, 4, 28), "Qwen2.5-14B": (40, 8, 48), "InternLM2.5-20B": (48, 8, 48),
-    }  # fmt: skip
+        "Qwen3-1.7B": (16, 8, 28),
+        "Qwen3-4B": (32, 8, 36),
+        "Qwen3-8B": (32, 8, 36),
+        "Qwen3-14B": (40, 8, 40),
+        "Qwen2.5-1.5B": (12, 2, 28),
+        "Qwen2.5-3B": (16, 2, 36),
+        "Qwen2.5-7B": (28, 4, 28),
+        "Qwen2.5-14B": (40, 8, 48),
+        "InternLM2.5-20B": (48, 8, 48),
+    }
     assert shapes.keys() == MODELS.keys()
     for model, (heads, groups, layers) in shapes.items():
         _, tp, pp = MODELS[model]
@@ -110,46 +129,83 @@ def test_every_model_of_the_grammar_has_a_layout_that_fits() -> None:
 
 def test_s1_and_dapo_values_are_the_published_ones() -> None:
     s1 = config_of(RECIPES / "s1" / "train_s1.yaml")
-    assert (s1.optim.lr, s1.optim.betas, s1.optim.weight_decay, s1.optim.warmup_ratio) == (1e-5, (0.9, 0.95), 1e-4, 0.05)
-    assert (s1.train.global_batch_size, s1.train.epochs, s1.data.seq_length, s1.data.response_template) == (
-        16,
-        5,
-        32768,
-        "<|im_start|>assistant\n",
+    assert (s1.optim.lr, s1.optim.betas, s1.optim.weight_decay, s1.optim.warmup_ratio) == (
+        1e-5,
+        (0.9, 0.95),
+        1e-4,
+        0.05,
     )
+    assert (
+        s1.train.global_batch_size,
+        s1.train.epochs,
+        s1.data.seq_length,
+        s1.data.response_template,
+    ) == (16, 5, 32768, "<|im_start|>assistant\n")
     s1_1 = config_of(RECIPES / "s1" / "train_s1_1.yaml")
-    assert (s1_1.data.s1_teacher, s1_1.data.response_template, s1_1.optim.lr) == ("deepseek", None, 1e-5)
+    assert (s1_1.data.s1_teacher, s1_1.data.response_template, s1_1.optim.lr) == (
+        "deepseek",
+        None,
+        1e-5,
+    )
     rl = config_of(RECIPES / "transferability" / "rl_dapo.yaml")
-    assert (rl.grpo.prompts_per_step, rl.rollout.n, rl.grpo.mini_batches, rl.grpo.clip_low, rl.grpo.clip_high) == (512, 16, 16, 0.2, 0.28)
-    assert (rl.optim.lr, rl.optim.warmup_steps, rl.grpo.kl, rl.reward.overlong, rl.grpo.dual_clip) == (1e-6, 10, "none", 4096, 10.0)
+    assert (
+        rl.grpo.prompts_per_step,
+        rl.rollout.n,
+        rl.grpo.mini_batches,
+        rl.grpo.clip_low,
+        rl.grpo.clip_high,
+    ) == (512, 16, 16, 0.2, 0.28)
+    assert (
+        rl.optim.lr,
+        rl.optim.warmup_steps,
+        rl.grpo.kl,
+        rl.reward.overlong,
+        rl.grpo.dual_clip,
+    ) == (1e-6, 10, "none", 4096, 10.0)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("Qwen3-14B_Math-CoT-20k_lr5e-5_ep8", "expected"), ("Qwen9_Math-CoT-20k_lr5e-5_ep8_bs256", "unknown model 'Qwen9'"),
-     ("Qwen3-14B_Math-CoT-3k_lr5e-5_ep8_bs256", "unknown data 'Math-CoT-3k'")],
-)  # fmt: skip
+    [
+        ("Qwen3-14B_Math-CoT-20k_lr5e-5_ep8", "expected"),
+        ("Qwen9_Math-CoT-20k_lr5e-5_ep8_bs256", "unknown model 'Qwen9'"),
+        ("Qwen3-14B_Math-CoT-3k_lr5e-5_ep8_bs256", "unknown data 'Math-CoT-3k'"),
+    ],
+)
 def test_names_outside_the_grammar(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_run_name(name)
 
 
-# --- base files --------------------------------------------------------------------------------------------------------------------
+# --- base files
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_overlay_wins_key_by_key_and_the_command_line_over_both(tmp_path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "base.yaml").write_text(
-        "model: {path: m}\ndata: {path: d}\noptim: {lr: 1.0, eps: 1.0e-6}\ncheckpoint: {keep_steps: [1, 2]}\n"
+        "model: {path: m}\ndata: {path: d}\noptim: {lr: 1.0, eps: 1.0e-6}\ncheckpoint: {keep_steps:"
+        " [1, 2]}\n"
     )
     (tmp_path / "middle.yaml").write_text("base: base.yaml\noptim: {lr: 2.0}\n")
-    (tmp_path / "deep" / "run.yaml").write_text("base: ../middle.yaml\ncheckpoint: {keep_steps: [3]}\n")
-    config = resolve(SftConfig, [str(tmp_path / "deep" / "run.yaml"), "--optim.lr", "3.0"], prog="megaladder sft")
-    assert (config.optim.lr, config.optim.eps, config.checkpoint.keep_steps, config.model.path) == (3.0, 1e-6, (3,), "m")
+    (tmp_path / "deep" / "run.yaml").write_text(
+        "base: ../middle.yaml\ncheckpoint: {keep_steps: [3]}\n"
+    )
+    config = resolve(
+        SftConfig, [str(tmp_path / "deep" / "run.yaml"), "--optim.lr", "3.0"], prog="megaladder sft"
+    )
+    assert (config.optim.lr, config.optim.eps, config.checkpoint.keep_steps, config.model.path) == (
+        3.0,
+        1e-6,
+        (3,),
+        "m",
+    )
 
 
 def test_messages_name_the_file_that_a_key_comes_from(tmp_path) -> None:
-    (tmp_path / "base.yaml").write_text("model: {path: m}\ndata: {path: d}\noptim:\n  learning: 1\n")
+    (tmp_path / "base.yaml").write_text(
+        "model: {path: m}\ndata: {path: d}\noptim:\n  learning: 1\n"
+    )
     (tmp_path / "run.yaml").write_text("base: base.yaml\ntrain:\n  epocs: 3\n")
     with pytest.raises(ConfigError) as error:
         resolve(SftConfig, [str(tmp_path / "run.yaml")], prog="megaladder sft")
@@ -159,9 +215,15 @@ def test_messages_name_the_file_that_a_key_comes_from(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("base: nowhere.yaml\n", "no such file"), ("base: run.yaml\n", "leads back"), ("base: [a]\n", "should be the path of a YAML file")],
+    [
+        ("base: nowhere.yaml\n", "no such file"),
+        ("base: run.yaml\n", "leads back"),
+        ("base: [a]\n", "should be the path of a YAML file"),
+    ],
 )
 def test_bases_that_cannot_be_read(tmp_path, text: str, message: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"run.yaml:1: base .*{message}|run.yaml:1: base {message}"):
+    with pytest.raises(
+        ConfigError, match=rf"run.yaml:1: base .*{message}|run.yaml:1: base {message}"
+    ):
         load_layered(tmp_path / "run.yaml")

@@ -23,32 +23,44 @@ TEMPLATE = (
 def tokenizer_folder(tmp_path):
     """One token a character of `abc`, role names and control tokens are single tokens."""
     words = ["<|im_start|>", "<|im_end|>", "user", "assistant", " ", "a", "b", "c", "?"]
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?"))
+    core = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="?")
+    )
     core.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
 
 
 def row(question: str, answer: str) -> dict:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }
 
 
 def test_counts_by_hand(tmp_path, tokenizer_folder, capsys) -> None:
     path = tmp_path / "train.jsonl"
     rows = [row("a", "b"), row("a b", "c c c"), row("A!", "b b"), row("a", "b")]
     path.write_text("".join(json.dumps(item) + "\n" for item in rows))
-    run_stats(StatsConfig(path=str(path), tokenizer=tokenizer_folder, json_file=str(tmp_path / "s.json")))
-    found = json.loads((tmp_path / "s.json").read_text())
-    assert (found["rows"], found["schema"], found["repeated_rows"], found["questions"], found["repeated_questions"]) == (
-        4,
-        "messages",
-        1,
-        4,
-        2,
+    run_stats(
+        StatsConfig(path=str(path), tokenizer=tokenizer_folder, json_file=str(tmp_path / "s.json"))
     )
-    # <start> user _ a <end> <start> assistant _ b <end>: 10 tokens, the last two with loss; a blank and a word more are two tokens more
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (
+        found["rows"],
+        found["schema"],
+        found["repeated_rows"],
+        found["questions"],
+        found["repeated_questions"],
+    ) == (4, "messages", 1, 4, 2)
+    # <start> user _ a <end> <start> assistant _ b <end>: 10 tokens, the last two with loss; a blank
+    # and a word more are two tokens more
     assert found["token_quantiles"]["p0"] == 10
     assert found["tokens"] == 10 + 16 + 12 + 10
     assert found["loss_tokens"] == 2 + 6 + 4 + 2
@@ -56,12 +68,17 @@ def test_counts_by_hand(tmp_path, tokenizer_folder, capsys) -> None:
     shown = capsys.readouterr().out
     assert "schema            messages" in shown
     assert "29.2% with loss" in shown
-    assert "<|im_start|>usera<|im_end|>" in shown.replace("\n", "").replace(" ", ""), "the first sample, as rendered"
+    assert "<|im_start|>usera<|im_end|>" in shown.replace("\n", "").replace(" ", ""), (
+        "the first sample, as rendered"
+    )
 
 
 def test_rl_rows_bad_rows_and_no_tokenizer(tmp_path, capsys) -> None:
     path = tmp_path / "rl.jsonl"
-    path.write_bytes(b'{"data_source": "x", "prompt": "p q r", "reward_model": {"ground_truth": "1"}}\n{"prompt": "\xff"}\n')
+    path.write_bytes(
+        b'{"data_source": "x", "prompt": "p q r", "reward_model": {"ground_truth":'
+        b' "1"}}\n{"prompt": "\xff"}\n'
+    )
     run_stats(StatsConfig(path=str(path), json_file=str(tmp_path / "s.json")))
     found = json.loads((tmp_path / "s.json").read_text())
     assert (found["rows"], found["schema"], found["bad_rows"]) == (2, "verl", {"not UTF-8": 1})
@@ -76,7 +93,11 @@ def test_fetched_rows_are_the_lines_in_the_order_asked_for(tmp_path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"i": 0}\r\n{"i":  1, "t": "\xe2\x80\xa8"}\n{"i": 2}')
     assert [item.data["i"] for item in iter_rows(path)] == [0, 1, 2]
-    assert list(fetch_rows(path, [2, 0, 1])) == [b'{"i": 2}\n', b'{"i": 0}\n', b'{"i":  1, "t": "\xe2\x80\xa8"}\n']
+    assert list(fetch_rows(path, [2, 0, 1])) == [
+        b'{"i": 2}\n',
+        b'{"i": 0}\n',
+        b'{"i":  1, "t": "\xe2\x80\xa8"}\n',
+    ]
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path) -> None:
@@ -87,6 +108,9 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path) -> None:
         raise RuntimeError
     assert path.read_text() == "old\n"
     assert [file.name for file in tmp_path.iterdir()] == ["x.jsonl"]
-    with pytest.raises(DataError, match="one parquet schema"), RowWriter(tmp_path / "y.parquet") as writer:
+    with (
+        pytest.raises(DataError, match="one parquet schema"),
+        RowWriter(tmp_path / "y.parquet") as writer,
+    ):
         writer.write_all([{"a": 1}, {"a": "text"}])
     assert not (tmp_path / "y.parquet").exists()

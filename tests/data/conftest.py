@@ -1,4 +1,5 @@
-"""Small real tokenizers: byte-level BPE trained on generated text, with templates that behave like Qwen3's and Llama 3's."""
+"""Small real tokenizers: byte-level BPE trained on generated text, with templates that behave like
+Qwen3's and Llama 3's."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# The behaviour of Qwen3's template that matters here: reasoning is printed only after the last user turn, and there always.
+# The behaviour of Qwen3's template that matters here: reasoning is printed only after the last user
+# turn, and there always.
 QWEN3_TEMPLATE = """\
 {%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
 {%- set ns = namespace(last_query_index=messages|length - 1, found=false) %}
@@ -41,9 +43,10 @@ QWEN3_TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
 LLAMA3_TEMPLATE = (
-    "{{- bos_token }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message.role +"
+    " '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>' }}{%- endfor %}{%- if"
+    " add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%-"
+    " endif %}"
 )
 
 
@@ -53,12 +56,20 @@ def generated_text(rows: int = 400) -> list[str]:
     for _ in range(rows):
         a, b, c = (rng.randrange(2, 99) for _ in range(3))
         lines.append(
-            f"What is {a}*{b}+{c}?\n\nFirst, {a}*{b}={a * b}. Then {a * b}+{c}={a * b + c}.\nThe answer is \\boxed{{{a * b + c}}}.\n"
+            f"What is {a}*{b}+{c}?\n\nFirst, {a}*{b}={a * b}. Then {a * b}+{c}={a * b + c}.\nThe"
+            f" answer is \\boxed{{{a * b + c}}}.\n"
         )
     return lines
 
 
-def build_tokenizer(folder: Path, special: list[str], bos: str | None, template: str | None, texts=None, vocab_size: int = 600) -> Path:
+def build_tokenizer(
+    folder: Path,
+    special: list[str],
+    bos: str | None,
+    template: str | None,
+    texts=None,
+    vocab_size: int = 600,
+) -> Path:
     """Writes a tokenizer folder; the first special token is end-of-sequence."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -69,9 +80,16 @@ def build_tokenizer(folder: Path, special: list[str], bos: str | None, template:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts or generated_text(),
-        trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], bos_token=bos)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[0], bos_token=bos
+    )
     fast.chat_template = template
     fast.save_pretrained(str(folder))
     return folder
@@ -92,8 +110,16 @@ def base_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama3_dir(tmp_path_factory) -> Path:
-    special = ["<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-    return build_tokenizer(tmp_path_factory.mktemp("llama3"), special, "<|begin_of_text|>", LLAMA3_TEMPLATE)
+    special = [
+        "<|end_of_text|>",
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
+    return build_tokenizer(
+        tmp_path_factory.mktemp("llama3"), special, "<|begin_of_text|>", LLAMA3_TEMPLATE
+    )
 
 
 @pytest.fixture(scope="session")
@@ -123,5 +149,12 @@ def tokenizer_of():
     from megaladder.data.chat import load_tokenizer
 
     return lambda folder, texts, vocab_size: load_tokenizer(
-        build_tokenizer(folder / "tokenizer", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, None, texts, vocab_size)
+        build_tokenizer(
+            folder / "tokenizer",
+            ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            None,
+            None,
+            texts,
+            vocab_size,
+        )
     )

@@ -25,19 +25,35 @@ def test_verl_rows_from_parquet(tmp_path):
     from pyarrow import parquet
 
     rows = [
-        {"data_source": source, "prompt": [{"role": "user", "content": f"q{i}"}], "ability": "math",
-         "reward_model": {"style": "rule", "ground_truth": "1/2"}, "extra_info": {"index": i}}
+        {
+            "data_source": source,
+            "prompt": [{"role": "user", "content": f"q{i}"}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": "1/2"},
+            "extra_info": {"index": i},
+        }
         for i, source in enumerate(("deepscaler", "openai/gsm8k"))
-    ]  # fmt: skip
+    ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rl.parquet")
     first, second = read_problems(tmp_path / "rl.parquet")
-    assert (first.prompt, first.gold, first.kind, first.source) == ((Message("user", "q0"),), "1/2", "math", "deepscaler")
-    assert first.metadata == {"ability": "math", "extra_info": {"index": 0}} and second.kind == "gsm8k" and first.id != second.id
+    assert (first.prompt, first.gold, first.kind, first.source) == (
+        (Message("user", "q0"),),
+        "1/2",
+        "math",
+        "deepscaler",
+    )
+    assert (
+        first.metadata == {"ability": "math", "extra_info": {"index": 0}}
+        and second.kind == "gsm8k"
+        and first.id != second.id
+    )
 
 
 def test_question_answer_rows(tmp_path):
     path = write(
-        tmp_path / "p.jsonl", {"question": "q", "golden_answer": 7.0, "data_source": "x"}, {"problem": "p", "answer": ["3"], "id": 60}
+        tmp_path / "p.jsonl",
+        {"question": "q", "golden_answer": 7.0, "data_source": "x"},
+        {"problem": "p", "answer": ["3"], "id": 60},
     )
     one, two = read_problems(path, ProblemOptions(prompt_suffix="\nThink.", system_prompt="S"))
     assert (one.prompt, one.gold) == ((Message("system", "S"), Message("user", "q\nThink.")), "7")
@@ -48,21 +64,47 @@ def test_question_answer_rows(tmp_path):
 def test_refusals(tmp_path):
     good = {"problem": "p", "answer": "3"}
     for row, message in (
-        ({"problem": "p", "answer": " "}, r"p.jsonl:2: expected a final answer to compare with, found str ' '; fix"),
-        ({"problem": "p", "answer": {"a": 1}}, r"expected a final answer to compare with, found an object"),
         (
-            {"prompt": [{"role": "assistant", "content": "x"}], "reward_model": {"ground_truth": "1"}},
+            {"problem": "p", "answer": " "},
+            r"p.jsonl:2: expected a final answer to compare with, found str ' '; fix",
+        ),
+        (
+            {"problem": "p", "answer": {"a": 1}},
+            r"expected a final answer to compare with, found an object",
+        ),
+        (
+            {
+                "prompt": [{"role": "assistant", "content": "x"}],
+                "reward_model": {"ground_truth": "1"},
+            },
             r"expected a list of \{role, content\} that ends with the user",
         ),
-        ({"prompt": "x", "reward_model": {}}, r"expected a final answer to compare with, found nothing"),
-        ({"problem": "p", "question": "q", "answer": "1"}, r"expected a question in one of the fields problem, question"),
+        (
+            {"prompt": "x", "reward_model": {}},
+            r"expected a final answer to compare with, found nothing",
+        ),
+        (
+            {"problem": "p", "question": "q", "answer": "1"},
+            r"expected a question in one of the fields problem, question",
+        ),
         ({"problem": "p"}, r"expected a final answer in one of the fields"),
-        (good, r"p.jsonl:2: expected a new problem, found id '[0-9a-f]{16}' again, first at .*p.jsonl:1; fix"),
+        (
+            good,
+            (
+                r"p.jsonl:2: expected a new problem, found id '[0-9a-f]{16}' again, first at"
+                r" .*p.jsonl:1; fix"
+            ),
+        ),
     ):
         path = write(tmp_path / "p.jsonl", good, row)
         with pytest.raises(DataError, match=message):
             read_problems(path)
-        many = write(tmp_path / "many.jsonl", good, row, *({"problem": f"p{i}", "answer": "1"} for i in range(100)))
+        many = write(
+            tmp_path / "many.jsonl",
+            good,
+            row,
+            *({"problem": f"p{i}", "answer": "1"} for i in range(100)),
+        )
         assert len(read_problems(many, ProblemOptions(on_bad_row="skip"))) == 101
 
 
@@ -79,5 +121,7 @@ def test_refusals(tmp_path):
 def test_real_files(name, rows, kind, gold):
     problems = read_problems(DATA / f"{name}.jsonl")
     assert (len(problems), {p.kind for p in problems}) == (rows, {kind})
-    assert len({p.id for p in problems}) == rows and all(p.gold.strip() and p.prompt[0].content.strip() for p in problems)
+    assert len({p.id for p in problems}) == rows and all(
+        p.gold.strip() and p.prompt[0].content.strip() for p in problems
+    )
     assert problems[0].gold == gold

@@ -1,4 +1,6 @@
-"""The registry: real files read right, ids stable, options lettered the same everywhere, every fault named with its place."""
+"""The registry: real files read right, ids stable, options lettered the same everywhere, every
+fault named with its place."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,12 @@ from megaladder.evaluation.benchmarks.source import load_rows
 from megaladder.evaluation.benchmarks.spec import find_benchmark, registry
 from megaladder.rewards.grade import KINDS
 
-REAL = {"aime24": (30, "204"), "amc23": (40, "27"), "gsm8k": (1319, "18"), "math500": (500, r"\left( 3, \frac{\pi}{2} \right)")}
+REAL = {
+    "aime24": (30, "204"),
+    "amc23": (40, "27"),
+    "gsm8k": (1319, "18"),
+    "math500": (500, r"\left( 3, \frac{\pi}{2} \right)"),
+}
 
 
 def problems_of(name: str, folder, seed: int = 42, **more):
@@ -23,7 +30,9 @@ def problems_of(name: str, folder, seed: int = 42, **more):
 
 def write(folder, name: str, rows: list[dict]):
     (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / name / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / name / "test.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     return folder
 
 
@@ -32,7 +41,9 @@ def test_every_entry_is_complete():
         assert spec.kind in KINDS and "question" in spec.fields, name
         assert "{question}" in spec.prompt or spec.runner == "lm_eval", name
         assert spec.hub is None or spec.hub.revision is None or len(spec.hub.revision) == 40, name
-        assert (spec.task is not None) == (spec.runner == "lm_eval") and (spec.judge is not None) == (spec.runner == "judge"), name
+        assert (spec.task is not None) == (spec.runner == "lm_eval") and (
+            spec.judge is not None
+        ) == (spec.runner == "judge"), name
     tiers = registry()["aime24"].groups
     assert sorted(int(key) for ids in tiers.values() for key in ids) == list(range(60, 90))
     assert [len(ids) for ids in tiers.values()] == [4, 10, 12, 4]
@@ -42,9 +53,17 @@ def test_every_entry_is_complete():
 def test_real_files(shared_data, name):
     found = problems_of(name, shared_data)
     assert (len(found), found[0].gold) == REAL[name]
-    assert found[0].prompt[0].content.endswith("\n Please reason step by step, and put your final answer within \\boxed{}.")
+    assert (
+        found[0]
+        .prompt[0]
+        .content.endswith(
+            "\n Please reason step by step, and put your final answer within \\boxed{}."
+        )
+    )
     again = problems_of(name, shared_data, seed=7, prompt="Q: {question}")
-    assert [problem.id for problem in again] == [problem.id for problem in found]  # ids depend on nothing but the data
+    assert [problem.id for problem in again] == [
+        problem.id for problem in found
+    ]  # ids depend on nothing but the data
     assert again[0].prompt[0].content == f"Q: {found[0].metadata['question']}"
 
 
@@ -54,18 +73,28 @@ def test_content_ids_are_pinned(shared_data):
     assert problems_of("aime24", shared_data)[0].id == "60"
 
 
-GPQA = {"Question": "Which?", "Correct Answer": "right", "Incorrect Answer 1": "a", "Incorrect Answer 2": "b", "Incorrect Answer 3": "c"}
+GPQA = {
+    "Question": "Which?",
+    "Correct Answer": "right",
+    "Incorrect Answer 1": "a",
+    "Incorrect Answer 2": "b",
+    "Incorrect Answer 3": "c",
+}
 
 
 def test_gpqa_letters_are_the_same_in_every_process(tmp_path):
-    folder = write(tmp_path, "gpqa_diamond", [{**GPQA, "Question": f"Which {i}?"} for i in range(40)])
+    folder = write(
+        tmp_path, "gpqa_diamond", [{**GPQA, "Question": f"Which {i}?"} for i in range(40)]
+    )
     here = [problem.gold for problem in problems_of("gpqa_diamond", folder)]
     code = (
         "import sys; from megaladder.evaluation.benchmarks import problems, source, spec\n"
         "s = spec.find_benchmark('gpqa_diamond'); r = source.load_rows(s, sys.argv[1])\n"
         "print(''.join(p.gold for p in problems.build_problems(s, r, 42)))"
     )
-    there = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True).stdout.strip()
+    there = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert there == "".join(here)
     assert {here.count(letter) > 3 for letter in "ABCD"} == {True}
     assert here != [problem.gold for problem in problems_of("gpqa_diamond", folder, seed=1)]
@@ -75,29 +104,51 @@ def test_gpqa_letters_are_the_same_in_every_process(tmp_path):
 
 
 def test_options_numbers_and_letters(tmp_path):
-    write(tmp_path, "mmlu_pro", [{"question": "Q?", "options": ["u", "v", "w"], "answer": "C", "question_id": 3}])
+    write(
+        tmp_path,
+        "mmlu_pro",
+        [{"question": "Q?", "options": ["u", "v", "w"], "answer": "C", "question_id": 3}],
+    )
     mmlu = problems_of("mmlu_pro", tmp_path)[0]
-    assert (mmlu.id, mmlu.gold) == ("3", "C") and "Options:\nA. u\nB. v\nC. w\nPlease" in mmlu.prompt[0].content
+    assert (mmlu.id, mmlu.gold) == (
+        "3",
+        "C",
+    ) and "Options:\nA. u\nB. v\nC. w\nPlease" in mmlu.prompt[0].content
     answers = [{"aid": 1, "atext": "one"}, {"aid": 2, "atext": "two"}]
     write(tmp_path, "headqa", [{"qid": "h", "qtext": "Q?", "answers": answers, "ra": 2}])
     head = problems_of("headqa", tmp_path)[0]
     assert head.gold == "B" and "A. one\nB. two" in head.prompt[0].content
-    candidates = [{"sentence": "S.", "question": "Q?", "answer": answer, "label": label} for answer, label in (("c", 1), ("d", 0))]
+    candidates = [
+        {"sentence": "S.", "question": "Q?", "answer": answer, "label": label}
+        for answer, label in (("c", 1), ("d", 0))
+    ]
     write(tmp_path, "mctaco", candidates)
     taco = problems_of("mctaco", tmp_path)
     assert [problem.gold for problem in taco] == ["yes", "no"] and taco[0].id != taco[1].id
 
 
 def test_fill_leaves_other_braces_alone():
-    assert fill("{question} in \\boxed{} {", {"question": "{options} x"}) == "{options} x in \\boxed{} {"
+    assert (
+        fill("{question} in \\boxed{} {", {"question": "{options} x"})
+        == "{options} x in \\boxed{} {"
+    )
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"problem": "Q", "answer": "1"}, {"problem": "Q", "answer": "1"}], r"test.jsonl:2: id '\w{16}' again, first at .*test.jsonl:1"),
-        ([{"id": 1, "problem": "Q", "answer": "1"}, {"id": "1", "problem": "R", "answer": "2"}], "id '1' again"),
-        ([{"answer": "1"}], r"test.jsonl:1: expected a question under problem or question, found answer"),
+        (
+            [{"problem": "Q", "answer": "1"}, {"problem": "Q", "answer": "1"}],
+            r"test.jsonl:2: id '\w{16}' again, first at .*test.jsonl:1",
+        ),
+        (
+            [{"id": 1, "problem": "Q", "answer": "1"}, {"id": "1", "problem": "R", "answer": "2"}],
+            "id '1' again",
+        ),
+        (
+            [{"answer": "1"}],
+            r"test.jsonl:1: expected a question under problem or question, found answer",
+        ),
         ([{"problem": "Q"}], r"test.jsonl:1: expected a gold answer under answer"),
     ],
 )
@@ -108,11 +159,18 @@ def test_bad_rows_are_named(tmp_path, rows, message):
 
 def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path):
     spec = find_benchmark("math500")
-    with pytest.raises(ConfigError, match=r"no --data-dir given, and the registry pins no commit of HuggingFaceH4/MATH-500"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no --data-dir given, and the registry pins no commit of HuggingFaceH4/MATH-500",
+    ):
         load_rows(spec, None)
-    with pytest.raises(ConfigError, match=r"not in .*math500/test\.jsonl or math500\.jsonl.*--revision COMMIT"):
+    with pytest.raises(
+        ConfigError, match=r"not in .*math500/test\.jsonl or math500\.jsonl.*--revision COMMIT"
+    ):
         load_rows(spec, str(tmp_path))
-    with pytest.raises(DataError, match=r"HuggingFaceH4/MATH-500 at a{40} cannot be loaded.*hf download"):  # tests run with the hub off
+    with pytest.raises(
+        DataError, match=r"HuggingFaceH4/MATH-500 at a{40} cannot be loaded.*hf download"
+    ):  # tests run with the hub off
         load_rows(spec, str(tmp_path), "a" * 40)
     with pytest.raises(ConfigError, match="no such folder"):
         load_rows(spec, str(tmp_path / "nowhere"))

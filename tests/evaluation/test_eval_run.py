@@ -1,4 +1,6 @@
-"""The evaluation loop on the fake engine: kills at every place, resumption, refusal to mix, files that are the same whoever generated."""
+"""The evaluation loop on the fake engine: kills at every place, resumption, refusal to mix, files
+that are the same whoever generated."""
+
 from __future__ import annotations
 
 import json
@@ -28,19 +30,37 @@ from megaladder.types import Completion, FinishReason, Message, Problem
 
 PARTS = {"model": {"sha256": "m"}, "decoding": {"temperature": 1.0}}
 PROBLEMS = tuple(
-    Problem(f"p{i}", (Message("user", f"{i}+1?"),), str(i + 1), "math", source="toy", metadata={"question": f"{i}+1?"}) for i in range(8)
+    Problem(
+        f"p{i}",
+        (Message("user", f"{i}+1?"),),
+        str(i + 1),
+        "math",
+        source="toy",
+        metadata={"question": f"{i}+1?"},
+    )
+    for i in range(8)
 )
 
 
 def task(n: int = 3, graded: bool = False) -> Task:
     ids = tuple((10 + i, 20) for i in range(len(PROBLEMS)))
-    return Task("toy", PROBLEMS, tuple(problem.prompt[0].content for problem in PROBLEMS), ids, SamplingParams(n=n, seed=1), graded=graded)
+    return Task(
+        "toy",
+        PROBLEMS,
+        tuple(problem.prompt[0].content for problem in PROBLEMS),
+        ids,
+        SamplingParams(n=n, seed=1),
+        graded=graded,
+    )
 
 
 def answers(request) -> Completion:
-    """Right for the first half of the seeds, wrong or empty for the rest; a function of the request alone."""
+    """Right for the first half of the seeds, wrong or empty for the rest; a function of the request
+    alone."""
     value = request.prompt_ids[0] - 10 + 1
-    text = {0: f"\\boxed{{{value}}}", 1: f"\\boxed{{{value}}}", 2: "\\boxed{-1}", 3: "no idea"}[request.params.seed % 4]
+    text = {0: f"\\boxed{{{value}}}", 1: f"\\boxed{{{value}}}", 2: "\\boxed{-1}", 3: "no idea"}[
+        request.params.seed % 4
+    ]
     return Completion((1, 2, 3), text, FinishReason.STOP)
 
 
@@ -65,14 +85,19 @@ def rows(folder: Path) -> list[dict]:
 
 def keyed(lines: bytes) -> dict:
     found = [json.loads(line) for line in lines.splitlines()]
-    assert len({(row["id"], row["sample"]) for row in found}) == len(found), "a sample is there twice"
+    assert len({(row["id"], row["sample"]) for row in found}) == len(found), (
+        "a sample is there twice"
+    )
     return {(row["id"], row["sample"]): row for row in found}
 
 
 def test_journal_cut_at_every_boundary_and_around_it(tmp_path, whole):
-    """A kill leaves a prefix of the file. From each record boundary, a byte before and after it, and mid-line: the same 24 samples."""
+    """A kill leaves a prefix of the file. From each record boundary, a byte before and after it,
+    and mid-line: the same 24 samples."""
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
-    cuts = sorted({max(0, min(len(whole), end + delta)) for end in (0, *ends) for delta in (-1, 0, 1, 40)})
+    cuts = sorted(
+        {max(0, min(len(whole), end + delta)) for end in (0, *ends) for delta in (-1, 0, 1, 40)}
+    )
     for number, cut in enumerate(cuts):
         folder = tmp_path / str(number)
         with Journal(folder, PARTS):
@@ -81,7 +106,10 @@ def test_journal_cut_at_every_boundary_and_around_it(tmp_path, whole):
         engine = FakeEngine(answers)
         with Journal(folder, PARTS) as journal:
             complete = sum(end <= cut for end in ends)
-            assert journal.num_resumed == complete and journal.repaired_bytes == cut - ([0, *ends][complete])
+            assert (
+                journal.num_resumed == complete
+                and journal.repaired_bytes == cut - ([0, *ends][complete])
+            )
             run_task(task(), engine, None, journal)
         assert engine.num_calls == 24 - complete  # only what was missing was generated
         assert keyed((folder / "journal.jsonl").read_bytes()) == keyed(whole)
@@ -117,14 +145,20 @@ def test_twenty_kills_at_random_moments(tmp_path):
     found = keyed((tmp_path / "journal.jsonl").read_bytes())
     with Journal(tmp_path / "reference", PARTS) as journal:
         run_task(task(n=40), FakeEngine(answers), None, journal)
-    assert found == keyed((tmp_path / "reference" / "journal.jsonl").read_bytes()) and len(found) == 320
+    assert (
+        found == keyed((tmp_path / "reference" / "journal.jsonl").read_bytes())
+        and len(found) == 320
+    )
 
 
 def test_other_settings_are_refused_and_named(tmp_path, whole):
     with Journal(tmp_path, PARTS) as journal:
         run_task(task(), FakeEngine(answers), None, journal)
     other = {"model": {"sha256": "m"}, "decoding": {"temperature": 0.6}}
-    with pytest.raises(ConfigError, match=r"must not be mixed: decoding.temperature 1.0 → 0.6; fix: the old settings"):
+    with pytest.raises(
+        ConfigError,
+        match=r"must not be mixed: decoding.temperature 1.0 → 0.6; fix: the old settings",
+    ):
         Journal(tmp_path, other)
     line = rows(tmp_path)[0]
     with (tmp_path / "journal.jsonl").open("a") as file:
@@ -153,7 +187,9 @@ def test_more_samples_are_added_to_those_that_are_there(tmp_path, whole):
 def test_lost_engine_keeps_what_was_finished_and_resumes(tmp_path, whole):
     with pytest.raises(EngineError) as error, Journal(tmp_path, PARTS) as journal:
         run_task(task(), FakeEngine(answers, faults=Faults(fail_at=(9, 14))), None, journal)
-    assert error.value.exit_status == 3 and len(rows(tmp_path)) == 12  # 14 calls, two of which failed
+    assert (
+        error.value.exit_status == 3 and len(rows(tmp_path)) == 12
+    )  # 14 calls, two of which failed
     with Journal(tmp_path, PARTS) as journal:
         timing = run_task(task(), FakeEngine(answers, faults=Faults(fail_at=(5,))), None, journal)
     assert (timing.num_new, timing.restarts) == (12, 1)
@@ -161,18 +197,25 @@ def test_lost_engine_keeps_what_was_finished_and_resumes(tmp_path, whole):
 
 
 def test_grader_of_evaluation_is_the_grader_of_rl(tmp_path, pool):
-    """One object: the loop hands its tasks to rewards.worker.GradePool, as RL does, and verdicts are those of rewards.grade.grade."""
+    """One object: the loop hands its tasks to rewards.worker.GradePool, as RL does, and verdicts
+    are those of rewards.grade.grade."""
     assert verb.GradePool is worker.GradePool
     with Journal(tmp_path, PARTS) as journal:
         run_task(task(graded=True), FakeEngine(answers), pool, journal)
         for record in journal.records.values():
             gold = next(problem.gold for problem in PROBLEMS if problem.id == record.id)
             direct = grade(record.response, gold, "math")
-            assert (record.correct, record.answer, record.reason) == (direct.correct, direct.answer, direct.reason.value)
+            assert (record.correct, record.answer, record.reason) == (
+                direct.correct,
+                direct.answer,
+                direct.reason.value,
+            )
         scores = report.score(PROBLEMS, journal.records, 3, seed=0)
     correct = [record.correct for record in journal.records.values()]
     assert scores.mean("avg@3") == pytest.approx(sum(correct) / 24)
-    assert scores.counts["no_answer"] == sum(record.reason == "no_answer" for record in journal.records.values())
+    assert scores.counts["no_answer"] == sum(
+        record.reason == "no_answer" for record in journal.records.values()
+    )
 
 
 def test_failing_disk_stops_the_run(tmp_path, monkeypatch):
@@ -205,31 +248,57 @@ def toy(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     build_tokenizer(folder / "tokenizer")
     (folder / "data" / "aime24").mkdir(parents=True)
-    lines = [json.dumps({"id": 60 + i, "problem": f"What is {i}+1?", "answer": str(i + 1)}) for i in range(30)]
+    lines = [
+        json.dumps({"id": 60 + i, "problem": f"What is {i}+1?", "answer": str(i + 1)})
+        for i in range(30)
+    ]
     (folder / "data" / "aime24" / "test.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def command(toy: Path, out: Path, *more: str) -> list[str]:
     return [
-        "eval", "--engine", "fake", "--tokenizer", str(toy / "tokenizer"), "--benchmark", "aime24", "--n", "4",
-        "--data-dir", str(toy / "data"), "--out", str(out), *more,
-    ]  # fmt: skip
+        "eval",
+        "--engine",
+        "fake",
+        "--tokenizer",
+        str(toy / "tokenizer"),
+        "--benchmark",
+        "aime24",
+        "--n",
+        "4",
+        "--data-dir",
+        str(toy / "data"),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def test_the_verb_killed_and_resumed_gives_the_same_files(toy, tmp_path, capsys):
-    """A real process, SIGKILL before an append; the next start finishes; samples file and scores equal an undisturbed run's."""
+    """A real process, SIGKILL before an append; the next start finishes; samples file and scores
+    equal an undisturbed run's."""
     done = subprocess.run(
         [sys.executable, "-m", "megaladder", *command(toy, tmp_path / "a")],
-        env={**os.environ, "MEGALADDER_FAULT": "before_append:20:SIGKILL"}, capture_output=True, text=True,
+        env={**os.environ, "MEGALADDER_FAULT": "before_append:20:SIGKILL"},
+        capture_output=True,
+        text=True,
         cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert main(command(toy, tmp_path / "a")) == 0
     printed = capsys.readouterr().out
     assert "resumes: 19 samples are there" in printed
-    for piece in ("aime24  avg@4 = ", "(30 problems × 4)", "easy ", "of 120 samples: 0 truncated, 0 aborted", "T 0.6 top-p 0.95",
-                  "max 32768 tokens, seed 42", "fake 1", "fingerprint "):  # fmt: skip
+    for piece in (
+        "aime24  avg@4 = ",
+        "(30 problems × 4)",
+        "easy ",
+        "of 120 samples: 0 truncated, 0 aborted",
+        "T 0.6 top-p 0.95",
+        "max 32768 tokens, seed 42",
+        "fake 1",
+        "fingerprint ",
+    ):
         assert piece in printed
     assert main(command(toy, tmp_path / "b")) == 0
     a, b = (tmp_path / side / "fake" / "aime24" for side in "ab")

@@ -1,4 +1,6 @@
-"""Our files against lm-eval's own `result_schema.py` (found without importing lm-eval), and against its way of reading them."""
+"""Our files against lm-eval's own `result_schema.py` (found without importing lm-eval), and against
+its way of reading them."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -35,12 +37,20 @@ def folders(tmp_path_factory, shared_data):
     tokenizer = build_tokenizer(out / "tokenizer")
     names = "aime24,amc23,math500,gsm8k"
     more = ["--limit", "40", "--n", "4", "--data-dir", str(shared_data), "--out", str(out)]
-    assert main(["eval", "--engine", "fake", "--tokenizer", str(tokenizer), "--benchmark", names, *more]) == 0
+    assert (
+        main(
+            ["eval", "--engine", "fake", "--tokenizer", str(tokenizer), "--benchmark", names, *more]
+        )
+        == 0
+    )
     return {name: out / "fake" / name for name in names.split(",")}
 
 
 def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / f"samples_{folder.name}.jsonl").read_text("utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / f"samples_{folder.name}.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def test_samples_conform(schema, folders):
@@ -50,7 +60,9 @@ def test_samples_conform(schema, folders):
         assert len(found) == (30 if name == "aime24" else 40)
         for index, row in enumerate(found):
             adapter.validate_python(row, strict=False)
-            assert row["doc_id"] == index and len(row["resps"][0]) == len(row["filtered_resps"]) == 4
+            assert (
+                row["doc_id"] == index and len(row["resps"][0]) == len(row["filtered_resps"]) == 4
+            )
             assert set(row["metrics"]) <= row.keys()
 
 
@@ -82,21 +94,35 @@ def test_analyses_read_what_eval_wrote(folders):
     summary = json.loads((folders["amc23"] / "summary.json").read_text("utf-8"))
     assert samples.num_samples == 4 and len(samples.problems) == 40
     assert float(samples.accuracy_p.mean()) == pytest.approx(summary["metrics"]["avg@4"])
-    assert float(samples.mean_tokens_p.mean()) == pytest.approx(summary["metrics"]["response_length"])
+    assert float(samples.mean_tokens_p.mean()) == pytest.approx(
+        summary["metrics"]["response_length"]
+    )
 
 
 def test_summary_says_how_it_was_made(folders):
     summary = json.loads((folders["aime24"] / "summary.json").read_text("utf-8"))
-    assert summary["num_problems"] == 30 and summary["n"] == 4 and set(summary["groups"]) == {"easy", "medium", "hard", "exhard"}
+    assert (
+        summary["num_problems"] == 30
+        and summary["n"] == 4
+        and set(summary["groups"]) == {"easy", "medium", "hard", "exhard"}
+    )
     low, high = summary["ci95"]["avg@4"]
     assert 0 <= low <= summary["metrics"]["avg@4"] <= high <= 1
     protocol = summary["protocol"]
-    assert protocol["decoding"]["temperature"] == 0.6 and protocol["data"]["revision"].startswith("sha256:") and protocol["limit"] is None
-    assert {"truncated", "no_answer", "grading_timeout", "grading_crash", "aborted"} <= summary["counts"].keys()
+    assert (
+        protocol["decoding"]["temperature"] == 0.6
+        and protocol["data"]["revision"].startswith("sha256:")
+        and protocol["limit"] is None
+    )
+    assert {"truncated", "no_answer", "grading_timeout", "grading_crash", "aborted"} <= summary[
+        "counts"
+    ].keys()
 
 
 def test_names_of_folders():
     assert sanitized("Qwen/Qwen3-14B") == "Qwen__Qwen3-14B"
-    assert sanitized("../..") == "__" and sanitized("..") == "model" and "/" not in sanitized("a/../b")
+    assert (
+        sanitized("../..") == "__" and sanitized("..") == "model" and "/" not in sanitized("a/../b")
+    )
     long = sanitized("模" * 200)
     assert len(long.encode()) <= 100 and long != sanitized("模" * 201)

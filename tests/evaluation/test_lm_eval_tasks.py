@@ -1,4 +1,6 @@
-"""lm-eval itself, on our engine: a task file of one's own, its metric, the cache that makes it resumable."""
+"""lm-eval itself, on our engine: a task file of one's own, its metric, the cache that makes it
+resumable."""
+
 from __future__ import annotations
 
 import json
@@ -35,7 +37,10 @@ CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima
 def toy(tmp_path):
     folder = tmp_path / "data" / "toy"
     folder.mkdir(parents=True)
-    rows = [json.dumps({"country": country, "capital": capital}) for country, capital in CAPITALS.items()]
+    rows = [
+        json.dumps({"country": country, "capital": capital})
+        for country, capital in CAPITALS.items()
+    ]
     (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "toy.yaml").write_text(TASK.format(data=folder / "rows.jsonl"))
     return tmp_path
@@ -47,14 +52,23 @@ def responder(tokenizer):
     def respond(request) -> str:
         prompt = tokenizer.decode(list(request.prompt_ids))
         country = next(name for name in CAPITALS if name in prompt)
-        return f"<think>not {country}\nhm</think>{'Cusco' if country == 'Peru' else CAPITALS[country]}\nQ: more"
+        return (
+            "<think>not"
+            f" {country}\nhm</think>{'Cusco' if country == 'Peru' else CAPITALS[country]}\nQ: more"
+        )
 
     return respond
 
 
 def run(toy: Path, style: str, engine: FakeEngine, tokenizer) -> dict:
-    config = EvalConfig(benchmark=("toy",), data_dir=str(toy / "data"), rollout={"engine": "fake", "max_tokens": 100})
-    spec = BenchmarkSpec("toy", "t", "lm_eval", "plain", "exact", (), {}, "", {}, task="toy_capitals")
+    config = EvalConfig(
+        benchmark=("toy",),
+        data_dir=str(toy / "data"),
+        rollout={"engine": "fake", "max_tokens": 100},
+    )
+    spec = BenchmarkSpec(
+        "toy", "t", "lm_eval", "plain", "exact", (), {}, "", {}, task="toy_capitals"
+    )
     prompter = make_prompter(tokenizer, PromptSection(style=style))
     return lm_eval_tasks.run_spec(spec, config, prompter, engine, toy / "out")
 
@@ -63,17 +77,29 @@ def test_a_task_of_lm_eval_runs_on_our_engine_and_resumes(toy):
     tokenizer = load_tokenizer(build_tokenizer(toy / "tokenizer"))
     engine = FakeEngine(responder(tokenizer), tokenizer=tokenizer)
     summary = run(toy, "chat", engine, tokenizer)
-    assert summary["metrics"]["exact_match"] == 0.75 and summary["num_problems"] == 4 and engine.num_calls == 4
-    samples = [json.loads(line) for line in (toy / "out" / "toy" / "samples_toy.jsonl").read_text().splitlines()]
+    assert (
+        summary["metrics"]["exact_match"] == 0.75
+        and summary["num_problems"] == 4
+        and engine.num_calls == 4
+    )
+    samples = [
+        json.loads(line)
+        for line in (toy / "out" / "toy" / "samples_toy.jsonl").read_text().splitlines()
+    ]
     assert [row["exact_match"] for row in samples] == [1.0, 1.0, 1.0, 0.0]
     assert samples[0]["filtered_resps"] == ["Paris"]
     assert "<|im_start|>user\nCapital of France?" in samples[0]["arguments"]["gen_args_0"]["arg_0"]
     results = json.loads((toy / "out" / "toy" / "results_toy.json").read_text())
-    assert results["results"]["toy_capitals"]["exact_match,none"] == 0.75 and results["protocol"]["decoding"]["max_tokens"] == 100
+    assert (
+        results["results"]["toy_capitals"]["exact_match,none"] == 0.75
+        and results["protocol"]["decoding"]["max_tokens"] == 100
+    )
     path = toy / "out" / "toy" / "generations.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]) + b'{"torn')
     again = FakeEngine(responder(tokenizer), tokenizer=tokenizer)
-    assert run(toy, "chat", again, tokenizer)["metrics"] == summary["metrics"] and again.num_calls == 2
+    assert (
+        run(toy, "chat", again, tokenizer)["metrics"] == summary["metrics"] and again.num_calls == 2
+    )
 
 
 def test_raw_prompts_stop_in_the_engine(toy):
@@ -81,7 +107,13 @@ def test_raw_prompts_stop_in_the_engine(toy):
     seen = []
 
     def respond(request) -> str:
-        seen.append((tokenizer.decode(list(request.prompt_ids)), request.params.stop, request.params.temperature))
+        seen.append(
+            (
+                tokenizer.decode(list(request.prompt_ids)),
+                request.params.stop,
+                request.params.temperature,
+            )
+        )
         return "Paris"
 
     summary = run(toy, "raw", FakeEngine(respond, tokenizer=tokenizer), tokenizer)
@@ -93,6 +125,12 @@ def test_the_registrys_tasks_are_known_to_lm_eval():
     """By file, since lm-eval takes long to list its tasks."""
     tasks = Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
     for spec in (spec for spec in registry().values() if spec.runner == "lm_eval"):
-        found = [path for folder in ("ifeval", "coqa", "truthfulqa") for path in (tasks / folder).glob("*.yaml")
-                 if f"task: {spec.task}\n" in path.read_text("utf-8")]  # fmt: skip
-        assert len(found) == 1 and "output_type: generate_until" in found[0].read_text("utf-8"), spec.name
+        found = [
+            path
+            for folder in ("ifeval", "coqa", "truthfulqa")
+            for path in (tasks / folder).glob("*.yaml")
+            if f"task: {spec.task}\n" in path.read_text("utf-8")
+        ]
+        assert len(found) == 1 and "output_type: generate_until" in found[0].read_text("utf-8"), (
+            spec.name
+        )

@@ -1,4 +1,5 @@
-"""Metrics against brute force, published numbers and their own definitions; intervals against theory."""
+"""Metrics against brute force, published numbers and their own definitions; intervals against
+theory."""
 
 from __future__ import annotations
 
@@ -14,14 +15,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaladder.evaluation.metrics import avg_at_n, bootstrap_interval, bootstrap_intervals, cov_at_n, maj_at_n, pass_at_k
+from megaladder.evaluation.metrics import (
+    avg_at_n,
+    bootstrap_interval,
+    bootstrap_intervals,
+    cov_at_n,
+    maj_at_n,
+    pass_at_k,
+)
 
 matrices = st.integers(1, 6).flatmap(
-    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=8).map(np.array)
+    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=8).map(
+        np.array
+    )
 )
 
 
-PUBLISHED = [(256, 4, 64, 0.686082), (64, 8, 1, 0.125), (8, 3, 2, 0.642857), (8, 7, 2, 1.0), (5, 5, 5, 1.0)]
+PUBLISHED = [
+    (256, 4, 64, 0.686082),
+    (64, 8, 1, 0.125),
+    (8, 3, 2, 0.642857),
+    (8, 7, 2, 1.0),
+    (5, 5, 5, 1.0),
+]
 
 
 @pytest.mark.parametrize(("n", "c", "k", "expected"), PUBLISHED)
@@ -33,14 +49,20 @@ def test_pass_at_k_published_numbers(n, c, k, expected):
 def test_pass_at_k_is_the_exact_fraction(n, data):
     c, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
     exact = 1 - comb(n - c, k) / comb(n, k)
-    assert pass_at_k(np.array([n, n]), np.array([c, 0]), k).tolist() == [pytest.approx(exact, abs=1e-12), 0.0]
+    assert pass_at_k(np.array([n, n]), np.array([c, 0]), k).tolist() == [
+        pytest.approx(exact, abs=1e-12),
+        0.0,
+    ]
 
 
 @given(matrices, st.data())
 def test_pass_at_k_is_the_mean_over_all_subsets(correct_pn, data):
     num_samples = correct_pn.shape[1]
     k = data.draw(st.integers(1, num_samples))
-    brute = [np.mean([row[list(chosen)].any() for chosen in combinations(range(num_samples), k)]) for row in correct_pn]
+    brute = [
+        np.mean([row[list(chosen)].any() for chosen in combinations(range(num_samples), k)])
+        for row in correct_pn
+    ]
     counts = np.full(len(correct_pn), num_samples)
     assert np.allclose(pass_at_k(counts, correct_pn.sum(axis=1), k), brute, atol=1e-12)
 
@@ -56,7 +78,14 @@ def test_relations_between_the_metrics(correct_pn):
 
 
 def test_pass_at_k_refuses_what_it_cannot_estimate():
-    for n, c, k in (([4], [2], 5), ([4], [5], 1), ([4], [-1], 1), ([4], [2], 0), ([4, 4], [2], 1), ([], [], 1)):
+    for n, c, k in (
+        ([4], [2], 5),
+        ([4], [5], 1),
+        ([4], [-1], 1),
+        ([4], [2], 0),
+        ([4, 4], [2], 1),
+        ([], [], 1),
+    ):
         with pytest.raises(ValueError, match="pass@"):
             pass_at_k(np.array(n), np.array(c), k)
 
@@ -88,7 +117,9 @@ def test_maj_is_the_published_counter(answers, gold):
     """reasoning_ladder: gold == Counter(first n).most_common(1)."""
     correct = np.array([[answer == gold for answer in answers]])
     for n in range(1, len(answers) + 1):
-        assert maj_at_n([answers], correct, n)[0] == (Counter(answers[:n]).most_common(1)[0][0] == gold)
+        assert maj_at_n([answers], correct, n)[0] == (
+            Counter(answers[:n]).most_common(1)[0][0] == gold
+        )
 
 
 def test_intervals_are_seeded_and_share_their_draws():
@@ -96,7 +127,12 @@ def test_intervals_are_seeded_and_share_their_draws():
     first = bootstrap_intervals({"a": values, "b": 1 - values, "c": values}, seed=7)
     assert first == bootstrap_intervals({"a": values, "b": 1 - values, "c": values}, seed=7)
     alone, other = bootstrap_interval(values, seed=7), bootstrap_interval(values, seed=8)
-    assert first["a"].low == pytest.approx(first["c"].low, abs=1e-12) == pytest.approx(alone.low, abs=1e-12) != other.low
+    assert (
+        first["a"].low
+        == pytest.approx(first["c"].low, abs=1e-12)
+        == pytest.approx(alone.low, abs=1e-12)
+        != other.low
+    )
     assert first["b"].low == pytest.approx(1 - first["a"].high, abs=1e-4)
     assert first["a"].low < values.mean() < first["a"].high
 
@@ -110,9 +146,12 @@ def test_interval_width_is_that_of_the_t_interval():
 
 
 def test_intervals_resample_problems_and_not_samples():
-    """Repeating every sample a hundred times tells nothing new about the problems: the interval does not move."""
+    """Repeating every sample a hundred times tells nothing new about the problems: the interval
+    does not move."""
     correct = np.random.default_rng(2).random((30, 4)) < 0.5
-    assert bootstrap_interval(avg_at_n(correct)) == bootstrap_interval(avg_at_n(np.repeat(correct, 100, axis=1)))
+    assert bootstrap_interval(avg_at_n(correct)) == bootstrap_interval(
+        avg_at_n(np.repeat(correct, 100, axis=1))
+    )
 
 
 def test_interval_corner_cases():
@@ -132,11 +171,19 @@ def test_a_whole_benchmark_takes_no_time():
     correct = np.random.default_rng(3).random((1319, 64)) < 0.4
     started = time.perf_counter()
     counts = np.full(1319, 64)
-    values = {"avg": avg_at_n(correct), **{str(k): pass_at_k(counts, correct.sum(axis=1), k) for k in (1, 8, 64)}}
+    values = {
+        "avg": avg_at_n(correct),
+        **{str(k): pass_at_k(counts, correct.sum(axis=1), k) for k in (1, 8, 64)},
+    }
     bootstrap_intervals(values)
     assert time.perf_counter() - started < 5.0
 
 
 def test_no_torch():
     code = "import sys, megaladder.evaluation.metrics; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -1,4 +1,6 @@
-"""Generated code is run by the user's command only; its verdict counts, its failure stops the run."""
+"""Generated code is run by the user's command only; its verdict counts, its failure stops the
+run."""
+
 from __future__ import annotations
 
 import json
@@ -34,14 +36,20 @@ def task(response: str) -> GradeTask:
 
 def test_verdicts(command):
     with SandboxPool(command, 2, 5.0) as pool:
-        found = pool.grade_many([
-            task("```python\nprint(1)\n```\nbetter:\n```python\nprint(42)\n```"),
-            task("```python\nprint(42)\n```\nno:\n```py\nprint(7)\n```"),
-            task("print(42)"),
-            task("<think>```python\nprint(42)\n```"),
-        ])  # fmt: skip
+        found = pool.grade_many(
+            [
+                task("```python\nprint(1)\n```\nbetter:\n```python\nprint(42)\n```"),
+                task("```python\nprint(42)\n```\nno:\n```py\nprint(7)\n```"),
+                task("print(42)"),
+                task("<think>```python\nprint(42)\n```"),
+            ]
+        )
     assert [verdict.correct for verdict in found] == [True, False, False, False]
-    assert [verdict.reason for verdict in found[1:]] == [GradeReason.DIFFERENT, GradeReason.NO_ANSWER, GradeReason.NO_ANSWER]
+    assert [verdict.reason for verdict in found[1:]] == [
+        GradeReason.DIFFERENT,
+        GradeReason.NO_ANSWER,
+        GradeReason.NO_ANSWER,
+    ]
     assert last_program("```python\n" + "x" * 300_000 + "\n```") is None
 
 
@@ -57,10 +65,26 @@ def test_hang_is_one_wrong_answer_and_a_broken_sandbox_is_none(command):
 
 def test_the_verb_runs_nothing_without_a_sandbox(tmp_path, command, capsys):
     (tmp_path / "data" / "livecodebench").mkdir(parents=True)
-    row = {"question_id": "a", "question_content": "Print 42.", "starter_code": "", "tests": [{"input": "", "output": "42"}]}
+    row = {
+        "question_id": "a",
+        "question_content": "Print 42.",
+        "starter_code": "",
+        "tests": [{"input": "", "output": "42"}],
+    }
     (tmp_path / "data" / "livecodebench" / "test.jsonl").write_text(json.dumps(row) + "\n")
-    arguments = ["eval", "--engine", "fake", "--tokenizer", str(build_tokenizer(tmp_path / "t")), "--benchmark", "livecodebench",
-                 "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]  # fmt: skip
+    arguments = [
+        "eval",
+        "--engine",
+        "fake",
+        "--tokenizer",
+        str(build_tokenizer(tmp_path / "t")),
+        "--benchmark",
+        "livecodebench",
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(arguments) == 2
     assert "runs generated programs, which is off" in capsys.readouterr().err
     assert main([*arguments, "--sandbox", command]) == 0

@@ -1,7 +1,10 @@
-"""On a GPU only (`pytest -m gpu`): Transformer Engine's layers compute what the portable ones do, in bf16 and in each FP8 recipe.
+"""On a GPU only (`pytest -m gpu`): Transformer Engine's layers compute what the portable ones do,
+in bf16 and in each FP8 recipe.
 
-Written without a GPU at hand and not run yet; `tools/gpu_acceptance.py` measures the same at real sizes.
+Written without a GPU at hand and not run yet; `tools/gpu_acceptance.py` measures the same at real
+sizes.
 """
+
 from __future__ import annotations
 
 import time
@@ -16,7 +19,12 @@ from megaladder.config.gpu_rules import fp8_problem
 from megaladder.parallel import Layout
 from megaladder.tools.acceptance.context import Context
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not platform.has_transformer_engine(), reason="no Transformer Engine on a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not platform.has_transformer_engine(), reason="no Transformer Engine on a CUDA device"
+    ),
+]
 RECIPES = ("tensorwise", "blockwise", "delayed")
 
 
@@ -50,7 +58,9 @@ def test_our_reasons_are_transformer_engines() -> None:
 
     machine = platform.machine()
     assert (fp8_problem("tensorwise", machine) is None) == quantization.check_fp8_support()[0]
-    assert (fp8_problem("blockwise", machine) is None) == quantization.check_fp8_block_scaling_support()[0]
+    assert (
+        fp8_problem("blockwise", machine) is None
+    ) == quantization.check_fp8_block_scaling_support()[0]
     assert (fp8_problem("mxfp8", machine) is None) == quantization.check_mxfp8_support()[0]
 
 
@@ -69,7 +79,8 @@ def test_context_parallel_slices_are_transformer_engines(cp: int) -> None:
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "blockwise"])
 def test_fp8_weights_take_and_give_back_values_within_their_precision(recipe: str) -> None:
-    """gpu.fp8_param_gather: loading quantises, exporting dequantises, and the optimizer's master copy is the value that was loaded."""
+    """gpu.fp8_param_gather: loading quantises, exporting dequantises, and the optimizer's master
+    copy is the value that was loaded."""
     from megaladder.checkpoints_conv.in_process import iter_hf_tensors, load_tensors_into_chunks
     from megaladder.config.gpu import GpuConfig
     from megaladder.model.build import BuildOptions, build_chunks

@@ -1,7 +1,8 @@
 """Triton's interpreter for the kernel tests, and the float64 oracle they compare with.
 
-The interpreter is switched on for these tests only. Triton decides at import whether its own library functions are interpreted, and
-another test may have imported it before (megatron-core does): then its standard functions are made again, interpreted.
+The interpreter is switched on for these tests only. Triton decides at import whether its own
+library functions are interpreted, and another test may have imported it before (megatron-core
+does): then its standard functions are made again, interpreted.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def kernels(_interpreter_on):
     if isinstance(tl.max, JITFunction):
         standard = importlib.reload(importlib.import_module("triton.language.standard"))
         for name in dir(standard):
-            if type(getattr(standard, name)).__name__ == "InterpretedFunction" and hasattr(tl, name):
+            if type(getattr(standard, name)).__name__ == "InterpretedFunction" and hasattr(
+                tl, name
+            ):
                 setattr(tl, name, getattr(standard, name))
     return importlib.import_module("megaladder.kernels.triton_kernels")
 
@@ -50,8 +53,15 @@ class Oracle:
     d_logits: torch.Tensor
 
 
-def _oracle(logits: torch.Tensor, targets: torch.Tensor, inv_temperature: torch.Tensor, g: torch.Tensor, h: torch.Tensor) -> Oracle:
-    """For valid columns only; ignored tokens (-100) give 0. g, h [T]: upstream of log-prob and entropy."""
+def _oracle(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    inv_temperature: torch.Tensor,
+    g: torch.Tensor,
+    h: torch.Tensor,
+) -> Oracle:
+    """For valid columns only; ignored tokens (-100) give 0. g, h [T]: upstream of log-prob and
+    entropy."""
     x = logits.detach().clone().requires_grad_()
     logs = torch.log_softmax(x * inv_temperature.to(x.dtype).view(-1, 1), -1)
     kept = targets != -100

@@ -1,4 +1,5 @@
-"""The benchmark runs end to end without a GPU, reports missing peers as such, and refuses to invent figures."""
+"""The benchmark runs end to end without a GPU, reports missing peers as such, and refuses to invent
+figures."""
 
 from __future__ import annotations
 
@@ -8,14 +9,26 @@ import sys
 
 
 def run(repository, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "megaladder.tools.bench_kernels", "--device", "cpu", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "megaladder.tools.bench_kernels",
+        "--device",
+        "cpu",
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=240)
 
 
 def test_table_of_a_small_shape(repository, tmp_path):
     out = tmp_path / "bench.csv"
     sizes = ["--tokens", "24", "--hidden", "16", "--vocab", "64", "--shards", "2", "--rounds", "2"]
-    sizes += ["--skip", "torch.compile", "--cases", "logp"]  # compiling takes longer than everything else here
+    sizes += [
+        "--skip",
+        "torch.compile",
+        "--cases",
+        "logp",
+    ]  # compiling takes longer than everything else here
     done = run(repository, *sizes, "grpo step 50% inactive", "--csv", str(out))
     assert done.returncode == 0, done.stderr[-2000:]
     rows = list(csv.DictReader(out.open()))
@@ -25,9 +38,12 @@ def test_table_of_a_small_shape(repository, tmp_path):
     assert all(
         float(row["ratio"]) == 1.0
         for row in rows
-        if (row["case"], row["contender"]) in (("logp", "copy"), (rows[-1]["case"], "three products"))
+        if (row["case"], row["contender"])
+        in (("logp", "copy"), (rows[-1]["case"], "three products"))
     )
-    assert all(row["note"] for row in rows if row["rounds"] == "0"), "a contender that did not run says why"
+    assert all(row["note"] for row in rows if row["rounds"] == "0"), (
+        "a contender that did not run says why"
+    )
     assert "says nothing about the kernels" in done.stdout
 
 

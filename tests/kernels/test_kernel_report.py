@@ -1,4 +1,5 @@
-"""The machine code of every shipped configuration, compiled for sm_90a without a GPU: a performance regression test."""
+"""The machine code of every shipped configuration, compiled for sm_90a without a GPU: a performance
+regression test."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import sys
 
 import pytest
 
-# Instructions per element. Reading at HBM speed leaves 15 for bfloat16, reading and writing 30: design/kernels.md §0, §4.7.
+# Instructions per element. Reading at HBM speed leaves 15 for bfloat16, reading and writing 30:
+# design/kernels.md §0, §4.7.
 BUDGETS = {
     ("ce_stats", False): 8.0,
     ("ce_stats", True): 8.5,
@@ -22,21 +24,37 @@ BUDGETS = {
     ("ce_policy", True): 16.0,
     ("ce_policy fused", False): 21.0,  # two reads and a write
     ("ce_policy fused", True): 24.0,
-    ("linear_stats", False): 18.0,  # epilogue per element of the tile; the product loop is not counted
+    (
+        "linear_stats",
+        False,
+    ): 18.0,  # epilogue per element of the tile; the product loop is not counted
     ("linear_stats", True): 20.0,
 }
 
 
-FEW = r"^(ce_stats|ce_backward|linear).*bf16|^ce_policy.*bf16.*entropy, (fused|gathered), ppo|^ce_stats .fp32"  # twelve of 34
+FEW = (  # twelve of 34
+    r"^(ce_stats|ce_backward|linear).*bf16|^ce_policy.*bf16.*entropy, (fused|gathered),"
+    r" ppo|^ce_stats .fp32"
+)
 
 
-@pytest.fixture(scope="module", params=[FEW, pytest.param("", marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.fixture(
+    scope="module", params=[FEW, pytest.param("", marks=pytest.mark.slow)], ids=["few", "all"]
+)
 def reports(request, tmp_path_factory, repository) -> list[dict]:
     out = tmp_path_factory.mktemp("report") / "report.json"
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     clean |= {"TRITON_CACHE_DIR": str(out.parent / "cache")}
     subprocess.run(
-        [sys.executable, "-m", "megaladder.tools.kernel_report", "--json", str(out), "--only", request.param],
+        [
+            sys.executable,
+            "-m",
+            "megaladder.tools.kernel_report",
+            "--json",
+            str(out),
+            "--only",
+            request.param,
+        ],
         check=True,
         env=clean,
         cwd=repository,
@@ -78,4 +96,6 @@ def test_the_linear_kernel_uses_wgmma_fed_by_tma(reports):
     linear = [r for r in reports if r["kernel"] == "linear_stats"]
     assert len(linear) == 2
     assert all(r["uses_wgmma"] and r["uses_tma"] for r in linear)
-    assert all(r["shared_bytes"] <= 227 * 1024 for r in reports), "shared memory of a program on Hopper"
+    assert all(r["shared_bytes"] <= 227 * 1024 for r in reports), (
+        "shared memory of a program on Hopper"
+    )

@@ -1,6 +1,8 @@
-"""ce_stats, merge_stats, ce_backward: twin and interpreted Triton kernel against float64 autograd, over ragged and split vocabularies.
+"""ce_stats, merge_stats, ce_backward: twin and interpreted Triton kernel against float64 autograd,
+over ragged and split vocabularies.
 
-`|kernel − fp64| ≤ |same-type log_softmax − fp64| + tolerance`: a kernel may be as wrong as plain PyTorch in the same type, and little more.
+`|kernel − fp64| ≤ |same-type log_softmax − fp64| + tolerance`: a kernel may be as wrong as plain
+PyTorch in the same type, and little more.
 """
 
 from __future__ import annotations
@@ -21,14 +23,21 @@ from hypothesis import strategies as st
 from megaladder.kernels.reference import RowGrad, RowSpec, accumulator
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16)
-RELAXED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+RELAXED = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
 
 
-def random_case(seed: int, tokens: int, columns: int, dtype: torch.dtype, spread: float = 4.0) -> dict[str, torch.Tensor]:
+def random_case(
+    seed: int, tokens: int, columns: int, dtype: torch.dtype, spread: float = 4.0
+) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
     wide = accumulator(dtype)
     case = {
-        "logits": (torch.randn(tokens, columns, generator=random, dtype=torch.float64) * spread).to(dtype),
+        "logits": (
+            (torch.randn(tokens, columns, generator=random, dtype=torch.float64) * spread).to(dtype)
+        ),
         "targets": torch.randint(0, columns, (tokens,), generator=random),
         "scale": torch.rand(tokens, generator=random, dtype=wide) + 0.5,
         "g": torch.randn(tokens, generator=random, dtype=wide),
@@ -38,8 +47,15 @@ def random_case(seed: int, tokens: int, columns: int, dtype: torch.dtype, spread
     return case
 
 
-def split_run(implementation, case: dict[str, torch.Tensor], widths: list[int], padding: int = 0, poison: float = math.nan):
-    """Log-prob, entropy and d logits [T, sum(widths)] through shards of `widths` columns, each with poisoned padding columns and stride."""
+def split_run(
+    implementation,
+    case: dict[str, torch.Tensor],
+    widths: list[int],
+    padding: int = 0,
+    poison: float = math.nan,
+):
+    """Log-prob, entropy and d logits [T, sum(widths)] through shards of `widths` columns, each with
+    poisoned padding columns and stride."""
     logits, targets = case["logits"], case["targets"]
     starts = [sum(widths[:i]) for i in range(len(widths))]
     shards, specs, parts = [], [], []
@@ -51,26 +67,39 @@ def split_run(implementation, case: dict[str, torch.Tensor], widths: list[int], 
         shards.append(shard)
         specs.append(spec)
         parts.append(implementation.ce_stats(shard, spec, entropy=True))
-    logp, entropy, _, peak, total = implementation.merge_stats(torch.stack(parts), targets, -100).unbind(0)
+    logp, entropy, _, peak, total = implementation.merge_stats(
+        torch.stack(parts), targets, -100
+    ).unbind(0)
     grads = []
     for shard, spec in zip(shards, specs, strict=True):
-        implementation.ce_backward(shard, spec, RowGrad(peak, total, entropy, case["g"], case["h"]), shard)
+        implementation.ce_backward(
+            shard, spec, RowGrad(peak, total, entropy, case["g"], case["h"]), shard
+        )
         assert torch.count_nonzero(shard[:, spec.n_valid :]) == 0, "padding columns"
         assert torch.count_nonzero(shard[targets == -100]) == 0, "ignored rows"
         grads.append(shard[:, : spec.n_valid])
     return logp, entropy, torch.cat(grads, 1)
 
 
-def assert_as_good_as_torch(got: torch.Tensor, same_type: torch.Tensor, truth: torch.Tensor, tolerance: float) -> None:
+def assert_as_good_as_torch(
+    got: torch.Tensor, same_type: torch.Tensor, truth: torch.Tensor, tolerance: float
+) -> None:
     allowed = (same_type.double() - truth).abs().max() + tolerance if truth.numel() else 0.0
     error = (got.double() - truth).abs().max() if truth.numel() else 0.0
-    assert error <= allowed, f"error {error:.3g}, plain torch {allowed - tolerance:.3g} + {tolerance:.0e}"
+    assert error <= allowed, (
+        f"error {error:.3g}, plain torch {allowed - tolerance:.3g} + {tolerance:.0e}"
+    )
 
 
-def check_against_oracle(implementation, oracle, case: dict[str, torch.Tensor], widths: list[int], padding: int = 0) -> None:
+def check_against_oracle(
+    implementation, oracle, case: dict[str, torch.Tensor], widths: list[int], padding: int = 0
+) -> None:
     logits = case["logits"]
     arguments = (case["targets"], case["scale"], case["g"], case["h"])
-    truth, same = oracle(logits.double(), *arguments), oracle(logits.to(accumulator(logits.dtype)), *arguments)
+    truth, same = (
+        oracle(logits.double(), *arguments),
+        oracle(logits.to(accumulator(logits.dtype)), *arguments),
+    )
     logp, entropy, grad = split_run(implementation, case, widths, padding)
     tolerance = 1e-9 if logits.dtype == torch.float64 else 1e-5
     if implementation.__name__.endswith("triton_kernels") and logits.numel():
@@ -81,14 +110,18 @@ def check_against_oracle(implementation, oracle, case: dict[str, torch.Tensor], 
     assert_as_good_as_torch(logp, same.logp, truth.logp, tolerance)
     assert_as_good_as_torch(entropy, same.entropy, truth.entropy, tolerance)
     largest = truth.d_logits.abs().max().item() if truth.d_logits.numel() else 0.0
-    rounding = 2**-7 * largest if logits.dtype == torch.bfloat16 else 0.0  # one ulp: the interpreter truncates to bfloat16
+    rounding = (
+        2**-7 * largest if logits.dtype == torch.bfloat16 else 0.0
+    )  # one ulp: the interpreter truncates to bfloat16
     assert_as_good_as_torch(grad, same.d_logits, truth.d_logits, tolerance + rounding)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("columns", [1, 7, 256, 700])
 def test_values_and_gradients(implementation, oracle, dtype, columns):
-    check_against_oracle(implementation, oracle, random_case(1, 6, columns, dtype), [columns], padding=5)
+    check_against_oracle(
+        implementation, oracle, random_case(1, 6, columns, dtype), [columns], padding=5
+    )
 
 
 @pytest.mark.parametrize("ranks", range(1, 9))
@@ -96,12 +129,18 @@ def test_any_split_of_the_vocabulary_gives_the_same(implementation, oracle, rank
     """Uneven shards, an empty one among them from three ranks on; targets on every shard edge."""
     columns = 613
     case = random_case(ranks, 2 * ranks + 2, columns, torch.float32)
-    cuts = sorted(torch.randperm(columns - 1, generator=torch.Generator().manual_seed(ranks))[: ranks - 1].add(1).tolist())
+    cuts = sorted(
+        torch.randperm(columns - 1, generator=torch.Generator().manual_seed(ranks))[: ranks - 1]
+        .add(1)
+        .tolist()
+    )
     edges = [0, *cuts, columns]
     if ranks >= 3:
         edges[1] = edges[2]
     widths = [b - a for a, b in itertools.pairwise(edges)]
-    on_edges = [e for edge in edges for e in (edge - 1, edge) if 0 <= e < columns][: case["targets"].numel()]
+    on_edges = [e for edge in edges for e in (edge - 1, edge) if 0 <= e < columns][
+        : case["targets"].numel()
+    ]
     case["targets"][: len(on_edges)] = torch.tensor(on_edges)
     check_against_oracle(implementation, oracle, case, widths, padding=2)
 
@@ -118,7 +157,9 @@ def test_any_split_of_the_vocabulary_gives_the_same(implementation, oracle, rank
 )
 @example(seed=0, tokens=0, columns=5, dtype=torch.float32, ranks=2, shift=0.0, temperature=1.0)
 @example(seed=0, tokens=1, columns=1, dtype=torch.bfloat16, ranks=1, shift=300.0, temperature=0.05)
-def test_any_shape_shift_and_temperature(implementation, oracle, seed, tokens, columns, dtype, ranks, shift, temperature):
+def test_any_shape_shift_and_temperature(
+    implementation, oracle, seed, tokens, columns, dtype, ranks, shift, temperature
+):
     case = random_case(seed, tokens, columns, dtype)
     case["logits"] = (case["logits"].double() + shift).to(dtype)
     case["scale"] = case["scale"] / temperature
@@ -129,7 +170,8 @@ def test_any_shape_shift_and_temperature(implementation, oracle, seed, tokens, c
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_shards_and_columns_at_minus_infinity(implementation, oracle, dtype):
-    """Masked columns: a whole shard, a whole vector of a lane, single ones; entropy must not become NaN."""
+    """Masked columns: a whole shard, a whole vector of a lane, single ones; entropy must not become
+    NaN."""
     case = random_case(3, 5, 700, dtype)
     case["targets"] = torch.tensor([0, 10, 255, -100, 20])
     for where in (slice(300, 700), slice(32, 64), slice(128, 129)):
@@ -138,7 +180,9 @@ def test_shards_and_columns_at_minus_infinity(implementation, oracle, dtype):
     kept = torch.cat([torch.arange(0, 32), torch.arange(64, 128), torch.arange(129, 300)])
     small = dict(case, logits=case["logits"][:, kept].clone())
     lookup = torch.full((700,), -1).index_copy(0, kept, torch.arange(kept.numel()))
-    small["targets"] = torch.where(case["targets"] == -100, -100, lookup[case["targets"].clamp(min=0)])
+    small["targets"] = torch.where(
+        case["targets"] == -100, -100, lookup[case["targets"].clamp(min=0)]
+    )
     truth = oracle(small["logits"].double(), small["targets"], case["scale"], case["g"], case["h"])
     torch.testing.assert_close(logp.double(), truth.logp, rtol=0, atol=1e-5)
     torch.testing.assert_close(entropy.double(), truth.entropy, rtol=0, atol=1e-5)
@@ -153,16 +197,21 @@ def test_a_nan_logit_stays_visible(implementation, entropy, column):
     """The guards against −inf must not swallow NaN: a broken model shows itself in the loss."""
     case = random_case(3, 2, 400, torch.float32)
     case["targets"], case["logits"][0, column] = torch.tensor([1, 1]), math.nan
-    stats = implementation.ce_stats(case["logits"], RowSpec(case["targets"], case["scale"], 0, 400), entropy=entropy)
+    stats = implementation.ce_stats(
+        case["logits"], RowSpec(case["targets"], case["scale"], 0, 400), entropy=entropy
+    )
     logp = implementation.merge_stats(stats.unsqueeze(0), case["targets"], -100)[0]
     assert logp.isnan().tolist() == [True, False]
 
 
 def test_rank_and_argmax(implementation):
-    """vLLM's rank: columns not below the target's logit; argmax: the first of equals. bfloat16 has many equals."""
+    """vLLM's rank: columns not below the target's logit; argmax: the first of equals. bfloat16 has
+    many equals."""
     case = random_case(4, 12, 600, torch.bfloat16, spread=1.0)
     case["targets"][:2] = torch.tensor([-100, 599])
-    stats = implementation.ce_stats(case["logits"], RowSpec(case["targets"], case["scale"], 0, 590), entropy=True, rank=True)
+    stats = implementation.ce_stats(
+        case["logits"], RowSpec(case["targets"], case["scale"], 0, 590), entropy=True, rank=True
+    )
     valid, kept = case["logits"][:, :590].float(), case["targets"] >= 0
     owned = kept & (case["targets"] < 590)
     at_target = case["logits"].float().gather(1, case["targets"].clamp(min=0).unsqueeze(1))
@@ -174,7 +223,8 @@ def test_rank_and_argmax(implementation):
 
 
 def test_invariants(implementation):
-    """Σ d logits = 0 without entropy gradient; 0 ≤ H ≤ ln V; log-prob ≤ 0; permuting the vocabulary changes nothing."""
+    """Σ d logits = 0 without entropy gradient; 0 ≤ H ≤ ln V; log-prob ≤ 0; permuting the vocabulary
+    changes nothing."""
     case = random_case(5, 9, 500, torch.float32)
     case["h"] = torch.zeros(9)
     logp, entropy, grad = split_run(implementation, case, [500])
@@ -184,7 +234,9 @@ def test_invariants(implementation):
     order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
     back = torch.argsort(order)
     shuffled = dict(
-        case, logits=case["logits"][:, order], targets=torch.where(case["targets"] < 0, -100, back[case["targets"].clamp(min=0)])
+        case,
+        logits=case["logits"][:, order],
+        targets=torch.where(case["targets"] < 0, -100, back[case["targets"].clamp(min=0)]),
     )
     again = split_run(implementation, shuffled, [123, 377])
     torch.testing.assert_close(again[0], logp, rtol=0, atol=2e-6)
@@ -193,32 +245,48 @@ def test_invariants(implementation):
 
 def test_a_row_alone_gives_the_same_bits_as_in_a_batch(implementation):
     case = random_case(6, 8, 700, torch.float32)
-    together = implementation.ce_stats(case["logits"], RowSpec(case["targets"], case["scale"], 0, 700), entropy=True)
+    together = implementation.ce_stats(
+        case["logits"], RowSpec(case["targets"], case["scale"], 0, 700), entropy=True
+    )
     for row in range(8):
         if case["targets"][row] < 0:
             continue
         one = slice(row, row + 1)
-        alone = implementation.ce_stats(case["logits"][one], RowSpec(case["targets"][one], case["scale"][one], 0, 700), entropy=True)
+        alone = implementation.ce_stats(
+            case["logits"][one],
+            RowSpec(case["targets"][one], case["scale"][one], 0, 700),
+            entropy=True,
+        )
         assert torch.equal(alone[:, 0], together[:, row])
 
 
 def test_target_outside_the_vocabulary_is_minus_infinity_not_a_plausible_number(implementation):
     case = random_case(7, 3, 40, torch.float32)
     case["targets"] = torch.tensor([41, -5, 3])
-    stats = implementation.ce_stats(case["logits"], RowSpec(case["targets"], case["scale"], 0, 40), entropy=False)
+    stats = implementation.ce_stats(
+        case["logits"], RowSpec(case["targets"], case["scale"], 0, 40), entropy=False
+    )
     logp = implementation.merge_stats(stats.unsqueeze(0), case["targets"], -100)[0]
     assert logp[:2].tolist() == [-math.inf, -math.inf]
     assert logp[2] > -math.inf
 
 
 def test_gradients_of_any_upstream_pass_gradcheck():
-    """float64 numerical differentiation through the public function, entropy and per-token temperature included."""
+    """float64 numerical differentiation through the public function, entropy and per-token
+    temperature included."""
     from megaladder.kernels.vocab_logprob import vocab_logprob
 
     case = random_case(8, 4, 11, torch.float64, spread=1.0)
 
     def both(logits):
-        out = vocab_logprob(logits * 1, case["targets"], n_valid=9, inv_temperature=case["scale"], entropy="grad", overwrite_logits=False)
+        out = vocab_logprob(
+            logits * 1,
+            case["targets"],
+            n_valid=9,
+            inv_temperature=case["scale"],
+            entropy="grad",
+            overwrite_logits=False,
+        )
         return out.logp.clamp(min=-50.0), out.entropy
 
     case["targets"] = case["targets"].clamp(max=8)
@@ -226,9 +294,11 @@ def test_gradients_of_any_upstream_pass_gradcheck():
 
 
 def test_row_offsets_are_64_bit(kernels):
-    """A stride of 2^30 elements under an offset buffer: row 2 then starts at 2^31, where a 32-bit offset wraps to −2^31.
+    """A stride of 2^30 elements under an offset buffer: row 2 then starts at 2^31, where a 32-bit
+    offset wraps to −2^31.
 
-    The storage is one row per stride only in name: the kernel's pointer arithmetic is compared with where the row would be.
+    The storage is one row per stride only in name: the kernel's pointer arithmetic is compared with
+    where the row would be.
     """
     import numpy as np
     import triton
@@ -253,11 +323,16 @@ def test_row_offsets_are_64_bit(kernels):
 
 
 def test_rows_two_gigaelements_apart_are_read_and_written(kernels):
-    """The real kernels over a sparse mapping: two rows 2^31 + 16 elements apart in address space, a few pages in memory."""
+    """The real kernels over a sparse mapping: two rows 2^31 + 16 elements apart in address space, a
+    few pages in memory."""
     import mmap
 
     stride, columns = 2**31 + 16, 300
-    pages = mmap.mmap(-1, 2 * (stride + columns), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    pages = mmap.mmap(
+        -1,
+        2 * (stride + columns),
+        flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0),
+    )
     logits = torch.frombuffer(pages, dtype=torch.bfloat16).as_strided((2, columns), (stride, 1))
     case = random_case(9, 2, columns, torch.bfloat16)
     case["targets"] = torch.tensor([5, 299])
@@ -265,7 +340,9 @@ def test_rows_two_gigaelements_apart_are_read_and_written(kernels):
     spec = RowSpec(case["targets"], case["scale"], 0, columns)
     stats = kernels.ce_stats(logits, spec, entropy=True)
     assert torch.equal(stats, kernels.ce_stats(case["logits"], spec, entropy=True))
-    _, entropy, _, peak, total = kernels.merge_stats(stats.unsqueeze(0), case["targets"], -100).unbind(0)
+    _, entropy, _, peak, total = kernels.merge_stats(
+        stats.unsqueeze(0), case["targets"], -100
+    ).unbind(0)
     dense = case["logits"].clone()
     kernels.ce_backward(dense, spec, RowGrad(peak, total, entropy, case["g"]), dense)
     kernels.ce_backward(logits, spec, RowGrad(peak, total, entropy, case["g"]), logits)
@@ -274,20 +351,52 @@ def test_rows_two_gigaelements_apart_are_read_and_written(kernels):
 
 TRITON = "kernels/triton_kernels"
 MUTATIONS = {  # what is dropped → file, code, its mutilated form
-    "rescale of the sum": (f"{TRITON}/ce_stats.py", "total = total * shrink + tl.sum(", "total = total + tl.sum("),
-    "rescale of the entropy sum": (f"{TRITON}/ce_stats.py", "(spread + total * step) * shrink", "spread * shrink"),
-    "mask of columns": (f"{TRITON}/ce_stats.py", "mask=columns < n_valid", "mask=columns < n_valid + 3"),
-    "temperature in the statistics": (f"{TRITON}/ce_stats.py", "PER_TOKEN).to(ACC) * LOG2E", "PER_TOKEN).to(ACC) * 0 + LOG2E"),
-    "minus one at the target": (f"{TRITON}/ce_backward.py", "tl.where(columns == local, slope, 0.0)", "0.0 * slope"),
+    "rescale of the sum": (
+        f"{TRITON}/ce_stats.py",
+        "total = total * shrink + tl.sum(",
+        "total = total + tl.sum(",
+    ),
+    "rescale of the entropy sum": (
+        f"{TRITON}/ce_stats.py",
+        "(spread + total * step) * shrink",
+        "spread * shrink",
+    ),
+    "mask of columns": (
+        f"{TRITON}/ce_stats.py",
+        "mask=columns < n_valid",
+        "mask=columns < n_valid + 3",
+    ),
+    "temperature in the statistics": (
+        f"{TRITON}/ce_stats.py",
+        "PER_TOKEN).to(ACC) * LOG2E",
+        "PER_TOKEN).to(ACC) * 0 + LOG2E",
+    ),
+    "minus one at the target": (
+        f"{TRITON}/ce_backward.py",
+        "tl.where(columns == local, slope, 0.0)",
+        "0.0 * slope",
+    ),
     "temperature of the gradient": (
         f"{TRITON}/ce_backward.py",
         "tl.load(d_logp_ptr + row).to(ACC) * scale",
         "tl.load(d_logp_ptr + row).to(ACC)",
     ),
-    "entropy in its gradient": (f"{TRITON}/ce_backward.py", "(offset - tl.log2(total))", "(0.0 - tl.log2(total))"),
-    "ignored rows": (f"{TRITON}/ce_backward.py", "kept = target != ignore_index", "kept = target == target"),
+    "entropy in its gradient": (
+        f"{TRITON}/ce_backward.py",
+        "(offset - tl.log2(total))",
+        "(0.0 - tl.log2(total))",
+    ),
+    "ignored rows": (
+        f"{TRITON}/ce_backward.py",
+        "kept = target != ignore_index",
+        "kept = target == target",
+    ),
     "zero padding": (f"{TRITON}/ce_backward.py", "mask=at < n_columns", "mask=at < n_valid"),
-    "order of the merge": (f"{TRITON}/merge_stats.py", "total += part_total * share", "total += part_total"),
+    "order of the merge": (
+        f"{TRITON}/merge_stats.py",
+        "total += part_total * share",
+        "total += part_total",
+    ),
     "twin: sum": ("kernels/reference.py", "total = (sums * share).sum(0)", "total = sums.sum(0)"),
     "twin: minus one": (
         "kernels/reference.py",
@@ -309,7 +418,8 @@ def load_mutant(path: Path, name: str):
 
 @pytest.mark.parametrize("what", MUTATIONS)
 def test_mutants_are_killed(kernels, oracle, repository, tmp_path, what):
-    """Dropping any one of these terms must make the comparison with the oracle fail; the original passes the same comparison."""
+    """Dropping any one of these terms must make the comparison with the oracle fail; the original
+    passes the same comparison."""
     file, code, mutilated = MUTATIONS[what]
     source = (repository / file).read_text()
     assert code in source, f"{file} no longer says {code!r}: update the mutation"
@@ -317,13 +427,25 @@ def test_mutants_are_killed(kernels, oracle, repository, tmp_path, what):
     path.write_text(source.replace(code, mutilated))
     mutant = load_mutant(path, f"megaladder_mutant_{path.stem}_{list(MUTATIONS).index(what)}")
     names = ("ce_stats", "merge_stats", "ce_backward")
-    original = importlib.import_module("megaladder.kernels.reference") if "reference" in file else kernels
+    original = (
+        importlib.import_module("megaladder.kernels.reference") if "reference" in file else kernels
+    )
     mixed = SimpleNamespace(
-        __name__="triton_kernels", **{n: getattr(mutant if n in path.stem or "reference" in file else original, n) for n in names}
+        __name__="triton_kernels",
+        **{
+            n: getattr(mutant if n in path.stem or "reference" in file else original, n)
+            for n in names
+        },
     )
     case = random_case(1, 6, 700, torch.float32)
     case["targets"][3] = -100
-    unharmed = SimpleNamespace(__name__="triton_kernels", **{n: getattr(original, n) for n in names})
-    check_against_oracle(unharmed, oracle, dict(case, logits=case["logits"].clone()), [300, 400], padding=5)
+    unharmed = SimpleNamespace(
+        __name__="triton_kernels", **{n: getattr(original, n) for n in names}
+    )
+    check_against_oracle(
+        unharmed, oracle, dict(case, logits=case["logits"].clone()), [300, 400], padding=5
+    )
     with pytest.raises(AssertionError):
-        check_against_oracle(mixed, oracle, dict(case, logits=case["logits"].clone()), [300, 400], padding=5)
+        check_against_oracle(
+            mixed, oracle, dict(case, logits=case["logits"].clone()), [300, 400], padding=5
+        )

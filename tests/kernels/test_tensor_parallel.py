@@ -1,4 +1,5 @@
-"""Two gloo ranks: values, gradients and the number of collectives of the loss head, against one rank that holds the whole vocabulary."""
+"""Two gloo ranks: values, gradients and the number of collectives of the loss head, against one
+rank that holds the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -16,9 +17,15 @@ from megaladder.kernels.shard import TensorParallel, valid_columns
 from megaladder.kernels.vocab_logprob import vocab_logprob
 
 TOKENS, HIDDEN, VOCAB = 24, 8, 37
-WIDTHS = {"even": (20, 20), "uneven": (29, 8), "empty": (37, 6)}  # stored columns of each rank; 37 are valid in all
+WIDTHS = {
+    "even": (20, 20),
+    "uneven": (29, 8),
+    "empty": (37, 6),
+}  # stored columns of each rank; 37 are valid in all
 GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+SCATTER = (
+    "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+)
 COLLECTIVES = (GATHER, SCATTER, "all_reduce", "all_gather", "broadcast", "all_to_all_single")
 
 
@@ -41,7 +48,9 @@ def _data() -> dict[str, torch.Tensor]:
 LOSS = PolicyLoss(kind="ppo", clip_high=0.28, dual_clip=3.0, entropy_coef=0.01)
 
 
-def _run(tp: TensorParallel | None, start: int, width: int, sequence_parallel: bool = False) -> dict[str, torch.Tensor]:
+def _run(
+    tp: TensorParallel | None, start: int, width: int, sequence_parallel: bool = False
+) -> dict[str, torch.Tensor]:
     """Every head on one shard; returns values and gradients."""
     d = _data()
     v_valid = max(0, min(width, VOCAB - start))
@@ -50,21 +59,38 @@ def _run(tp: TensorParallel | None, start: int, width: int, sequence_parallel: b
     logits = (d["hidden"] @ d["weight"][start : start + width].t()).requires_grad_()
     got = vocab_logprob(logits, d["targets"], entropy="grad", rank=True, **shared)
     (got.logp * d["g"] + got.entropy * d["h"]).sum().backward()
-    out |= {"v_logp": got.logp, "v_entropy": got.entropy, "v_rank": got.rank, "v_argmax": got.argmax, "v_grad": logits.grad}
+    out |= {
+        "v_logp": got.logp,
+        "v_entropy": got.entropy,
+        "v_rank": got.rank,
+        "v_argmax": got.argmax,
+        "v_grad": logits.grad,
+    }
 
     share = TOKENS // tp.size if sequence_parallel else TOKENS
     mine = slice(tp.rank * share, (tp.rank + 1) * share) if sequence_parallel else slice(None)
     options = {**shared, "scratch_bytes": 8 * 48 * 7, "sequence_parallel": sequence_parallel}
-    hidden, weight = d["hidden"][mine].clone().requires_grad_(), d["weight"][start : start + width].clone().requires_grad_()
+    hidden, weight = (
+        d["hidden"][mine].clone().requires_grad_(),
+        d["weight"][start : start + width].clone().requires_grad_(),
+    )
     got = linear_logprob(hidden, weight, d["targets"], entropy="grad", **options)
     (got.logp * d["g"] + got.entropy * d["h"]).sum().backward()
     out |= {"l_logp": got.logp, "l_hidden": hidden.grad, "l_weight": weight.grad}
 
-    hidden, weight = d["hidden"][mine].clone().requires_grad_(), d["weight"][start : start + width].clone().requires_grad_()
+    hidden, weight = (
+        d["hidden"][mine].clone().requires_grad_(),
+        d["weight"][start : start + width].clone().requires_grad_(),
+    )
     inputs = PolicyInputs(weight=d["scale"], advantages=d["g"], old_logp=d["old"])
     policy = linear_policy_loss(hidden, weight, d["targets"], LOSS, inputs, **options)
     (policy.loss * 2.5).backward()
-    out |= {"p_loss": policy.loss, "p_entropy": policy.metrics.entropy, "p_hidden": hidden.grad, "p_weight": weight.grad}
+    out |= {
+        "p_loss": policy.loss,
+        "p_entropy": policy.metrics.entropy,
+        "p_hidden": hidden.grad,
+        "p_weight": weight.grad,
+    }
     return {name: value.detach() for name, value in out.items()}
 
 
@@ -94,7 +120,11 @@ def _counts(tp: TensorParallel) -> dict[str, dict[str, int]]:
     plain = {"tp": tp, "n_valid": valid_columns(VOCAB, 20, tp), "inv_temperature": 1.0}
 
     def leaf(name: str) -> torch.Tensor:
-        return (d["weight"][start : start + 20] if name == "weight" else d["hidden"]).clone().requires_grad_()
+        return (
+            (d["weight"][start : start + 20] if name == "weight" else d["hidden"])
+            .clone()
+            .requires_grad_()
+        )
 
     def materialised():
         logits = (d["hidden"] @ leaf("weight").t()) * 1
@@ -103,8 +133,17 @@ def _counts(tp: TensorParallel) -> dict[str, dict[str, int]]:
 
     def linear(sequence_parallel: bool):
         hidden = leaf("hidden").detach()
-        hidden = (hidden.chunk(2)[tp.rank] if sequence_parallel else hidden).clone().requires_grad_()
-        got = linear_logprob(hidden, leaf("weight"), d["targets"], sequence_parallel=sequence_parallel, scratch_bytes=1300, **plain)
+        hidden = (
+            (hidden.chunk(2)[tp.rank] if sequence_parallel else hidden).clone().requires_grad_()
+        )
+        got = linear_logprob(
+            hidden,
+            leaf("weight"),
+            d["targets"],
+            sequence_parallel=sequence_parallel,
+            scratch_bytes=1300,
+            **plain,
+        )
         got.logp.sum().backward()
 
     return {
@@ -117,11 +156,16 @@ def _counts(tp: TensorParallel) -> dict[str, dict[str, int]]:
 def _all_ignored(tp: TensorParallel) -> float:
     """Micro-batches without a single target happen; ranks must still agree on their collectives."""
     d = _data()
-    hidden, weight = d["hidden"].clone().requires_grad_(), d["weight"][tp.vocab_start : tp.vocab_start + 20].clone().requires_grad_()
+    hidden, weight = (
+        d["hidden"].clone().requires_grad_(),
+        d["weight"][tp.vocab_start : tp.vocab_start + 20].clone().requires_grad_(),
+    )
     targets = torch.full((TOKENS,), -100)
     valid = valid_columns(VOCAB, 20, tp)
     linear_logprob(hidden, weight, targets, tp=tp, n_valid=valid).logp.sum().backward()
-    linear_policy_loss(hidden, weight, targets, LOSS, PolicyInputs(), tp=tp, n_valid=valid).loss.backward()
+    linear_policy_loss(
+        hidden, weight, targets, LOSS, PolicyInputs(), tp=tp, n_valid=valid
+    ).loss.backward()
     return hidden.grad.abs().sum().item() + weight.grad.abs().sum().item()
 
 
@@ -131,9 +175,15 @@ def _worker(rank: int, port: int, folder: str) -> None:
     results = {}
     for name, widths in WIDTHS.items():
         start = 0 if rank == 0 else widths[0]
-        results[name] = _run(TensorParallel(dist.group.WORLD, rank, 2, start, widest=max(widths)), start, widths[rank])
+        results[name] = _run(
+            TensorParallel(dist.group.WORLD, rank, 2, start, widest=max(widths)),
+            start,
+            widths[rank],
+        )
     start = rank * 20
-    results["sequence_parallel"] = _run(TensorParallel(dist.group.WORLD, rank, 2, start), start, 20, sequence_parallel=True)
+    results["sequence_parallel"] = _run(
+        TensorParallel(dist.group.WORLD, rank, 2, start), start, 20, sequence_parallel=True
+    )
     results["ignored"] = _all_ignored(TensorParallel.even(dist.group.WORLD, 20))
     results["counts"] = _counts(TensorParallel.even(dist.group.WORLD, 20))
     torch.save(results, f"{folder}/rank{rank}.pt")
@@ -158,20 +208,27 @@ def whole() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", [*WIDTHS, "sequence_parallel"])
 def test_two_ranks_equal_one_in_values_and_gradients(ranks, whole, case):
-    """float64, so agreement means 1e-12: log-prob, entropy, rank, argmax, loss; d logits, d hidden, d weight."""
+    """float64, so agreement means 1e-12: log-prob, entropy, rank, argmax, loss; d logits, d hidden,
+    d weight."""
     widths = WIDTHS.get(case, (20, 20))
     for rank in (0, 1):
         got = ranks[rank][case]
         for name in ("v_logp", "v_entropy", "v_rank", "v_argmax", "l_logp", "p_loss", "p_entropy"):
-            torch.testing.assert_close(got[name], whole[name], rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                got[name], whole[name], rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+            )
         for name in ("l_hidden", "p_hidden"):
             expected = whole[name].chunk(2)[rank] if case == "sequence_parallel" else whole[name]
-            torch.testing.assert_close(got[name], expected, rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                got[name], expected, rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+            )
     for name, dim in (("v_grad", 1), ("l_weight", 0), ("p_weight", 0)):
         joined = torch.cat([ranks[0][case][name], ranks[1][case][name]], dim)
         torch.testing.assert_close(joined.narrow(dim, 0, VOCAB), whole[name], rtol=0, atol=1e-12)
         assert joined.shape[dim] == sum(widths)
-        assert torch.count_nonzero(joined.narrow(dim, VOCAB, sum(widths) - VOCAB)) == 0, "padding columns must get exactly zero"
+        assert torch.count_nonzero(joined.narrow(dim, VOCAB, sum(widths) - VOCAB)) == 0, (
+            "padding columns must get exactly zero"
+        )
 
 
 def test_no_target_at_all_gives_zero_gradients_on_every_rank(ranks):
@@ -179,7 +236,8 @@ def test_no_target_at_all_gives_zero_gradients_on_every_rank(ranks):
 
 
 def test_collectives_are_one_gather_forward_and_one_reduction_backward(ranks):
-    """vocab_logprob: 1 in all. linear: + d hidden once. Sequence parallelism: hidden gathered in forward and again in backward."""
+    """vocab_logprob: 1 in all. linear: + d hidden once. Sequence parallelism: hidden gathered in
+    forward and again in backward."""
     for counts in (ranks[0]["counts"], ranks[1]["counts"]):
         assert counts["vocab"] == {GATHER: 1}
         assert counts["linear"] == {GATHER: 1, "all_reduce": 1}

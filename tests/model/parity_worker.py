@@ -1,7 +1,10 @@
-"""Logits of tiny HF models through megatron-core at one world size and several layouts. Run by test_hf_parity.py.
+"""Logits of tiny HF models through megatron-core at one world size and several layouts. Run by
+test_hf_parity.py.
 
-    torchrun --nproc-per-node W parity_worker.py CASES_JSON OUT_DIR      CASES_JSON: list of {"name", "model", "tp", "pp", "vpp", "sp"}
+torchrun --nproc-per-node W parity_worker.py CASES_JSON OUT_DIR      CASES_JSON: list of {"name",
+"model", "tp", "pp", "vpp", "sp"}
 """
+
 import json
 import sys
 from pathlib import Path
@@ -23,14 +26,23 @@ def packed_tokens(vocab_size: int):
     sequences[0][:2] = (0, vocab_size - 1)
     labels = [np.append(tokens[1:], IGNORE_INDEX) for tokens in sequences]
     return sequences, PackedBatch(
-        input_ids_t=np.concatenate(sequences), labels_t=np.concatenate(labels),
+        input_ids_t=np.concatenate(sequences),
+        labels_t=np.concatenate(labels),
         position_ids_t=np.concatenate([np.arange(length) for length in LENGTHS]),
-        cu_seqlens=np.cumsum([0, *LENGTHS], dtype=np.int32), max_seqlen=max(LENGTHS), sample_index=np.arange(len(LENGTHS)),
-        num_tokens=sum(LENGTHS))
+        cu_seqlens=np.cumsum([0, *LENGTHS], dtype=np.int32),
+        max_seqlen=max(LENGTHS),
+        sample_index=np.arange(len(LENGTHS)),
+        num_tokens=sum(LENGTHS),
+    )
 
 
 def run_case(case: dict, out: Path) -> None:
-    layout = Layout(tp=case.get("tp", 1), pp=case.get("pp", 1), vpp=case.get("vpp"), sequence_parallel=case.get("sp", False))
+    layout = Layout(
+        tp=case.get("tp", 1),
+        pp=case.get("pp", 1),
+        vpp=case.get("vpp"),
+        sequence_parallel=case.get("sp", False),
+    )
     parallel.initialize(layout)
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -53,9 +65,18 @@ def run_case(case: dict, out: Path) -> None:
     with torch.no_grad():
         collected = get_forward_backward_func()(
             forward_step_func=forward,
-            data_iterator=[iter([batch] * layout.pp) for _ in chunks] if len(chunks) > 1 else iter([batch] * layout.pp),
-            model=chunks if len(chunks) > 1 else chunks[0], num_microbatches=layout.pp, seq_length=batch.input_ids.shape[1],
-            micro_batch_size=1, forward_only=True, collect_non_loss_data=True)
+            data_iterator=(
+                [iter([batch] * layout.pp) for _ in chunks]
+                if len(chunks) > 1
+                else iter([batch] * layout.pp)
+            ),
+            model=chunks if len(chunks) > 1 else chunks[0],
+            num_microbatches=layout.pp,
+            seq_length=batch.input_ids.shape[1],
+            micro_batch_size=1,
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
     if parallel.is_last_pipeline_stage() and parallel.tp_rank() == 0:
         np.save(out / f"{case['name']}.npy", collected[0].numpy())
     parallel_state.destroy_model_parallel()

@@ -1,8 +1,11 @@
-"""Builds our model from Transformer Engine's layers on a machine without a GPU and says what it is made of, as JSON on the last line.
+"""Builds our model from Transformer Engine's layers on a machine without a GPU and says what it is
+made of, as JSON on the last line.
 
-Transformer Engine imports without a GPU, but its modules assert one when they are made; nothing of them runs here. Run by
-test_te_layers.py in a process of its own, because it makes torch claim a Hopper device.
+Transformer Engine imports without a GPU, but its modules assert one when they are made; nothing of
+them runs here. Run by test_te_layers.py in a process of its own, because it makes torch claim a
+Hopper device.
 """
+
 import json
 import os
 import sys
@@ -27,10 +30,16 @@ def claim_a_hopper() -> None:
 def describe(chunk: torch.nn.Module) -> dict[str, str]:
     layer = chunk.decoder.layers[0]
     parts = {
-        "linear_qkv": layer.self_attention.linear_qkv, "core_attention": layer.self_attention.core_attention,
-        "linear_proj": layer.self_attention.linear_proj, "q_layernorm": layer.self_attention.q_layernorm,
-        "linear_fc1": layer.mlp.linear_fc1, "linear_fc2": layer.mlp.linear_fc2, "input_layernorm": layer.input_layernorm,
-        "final_layernorm": chunk.decoder.final_layernorm, "output_layer": chunk.output_layer}
+        "linear_qkv": layer.self_attention.linear_qkv,
+        "core_attention": layer.self_attention.core_attention,
+        "linear_proj": layer.self_attention.linear_proj,
+        "q_layernorm": layer.self_attention.q_layernorm,
+        "linear_fc1": layer.mlp.linear_fc1,
+        "linear_fc2": layer.mlp.linear_fc2,
+        "input_layernorm": layer.input_layernorm,
+        "final_layernorm": chunk.decoder.final_layernorm,
+        "output_layer": chunk.output_layer,
+    }
     return {name: type(module).__name__ for name, module in parts.items()}
 
 
@@ -39,16 +48,30 @@ def main() -> None:
     from megatron.core import dist_checkpointing
     from megatron.core.fp8_utils import get_fp8_recipe
 
-    from megaladder.checkpoint.state import _load_chunk, _model_state, _prepare_writer_queue, _stored_keys
+    from megaladder.checkpoint.state import (
+        _load_chunk,
+        _model_state,
+        _prepare_writer_queue,
+        _stored_keys,
+    )
     from megaladder.checkpoints_conv.in_process import iter_hf_tensors, load_tensors_into_chunks
     from megaladder.config.gpu import GpuConfig
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape
     from megaladder.model.source import random_tensors
 
-    shape = model_shape({
-        "model_type": "qwen3", "num_hidden_layers": 4, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 512})
+    shape = model_shape(
+        {
+            "model_type": "qwen3",
+            "num_hidden_layers": 4,
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 64,
+            "vocab_size": 512,
+        }
+    )
     source = random_tensors(shape, 0)
     portable = build_chunks(shape, Layout(), BuildOptions("bf16", layers="portable"))
     load_tensors_into_chunks(portable, source, shape)
@@ -57,22 +80,35 @@ def main() -> None:
     found: dict[str, object] = {}
     for recipe in RECIPES:
         gpu = GpuConfig(first_last_layers_bf16=recipe == "tensorwise", fp8_amax_history_len=16)
-        chunks = build_chunks(shape, Layout(), BuildOptions("bf16", fp8=recipe, gpu=gpu, layers="te"))
+        chunks = build_chunks(
+            shape, Layout(), BuildOptions("bf16", fp8=recipe, gpu=gpu, layers="te")
+        )
         load_tensors_into_chunks(chunks, source, shape)
-        same = all(torch.equal(tensor, plain[name]) for name, tensor in iter_hf_tensors(chunks, shape))
+        same = all(
+            torch.equal(tensor, plain[name]) for name, tensor in iter_hf_tensors(chunks, shape)
+        )
         found[str(recipe)] = {
-            "modules": describe(chunks[0]), "same_weights": same,
+            "modules": describe(chunks[0]),
+            "same_weights": same,
             "recipe": type(get_fp8_recipe(chunks[0].config)).__name__ if recipe else None,
-            "fused_accumulation": chunks[0].decoder.layers[0].mlp.linear_fc1.fuse_wgrad_accumulation,
-            "dtypes": sorted({str(p.dtype) for p in chunks[0].parameters()})}
-    with tempfile.TemporaryDirectory() as folder:  # a checkpoint of the portable layers goes into Transformer Engine's
+            "fused_accumulation": (
+                chunks[0].decoder.layers[0].mlp.linear_fc1.fuse_wgrad_accumulation
+            ),
+            "dtypes": sorted({str(p.dtype) for p in chunks[0].parameters()}),
+        }
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # a checkpoint of the portable layers goes into Transformer Engine's
         path = Path(folder)
-        _prepare_writer_queue()  # a helper process that ends with this one; megatron-core's would keep our pipes open
+        # a helper process that ends with this one; megatron-core's would keep our pipes open
+        _prepare_writer_queue()
         dist_checkpointing.save(_model_state(portable), str(path))
         load_tensors_into_chunks(chunks, random_tensors(shape, 1), shape)
         for state in [dist_checkpointing.load(_model_state(chunks, _stored_keys(path)), str(path))]:
             _load_chunk(chunks[0], state["model"])
-        found["checkpoint"] = all(torch.equal(tensor, plain[name]) for name, tensor in iter_hf_tensors(chunks, shape))
+        found["checkpoint"] = all(
+            torch.equal(tensor, plain[name]) for name, tensor in iter_hf_tensors(chunks, shape)
+        )
     print(json.dumps(found))
 
 

@@ -1,7 +1,10 @@
-"""What a run's GPU choices become in megatron-core's configurations; needs neither Transformer Engine nor a GPU.
+"""What a run's GPU choices become in megatron-core's configurations; needs neither Transformer
+Engine nor a GPU.
 
-megatron-core's own checks run too (its configuration classes are built), so a field it would refuse fails here.
+megatron-core's own checks run too (its configuration classes are built), so a field it would refuse
+fails here.
 """
+
 from __future__ import annotations
 
 from importlib.util import find_spec
@@ -22,30 +25,74 @@ from megaladder.model.build import BuildOptions  # noqa: E402
 from megaladder.model.te import RotaryTable, transformer_fields  # noqa: E402
 from megaladder.train.optimizer import ddp_fields, optimizer_fields  # noqa: E402
 
-OPTIM = SimpleNamespace(lr=1e-4, min_lr=0.0, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, clip_grad=1.0)
-SHAPE = {"num_layers": 8, "hidden_size": 256, "num_attention_heads": 4, "num_query_groups": 2, "bf16": True, "params_dtype": torch.bfloat16,
-         "pipeline_dtype": torch.bfloat16}
+OPTIM = SimpleNamespace(
+    lr=1e-4, min_lr=0.0, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, clip_grad=1.0
+)
+SHAPE = {
+    "num_layers": 8,
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "bf16": True,
+    "params_dtype": torch.bfloat16,
+    "pipeline_dtype": torch.bfloat16,
+}
 
 
 def built(recipe: str | None = None, cp: int = 1, **gpu: object) -> TransformerConfig:
     fields = transformer_fields(recipe, GpuConfig(**gpu), cp)
-    assert fields.pop("apply_rope_fusion")  # its kernel is Transformer Engine's: the field is refused where that is absent
+    assert fields.pop(
+        "apply_rope_fusion"
+    )  # its kernel is Transformer Engine's: the field is refused where that is absent
     return TransformerConfig(**SHAPE, **fields, context_parallel_size=cp)
 
 
 @pytest.mark.parametrize(
     ("recipe", "gpu", "expected"),
     [
-        (None, {}, {"fp8": None, "fp8_param": False, "first_last_layers_bf16": False, "tp_comm_overlap": False}),
+        (
+            None,
+            {},
+            {
+                "fp8": None,
+                "fp8_param": False,
+                "first_last_layers_bf16": False,
+                "tp_comm_overlap": False,
+            },
+        ),
         ("tensorwise", {}, {"fp8": "hybrid", "fp8_recipe": "tensorwise", "fp8_param": False}),
         ("blockwise", {}, {"fp8": "e4m3", "fp8_recipe": "blockwise"}),
         ("blockwise", {"fp8_format": "hybrid"}, {"fp8": "hybrid", "fp8_recipe": "blockwise"}),
-        ("delayed", {}, {"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}),
-        ("mxfp8", {"fp8_param_gather": True}, {"fp8": "e4m3", "fp8_recipe": "mxfp8", "fp8_param": True}),
-        ("tensorwise", {"first_last_layers_bf16": True, "num_layers_at_start_in_bf16": 2},
-         {"first_last_layers_bf16": True, "num_layers_at_start_in_bf16": 2, "num_layers_at_end_in_bf16": 1}),
+        (
+            "delayed",
+            {},
+            {
+                "fp8": "hybrid",
+                "fp8_recipe": "delayed",
+                "fp8_amax_history_len": 1024,
+                "fp8_amax_compute_algo": "max",
+            },
+        ),
+        (
+            "mxfp8",
+            {"fp8_param_gather": True},
+            {"fp8": "e4m3", "fp8_recipe": "mxfp8", "fp8_param": True},
+        ),
+        (
+            "tensorwise",
+            {"first_last_layers_bf16": True, "num_layers_at_start_in_bf16": 2},
+            {
+                "first_last_layers_bf16": True,
+                "num_layers_at_start_in_bf16": 2,
+                "num_layers_at_end_in_bf16": 1,
+            },
+        ),
         (None, {"tp_comm_overlap": True}, {"tp_comm_overlap": True}),
-        (None, {"activation_offload_layers": 3}, {"cpu_offloading": True, "cpu_offloading_num_layers": 3}),
+        (
+            None,
+            {"activation_offload_layers": 3},
+            {"cpu_offloading": True, "cpu_offloading_num_layers": 3},
+        ),
     ],
 )
 def test_transformer_config_of_each_choice(recipe: str | None, gpu: dict, expected: dict) -> None:
@@ -63,8 +110,18 @@ def test_context_parallel_communication() -> None:
 def test_bf16_layers_are_the_ones_named() -> None:
     from megatron.core.fp8_utils import is_first_last_bf16_layer
 
-    config = built("blockwise", first_last_layers_bf16=True, num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=2)
-    assert [is_first_last_bf16_layer(config, layer) for layer in range(8)] == [True, *[False] * 5, True, True]
+    config = built(
+        "blockwise",
+        first_last_layers_bf16=True,
+        num_layers_at_start_in_bf16=1,
+        num_layers_at_end_in_bf16=2,
+    )
+    assert [is_first_last_bf16_layer(config, layer) for layer in range(8)] == [
+        True,
+        *[False] * 5,
+        True,
+        True,
+    ]
 
 
 def test_what_our_rules_refuse_megatron_refuses_too() -> None:
@@ -86,36 +143,81 @@ def test_what_our_rules_refuse_megatron_refuses_too() -> None:
 @pytest.mark.parametrize(
     ("fp8", "gpu", "on_cuda", "expected"),
     [
-        (None, {}, True, {"overlap_grad_reduce": True, "overlap_param_gather": True, "fp8_param_gather": False}),
+        (
+            None,
+            {},
+            True,
+            {"overlap_grad_reduce": True, "overlap_param_gather": True, "fp8_param_gather": False},
+        ),
         (None, {}, False, {"overlap_grad_reduce": False, "overlap_param_gather": False}),
-        (None, {"overlap_param_gather": False}, True, {"overlap_grad_reduce": True, "overlap_param_gather": False}),
-        ("blockwise", {"fp8_param_gather": True}, True, {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": False}),
-        ("mxfp8", {"fp8_param_gather": True}, True, {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": True}),
+        (
+            None,
+            {"overlap_param_gather": False},
+            True,
+            {"overlap_grad_reduce": True, "overlap_param_gather": False},
+        ),
+        (
+            "blockwise",
+            {"fp8_param_gather": True},
+            True,
+            {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": False},
+        ),
+        (
+            "mxfp8",
+            {"fp8_param_gather": True},
+            True,
+            {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": True},
+        ),
         (None, {"fp8_param_gather": True}, True, {"fp8_param_gather": False}),
     ],
 )
-def test_ddp_config_of_each_choice(fp8: str | None, gpu: dict, on_cuda: bool, expected: dict) -> None:
-    config = DistributedDataParallelConfig(**ddp_fields(BuildOptions("bf16", fp8=fp8, gpu=GpuConfig(**gpu)), on_cuda=on_cuda))
+def test_ddp_config_of_each_choice(
+    fp8: str | None, gpu: dict, on_cuda: bool, expected: dict
+) -> None:
+    config = DistributedDataParallelConfig(
+        **ddp_fields(BuildOptions("bf16", fp8=fp8, gpu=GpuConfig(**gpu)), on_cuda=on_cuda)
+    )
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.use_distributed_optimizer and config.grad_reduce_in_fp32
 
 
 def test_optimizer_config_of_each_choice() -> None:
     plain = OptimizerConfig(**optimizer_fields(OPTIM, BuildOptions("bf16"), on_cuda=True))
-    assert (plain.bf16, plain.use_precision_aware_optimizer, plain.overlap_param_gather, plain.fp8_recipe) == (True, False, True, None)
+    assert (
+        plain.bf16,
+        plain.use_precision_aware_optimizer,
+        plain.overlap_param_gather,
+        plain.fp8_recipe,
+    ) == (True, False, True, None)
     assert plain.exp_avg_dtype == torch.float32
-    gpu = GpuConfig(precision_aware_optimizer=True, exp_avg_dtype="bf16", exp_avg_sq_dtype="fp8", main_params_dtype="fp16")
+    gpu = GpuConfig(
+        precision_aware_optimizer=True,
+        exp_avg_dtype="bf16",
+        exp_avg_sq_dtype="fp8",
+        main_params_dtype="fp16",
+    )
     fields = optimizer_fields(OPTIM, BuildOptions("bf16", fp8="tensorwise", gpu=gpu), on_cuda=True)
-    expected = {"exp_avg_dtype": torch.bfloat16, "exp_avg_sq_dtype": torch.uint8, "main_params_dtype": torch.float16,
-                "use_precision_aware_optimizer": True, "fp8_recipe": "tensorwise"}
+    expected = {
+        "exp_avg_dtype": torch.bfloat16,
+        "exp_avg_sq_dtype": torch.uint8,
+        "main_params_dtype": torch.float16,
+        "use_precision_aware_optimizer": True,
+        "fp8_recipe": "tensorwise",
+    }
     assert {name: fields[name] for name in expected} == expected
-    gpu = GpuConfig(precision_aware_optimizer=True, optimizer_cpu_offload=True, optimizer_offload_fraction=0.5)
+    gpu = GpuConfig(
+        precision_aware_optimizer=True, optimizer_cpu_offload=True, optimizer_offload_fraction=0.5
+    )
     fields = optimizer_fields(OPTIM, BuildOptions("bf16", gpu=gpu), on_cuda=True)
     assert (fields["optimizer_cpu_offload"], fields["optimizer_offload_fraction"]) == (True, 0.5)
-    if find_spec("transformer_engine") is not None:  # its fused Adam is asked what it takes when the configuration is made
+    if (
+        find_spec("transformer_engine") is not None
+    ):  # its fused Adam is asked what it takes when the configuration is made
         OptimizerConfig(**fields)
     mx = BuildOptions("bf16", fp8="mxfp8", gpu=GpuConfig(fp8_param_gather=True))
-    assert OptimizerConfig(**optimizer_fields(OPTIM, mx, on_cuda=True)).reuse_grad_buf_for_mxfp8_param_ag
+    assert OptimizerConfig(
+        **optimizer_fields(OPTIM, mx, on_cuda=True)
+    ).reuse_grad_buf_for_mxfp8_param_ag
 
 
 def test_transformer_engine_is_taken_in_bf16_where_it_is(monkeypatch) -> None:
@@ -123,7 +225,10 @@ def test_transformer_engine_is_taken_in_bf16_where_it_is(monkeypatch) -> None:
         monkeypatch.setattr(platform, "has_transformer_engine", lambda present=present: present)
         assert BuildOptions("bf16").uses_te is present
         assert not BuildOptions("fp32").uses_te  # conversion checks run in fp32, on a GPU too
-        assert BuildOptions("bf16", layers="te").uses_te and not BuildOptions("bf16", layers="portable").uses_te
+        assert (
+            BuildOptions("bf16", layers="te").uses_te
+            and not BuildOptions("bf16", layers="portable").uses_te
+        )
 
 
 def test_rotary_angles_are_positions_times_frequencies_however_long_the_table_grew() -> None:
@@ -133,4 +238,6 @@ def test_rotary_angles_are_positions_times_frequencies_however_long_the_table_gr
     long = table.angles(5000)
     assert short.shape == (10, 1, 1, 16) and long.shape == (5000, 1, 1, 16)
     assert torch.equal(long[:10], short)
-    assert torch.equal(long[4999, 0, 0, :8], 4999.0 * frequencies) and torch.equal(long[:, 0, 0, 8:], long[:, 0, 0, :8])
+    assert torch.equal(long[4999, 0, 0, :8], 4999.0 * frequencies) and torch.equal(
+        long[:, 0, 0, 8:], long[:, 0, 0, :8]
+    )

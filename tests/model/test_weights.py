@@ -1,4 +1,6 @@
-"""Weights are complete where they are read: chunks that gather lazily are told to, in order, and only those."""
+"""Weights are complete where they are read: chunks that gather lazily are told to, in order, and
+only those."""
+
 from __future__ import annotations
 
 import torch
@@ -7,10 +9,15 @@ from megaladder.model.weights import gathered, is_quantized, plain_weight
 
 
 class Lazy:
-    """megatron-core's DDP as far as `gathered` knows it: with overlap_param_gather its hooks are on and its weights are not complete."""
+    """megatron-core's DDP as far as `gathered` knows it: with overlap_param_gather its hooks are on
+    and its weights are not complete."""
 
     def __init__(self, use_forward_hook: bool) -> None:
-        self.use_forward_hook, self.complete, self.hooks = use_forward_hook, not use_forward_hook, use_forward_hook
+        self.use_forward_hook, self.complete, self.hooks = (
+            use_forward_hook,
+            not use_forward_hook,
+            use_forward_hook,
+        )
 
     def disable_forward_pre_hook(self, param_sync: bool) -> None:
         assert self.hooks

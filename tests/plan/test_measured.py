@@ -1,4 +1,6 @@
-"""The memory model against bytes that are really held: a tiny model, megatron-core's DDP buffers and optimizer, on two gloo ranks."""
+"""The memory model against bytes that are really held: a tiny model, megatron-core's DDP buffers
+and optimizer, on two gloo ranks."""
+
 from __future__ import annotations
 
 import json
@@ -19,7 +21,8 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (1, 1)])
 def test_states_of_every_rank(model, tmp_path, tp: int, pp: int) -> None:
-    """Weights exactly; gradients and optimizer within 1 % (buffers are padded). One rank a stage: dp is what tp and pp leave of two."""
+    """Weights exactly; gradients and optimizer within 1 % (buffers are padded). One rank a stage:
+    dp is what tp and pp leave of two."""
     out = tmp_path / "bytes.json"
     run_ranks("plan/memory_worker.py", 2, str(model), str(tp), str(pp), str(out))
     shape = model_shape(read_config_json(model))
@@ -29,6 +32,12 @@ def test_states_of_every_rank(model, tmp_path, tp: int, pp: int) -> None:
         assert row["weights"] == estimate.weights
         assert row["gradients"] == pytest.approx(estimate.gradients, rel=0.01)
         assert row["optimizer"] == pytest.approx(estimate.optimizer, rel=0.01)
-        if row["activations"] is not None:  # the portable layers are not fused: the formula, of fused ones, is their lower bound
-            kept = shape.num_layers * row["tokens"] * layer_activation_bytes(shape, layout, Work(row["tokens"], 2))
+        if (
+            row["activations"] is not None
+        ):  # the portable layers are not fused: the formula, of fused ones, is their lower bound
+            kept = (
+                shape.num_layers
+                * row["tokens"]
+                * layer_activation_bytes(shape, layout, Work(row["tokens"], 2))
+            )
             assert 1.0 < row["activations"] / kept < 2.5

@@ -1,4 +1,6 @@
-"""The memory model against hand formulas and published arithmetic: Qwen3-14B, Bridge's 6 + 12/dp bytes a parameter (peers.md §4.2)."""
+"""The memory model against hand formulas and published arithmetic: Qwen3-14B, Bridge's 6 + 12/dp
+bytes a parameter (peers.md §4.2)."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -22,11 +24,28 @@ from megaladder.plan.memory import (
 WORK = Work(seq_length=4096, global_batch_size=256)
 # Parameters in billions as the model cards round them.
 PUBLISHED = {
-    "Qwen3-0.6B": 0.596, "Qwen3-1.7B": 1.72, "Qwen3-4B": 4.02, "Qwen3-8B": 8.19, "Qwen3-14B": 14.77, "Qwen3-32B": 32.76,
-    "Qwen2.5-0.5B": 0.494, "Qwen2.5-1.5B": 1.54, "Qwen2.5-3B": 3.09, "Qwen2.5-7B": 7.62, "Qwen2.5-14B": 14.77, "Qwen2.5-32B": 32.76,
-    "Qwen2.5-72B": 72.71, "Llama-2-7B": 6.74, "Llama-2-13B": 13.02, "Llama-2-70B": 68.98, "Llama-3-8B": 8.03, "Llama-3-70B": 70.55,
-    "Llama-3.1-405B": 405.85, "Llama-3.2-1B": 1.24, "Llama-3.2-3B": 3.21,
-}  # fmt: skip
+    "Qwen3-0.6B": 0.596,
+    "Qwen3-1.7B": 1.72,
+    "Qwen3-4B": 4.02,
+    "Qwen3-8B": 8.19,
+    "Qwen3-14B": 14.77,
+    "Qwen3-32B": 32.76,
+    "Qwen2.5-0.5B": 0.494,
+    "Qwen2.5-1.5B": 1.54,
+    "Qwen2.5-3B": 3.09,
+    "Qwen2.5-7B": 7.62,
+    "Qwen2.5-14B": 14.77,
+    "Qwen2.5-32B": 32.76,
+    "Qwen2.5-72B": 72.71,
+    "Llama-2-7B": 6.74,
+    "Llama-2-13B": 13.02,
+    "Llama-2-70B": 68.98,
+    "Llama-3-8B": 8.03,
+    "Llama-3-70B": 70.55,
+    "Llama-3.1-405B": 405.85,
+    "Llama-3.2-1B": 1.24,
+    "Llama-3.2-3B": 3.21,
+}
 
 
 @pytest.fixture
@@ -41,16 +60,27 @@ def test_known_models_have_their_published_sizes() -> None:
 
 
 def test_qwen3_14b_by_hand(shape) -> None:
-    """Per layer: q, o 2·5120·5120, k, v 2·5120·1024, MLP 3·5120·17408, norms 2·5120 + 2·128. Without the input embedding 13.99 G matter."""
+    """Per layer: q, o 2·5120·5120, k, v 2·5120·1024, MLP 3·5120·17408, norms 2·5120 + 2·128.
+    Without the input embedding 13.99 G matter."""
     layer = 2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 17408 + 2 * 5120 + 2 * 128
-    assert shape.num_parameters == 40 * layer + 2 * 151936 * 5120 + 5120 == pytest.approx(14.77e9, rel=1e-3)
+    assert (
+        shape.num_parameters
+        == 40 * layer + 2 * 151936 * 5120 + 5120
+        == pytest.approx(14.77e9, rel=1e-3)
+    )
     assert shape.flops_per_token(0) == pytest.approx(83.9e9, rel=2e-3)
-    assert shape.flops_per_token(4096) - shape.flops_per_token(0) == 6 * 40 * 4096 * 40 * 128  # 5.0 G, causal
+    assert (
+        shape.flops_per_token(4096) - shape.flops_per_token(0) == 6 * 40 * 4096 * 40 * 128
+    )  # 5.0 G, causal
 
 
 def test_state_bytes_are_the_published_ones(shape) -> None:
     one = estimate_memory(shape, Layout(dp=8), WORK)
-    assert one.states == pytest.approx((6 + 12 / 8) * shape.num_parameters, rel=1e-9) == pytest.approx(111e9, rel=0.01)
+    assert (
+        one.states
+        == pytest.approx((6 + 12 / 8) * shape.num_parameters, rel=1e-9)
+        == pytest.approx(111e9, rel=0.01)
+    )
     with_cp = estimate_memory(shape, Layout(dp=4, cp=2), WORK)
     assert with_cp.states == one.states  # states are sharded over context-parallel ranks too
     fp32 = estimate_memory(shape, Layout(), replace(WORK, precision="fp32"))
@@ -60,44 +90,65 @@ def test_state_bytes_are_the_published_ones(shape) -> None:
 
 
 def test_fp8_keeps_two_more_copies_of_the_layers_and_smaller_activations(shape) -> None:
-    bf16, fp8 = (estimate_memory(shape, Layout(dp=8), replace(WORK, precision=precision)) for precision in ("bf16", "fp8"))
+    bf16, fp8 = (
+        estimate_memory(shape, Layout(dp=8), replace(WORK, precision=precision))
+        for precision in ("bf16", "fp8")
+    )
     layers = shape.num_parameters - 2 * 151936 * 5120 - 5120
     assert (bf16.fp8_copies, fp8.fp8_copies) == (0, 2 * layers)
     assert fp8.activations < bf16.activations
 
 
 def test_what_a_run_may_choose_changes_the_states(shape) -> None:
-    """bf16 moments and a 16-bit master copy: 6 bytes instead of 12. FP8 weights alone: 2 bytes of the layers instead of 2 + 2."""
+    """bf16 moments and a 16-bit master copy: 6 bytes instead of 12. FP8 weights alone: 2 bytes of
+    the layers instead of 2 + 2."""
     small = estimate_memory(shape, Layout(dp=8), WORK, software=replace(OURS, optimizer_bytes=6.0))
     assert small.optimizer == pytest.approx(6 / 8 * shape.num_parameters, rel=1e-9)
     fp8 = replace(WORK, precision="fp8")
-    beside, alone = (estimate_memory(shape, Layout(dp=8), fp8, software=replace(OURS, fp8_params=only)) for only in (False, True))
+    beside, alone = (
+        estimate_memory(shape, Layout(dp=8), fp8, software=replace(OURS, fp8_params=only))
+        for only in (False, True)
+    )
     assert beside.states - alone.states == 2 * (shape.num_parameters - 2 * 151936 * 5120 - 5120)
 
 
 def test_tensor_parallelism_divides_state_and_activations(shape) -> None:
     one, four = (estimate_memory(shape, Layout(tp=tp), WORK) for tp in (1, 4))
     assert four.weights == pytest.approx(one.weights / 4, rel=1e-3)  # norms are not split
-    assert layer_activation_bytes(shape, Layout(tp=4), WORK) == layer_activation_bytes(shape, Layout(), WORK) / 4
+    assert (
+        layer_activation_bytes(shape, Layout(tp=4), WORK)
+        == layer_activation_bytes(shape, Layout(), WORK) / 4
+    )
     unsplit = layer_activation_bytes(shape, Layout(tp=4, sequence_parallel=False), WORK)
-    assert unsplit == 2 * (4 * 5120 + (5120 + 17408 + 5120 + 2 * 1024 + 5120 + 1024 + 2 * 17408) / 4)
+    assert unsplit == 2 * (
+        4 * 5120 + (5120 + 17408 + 5120 + 2 * 1024 + 5120 + 1024 + 2 * 17408) / 4
+    )
 
 
 def test_activations_per_token_and_layer(shape) -> None:
-    """Norms 4·5120, q k v o 128·(2·40 + 2·8), q and k before their norms 128·48, MLP 3·17408: 91,136 values of two bytes."""
+    """Norms 4·5120, q k v o 128·(2·40 + 2·8), q and k before their norms 128·48, MLP 3·17408:
+    91,136 values of two bytes."""
     values = 4 * 5120 + 128 * (2 * 40 + 2 * 8) + 128 * 48 + 3 * 17408
     assert layer_activation_bytes(shape, Layout(), WORK) == 2 * values == 2 * 91_136
     working = 2 * (2 * 5120 + 3 * 17408)
     assert estimate_memory(shape, Layout(), WORK).activations == 4096 * (40 * 2 * values + working)
     full = estimate_memory(shape, Layout(recompute="full"), WORK)
     assert full.activations == 4096 * (40 * 2 * 5120 + working + 2 * values)
-    assert estimate_memory(shape, Layout(cp=4), WORK).activations == 1024 * (40 * 2 * values + working)
+    assert estimate_memory(shape, Layout(cp=4), WORK).activations == 1024 * (
+        40 * 2 * values + working
+    )
 
 
 def test_pipeline_stages_keep_as_many_micro_batches_as_are_in_flight() -> None:
-    """1F1B: the first of pp stages holds pp, the last one; interleaving adds (pp-1)/(pp·vpp); never more than the step has."""
+    """1F1B: the first of pp stages holds pp, the last one; interleaving adds (pp-1)/(pp·vpp); never
+    more than the step has."""
     many, few = Work(4096, 256), Work(4096, 2)
-    assert [micro_batches_in_flight(Layout(pp=4), many, stage) for stage in range(4)] == [4, 3, 2, 1]
+    assert [micro_batches_in_flight(Layout(pp=4), many, stage) for stage in range(4)] == [
+        4,
+        3,
+        2,
+        1,
+    ]
     assert micro_batches_in_flight(Layout(pp=4, vpp=5), many, 0) == pytest.approx(4 * (1 + 3 / 20))
     assert micro_batches_in_flight(Layout(pp=4), few, 0) == 2
 
@@ -107,26 +158,37 @@ def test_stages_share_layers_and_embeddings(shape) -> None:
     assert sum(stage_parameters(shape, layout, stage) for stage in range(4)) == shape.num_parameters
     tied = find_model("Qwen3-4B")
     both_ends = sum(stage_parameters(tied, Layout(pp=2), stage) for stage in range(2))
-    assert both_ends == tied.num_parameters + tied.vocab_size * tied.hidden_size  # each end holds a copy of the tied table
+    assert (
+        both_ends == tied.num_parameters + tied.vocab_size * tied.hidden_size
+    )  # each end holds a copy of the tied table
     assert [stage_layers(126, 8, stage) for stage in (0, 7)] == [16, 14]
 
 
 def test_the_head_does_not_grow_with_the_vocabulary(shape) -> None:
-    """A chunk of logits within its budget and the hidden states with their gradient, not 2 · T · V."""
+    """A chunk of logits within its budget and the hidden states with their gradient, not 2 · T ·
+    V."""
     head = estimate_memory(shape, Layout(), WORK).head
     assert head == HEAD_SCRATCH + 4096 * (2 * 5120 * 2 + 16)
     assert head < 2 * 4096 * 151936 * 4 / 3
 
 
 def test_reserve_and_engine(shape) -> None:
-    alone, beside = (estimate_memory(shape, Layout(dp=8), WORK, colocated_engine=engine) for engine in (False, True))
+    alone, beside = (
+        estimate_memory(shape, Layout(dp=8), WORK, colocated_engine=engine)
+        for engine in (False, True)
+    )
     assert beside.total - alone.total == SLEEPING_ENGINE
     assert alone.reserve == FRAMEWORK + int(0.05 * (alone.states + alone.activations + alone.head))
-    assert alone.total == sum(size for part, size in alone.by_part().items() if part != "total") == alone.by_part()["total"]
+    assert (
+        alone.total
+        == sum(size for part, size in alone.by_part().items() if part != "total")
+        == alone.by_part()["total"]
+    )
 
 
 def test_a_published_peak_is_met() -> None:
-    """ms-swift's Qwen2.5-14B at TP4 DP2 and 8,192 tokens: 64 GiB a GPU; its head keeps fp32 logits and their gradient."""
+    """ms-swift's Qwen2.5-14B at TP4 DP2 and 8,192 tokens: 64 GiB a GPU; its head keeps fp32 logits
+    and their gradient."""
     shape = find_model("Qwen2.5-14B")
     estimate = estimate_memory(shape, Layout(tp=4, dp=2, recompute="selective"), Work(8192, 16))
     total = estimate.total - estimate.head + 2 * 4 * 8192 * shape.vocab_size / 4

@@ -1,4 +1,6 @@
-"""The gate of issue 8 over published figures, read from the data that docs/plan.md is rendered from; and that the page is current."""
+"""The gate of issue 8 over published figures, read from the data that docs/plan.md is rendered
+from; and that the page is current."""
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -14,7 +16,9 @@ TUNED = [row for row in TRAINING if row.role != "untuned"]
 
 @pytest.mark.parametrize("role", ["calibration", "held out", None])
 @pytest.mark.parametrize("figures", [TUNED, ROUNDS], ids=["training", "grpo"])
-def test_median_error_is_at_most_12_percent_and_none_above_25(figures: list[published.Comparison], role: str | None) -> None:
+def test_median_error_is_at_most_12_percent_and_none_above_25(
+    figures: list[published.Comparison], role: str | None
+) -> None:
     chosen = [row for row in figures if role in (None, row.role)]
     middle, largest = published.summary(chosen)
     assert middle <= 0.12
@@ -24,7 +28,9 @@ def test_median_error_is_at_most_12_percent_and_none_above_25(figures: list[publ
 def test_half_of_the_configurations_are_held_out_by_the_stated_rule() -> None:
     groups = sorted({row.what for row in TUNED})
     roles = {row.what: row.role for row in TUNED}
-    assert [roles[group] for group in groups] == ["calibration", "held out"] * (len(groups) // 2) + ["calibration"] * (len(groups) % 2)
+    assert [roles[group] for group in groups] == ["calibration", "held out"] * (
+        len(groups) // 2
+    ) + ["calibration"] * (len(groups) % 2)
     assert len(TUNED) >= 35
     assert {row.role for row in ROUNDS} == {"calibration", "held out"}
 
@@ -41,11 +47,16 @@ def test_calibration_is_what_the_tool_fits() -> None:
     from megaladder.plan.grpo import grpo_calibration
     from megaladder.plan.throughput import calibration
 
-    fits = ((calibrate_plan.fit_training(), calibration()), (calibrate_plan.fit_grpo(), grpo_calibration()))
+    fits = (
+        (calibrate_plan.fit_training(), calibration()),
+        (calibrate_plan.fit_grpo(), grpo_calibration()),
+    )
     for fitted, committed in fits:
         assert asdict(fitted) == pytest.approx(asdict(committed), rel=2e-3)
 
 
 def test_the_page_is_current(repository) -> None:
     text = calibrate_plan.page(calibrate_plan.PRIORS, calibrate_plan.GRPO_PRIORS)
-    assert text == (repository / "docs" / "plan.md").read_text(encoding="utf-8"), "fix: python tools/study/calibrate_plan.py --doc"
+    assert text == (repository / "docs" / "plan.md").read_text(encoding="utf-8"), (
+        "fix: python tools/study/calibrate_plan.py --doc"
+    )

@@ -1,4 +1,5 @@
-"""What the tests of the grader share: the corpus, the real gold answers, and a way to count what a pool leaves behind."""
+"""What the tests of the grader share: the corpus, the real gold answers, and a way to count what a
+pool leaves behind."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ DATA = HERE.parent.parent.parent / "shared" / "data"
 
 def read_corpus() -> list[dict]:
     """Rows of corpus.jsonl; a long `output` is stored as [[text, times], …]."""
-    rows = [json.loads(line) for line in (HERE / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (HERE / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     for row in rows:
         if isinstance(row["output"], list):
             row["output"] = "".join(text * times for text, times in row["output"])
@@ -32,9 +36,13 @@ def children_of(pid: int) -> set[int]:
 
 
 def real_golds() -> dict[str, tuple[str, list[str]]]:
-    """Data set → (kind, gold answers as the files have them); empty if the data are not on this machine."""
+    """Data set → (kind, gold answers as the files have them); empty if the data are not on this
+    machine."""
     found = {}
     for name in ("gsm8k", "math500", "aime24", "amc23") if DATA.is_dir() else ():
-        rows = [json.loads(line) for line in (DATA / name / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (DATA / name / "test.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         found[name] = ("gsm8k" if name == "gsm8k" else "math", [str(row["answer"]) for row in rows])
     return found

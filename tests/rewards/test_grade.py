@@ -1,4 +1,5 @@
-"""The grader against its corpus, against real gold answers, and the promises that its docstrings make."""
+"""The grader against its corpus, against real gold answers, and the promises that its docstrings
+make."""
 
 from __future__ import annotations
 
@@ -42,18 +43,32 @@ def test_corpus_has_what_it_promises():
     assert len(rows) >= 300
     assert sum(row["source"] == "hostile" for row in rows) >= 60
     assert {row["kind"] for row in rows} == set(KINDS)
-    assert 0.3 < sum(row["expected"] for row in FRIENDLY) / len(FRIENDLY) < 0.8  # both verdicts are well represented
+    assert (
+        0.3 < sum(row["expected"] for row in FRIENDLY) / len(FRIENDLY) < 0.8
+    )  # both verdicts are well represented
 
 
 def test_corpus_agreement_is_complete():
     with GradePool(num_workers=2, timeout_s=20) as pool:
-        graded = pool.grade_many([GradeTask(str(i), row["output"], row["gold"], row["kind"]) for i, row in enumerate(FRIENDLY)])
+        graded = pool.grade_many(
+            [
+                GradeTask(str(i), row["output"], row["gold"], row["kind"])
+                for i, row in enumerate(FRIENDLY)
+            ]
+        )
         assert pool.failures == []
-    wrong = [(row["output"], row["gold"], row["kind"], row["expected"]) for row, found in zip(FRIENDLY, graded, strict=True)
-             if found.correct != row["expected"]]  # fmt: skip
+    wrong = [
+        (row["output"], row["gold"], row["kind"], row["expected"])
+        for row, found in zip(FRIENDLY, graded, strict=True)
+        if found.correct != row["expected"]
+    ]
     assert wrong == []
     reasons = Counter(found.reason for found in graded)
-    assert all(reasons[reason] >= 10 for reason in GradeReason if reason not in (GradeReason.TIMEOUT, GradeReason.CRASH)), reasons
+    assert all(
+        reasons[reason] >= 10
+        for reason in GradeReason
+        if reason not in (GradeReason.TIMEOUT, GradeReason.CRASH)
+    ), reasons
 
 
 @needs_data
@@ -66,7 +81,9 @@ def test_real_gold_answers_are_equal_to_themselves_in_every_wrapping():
                 plain = gold.rsplit("####", 1)[-1].strip()
                 if wrapping == "named" and "=" in plain:
                     continue
-                tasks.append(GradeTask(f"{name} {wrapping} {i}", form.replace("%s", plain), gold, kind))
+                tasks.append(
+                    GradeTask(f"{name} {wrapping} {i}", form.replace("%s", plain), gold, kind)
+                )
     assert len(tasks) > 22_000
     with GradePool(num_workers=2, timeout_s=20) as pool:
         graded = pool.grade_many(tasks)
@@ -75,18 +92,27 @@ def test_real_gold_answers_are_equal_to_themselves_in_every_wrapping():
 
 @needs_data
 def test_neighbouring_gold_answers_are_told_apart():
-    """The opposite check: the answer of another problem is right only where the two answers are equal as strings or numbers."""
+    """The opposite check: the answer of another problem is right only where the two answers are
+    equal as strings or numbers."""
     kind, answers = real_golds()["math500"]
-    tasks = [GradeTask(str(i), f"\\boxed{{{other}}}", gold, kind) for i, (gold, other) in enumerate(pairwise(answers))]
+    tasks = [
+        GradeTask(str(i), f"\\boxed{{{other}}}", gold, kind)
+        for i, (gold, other) in enumerate(pairwise(answers))
+    ]
     with GradePool(num_workers=2, timeout_s=20) as pool:
         graded = pool.grade_many(tasks)
-    equal = [(gold, found.answer) for gold, found in zip(answers, graded, strict=False) if found.correct]
+    equal = [
+        (gold, found.answer) for gold, found in zip(answers, graded, strict=False) if found.correct
+    ]
     for gold, answer in equal:
         left, right = (number(clean(text.removeprefix("x="))) for text in (gold, answer))
         assert gold == answer or (left and right and left.value == right.value), (gold, answer)
 
 
-@pytest.mark.parametrize(("gold", "kind"), [("", "math"), (" \n", "exact"), ("AB", "choice"), ("eighteen", "gsm8k"), ("\\boxed{", "math")])
+@pytest.mark.parametrize(
+    ("gold", "kind"),
+    [("", "math"), (" \n", "exact"), ("AB", "choice"), ("eighteen", "gsm8k"), ("\\boxed{", "math")],
+)
 def test_a_gold_answer_that_cannot_be_one_is_an_error(gold, kind):
     with pytest.raises(DataError, match="fix:"):
         grade("\\boxed{5}", gold, kind)
@@ -104,7 +130,12 @@ def test_reasons_say_how_the_verdict_came_about():
     assert grade("\\boxed{B}", "(B)", "choice").reason is GradeReason.CHOICE
     assert grade("\\boxed{6}", "5").reason is GradeReason.DIFFERENT
     empty = grade("", "5")
-    assert (empty.correct, empty.answer, empty.reason, empty.detail) == (False, None, GradeReason.NO_ANSWER, "empty response")
+    assert (empty.correct, empty.answer, empty.reason, empty.detail) == (
+        False,
+        None,
+        GradeReason.NO_ANSWER,
+        "empty response",
+    )
     assert grade("<think>5", "5").detail == "the reasoning never ended"
     assert grade("\\boxed{5", "5").detail == "\\boxed{ never closed"
 
@@ -116,7 +147,8 @@ def test_a_candidate_over_the_cap_is_no_answer():
 
 
 def test_extraction_is_linear_in_the_response():
-    """Ten times the text takes at most some twenty times as long, for the texts that make careless regexes quadratic or worse."""
+    """Ten times the text takes at most some twenty times as long, for the texts that make careless
+    regexes quadratic or worse."""
 
     def seconds(text: str) -> float:
         start = time.perf_counter()
@@ -124,30 +156,61 @@ def test_extraction_is_linear_in_the_response():
             extract(text, kind)
         return time.perf_counter() - start
 
-    for unit in ("\\boxed{", "\\boxed{6} ", "$", "answer: ", "####", "<answer>", "<think>", " \n", "option ", "**", "\\("):
-        small, large = min(seconds(unit * 5_000) for _ in range(3)), min(seconds(unit * 50_000) for _ in range(3))
+    for unit in (
+        "\\boxed{",
+        "\\boxed{6} ",
+        "$",
+        "answer: ",
+        "####",
+        "<answer>",
+        "<think>",
+        " \n",
+        "option ",
+        "**",
+        "\\(",
+    ):
+        small, large = (
+            min(seconds(unit * 5_000) for _ in range(3)),
+            min(seconds(unit * 50_000) for _ in range(3)),
+        )
         assert large < 20 * small + 0.25, (unit, small, large)
 
 
 def test_grading_is_idempotent_on_its_own_answer():
-    """What is extracted, put into a box, gets the same verdict: extraction loses nothing that counts."""
+    """What is extracted, put into a box, gets the same verdict: extraction loses nothing that
+    counts."""
     for row in FRIENDLY:
         if row["kind"] != "math" or not row["expected"]:
             continue
         answer = extract(row["output"], "math").text
-        assert extract(f"\\boxed{{{answer}}}", "math").text in (answer, answer.removeprefix("\\boxed{").removesuffix("}")), row
+        assert extract(f"\\boxed{{{answer}}}", "math").text in (
+            answer,
+            answer.removeprefix("\\boxed{").removesuffix("}"),
+        ), row
 
 
 def test_helpers():
     assert last_box("no box") is None
     assert last_box("\\boxed{a\\}b}").text == "a\\}b"
-    assert [letter(text) for text in ("\\text{(C)}", "c) cat", "Option D", "AB", "12", "")] == ["C", "C", "D", None, None, None]
+    assert [letter(text) for text in ("\\text{(C)}", "c) cat", "Option D", "AB", "12", "")] == [
+        "C",
+        "C",
+        "D",
+        None,
+        None,
+        None,
+    ]
     check_gold("text #### 1,000", "gsm8k")
 
 
 def test_no_torch_and_no_sympy_before_they_are_needed():
     code = (
-        "import sys; from megaladder.rewards.grade import grade; assert grade('\\\\boxed{5}', '5').correct;"
-        " print([name for name in ('torch', 'sympy') if name in sys.modules])"
+        "import sys; from megaladder.rewards.grade import grade; assert grade('\\\\boxed{5}',"
+        " '5').correct; print([name for name in ('torch', 'sympy') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -11,7 +11,12 @@ from megaladder.cli import main
 from megaladder.rewards.grade import grade
 
 ROWS = [
-    {"id": 1, "gold": "0.25", "responses": ["so \\boxed{\\frac14}", "it is 3", "", "\\boxed{0.25}"], "extra": {"a": [1, None]}},
+    {
+        "id": 1,
+        "gold": "0.25",
+        "responses": ["so \\boxed{\\frac14}", "it is 3", "", "\\boxed{0.25}"],
+        "extra": {"a": [1, None]},
+    },
     {"id": "é", "gold": 27.0, "response": "\\boxed{27}", "level": 3, "note": "a\u2028b"},
     {"id": "c", "gold": "x", "responses": ["\\boxed{x}"]},
     {"gold": "-1", "response": "<think>-1", "correct": "an old column"},
@@ -19,7 +24,9 @@ ROWS = [
 
 
 def write(path, rows) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return str(path)
 
 
@@ -31,34 +38,85 @@ def test_rows_come_back_in_order_with_all_their_fields(tmp_path, capsys):
     out = tmp_path / "new" / "out.jsonl"
     assert main(["grade", "--input", write(tmp_path / "in.jsonl", ROWS), "--output", str(out)]) == 0
     graded = read(out)
-    assert [{key: row[key] for key in before if key != "correct"} for before, row in zip(ROWS, graded, strict=True)] == [
-        {key: value for key, value in before.items() if key != "correct"} for before in ROWS
-    ]
+    assert [
+        {key: row[key] for key in before if key != "correct"}
+        for before, row in zip(ROWS, graded, strict=True)
+    ] == [{key: value for key, value in before.items() if key != "correct"} for before in ROWS]
     assert graded[0]["answer"] == ["\\frac14", "3", None, "0.25"]
     assert graded[0]["correct"] == [True, False, False, True]
     assert graded[0]["reason"] == ["numeric", "different", "no_answer", "exact"]
-    assert (graded[1]["answer"], graded[1]["correct"], graded[1]["reason"]) == ("27", True, "numeric")
+    assert (graded[1]["answer"], graded[1]["correct"], graded[1]["reason"]) == (
+        "27",
+        True,
+        "numeric",
+    )
     assert graded[2]["correct"] == [True]
-    assert (graded[3]["answer"], graded[3]["correct"], graded[3]["reason"]) == (None, False, "no_answer")
+    assert (graded[3]["answer"], graded[3]["correct"], graded[3]["reason"]) == (
+        None,
+        False,
+        "no_answer",
+    )
     printed = capsys.readouterr().out
-    assert "graded 7 responses of 4 rows" in printed and "4 correct, 57.14 %" in printed and "analyze pass-at-k" in printed
+    assert (
+        "graded 7 responses of 4 rows" in printed
+        and "4 correct, 57.14 %" in printed
+        and "analyze pass-at-k" in printed
+    )
 
 
 def test_the_file_says_what_grade_says(tmp_path):
     draw = random.Random(1)
-    rows = [{"id": i, "gold": str(i % 9), "responses": [f"\\boxed{{{draw.randrange(9)}}}" for _ in range(3)]} for i in range(300)]
+    rows = [
+        {
+            "id": i,
+            "gold": str(i % 9),
+            "responses": [f"\\boxed{{{draw.randrange(9)}}}" for _ in range(3)],
+        }
+        for i in range(300)
+    ]
     out = tmp_path / "out.jsonl"
-    assert main(["grade", "--input", write(tmp_path / "in.jsonl", rows), "--output", str(out), "--workers", "2"]) == 0
+    assert (
+        main(
+            [
+                "grade",
+                "--input",
+                write(tmp_path / "in.jsonl", rows),
+                "--output",
+                str(out),
+                "--workers",
+                "2",
+            ]
+        )
+        == 0
+    )
     for row in read(out):
         expected = [grade(text, row["gold"], "math") for text in row["responses"]]
-        assert row["correct"] == [found.correct for found in expected] and row["answer"] == [found.answer for found in expected]
+        assert row["correct"] == [found.correct for found in expected] and row["answer"] == [
+            found.answer for found in expected
+        ]
 
 
 def test_a_hang_is_counted_and_named(tmp_path, capsys):
     rows = [{"id": "bomb", "gold": "5", "responses": ["\\boxed{5}", "\\boxed{2^{10^{15}}}"]}]
     out = tmp_path / "out.jsonl"
-    assert main(["grade", "--input", write(tmp_path / "in.jsonl", rows), "--output", str(out), "--timeout_s", "1"]) == 0
-    assert read(out)[0]["reason"] == ["exact", "timeout"] and read(out)[0]["correct"] == [True, False]
+    assert (
+        main(
+            [
+                "grade",
+                "--input",
+                write(tmp_path / "in.jsonl", rows),
+                "--output",
+                str(out),
+                "--timeout_s",
+                "1",
+            ]
+        )
+        == 0
+    )
+    assert read(out)[0]["reason"] == ["exact", "timeout"] and read(out)[0]["correct"] == [
+        True,
+        False,
+    ]
     assert "bomb, response 2: timeout" in capsys.readouterr().out
 
 
@@ -69,7 +127,10 @@ def test_a_hang_is_counted_and_named(tmp_path, capsys):
         (b"\n \n", "no rows"),
         (b"nonsense\n", "bad.jsonl:1: expected a JSON object"),
         (b"[1]\n", "found list"),
-        (b'\n{"id": 1, "response": "5"}\n', "bad.jsonl:2: no field 'gold'; it has 'id', 'response'"),
+        (
+            b'\n{"id": 1, "response": "5"}\n',
+            "bad.jsonl:2: no field 'gold'; it has 'id', 'response'",
+        ),
         (b'{"id": 1, "gold": "", "response": "5"}\n', "is empty"),
         (b'{"id": 1, "gold": null, "response": "5"}\n', "is empty"),
         (b'{"id": 1, "gold": true, "response": "5"}\n', "is empty"),
@@ -88,7 +149,18 @@ def test_a_hang_is_counted_and_named(tmp_path, capsys):
 def test_bad_input_is_one_message_and_the_old_output_stays(tmp_path, capsys, text, said):
     (tmp_path / "bad.jsonl").write_bytes(text)
     (tmp_path / "out.jsonl").write_text("kept")
-    assert main(["grade", "--input", str(tmp_path / "bad.jsonl"), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert (
+        main(
+            [
+                "grade",
+                "--input",
+                str(tmp_path / "bad.jsonl"),
+                "--output",
+                str(tmp_path / "out.jsonl"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert said in error and "fix:" in error and error.count("\n") == 1
     assert (tmp_path / "out.jsonl").read_text() == "kept"
@@ -96,7 +168,9 @@ def test_bad_input_is_one_message_and_the_old_output_stays(tmp_path, capsys, tex
 
 
 def test_a_bad_row_after_good_ones_leaves_no_partial_output(tmp_path, capsys):
-    rows = [{"id": i, "gold": "5", "response": "5"} for i in range(5000)] + [{"id": "bad", "response": "5"}]
+    rows = [{"id": i, "gold": "5", "response": "5"} for i in range(5000)] + [
+        {"id": "bad", "response": "5"}
+    ]
     source = write(tmp_path / "in.jsonl", rows)
     assert main(["grade", "--input", source, "--output", str(tmp_path / "out.jsonl")]) == 2
     assert "in.jsonl:5001: no field 'gold'" in capsys.readouterr().err
@@ -105,7 +179,9 @@ def test_a_bad_row_after_good_ones_leaves_no_partial_output(tmp_path, capsys):
 
 def test_paths_that_cannot_be_used(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", ROWS)
-    assert main(["grade", "--input", str(tmp_path / "nope"), "--output", str(tmp_path / "out")]) == 2
+    assert (
+        main(["grade", "--input", str(tmp_path / "nope"), "--output", str(tmp_path / "out")]) == 2
+    )
     assert main(["grade", "--input", source, "--output", str(tmp_path)]) == 2
     assert main(["grade", "--input", source, "--output", f"{source}/x/out"]) == 2
     assert capsys.readouterr().err.count("fix:") == 3
@@ -119,7 +195,20 @@ def test_grading_a_file_onto_itself_replaces_it_at_the_end(tmp_path):
 
 def pass_at_k(tmp_path, rows, *flags: str) -> dict:
     result = tmp_path / "result.json"
-    assert main(["analyze", "pass-at-k", "--input", write(tmp_path / "graded.jsonl", rows), "--json", str(result), *flags]) == 0
+    assert (
+        main(
+            [
+                "analyze",
+                "pass-at-k",
+                "--input",
+                write(tmp_path / "graded.jsonl", rows),
+                "--json",
+                str(result),
+                *flags,
+            ]
+        )
+        == 0
+    )
     text = result.read_text()
     found = json.loads(text)
     assert text == json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -127,33 +216,67 @@ def pass_at_k(tmp_path, rows, *flags: str) -> dict:
 
 
 def test_pass_at_k_of_known_counts(tmp_path, capsys):
-    rows = [{"id": "a", "correct": [True] * 3 + [False] * 5}, {"id": "b", "correct": [False] * 8}, {"id": "c", "correct": [True] * 8}]
+    rows = [
+        {"id": "a", "correct": [True] * 3 + [False] * 5},
+        {"id": "b", "correct": [False] * 8},
+        {"id": "c", "correct": [True] * 8},
+    ]
     found = pass_at_k(tmp_path, rows, "--k", "1,2,8,64")
     assert found["avg@n"] == found["pass@k"]["1"] == pytest.approx((3 / 8 + 0 + 1) / 3, abs=1e-15)
-    assert found["pass@k"]["2"] == pytest.approx((0.642857142857 + 0 + 1) / 3, abs=1e-12)  # the published (8, 3, 2)
+    assert found["pass@k"]["2"] == pytest.approx(
+        (0.642857142857 + 0 + 1) / 3, abs=1e-12
+    )  # the published (8, 3, 2)
     assert found["pass@k"]["8"] == found["cov@n"] == pytest.approx(2 / 3)
     assert found["pass@k"]["64"] is None and found["maj@n"] is None
     assert (found["n"], found["problems"]) == (8, 3)
     low, high = found["ci95"]["pass@k"]["1"]
-    assert 0 <= low < found["avg@n"] < high <= 1 and found["ci95"]["pass@k"]["64"] is None and found["ci95"]["maj@n"] is None
-    assert len(found["warnings"]) == 2 and "pass@64" in found["warnings"][1] and "maj@n" in found["warnings"][0]
+    assert (
+        0 <= low < found["avg@n"] < high <= 1
+        and found["ci95"]["pass@k"]["64"] is None
+        and found["ci95"]["maj@n"] is None
+    )
+    assert (
+        len(found["warnings"]) == 2
+        and "pass@64" in found["warnings"][1]
+        and "maj@n" in found["warnings"][0]
+    )
     assert "pass@2" in capsys.readouterr().out
 
 
 def test_pass_at_k_of_graded_rows_is_seeded(tmp_path):
-    rows = [{"id": i, "gold": "5", "responses": ["\\boxed{6}", "\\boxed{5}", "\\boxed{10/2}", "\\boxed{6}"]} for i in range(6)]
-    rows += [{"id": "x", "gold": "5", "responses": ["", "\\boxed{5}", "", ""]}, {"id": "y", "gold": "5", "responses": ["\\boxed{1}"] * 4}]
+    rows = [
+        {
+            "id": i,
+            "gold": "5",
+            "responses": ["\\boxed{6}", "\\boxed{5}", "\\boxed{10/2}", "\\boxed{6}"],
+        }
+        for i in range(6)
+    ]
+    rows += [
+        {"id": "x", "gold": "5", "responses": ["", "\\boxed{5}", "", ""]},
+        {"id": "y", "gold": "5", "responses": ["\\boxed{1}"] * 4},
+    ]
     out = tmp_path / "out.jsonl"
     assert main(["grade", "--input", write(tmp_path / "in.jsonl", rows), "--output", str(out)]) == 0
     graded = read(out)
     first, second = pass_at_k(tmp_path, graded, "--k", "2"), pass_at_k(tmp_path, graded, "--k", "2")
-    assert first == second != pass_at_k(tmp_path, graded, "--k", "2", "--seed", "1") or first["ci95"] == second["ci95"]
-    assert first["maj@n"] == 1 / 8  # 2:2 ties go to the first seen, the wrong 6; no answer is no vote
+    assert (
+        first == second != pass_at_k(tmp_path, graded, "--k", "2", "--seed", "1")
+        or first["ci95"] == second["ci95"]
+    )
+    assert (
+        first["maj@n"] == 1 / 8
+    )  # 2:2 ties go to the first seen, the wrong 6; no answer is no vote
     assert first["cov@n"] == 7 / 8
 
 
 def test_samples_of_different_number(tmp_path):
-    found = pass_at_k(tmp_path, [{"id": 1, "correct": [True, False]}, {"id": 2, "correct": [False, False, False, True]}], "--k", "2,3")
+    found = pass_at_k(
+        tmp_path,
+        [{"id": 1, "correct": [True, False]}, {"id": 2, "correct": [False, False, False, True]}],
+        "--k",
+        "2,3",
+    )
     assert (found["n"], found["avg@n"], found["cov@n"]) == (2, pytest.approx(0.375), 0.5)
     assert found["pass@k"] == {"2": pytest.approx((1 + 0.5) / 2), "3": None}
     assert any("2 to 4 samples" in text for text in found["warnings"])

@@ -1,4 +1,5 @@
-"""Model text is hostile: the hostile part of the corpus costs one sample a hang, leaves no file and no process, runs no code."""
+"""Model text is hostile: the hostile part of the corpus costs one sample a hang, leaves no file and
+no process, runs no code."""
 
 from __future__ import annotations
 
@@ -26,17 +27,29 @@ def test_hostile_corpus(tmp_path, monkeypatch):
     files, children = _files(), children_of(os.getpid())
     started = time.monotonic()
     with GradePool(num_workers=2, timeout_s=1.5) as pool:
-        graded = pool.grade_many([GradeTask(f"row {i}", row["output"], row["gold"], row["kind"]) for i, row in enumerate(HOSTILE)])
-        # neighbours of the killed samples are graded as if nothing had happened, and the pool goes on
+        graded = pool.grade_many(
+            [
+                GradeTask(f"row {i}", row["output"], row["gold"], row["kind"])
+                for i, row in enumerate(HOSTILE)
+            ]
+        )
+        # neighbours of the killed samples are graded as if nothing had happened, and the pool goes
+        # on
         assert pool.grade_many([GradeTask("after", "\\boxed{x+1}", "1+x")])[0].correct
         failures = pool.failures
     seconds = time.monotonic() - started
 
-    wrong = [row["output"][:80] for row, found in zip(HOSTILE, graded, strict=True) if found.correct != row["expected"]]
+    wrong = [
+        row["output"][:80]
+        for row, found in zip(HOSTILE, graded, strict=True)
+        if found.correct != row["expected"]
+    ]
     assert wrong == []
     killed = [i for i, found in enumerate(graded) if found.reason in KILLED]
     assert len(HOSTILE) >= 60 and 1 <= len(killed) <= 25
-    assert sorted(failure.id for failure in failures) == sorted(f"row {i}" for i in killed)  # counted and named, each once
+    assert sorted(failure.id for failure in failures) == sorted(
+        f"row {i}" for i in killed
+    )  # counted and named, each once
     assert _files() == files
     assert children_of(os.getpid()) == children
     print(f"hostile: {len(HOSTILE)} responses, {len(killed)} killed, {seconds:.1f} s")

@@ -1,4 +1,5 @@
-"""The pool: order, kills, user functions and their bugs, what a worker may not do, what it leaves behind."""
+"""The pool: order, kills, user functions and their bugs, what a worker may not do, what it leaves
+behind."""
 
 from __future__ import annotations
 
@@ -103,7 +104,9 @@ def test_a_pool_is_reusable_after_close_and_leaves_no_process():
         assert children_of(os.getpid()) == before
 
 
-@pytest.mark.parametrize("task", [GradeTask("q", "5", ""), GradeTask("q", "5", "5", "maths"), GradeTask("q", None, "5")])
+@pytest.mark.parametrize(
+    "task", [GradeTask("q", "5", ""), GradeTask("q", "5", "5", "maths"), GradeTask("q", None, "5")]
+)
 def test_a_task_that_cannot_be_graded_is_named_before_anything_starts(task):
     with GradePool() as pool, pytest.raises(DataError, match="sample q"):
         pool.grade_many([GradeTask("fine", "5", "5"), task])
@@ -112,7 +115,9 @@ def test_a_task_that_cannot_be_graded_is_named_before_anything_starts(task):
 
 def test_user_function_gets_what_it_names(functions):
     with GradePool(num_workers=1, function=f"{functions}:length") as pool:
-        rewards = pool.reward_many([GradeTask("a", "four", "5"), GradeTask("b", "four", "5", metadata={"bonus": 10})])
+        rewards = pool.reward_many(
+            [GradeTask("a", "four", "5"), GradeTask("b", "four", "5", metadata={"bonus": 10})]
+        )
     assert rewards == [FunctionReward(4.0), FunctionReward(14.0)]
     with GradePool(num_workers=1, function=f"{functions}:everything") as pool:
         assert pool.reward_many(_tasks("x")) == [FunctionReward(1.0)]
@@ -122,27 +127,46 @@ def test_hangs_crashes_and_bombs_cost_one_sample_each(functions):
     bad = ["loop", "sleep", "c loop", "fork bomb", "exit", "segfault", "memory"]
     names = [name for text in bad for name in ("fine", text)] + ["fine"]
     before = children_of(os.getpid())
-    with GradePool(num_workers=2, timeout_s=1.0, memory_bytes=512 << 20, function=f"{functions}:misbehave") as pool:
+    with GradePool(
+        num_workers=2, timeout_s=1.0, memory_bytes=512 << 20, function=f"{functions}:misbehave"
+    ) as pool:
         rewards = pool.reward_many(_tasks(*names))
         again = pool.reward_many(_tasks("fine", "fine"))
     by_name = {name: found for name, found in zip(names, rewards, strict=True) if name != "fine"}
-    assert all(found == FunctionReward(1.0) for name, found in zip(names, rewards, strict=True) if name == "fine")
+    assert all(
+        found == FunctionReward(1.0)
+        for name, found in zip(names, rewards, strict=True)
+        if name == "fine"
+    )
     assert again == [FunctionReward(1.0)] * 2
     for name in ("loop", "sleep", "c loop", "fork bomb"):
         assert (by_name[name].reward, by_name[name].failure) == (0.0, GradeReason.TIMEOUT), name
     for name in ("exit", "segfault", "memory"):
         assert (by_name[name].reward, by_name[name].failure) == (0.0, GradeReason.CRASH), name
-    assert "exit status 3" in by_name["exit"].detail and "SIGSEGV" in by_name["segfault"].detail and "Memory" in by_name["memory"].detail
-    assert sorted(failure.id for failure in pool.failures) == sorted(f"sample {name}" for name in bad)
+    assert (
+        "exit status 3" in by_name["exit"].detail
+        and "SIGSEGV" in by_name["segfault"].detail
+        and "Memory" in by_name["memory"].detail
+    )
+    assert sorted(failure.id for failure in pool.failures) == sorted(
+        f"sample {name}" for name in bad
+    )
     assert children_of(os.getpid()) == before
 
 
 def test_a_bug_in_a_user_function_stops_with_the_sample(functions):
     with GradePool(num_workers=1, function=f"{functions}:bug") as pool:
         said_by_kind = {
-            "raise": "ZeroDivisionError", "nan": "float nan", "none": "NoneType None", "complex": "complex 1j", "text": "str '1.0'",
-            "inf": "float inf", "list": "list [1.0]", "exit": "SystemExit", "huge": "int",
-        }  # fmt: skip
+            "raise": "ZeroDivisionError",
+            "nan": "float nan",
+            "none": "NoneType None",
+            "complex": "complex 1j",
+            "text": "str '1.0'",
+            "inf": "float inf",
+            "list": "list [1.0]",
+            "exit": "SystemExit",
+            "huge": "int",
+        }
         for kind, said in said_by_kind.items():
             with pytest.raises(RewardError, match=f"sample {kind}: ") as error:
                 pool.reward_many(_tasks(kind))
@@ -159,7 +183,10 @@ def test_a_bug_in_a_user_function_stops_with_the_sample(functions):
     ],
 )
 def test_a_function_that_cannot_be_loaded_is_a_config_error(functions, spec, said):
-    with pytest.raises(ConfigError, match=said), GradePool(num_workers=1, function=spec.format(functions)) as pool:
+    with (
+        pytest.raises(ConfigError, match=said),
+        GradePool(num_workers=1, function=spec.format(functions)) as pool,
+    ):
         pool.reward_many(_tasks("x"))
 
 
@@ -201,7 +228,10 @@ print(json.dumps([active, result]))
     if "seccomp" not in active:
         pytest.skip(f"no seccomp filter on this machine: {active}")
     assert all(code == 1 for code in result.values()), result
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"] and (tmp_path / "kept").read_text() == "kept"
+    assert (
+        sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
+        and (tmp_path / "kept").read_text() == "kept"
+    )
 
 
 def test_filter_tables_cover_the_same_calls():
@@ -210,7 +240,8 @@ def test_filter_tables_cover_the_same_calls():
 
 
 def test_workers_end_when_their_parent_is_killed(functions):
-    """The parent is killed with SIGKILL while its workers sleep in a sample: they end by themselves within their time limit."""
+    """The parent is killed with SIGKILL while its workers sleep in a sample: they end by themselves
+    within their time limit."""
     script = f"""
 import sys, threading, time
 from megaladder.rewards.worker import GradePool, GradeTask

@@ -1,8 +1,11 @@
-"""An engine child without vLLM: speaks the wire protocol, answers with a function of prompt and seed, misbehaves on demand.
+"""An engine child without vLLM: speaks the wire protocol, answers with a function of prompt and
+seed, misbehaves on demand.
 
-STUB_PLAN (JSON): `die_after`/`hang_after`/`break_after` completions (first `faulty` incarnations only, counted in `counter`'s lines),
-`refuse_longer` tokens, `slow_s` per completion, `log`: where calls are written.
+STUB_PLAN (JSON): `die_after`/`hang_after`/`break_after` completions (first `faulty` incarnations
+only, counted in `counter`'s lines), `refuse_longer` tokens, `slow_s` per completion, `log`: where
+calls are written.
 """
+
 from __future__ import annotations
 
 import json
@@ -48,7 +51,14 @@ def generate(command: dict) -> None:
         ids = command["prompts"][prompt]
         note(f"sample {number}")
         if len(ids) > plan.get("refuse_longer", 10**9):
-            channel.send({"op": "refused", "call": command["call"], "id": number, "message": "too long for me"})
+            channel.send(
+                {
+                    "op": "refused",
+                    "call": command["call"],
+                    "id": number,
+                    "message": "too long for me",
+                }
+            )
             return
         if faulty and generate.done == plan.get("die_after"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -59,7 +69,13 @@ def generate(command: dict) -> None:
             channel.send({"op": "broken", "message": "RuntimeError: the device fell over"})
             sys.exit(1)
         time.sleep(plan.get("slow_s", 0.0))
-        item = {"id": number, "ids": answer(ids, seed), "text": "t", "finish": "stop", "logprobs": []}
+        item = {
+            "id": number,
+            "ids": answer(ids, seed),
+            "text": "t",
+            "finish": "stop",
+            "logprobs": [],
+        }
         channel.send({"op": "done", "call": command["call"], "items": [item]})
         generate.done += 1
 
@@ -69,7 +85,13 @@ threading.Thread(target=read, daemon=True).start()
 if faulty and plan.get("no_start"):
     print("ValueError: no such model", file=sys.stderr, flush=True)
     sys.exit(3)
-channel.send({"op": "ready", "describe": {"engine": "stub", "version": "0", "dtype": "none"}, "features": {"checksums": True}})
+channel.send(
+    {
+        "op": "ready",
+        "describe": {"engine": "stub", "version": "0", "dtype": "none"},
+        "features": {"checksums": True},
+    }
+)
 while (command := commands.get())["op"] != "exit":
     if command["op"] == "generate":
         generate(command)
@@ -77,4 +99,6 @@ while (command := commands.get())["op"] != "exit":
         note(f"call {command['method']} {json.dumps(command['kwargs'])}")
         reply = {"op": "reply", "call": command["call"]}
         broken = command["method"] == "load_folder" and "bad" in command["kwargs"]["path"]
-        channel.send({**reply, "error": "OSError: bad file"} if broken else {**reply, "result": True})
+        channel.send(
+            {**reply, "error": "OSError: bad file"} if broken else {**reply, "result": True}
+        )

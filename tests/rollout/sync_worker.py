@@ -1,7 +1,10 @@
-"""Sends a model at TP2 to a fake engine twice, changed in between, and compares what lies in the folder with the live weights.
+"""Sends a model at TP2 to a fake engine twice, changed in between, and compares what lies in the
+folder with the live weights.
 
-    torchrun --nproc-per-node 2 sync_worker.py MODEL_DIR OUT_DIR          not a test itself: test_weight_sync.py runs it
+torchrun --nproc-per-node 2 sync_worker.py MODEL_DIR OUT_DIR          not a test itself:
+test_weight_sync.py runs it
 """
+
 import hashlib
 import json
 import sys
@@ -42,18 +45,41 @@ def main() -> None:
             except EngineError as error:
                 refused = str(error)
         for parameter in chunks[0].parameters():
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(version)) if parameter.dim() > 1 else None
+            (
+                torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(version))
+                if parameter.dim() > 1
+                else None
+            )
         report = sync.send(version)
         again = sync.send(version)
         live = {name: tensor.clone() for name, tensor in iter_hf_tensors(chunks, shape)}
         if engine is not None:
             folder = Path(engine.loaded[-1])
-            stored = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+            stored = {
+                name: tensor
+                for path in folder.glob("*.safetensors")
+                for name, tensor in load_file(path).items()
+            }
             assert engine.generate([(1, 2)], SamplingParams(), expect_version=version)
-            rows.append({
-                "version": report.version, "again": again, "refused": refused, "folder": str(folder), "tensors": len(stored),
-                "differing": [n for n in live.keys() | stored.keys() if not torch.equal(live[n], stored[n])],
-                "sha256": hashlib.sha256(b"".join(stored[n].numpy().tobytes() for n in sorted(stored))).hexdigest()})
+            rows.append(
+                {
+                    "version": report.version,
+                    "again": again,
+                    "refused": refused,
+                    "folder": str(folder),
+                    "tensors": len(stored),
+                    "differing": [
+                        n
+                        for n in live.keys() | stored.keys()
+                        if not torch.equal(live[n], stored[n])
+                    ],
+                    "sha256": (
+                        hashlib.sha256(
+                            b"".join(stored[n].numpy().tobytes() for n in sorted(stored))
+                        ).hexdigest()
+                    ),
+                }
+            )
     sync.close()
     if parallel.is_main():
         (out / "out.json").write_text(json.dumps(rows))

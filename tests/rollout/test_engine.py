@@ -1,4 +1,6 @@
-"""The engine's promises, on the fake: same seeds, same samples; restarts counted and bounded; stale weights never generate."""
+"""The engine's promises, on the fake: same seeds, same samples; restarts counted and bounded; stale
+weights never generate."""
+
 from __future__ import annotations
 
 import pytest
@@ -26,8 +28,13 @@ def test_samples_do_not_depend_on_the_batch():
     together = FakeEngine().generate(PROMPTS, params)
     alone = [FakeEngine().generate([prompt], params)[0] for prompt in reversed(PROMPTS)][::-1]
     assert together == alone
-    assert len({completion.token_ids for group in together for completion in group}) == 12  # all samples differ
-    later = [completion for _, completion in FakeEngine().stream(expand(PROMPTS[1], params, samples=(2, 3)))]
+    assert (
+        len({completion.token_ids for group in together for completion in group}) == 12
+    )  # all samples differ
+    later = [
+        completion
+        for _, completion in FakeEngine().stream(expand(PROMPTS[1], params, samples=(2, 3)))
+    ]
     assert later == together[1][2:]
     assert isinstance(FakeEngine(), Engine)
 
@@ -51,7 +58,9 @@ def test_one_failure_is_healed_without_loss(faults):
 def test_second_failure_ends_the_call_with_status_3():
     engine = FakeEngine(faults=Faults(fail_at=(2, 4)))
     done = []
-    with pytest.raises(EngineError, match=r"failed 2 times.*fake engine failed at completion 4") as error:
+    with pytest.raises(
+        EngineError, match=r"failed 2 times.*fake engine failed at completion 4"
+    ) as error:
         for index, _ in engine.stream(expand(PROMPTS[0], SamplingParams(n=5, seed=1))):
             done.append(index)
     assert error.value.exit_status == 3
@@ -64,7 +73,11 @@ def test_versions_sleep_and_stale_weights():
     engine = FakeEngine()
     assert engine.generate(PROMPTS, SamplingParams())[0][0].policy_version == 0
     engine.update_weights("step_1", 1)
-    assert {c.policy_version for group in engine.generate(PROMPTS, SamplingParams(n=2), expect_version=1) for c in group} == {1}
+    assert {
+        c.policy_version
+        for group in engine.generate(PROMPTS, SamplingParams(n=2), expect_version=1)
+        for c in group
+    } == {1}
     with pytest.raises(EngineError, match="holds weights version 1, asked for 2"):
         engine.generate(PROMPTS, SamplingParams(), expect_version=2)
     with pytest.raises(EngineError, match="versions only grow"):
@@ -114,18 +127,38 @@ def test_restart_without_resendable_weights_refuses_to_go_on():
 
 def test_responder_and_truncation():
     engine = FakeEngine(responder=lambda request: "abcdef", tokenizer=WordTokenizer())
-    whole, cut = (engine.generate([(1,)], SamplingParams(max_tokens=limit, logprobs=True))[0][0] for limit in (6, 4))
-    assert (whole.text, whole.finish_reason, len(whole.logprobs)) == ("abcdef", FinishReason.STOP, 6)
-    assert (cut.text, cut.finish_reason, cut.token_ids) == ("abcd", FinishReason.LENGTH, (97, 98, 99, 100))
+    whole, cut = (
+        engine.generate([(1,)], SamplingParams(max_tokens=limit, logprobs=True))[0][0]
+        for limit in (6, 4)
+    )
+    assert (whole.text, whole.finish_reason, len(whole.logprobs)) == (
+        "abcdef",
+        FinishReason.STOP,
+        6,
+    )
+    assert (cut.text, cut.finish_reason, cut.token_ids) == (
+        "abcd",
+        FinishReason.LENGTH,
+        (97, 98, 99, 100),
+    )
     given = Completion((1, 2), "x", FinishReason.STOP)
-    assert FakeEngine(responder=lambda request: given).generate([(1,)], SamplingParams())[0][0] is given
+    assert (
+        FakeEngine(responder=lambda request: given).generate([(1,)], SamplingParams())[0][0]
+        is given
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"n": 0}, "n 0"), ({"temperature": -1}, "temperature"), ({"top_p": 0}, "top_p 0"), ({"top_k": -1}, "top_k -1"),
-     ({"max_tokens": 4, "min_tokens": 5}, "min_tokens 5"), ({"stop": ("",)}, "empty string")],
-)  # fmt: skip
+    [
+        ({"n": 0}, "n 0"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p 0"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"max_tokens": 4, "min_tokens": 5}, "min_tokens 5"),
+        ({"stop": ("",)}, "empty string"),
+    ],
+)
 def test_impossible_sampling_is_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         SamplingParams(**values)

@@ -1,4 +1,6 @@
-"""Child processes: real ones, without vLLM. Deaths, hangs and refusals; only what is unfinished is sampled again; nothing stays behind."""
+"""Child processes: real ones, without vLLM. Deaths, hangs and refusals; only what is unfinished is
+sampled again; nothing stays behind."""
+
 from __future__ import annotations
 
 import json
@@ -23,13 +25,20 @@ PARAMS = SamplingParams(n=4, seed=3)
 
 
 def spec(folder: Path, index: int, **plan) -> ChildSpec:
-    values = {"counter": str(folder / f"starts_{index}"), "log": str(folder / f"calls_{index}"), **plan}
+    values = {
+        "counter": str(folder / f"starts_{index}"),
+        "log": str(folder / f"calls_{index}"),
+        **plan,
+    }
     environment = {"STUB_PLAN": json.dumps(values), "PYTHONPATH": str(REPOSITORY)}
     return ChildSpec((sys.executable, str(STUB)), environment, folder / f"child_{index}.log")
 
 
 def engine(folder: Path, *plans: dict, **limits) -> ProcessEngine:
-    return ProcessEngine([spec(folder, i, **plan) for i, plan in enumerate(plans)], Limits(**{"stall_s": 5.0, "start_s": 30.0, **limits}))
+    return ProcessEngine(
+        [spec(folder, i, **plan) for i, plan in enumerate(plans)],
+        Limits(**{"stall_s": 5.0, "start_s": 30.0, **limits}),
+    )
 
 
 def calls(folder: Path, index: int) -> list[str]:
@@ -48,7 +57,9 @@ def test_two_replicas_answer_as_one(tmp_path, expected):
         assert two.generate(PROMPTS, PARAMS) == expected
         assert two.health().ok and two.describe()["replicas"] == 2
         pids = two.pids
-    shares = [len([line for line in calls(tmp_path, i) if line.startswith("sample")]) for i in (0, 1)]
+    shares = [
+        len([line for line in calls(tmp_path, i) if line.startswith("sample")]) for i in (0, 1)
+    ]
     assert shares == [12, 12]
     assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
 
@@ -58,23 +69,35 @@ def test_one_loss_is_healed_and_only_the_unfinished_is_sampled_again(tmp_path, e
     with engine(tmp_path, {fault: 7}, {}, stall_s=1.0) as two:
         assert two.generate(PROMPTS, PARAMS) == expected
         assert two.restarts == 1
-    assert len(calls(tmp_path, 0)) == 12 + 1  # the sample that was under way, and nothing else, was drawn twice
+    assert (
+        len(calls(tmp_path, 0)) == 12 + 1
+    )  # the sample that was under way, and nothing else, was drawn twice
     assert len(calls(tmp_path, 1)) == 12  # the healthy replica went on
 
 
 def test_second_loss_ends_the_call_with_the_engines_words(tmp_path):
     with engine(tmp_path, {"break_after": 3, "faulty": 2}) as one:
         done = []
-        with pytest.raises(EngineError, match=r"failed 2 times.*18 completions unfinished.*the device fell over") as error:
-            for index, _ in one.stream([request for prompt in PROMPTS for request in expand(prompt, PARAMS)]):
+        with pytest.raises(
+            EngineError, match=r"failed 2 times.*18 completions unfinished.*the device fell over"
+        ) as error:
+            for index, _ in one.stream(
+                [request for prompt in PROMPTS for request in expand(prompt, PARAMS)]
+            ):
                 done.append(index)
         assert error.value.exit_status == 3
-        assert len(done) == len(set(done)) == 6  # three before the first loss, three before the second
-        assert len(one.generate(PROMPTS, PARAMS)) == 6  # the third incarnation is sound: the engine can still be used
+        assert (
+            len(done) == len(set(done)) == 6
+        )  # three before the first loss, three before the second
+        assert (
+            len(one.generate(PROMPTS, PARAMS)) == 6
+        )  # the third incarnation is sound: the engine can still be used
 
 
 def test_start_that_fails_says_what_the_child_said(tmp_path):
-    with pytest.raises(EngineError, match=r"did not start.*exit status 3.*ValueError: no such model"):
+    with pytest.raises(
+        EngineError, match=r"did not start.*exit status 3.*ValueError: no such model"
+    ):
         engine(tmp_path, {"no_start": True})
 
 
@@ -82,7 +105,9 @@ def test_refused_prompt_is_the_users_error_and_the_rest_is_aborted(tmp_path):
     with engine(tmp_path, {"refuse_longer": 4}) as one:
         with pytest.raises(ConfigError, match="refused a prompt of 5 tokens: too long for me"):
             one.generate(PROMPTS, SamplingParams())
-        assert len(one.generate(PROMPTS[:2], SamplingParams())) == 2  # late answers of the aborted call are not mixed in
+        assert (
+            len(one.generate(PROMPTS[:2], SamplingParams())) == 2
+        )  # late answers of the aborted call are not mixed in
 
 
 def test_abandoned_stream_does_not_disturb_the_next(tmp_path, expected):
@@ -117,18 +142,25 @@ def test_weights_go_to_all_and_after_a_restart_to_the_new_child_only(tmp_path):
 def test_death_between_calls_is_healed_by_the_next(tmp_path, expected):
     with engine(tmp_path, {}, {}) as two:
         os.kill(two.pids[1], signal.SIGKILL)
-        assert not _wait_until(lambda: not two.health().ok) and "killed by SIGKILL" in two.health().detail
+        assert (
+            not _wait_until(lambda: not two.health().ok)
+            and "killed by SIGKILL" in two.health().detail
+        )
         assert two.generate(PROMPTS, PARAMS) == expected
         assert two.restarts == 1
 
 
 def test_children_die_with_a_killed_parent(tmp_path):
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nimport test_process_engine as t\n"
-        "e = t.engine(Path(sys.argv[2]), {}, {}); print(*e.pids, flush=True); time.sleep(100)"
+        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nimport"
+        " test_process_engine as t\ne = t.engine(Path(sys.argv[2]), {}, {}); print(*e.pids,"
+        " flush=True); time.sleep(100)"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(STUB.parent), str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        [sys.executable, "-c", code, str(STUB.parent), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2

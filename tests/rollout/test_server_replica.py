@@ -1,4 +1,6 @@
-"""Engines behind HTTP: a stand-in that speaks vLLM's routes (and misbehaves), and, slow, vLLM's own server with weights from a trainer."""
+"""Engines behind HTTP: a stand-in that speaks vLLM's routes (and misbehaves), and, slow, vLLM's own
+server with weights from a trainer."""
+
 from __future__ import annotations
 
 import json
@@ -27,7 +29,8 @@ PARAMS = SamplingParams(n=3, seed=3, logprobs=True, stop=("x",), stop_token_ids=
 
 
 class Server(ThreadingHTTPServer):
-    """`routes` it has, `mark` (weight version) it holds, `asked` bodies by path; `refuse` prompts longer than this."""
+    """`routes` it has, `mark` (weight version) it holds, `asked` bodies by path; `refuse` prompts
+    longer than this."""
 
     daemon_threads = True
 
@@ -59,8 +62,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         schemas = {"GenerateRequest": {"properties": {"output_mode": 1}}}
         api = {"paths": dict.fromkeys(self.server.routes), "components": {"schemas": schemas}}
-        self.answer({"/health": {}, "/openapi.json": api, "/v1/models": {"data": [{"max_model_len": 128}]},
-                     "/version": {"version": "0.32.0"}, "/weight_info": {"weight_version": self.server.mark}}[self.path])
+        self.answer(
+            {
+                "/health": {},
+                "/openapi.json": api,
+                "/v1/models": {"data": [{"max_model_len": 128}]},
+                "/version": {"version": "0.32.0"},
+                "/weight_info": {"weight_version": self.server.mark},
+            }[self.path]
+        )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -78,7 +88,18 @@ class Handler(BaseHTTPRequestHandler):
             seed = body["sampling_params"]["seed"]
             ids = [(sum(body["token_ids"]) + seed + i) % 97 for i in range(3)]
             content = [{"logprob": -float(i)} for i in range(3)]
-            self.answer({"choices": [{"token_ids": ids, "text": str(ids), "finish_reason": "stop", "logprobs": {"content": content}}]})
+            self.answer(
+                {
+                    "choices": [
+                        {
+                            "token_ids": ids,
+                            "text": str(ids),
+                            "finish_reason": "stop",
+                            "logprobs": {"content": content},
+                        }
+                    ]
+                }
+            )
         else:
             self.answer({})
 
@@ -92,20 +113,38 @@ def server():
 
 
 def engine(*servers: Server) -> ProcessEngine:
-    return ProcessEngine([ServerSpec(one.url, ServerOptions(concurrency=4, ping_s=0.2)) for one in servers], Limits(start_s=10, stall_s=10))
+    return ProcessEngine(
+        [ServerSpec(one.url, ServerOptions(concurrency=4, ping_s=0.2)) for one in servers],
+        Limits(start_s=10, stall_s=10),
+    )
 
 
 def test_tokens_in_tokens_out_with_each_samples_own_seed(server):
     with engine(server) as one:
         groups = one.generate(PROMPTS, PARAMS)
-        assert one.describe() == {"engine": "vllm server", "version": "0.32.0", "device": "cpu", "dtype": "float32", "max_model_len": 128,
-                                  "tp": None, "replicas": 1}
+        assert one.describe() == {
+            "engine": "vllm server",
+            "version": "0.32.0",
+            "device": "cpu",
+            "dtype": "float32",
+            "max_model_len": 128,
+            "tp": None,
+            "replicas": 1,
+        }
     asked = server.bodies(GENERATE)
     assert len(asked) == 12 and len({body["request_id"] for body in asked}) == 12
     assert len({body["sampling_params"]["seed"] for body in asked}) == 12
     params = asked[0]["sampling_params"]
-    assert (params["logprobs"], params["stop"], params["stop_token_ids"]) == (0, ["x"], [9]) and "n" not in params
-    assert all(one.finish_reason is FinishReason.STOP and one.logprobs == (0.0, -1.0, -2.0) for group in groups for one in group)
+    assert (params["logprobs"], params["stop"], params["stop_token_ids"]) == (
+        0,
+        ["x"],
+        [9],
+    ) and "n" not in params
+    assert all(
+        one.finish_reason is FinishReason.STOP and one.logprobs == (0.0, -1.0, -2.0)
+        for group in groups
+        for one in group
+    )
 
 
 def test_two_servers_answer_as_one(server):
@@ -124,19 +163,27 @@ def test_a_server_that_was_restarted_is_given_the_weights_again(server, tmp_path
     with engine(server) as one:
         one.update_weights(str(tmp_path), 2)
         assert server.mark.startswith("megaladder-")
-        server.mark = "default"  # what a fresh vLLM says: somebody restarted it, with the weights of its start
+        # what a fresh vLLM says: somebody restarted it, with the weights of its start
+        server.mark = "default"
         one.generate(PROMPTS, PARAMS, expect_version=2)
         assert one.restarts == 1
-    calls = [body for body in server.bodies("/collective_rpc") if body["method"] == "reload_weights"]
+    calls = [
+        body for body in server.bodies("/collective_rpc") if body["method"] == "reload_weights"
+    ]
     assert [call["kwargs"]["weights_path"] for call in calls] == [str(tmp_path)] * 2
 
 
 def test_refusals_and_missing_routes_say_so(server):
     server.refuse = 3
-    with engine(server) as one, pytest.raises(ConfigError, match=r"refused a prompt of 4 tokens.*too long for me"):
+    with (
+        engine(server) as one,
+        pytest.raises(ConfigError, match=r"refused a prompt of 4 tokens.*too long for me"),
+    ):
         one.generate(PROMPTS, PARAMS)
     plain = Server(routes=[route for route in NEEDED if route != GENERATE])
-    with pytest.raises(EngineError, match=r"has no route /inference/v1/generate; fix: .*--enable-scale-out"):
+    with pytest.raises(
+        EngineError, match=r"has no route /inference/v1/generate; fix: .*--enable-scale-out"
+    ):
         engine(plain)
     plain.shutdown()
 
@@ -155,25 +202,71 @@ def test_a_server_that_dies_ends_the_call_with_status_3(server):
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 @pytest.mark.timeout(600)
 def test_grpo_with_vllms_own_server(tmp_path):
-    """Four rounds from a server that was started with other weights: it holds the trainer's before the first token, to the last bit that it
-    shows; log-probs agree to float32; a server that is killed stops the run with status 3, which goes on with the next one."""
-    model, other = build_tiny_model(tmp_path / "model"), build_tiny_model(tmp_path / "other", seed=5)
+    """Four rounds from a server that was started with other weights: it holds the trainer's before
+    the first token, to the last bit that it shows; log-probs agree to float32; a server that is
+    killed stops the run with status 3, which goes on with the next one.
+    """
+    model, other = (
+        build_tiny_model(tmp_path / "model"),
+        build_tiny_model(tmp_path / "other", seed=5),
+    )
     problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(40)))
+    problems.write_text(
+        "".join(
+            json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n"
+            for i in range(40)
+        )
+    )
     port = free_port()
     process = start_server(other, port, tmp_path / "server.log")
-    flags = ["--run-dir", str(tmp_path / "run"), "--model.path", str(model), "--data.path", str(problems), "--data.seq-length", "128",
-             "--rollout.n", "4", "--rollout.max-tokens", "64", "--rollout.check-sync", "always", "--grpo.preset", "grpo",
-             "--grpo.entropy-coef", "0.1", "--grpo.prompts-per-step", "4", "--train.max-steps", "4", "--optim.lr", "1e-2",
-             "--optim.schedule", "constant", "--optim.warmup-ratio", "0", "--rollout.servers", f"http://127.0.0.1:{port}"]
+    flags = [
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--model.path",
+        str(model),
+        "--data.path",
+        str(problems),
+        "--data.seq-length",
+        "128",
+        "--rollout.n",
+        "4",
+        "--rollout.max-tokens",
+        "64",
+        "--rollout.check-sync",
+        "always",
+        "--grpo.preset",
+        "grpo",
+        "--grpo.entropy-coef",
+        "0.1",
+        "--grpo.prompts-per-step",
+        "4",
+        "--train.max-steps",
+        "4",
+        "--optim.lr",
+        "1e-2",
+        "--optim.schedule",
+        "constant",
+        "--optim.warmup-ratio",
+        "0",
+        "--rollout.servers",
+        f"http://127.0.0.1:{port}",
+    ]
     try:
-        done = subprocess.run([sys.executable, "-m", "megaladder", "grpo", *flags], env=environment(), capture_output=True, text=True,
-                              timeout=300, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "megaladder", "grpo", *flags],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert done.returncode == 0, done.stderr[-3000:] + (tmp_path / "server.log").read_text()[-2000:]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["version"] for row in rows] == [0, 1, 2, 3]
     assert all(row["mismatch_mean"] <= 2e-6 and row["mismatch_max"] <= 2e-5 for row in rows)
     assert rows[-1]["entropy"] < rows[0]["entropy"] - 0.01  # the weights have moved
@@ -181,10 +274,35 @@ def test_grpo_with_vllms_own_server(tmp_path):
 
 
 def start_server(model: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
-    variables = {**environment(), "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", "float32",
-               "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "128", "--enforce-eager", "--no-enable-chunked-prefill",
-               "--enable-scale-out", "--logprobs-mode", "processed_logprobs",
-               "--worker-extension-cls", "megaladder.rollout.worker_extension.WorkerExtension"]
+    variables = {
+        **environment(),
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        "--dtype",
+        "float32",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--max-model-len",
+        "128",
+        "--enforce-eager",
+        "--no-enable-chunked-prefill",
+        "--enable-scale-out",
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--worker-extension-cls",
+        "megaladder.rollout.worker_extension.WorkerExtension",
+    ]
     with log.open("wb") as file:
-        return subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(
+            command, env=variables, stdout=file, stderr=file, start_new_session=True
+        )

@@ -1,7 +1,9 @@
-"""Real vLLM on this machine's CPU, one engine for the whole file: its numbers against transformers', its deaths, its weights.
+"""Real vLLM on this machine's CPU, one engine for the whole file: its numbers against
+transformers', its deaths, its weights.
 
 About 40 s; the last test kills the engine, so that restarting is tried on the real thing too.
 """
+
 from __future__ import annotations
 
 import os
@@ -35,7 +37,13 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(models, tmp_path_factory):
-    options = VllmOptions(str(models[0]), dtype="float32", max_model_len=512, max_num_seqs=32, log_dir=str(tmp_path_factory.mktemp("log")))
+    options = VllmOptions(
+        str(models[0]),
+        dtype="float32",
+        max_model_len=512,
+        max_num_seqs=32,
+        log_dir=str(tmp_path_factory.mktemp("log")),
+    )
     with VllmEngine(options, Limits(start_s=200.0)) as engine:
         yield engine
 
@@ -50,7 +58,9 @@ def reference_logprobs(model_dir, prompt, completion, temperature: float) -> lis
     with torch.inference_mode():
         logprobs_tv = torch.log_softmax(model(ids).logits[0] / temperature, dim=-1)
     start = len(prompt)
-    return [float(logprobs_tv[start + i - 1, token]) for i, token in enumerate(completion.token_ids)]
+    return [
+        float(logprobs_tv[start + i - 1, token]) for i, token in enumerate(completion.token_ids)
+    ]
 
 
 def largest_gap(model_dir, groups, temperature: float) -> float:
@@ -58,14 +68,20 @@ def largest_gap(model_dir, groups, temperature: float) -> float:
         abs(ours - theirs)
         for prompt, group in zip(PROMPTS, groups, strict=True)
         for completion in group
-        for ours, theirs in zip(completion.logprobs, reference_logprobs(model_dir, prompt, completion, temperature), strict=True)
+        for ours, theirs in zip(
+            completion.logprobs,
+            reference_logprobs(model_dir, prompt, completion, temperature),
+            strict=True,
+        )
     )
 
 
 def test_logprobs_are_those_of_the_sampled_distribution(engine, models):
     """`processed_logprobs`: after temperature, as the trainer computes them."""
     assert engine.describe()["engine"] == "vllm" and engine.health().ok
-    params = SamplingParams(n=2, temperature=0.7, max_tokens=24, ignore_eos=True, logprobs=True, seed=5)
+    params = SamplingParams(
+        n=2, temperature=0.7, max_tokens=24, ignore_eos=True, logprobs=True, seed=5
+    )
     groups = engine.generate(PROMPTS, params)
     assert {len(completion.logprobs) for group in groups for completion in group} == {24}
     assert largest_gap(models[0], groups, 0.7) < LOGPROB_TOLERANCE
@@ -79,15 +95,20 @@ def test_seeds_and_limits(engine):
     assert len({c.token_ids for c in alone}) == 3
     cut = engine.generate(PROMPTS[:1], SamplingParams(max_tokens=5, ignore_eos=True))[0][0]
     assert (len(cut.token_ids), cut.finish_reason) == (5, FinishReason.LENGTH)
-    ended = engine.generate(PROMPTS[:1], SamplingParams(max_tokens=400, stop_token_ids=tuple(range(3, 400)), seed=1))[0][0]
+    ended = engine.generate(
+        PROMPTS[:1], SamplingParams(max_tokens=400, stop_token_ids=tuple(range(3, 400)), seed=1)
+    )[0][0]
     assert ended.finish_reason is FinishReason.STOP and len(ended.token_ids) < 400
     with pytest.raises(ConfigError, match="refused a prompt of 600 tokens"):
         engine.generate([(7,) * 600], SamplingParams())
-    assert engine.generate(PROMPTS, params) == groups  # a refused prompt leaves the engine as it was
+    assert (
+        engine.generate(PROMPTS, params) == groups
+    )  # a refused prompt leaves the engine as it was
 
 
 def test_long_seeded_prompts_that_fill_a_batch(engine):
-    """vLLM 0.32 on a CPU breaks on a seeded request whose prompt is prefilled in pieces; ours never are."""
+    """vLLM 0.32 on a CPU breaks on a seeded request whose prompt is prefilled in pieces; ours never
+    are."""
     prompts = [tuple((7 * p + i) % 300 + 3 for i in range(400)) for p in range(24)]
     groups = engine.generate(prompts, SamplingParams(n=2, max_tokens=4, seed=9, ignore_eos=True))
     assert sum(len(group) for group in groups) == 48 and engine.restarts == 0
@@ -109,8 +130,12 @@ def test_new_weights_generate_at_once_and_versions_are_stamped(engine, models):
 
 
 def test_files_downstream_do_not_depend_on_who_generated(engine, tmp_path):
-    """The same completions from vLLM and from the fake engine: the same journal, byte for byte once sorted, and the same samples rows."""
-    problems = tuple(Problem(f"p{i}", (Message("user", "?"),), "7", source="toy", metadata={"question": "?"}) for i in range(3))
+    """The same completions from vLLM and from the fake engine: the same journal, byte for byte once
+    sorted, and the same samples rows."""
+    problems = tuple(
+        Problem(f"p{i}", (Message("user", "?"),), "7", source="toy", metadata={"question": "?"})
+        for i in range(3)
+    )
     task = Task("toy", problems, ("?",) * 3, PROMPTS, SamplingParams(n=4, max_tokens=12, seed=8))
     kept = {}
 
@@ -124,12 +149,20 @@ def test_files_downstream_do_not_depend_on_who_generated(engine, tmp_path):
 
     files = {}
     with GradePool(num_workers=1) as pool:
-        for name, generator in (("vllm", Recording()), ("fake", FakeEngine(lambda request: kept[request]))):
+        for name, generator in (
+            ("vllm", Recording()),
+            ("fake", FakeEngine(lambda request: kept[request])),
+        ):
             with Journal(tmp_path / name, {"same": True}) as journal:
                 run_task(task, generator, pool, journal)
                 scores = report.score(problems, journal.records, 4, seed=0)
-                rows = lm_eval_format.sample_rows(task, journal.records, scores, journal.fingerprint)
-            files[name] = (sorted((tmp_path / name / "journal.jsonl").read_bytes().splitlines()), rows)
+                rows = lm_eval_format.sample_rows(
+                    task, journal.records, scores, journal.fingerprint
+                )
+            files[name] = (
+                sorted((tmp_path / name / "journal.jsonl").read_bytes().splitlines()),
+                rows,
+            )
     assert len(kept) == 12 and files["vllm"] == files["fake"]
 
 
@@ -150,8 +183,12 @@ def test_killed_engine_is_restarted_once_then_the_call_ends(engine, models):
                 time.sleep(0.2)
     assert error.value.exit_status == 3 and "killed by SIGKILL" in str(error.value)
     indices = [index for index, _ in seen]
-    assert len(indices) == len(set(indices)) and 12 <= len(indices) < 24  # none twice; the longest were lost with the second kill
+    assert (
+        len(indices) == len(set(indices)) and 12 <= len(indices) < 24
+    )  # none twice; the longest were lost with the second kill
     late = [completion for _, completion in seen][-1]
     gaps = zip(late.logprobs, reference_logprobs(models[1], PROMPTS[0], late, 1.0), strict=True)
-    assert max(abs(a - b) for a, b in gaps) < LOGPROB_TOLERANCE  # the restarted engine has the updated weights, not those it was made with
+    assert (
+        max(abs(a - b) for a, b in gaps) < LOGPROB_TOLERANCE
+    )  # the restarted engine has the updated weights, not those it was made with
     assert late.policy_version == 3

@@ -1,4 +1,6 @@
-"""Weights on their way to the engine: same bytes at every layout, versions in order, checksums that notice, and a real vLLM (slow)."""
+"""Weights on their way to the engine: same bytes at every layout, versions in order, checksums that
+notice, and a real vLLM (slow)."""
+
 from __future__ import annotations
 
 import hashlib
@@ -31,15 +33,22 @@ def model(tmp_path_factory) -> Path:
 def hf_tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
 
 
 def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
-def vllm_view(tensors: dict[str, torch.Tensor], rank: int, tp: int, num_layers: int = 2) -> dict[str, str]:
-    """What worker `rank` of a vLLM with `tp` workers says, written down from its layer definitions: 4 heads, 2 key/value heads of 32."""
+def vllm_view(
+    tensors: dict[str, torch.Tensor], rank: int, tp: int, num_layers: int = 2
+) -> dict[str, str]:
+    """What worker `rank` of a vLLM with `tp` workers says, written down from its layer definitions:
+    4 heads, 2 key/value heads of 32."""
     said = {}
     for name, tensor in tensors.items():
         if any(part in name for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")):
@@ -59,7 +68,12 @@ def vllm_view(tensors: dict[str, torch.Tensor], rank: int, tp: int, num_layers: 
         heads, kv = 4 // tp * 32, max(2 // tp, 1) * 32
         kv_start = rank * 2 // tp * 32
         said[f"{prefix}self_attn.qkv_proj.weight"] = torch.cat(
-            [q[heads * rank : heads * (rank + 1)], k[kv_start : kv_start + kv], v[kv_start : kv_start + kv]])
+            [
+                q[heads * rank : heads * (rank + 1)],
+                k[kv_start : kv_start + kv],
+                v[kv_start : kv_start + kv],
+            ]
+        )
         gate, up = (tensors[f"{prefix}mlp.{x}_proj.weight"] for x in ("gate", "up"))
         width = gate.shape[0] // tp
         rows = slice(width * rank, width * (rank + 1))
@@ -78,15 +92,25 @@ def test_checksums_agree_and_one_changed_bit_is_named(model, tp):
     changed = {name: tensor.clone() for name, tensor in tensors.items()}
     changed["model.layers.1.self_attn.k_proj.weight"].view(torch.int32)[-1, -1] ^= 1
     different = compare_checksums(changed.items(), workers, shape, tp)
-    owners = range(tp) if tp < 4 else (2, 3)  # with four workers and two key/value heads, two workers hold each
-    assert set(different.differing) <= {f"dp0:pp0:pcp0:tp{rank}:model.layers.1.self_attn.qkv_proj.weight" for rank in owners}
+    owners = (
+        range(tp) if tp < 4 else (2, 3)
+    )  # with four workers and two key/value heads, two workers hold each
+    assert set(different.differing) <= {
+        f"dp0:pp0:pcp0:tp{rank}:model.layers.1.self_attn.qkv_proj.weight" for rank in owners
+    }
     assert different.differing
-    without = [{name: value for name, value in worker.items() if "o_proj" not in name} for worker in workers]
-    assert compare_checksums(tensors.items(), without, shape, tp).unseen == tuple(name for name in tensors if "o_proj" in name)
+    without = [
+        {name: value for name, value in worker.items() if "o_proj" not in name}
+        for worker in workers
+    ]
+    assert compare_checksums(tensors.items(), without, shape, tp).unseen == tuple(
+        name for name in tensors if "o_proj" in name
+    )
 
 
 def test_file_transport_is_exact_at_every_layout(model, tmp_path):
-    """TP2, changed twice: what the engine is told to load equals the exported folder, byte for byte, version after version."""
+    """TP2, changed twice: what the engine is told to load equals the exported folder, byte for
+    byte, version after version."""
     run_ranks("rollout/sync_worker.py", 2, str(model), str(tmp_path))
     rows = json.loads((tmp_path / "out.json").read_text())
     assert [row["version"] for row in rows] == [1, 2]
@@ -104,9 +128,14 @@ def test_weights_lie_in_shared_memory_or_in_the_run_folder(tmp_path, monkeypatch
     folder = weight_sync.weight_folder(1000, tmp_path / "run")
     assert folder.parent == shared and oct(folder.stat().st_mode & 0o777) == "0o700"
     (folder / "left.over").touch()
-    assert weight_sync.weight_folder(1000, tmp_path / "run") == folder and not list(folder.iterdir())  # a killed run's files are gone
+    assert weight_sync.weight_folder(1000, tmp_path / "run") == folder and not list(
+        folder.iterdir()
+    )  # a killed run's files are gone
     too_much = shutil.disk_usage(shared).free * 2
-    assert weight_sync.weight_folder(too_much, tmp_path / "run") == tmp_path / "run" / "engine" / "weights"
+    assert (
+        weight_sync.weight_folder(too_much, tmp_path / "run")
+        == tmp_path / "run" / "engine" / "weights"
+    )
 
 
 def test_transports_without_cuda_say_so():
@@ -124,23 +153,70 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tp", [1, 2])
 def test_trainer_and_vllm_agree_in_fp32(model, tmp_path, tp):
-    """Packed micro-batches, four updates with weights sent after each: mean |Δ log-prob| ≤ 2e-6, max ≤ 2e-5, no differing tensor."""
+    """Packed micro-batches, four updates with weights sent after each: mean |Δ log-prob| ≤ 2e-6,
+    max ≤ 2e-5, no differing tensor."""
     problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(40)))
-    flags = ["--run-dir", str(tmp_path / "run"), "--model.path", str(model), "--data.path", str(problems), "--data.seq-length", "256",
-             "--rollout.n", "8", "--rollout.max-tokens", "96", "--rollout.check-sync", "always", "--grpo.preset", "grpo", "--grpo.kl-coef",
-             "1.0", "--grpo.entropy-coef", "0.1", "--grpo.prompts-per-step", "4", "--train.max-steps", "5", "--optim.lr", "1e-2",
-             "--optim.schedule", "constant", "--optim.warmup-ratio", "0", "--checkpoint.every", "0", "--parallel.tp", str(tp)]
+    problems.write_text(
+        "".join(
+            json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n"
+            for i in range(40)
+        )
+    )
+    flags = [
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--model.path",
+        str(model),
+        "--data.path",
+        str(problems),
+        "--data.seq-length",
+        "256",
+        "--rollout.n",
+        "8",
+        "--rollout.max-tokens",
+        "96",
+        "--rollout.check-sync",
+        "always",
+        "--grpo.preset",
+        "grpo",
+        "--grpo.kl-coef",
+        "1.0",
+        "--grpo.entropy-coef",
+        "0.1",
+        "--grpo.prompts-per-step",
+        "4",
+        "--train.max-steps",
+        "5",
+        "--optim.lr",
+        "1e-2",
+        "--optim.schedule",
+        "constant",
+        "--optim.warmup-ratio",
+        "0",
+        "--checkpoint.every",
+        "0",
+        "--parallel.tp",
+        str(tp),
+    ]
     command = [sys.executable, "-m", "megaladder", "grpo", *flags]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400,
-                          check=False)
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=400, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     print([(row["mismatch_mean"], row["mismatch_max"], row["sync_s"]) for row in rows])
     assert [row["version"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["mismatch_mean"] <= 2e-6 and row["mismatch_max"] <= 2e-5 for row in rows)
-    assert rows[-1]["reference_kl"] > 1e-2  # the weights have moved far from those that the engine started with
-    said = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "tensors differ" in line]
+    assert (
+        rows[-1]["reference_kl"] > 1e-2
+    )  # the weights have moved far from those that the engine started with
+    said = [
+        line
+        for line in (tmp_path / "run" / "log.txt").read_text().splitlines()
+        if "tensors differ" in line
+    ]
     assert len(said) == 4 and all("0 of 11 tensors differ" in line for line in said)
 
 
@@ -149,15 +225,20 @@ def test_trainer_and_vllm_agree_in_fp32(model, tmp_path, tp):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tie", [False, True])
 def test_vllm_with_new_weights_equals_a_fresh_one_and_survives_being_killed(tie, tmp_path):
-    """The oracle for tensors that vLLM's checksum does not show on a CPU: log-probs equal, bit for bit, those of an engine that was started
-    from the same folder. Then the engine is killed amid a round and the round comes out the same."""
+    """The oracle for tensors that vLLM's checksum does not show on a CPU: log-probs equal, bit for
+    bit, those of an engine that was started from the same folder. Then the engine is killed amid a
+    round and the round comes out the same.
+    """
     from megaladder.rollout.engine import FileWeights, SamplingParams
     from megaladder.rollout.process_engine import Limits
     from megaladder.rollout.sample import Prompt, sample_groups
     from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
     from megaladder.types import Problem
 
-    model, other = build_tiny_model(tmp_path / "model", tie=tie), build_tiny_model(tmp_path / "other", tie=tie, seed=7)
+    model, other = (
+        build_tiny_model(tmp_path / "model", tie=tie),
+        build_tiny_model(tmp_path / "other", tie=tie, seed=7),
+    )
     options = {"dtype": "float32", "max_model_len": 256, "log_dir": str(tmp_path)}
     prompts = [Prompt(Problem(f"p{i}", (), "0"), (1, 5 + i, 9), i) for i in range(6)]
     params = SamplingParams(n=8, seed=3, max_tokens=200, logprobs=True, ignore_eos=True)
@@ -166,7 +247,9 @@ def test_vllm_with_new_weights_equals_a_fresh_one_and_survives_being_killed(tie,
         expected = fresh.weight_checksums()
     with VllmEngine(VllmOptions(model=str(model), **options), Limits(max_restarts=1)) as engine:
         before = sample_groups(engine, prompts, params, version=0)
-        assert before.groups[0].completions[0].token_ids != wanted.groups[0].completions[0].token_ids
+        assert (
+            before.groups[0].completions[0].token_ids != wanted.groups[0].completions[0].token_ids
+        )
         began = time.perf_counter()
         engine.update_weights(FileWeights(str(other)), 1)
         reload_s = time.perf_counter() - began
@@ -174,28 +257,65 @@ def test_vllm_with_new_weights_equals_a_fresh_one_and_survives_being_killed(tie,
             sample_groups(engine, prompts, params, version=0)
         assert engine.weight_checksums() == expected
         after = sample_groups(engine, prompts, params, version=1)
-        assert [samples(group) for group in after.groups] == [samples(group) for group in wanted.groups]
+        assert [samples(group) for group in after.groups] == [
+            samples(group) for group in wanted.groups
+        ]
         timer = threading.Timer(0.2, lambda: os.killpg(engine.pids[0], signal.SIGKILL))
         timer.start()
         killed = sample_groups(engine, prompts, params, version=1)
         assert engine.restarts == 1
-        assert [samples(group) for group in killed.groups] == [samples(group) for group in wanted.groups]
+        assert [samples(group) for group in killed.groups] == [
+            samples(group) for group in wanted.groups
+        ]
         assert {c.policy_version for group in killed.groups for c in group.completions} == {1}
-    print(f"reload of {sum(p.stat().st_size for p in other.glob('*.safetensors')):,} bytes: {reload_s:.3f} s")
+    print(
+        f"reload of {sum(p.stat().st_size for p in other.glob('*.safetensors')):,} bytes:"
+        f" {reload_s:.3f} s"
+    )
 
 
 @pytest.mark.slow
 @needs_vllm
 @pytest.mark.timeout(600)
 def test_an_engine_that_dies_between_rounds_is_started_again(model, tmp_path):
-    """vLLM's process is killed after the second round, while the trainer updates: the next transfer restarts it with the new weights."""
+    """vLLM's process is killed after the second round, while the trainer updates: the next transfer
+    restarts it with the new weights."""
     problems = tmp_path / "problems.jsonl"
-    problems.write_text("".join(json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(40)))
-    flags = ["--run-dir", str(tmp_path / "run"), "--model.path", str(model), "--data.path", str(problems), "--data.seq-length", "128",
-             "--rollout.n", "4", "--rollout.max-tokens", "32", "--grpo.preset", "grpo", "--grpo.prompts-per-step", "2",
-             "--train.max-steps", "4", "--checkpoint.every", "0"]
+    problems.write_text(
+        "".join(
+            json.dumps({"question": f"What is {i} + {i}?", "answer": str(2 * i)}) + "\n"
+            for i in range(40)
+        )
+    )
+    flags = [
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--model.path",
+        str(model),
+        "--data.path",
+        str(problems),
+        "--data.seq-length",
+        "128",
+        "--rollout.n",
+        "4",
+        "--rollout.max-tokens",
+        "32",
+        "--grpo.preset",
+        "grpo",
+        "--grpo.prompts-per-step",
+        "2",
+        "--train.max-steps",
+        "4",
+        "--checkpoint.every",
+        "0",
+    ]
     log = (tmp_path / "log").open("w+")
-    running = subprocess.Popen([sys.executable, "-m", "megaladder", "grpo", *flags], env=environment(), stdout=log, stderr=log)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "megaladder", "grpo", *flags],
+        env=environment(),
+        stdout=log,
+        stderr=log,
+    )
     rounds = tmp_path / "run" / "rollouts"
     while running.poll() is None and not (rounds / "step_2.summary.json").exists():
         time.sleep(0.002)
@@ -203,9 +323,13 @@ def test_an_engine_that_dies_between_rounds_is_started_again(model, tmp_path):
         if "vllm_engine" in Path(f"/proc/{child}/cmdline").read_text():
             os.killpg(int(child), signal.SIGKILL)
     assert running.wait(timeout=300) == 0, log.seek(0) or log.read()[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert sum(row["engine_restarts"] for row in rows) == 1
-    assert [row["version"] for row in rows] == [0, 1, 2, 3] and all(row["mismatch_mean"] <= 2e-6 for row in rows)
+    assert [row["version"] for row in rows] == [0, 1, 2, 3] and all(
+        row["mismatch_mean"] <= 2e-6 for row in rows
+    )
 
 
 def samples(group) -> list[tuple]:

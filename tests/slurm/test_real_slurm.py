@@ -1,4 +1,6 @@
-"""On a real Slurm of two nodes: shipped files are accepted; pre-empted, or with its time up, a run comes back and loses nothing."""
+"""On a real Slurm of two nodes: shipped files are accepted; pre-empted, or with its time up, a run
+comes back and loses nothing."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,11 @@ from tiny_models import build_tiny_model
 sys.path.insert(0, str(Path(__file__).parent))
 from two_nodes import ROOT, TwoNodes, missing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+]
 CPU = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=4000")
 STEPS = 80
 
@@ -30,18 +36,31 @@ def cluster(tmp_path_factory):
 def work(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     build_tiny_model(folder / "model")
-    rows = [{"message": f"What is {i} + {i}?", "response": f"It is {2 * i}.", "advantage": 1.0} for i in range(256)]
+    rows = [
+        {"message": f"What is {i} + {i}?", "response": f"It is {2 * i}.", "advantage": 1.0}
+        for i in range(256)
+    ]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "run.yaml").write_text(
-        f"run_dir: {folder}/plain\nmodel: {{path: {folder}/model}}\ndata: {{path: {folder}/data.jsonl, seq_length: 256}}\n"
-        f"parallel: {{tp: 2, ranks: 2}}\ntrain: {{global_batch_size: 64, max_steps: {STEPS}, epochs: 100}}\n"
-        "optim: {lr: 1.0e-3}\ncheckpoint: {every: 10}\n")
+        f"run_dir: {folder}/plain\nmodel: {{path: {folder}/model}}\ndata: {{path:"
+        f" {folder}/data.jsonl, seq_length: 256}}\nparallel: {{tp: 2, ranks: 2}}\ntrain:"
+        f" {{global_batch_size: 64, max_steps: {STEPS}, epochs: 100}}\noptim: {{lr:"
+        " 1.0e-3}\ncheckpoint: {every: 10}\n"
+    )
     return folder
 
 
 def submit(cluster: TwoNodes, work: Path, name: str, *options: str) -> int:
-    return cluster.sbatch(*CPU, f"--output={work}/{name}.log", *options, "examples/slurm/sft.sbatch", str(work / "run.yaml"), "--run_dir",
-                          str(work / name), MEGALADDER_VENV=str(Path(sys.executable).parents[1]))
+    return cluster.sbatch(
+        *CPU,
+        f"--output={work}/{name}.log",
+        *options,
+        "examples/slurm/sft.sbatch",
+        str(work / "run.yaml"),
+        "--run_dir",
+        str(work / name),
+        MEGALADDER_VENV=str(Path(sys.executable).parents[1]),
+    )
 
 
 def rows(work: Path, name: str) -> list[tuple]:
@@ -60,35 +79,59 @@ def wait_for_steps(work: Path, name: str, count: int) -> None:
 @pytest.fixture(scope="module")
 def plain(cluster, work) -> list[tuple]:
     job = submit(cluster, work, "plain")
-    assert cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", (work / "plain.log").read_text()
+    assert cluster.wait(job, "COMPLETED", "FAILED")["JobState"] == "COMPLETED", (
+        work / "plain.log"
+    ).read_text()
     return rows(work, "plain")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples" / "slurm").glob("*.sbatch")))
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in (ROOT / "examples" / "slurm").glob("*.sbatch"))
+)
 def test_sbatch_accepts_it_as_it_stands(cluster, name: str) -> None:
-    assert "to start at" in cluster.run("sbatch", "--test-only", f"examples/slurm/{name}", "run.yaml")
+    assert "to start at" in cluster.run(
+        "sbatch", "--test-only", f"examples/slurm/{name}", "run.yaml"
+    )
 
 
 def test_preempted_requeued_resumed_to_the_bit(cluster, work, plain) -> None:
     job = submit(cluster, work, "preempted")
     wait_for_steps(work, "preempted", 13)
-    urgent = cluster.sbatch("-p", "high", "-N2", "--exclusive", "--mem=1000", "--output=/dev/null", "--wrap", "srun sleep 1")
+    urgent = cluster.sbatch(
+        "-p",
+        "high",
+        "-N2",
+        "--exclusive",
+        "--mem=1000",
+        "--output=/dev/null",
+        "--wrap",
+        "srun sleep 1",
+    )
     cluster.wait(urgent, "COMPLETED")
-    assert cluster.wait(job, "COMPLETED", "FAILED")["Restarts"] == "1", (work / "preempted.log").read_text()
+    assert cluster.wait(job, "COMPLETED", "FAILED")["Restarts"] == "1", (
+        work / "preempted.log"
+    ).read_text()
     log = (work / "preempted.log").read_text()
-    assert "DUE TO PREEMPTION" in log and "stopped by a signal after step" in log and "start 2" in log
+    assert (
+        "DUE TO PREEMPTION" in log and "stopped by a signal after step" in log and "start 2" in log
+    )
     assert rows(work, "preempted") == plain
 
 
 def test_time_is_up_requeued_resumed_to_the_bit(cluster, work, plain) -> None:
-    """The limit is set to a minute away once a few steps are done: the warning, 300 s before it, is due at once. Then there is time."""
+    """The limit is set to a minute away once a few steps are done: the warning, 300 s before it, is
+    due at once. Then there is time."""
     job = submit(cluster, work, "timed", "--time=60", "--signal=B:USR1@300")
     wait_for_steps(work, "timed", 5)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=5")
     while ": requeueing" not in (work / "timed.log").read_text():
-        assert cluster.state(job)["JobState"] in ("RUNNING", "COMPLETING"), (work / "timed.log").read_text()
+        assert cluster.state(job)["JobState"] in ("RUNNING", "COMPLETING"), (
+            work / "timed.log"
+        ).read_text()
         time.sleep(0.5)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT")["JobState"] == "COMPLETED", (work / "timed.log").read_text()
+    assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT")["JobState"] == "COMPLETED", (
+        work / "timed.log"
+    ).read_text()
     assert "time limit ahead" in (work / "timed.log").read_text()
     assert rows(work, "timed") == plain

@@ -1,4 +1,6 @@
-"""The Slurm examples without a Slurm: they parse, say consistent things, and with stand-ins for srun and python start what they promise."""
+"""The Slurm examples without a Slurm: they parse, say consistent things, and with stand-ins for
+srun and python start what they promise."""
+
 from __future__ import annotations
 
 import os
@@ -16,7 +18,8 @@ FOLDER = ROOT / "examples" / "slurm"
 FILES = sorted(FOLDER.glob("*.sbatch"))
 TRAINING = {"sft", "grpo", "sweep"}
 
-# Stand-ins on PATH. `python3` answers --print-config and writes down everything else; `srun` runs its command here, as node 0.
+# Stand-ins on PATH. `python3` answers --print-config and writes down everything else; `srun` runs
+# its command here, as node 0.
 PYTHON = """#!/bin/bash
 if [[ " $* " == *" --print-config "* ]]; then
   [[ " $* " == *" bad "* ]] && { echo "megaladder: optim.lr: no number" >&2; exit 2; }
@@ -45,7 +48,8 @@ esac
 
 
 class Fakes:
-    """A batch shell as Slurm would start it, on stand-ins. `ranks`: shell that plays torchrun and its ranks."""
+    """A batch shell as Slurm would start it, on stand-ins. `ranks`: shell that plays torchrun and
+    its ranks."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log, self.run = folder, folder / "log", folder / "my run"
@@ -54,16 +58,35 @@ class Fakes:
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
         self.environment = {
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "41",
-            "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "64", "SLURM_CPUS_ON_NODE": "64",
-            "SLURM_GPUS_ON_NODE": "8", "FAKE_LOG": str(self.log), "FAKE_RUN": str(self.run), "MEGALADDER_VENV": str(folder / "none"),
-        }  # fmt: skip
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_ID": "41",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURM_NNODES": "2",
+            "SLURM_CPUS_PER_TASK": "64",
+            "SLURM_CPUS_ON_NODE": "64",
+            "SLURM_GPUS_ON_NODE": "8",
+            "FAKE_LOG": str(self.log),
+            "FAKE_RUN": str(self.run),
+            "MEGALADDER_VENV": str(folder / "none"),
+        }
 
-    def start(self, file: str, *arguments: str, ranks: str = ":", **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(["bash", str(FOLDER / f"{file}.sbatch"), *arguments], cwd=self.folder, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, env={**self.environment, "FAKE_RANKS": ranks, **environment})
+    def start(
+        self, file: str, *arguments: str, ranks: str = ":", **environment: str
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(FOLDER / f"{file}.sbatch"), *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**self.environment, "FAKE_RANKS": ranks, **environment},
+        )
 
-    def finish(self, file: str, *arguments: str, ranks: str = ":", **environment: str) -> tuple[int, str]:
+    def finish(
+        self, file: str, *arguments: str, ranks: str = ":", **environment: str
+    ) -> tuple[int, str]:
         job = self.start(file, *arguments, ranks=ranks, **environment)
         out, _ = job.communicate(timeout=30)
         return job.returncode, out
@@ -78,7 +101,9 @@ def fakes(tmp_path) -> Fakes:
     return Fakes(tmp_path)
 
 
-@pytest.mark.parametrize("path", [*FILES, FOLDER / "common.sh", FOLDER / "node.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*FILES, FOLDER / "common.sh", FOLDER / "node.sh"], ids=lambda path: path.name
+)
 def test_it_parses(path: Path) -> None:
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -90,10 +115,15 @@ def options(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_what_the_lines_promise(path: Path) -> None:
-    """One torchrun a node; requeued logs are appended to; the warning comes to the batch shell, before the limit; no line after code."""
+    """One torchrun a node; requeued logs are appended to; the warning comes to the batch shell,
+    before the limit; no line after code."""
     found, text = options(path), path.read_text()
-    assert found["job-name"] == path.stem and found["nodes"] == "1" and found["ntasks-per-node"] == "1"
-    assert "requeue" in found and found["open-mode"] == "append" and found["output"].startswith("%x-%")
+    assert (
+        found["job-name"] == path.stem and found["nodes"] == "1" and found["ntasks-per-node"] == "1"
+    )
+    assert (
+        "requeue" in found and found["open-mode"] == "append" and found["output"].startswith("%x-%")
+    )
     hours, minutes, seconds = map(int, found["time"].split(":"))
     if "signal" in found:
         who, warning_s = re.fullmatch(r"(B:USR1)@(\d+)", found["signal"]).groups()
@@ -103,7 +133,9 @@ def test_what_the_lines_promise(path: Path) -> None:
     assert ("gpus-per-node" in found) == (path.stem != "convert")
     lines = text.splitlines()
     first_code = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
-    assert not any(line.startswith("#SBATCH") for line in lines[first_code:])  # sbatch stops reading there
+    assert not any(
+        line.startswith("#SBATCH") for line in lines[first_code:]
+    )  # sbatch stops reading there
     assert all(f"examples/slurm/{name}" in text for name in (path.name, "common.sh"))
 
 
@@ -112,10 +144,17 @@ def test_the_command_of_a_node(fakes, verb: str) -> None:
     status, out = fakes.finish(verb, "run.yaml", "--optim.lr", "1e-5")
     assert status == 0, out
     srun, python = fakes.calls()
-    assert srun == f"srun --kill-on-bad-exit=0 --wait=120 bash {FOLDER}/node.sh {verb} run.yaml --optim.lr 1e-5"
-    assert python == ("python3 -m torch.distributed.run --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr 10.0.0.7 "
-                      "--master-port 20041 --signals-to-handle SIGINT,SIGHUP,SIGQUIT --shutdown-timeout 600 "
-                      f"-m megaladder {verb} run.yaml --optim.lr 1e-5 --parallel.ranks 16")
+    assert (
+        srun
+        == f"srun --kill-on-bad-exit=0 --wait=120 bash {FOLDER}/node.sh {verb} run.yaml --optim.lr"
+        " 1e-5"
+    )
+    assert (
+        python == "python3 -m torch.distributed.run --nnodes 2 --node-rank 0 --nproc-per-node 8"
+        " --master-addr 10.0.0.7 --master-port 20041 --signals-to-handle SIGINT,SIGHUP,SIGQUIT"
+        f" --shutdown-timeout 600 -m megaladder {verb} run.yaml --optim.lr 1e-5"
+        " --parallel.ranks 16"
+    )
     environment = (fakes.folder / "log.env").read_text().splitlines()
     assert {"OMP_NUM_THREADS=8", "SRUN_CPUS_PER_TASK=64", f"PYTHONPATH={ROOT}"} <= set(environment)
     assert any(line.startswith("TRITON_CACHE_DIR=/") for line in environment)
@@ -139,7 +178,10 @@ def test_arrays_pick_their_recipe(fakes) -> None:
 
 def test_single_process_verbs(fakes) -> None:
     assert fakes.finish("convert", "verify", "--hf", "a b", "--megatron", "c")[0] == 0
-    assert fakes.calls()[0] == "srun --nodes=1 --ntasks=1 python3 -m megaladder convert verify --hf a b --megatron c"
+    assert (
+        fakes.calls()[0]
+        == "srun --nodes=1 --ntasks=1 python3 -m megaladder convert verify --hf a b --megatron c"
+    )
 
 
 def test_wrong_input_ends_before_any_rank_starts(fakes) -> None:
@@ -166,7 +208,8 @@ END
 
 
 def test_the_warning_reaches_the_ranks_and_progress_is_requeued(fakes) -> None:
-    """A rank that saves and ends with 3 (torchrun makes a 1 of it): requeued. The ranks are told although torchrun hears nothing."""
+    """A rank that saves and ends with 3 (torchrun makes a 1 of it): requeued. The ranks are told
+    although torchrun hears nothing."""
     job = fakes.start("sft", "run.yaml", ranks=SAVES_AND_STOPS)
     deadline = time.monotonic() + 20
     while not (fakes.run / "up").exists():
@@ -181,10 +224,15 @@ def test_the_warning_reaches_the_ranks_and_progress_is_requeued(fakes) -> None:
 
 
 def test_a_stop_without_progress_is_not_requeued(fakes) -> None:
-    """Non-finite loss at the same step again: round and round would help nobody. A checkpoint without its marker is no progress."""
+    """Non-finite loss at the same step again: round and round would help nobody. A checkpoint
+    without its marker is no progress."""
     (fakes.run / "checkpoints" / "step_5").mkdir(parents=True)
-    status, out = fakes.finish("grpo", "run.yaml", ranks='echo 3 >"$MEGALADDER_STATUS_FILE"; exit 1')
+    status, out = fakes.finish(
+        "grpo", "run.yaml", ranks='echo 3 >"$MEGALADDER_STATUS_FILE"; exit 1'
+    )
     assert status == 3 and "no new checkpoint in this attempt (step 0): not requeued" in out
-    status, out = fakes.finish("grpo", "run.yaml", ranks='echo 2 >"$MEGALADDER_STATUS_FILE"; exit 1')
+    status, out = fakes.finish(
+        "grpo", "run.yaml", ranks='echo 2 >"$MEGALADDER_STATUS_FILE"; exit 1'
+    )
     assert status == 2 and "ended with status 2; not requeued" in out
     assert not [line for line in fakes.calls() if line.startswith("scontrol")]

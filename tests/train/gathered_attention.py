@@ -1,6 +1,8 @@
-"""Context-parallel attention for the CPU, as a reference: every rank gathers queries, keys and values of the whole micro-batch, attends in
-the original order and keeps its own tokens. Transformer Engine passes keys and values around instead; the numbers are the same.
+"""Context-parallel attention for the CPU, as a reference: every rank gathers queries, keys and
+values of the whole micro-batch, attends in the original order and keeps its own tokens. Transformer
+Engine passes keys and values around instead; the numbers are the same.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -40,7 +42,9 @@ def use_gathered_attention() -> None:
         layout.part = batch.part
         return angles, layout
 
-    def attend_whole(self: PackedCoreAttention, query: Any, key: Any, value: Any, layout: Any) -> torch.Tensor:
+    def attend_whole(
+        self: PackedCoreAttention, query: Any, key: Any, value: Any, layout: Any
+    ) -> torch.Tensor:
         if layout.part is None:
             return attend(self, query, key, value, layout)
         group = parallel_state.get_context_parallel_group()

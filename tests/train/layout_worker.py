@@ -1,10 +1,12 @@
-"""Trains a tiny model for a few steps at several layouts and writes loss and gradient norm of each step.
+"""Trains a tiny model for a few steps at several layouts and writes loss and gradient norm of each
+step.
 
     torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
-CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss", "recompute"}; W ranks, what is left is DP.
-Not a test itself: `test_layout_invariance.py` runs it.
+CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss",
+"recompute"}; W ranks, what is left is DP. Not a test itself: `test_layout_invariance.py` runs it.
 """
+
 import math
 
 import numpy as np
@@ -19,7 +21,8 @@ SEQ_LENGTH = 64
 
 
 def samples(vocab_size: int) -> list:
-    """NUM_SAMPLES · NUM_STEPS samples of 5…SEQ_LENGTH tokens with a prompt, an advantage and old log-probs."""
+    """NUM_SAMPLES · NUM_STEPS samples of 5…SEQ_LENGTH tokens with a prompt, an advantage and old
+    log-probs."""
     from megaladder.types import TokenSample
 
     random = np.random.default_rng(0)
@@ -27,17 +30,28 @@ def samples(vocab_size: int) -> list:
     for index in range(NUM_SAMPLES * NUM_STEPS):
         length = int(random.integers(5, SEQ_LENGTH + 1))
         mask = np.arange(length) >= int(random.integers(1, 4))
-        out.append(TokenSample(
-            id=str(index), input_ids=random.integers(0, vocab_size, length).astype(np.int32), loss_mask=mask,
-            advantage=float(random.normal()), old_logprobs_n=random.normal(-6.2, 0.5, length).astype(np.float32)))
+        out.append(
+            TokenSample(
+                id=str(index),
+                input_ids=random.integers(0, vocab_size, length).astype(np.int32),
+                loss_mask=mask,
+                advantage=float(random.normal()),
+                old_logprobs_n=random.normal(-6.2, 0.5, length).astype(np.float32),
+            )
+        )
     return out
 
 
 def run_case(model_dir: str, case: dict) -> dict:
     import megatron.core.parallel_state as parallel_state
 
-    layout = Layout(tp=case.get("tp", 1), pp=case.get("pp", 1), vpp=case.get("vpp"), cp=case.get("cp", 1),
-                    sequence_parallel=case.get("sp", False))
+    layout = Layout(
+        tp=case.get("tp", 1),
+        pp=case.get("pp", 1),
+        vpp=case.get("vpp"),
+        cp=case.get("cp", 1),
+        sequence_parallel=case.get("sp", False),
+    )
     parallel.initialize(layout)
     from types import SimpleNamespace
 
@@ -57,15 +71,29 @@ def run_case(model_dir: str, case: dict) -> dict:
     chunks = build_chunks(shape, layout, options)
     load_hf_into_chunks(chunks, model_dir, shape)
     wrapped = wrap_chunks(chunks)
-    optim = SimpleNamespace(lr=1e-3, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0)
+    optim = SimpleNamespace(
+        lr=1e-3, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
+    )
     optimizer = build_optimizer(wrapped, optim, options)
     loss = sft_loss(TokenWeighting(case.get("loss", "vanilla")), clip_low=1.0, clip_high=20.0)
-    head = sft_head(TokenWeighting(case.get("loss", "vanilla"))) if case.get("fused", True) else HeadOptions()
+    head = (
+        sft_head(TokenWeighting(case.get("loss", "vanilla")))
+        if case.get("fused", True)
+        else HeadOptions()
+    )
     data = samples(shape.vocab_size)
     spec = PackSpec(
-        seq_length=SEQ_LENGTH, micro_batch_size=case.get("micro", 1), packing=case.get("packing", True), static=layout.pp > 1,
-        align=math.lcm(layout.cp * (layout.tp if layout.uses_sequence_parallel else 1), sequence_alignment(layout.cp)),
-        sequence_align=sequence_alignment(layout.cp), micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1)
+        seq_length=SEQ_LENGTH,
+        micro_batch_size=case.get("micro", 1),
+        packing=case.get("packing", True),
+        static=layout.pp > 1,
+        align=math.lcm(
+            layout.cp * (layout.tp if layout.uses_sequence_parallel else 1),
+            sequence_alignment(layout.cp),
+        ),
+        sequence_align=sequence_alignment(layout.cp),
+        micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1,
+    )
     steps = []
     for step in range(case.get("steps", NUM_STEPS)):
         ids = np.arange(step * NUM_SAMPLES, (step + 1) * NUM_SAMPLES)

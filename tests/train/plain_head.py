@@ -1,4 +1,6 @@
-"""The loss head written out: full logits, log_softmax, gather. One rank only; in the place of ours with MEGALADDER_TEST_PLAIN_HEAD=1."""
+"""The loss head written out: full logits, log_softmax, gather. One rank only; in the place of ours
+with MEGALADDER_TEST_PLAIN_HEAD=1."""
+
 import os
 
 import torch
@@ -14,14 +16,23 @@ def use_plain_head_if_asked() -> None:
     from megaladder.types import IGNORE_INDEX
 
     def forward(self, hidden_states, labels, options, *, weight, vocab_size):
-        logits = torch.nn.functional.linear(hidden_states.squeeze(1), weight[:vocab_size]) / options.temperature
+        logits = (
+            torch.nn.functional.linear(hidden_states.squeeze(1), weight[:vocab_size])
+            / options.temperature
+        )
         logs = logits.log_softmax(-1)
         kept = labels != IGNORE_INDEX
-        logprobs = torch.where(kept, logs.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1), 0.0)
+        logprobs = torch.where(
+            kept, logs.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1), 0.0
+        )
         entropy = None
         if options.entropy != "none":
             entropy = torch.where(kept, -(logs.exp() * logs).sum(-1), 0.0)
             entropy = entropy if options.entropy == "grad" else entropy.detach()
-        return HeadOutput(logprobs.detach() if options.fused_loss else logprobs, entropy, -logprobs.sum() if options.fused_loss else None)
+        return HeadOutput(
+            logprobs.detach() if options.fused_loss else logprobs,
+            entropy,
+            -logprobs.sum() if options.fused_loss else None,
+        )
 
     VocabularyHead.forward = forward

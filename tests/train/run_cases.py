@@ -1,4 +1,6 @@
-"""The main program of the layout workers: `MODEL_DIR CASES_JSON OUT_JSON` → rank 0 writes the list of `run_case(model_dir, case)`."""
+"""The main program of the layout workers: `MODEL_DIR CASES_JSON OUT_JSON` → rank 0 writes the list
+of `run_case(model_dir, case)`."""
+
 import json
 import sys
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""GRPO over several nodes: the record of what is trained on is that of one node, at every layout; lost nodes, strangers, and who speaks."""
+"""GRPO over several nodes: the record of what is trained on is that of one node, at every layout;
+lost nodes, strangers, and who speaks."""
+
 from __future__ import annotations
 
 import json
@@ -35,8 +37,13 @@ def flags(runs: GrpoRuns, name: str, *more: str) -> list[str]:
     return ["grpo", str(config)]
 
 
-@pytest.mark.parametrize("layout", [pytest.param(("--parallel.tp", "1"), marks=pytest.mark.slow, id="dp2"),
-                                    pytest.param(("--parallel.tp", "2"), id="tp2-across")])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(("--parallel.tp", "1"), marks=pytest.mark.slow, id="dp2"),
+        pytest.param(("--parallel.tp", "2"), id="tp2-across"),
+    ],
+)
 def test_two_nodes_train_on_what_one_node_trains_on(runs, layout):
     one = runs.run("one-" + layout[1])
     assert one.status == 0, one.error
@@ -48,7 +55,9 @@ def test_two_nodes_train_on_what_one_node_trains_on(runs, layout):
     for mine, theirs in zip(rows, one.rows, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-    assert "replicas 2" in done.outputs[0] and done.outputs[1] == ""  # engines on both nodes; rank 0 alone prints
+    assert (
+        "replicas 2" in done.outputs[0] and done.outputs[1] == ""
+    )  # engines on both nodes; rank 0 alone prints
 
 
 @pytest.mark.slow
@@ -56,7 +65,9 @@ def test_two_nodes_of_two_ranks(runs):
     one = runs.run("one")
     done = run_nodes(2, 2, *flags(runs, "four", "--parallel.tp", "2"))
     assert done.statuses == [0, 0], done.errors
-    assert [row["groups_sha256"] for row in runs.rows("four")] == [row["groups_sha256"] for row in one.rows]
+    assert [row["groups_sha256"] for row in runs.rows("four")] == [
+        row["groups_sha256"] for row in one.rows
+    ]
 
 
 @pytest.mark.slow
@@ -74,14 +85,21 @@ def test_a_node_that_dies_ends_the_run_and_the_same_command_resumes(runs):
     assert len(runs.rows("killed")) < 12, "the run was over before the node was killed"
     done = run_nodes(2, 1, *arguments)
     assert done.statuses == [0, 0], done.errors
-    assert [row["groups_sha256"] for row in runs.rows("killed")] == [row["groups_sha256"] for row in one.rows]
+    assert [row["groups_sha256"] for row in runs.rows("killed")] == [
+        row["groups_sha256"] for row in one.rows
+    ]
 
 
 def test_one_rank_of_all_nodes_says_what_is_wrong(runs):
     path = runs.folder / "empty.jsonl"
     path.write_text('{"question": "?"}\n')
     done = run_nodes(2, 1, *flags(runs, "bad", "--data.path", str(path)))
-    said = [line for error in done.errors for line in error.splitlines() if line.startswith("megaladder: ")]
+    said = [
+        line
+        for error in done.errors
+        for line in error.splitlines()
+        if line.startswith("megaladder: ")
+    ]
     assert len(said) == 1 and str(path) in said[0], done.errors
 
 
@@ -100,7 +118,9 @@ def test_replicas_elsewhere_answer_as_one_engine_and_strangers_are_turned_away(l
     meeting = listener.meeting
     stranger = socket.create_connection((meeting.host, meeting.port))
     stranger.sendall(b"x" * 64)
-    threading.Thread(target=offer, args=(meeting, 1, lambda: [FakeSpec(fake), FakeSpec(fake)]), daemon=True).start()
+    threading.Thread(
+        target=offer, args=(meeting, 1, lambda: [FakeSpec(fake), FakeSpec(fake)]), daemon=True
+    ).start()
     expected = fake().generate(PROMPTS, PARAMS)
     with ProcessEngine([FakeSpec(fake), *listener.accept(20.0)], Limits(start_s=20.0)) as engine:
         assert engine.describe()["replicas"] == 3
@@ -110,11 +130,15 @@ def test_replicas_elsewhere_answer_as_one_engine_and_strangers_are_turned_away(l
 
 
 def test_a_node_that_is_gone_is_named(listener):
-    threading.Thread(target=offer, args=(listener.meeting, 3, lambda: [FakeSpec(fake)]), daemon=True).start()
+    threading.Thread(
+        target=offer, args=(listener.meeting, 3, lambda: [FakeSpec(fake)]), daemon=True
+    ).start()
     specs = listener.accept(20.0)
     with ProcessEngine([FakeSpec(fake), *specs], Limits(start_s=20.0, max_restarts=1)) as engine:
         specs[0].channel.close()
-        with pytest.raises(EngineError, match="node 3 replica 0: the connection to the node was lost"):
+        with pytest.raises(
+            EngineError, match="node 3 replica 0: the connection to the node was lost"
+        ):
             engine.generate(PROMPTS, PARAMS)
 
 
@@ -126,7 +150,9 @@ def test_a_node_that_cannot_offer_says_why_and_one_that_is_late_is_counted(liste
     with pytest.raises(MegaladderError, match=r"node 1: rollout\.tp 4 needs 4 GPUs") as raised:
         listener.accept(20.0)
     assert raised.value.exit_status == 2
-    with pytest.raises(EngineError, match=r"2 of 2 other nodes did not offer their engines at 127\.0\.0\.1"):
+    with pytest.raises(
+        EngineError, match=r"2 of 2 other nodes did not offer their engines at 127\.0\.0\.1"
+    ):
         Listener(2, "127.0.0.1").accept(0.2)
 
 
@@ -142,10 +168,18 @@ def test_each_nodes_weights_come_from_its_own_folder(listener, tmp_path):
         (tmp_path / name / "model.safetensors").touch()
     from megaladder.rollout.engine import FileWeights
 
-    threading.Thread(target=offer, args=(listener.meeting, 1, lambda: [FakeSpec(lambda: make("there"))]), daemon=True).start()
-    with ProcessEngine([FakeSpec(lambda: make("here")), *listener.accept(20.0)], Limits(start_s=20.0)) as engine:
+    threading.Thread(
+        target=offer,
+        args=(listener.meeting, 1, lambda: [FakeSpec(lambda: make("there"))]),
+        daemon=True,
+    ).start()
+    with ProcessEngine(
+        [FakeSpec(lambda: make("here")), *listener.accept(20.0)], Limits(start_s=20.0)
+    ) as engine:
         engine.update_weights(FileWeights(str(tmp_path / "a"), (str(tmp_path / "b"),)), 1)
-        assert engines["here"].loaded == [str(tmp_path / "a")] and engines["there"].loaded == [str(tmp_path / "b")]
+        assert engines["here"].loaded == [str(tmp_path / "a")] and engines["there"].loaded == [
+            str(tmp_path / "b")
+        ]
 
 
 def test_nccl_workers_of_several_engines_get_places_of_their_own():
@@ -156,8 +190,12 @@ def test_nccl_workers_of_several_engines_get_places_of_their_own():
             self.said = init_info
 
     client = Client()
-    RankedWorkers(client, num_replicas=3, engine_tp=2).init_weight_transfer_engine({"rank_offset": 1, "world_size": 7})
-    assert [info["rank_offset"] for info in client.said] == [1, 3, 5] and {info["world_size"] for info in client.said} == {7}
+    RankedWorkers(client, num_replicas=3, engine_tp=2).init_weight_transfer_engine(
+        {"rank_offset": 1, "world_size": 7}
+    )
+    assert [info["rank_offset"] for info in client.said] == [1, 3, 5] and {
+        info["world_size"] for info in client.said
+    } == {7}
 
 
 def test_the_replicas_inbox_is_the_engines(tmp_path):

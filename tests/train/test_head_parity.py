@@ -1,6 +1,9 @@
-"""SFT and GRPO steps through the whole model: Triton kernels (interpreted), their PyTorch twins, and a plain log_softmax agree within fp32
-rounding, in loss, gradient norm and metrics; TP2 equals TP1. GRPO steps are compared at their first update: its ratios are exactly 1, and
-Adam, which divides by tiny second moments, amplifies the rounding of those that follow (3e-5 was seen)."""
+"""SFT and GRPO steps through the whole model: Triton kernels (interpreted), their PyTorch twins,
+and a plain log_softmax agree within fp32 rounding, in loss, gradient norm and metrics; TP2 equals
+TP1. GRPO steps are compared at their first update: its ratios are exactly 1, and Adam, which
+divides by tiny second moments, amplifies the rounding of those that follow (3e-5 was seen).
+"""
+
 import json
 import os
 
@@ -9,10 +12,19 @@ from distributed import run_ranks
 from tiny_models import build_bare_qwen3
 
 HEADS = {
-    "twin": {}, "plain": {"MEGALADDER_TEST_PLAIN_HEAD": "1"}, "triton": {"MEGALADDER_KERNELS": "triton", "TRITON_INTERPRET": "1"},
+    "twin": {},
+    "plain": {"MEGALADDER_TEST_PLAIN_HEAD": "1"},
+    "triton": {"MEGALADDER_KERNELS": "triton", "TRITON_INTERPRET": "1"},
 }
-SFT_CASES = [{"name": "fused", "steps": 2}, {"name": "log-probs", "fused": False, "steps": 2}, {"name": "dft", "loss": "dft", "steps": 2}]
-GRPO_CASES = [{"name": objective, "objective": objective, "num_updates": 1} for objective in ("dapo", "gspo", "cispo-kl")]
+SFT_CASES = [
+    {"name": "fused", "steps": 2},
+    {"name": "log-probs", "fused": False, "steps": 2},
+    {"name": "dft", "loss": "dft", "steps": 2},
+]
+GRPO_CASES = [
+    {"name": objective, "objective": objective, "num_updates": 1}
+    for objective in ("dapo", "gspo", "cispo-kl")
+]
 TOLERANCE = 2e-6  # relative, on fp32 numbers
 
 
@@ -37,18 +49,25 @@ def _run(folder, worker, cases, head, world_size=1):
     before = dict(os.environ)
     os.environ.update(HEADS[head])
     try:
-        run_ranks(f"train/{worker}.py", world_size, str(folder / "model"), json.dumps(cases), str(out))
+        run_ranks(
+            f"train/{worker}.py", world_size, str(folder / "model"), json.dumps(cases), str(out)
+        )
     finally:
         os.environ.clear()
         os.environ.update(before)
     return {result["name"]: result for result in json.loads(out.read_text())}
 
 
-@pytest.mark.parametrize(("worker", "cases"), [("layout_worker", SFT_CASES), ("grpo_layout_worker", GRPO_CASES)])
+@pytest.mark.parametrize(
+    ("worker", "cases"), [("layout_worker", SFT_CASES), ("grpo_layout_worker", GRPO_CASES)]
+)
 def test_kernel_twin_and_log_softmax_agree_and_tp2_equals_tp1(model, worker, cases):
     twin = _run(model, worker, cases, "twin")
-    others = {"plain": _run(model, worker, cases, "plain"), "triton": _run(model, worker, cases, "triton"),
-              "tp2": _run(model, worker, [case | {"tp": 2, "sp": True} for case in cases], "twin", 2)}
+    others = {
+        "plain": _run(model, worker, cases, "plain"),
+        "triton": _run(model, worker, cases, "triton"),
+        "tp2": _run(model, worker, [case | {"tp": 2, "sp": True} for case in cases], "twin", 2),
+    }
     for head, results in others.items():
         for name, result in results.items():
             expected, found = _numbers(twin[name]), _numbers(result)

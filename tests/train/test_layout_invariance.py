@@ -1,6 +1,10 @@
-"""Loss and gradient norm of each step do not depend on TP, PP, VPP, CP, DP, sequence parallelism, micro-batch size, packing, recompute.
+"""Loss and gradient norm of each step do not depend on TP, PP, VPP, CP, DP, sequence parallelism,
+micro-batch size, packing, recompute.
 
-Context parallelism runs here with a reference attention (gathered_attention.py): the CPU has no other."""
+Context parallelism runs here with a reference attention (gathered_attention.py): the CPU has no
+other.
+"""
+
 import json
 
 import pytest
@@ -9,25 +13,39 @@ from tiny_models import build_bare_qwen3
 
 CASES = {
     1: [
-        {"name": "reference"}, {"name": "micro2", "micro": 2}, {"name": "micro4", "micro": 4}, {"name": "unpacked", "packing": False},
-        {"name": "unpacked-micro4", "packing": False, "micro": 4}, {"name": "recompute-full", "recompute": "full"},
-        {"name": "recompute-selective", "recompute": "selective"}, {"name": "log-prob head", "fused": False},
+        {"name": "reference"},
+        {"name": "micro2", "micro": 2},
+        {"name": "micro4", "micro": 4},
+        {"name": "unpacked", "packing": False},
+        {"name": "unpacked-micro4", "packing": False, "micro": 4},
+        {"name": "recompute-full", "recompute": "full"},
+        {"name": "recompute-selective", "recompute": "selective"},
+        {"name": "log-prob head", "fused": False},
         {"name": "gspo-reference", "loss": "gspo-ori"},
         {"name": "adv-reference", "loss": "adv-only"},
     ],
     2: [
-        {"name": "tp2", "tp": 2}, {"name": "tp2-sp", "tp": 2, "sp": True},
-        {"name": "pp2", "pp": 2}, {"name": "pp2-vpp2", "pp": 2, "vpp": 2},
-        {"name": "dp2"}, {"name": "dp2-micro2-unpacked", "micro": 2, "packing": False},
+        {"name": "tp2", "tp": 2},
+        {"name": "tp2-sp", "tp": 2, "sp": True},
+        {"name": "pp2", "pp": 2},
+        {"name": "pp2-vpp2", "pp": 2, "vpp": 2},
+        {"name": "dp2"},
+        {"name": "dp2-micro2-unpacked", "micro": 2, "packing": False},
         {"name": "tp2-sp-recompute", "tp": 2, "sp": True, "recompute": "full"},
-        {"name": "gspo-tp2", "loss": "gspo-ori", "tp": 2, "sp": True}, {"name": "gspo-dp2", "loss": "gspo-ori"},
+        {"name": "gspo-tp2", "loss": "gspo-ori", "tp": 2, "sp": True},
+        {"name": "gspo-dp2", "loss": "gspo-ori"},
         {"name": "adv-pp2", "loss": "adv-only", "pp": 2},
-        {"name": "cp2", "cp": 2}, {"name": "cp2-log-prob head", "cp": 2, "fused": False}, {"name": "gspo-cp2", "loss": "gspo-ori", "cp": 2},
+        {"name": "cp2", "cp": 2},
+        {"name": "cp2-log-prob head", "cp": 2, "fused": False},
+        {"name": "gspo-cp2", "loss": "gspo-ori", "cp": 2},
         {"name": "adv-cp2-unpacked", "loss": "adv-only", "cp": 2, "packing": False},
     ],
     4: [
-        {"name": "tp2-pp2", "tp": 2, "pp": 2, "sp": True}, {"name": "tp2-dp2", "tp": 2}, {"name": "cp4", "cp": 4},
-        {"name": "tp2-cp2", "tp": 2, "cp": 2, "sp": True}, {"name": "pp2-cp2", "pp": 2, "cp": 2},
+        {"name": "tp2-pp2", "tp": 2, "pp": 2, "sp": True},
+        {"name": "tp2-dp2", "tp": 2},
+        {"name": "cp4", "cp": 4},
+        {"name": "tp2-cp2", "tp": 2, "cp": 2, "sp": True},
+        {"name": "pp2-cp2", "pp": 2, "cp": 2},
         {"name": "gspo-cp2-dp2", "loss": "gspo-ori", "cp": 2},
     ],
 }
@@ -42,7 +60,9 @@ def steps(tmp_path_factory):
     found = {}
     for world_size, cases in CASES.items():
         out = folder / f"{world_size}.json"
-        run_ranks("train/layout_worker.py", world_size, str(folder / "model"), json.dumps(cases), str(out))
+        run_ranks(
+            "train/layout_worker.py", world_size, str(folder / "model"), json.dumps(cases), str(out)
+        )
         found |= {result["name"]: result["steps"] for result in json.loads(out.read_text())}
     return found
 
@@ -50,10 +70,16 @@ def steps(tmp_path_factory):
 @pytest.mark.parametrize("prefix", ["", "gspo-", "adv-"])
 def test_layouts_agree(steps, prefix):
     reference = steps[f"{prefix}reference"]
-    others = {name: rows for name, rows in steps.items() if name.startswith(("gspo-", "adv-")) == bool(prefix) and name.startswith(prefix)}
+    others = {
+        name: rows
+        for name, rows in steps.items()
+        if name.startswith(("gspo-", "adv-")) == bool(prefix) and name.startswith(prefix)
+    }
     assert len(others) >= 2
     for name, rows in others.items():
-        for (loss, grad_norm, tokens), (loss0, grad_norm0, tokens0) in zip(rows, reference, strict=True):
+        for (loss, grad_norm, tokens), (loss0, grad_norm0, tokens0) in zip(
+            rows, reference, strict=True
+        ):
             assert tokens == tokens0, name
             assert loss == pytest.approx(loss0, rel=LOSS_TOLERANCE), name
             assert grad_norm == pytest.approx(grad_norm0, rel=GRAD_NORM_TOLERANCE), name

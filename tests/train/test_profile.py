@@ -1,4 +1,6 @@
-"""Profiles are written for the chosen steps and ranks only, one file a capture, with the named ranges in it."""
+"""Profiles are written for the chosen steps and ranks only, one file a capture, with the named
+ranges in it."""
+
 from __future__ import annotations
 
 import gzip
@@ -24,12 +26,19 @@ def test_chosen_steps_are_captured_with_their_ranges(tmp_path) -> None:
     names = ["step_2_2_rank_0.json.gz", "step_2_rank_0.json.gz", "step_3_rank_0.json.gz"]
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == names
     for name in names:
-        events = json.loads(gzip.decompress((tmp_path / "profile" / name).read_bytes()))["traceEvents"]
+        events = json.loads(gzip.decompress((tmp_path / "profile" / name).read_bytes()))[
+            "traceEvents"
+        ]
         assert {"forward and backward", "aten::mm"} <= {event.get("name") for event in events}
 
 
-@pytest.mark.parametrize("section", [SimpleNamespace(profile_steps=(2,), profile_ranks=(1,), profiler="torch"),
-                                     SimpleNamespace(profile_steps=(), profile_ranks=(0,), profiler="torch")])
+@pytest.mark.parametrize(
+    "section",
+    [
+        SimpleNamespace(profile_steps=(2,), profile_ranks=(1,), profiler="torch"),
+        SimpleNamespace(profile_steps=(), profile_ranks=(0,), profiler="torch"),
+    ],
+)
 def test_other_ranks_and_other_steps_write_nothing(tmp_path, section) -> None:
     run_steps(StepProfiler(section, tmp_path / "profile", 0), [1, 2, 3])
     assert not (tmp_path / "profile").exists()

@@ -1,4 +1,5 @@
 """Learning rates at hand-computed steps."""
+
 import math
 
 import pytest
@@ -25,11 +26,15 @@ def test_cosine_half_way_and_end():
 def test_linear_and_constant():
     linear = build_schedule(OptimConfig(lr=1.0, schedule="linear", warmup_steps=0), total_steps=9)
     assert [linear.lr(step) for step in (1, 5, 9)] == pytest.approx([0.9, 0.5, 0.1])
-    constant = build_schedule(OptimConfig(lr=1.0, schedule="constant", warmup_steps=2), total_steps=10)
+    constant = build_schedule(
+        OptimConfig(lr=1.0, schedule="constant", warmup_steps=2), total_steps=10
+    )
     assert [constant.lr(step) for step in (1, 2, 10)] == [0.5, 1.0, 1.0]
 
 
 def test_wsd_holds_then_decays_linearly():
-    schedule = build_schedule(OptimConfig(lr=1.0, schedule="wsd", warmup_steps=10, wsd_decay_ratio=0.19), total_steps=100)
+    schedule = build_schedule(
+        OptimConfig(lr=1.0, schedule="wsd", warmup_steps=10, wsd_decay_ratio=0.19), total_steps=100
+    )
     assert [schedule.lr(step) for step in (10, 50, 81)] == [1.0, 1.0, 1.0]
     assert [schedule.lr(step) for step in (91, 100)] == pytest.approx([0.5, 0.05])

@@ -1,10 +1,18 @@
-"""The ten token-weighting modes against formulas written out by hand in fp64, and the identities of the paper's appendix (papers §7.7)."""
+"""The ten token-weighting modes against formulas written out by hand in fp64, and the identities of
+the paper's appendix (papers §7.7)."""
+
 import math
 
 import pytest
 import torch
 
-from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LOGPROBS, TokenLossInputs, sequence_mean, token_losses
+from megaladder.train.objectives.token_loss import (
+    NEEDS_ADVANTAGE,
+    NEEDS_OLD_LOGPROBS,
+    TokenLossInputs,
+    sequence_mean,
+    token_losses,
+)
 from megaladder.types import TokenWeighting as Mode
 
 T = 12
@@ -27,7 +35,8 @@ def _gradient(mode, inputs):
 
 
 def _by_hand(mode, logp, old, advantage, mean_log_ratio, low, high):
-    """Value and d value / d logp of one token; r = exp(logp − old), s = exp(mean log ratio of the sequence)."""
+    """Value and d value / d logp of one token; r = exp(logp − old), s = exp(mean log ratio of the
+    sequence)."""
     r, s, p = math.exp(logp - old), math.exp(min(mean_log_ratio, 10.0)), math.exp(logp)
 
     def clip(x):
@@ -66,8 +75,14 @@ def test_values_and_gradients_equal_the_formula(mode, low, high):
             continue
         same = (SEQUENCE[t] == SEQUENCE) & MASK
         value, slope = _by_hand(
-            mode, inputs.logprobs[t].item(), inputs.old_logprobs[t].item(), inputs.advantages[t].item(), log_ratio[same].mean().item(),
-            low, high)
+            mode,
+            inputs.logprobs[t].item(),
+            inputs.old_logprobs[t].item(),
+            inputs.advantages[t].item(),
+            log_ratio[same].mean().item(),
+            low,
+            high,
+        )
         assert losses[t].item() == pytest.approx(value, abs=1e-12)
         assert gradient[t].item() == pytest.approx(slope, abs=1e-12)
 
@@ -75,35 +90,68 @@ def test_values_and_gradients_equal_the_formula(mode, low, high):
 def test_on_policy_with_unit_advantage_the_gradients_are_those_of_vanilla():
     inputs = _inputs(shift=0.0, advantages=torch.ones(T, dtype=torch.float64))
     vanilla = _gradient(Mode.VANILLA, inputs)
-    for mode in (Mode.ADV_ONLY, Mode.CISPO, Mode.CLIP, Mode.PPO, Mode.PPO_ORI, Mode.GSPO, Mode.GSPO_ORI):
+    for mode in (
+        Mode.ADV_ONLY,
+        Mode.CISPO,
+        Mode.CLIP,
+        Mode.PPO,
+        Mode.PPO_ORI,
+        Mode.GSPO,
+        Mode.GSPO_ORI,
+    ):
         assert torch.allclose(_gradient(mode, inputs), vanilla, atol=1e-12), mode
-    assert torch.allclose(_gradient(Mode.DFT, inputs), vanilla * inputs.logprobs.detach().exp(), atol=1e-12)
+    assert torch.allclose(
+        _gradient(Mode.DFT, inputs), vanilla * inputs.logprobs.detach().exp(), atol=1e-12
+    )
 
 
 def test_negative_advantage_flips_adv_only_and_leaves_vanilla():
-    plus, minus = (_inputs(advantages=torch.full((T,), sign, dtype=torch.float64)) for sign in (1.0, -1.0))
+    plus, minus = (
+        _inputs(advantages=torch.full((T,), sign, dtype=torch.float64)) for sign in (1.0, -1.0)
+    )
     assert torch.equal(_gradient(Mode.ADV_ONLY, plus), -_gradient(Mode.ADV_ONLY, minus))
     assert torch.equal(_gradient(Mode.VANILLA, plus), _gradient(Mode.VANILLA, minus))
 
 
 def test_ratio_above_two_stops_ppo_and_clip_and_scales_cispo_by_two():
     logprobs = torch.full((T,), -1.0, dtype=torch.float64, requires_grad=True)
-    inputs = TokenLossInputs(logprobs, MASK, logprobs.detach() - 1.0, torch.ones(T, dtype=torch.float64), SEQUENCE)
+    inputs = TokenLossInputs(
+        logprobs, MASK, logprobs.detach() - 1.0, torch.ones(T, dtype=torch.float64), SEQUENCE
+    )
     assert not _gradient(Mode.PPO, inputs).any() and not _gradient(Mode.CLIP, inputs).any()
-    assert torch.equal(_gradient(Mode.CISPO, inputs)[MASK], torch.full((int(MASK.sum()),), -2.0, dtype=torch.float64))
+    assert torch.equal(
+        _gradient(Mode.CISPO, inputs)[MASK],
+        torch.full((int(MASK.sum()),), -2.0, dtype=torch.float64),
+    )
 
 
 def test_extreme_ratios_stay_finite():
     logprobs = torch.zeros(T, dtype=torch.float64, requires_grad=True)
-    inputs = TokenLossInputs(logprobs, MASK, torch.full((T,), -1e4, dtype=torch.float64), torch.ones(T, dtype=torch.float64), SEQUENCE)
+    inputs = TokenLossInputs(
+        logprobs,
+        MASK,
+        torch.full((T,), -1e4, dtype=torch.float64),
+        torch.ones(T, dtype=torch.float64),
+        SEQUENCE,
+    )
     for mode in Mode:
-        assert torch.isfinite(token_losses(mode, inputs)).all() and torch.isfinite(_gradient(mode, inputs)).all(), mode
+        assert (
+            torch.isfinite(token_losses(mode, inputs)).all()
+            and torch.isfinite(_gradient(mode, inputs)).all()
+        ), mode
 
 
 def test_sequence_mean_ignores_masked_tokens_and_empty_sequences():
     values = torch.arange(6, dtype=torch.float64)
     mask = torch.tensor([1, 0, 1, 0, 0, 1], dtype=torch.bool)
-    assert sequence_mean(values, mask, torch.tensor([0, 0, 0, 1, 1, 2])).tolist() == [1, 1, 1, 0, 0, 5]
+    assert sequence_mean(values, mask, torch.tensor([0, 0, 0, 1, 1, 2])).tolist() == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        5,
+    ]
 
 
 def test_needs_are_what_the_table_says():

@@ -1,8 +1,11 @@
-"""One stage in a process of its own: `python -m megaladder.tools.acceptance.child STAGE …`, started by tools/gpu_acceptance.py.
+"""One stage in a process of its own: `python -m megaladder.tools.acceptance.child STAGE …`, started
+by tools/gpu_acceptance.py.
 
-A process of its own because GPU memory, megatron-core's process groups and a crash must not reach the next stage. Writes one JSON object:
-status, reason, figures, and the device that the figures come from, as this process saw it.
+A process of its own because GPU memory, megatron-core's process groups and a crash must not reach
+the next stage. Writes one JSON object: status, reason, figures, and the device that the figures
+come from, as this process saw it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,7 +28,9 @@ def run_stage(context: Context) -> dict[str, Any]:
     facts = device_facts(context.device)
     began = time.monotonic()
     try:
-        module = importlib.import_module(f"megaladder.tools.acceptance.stages.{BY_NAME[context.stage].module}")
+        module = importlib.import_module(
+            f"megaladder.tools.acceptance.stages.{BY_NAME[context.stage].module}"
+        )
         outcome = {"status": DONE, "figures": module.run(context)}
     except StageSkipped as skipped:
         outcome = {"status": SKIPPED, "reason": str(skipped), "figures": {}}
@@ -33,7 +38,12 @@ def run_stage(context: Context) -> dict[str, Any]:
         outcome = {"status": FAILED, "reason": str(error), "figures": {}}
     except Exception as error:  # noqa: BLE001  (a bug in one stage must not cost the others their figures)
         reason = f"{type(error).__name__}: {error}"
-        outcome = {"status": FAILED, "reason": reason, "traceback": traceback.format_exc()[-4000:], "figures": {}}
+        outcome = {
+            "status": FAILED,
+            "reason": reason,
+            "traceback": traceback.format_exc()[-4000:],
+            "figures": {},
+        }
     return {**facts, **outcome, "seconds": time.monotonic() - began}
 
 
@@ -48,7 +58,14 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, required=True)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    context = Context(given.stage, given.device, given.size, given.work, given.records, time.monotonic() + given.limit_s)
+    context = Context(
+        given.stage,
+        given.device,
+        given.size,
+        given.work,
+        given.records,
+        time.monotonic() + given.limit_s,
+    )
     atomic_write(given.result, to_json(run_stage(context)) + "\n")
     return 0
 

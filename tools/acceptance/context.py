@@ -1,4 +1,6 @@
-"""What a stage gets: device, size, a work folder that survives between stages, its deadline, and a way to run our own commands."""
+"""What a stage gets: device, size, a work folder that survives between stages, its deadline, and a
+way to run our own commands."""
+
 from __future__ import annotations
 
 import json
@@ -28,7 +30,8 @@ class StageFailed(MegaladderError):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """device: cuda or cpu; size: full or tiny; records: the folder with the records of earlier stages."""
+    """device: cuda or cpu; size: full or tiny; records: the folder with the records of earlier
+    stages."""
 
     stage: str
     device: str
@@ -49,42 +52,64 @@ class Context:
         return self.deadline - time.monotonic() - _RESERVE_S
 
     def figures_of(self, stage: str) -> dict[str, Any]:
-        """What an earlier stage found on this device at this size; empty where it did not run well."""
+        """What an earlier stage found on this device at this size; empty where it did not run
+        well."""
         from megaladder.tools.acceptance.record import is_done, read_record
 
         record = read_record(self.records, stage)
         return record["figures"] if is_done(record, self.device, self.size) else {}
 
     def megaladder(self, name: str, verb: str, *arguments: str, **overrides: Any) -> Path:
-        """Runs `megaladder verb` to its end; returns its log. overrides: `train__max_steps=3` for --train.max_steps 3.
+        """Runs `megaladder verb` to its end; returns its log. overrides: `train__max_steps=3` for
+        --train.max_steps 3.
 
         Raises:
             StageFailed: it ended badly, or the stage's time is up.
         """
-        flags = [word for key, value in overrides.items() for word in (f"--{key.replace('__', '.')}", _text(value))]
+        flags = [
+            word
+            for key, value in overrides.items()
+            for word in (f"--{key.replace('__', '.')}", _text(value))
+        ]
         return self.run(name, [sys.executable, "-m", "megaladder", verb, *arguments, *flags])
 
     def run(self, name: str, command: list[str]) -> Path:
-        """Runs a command with its output in `work`/name.log; ends it when the stage's time is up."""
+        """Runs a command with its output in `work`/name.log; ends it when the stage's time is
+        up."""
         log = self.work / f"{name}.log"
         with log.open("wb") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env=self.environment(),
-                                       start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=self.environment(),
+                start_new_session=True,
+            )
             try:
                 status = process.wait(max(self.seconds_left(), 1.0))
             except subprocess.TimeoutExpired:
                 _end(process)
-                raise StageFailed(f"{name}: not done when the stage's time was up; its log: {log}") from None
+                raise StageFailed(
+                    f"{name}: not done when the stage's time was up; its log: {log}"
+                ) from None
         if status != 0:
             tail = log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL:]
             raise StageFailed(f"{name}: exit status {status}\n{tail}")
         return log
 
     def environment(self) -> dict[str, str]:
-        """Our source tree first on the path; a rehearsal keeps to the CPU even on a machine with a GPU."""
+        """Our source tree first on the path; a rehearsal keeps to the CPU even on a machine with a
+        GPU."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         forced = {} if self.on_cuda else {"MEGALADDER_PLATFORM": "cpu"}
-        return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "NO", **forced}
+        return {
+            **os.environ,
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "USE_HUB_KERNELS": "NO",
+            **forced,
+        }
 
     def metrics(self, run: Path) -> list[dict[str, Any]]:
         """The rows of a run's metrics.jsonl."""
@@ -94,7 +119,13 @@ class Context:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else "null" if value is None else str(value)
+    return (
+        ",".join(map(str, value))
+        if isinstance(value, (list, tuple))
+        else "null"
+        if value is None
+        else str(value)
+    )
 
 
 def _end(process: subprocess.Popen) -> None:

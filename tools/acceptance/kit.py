@@ -1,9 +1,15 @@
-"""What an offline GPU machine lacks and how it gets there: the parts of ../shared/gpu_kit, by stage, as commands to copy."""
+"""What an offline GPU machine lacks and how it gets there: the parts of ../shared/gpu_kit, by
+stage, as commands to copy."""
+
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-PARTS = {"core": ("megatron.core", "pydantic", "tyro"), "te": ("transformer_engine",), "vllm": ("vllm",)}
+PARTS = {
+    "core": ("megatron.core", "pydantic", "tyro"),
+    "te": ("transformer_engine",),
+    "vllm": ("vllm",),
+}
 
 TEXT = """The GPU machine (CPython 3.12, torch 2.11+cu130, triton 3.6) has no network and lacks megatron-core, Transformer Engine, vLLM
 and pydantic.

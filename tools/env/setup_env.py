@@ -1,11 +1,15 @@
-"""Creates `.venv` with the exact pins of cpu.txt; run by `make`. Fast when nothing changed, repairs an interrupted install.
+"""Creates `.venv` with the exact pins of cpu.txt; run by `make`. Fast when nothing changed, repairs
+an interrupted install.
 
     python3 tools/env/setup_env.py            create, update or repair
-    python3 tools/env/setup_env.py --check    exit 0 if the environment is complete and current, 1 if not
+    python3 tools/env/setup_env.py --check    exit 0 if the environment is complete and current, 1
+    if not
 
-Standard library only, and no syntax newer than Python 3.6 in this file, so that an old Python prints the message and no traceback.
-It installs from wherever pip is configured to look (pip.conf, PIP_* variables); torch==2.13.0 may come as a CPU or a CUDA build.
+Standard library only, and no syntax newer than Python 3.6 in this file, so that an old Python
+prints the message and no traceback. It installs from wherever pip is configured to look (pip.conf,
+PIP_* variables); torch==2.13.0 may come as a CPU or a CUDA build.
 """
+
 import fcntl
 import hashlib
 import os
@@ -20,7 +24,8 @@ VERIFIER = os.path.join(ROOT, "tools", "env", "verify_env.py")
 VENV = os.environ.get("MEGALADDER_VENV") or os.path.join(ROOT, ".venv")
 STAMP = os.path.join(VENV, "megaladder-stamp.txt")
 SUPPORTED = ((3, 11), (3, 12))
-NEEDED_GIB = 8.0  # 4 GiB installed, the same again for downloads and unpacking; a CUDA build of torch takes more
+# 4 GiB installed, the same again for downloads and unpacking; a CUDA build of torch takes more
+NEEDED_GIB = 8.0
 USABLE = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"
 
 
@@ -36,7 +41,9 @@ def main(args):
     if "--check" in args:
         return 1
     try:
-        lock = os.open(ROOT, os.O_RDONLY)  # two `make` at once: the second waits, then finds the work done
+        lock = os.open(
+            ROOT, os.O_RDONLY
+        )  # two `make` at once: the second waits, then finds the work done
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_current(wanted):
             build(wanted)
@@ -93,12 +100,20 @@ def build(wanted):
 
 
 def find_python():
-    """A Python that the pins support and that can make environments: of an existing .venv, this one, or one on PATH."""
-    candidates = [venv_python(), sys.executable] + ["python%d.%d" % version for version in SUPPORTED]
+    """A Python that the pins support and that can make environments: of an existing .venv, this
+    one, or one on PATH."""
+    candidates = [venv_python(), sys.executable] + [
+        "python%d.%d" % version for version in SUPPORTED
+    ]
     seen = []
     for candidate in candidates:
         try:
-            run = subprocess.run([candidate, "-c", USABLE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+            run = subprocess.run(
+                [candidate, "-c", USABLE],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=60,
+            )
         except (OSError, subprocess.TimeoutExpired):
             continue
         version = run.stdout.decode().strip()
@@ -106,8 +121,9 @@ def find_python():
             return candidate
         seen.append("%s (%s)" % (candidate, version or "without venv or ensurepip"))
     raise SetupError(
-        "needs Python 3.11 or 3.12 with venv and ensurepip; found %s; fix: install python3.11 (Debian and Ubuntu: python3.11 and"
-        " python3.11-venv), or name one: make PYTHON=/path/to/python3.11 ..." % (", ".join(seen) or "none")
+        "needs Python 3.11 or 3.12 with venv and ensurepip; found %s; fix: install python3.11"
+        " (Debian and Ubuntu: python3.11 and python3.11-venv), or name one: make"
+        " PYTHON=/path/to/python3.11 ..." % (", ".join(seen) or "none")
     )
 
 
@@ -120,15 +136,21 @@ def require_disk(python):
     wanted = float(os.environ.get("MEGALADDER_NEEDED_GIB", NEEDED_GIB))
     if free_gib < wanted:
         raise SetupError(
-            "%s has %.1f GiB free, the installation needs about %.0f GiB; fix: free some space, or put the environment elsewhere:"
-            " MEGALADDER_VENV=/other/disk/venv make ..." % (folder, free_gib, wanted)
+            "%s has %.1f GiB free, the installation needs about %.0f GiB; fix: free some space, or"
+            " put the environment elsewhere: MEGALADDER_VENV=/other/disk/venv make ..."
+            % (folder, free_gib, wanted)
         )
 
 
 def create_venv(python):
-    """A new environment, or the existing one if its Python runs and is supported (then `python` is that one)."""
+    """A new environment, or the existing one if its Python runs and is supported (then `python` is
+    that one)."""
     if python == venv_python():
-        check([python, "-m", "ensurepip", "--upgrade"], "pip could not be put into the environment", quiet=True)
+        check(
+            [python, "-m", "ensurepip", "--upgrade"],
+            "pip could not be put into the environment",
+            quiet=True,
+        )
         return
     say("creating %s with %s" % (VENV, python))
     check([python, "-m", "venv", "--clear", VENV], "the environment could not be created")
@@ -141,13 +163,15 @@ def torch_pin():
 
 def install(arguments):
     check(
-        [venv_python(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"] + arguments,
+        [venv_python(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        + arguments,
         "pip install %s failed (its message is above)" % " ".join(arguments),
     )
 
 
 def repair():
-    """Reinstalls what an interrupted pip left incomplete: metadata without files, files with the wrong size."""
+    """Reinstalls what an interrupted pip left incomplete: metadata without files, files with the
+    wrong size."""
     for attempt in range(2):
         run = subprocess.run([venv_python(), VERIFIER, PINS], stdout=subprocess.PIPE)
         broken = run.stdout.decode().split()
@@ -172,7 +196,10 @@ def clear_leftovers():
 def check(command, failure, quiet=False):
     done = subprocess.run(command, stdout=subprocess.DEVNULL if quiet else None)
     if done.returncode != 0:
-        raise SetupError("%s; fix: see above (network, disk, permissions), then run it again: it goes on from here" % failure)
+        raise SetupError(
+            "%s; fix: see above (network, disk, permissions), then run it again: it goes on from"
+            " here" % failure
+        )
 
 
 def say(text):

@@ -1,8 +1,11 @@
-"""Run by the environment's own Python: prints the pins (`name==version`) that are missing or incomplete, one a line; exit 0.
+"""Run by the environment's own Python: prints the pins (`name==version`) that are missing or
+incomplete, one a line; exit 0.
 
-Incomplete = the list of installed files (RECORD) is missing, or a file in it is missing or has another size: what a killed pip leaves.
-Metadata that would keep pip from replacing such a package is removed here. Standard library and pip's own `packaging` only.
+Incomplete = the list of installed files (RECORD) is missing, or a file in it is missing or has
+another size: what a killed pip leaves. Metadata that would keep pip from replacing such a package
+is removed here. Standard library and pip's own `packaging` only.
 """
+
 import shutil
 import sys
 from importlib import metadata
@@ -31,13 +34,16 @@ def is_complete(pin):
     files = distribution.files
     version = distribution.metadata["Version"] if distribution.read_text("METADATA") else None
     if files is None or version is None:
-        shutil.rmtree(str(distribution._path), ignore_errors=True)  # without RECORD pip can neither remove nor replace it
+        shutil.rmtree(
+            str(distribution._path), ignore_errors=True
+        )  # without RECORD pip can neither remove nor replace it
         return False
     return version in pin.specifier and all(has_size(file) for file in files)
 
 
 def has_size(file):
-    """Compares with RECORD; byte code (Python rewrites it) and entries without a size (RECORD itself) always pass."""
+    """Compares with RECORD; byte code (Python rewrites it) and entries without a size (RECORD
+    itself) always pass."""
     if file.size is None or file.suffix == ".pyc":
         return True
     try:

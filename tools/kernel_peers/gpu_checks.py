@@ -1,4 +1,5 @@
-"""What only a GPU can show: rows beyond 2^31 elements, determinism, CUDA graphs, torch.compile. Each check raises when it fails."""
+"""What only a GPU can show: rows beyond 2^31 elements, determinism, CUDA graphs, torch.compile.
+Each check raises when it fails."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def _head(tokens: int, hidden: int = 2048) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def beyond_two_gigaelements() -> str:
-    """16,384 rows of 151,936 bfloat16 logits: the last rows equal the same rows alone, values and gradients, bit for bit."""
+    """16,384 rows of 151,936 bfloat16 logits: the last rows equal the same rows alone, values and
+    gradients, bit for bit."""
     tokens = 16_384
     logits = torch.empty(tokens, V, device="cuda", dtype=torch.bfloat16)
     for block in logits.split(2048):
@@ -33,7 +35,9 @@ def beyond_two_gigaelements() -> str:
     vocab_logprob(logits * 1, targets).logp.sum().backward()
     out = vocab_logprob(tail * 1, targets[-64:])
     out.logp.sum().backward()
-    assert torch.equal(logits.grad[-64:], tail.grad), "gradients of rows beyond 2^31 elements differ"
+    assert torch.equal(logits.grad[-64:], tail.grad), (
+        "gradients of rows beyond 2^31 elements differ"
+    )
     return f"{tokens * V:,} elements, last 64 rows bitwise equal to the same rows alone"
 
 
@@ -46,13 +50,16 @@ def determinism() -> str:
         loss = linear_policy_loss(x, w, y, PolicyLoss("sft"), PolicyInputs()).loss
         loss.backward()
         now = (loss.detach().clone(), x.grad.clone(), w.grad.clone())
-        assert first is None or all(torch.equal(a, b) for a, b in zip(first, now, strict=True)), "runs differ"
+        assert first is None or all(torch.equal(a, b) for a, b in zip(first, now, strict=True)), (
+            "runs differ"
+        )
         first = first or now
     return "10 runs bitwise equal"
 
 
 def cuda_graph() -> str:
-    """linear_logprob, forward and backward, without row compaction (which asks the device for counts)."""
+    """linear_logprob, forward and backward, without row compaction (which asks the device for
+    counts)."""
     x, w, y = _head(2048)
 
     def step() -> torch.Tensor:
@@ -79,10 +86,18 @@ def compile_fullgraph() -> str:
     heads: dict[str, Callable[[], torch.Tensor]] = {
         "vocab_logprob": lambda: vocab_logprob(x @ w.t(), y).logp.sum(),
         "linear_logprob": lambda: linear_logprob(x, w, y, compact_rows=False).logp.sum(),
-        "linear_policy_loss": lambda: linear_policy_loss(x, w, y, PolicyLoss(), PolicyInputs(), compact_rows=False).loss,
+        "linear_policy_loss": lambda: (
+            linear_policy_loss(x, w, y, PolicyLoss(), PolicyInputs(), compact_rows=False).loss
+        ),
     }
     for name, head in heads.items():
-        torch.testing.assert_close(torch.compile(head, fullgraph=True)(), head(), rtol=1e-4, atol=1e-2, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            torch.compile(head, fullgraph=True)(),
+            head(),
+            rtol=1e-4,
+            atol=1e-2,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
     return ", ".join(heads)
 
 

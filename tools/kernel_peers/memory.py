@@ -1,4 +1,5 @@
-"""Peak memory of one float32 SFT head step on the CPU, measured in a fresh process per cell: resident bytes above its inputs."""
+"""Peak memory of one float32 SFT head step on the CPU, measured in a fresh process per cell:
+resident bytes above its inputs."""
 
 from __future__ import annotations
 
@@ -21,9 +22,13 @@ def _status_kib(name: str) -> int:
 
 
 def _inputs(tokens: int, hidden: int, vocab: int) -> Inputs:
-    """With a float32 main_grad, as under megatron-core's DistributedDataParallel, so that d weight is no part of the comparison."""
+    """With a float32 main_grad, as under megatron-core's DistributedDataParallel, so that d weight
+    is no part of the comparison."""
     inputs = Inputs(Shape("sft step", tokens, hidden, vocab), torch.device("cpu"))
-    inputs.weight.main_grad, inputs.weight.grad_added_to_main_grad = torch.zeros_like(inputs.weight).fill_(0.0), False
+    inputs.weight.main_grad, inputs.weight.grad_added_to_main_grad = (
+        torch.zeros_like(inputs.weight).fill_(0.0),
+        False,
+    )
     return inputs
 
 
@@ -57,7 +62,10 @@ def peak_bytes_per_token(variant: str, tokens: int, hidden: int, vocab: int) -> 
 def memory_table(token_counts: list[int], hidden: int, vocab: int) -> str:
     """Markdown."""
     columns = " | ".join(f"T={tokens}" for tokens in token_counts)
-    lines = [f"| bytes per token, V={vocab}, H={hidden}, float32 | {columns} |", "|---|" + "---|" * len(token_counts)]
+    lines = [
+        f"| bytes per token, V={vocab}, H={hidden}, float32 | {columns} |",
+        "|---|" + "---|" * len(token_counts),
+    ]
     for variant in VARIANTS:
         cells = []
         for tokens in token_counts:

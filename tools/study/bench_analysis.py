@@ -1,10 +1,12 @@
-"""Seconds and peak memory of the analysis verbs on big inputs, and the start-up time of `analyze --help`.
+"""Seconds and peak memory of the analysis verbs on big inputs, and the start-up time of `analyze
+--help`.
 
-    python tools/study/bench_analysis.py                          # 2,000 problems × 256 samples × 20 models, about a minute
-    python tools/study/bench_analysis.py --problems 200 --models 4
+    python tools/study/bench_analysis.py                          # 2,000 problems × 256 samples ×
+    20 models, about a minute python tools/study/bench_analysis.py --problems 200 --models 4
 
-Each verb runs as its own process, as a user starts it; time is wall clock, memory the process's largest resident set. Files are generated
-from a seed in a temporary folder (sizes are printed). Not measured: grading, the report.
+Each verb runs as its own process, as a user starts it; time is wall clock, memory the process's
+largest resident set. Files are generated from a seed in a temporary folder (sizes are printed). Not
+measured: grading, the report.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: wall-clock seconds, processor seconds, largest resident set in bytes, exit status."""
+    """One process: wall-clock seconds, processor seconds, largest resident set in bytes, exit
+    status."""
 
     seconds: float
     cpu_seconds: float
@@ -43,11 +46,17 @@ def measure(arguments: list[str], out: Path) -> Measured:
         process = os.posix_spawn(sys.executable, command, environment, file_actions=actions)
     _, status, usage = os.wait4(process, 0)
     seconds = time.perf_counter() - started
-    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status))
+    return Measured(
+        seconds,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * 1024,
+        os.waitstatus_to_exitcode(status),
+    )
 
 
 def generate(folder: Path, problems: int, samples: int, models: int, seed: int) -> int:
-    """One graded file a model and runs.csv with a post-RL score that follows the model's skill. Returns the bytes written."""
+    """One graded file a model and runs.csv with a post-RL score that follows the model's skill.
+    Returns the bytes written."""
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(size=problems)
     lines, total = ["run,L_val,post_rl"], 0
@@ -55,9 +64,14 @@ def generate(folder: Path, problems: int, samples: int, models: int, seed: int) 
         skill = rng.normal()
         share = 1 / (1 + np.exp(difficulty - skill))
         correct = rng.random((problems, samples)) < share[:, None]
-        text = "".join(json.dumps({"id": f"p{i}", "correct": row.tolist()}) + "\n" for i, row in enumerate(correct))
+        text = "".join(
+            json.dumps({"id": f"p{i}", "correct": row.tolist()}) + "\n"
+            for i, row in enumerate(correct)
+        )
         total += (folder / f"m{m}.jsonl").write_text(text)
-        lines.append(f"m{m},{1 - 0.1 * skill + 0.01 * rng.normal():.6f},{40 + 5 * skill + rng.normal():.4f}")
+        lines.append(
+            f"m{m},{1 - 0.1 * skill + 0.01 * rng.normal():.6f},{40 + 5 * skill + rng.normal():.4f}"
+        )
     (folder / "runs.csv").write_text("\n".join(lines) + "\n")
     return total
 
@@ -72,14 +86,33 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = generate(folder, args.problems, args.samples, args.models, args.seed)
-        print(f"{args.problems:,} problems × {args.samples} samples × {args.models} models: {size / 1e6:.0f} MB of verdicts\n")
+        print(
+            f"{args.problems:,} problems × {args.samples} samples × {args.models} models:"
+            f" {size / 1e6:.0f} MB of verdicts\n"
+        )
         files = [str(folder / f"m{m}.jsonl") for m in range(args.models)]
         big = max(k for k in (1, 8, 64, 256) if k <= args.samples)
         verbs = {
             "analyze --help": ["analyze", "--help"],
-            "analyze pass-at-k, one model": ["analyze", "pass-at-k", "--input", files[0], "--k", f"1,{big}"],
+            "analyze pass-at-k, one model": [
+                "analyze",
+                "pass-at-k",
+                "--input",
+                files[0],
+                "--k",
+                f"1,{big}",
+            ],
             f"analyze predict, {args.models} models from samples": [
-                *("analyze", "predict", "--runs", str(folder / "runs.csv"), "--target", "post_rl", "--samples", str(folder)),
+                *(
+                    "analyze",
+                    "predict",
+                    "--runs",
+                    str(folder / "runs.csv"),
+                    "--target",
+                    "post_rl",
+                    "--samples",
+                    str(folder),
+                ),
                 *("--metrics", f"pass@1,pass@{big},L_val", "--lower-is-better", "L_val"),
             ],
             f"analyze compare, {args.models - 1} models against one": [
@@ -95,7 +128,11 @@ def main() -> int:
         worst = 0
         for verb, arguments in verbs.items():
             found = measure(arguments, folder / "out.txt")
-            print(f"| {verb} | {found.seconds:.2f} | {found.cpu_seconds:.2f} | {found.peak_bytes / 2**20:.0f} |", flush=True)
+            print(
+                f"| {verb} | {found.seconds:.2f} | {found.cpu_seconds:.2f} |"
+                f" {found.peak_bytes / 2**20:.0f} |",
+                flush=True,
+            )
             if found.status:
                 print((folder / "out.txt").read_text(), file=sys.stderr)
             worst = max(worst, found.status)

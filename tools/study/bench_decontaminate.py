@@ -1,9 +1,12 @@
-"""`data decontaminate` on generated long rows against a plain single-pass read of the same file, in one run.
+"""`data decontaminate` on generated long rows against a plain single-pass read of the same file, in
+one run.
 
-    python tools/study/bench_decontaminate.py --rows 100000 --against ../shared/data/math500 ../shared/data/aime24
+    python tools/study/bench_decontaminate.py --rows 100000 --against ../shared/data/math500
+    ../shared/data/aime24
 
-Each measurement is a process of its own, so that peak memory is its own; the file is read once before, so that all read it from the
-page cache. The rows are seeded word salad over an English-like vocabulary; 100 hold a planted benchmark question.
+Each measurement is a process of its own, so that peak memory is its own; the file is read once
+before, so that all read it from the page cache. The rows are seeded word salad over an English-like
+vocabulary; 100 hold a planted benchmark question.
 """
 
 from __future__ import annotations
@@ -40,18 +43,29 @@ def make_file(path: Path, num_rows: int, words_a_row: int, benchmarks: list[str]
     from megaladder.data.curate.ngrams import words
     from megaladder.data.curate.rows import iter_rows, prompt_text
 
-    questions = [prompt_text(row.data) or "" for path_ in benchmarks for file in _benchmark_files(path_) for row in iter_rows(file)]
+    questions = [
+        prompt_text(row.data) or ""
+        for path_ in benchmarks
+        for file in _benchmark_files(path_)
+        for row in iter_rows(file)
+    ]
     questions = [question for question in questions if len(words(question)) >= 13]
-    vocabulary = sorted({word for question in questions for word in words(question)}) + [f"word{i}" for i in range(20_000)]
+    vocabulary = sorted({word for question in questions for word in words(question)}) + [
+        f"word{i}" for i in range(20_000)
+    ]
     rng = random.Random(42)
     planted = 0
     with path.open("w", encoding="utf-8") as file:
         for index in range(num_rows):
-            text = " ".join(rng.choices(vocabulary, k=rng.randrange(words_a_row // 2, words_a_row * 3 // 2)))
+            text = " ".join(
+                rng.choices(vocabulary, k=rng.randrange(words_a_row // 2, words_a_row * 3 // 2))
+            )
             if index % max(1, num_rows // 100) == 7:
                 planted += 1
                 text = f"{text[: len(text) // 2]} {rng.choice(questions)} {text[len(text) // 2 :]}"
-            file.write(json.dumps({"id": index, "question": f"row {index}", "response": text}) + "\n")
+            file.write(
+                json.dumps({"id": index, "question": f"row {index}", "response": text}) + "\n"
+            )
     return planted
 
 
@@ -63,7 +77,12 @@ def run_child(args: list[str]) -> tuple[float, float, float, str]:
     output = process.stdout.read()
     _, status, usage = _wait(process)
     assert status == 0, f"{args}: status {status}"
-    return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output
+    return (
+        time.perf_counter() - begun,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss / 1024,
+        output,
+    )
 
 
 def _wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
@@ -73,11 +92,15 @@ def _wait(process: subprocess.Popen) -> tuple[int, int, resource.struct_rusage]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000, help="rows to generate")
     parser.add_argument("--words", type=int, default=1500, help="mean words a row")
     parser.add_argument("--against", nargs="+", required=True, help="benchmark folders")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/bench_decontaminate"), help="where the files go")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("/tmp/bench_decontaminate"), help="where the files go"
+    )
     parser.add_argument("--n", type=int, default=13, help="words per n-gram")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +130,16 @@ def main() -> int:
     *measured, output = run_child(command)
     results.append(("decontaminate, all", *measured))
     summary = json.loads(Path(f"{out}.summary.json").read_text(encoding="utf-8"))
-    hits = {json.loads(line)["id"] for line in Path(f"{out}.hits.jsonl").read_text(encoding="utf-8").splitlines()}
+    hits = {
+        json.loads(line)["id"]
+        for line in Path(f"{out}.hits.jsonl").read_text(encoding="utf-8").splitlines()
+    }
     print(output)
     print(f"{'':22}{'wall s':>9}{'CPU s':>9}{'rows/CPU s':>12}{'MiB/CPU s':>11}{'peak MiB':>10}")
     for name, seconds, cpu_s, peak in results:
-        print(f"{name:22}{seconds:9.1f}{cpu_s:9.1f}{args.rows / cpu_s:12,.0f}{size_mib / cpu_s:11.1f}{peak:10.0f}")
+        print(
+            f"{name:22}{seconds:9.1f}{cpu_s:9.1f}{args.rows / cpu_s:12,.0f}{size_mib / cpu_s:11.1f}{peak:10.0f}"
+        )
     print(f"rows with hits: {len(hits)} (planted {planted}); kept {summary['kept']:,}")
     return 0 if len(hits) == planted else 1
 

@@ -1,13 +1,17 @@
-"""Fits the few numbers of `megaladder plan` to published figures, and writes docs/plan.md: predicted, published, error.
+"""Fits the few numbers of `megaladder plan` to published figures, and writes docs/plan.md:
+predicted, published, error.
 
-    python tools/study/calibrate_plan.py --write     # megaladder/plan/calibration.yaml and docs/plan.md
-    python tools/study/calibrate_plan.py --doc       # docs/plan.md from the calibration.yaml that is there
+    python tools/study/calibrate_plan.py --write     # megaladder/plan/calibration.yaml and
+    docs/plan.md python tools/study/calibrate_plan.py --doc       # docs/plan.md from the
+    calibration.yaml that is there
     python tools/study/calibrate_plan.py             # the summary only
 
-Least squares of log(predicted / published) over the calibrating groups of published.yaml (one configuration counts once, however many
-releases measured it), with a prior on every number: a handful of figures cannot settle nine numbers alone, so each is held near what is
-known of it unless the figures speak against it. Held-out and untuned rows are never seen by the fit.
+Least squares of log(predicted / published) over the calibrating groups of published.yaml (one
+configuration counts once, however many releases measured it), with a prior on every number: a
+handful of figures cannot settle nine numbers alone, so each is held near what is known of it unless
+the figures speak against it. Held-out and untuned rows are never seen by the fit.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,12 +34,17 @@ from megaladder.plan.page import page  # noqa: E402
 from megaladder.plan.throughput import Calibration, calibration  # noqa: E402
 from megaladder.run_dir import atomic_write  # noqa: E402
 
-FIGURE_SPREAD = 0.06  # a published figure is repeated within about 6 %: the releases of one configuration differ by as much
+# a published figure is repeated within about 6 %: the releases of one configuration differ by as
+# much
+FIGURE_SPREAD = 0.06
 PRIOR_SPREAD = 0.5  # of a prior, in logit (shares) or logarithm (the rest)
 PRIORS: dict[str, tuple[float, str]] = {
     "gemm_bf16": (0.85, "shapes of a model reach less than the best shape of a benchmark"),
     "gemm_fp8": (0.85, "the same"),
-    "attention": (0.6, "backward reaches less than forward: 500–560 of 740 TFLOP/s, arXiv 2407.08608 fig. 6"),
+    "attention": (
+        0.6,
+        "backward reaches less than forward: 500–560 of 740 TFLOP/s, arXiv 2407.08608 fig. 6",
+    ),
     "memory": (0.8, "what well-written element-wise kernels reach"),
     "link": (0.75, "NCCL bus bandwidth over the link's, large messages"),
     "overlap": (0.7, "most of it hides; the first and last buckets cannot"),
@@ -50,20 +59,36 @@ GRPO_PRIORS: dict[str, tuple[float, str]] = {
     "update": (1.1, "uneven packed rows"),
     "round_s": (10.0, "grading tail, sleep and wake, data through the controller"),
 }
-SHARES = {"gemm_bf16", "gemm_fp8", "attention", "memory", "link", "overlap", "tp_overlap", "decode_memory"}
+SHARES = {
+    "gemm_bf16",
+    "gemm_fp8",
+    "attention",
+    "memory",
+    "link",
+    "overlap",
+    "tp_overlap",
+    "decode_memory",
+}
 
 
-def fit(priors: dict[str, tuple[float, str]], residuals: Callable[[dict[str, float]], list[float]]) -> dict[str, float]:
-    """The numbers with the largest posterior: residuals in units of FIGURE_SPREAD, priors in units of PRIOR_SPREAD."""
+def fit(
+    priors: dict[str, tuple[float, str]], residuals: Callable[[dict[str, float]], list[float]]
+) -> dict[str, float]:
+    """The numbers with the largest posterior: residuals in units of FIGURE_SPREAD, priors in units
+    of PRIOR_SPREAD."""
     names = list(priors)
     start = np.array([_free(name, priors[name][0]) for name in names])
 
     def vector(free: np.ndarray) -> np.ndarray:
         numbers = {name: _bound(name, value) for name, value in zip(names, free, strict=True)}
-        return np.concatenate([np.array(residuals(numbers)) / FIGURE_SPREAD, (free - start) / PRIOR_SPREAD])
+        return np.concatenate(
+            [np.array(residuals(numbers)) / FIGURE_SPREAD, (free - start) / PRIOR_SPREAD]
+        )
 
     found = least_squares(vector, start).x
-    return {name: float(f"{_bound(name, value):.4g}") for name, value in zip(names, found, strict=True)}
+    return {
+        name: float(f"{_bound(name, value):.4g}") for name, value in zip(names, found, strict=True)
+    }
 
 
 def _free(name: str, value: float) -> float:
@@ -83,7 +108,10 @@ def fit_training() -> Calibration:
 
     def residuals(numbers: dict[str, float]) -> list[float]:
         fitted = Calibration(**numbers)
-        return [math.log(run.predict(fitted) / run.value) / math.sqrt(releases[run.group]) for run in runs]
+        return [
+            math.log(run.predict(fitted) / run.value) / math.sqrt(releases[run.group])
+            for run in runs
+        ]
 
     return Calibration(**fit(PRIORS, residuals))
 
@@ -102,7 +130,10 @@ def fit_grpo() -> GrpoCalibration:
 
 def calibration_text(training: Calibration, grpo: GrpoCalibration) -> str:
     """calibration.yaml."""
-    lines = ["# Written by tools/study/calibrate_plan.py. What each number is: Calibration in throughput.py, GrpoCalibration in grpo.py."]
+    lines = [
+        "# Written by tools/study/calibrate_plan.py. What each number is: Calibration in"
+        " throughput.py, GrpoCalibration in grpo.py."
+    ]
     for section, numbers, priors in (("training", training, PRIORS), ("grpo", grpo, GRPO_PRIORS)):
         lines += [f"{section}:", *(f"  {name}: {getattr(numbers, name):g}" for name in priors)]
     return "\n".join(lines) + "\n"
@@ -110,8 +141,12 @@ def calibration_text(training: Calibration, grpo: GrpoCalibration) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="refit; write calibration.yaml and docs/plan.md")
-    parser.add_argument("--doc", action="store_true", help="write docs/plan.md with the present calibration.yaml")
+    parser.add_argument(
+        "--write", action="store_true", help="refit; write calibration.yaml and docs/plan.md"
+    )
+    parser.add_argument(
+        "--doc", action="store_true", help="write docs/plan.md with the present calibration.yaml"
+    )
     args = parser.parse_args(argv)
     if args.write:
         path = ROOT / "megaladder" / "plan" / "calibration.yaml"
@@ -122,12 +157,18 @@ def main(argv: list[str] | None = None) -> int:
         grpo_calibration.cache_clear()
     if args.write or args.doc:
         atomic_write(ROOT / "docs" / "plan.md", page(PRIORS, GRPO_PRIORS))
-    for name, rows in (("training", published.training_comparisons()), ("GRPO", published.round_comparisons())):
+    for name, rows in (
+        ("training", published.training_comparisons()),
+        ("GRPO", published.round_comparisons()),
+    ):
         for role in ("calibration", "held out", "untuned"):
             chosen = [row for row in rows if row.role == role]
             if chosen:
                 middle, largest = published.summary(chosen)
-                print(f"{name:<9} {role:<12} {len(chosen):>3} figures: median error {middle:.1%}, largest {largest:.1%}")
+                print(
+                    f"{name:<9} {role:<12} {len(chosen):>3} figures: median error {middle:.1%},"
+                    f" largest {largest:.1%}"
+                )
     return 0
 
 

@@ -1,1 +1,2 @@
-"""One self-contained HTML page over run and eval folders: collect → sections (charts, tables) → page and CSV. No network, no torch."""
+"""One self-contained HTML page over run and eval folders: collect → sections (charts, tables) →
+page and CSV. No network, no torch."""

@@ -1,6 +1,8 @@
-"""What a section of the page is made of: prose, tables, panels of charts, token views, rollouts. Each block knows its CSV rows.
+"""What a section of the page is made of: prose, tables, panels of charts, token views, rollouts.
+Each block knows its CSV rows.
 
-Cells are plain text (escaped by the template) or `Drawing`s (SVG made by `svg`, which escapes its own text).
+Cells are plain text (escaped by the template) or `Drawing`s (SVG made by `svg`, which escapes its
+own text).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Prose:
-    """Paragraphs; with `as_list`, bullet points. `numbers` are the CSV rows of numbers in them that stand nowhere else."""
+    """Paragraphs; with `as_list`, bullet points. `numbers` are the CSV rows of numbers in them that
+    stand nowhere else."""
 
     lines: Sequence[str]
     as_list: bool = False
@@ -47,7 +50,8 @@ class Prose:
 
 @dataclass(frozen=True)
 class Table:
-    """`numbers` are the CSV rows of the table's values. `wide` tables scroll sideways on a phone, others wrap."""
+    """`numbers` are the CSV rows of the table's values. `wide` tables scroll sideways on a phone,
+    others wrap."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Drawing]]
@@ -73,8 +77,13 @@ class Panels:
         for chart in self.charts:
             for series in chart.series:
                 for i, (x, y) in enumerate(series.points):
-                    low, high = (series.bounds[i] if i < len(series.bounds) else None) or (None, None)
-                    yield CsvRow(section, chart.csv_name or chart.title, series.name, x, y, low, high)
+                    low, high = (series.bounds[i] if i < len(series.bounds) else None) or (
+                        None,
+                        None,
+                    )
+                    yield CsvRow(
+                        section, chart.csv_name or chart.title, series.name, x, y, low, high
+                    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,8 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One generated answer to read. `correct` None = not graded. Texts are cleaned and shortened already."""
+    """One generated answer to read. `correct` None = not graded. Texts are cleaned and shortened
+    already."""
 
     source: str
     problem: str
@@ -128,8 +138,14 @@ class RolloutList:
     def csv(self, section: str) -> Iterator[CsvRow]:
         for r in self.rollouts:
             if r.reward is not None or r.correct is not None:
-                yield CsvRow(section, "rollout", f"{r.source} {r.problem}", "reward" if r.reward is not None else "correct",
-                             r.reward if r.reward is not None else float(bool(r.correct)), n=r.tokens)  # fmt: skip
+                yield CsvRow(
+                    section,
+                    "rollout",
+                    f"{r.source} {r.problem}",
+                    "reward" if r.reward is not None else "correct",
+                    r.reward if r.reward is not None else float(bool(r.correct)),
+                    n=r.tokens,
+                )
 
 
 Block = Prose | Table | Panels | TokenView | RolloutList
@@ -137,7 +153,8 @@ Block = Prose | Table | Panels | TokenView | RolloutList
 
 @dataclass
 class Section:
-    """A chapter of the page. A section without blocks is left out and named under "Not in this report"."""
+    """A chapter of the page. A section without blocks is left out and named under "Not in this
+    report"."""
 
     id: str
     title: str

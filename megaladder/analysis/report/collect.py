@@ -1,6 +1,8 @@
-"""Folders → what the report shows. Reads training runs, eval results and the JSON files of the analyze verbs; what is missing is a note.
+"""Folders → what the report shows. Reads training runs, eval results and the JSON files of the
+analyze verbs; what is missing is a note.
 
-A file that is there but broken is an error (`file:line`), as everywhere: a report that quietly left it out would mislead.
+A file that is there but broken is an error (`file:line`), as everywhere: a report that quietly left
+it out would mislead.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by
 
 @dataclass(frozen=True)
 class TrainRun:
-    """A training run folder. `rows` are the objects of metrics.jsonl, by step; `rollouts` maps step → file."""
+    """A training run folder. `rows` are the objects of metrics.jsonl, by step; `rollouts` maps step
+    → file."""
 
     name: str
     path: Path
@@ -59,7 +62,8 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class OtherResult:
-    """Scores of a benchmark without right-or-wrong verdicts (judged, or with metrics of its own), as its results file has them."""
+    """Scores of a benchmark without right-or-wrong verdicts (judged, or with metrics of its own),
+    as its results file has them."""
 
     model: str
     benchmark: str
@@ -96,7 +100,8 @@ class Inputs:
 
     @property
     def models(self) -> list[str]:
-        """The base first (a model with "base" in its name, if there is one), then in the order of the command line."""
+        """The base first (a model with "base" in its name, if there is one), then in the order of
+        the command line."""
         names = list(dict.fromkeys(item.samples.model for item in self.evals))
         return sorted(names, key=lambda name: "base" not in name.lower())
 
@@ -105,7 +110,14 @@ class Inputs:
         return list(dict.fromkeys(item.samples.benchmark for item in self.evals))
 
     def find(self, model: str, benchmark: str) -> SampleSet | None:
-        return next((e.samples for e in self.evals if (e.samples.model, e.samples.benchmark) == (model, benchmark)), None)
+        return next(
+            (
+                e.samples
+                for e in self.evals
+                if (e.samples.model, e.samples.benchmark) == (model, benchmark)
+            ),
+            None,
+        )
 
 
 def collect(paths: tuple[str, ...]) -> Inputs:
@@ -121,12 +133,18 @@ def collect(paths: tuple[str, ...]) -> Inputs:
         else:
             _add_run(inputs, path)
             _add_evals(inputs, path, warnings)
-            _add_analyses(inputs, sorted([*path.glob("*.json"), *(path / "analysis").glob("*.json")]))
+            _add_analyses(
+                inputs, sorted([*path.glob("*.json"), *(path / "analysis").glob("*.json")])
+            )
         if before == inputs.size:
-            inputs.notes.append(f"{text}: holds no metrics.jsonl, no samples_*.jsonl and no analysis JSON, so nothing of it is shown.")
+            inputs.notes.append(
+                f"{text}: holds no metrics.jsonl, no samples_*.jsonl and no analysis JSON, so"
+                " nothing of it is shown."
+            )
     if not inputs.size:
         raise DataError(
-            f"{', '.join(paths)}: nothing to report (metrics.jsonl, samples_*.jsonl or analysis JSON); fix: give run or eval folders"
+            f"{', '.join(paths)}: nothing to report (metrics.jsonl, samples_*.jsonl or analysis"
+            " JSON); fix: give run or eval folders"
         )
     inputs.notes += warnings.list()
     _name_apart(inputs)
@@ -137,17 +155,38 @@ def collect(paths: tuple[str, ...]) -> Inputs:
 
 def _add_run(inputs: Inputs, path: Path) -> None:
     """The folder itself, if a run wrote into it; also a folder of runs one level down."""
-    folders = [path] if (path / "metrics.jsonl").is_file() else [p for p in sorted(path.iterdir()) if (p / "metrics.jsonl").is_file()]
-    if not folders and (path / "config.yaml").is_file() and not any(path.glob("**/samples_*.jsonl")):
-        inputs.notes.append(f"{path}: has a config.yaml but no metrics.jsonl yet (no step was finished).")
+    folders = (
+        [path]
+        if (path / "metrics.jsonl").is_file()
+        else [p for p in sorted(path.iterdir()) if (p / "metrics.jsonl").is_file()]
+    )
+    if (
+        not folders
+        and (path / "config.yaml").is_file()
+        and not any(path.glob("**/samples_*.jsonl"))
+    ):
+        inputs.notes.append(
+            f"{path}: has a config.yaml but no metrics.jsonl yet (no step was finished)."
+        )
     for folder in folders:
         rows: dict[int, dict[str, Any]] = {}
         for name in METRIC_FILES:
             _add_rows(rows, folder / name, inputs)
-        rollouts = {int(m[1]): file for file in (folder / "rollouts").glob("step_*.jsonl") if (m := ROLLOUT_FILE.fullmatch(file.name))}
+        rollouts = {
+            int(m[1]): file
+            for file in (folder / "rollouts").glob("step_*.jsonl")
+            if (m := ROLLOUT_FILE.fullmatch(file.name))
+        }
         name = folder.resolve().name
         inputs.runs.append(
-            TrainRun(name, folder, read_config(folder), read_object(folder / "fingerprint.json"), [rows[s] for s in sorted(rows)], rollouts)
+            TrainRun(
+                name,
+                folder,
+                read_config(folder),
+                read_object(folder / "fingerprint.json"),
+                [rows[s] for s in sorted(rows)],
+                rollouts,
+            )
         )
 
 
@@ -160,7 +199,9 @@ def _add_rows(rows: dict[int, dict[str, Any]], path: Path, inputs: Inputs) -> No
     for where, row in lines:
         step = row.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
-            raise DataError(f"{where}: 'step' is {step!r}, expected a whole number; fix: delete that line")
+            raise DataError(
+                f"{where}: 'step' is {step!r}, expected a whole number; fix: delete that line"
+            )
         rows.setdefault(step, {}).update(row)
 
 
@@ -190,7 +231,10 @@ def _add_other(inputs: Inputs, model: str, file: SampleFile) -> None:
     if found:
         inputs.others.append(OtherResult(model, file.task, found))
     else:
-        inputs.notes.append(f"{file.path}: has no right-or-wrong verdicts and no results file with scores, so it is not shown.")
+        inputs.notes.append(
+            f"{file.path}: has no right-or-wrong verdicts and no results file with scores, so it is"
+            " not shown."
+        )
 
 
 def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:
@@ -202,19 +246,32 @@ def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:
 
 
 def _name_apart(inputs: Inputs) -> None:
-    """Runs and models of one name get their parent folder in front; a doubled (model, benchmark) stays an error."""
+    """Runs and models of one name get their parent folder in front; a doubled (model, benchmark)
+    stays an error."""
     names = [run.name for run in inputs.runs]
     inputs.runs = [
-        TrainRun(f"{r.path.resolve().parent.name}/{r.name}", r.path, r.config, r.fingerprint, r.rows, r.rollouts)
-        if names.count(r.name) > 1
-        else r
+        (
+            TrainRun(
+                f"{r.path.resolve().parent.name}/{r.name}",
+                r.path,
+                r.config,
+                r.fingerprint,
+                r.rows,
+                r.rollouts,
+            )
+            if names.count(r.name) > 1
+            else r
+        )
         for r in inputs.runs
     ]
     seen: dict[tuple[str, str], str] = {}
     for item in inputs.evals:
         key = (item.samples.model, item.samples.benchmark)
         if key in seen:
-            raise DataError(f"{item.samples.path} and {seen[key]}: both are {key[0]} on {key[1]}; fix: leave one folder out, or rename it")
+            raise DataError(
+                f"{item.samples.path} and {seen[key]}: both are {key[0]} on {key[1]}; fix: leave"
+                " one folder out, or rename it"
+            )
         seen[key] = item.samples.path
 
 

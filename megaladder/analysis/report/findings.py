@@ -1,10 +1,20 @@
-"""The sections that show JSON files of the analyze verbs: predictors, trajectories, transfer, scaling, token shift, equal compute."""
+"""The sections that show JSON files of the analyze verbs: predictors, trajectories, transfer,
+scaling, token shift, equal compute."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from megaladder.analysis.report.blocks import CsvRow, Drawing, Panels, Prose, Section, Table, Token, TokenView
+from megaladder.analysis.report.blocks import (
+    CsvRow,
+    Drawing,
+    Panels,
+    Prose,
+    Section,
+    Table,
+    Token,
+    TokenView,
+)
 from megaladder.analysis.report.collect import Analysis, Inputs, rollout_rows
 from megaladder.analysis.report.rollouts import visible
 from megaladder.analysis.report.svg import Chart, Series, bar
@@ -16,8 +26,14 @@ MAX_TOKENS = 3000
 
 def finding_sections(inputs: Inputs) -> list[Section]:
     """All of them, in page order; empty ones say what would fill them."""
-    return [predictor_section(inputs), trajectory_section(inputs), transfer_section(inputs), scaling_section(inputs), shift_section(inputs),
-            compute_section(inputs)]  # fmt: skip
+    return [
+        predictor_section(inputs),
+        trajectory_section(inputs),
+        transfer_section(inputs),
+        scaling_section(inputs),
+        shift_section(inputs),
+        compute_section(inputs),
+    ]
 
 
 def guarded(analysis: Analysis, show: Any, section: Section) -> None:
@@ -26,13 +42,16 @@ def guarded(analysis: Analysis, show: Any, section: Section) -> None:
         show(section, analysis)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
-            f"{analysis.path}: looks like a result of analyze {analysis.kind}, but lacks or misnames {error}; fix: write it again"
+            f"{analysis.path}: looks like a result of analyze {analysis.kind}, but lacks or"
+            f" misnames {error}; fix: write it again"
         ) from None
 
 
 def predictor_section(inputs: Inputs) -> Section:
     """Scatter of each predictor against the post-RL score."""
-    section = Section("predict", "What predicts the score after RL", missing="a JSON of analyze predict")
+    section = Section(
+        "predict", "What predicts the score after RL", missing="a JSON of analyze predict"
+    )
     for analysis in inputs.of_kind("predict"):
         guarded(analysis, _add_predictor, section)
     return section
@@ -47,32 +66,77 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
         rows = [row for row in known if row.get(column) is not None]
         if not rows:
             continue
-        labels = [f"{row['run']}: {column} {row[column]:.4g}, {result['target']} {row['target']:.4g}" for row in rows]
+        labels = [
+            f"{row['run']}: {column} {row[column]:.4g}, {result['target']} {row['target']:.4g}"
+            for row in rows
+        ]
         rho = "–" if found["spearman"] is None else f"{found['spearman']:.2f}"
-        series = Series(name, [(row[column], row["target"]) for row in rows], 0, labels=labels, line=False)
+        series = Series(
+            name, [(row[column], row["target"]) for row in rows], 0, labels=labels, line=False
+        )
         axis = (
             f"forecast of {result['target']}"
             if name == "both"
             else name + (" (less is better)" if name in result["lower_is_better"] else "")
         )
-        charts.append(Chart(name, axis, result["target"], [series], note=f"Spearman {rho}, R² {_pm(found)}", csv_name=f"predictor {name}"))
-    by_k = {int(k): rho for k, rho in (result.get("spearman_by_k") or {}).items() if rho is not None}
+        charts.append(
+            Chart(
+                name,
+                axis,
+                result["target"],
+                [series],
+                note=f"Spearman {rho}, R² {_pm(found)}",
+                csv_name=f"predictor {name}",
+            )
+        )
+    by_k = {
+        int(k): rho for k, rho in (result.get("spearman_by_k") or {}).items() if rho is not None
+    }
     if len(by_k) > 1:
         series = Series("Spearman", sorted(by_k.items()), 0)
-        charts.append(Chart("correlation by k", "k of pass@k", "Spearman", [series], x_log=True, y_range=(-1, 1)))
+        charts.append(
+            Chart(
+                "correlation by k", "k of pass@k", "Spearman", [series], x_log=True, y_range=(-1, 1)
+            )
+        )
     section.blocks.append(Panels(charts))
     columns = ("predictor", "Spearman", "95 %", "R² held out (mean ± std)")
     rows, numbers = [], []
     for name, found in result["metrics"].items():
         ci95 = (result.get("ci95") or {}).get(name)
-        rows.append([name, _value(found["spearman"]), f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else "–", _pm(found)])
-        numbers.append(CsvRow("predict", "Spearman", name, None, found["spearman"], *(ci95 or (None, None)), result.get("num_runs")))
+        rows.append(
+            [
+                name,
+                _value(found["spearman"]),
+                f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else "–",
+                _pm(found),
+            ]
+        )
+        numbers.append(
+            CsvRow(
+                "predict",
+                "Spearman",
+                name,
+                None,
+                found["spearman"],
+                *(ci95 or (None, None)),
+                result.get("num_runs"),
+            )
+        )
         numbers.append(CsvRow("predict", "R² mean", name, None, found["r2_mean"]))
         numbers.append(CsvRow("predict", "R² std", name, None, found["r2_std"]))
     caption = f"{result.get('num_runs', len(known))} runs; R² over repeated calibration splits."
     section.blocks.append(Table(columns, rows, caption, numbers, frozenset({1, 2, 3})))
-    lines = [f"Take into RL, best first: {', '.join(result['select'][:10])}."] if result["select"] else []
-    lines += [f"Over-fit (loss rises, score does not fall): {', '.join(result['overfit'])}."] if result.get("overfit") else []
+    lines = (
+        [f"Take into RL, best first: {', '.join(result['select'][:10])}."]
+        if result["select"]
+        else []
+    )
+    lines += (
+        [f"Over-fit (loss rises, score does not fall): {', '.join(result['overfit'])}."]
+        if result.get("overfit")
+        else []
+    )
     section.blocks.append(Prose([*lines, *result.get("warnings", [])]))
 
 
@@ -82,7 +146,9 @@ def _pm(found: dict[str, Any]) -> str:
 
 def trajectory_section(inputs: Inputs) -> Section:
     """Score over checkpoints, with the dip, and response length where known."""
-    section = Section("trajectory", "Trajectories over checkpoints", missing="a JSON of analyze trajectory")
+    section = Section(
+        "trajectory", "Trajectories over checkpoints", missing="a JSON of analyze trajectory"
+    )
     for analysis in inputs.of_kind("trajectory"):
         guarded(analysis, _add_trajectory, section)
     return section
@@ -94,23 +160,69 @@ def _add_trajectory(section: Section, analysis: Analysis) -> None:
     for name, points in result["points"].items():
         found = result["curves"][name]
         series = [Series("score", [(p["step"], p["score"]) for p in points], 0)]
-        dip = next((p for p in points if p["step"] == found["dip_step"]), None) if found["dip_step"] is not None else None
+        dip = (
+            next((p for p in points if p["step"] == found["dip_step"]), None)
+            if found["dip_step"] is not None
+            else None
+        )
         if dip:
             series.append(
-                Series("dip", [(dip["step"], dip["score"])], 2, labels=[f"dip at step {dip['step']}: {dip['score']:g}"], line=False)
+                Series(
+                    "dip",
+                    [(dip["step"], dip["score"])],
+                    2,
+                    labels=[f"dip at step {dip['step']}: {dip['score']:g}"],
+                    line=False,
+                )
             )
-        charts.append(Chart(name, "step", "score %", series, note=found["class"], csv_name=f"trajectory {name}"))
+        charts.append(
+            Chart(
+                name, "step", "score %", series, note=found["class"], csv_name=f"trajectory {name}"
+            )
+        )
         lengths = [(p["step"], p["length"]) for p in points if p.get("length") is not None]
         if len(lengths) > 1:
-            charts.append(Chart(f"{name}: length", "step", "tokens", [Series("length", lengths, 1)], csv_name=f"length {name}"))
-        rows.append([name, found["class"], _value(found["dip_step"], "g"), _value(found["dip"], ".1f"), _value(found["recovery"], ".1f")])
-        numbers += [CsvRow("trajectory", "class", name, found["class"], found[key]) for key in ("dip", "recovery")]
+            charts.append(
+                Chart(
+                    f"{name}: length",
+                    "step",
+                    "tokens",
+                    [Series("length", lengths, 1)],
+                    csv_name=f"length {name}",
+                )
+            )
+        rows.append(
+            [
+                name,
+                found["class"],
+                _value(found["dip_step"], "g"),
+                _value(found["dip"], ".1f"),
+                _value(found["recovery"], ".1f"),
+            ]
+        )
+        numbers += [
+            CsvRow("trajectory", "class", name, found["class"], found[key])
+            for key in ("dip", "recovery")
+        ]
     section.blocks.append(Panels(charts))
     section.blocks.append(
-        Table(("curve", "class", "dip at step", "dip (points)", "recovered (points)"), rows, "", numbers, frozenset({2, 3, 4}))
+        Table(
+            ("curve", "class", "dip at step", "dip (points)", "recovered (points)"),
+            rows,
+            "",
+            numbers,
+            frozenset({2, 3, 4}),
+        )
     )
     keep = {model: step for model, step in (result.get("keep") or {}).items() if step is not None}
-    section.blocks.append(Prose([f"Keep of {model}: step {step} (best mean over its benchmarks)." for model, step in keep.items()]))
+    section.blocks.append(
+        Prose(
+            [
+                f"Keep of {model}: step {step} (best mean over its benchmarks)."
+                for model, step in keep.items()
+            ]
+        )
+    )
 
 
 def transfer_section(inputs: Inputs) -> Section:
@@ -123,11 +235,18 @@ def transfer_section(inputs: Inputs) -> Section:
 
 def _add_transfer(section: Section, analysis: Analysis) -> None:
     result = analysis.result
-    values = [model[key] for model in result["models"].values() for key in ("ti_other", "ti_non") if model[key] is not None]
+    values = [
+        model[key]
+        for model in result["models"].values()
+        for key in ("ti_other", "ti_non")
+        if model[key] is not None
+    ]
     reach = max([100.0, *(abs(value) for value in values)]) * 1.1
     rows, numbers, notes = [], [], []
     for name, model in result["models"].items():
-        for style, (key, group) in enumerate((("ti_other", "other reasoning"), ("ti_non", "non-reasoning"))):
+        for style, (key, group) in enumerate(
+            (("ti_other", "other reasoning"), ("ti_non", "non-reasoning"))
+        ):
             value, ci95 = model[key], ((result.get("ci95") or {}).get(name) or {}).get(key)
             label = f"{name}, {group}: {_value(value, '+.1f')} %"
             rows.append(
@@ -139,12 +258,26 @@ def _add_transfer(section: Section, analysis: Analysis) -> None:
                     Drawing(bar(value, reach, style, label)),
                 ]
             )
-            numbers.append(CsvRow("transfer", f"TI {result['variant']}", name, group, value, *(ci95 or (None, None))))
+            numbers.append(
+                CsvRow(
+                    "transfer",
+                    f"TI {result['variant']}",
+                    name,
+                    group,
+                    value,
+                    *(ci95 or (None, None)),
+                )
+            )
         notes += [f"{name}: {text}" for text in model["warnings"]]
     caption = (
-        f"Index {result['variant']}, base {result['base']}: % of the gain in maths that arrives; log scale, lines at ±10, ±100, ±1000."
+        f"Index {result['variant']}, base {result['base']}: % of the gain in maths that arrives;"
+        " log scale, lines at ±10, ±100, ±1000."
     )
-    section.blocks.append(Table(("model", "group", "TI %", "95 %", "− 0 +"), rows, caption, numbers, frozenset({2, 3})))
+    section.blocks.append(
+        Table(
+            ("model", "group", "TI %", "95 %", "− 0 +"), rows, caption, numbers, frozenset({2, 3})
+        )
+    )
     if notes:
         section.blocks.append(Prose(notes, as_list=True))
 
@@ -159,21 +292,41 @@ def scaling_section(inputs: Inputs) -> Section:
 
 def _add_scaling(section: Section, analysis: Analysis) -> None:
     result, curves, rows, numbers = analysis.result, [], [], []
-    named = {**result["points"], **({"majority of n": result["parallel"]["points"]} if result.get("parallel") else {})}
+    named = {
+        **result["points"],
+        **({"majority of n": result["parallel"]["points"]} if result.get("parallel") else {}),
+    }
     for style, (name, points) in enumerate(named.items()):
         curves.append(Series(name, sorted((p["tokens"], p["accuracy"]) for p in points), style))
-        found = result["methods"].get(name) or {"control": None, **{k: result["parallel"][k] for k in ("scaling", "performance")}}
-        rows.append([name, *(_value(found[key], ".1f") for key in ("control", "scaling", "performance"))])
-        numbers += [CsvRow("scaling", key, name, None, found[key]) for key in ("control", "scaling", "performance")]
+        found = result["methods"].get(name) or {
+            "control": None,
+            **{k: result["parallel"][k] for k in ("scaling", "performance")},
+        }
+        rows.append(
+            [name, *(_value(found[key], ".1f") for key in ("control", "scaling", "performance"))]
+        )
+        numbers += [
+            CsvRow("scaling", key, name, None, found[key])
+            for key in ("control", "scaling", "performance")
+        ]
     legend = [(series.name, series.style) for series in curves]
-    section.blocks.append(Panels([Chart("accuracy by thinking tokens", "tokens", "accuracy %", curves, x_log=True)], legend))
+    section.blocks.append(
+        Panels(
+            [Chart("accuracy by thinking tokens", "tokens", "accuracy %", curves, x_log=True)],
+            legend,
+        )
+    )
     columns = ("method", "control %", "scaling (points a doubling)", "performance %")
     section.blocks.append(Table(columns, rows, "", numbers, frozenset({1, 2, 3})))
 
 
 def shift_section(inputs: Inputs) -> Section:
     """KL and rank shift, PCA distance by layer, and answers with the shifted tokens marked."""
-    section = Section("shift", "What the model says differently", missing="shift.json of analyze shift (and its token file beside it)")
+    section = Section(
+        "shift",
+        "What the model says differently",
+        missing="shift.json of analyze shift (and its token file beside it)",
+    )
     for analysis in inputs.of_kind("shift"):
         guarded(analysis, _add_shift, section)
     return section
@@ -181,25 +334,62 @@ def shift_section(inputs: Inputs) -> Section:
 
 def _add_shift(section: Section, analysis: Analysis) -> None:
     result = analysis.result
-    names = (("kl", "KL, nats a token (Monte Carlo)"), ("kl_exact", "KL, nats a token (exact)"), ("mean_rank_shift", "mean rank shift"),
-             ("shifted_fraction", "share of tokens shifted"), ("num_tokens", "tokens scored"))  # fmt: skip
+    names = (
+        ("kl", "KL, nats a token (Monte Carlo)"),
+        ("kl_exact", "KL, nats a token (exact)"),
+        ("mean_rank_shift", "mean rank shift"),
+        ("shifted_fraction", "share of tokens shifted"),
+        ("num_tokens", "tokens scored"),
+    )
     rows = [[text, _value(result.get(key), ".4g")] for key, text in names]
-    numbers = [CsvRow("shift", text, analysis.path.stem, None, result.get(key)) for key, text in names]
+    numbers = [
+        CsvRow("shift", text, analysis.path.stem, None, result.get(key)) for key, text in names
+    ]
     section.blocks.append(
-        Table(("measure", "value"), rows, f"{result.get('tuned', '')} against {result.get('base', '')}", numbers, frozenset({1}))
+        Table(
+            ("measure", "value"),
+            rows,
+            f"{result.get('tuned', '')} against {result.get('base', '')}",
+            numbers,
+            frozenset({1}),
+        )
     )
     charts = []
     for variant in ("with_padding", "without_padding"):
         if result["pca_shift"].get(variant):
-            numbers.append(CsvRow("shift", f"PCA distance {variant}", analysis.path.stem, None, result["pca_shift"][variant]["distance"]))
-            moved = [(p["layer"], p["shift"]) for p in result["pca_shift"][variant]["data"] if p["state"] == "Updated"]
+            numbers.append(
+                CsvRow(
+                    "shift",
+                    f"PCA distance {variant}",
+                    analysis.path.stem,
+                    None,
+                    result["pca_shift"][variant]["distance"],
+                )
+            )
+            moved = [
+                (p["layer"], p["shift"])
+                for p in result["pca_shift"][variant]["data"]
+                if p["state"] == "Updated"
+            ]
             note = f"distance {result['pca_shift'][variant]['distance']:.3g}"
             title = f"PCA shift by layer, {variant.replace('_', ' ')}"
-            charts.append(Chart(title, "layer", "PC1 shift", [Series("updated − original", moved, 0)], note=note))
+            charts.append(
+                Chart(
+                    title, "layer", "PC1 shift", [Series("updated − original", moved, 0)], note=note
+                )
+            )
     if charts:
         section.blocks.append(Panels(charts))
     tokens = next(
-        (p for p in (analysis.path.parent / f"{analysis.path.stem}_tokens.jsonl", analysis.path.with_suffix(".jsonl")) if p.is_file()), None
+        (
+            p
+            for p in (
+                analysis.path.parent / f"{analysis.path.stem}_tokens.jsonl",
+                analysis.path.with_suffix(".jsonl"),
+            )
+            if p.is_file()
+        ),
+        None,
     )
     if tokens:
         section.blocks.append(_token_view(tokens))
@@ -220,12 +410,20 @@ def _token(item: dict[str, Any]) -> Token:
     heat = 0 if rank <= 1 else 1 if rank <= 3 else 2 if rank <= 10 else 3 if rank <= 100 else 4
     says = f"; base says {visible(str(item['base_says']), 60)!r}" if "base_says" in item else ""
     kl = float(item["kl"])
-    return Token(visible(str(item["token"]), 200), heat, f"rank {rank} under the base, KL {kl:.3f}{says}", rank, kl)
+    return Token(
+        visible(str(item["token"]), 200),
+        heat,
+        f"rank {rank} under the base, KL {kl:.3f}{says}",
+        rank,
+        kl,
+    )
 
 
 def compute_section(inputs: Inputs) -> Section:
     """Cost of the runs and scores at equal cost."""
-    section = Section("compute", "At equal compute", missing="a JSON of analyze compare with --compute")
+    section = Section(
+        "compute", "At equal compute", missing="a JSON of analyze compare with --compute"
+    )
     for analysis in inputs.of_kind("compare"):
         if analysis.result.get("compute"):
             guarded(analysis, _add_compute, section)
@@ -236,18 +434,47 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
     compute = analysis.result["compute"]
     rows, numbers = [], []
     for name, totals in compute["totals"].items():
-        rows.append([name, *(_value(totals[key], ".4g") for key in ("tokens", "flops", "gpu_hours"))])
+        rows.append(
+            [name, *(_value(totals[key], ".4g") for key in ("tokens", "flops", "gpu_hours"))]
+        )
         numbers += [CsvRow("compute", "total", name, key, value) for key, value in totals.items()]
-    section.blocks.append(Table(("run", "tokens", "FLOPs", "GPU-hours"), rows, "What each run cost.", numbers, frozenset({1, 2, 3})))
+    section.blocks.append(
+        Table(
+            ("run", "tokens", "FLOPs", "GPU-hours"),
+            rows,
+            "What each run cost.",
+            numbers,
+            frozenset({1, 2, 3}),
+        )
+    )
     rows, numbers = [], []
     for benchmark, measures in (compute.get("matched") or {}).items():
         for measure, found in measures.items():
             for name, score in found.items():
                 if name != "at" and score is not None:
-                    rows.append([benchmark, f"{_value(found['at'], '.4g')} {measure.replace('_', '-')}", name, f"{score:.1f}"])
-                    numbers.append(CsvRow("compute", f"{benchmark} at equal {measure}", name, found["at"], score))
+                    rows.append(
+                        [
+                            benchmark,
+                            f"{_value(found['at'], '.4g')} {measure.replace('_', '-')}",
+                            name,
+                            f"{score:.1f}",
+                        ]
+                    )
+                    numbers.append(
+                        CsvRow(
+                            "compute", f"{benchmark} at equal {measure}", name, found["at"], score
+                        )
+                    )
     if rows:
-        section.blocks.append(Table(("benchmark", "at", "run", "score %"), rows, "Linear between checkpoints.", numbers, frozenset({3})))
+        section.blocks.append(
+            Table(
+                ("benchmark", "at", "run", "score %"),
+                rows,
+                "Linear between checkpoints.",
+                numbers,
+                frozenset({3}),
+            )
+        )
 
 
 def _value(value: float | None, spec: str = ".2f") -> str:

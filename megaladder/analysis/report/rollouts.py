@@ -1,7 +1,8 @@
-"""Which generated texts the page holds, and how hostile text is made harmless: what it says stays readable, what it does is gone.
+"""Which generated texts the page holds, and how hostile text is made harmless: what it says stays
+readable, what it does is gone.
 
-Escaping is the template's (autoescape); here control characters, bidirectional marks and lone surrogates become visible symbols, and very
-long texts are cut in the middle, with the cut marked.
+Escaping is the template's (autoescape); here control characters, bidirectional marks and lone
+surrogates become visible symbols, and very long texts are cut in the middle, with the cut marked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ import numpy as np
 
 from megaladder.analysis.report.blocks import Rollout, RolloutList, Section
 from megaladder.analysis.report.collect import Inputs, rollout_rows
-from megaladder.analysis.samples import CORRECT_KEYS, problem_id, question_of, response_texts, row_gold
+from megaladder.analysis.samples import (
+    CORRECT_KEYS,
+    problem_id,
+    question_of,
+    response_texts,
+    row_gold,
+)
 from megaladder.errors import DataError
 
 MAX_ROWS_READ = 2000  # of one file; the report is for reading, not for storage
@@ -25,10 +32,13 @@ KEPT = "\n\t"
 
 
 def visible(text: str, max_chars: int) -> str:
-    """`text` for display: cut in the middle to `max_chars`, controls and direction marks as ⟨U+202E⟩, surrogates as �."""
+    """`text` for display: cut in the middle to `max_chars`, controls and direction marks as
+    ⟨U+202E⟩, surrogates as �."""
     if len(text) > max_chars:
         head, tail = max_chars * 3 // 4, max_chars // 4
-        text = f"{text[:head]}\n… [{len(text) - head - tail:,} characters left out] …\n{text[-tail:]}"
+        text = (
+            f"{text[:head]}\n… [{len(text) - head - tail:,} characters left out] …\n{text[-tail:]}"
+        )
     text = text.replace("\r\n", "\n")
     if text.isascii() and text.isprintable():
         return text
@@ -41,14 +51,29 @@ def _shown(char: str) -> str:
     category = unicodedata.category(char)
     if category == "Cs":
         return "�"
-    return char if category in ("Zs", "Zl", "Zp") and char not in "\u2028\u2029" else f"⟨U+{ord(char):04X}⟩"
+    return (
+        char
+        if category in ("Zs", "Zl", "Zp") and char not in "\u2028\u2029"
+        else f"⟨U+{ord(char):04X}⟩"
+    )
 
 
 def rollout_section(inputs: Inputs, max_rollouts: int, max_chars: int, seed: int) -> Section:
-    """Rollouts evenly over sources (a step of a run, a model on a benchmark); within one, wrong and right ones in turn."""
-    section = Section("rollouts", "Rollouts to read", missing="rollouts/step_N.jsonl of a GRPO run, or eval samples with responses")
-    sources = [(f"{run.name} step {step}", path) for run in inputs.runs for step, path in sorted(run.rollouts.items())]
-    sources += [(f"{e.samples.model} {e.samples.benchmark}", Path(e.samples.path)) for e in inputs.evals]
+    """Rollouts evenly over sources (a step of a run, a model on a benchmark); within one, wrong and
+    right ones in turn."""
+    section = Section(
+        "rollouts",
+        "Rollouts to read",
+        missing="rollouts/step_N.jsonl of a GRPO run, or eval samples with responses",
+    )
+    sources = [
+        (f"{run.name} step {step}", path)
+        for run in inputs.runs
+        for step, path in sorted(run.rollouts.items())
+    ]
+    sources += [
+        (f"{e.samples.model} {e.samples.benchmark}", Path(e.samples.path)) for e in inputs.evals
+    ]
     if not sources or max_rollouts == 0:
         return section
     share = max(1, max_rollouts // len(sources))
@@ -62,7 +87,8 @@ def rollout_section(inputs: Inputs, max_rollouts: int, max_chars: int, seed: int
         chosen += pick(found, share, seed)
     if chosen:
         note = (
-            f"{len(chosen):,} of {total:,} answers read, up to {share} from each of {len(sources)} sources, wrong and right ones in turn."
+            f"{len(chosen):,} of {total:,} answers read, up to {share} from each of {len(sources)}"
+            " sources, wrong and right ones in turn."
         )
         section.blocks.append(RolloutList(chosen, note))
     return section
@@ -84,10 +110,16 @@ def pick(found: Sequence[Rollout], count: int, seed: int) -> list[Rollout]:
 def _rollouts(source: str, path: Path, max_chars: int) -> Iterator[Rollout]:
     for where, row in rollout_rows(path):
         texts = _texts(row)
-        correct, rewards = _listed(row, CORRECT_KEYS, len(texts)), _listed(row, ("rewards", "reward"), len(texts))
+        correct, rewards = (
+            _listed(row, CORRECT_KEYS, len(texts)),
+            _listed(row, ("rewards", "reward"), len(texts)),
+        )
         answers = _listed(row, ("extracted_answers", "answer", "answers", "prediction"), len(texts))
         lengths = _listed(row, ("num_tokens", "lengths", "tokens", "response_length"), len(texts))
-        question, gold = question_of(row) or _nested(row, "problem", "prompt"), row_gold(row) or _nested(row, "problem", "gold")
+        question, gold = (
+            question_of(row) or _nested(row, "problem", "prompt"),
+            row_gold(row) or _nested(row, "problem", "gold"),
+        )
         try:
             name = problem_id(row, where)
         except DataError:
@@ -115,7 +147,10 @@ def _texts(row: dict[str, Any]) -> list[str]:
             return [row[name]]
     completions = row.get("completions")
     if isinstance(completions, list):
-        return [str(item.get("text", "")) if isinstance(item, dict) else str(item) for item in completions]
+        return [
+            str(item.get("text", "")) if isinstance(item, dict) else str(item)
+            for item in completions
+        ]
     return []
 
 

@@ -1,4 +1,5 @@
-"""The sections that come straight from run and eval folders: summary, runs and protocols, learning curves, accuracy, pass@k, length."""
+"""The sections that come straight from run and eval folders: summary, runs and protocols, learning
+curves, accuracy, pass@k, length."""
 
 from __future__ import annotations
 
@@ -23,8 +24,28 @@ from megaladder.evaluation.metrics import bootstrap_intervals, pass_at_k
 
 DRAWS = 2000
 MAX_SENTENCES = 8
-LEARNING = ("loss", "held_out_loss", "holdout_loss", "val_loss", "grad_norm", "lr", "tokens_per_s", "mfu", "non_padding_share")
-HIDDEN = {"step", "total_steps", "epoch", "tokens", "loss_tokens", "time", "timestamp", "memory_bytes", "step_s"}
+LEARNING = (
+    "loss",
+    "held_out_loss",
+    "holdout_loss",
+    "val_loss",
+    "grad_norm",
+    "lr",
+    "tokens_per_s",
+    "mfu",
+    "non_padding_share",
+)
+HIDDEN = {
+    "step",
+    "total_steps",
+    "epoch",
+    "tokens",
+    "loss_tokens",
+    "time",
+    "timestamp",
+    "memory_bytes",
+    "step_s",
+}
 REWARD_WORDS = (
     "reward",
     "correct",
@@ -80,15 +101,24 @@ class Palette:
 
 
 def palette(inputs: Inputs) -> Palette:
-    """Models first, then runs, in the order of the command line; names that are both share a style."""
+    """Models first, then runs, in the order of the command line; names that are both share a
+    style."""
     return Palette(tuple(dict.fromkeys([*inputs.models, *(run.name for run in inputs.runs)])))
 
 
 def summary(inputs: Inputs, seed: int) -> Section:
     """What changed against the base model, one tested sentence a benchmark."""
     section = Section("summary", "In short")
-    counts = [(len(inputs.runs), "training run"), (len(inputs.models), "evaluated model"), (len(inputs.benchmarks), "benchmark")]
-    section.blocks.append(Prose([", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts if n) or "Analyses only"]))
+    counts = [
+        (len(inputs.runs), "training run"),
+        (len(inputs.models), "evaluated model"),
+        (len(inputs.benchmarks), "benchmark"),
+    ]
+    section.blocks.append(
+        Prose(
+            [", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts if n) or "Analyses only"]
+        )
+    )
     if len(inputs.models) < 2:
         if inputs.evals:
             section.blocks.append(Prose(["One model only: nothing to compare it with."]))
@@ -100,7 +130,11 @@ def summary(inputs: Inputs, seed: int) -> Section:
         if item.samples.model != base and other is not None:
             pairs.append((other, item.samples))
     if not pairs:
-        section.blocks.append(Prose([f"No benchmark was run for both {base} and another model, so nothing is compared."]))
+        section.blocks.append(
+            Prose(
+                [f"No benchmark was run for both {base} and another model, so nothing is compared."]
+            )
+        )
         return section
     warnings = Warnings()
     config = CompareConfig(base=base, runs=("report",), seed=seed)
@@ -108,16 +142,33 @@ def summary(inputs: Inputs, seed: int) -> Section:
     inputs.notes += warnings.list()
     section.blocks.append(Prose([c.sentence() for c in found[:MAX_SENTENCES]], as_list=True))
     numbers = [
-        CsvRow("summary", f"{c.b} minus {c.a}", c.benchmark, "points", c.difference, *(c.ci95 or (None, None)), c.num_problems)
+        CsvRow(
+            "summary",
+            f"{c.b} minus {c.a}",
+            c.benchmark,
+            "points",
+            c.difference,
+            *(c.ci95 or (None, None)),
+            c.num_problems,
+        )
         for c in found
     ]
     rows = [
-        [c.b, c.benchmark, f"{c.difference:+.1f}", _span(c.ci95, "+.1f"), f"{c.p_holm:.2g}", str(c.num_problems), "yes" if c.real else "no"]
+        [
+            c.b,
+            c.benchmark,
+            f"{c.difference:+.1f}",
+            _span(c.ci95, "+.1f"),
+            f"{c.p_holm:.2g}",
+            str(c.num_problems),
+            "yes" if c.real else "no",
+        ]
         for c in found
     ]
     columns = ("model", "benchmark", "points", "95 % interval", "p (Holm)", "problems", "real")
     caption = (
-        f"Difference to {base}. Paired by problem; p of {config.draws:,} sign flips, adjusted over the rows; real: below {config.level:g}."
+        f"Difference to {base}. Paired by problem; p of {config.draws:,} sign flips, adjusted over"
+        f" the rows; real: below {config.level:g}."
     )
     section.blocks.append(Table(columns, rows, caption, numbers, frozenset({2, 3, 4, 5})))
     return section
@@ -125,7 +176,9 @@ def summary(inputs: Inputs, seed: int) -> Section:
 
 def runs_section(inputs: Inputs) -> Section:
     """What ran: training runs with their cost, and the protocol of each evaluation."""
-    section = Section("runs", "Runs and protocol", missing="a training run folder (metrics.jsonl) or eval results")
+    section = Section(
+        "runs", "Runs and protocol", missing="a training run folder (metrics.jsonl) or eval results"
+    )
     if inputs.runs:
         section.blocks.append(_runs_table(inputs))
     protocols = [(item, item.protocol) for item in inputs.evals]
@@ -139,9 +192,22 @@ def _runs_table(inputs: Inputs) -> Table:
     rows, numbers = [], []
     for run in inputs.runs:
         config, warnings = flatten(run.config), Warnings()
-        cost = read_compute(run.path, warnings).totals() if any(row.get("step", 0) > 0 for row in run.rows) else {}
-        last = next((row["loss"] for row in reversed(run.rows) if isinstance(row.get("loss"), (int, float))), None)
-        settings = ", ".join(f"{key} {config[key]}" for key in CONFIG_KEYS if config.get(key) not in (None, ""))
+        cost = (
+            read_compute(run.path, warnings).totals()
+            if any(row.get("step", 0) > 0 for row in run.rows)
+            else {}
+        )
+        last = next(
+            (
+                row["loss"]
+                for row in reversed(run.rows)
+                if isinstance(row.get("loss"), (int, float))
+            ),
+            None,
+        )
+        settings = ", ".join(
+            f"{key} {config[key]}" for key in CONFIG_KEYS if config.get(key) not in (None, "")
+        )
         steps = run.rows[-1]["step"] if run.rows else 0
         cells = [
             run.name,
@@ -154,9 +220,16 @@ def _runs_table(inputs: Inputs) -> Table:
         rows.append([*cells, settings or "no config.yaml"])
         for name, value in {**cost, "last loss": last, "steps": float(steps)}.items():
             numbers.append(CsvRow("runs", "training runs", run.name, name, value))
-    caption = "Tokens through the model; FLOPs = 6 · parameters · tokens where the parameter count is known; GPU-hours = seconds · ranks."
+    caption = (
+        "Tokens through the model; FLOPs = 6 · parameters · tokens where the parameter count is"
+        " known; GPU-hours = seconds · ranks."
+    )
     return Table(
-        ("run", "steps", "tokens", "FLOPs", "GPU-hours", "last loss", "settings"), rows, caption, numbers, frozenset({1, 2, 3, 4, 5})
+        ("run", "steps", "tokens", "FLOPs", "GPU-hours", "last loss", "settings"),
+        rows,
+        caption,
+        numbers,
+        frozenset({1, 2, 3, 4, 5}),
     )
 
 
@@ -164,9 +237,25 @@ def _protocol_table(protocols: list[tuple[EvalResult, dict[str, Any]]]) -> Table
     rows = []
     for item, protocol in protocols:
         s = item.samples
-        chosen = [f"{key} {value}" for key, value in protocol.items() if _is_protocol(key.split(".")[-1])]
-        rows.append([s.model, s.benchmark, str(len(s.problems)), str(s.num_samples), ", ".join(chosen)[:400] or "not recorded"])
-    return Table(("model", "benchmark", "problems", "samples", "protocol"), rows, "How each score was made.", (), frozenset({2, 3}))
+        chosen = [
+            f"{key} {value}" for key, value in protocol.items() if _is_protocol(key.split(".")[-1])
+        ]
+        rows.append(
+            [
+                s.model,
+                s.benchmark,
+                str(len(s.problems)),
+                str(s.num_samples),
+                ", ".join(chosen)[:400] or "not recorded",
+            ]
+        )
+    return Table(
+        ("model", "benchmark", "problems", "samples", "protocol"),
+        rows,
+        "How each score was made.",
+        (),
+        frozenset({2, 3}),
+    )
 
 
 def _is_protocol(key: str) -> bool:
@@ -178,15 +267,23 @@ def _mixed_protocols(inputs: Inputs) -> list[Block]:
     lines = []
     for benchmark in inputs.benchmarks:
         sets = [item.samples for item in inputs.evals if item.samples.benchmark == benchmark]
-        for what, values in (("samples a problem", {s.num_samples for s in sets}), ("problems", {len(s.problems) for s in sets})):
+        for what, values in (
+            ("samples a problem", {s.num_samples for s in sets}),
+            ("problems", {len(s.problems) for s in sets}),
+        ):
             if len(values) > 1:
-                lines.append(f"{benchmark}: models have {min(values)} to {max(values)} {what}; compare with care.")
+                lines.append(
+                    f"{benchmark}: models have {min(values)} to {max(values)} {what}; compare with"
+                    " care."
+                )
     return [Prose(lines, as_list=True)] if lines else []
 
 
 def learning_section(inputs: Inputs, styles: Palette) -> Section:
     """Loss, gradient norm, rate and speed over steps."""
-    section = Section("learning", "Learning curves", missing="a training run folder with metrics.jsonl")
+    section = Section(
+        "learning", "Learning curves", missing="a training run folder with metrics.jsonl"
+    )
     keys = _numeric_keys(inputs.runs)
     first = [key for key in LEARNING if key in keys]
     rest = [key for key in keys if key not in LEARNING and not _is_reward(key)]
@@ -213,40 +310,67 @@ def _numeric_keys(runs: Sequence[TrainRun]) -> list[str]:
     keys: dict[str, None] = {}
     for run in runs:
         for row in run.rows:
-            keys.update({k: None for k, v in row.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and k not in HIDDEN})
+            keys.update(
+                {
+                    k: None
+                    for k, v in row.items()
+                    if isinstance(v, (int, float)) and not isinstance(v, bool) and k not in HIDDEN
+                }
+            )
     return list(keys)
 
 
-def _add_curves(section: Section, runs: Sequence[TrainRun], keys: Sequence[str], styles: Palette, folded: str) -> None:
-    """A panel for each key that changes; keys that keep one value (counters of what did not happen) become one sentence a run."""
+def _add_curves(
+    section: Section, runs: Sequence[TrainRun], keys: Sequence[str], styles: Palette, folded: str
+) -> None:
+    """A panel for each key that changes; keys that keep one value (counters of what did not happen)
+    become one sentence a run."""
     charts, shown = [], []
     constant: dict[str, list[CsvRow]] = {}
     for key in keys:
         title = key.replace("_", " ")
         series = []
         for run in runs:
-            points = [(row["step"], float(row[key])) for row in run.rows if isinstance(row.get(key), (int, float))]
+            points = [
+                (row["step"], float(row[key]))
+                for row in run.rows
+                if isinstance(row.get(key), (int, float))
+            ]
             if len({value for _, value in points}) > 1:
                 series.append(Series(run.name, points, styles[run.name]))
                 shown.append(run.name)
             elif points:
-                constant.setdefault(run.name, []).append(CsvRow(section.id, title, run.name, "constant", points[0][1], n=len(points)))
+                constant.setdefault(run.name, []).append(
+                    CsvRow(section.id, title, run.name, "constant", points[0][1], n=len(points))
+                )
         if series:
             charts.append(Chart(title, "step", title, series, csv_name=key))
     if charts:
         section.blocks.append(Panels(charts, styles.legend(shown), folded))
     for name, rows in constant.items():
-        text = ", ".join(f"{row.figure} {row.y:.6g}{' (one value)' if row.n == 1 else ''}" for row in rows)
+        text = ", ".join(
+            f"{row.figure} {row.y:.6g}{' (one value)' if row.n == 1 else ''}" for row in rows
+        )
         section.blocks.append(Prose([f"Unchanged in {name}: {text}."], numbers=rows))
 
 
 def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     """avg@n of every model on every benchmark with its interval, then AIME24 by tier."""
-    section = Section("accuracy", "Accuracy", "Mean over problems of the mean over samples, with a 95 % interval that resamples problems.",
-                      missing="eval results (samples_*.jsonl)")  # fmt: skip
+    section = Section(
+        "accuracy",
+        "Accuracy",
+        "Mean over problems of the mean over samples, with a 95 % interval that resamples"
+        " problems.",
+        missing="eval results (samples_*.jsonl)",
+    )
     for benchmark in inputs.benchmarks:
         sets = [item.samples for item in inputs.evals if item.samples.benchmark == benchmark]
-        bounds = {s.model: mean_intervals({"avg": 100 * s.accuracy_p, "cov": 100 * s.covered_p}, DRAWS, seed) for s in sets}
+        bounds = {
+            s.model: mean_intervals(
+                {"avg": 100 * s.accuracy_p, "cov": 100 * s.covered_p}, DRAWS, seed
+            )
+            for s in sets
+        }
         rows, numbers = [], []
         for s in sets:
             average, coverage = 100 * float(s.accuracy_p.mean()), 100 * float(s.covered_p.mean())
@@ -254,17 +378,49 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
             label = f"{s.model}: {average:.1f} {_span(bounds[s.model]['avg'])}"
             drawing = Drawing(strip(average, bounds[s.model]["avg"], styles[s.model], label=label))
             tokens = "–" if length is None else f"{length.mean():,.0f}"
-            rows.append([s.model, f"{average:.1f}", _span(bounds[s.model]["avg"]), drawing, f"{coverage:.1f}", tokens])
+            rows.append(
+                [
+                    s.model,
+                    f"{average:.1f}",
+                    _span(bounds[s.model]["avg"]),
+                    drawing,
+                    f"{coverage:.1f}",
+                    tokens,
+                ]
+            )
             for name, value, key in (("avg@n", average, "avg"), ("cov@n", coverage, "cov")):
                 numbers.append(
-                    CsvRow("accuracy", benchmark, s.model, name, value, *(bounds[s.model][key] or (None, None)), len(s.problems))
+                    CsvRow(
+                        "accuracy",
+                        benchmark,
+                        s.model,
+                        name,
+                        value,
+                        *(bounds[s.model][key] or (None, None)),
+                        len(s.problems),
+                    )
                 )
             if length is not None:
-                numbers.append(CsvRow("accuracy", benchmark, s.model, "mean tokens", float(length.mean()), n=len(s.problems)))
+                numbers.append(
+                    CsvRow(
+                        "accuracy",
+                        benchmark,
+                        s.model,
+                        "mean tokens",
+                        float(length.mean()),
+                        n=len(s.problems),
+                    )
+                )
         n = sorted({s.num_samples for s in sets})
         caption = f"{benchmark}: {len(sets[0].problems)} problems, n = {', '.join(map(str, n))}"
         section.blocks.append(
-            Table(("model", "avg@n %", "95 %", "0 … 100 %", "cov@n %", "tokens"), rows, caption, numbers, frozenset({1, 2, 4, 5}))
+            Table(
+                ("model", "avg@n %", "95 %", "0 … 100 %", "cov@n %", "tokens"),
+                rows,
+                caption,
+                numbers,
+                frozenset({1, 2, 4, 5}),
+            )
         )
         if is_benchmark(benchmark, "aime24"):
             section.blocks.append(_tier_table(sets, styles, seed))
@@ -281,7 +437,11 @@ def _other_table(inputs: Inputs) -> Table:
             rows.append([item.model, item.benchmark, name.replace("_", " "), f"{value:.4g}"])
             numbers.append(CsvRow("accuracy", item.benchmark, item.model, name, value))
     return Table(
-        ("model", "benchmark", "measure", "value"), rows, "Judged benchmarks and others with their own measures.", numbers, frozenset({3})
+        ("model", "benchmark", "measure", "value"),
+        rows,
+        "Judged benchmarks and others with their own measures.",
+        numbers,
+        frozenset({3}),
     )
 
 
@@ -301,17 +461,35 @@ def _tier_table(sets: Sequence[SampleSet], styles: Palette, seed: int) -> Table:
                         Drawing(strip(means[tier], bounds[tier], styles[s.model], label=label)),
                     ]
                 )
-                numbers.append(CsvRow("accuracy", "AIME24 tiers", s.model, tier, means[tier], *(bounds[tier] or (None, None))))
+                numbers.append(
+                    CsvRow(
+                        "accuracy",
+                        "AIME24 tiers",
+                        s.model,
+                        tier,
+                        means[tier],
+                        *(bounds[tier] or (None, None)),
+                    )
+                )
     rows.sort(key=lambda row: TIERS.index(row[0]))
     return Table(
-        ("tier", "model", "avg@n %", "95 %", "0 … 100 %"), rows, "AIME24 by published difficulty tier.", numbers, frozenset({2, 3})
+        ("tier", "model", "avg@n %", "95 %", "0 … 100 %"),
+        rows,
+        "AIME24 by published difficulty tier.",
+        numbers,
+        frozenset({2, 3}),
     )
 
 
 def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     """Unbiased pass@k over k with bands, where there are at least two samples a problem."""
-    section = Section("pass-at-k", "pass@k", "Chance that at least one of k samples is right (unbiased), with a 95 % band over problems.",
-                      missing="eval results with two or more samples a problem")  # fmt: skip
+    section = Section(
+        "pass-at-k",
+        "pass@k",
+        "Chance that at least one of k samples is right (unbiased), with a 95 % band over"
+        " problems.",
+        missing="eval results with two or more samples a problem",
+    )
     charts, shown = [], []
     for benchmark in inputs.benchmarks:
         series = []
@@ -319,32 +497,69 @@ def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
             if s.num_samples < 2:
                 continue
             ks = sorted({2**i for i in range(s.num_samples.bit_length())} | {s.num_samples})
-            values = {str(k): 100 * pass_at_k(s.num_samples_p, s.num_correct_p, k) for k in ks if k <= s.num_samples}
+            values = {
+                str(k): 100 * pass_at_k(s.num_samples_p, s.num_correct_p, k)
+                for k in ks
+                if k <= s.num_samples
+            }
             bounds = bootstrap_intervals(values, DRAWS, seed)
             points = [(int(k), float(v.mean())) for k, v in values.items()]
             pairs = [None if bounds[k] is None else (bounds[k].low, bounds[k].high) for k in values]
             series.append(Series(s.model, points, styles[s.model], pairs))
             shown.append(s.model)
         if series:
-            charts.append(Chart(benchmark, "k (samples)", "pass@k %", series, x_log=True, y_range=(0, 100), csv_name=f"pass@k {benchmark}"))
+            charts.append(
+                Chart(
+                    benchmark,
+                    "k (samples)",
+                    "pass@k %",
+                    series,
+                    x_log=True,
+                    y_range=(0, 100),
+                    csv_name=f"pass@k {benchmark}",
+                )
+            )
     if charts:
         section.blocks.append(Panels(charts, styles.legend(shown)))
     return section
 
 
 def length_section(inputs: Inputs, styles: Palette) -> Section:
-    """Share of problems answered within a token budget, from lengths alone (a cut answer counts as wrong: a lower bound)."""
-    section = Section("budget", "Accuracy by token budget", missing="token counts in the samples, or budget.json of analyze budget")
+    """Share of problems answered within a token budget, from lengths alone (a cut answer counts as
+    wrong: a lower bound)."""
+    section = Section(
+        "budget",
+        "Accuracy by token budget",
+        missing="token counts in the samples, or budget.json of analyze budget",
+    )
     charts, shown = [], []
     for analysis in inputs.of_kind("budget"):
         result = analysis.result
-        points = [(int(b), 100 * y) for b, y in sorted(result["accuracy"].items(), key=lambda kv: int(kv[0]))]
-        pairs = [tuple(100 * v for v in result["ci95"][str(b)]) if (result.get("ci95") or {}).get(str(b)) else None for b, _ in points]
+        points = [
+            (int(b), 100 * y)
+            for b, y in sorted(result["accuracy"].items(), key=lambda kv: int(kv[0]))
+        ]
+        pairs = [
+            (
+                tuple(100 * v for v in result["ci95"][str(b)])
+                if (result.get("ci95") or {}).get(str(b))
+                else None
+            )
+            for b, _ in points
+        ]
         name = analysis.path.stem
-        note = "cut answers graded again" if result.get("regraded") else "cut answers count as wrong"
+        note = (
+            "cut answers graded again" if result.get("regraded") else "cut answers count as wrong"
+        )
         charts.append(
             Chart(
-                name, "budget (tokens)", "accuracy %", [Series(name, points, styles[name], pairs)], x_log=True, y_range=(0, 100), note=note
+                name,
+                "budget (tokens)",
+                "accuracy %",
+                [Series(name, points, styles[name], pairs)],
+                x_log=True,
+                y_range=(0, 100),
+                note=note,
             )
         )
     for benchmark in inputs.benchmarks:
@@ -380,7 +595,18 @@ def _within_budget(s: SampleSet) -> list[tuple[float, float]]:
     shortest, longest = min(int(x.min()) for x in lengths), max(int(x.max()) for x in lengths)
     budgets = [2**i for i in range(max(0, shortest.bit_length() - 1), longest.bit_length() + 1)]
     correct = [np.array(problem.correct) for problem in s.problems]
-    return [(b, 100 * float(np.mean([(ok & (size <= b)).mean() for ok, size in zip(correct, lengths, strict=True)]))) for b in budgets]
+    return [
+        (
+            b,
+            100
+            * float(
+                np.mean(
+                    [(ok & (size <= b)).mean() for ok, size in zip(correct, lengths, strict=True)]
+                )
+            ),
+        )
+        for b in budgets
+    ]
 
 
 def _span(bounds: Sequence[float] | None, spec: str = ".1f") -> str:

@@ -1,7 +1,9 @@
-"""Charts as inline SVG. Colours and fonts come from the page's CSS (classes s0…s7), so one drawing serves light, dark and print.
+"""Charts as inline SVG. Colours and fonts come from the page's CSS (classes s0…s7), so one drawing
+serves light, dark and print.
 
-Line and scatter charts have a fixed drawing size near a phone's width and are laid out in a grid; strips (one value with its interval) use
-percent coordinates and stretch with their table cell. Everything textual is escaped here.
+Line and scatter charts have a fixed drawing size near a phone's width and are laid out in a grid;
+strips (one value with its interval) use percent coordinates and stretch with their table cell.
+Everything textual is escaped here.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ WIDTH, HEIGHT = 380, 232
 RIGHT, TOP, BOTTOM = 12, 10, 38
 TICK_CHAR_WIDTH = 6.2  # of the 11 px tick labels, which decide the left margin
 NUM_STYLES = 8
-MAX_DRAWN = 400  # points of one line; more are drawn as means of equal runs of steps (the CSV holds all)
+MAX_DRAWN = (
+    400  # points of one line; more are drawn as means of equal runs of steps (the CSV holds all)
+)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) with optional bounds (low, high) a point, and optional labels for the tooltip. `style` picks colour and marker."""
+    """Points (x, y) with optional bounds (low, high) a point, and optional labels for the tooltip.
+    `style` picks colour and marker."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -32,7 +37,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel. `x_log` draws x on a log2 axis; `y_range` fixes the y axis, else it fits the data. `note` goes under the title."""
+    """One panel. `x_log` draws x on a log2 axis; `y_range` fixes the y axis, else it fits the data.
+    `note` goes under the title."""
 
     title: str
     x_label: str
@@ -49,7 +55,9 @@ class Chart:
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round tick values that cover [low, high]."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding: an axis around the value
+    if high - low <= 1e-9 * max(
+        abs(low), abs(high)
+    ):  # equal but for rounding: an axis around the value
         pad = abs(low) * 0.05 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / max(1, count - 1)
@@ -87,7 +95,9 @@ def draw(chart: Chart) -> str:
     """The panel as an <svg> element."""
     series = [_thin(item) for item in chart.series if item.points]
     xs = [x for item in series for x, _ in item.points]
-    ys = [y for item in series for _, y in item.points] + [v for item in series for pair in item.bounds if pair for v in pair]
+    ys = [y for item in series for _, y in item.points] + [
+        v for item in series for pair in item.bounds if pair for v in pair
+    ]
     x_ticks = log_ticks(min(xs), max(xs)) if chart.x_log else nice_ticks(min(xs), max(xs))
     y_ticks = nice_ticks(*(chart.y_range or (min(ys), max(ys))))
     x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (x_ticks[0], x_ticks[-1])
@@ -99,11 +109,19 @@ def draw(chart: Chart) -> str:
     left = max(30.0, 10 + TICK_CHAR_WIDTH * max(map(len, y_labels)))
 
     def px(x: float) -> float:
-        share = math.log(x / x_low) / math.log(x_high / x_low) if chart.x_log and x_high > x_low else (x - x_low) / ((x_high - x_low) or 1)
+        share = (
+            math.log(x / x_low) / math.log(x_high / x_low)
+            if chart.x_log and x_high > x_low
+            else (x - x_low) / ((x_high - x_low) or 1)
+        )
         return left + share * (WIDTH - left - RIGHT)
 
     def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return (
+            HEIGHT
+            - BOTTOM
+            - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        )
 
     label = escape(f"{chart.title}: {chart.y_label} by {chart.x_label}")
     parts = [
@@ -122,16 +140,32 @@ def _axes(chart: Chart, x_ticks: list[float], y_labels: dict[float, str], px, py
     left = max(30.0, 10 + TICK_CHAR_WIDTH * max(map(len, y_labels.values())))
     parts = []
     for y, text in y_labels.items():
-        parts.append(f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
-        parts.append(f'<text class="tick" x="{left - 6:.1f}" y="{py(y) + 3.5:.1f}" text-anchor="end">{text}</text>')
+        parts.append(
+            f'<line class="grid" x1="{left:.1f}" x2="{right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{left - 6:.1f}" y="{py(y) + 3.5:.1f}"'
+            f' text-anchor="end">{text}</text>'
+        )
     for x in x_ticks:
         at = px(x)
         if left - 1 <= at <= right + 1:
-            parts.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-            anchor, text = "end" if at > right - 12 else "middle", _power(x) if chart.x_log else short(x)
-            parts.append(f'<text class="tick" x="{min(at, right):.1f}" y="{bottom + 16}" text-anchor="{anchor}">{text}</text>')
+            parts.append(
+                f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+            )
+            anchor, text = (
+                "end" if at > right - 12 else "middle",
+                _power(x) if chart.x_log else short(x),
+            )
+            parts.append(
+                f'<text class="tick" x="{min(at, right):.1f}" y="{bottom + 16}"'
+                f' text-anchor="{anchor}">{text}</text>'
+            )
     parts.append(f'<line class="axis" x1="{left:.1f}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="label" x="{(left + right) / 2:.1f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(chart.x_label)}</text>')
+    parts.append(
+        f'<text class="label" x="{(left + right) / 2:.1f}" y="{HEIGHT - 4}"'
+        f' text-anchor="middle">{escape(chart.x_label)}</text>'
+    )
     return parts
 
 
@@ -145,10 +179,11 @@ def _bounds_shape(item: Series, px, py) -> str:
         down = " ".join(f"{px(x):.1f},{py(low):.1f}" for (x, _), (low, _) in reversed(pairs))
         return f'<polygon class="band s{item.style % NUM_STYLES}" points="{up} {down}"/>'
     lines = (
-        f'<line class="whisker s{item.style % NUM_STYLES}" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{py(b[0]):.1f}" y2="{py(b[1]):.1f}"/>'
+        f'<line class="whisker s{item.style % NUM_STYLES}" x1="{px(x):.1f}" x2="{px(x):.1f}"'
+        f' y1="{py(b[0]):.1f}" y2="{py(b[1]):.1f}"/>'
         for (x, _), b in pairs
     )
-    return "".join(lines)  # fmt: skip
+    return "".join(lines)
 
 
 def _marks(item: Series, px, py) -> str:
@@ -160,12 +195,16 @@ def _marks(item: Series, px, py) -> str:
     if len(item.points) <= 40 or not item.line:
         for i, (x, y) in enumerate(item.points):
             tip = item.labels[i] if i < len(item.labels) else f"{item.name}: {short(x)}, {y:.4g}"
-            parts.append(f'<g class="mark s{style}">{marker(style, px(x), py(y))}<title>{escape(tip)}</title></g>')
+            parts.append(
+                '<g class="mark'
+                f' s{style}">{marker(style, px(x), py(y))}<title>{escape(tip)}</title></g>'
+            )
     return "".join(parts)
 
 
 def marker(style: int, x: float, y: float, r: float = 3.2) -> str:
-    """Circle, square, diamond, triangle in turn, so that series can be told apart without colour."""
+    """Circle, square, diamond, triangle in turn, so that series can be told apart without
+    colour."""
     kind = style % 4
     if kind == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
@@ -173,8 +212,14 @@ def marker(style: int, x: float, y: float, r: float = 3.2) -> str:
         return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"/>'
     reach = r * 1.35
     if kind == 2:
-        return f'<path d="M{x:.1f} {y - reach:.1f}L{x + reach:.1f} {y:.1f}L{x:.1f} {y + reach:.1f}L{x - reach:.1f} {y:.1f}Z"/>'
-    return f'<path d="M{x:.1f} {y - reach:.1f}L{x + reach:.1f} {y + r:.1f}L{x - reach:.1f} {y + r:.1f}Z"/>'
+        return (
+            f'<path d="M{x:.1f} {y - reach:.1f}L{x + reach:.1f} {y:.1f}L{x:.1f}'
+            f' {y + reach:.1f}L{x - reach:.1f} {y:.1f}Z"/>'
+        )
+    return (
+        f'<path d="M{x:.1f} {y - reach:.1f}L{x + reach:.1f} {y + r:.1f}L{x - reach:.1f}'
+        f' {y + r:.1f}Z"/>'
+    )
 
 
 def _thin(item: Series) -> Series:
@@ -183,38 +228,59 @@ def _thin(item: Series) -> Series:
     if size <= 1 or not item.line:
         return item
     groups = [item.points[i : i + size] for i in range(0, len(item.points), size)]
-    points = [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    points = [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
     return Series(item.name, points, item.style)
 
 
 def legend_key(style: int) -> str:
     """The small swatch of an HTML legend."""
     s = style % NUM_STYLES
-    drawn = f'<line class="line s{s}" x1="1" x2="21" y1="6" y2="6"/><g class="mark s{s}">{marker(s, 11, 6)}</g>'
+    drawn = (
+        f'<line class="line s{s}" x1="1" x2="21" y1="6" y2="6"/><g class="mark'
+        f' s{s}">{marker(s, 11, 6)}</g>'
+    )
     return f'<svg class="key" viewBox="0 0 22 12" aria-hidden="true">{drawn}</svg>'
 
 
-def strip(value: float | None, bounds: Sequence[float] | None, style: int, low: float = 0.0, high: float = 100.0, label: str = "") -> str:
+def strip(
+    value: float | None,
+    bounds: Sequence[float] | None,
+    style: int,
+    low: float = 0.0,
+    high: float = 100.0,
+    label: str = "",
+) -> str:
     """A value with its interval on the scale [low, high], as wide as its cell."""
 
     def at(x: float) -> str:
         return f"{1 + 98 * (min(max(x, low), high) - low) / (high - low):.2f}%"
 
     s = style % NUM_STYLES
-    parts = [f'<svg class="strip" role="img" aria-label="{escape(label)}"><line class="axis" x1="1%" x2="99%" y1="50%" y2="50%"/>']
+    parts = [
+        f'<svg class="strip" role="img" aria-label="{escape(label)}"><line class="axis" x1="1%"'
+        ' x2="99%" y1="50%" y2="50%"/>'
+    ]
     parts += [
-        f'<line class="grid" x1="{at(low + q * (high - low))}" x2="{at(low + q * (high - low))}" y1="15%" y2="85%"/>'
+        f'<line class="grid" x1="{at(low + q * (high - low))}" x2="{at(low + q * (high - low))}"'
+        ' y1="15%" y2="85%"/>'
         for q in (0, 0.25, 0.5, 0.75, 1)
     ]
     if bounds:
-        parts.append(f'<line class="whisker s{s}" x1="{at(bounds[0])}" x2="{at(bounds[1])}" y1="50%" y2="50%"/>')
+        parts.append(
+            f'<line class="whisker s{s}" x1="{at(bounds[0])}" x2="{at(bounds[1])}" y1="50%"'
+            ' y2="50%"/>'
+        )
     if value is not None:
         parts.append(f'<g class="mark s{s}"><circle cx="{at(value)}" cy="50%" r="4.5"/></g>')
     return "".join(parts) + f"<title>{escape(label)}</title></svg>"
 
 
 def signed_log(x: float) -> float:
-    """sign(x)·log10(1 + |x|): the axis of transferability plots, where values run from −1000 to 1000 %."""
+    """sign(x)·log10(1 + |x|): the axis of transferability plots, where values run from −1000 to
+    1000 %."""
     return math.copysign(math.log10(1 + abs(x)), x)
 
 
@@ -224,8 +290,14 @@ def bar(value: float | None, reach: float, style: int, label: str = "") -> str:
     for tick in (-1000, -100, -10, 0, 10, 100, 1000):
         if abs(tick) <= reach:
             at = 50 + 48 * signed_log(tick) / signed_log(reach)
-            parts.append(f'<line class="{"axis" if tick == 0 else "grid"}" x1="{at:.2f}%" x2="{at:.2f}%" y1="5%" y2="95%"/>')
+            parts.append(
+                f'<line class="{"axis" if tick == 0 else "grid"}" x1="{at:.2f}%" x2="{at:.2f}%"'
+                ' y1="5%" y2="95%"/>'
+            )
     if value is not None:
         end = 50 + 48 * signed_log(value) / signed_log(reach)
-        parts.append(f'<rect class="bar s{style % NUM_STYLES}" x="{min(50, end):.2f}%" width="{abs(end - 50):.2f}%" y="22%" height="56%"/>')
+        parts.append(
+            f'<rect class="bar s{style % NUM_STYLES}" x="{min(50, end):.2f}%"'
+            f' width="{abs(end - 50):.2f}%" y="22%" height="56%"/>'
+        )
     return "".join(parts) + f"<title>{escape(label)}</title></svg>"

@@ -1,7 +1,9 @@
-"""`report`: collects the folders, builds the sections, writes the page and the CSV with every number beside it.
+"""`report`: collects the folders, builds the sections, writes the page and the CSV with every
+number beside it.
 
-The page is one file: styles, script and drawings are inside, a content security policy forbids everything else (its own script runs by
-hash), so that text of a model can neither run nor load anything.
+The page is one file: styles, script and drawings are inside, a content security policy forbids
+everything else (its own script runs by hash), so that text of a model can neither run nor load
+anything.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def build_sections(inputs: Inputs, config: ReportConfig) -> list[Section]:
         *finding_sections(inputs),
         rollout_section(inputs, config.max_rollouts, config.max_chars, config.seed),
     ]
-    absent = [f"{section.title}: needs {section.missing}." for section in sections if not section.blocks]
+    absent = [
+        f"{section.title}: needs {section.missing}." for section in sections if not section.blocks
+    ]
     notes = Section("notes", "Notes")
     if inputs.notes:
         notes.blocks.append(Prose(list(dict.fromkeys(inputs.notes)), as_list=True))
@@ -63,18 +67,33 @@ def render(sections: list[Section], title: str, subtitle: str, footer: str) -> s
     import jinja2
 
     folder = Path(__file__).parent / "page"
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals["key"] = legend_key
     page = environment.get_template("page.html.jinja")
-    values = {"title": title, "subtitle": subtitle, "footer": footer, "sections": sections, "style": style, "script": script}
+    values = {
+        "title": title,
+        "subtitle": subtitle,
+        "footer": footer,
+        "sections": sections,
+        "style": style,
+        "script": script,
+    }
     return page.render(**values, style_hash=_csp_hash(style), script_hash=_csp_hash(script))
 
 
 def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode(
+        "ascii"
+    )
 
 
 def csv_text(value: str) -> str:
@@ -110,14 +129,20 @@ def run_report(config: ReportConfig) -> None:
     """The verb `report`."""
     out = Path(config.out)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"out {config.out}: should end in .html; fix: --out report.html (the numbers go to report.csv)")
+        raise ConfigError(
+            f"out {config.out}: should end in .html; fix: --out report.html (the numbers go to"
+            " report.csv)"
+        )
     inputs = collect(config.run_dirs)
     sections = build_sections(inputs, config)
     names = [Path(folder).resolve().name for folder in inputs.folders]
     title = visible(config.title or "Report: " + ", ".join(dict.fromkeys(names)), 300)
     subtitle = f"from {', '.join(visible(folder, 200) for folder in inputs.folders)}"
     numbers = out.with_suffix(".csv")
-    footer = f"megaladder {__version__}. Every number of this page is in {numbers.name} beside it. This file loads nothing from elsewhere."
+    footer = (
+        f"megaladder {__version__}. Every number of this page is in {numbers.name} beside it. This"
+        " file loads nothing from elsewhere."
+    )
     html = render(sections, title, subtitle, footer)
     atomic_write(numbers, csv_file(row for section in sections for row in section.csv()))
     atomic_write(out, html.encode("utf-8", "replace"))

@@ -1,8 +1,10 @@
-"""The reasoning ladder (Sun et al., arXiv 2504.11741): accuracy by difficulty tier from stored samples, potential against stability, and
-accuracy against the training set's size, length, style and similarity.
+"""The reasoning ladder (Sun et al., arXiv 2504.11741): accuracy by difficulty tier from stored
+samples, potential against stability, and accuracy against the training set's size, length, style
+and similarity.
 
-avg@n = mean over problems of the mean over samples; cov@n = share of problems with any correct sample (prefix coverage over all n).
-potential − stability: cov@n − avg@n is what better aggregation could still gain; avg@n / cov@n is how reliably the solvable are solved.
+avg@n = mean over problems of the mean over samples; cov@n = share of problems with any correct
+sample (prefix coverage over all n). potential − stability: cov@n − avg@n is what better aggregation
+could still gain; avg@n / cov@n is how reliably the solvable are solved.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ def tier_means(samples: SampleSet, table: TierTable | None) -> dict[str, float |
         tier = table.tier_of(problem) if table else None
         if tier is not None:
             members[tier].append(float(accuracy))
-    out: dict[str, float | None] = {tier: 100 * float(np.mean(values)) if values else None for tier, values in members.items()}
+    out: dict[str, float | None] = {
+        tier: 100 * float(np.mean(values)) if values else None for tier, values in members.items()
+    }
     out["avg@n"] = 100 * float(samples.accuracy_p.mean())
     out["cov@n"] = 100 * float(samples.covered_p.mean())
     return out
 
 
-def intervals(samples: SampleSet, table: TierTable | None, draws: int, seed: int) -> dict[str, list[float] | None]:
+def intervals(
+    samples: SampleSet, table: TierTable | None, draws: int, seed: int
+) -> dict[str, list[float] | None]:
     """95 % intervals of `tier_means`, in %, problems resampled inside each tier."""
     values: dict[str, list[float]] = {tier: [] for tier in TIERS}
     for problem, accuracy in zip(samples.problems, samples.accuracy_p, strict=True):
@@ -43,11 +49,14 @@ def intervals(samples: SampleSet, table: TierTable | None, draws: int, seed: int
         if tier is not None:
             values[tier].append(accuracy)
     columns = {**values, "avg@n": samples.accuracy_p, "cov@n": samples.covered_p}
-    return mean_intervals({name: 100 * np.asarray(column) for name, column in columns.items()}, draws, seed)
+    return mean_intervals(
+        {name: 100 * np.asarray(column) for name, column in columns.items()}, draws, seed
+    )
 
 
 def potential(samples: SampleSet) -> dict[str, Any]:
-    """n, number of problems, the gap cov@n − avg@n in points, and stability avg@n / cov@n in [0, 1]."""
+    """n, number of problems, the gap cov@n − avg@n in points, and stability avg@n / cov@n in [0,
+    1]."""
     average, coverage = float(samples.accuracy_p.mean()), float(samples.covered_p.mean())
     lengths = samples.mean_tokens_p
     return {
@@ -59,39 +68,68 @@ def potential(samples: SampleSet) -> dict[str, Any]:
     }
 
 
-def choose_tiers(config: LadderConfig, sets: Mapping[str, SampleSet], warnings: Warnings) -> TierTable | None:
-    """The published AIME24 table, one built from accuracies (--tier-base, --tier-sft), or none for other benchmarks."""
+def choose_tiers(
+    config: LadderConfig, sets: Mapping[str, SampleSet], warnings: Warnings
+) -> TierTable | None:
+    """The published AIME24 table, one built from accuracies (--tier-base, --tier-sft), or none for
+    other benchmarks."""
     if config.tier_base is None:
         if config.benchmark.split("_")[0] == "aime24":
             return published_aime24()
-        warnings.add(f"no published tiers for {config.benchmark}, so tiers are null; build them with --tier-base MODEL --tier-sft MODEL,…")
+        warnings.add(
+            f"no published tiers for {config.benchmark}, so tiers are null; build them with"
+            " --tier-base MODEL --tier-sft MODEL,…"
+        )
         return None
     for name in (config.tier_base, *config.tier_sft):
         if name not in sets:
-            raise DataError(f"{config.results}: no model named {name!r}; found {', '.join(sets)[:300]}; fix: --tier-base, --tier-sft")
-    accuracy = {name: dict(zip((p.id for p in s.problems), s.accuracy_p, strict=True)) for name, s in sets.items()}
+            raise DataError(
+                f"{config.results}: no model named {name!r}; found {', '.join(sets)[:300]}; fix:"
+                " --tier-base, --tier-sft"
+            )
+    accuracy = {
+        name: dict(zip((p.id for p in s.problems), s.accuracy_p, strict=True))
+        for name, s in sets.items()
+    }
     for name, values in accuracy.items():
         if values.keys() != accuracy[config.tier_base].keys():
             raise DataError(
-                f"{name} and {config.tier_base} hold different problems of {config.benchmark}; fix: evaluate both on all of them"
+                f"{name} and {config.tier_base} hold different problems of {config.benchmark}; fix:"
+                " evaluate both on all of them"
             )
     return constructed(accuracy, config.tier_base, config.tier_sft)
 
 
 def check_coverage(name: str, samples: SampleSet, table: TierTable, warnings: Warnings) -> None:
-    """Warns of problems without a tier, of missing problems, and where the gold answer stood in for the id."""
+    """Warns of problems without a tier, of missing problems, and where the gold answer stood in for
+    the id."""
     without = [problem.id for problem in samples.problems if table.tier_of(problem) is None]
     if without:
-        warnings.add(f"{name}: {len(without)} of {len(samples.problems)} problems have no tier (ids {', '.join(without[:5])}, …)")
+        warnings.add(
+            f"{name}: {len(without)} of {len(samples.problems)} problems have no tier (ids"
+            f" {', '.join(without[:5])}, …)"
+        )
     if len(samples.problems) - len(without) < len(table.by_id):
-        warnings.add(f"{name}: {len(samples.problems) - len(without)} of {len(table.by_id)} tiered problems are there")
-    by_gold = sum(problem.id not in table.by_id and table.tier_of(problem) is not None for problem in samples.problems)
+        warnings.add(
+            f"{name}: {len(samples.problems) - len(without)} of {len(table.by_id)} tiered problems"
+            " are there"
+        )
+    by_gold = sum(
+        problem.id not in table.by_id and table.tier_of(problem) is not None
+        for problem in samples.problems
+    )
     if by_gold:
-        warnings.add(f"{name}: {by_gold} problems have other ids than the published ones; their gold answer gave the tier")
+        warnings.add(
+            f"{name}: {by_gold} problems have other ids than the published ones; their gold answer"
+            " gave the tier"
+        )
 
 
-def read_factors(path: str, models: Mapping[str, Any], warnings: Warnings) -> dict[str, dict[str, Any]]:
-    """Model → {size, length, style, similarity, category} of its training set, for the models that have results."""
+def read_factors(
+    path: str, models: Mapping[str, Any], warnings: Warnings
+) -> dict[str, dict[str, Any]]:
+    """Model → {size, length, style, similarity, category} of its training set, for the models that
+    have results."""
     out: dict[str, dict[str, Any]] = {}
     for row in read_csv(path, ("model",)):
         name = row.text("model")
@@ -104,21 +142,35 @@ def read_factors(path: str, models: Mapping[str, Any], warnings: Warnings) -> di
         if row.cells.get("size"):
             out[name]["size"] = row.number("size", low=1)
     if not out:
-        raise DataError(f"{path}: none of its models has results; fix: the names in the column 'model'")
+        raise DataError(
+            f"{path}: none of its models has results; fix: the names in the column 'model'"
+        )
     return out
 
 
-def by_factor(models: Mapping[str, Mapping[str, float | None]], factors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Per metric: fit of accuracy (%) on log10(size) with slope per tenfold data, R², Spearman; mean accuracy of each factor's levels."""
+def by_factor(
+    models: Mapping[str, Mapping[str, float | None]], factors: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Per metric: fit of accuracy (%) on log10(size) with slope per tenfold data, R², Spearman;
+    mean accuracy of each factor's levels."""
     out: dict[str, Any] = {}
     for metric in (*TIERS, "avg@n"):
-        sized = [(f["size"], models[name][metric]) for name, f in factors.items() if "size" in f and models[name][metric] is not None]
+        sized = [
+            (f["size"], models[name][metric])
+            for name, f in factors.items()
+            if "size" in f and models[name][metric] is not None
+        ]
         levels: dict[str, dict[str, list[float]]] = {}
         for name, found in factors.items():
             for factor in FACTORS:
                 if factor in found and models[name][metric] is not None:
-                    levels.setdefault(factor, {}).setdefault(found[factor], []).append(models[name][metric])
-        means = {factor: {level: float(np.mean(values)) for level, values in groups.items()} for factor, groups in levels.items()}
+                    levels.setdefault(factor, {}).setdefault(found[factor], []).append(
+                        models[name][metric]
+                    )
+        means = {
+            factor: {level: float(np.mean(values)) for level, values in groups.items()}
+            for factor, groups in levels.items()
+        }
         out[metric] = {"log_size": _log_fit(sized), **means}
     return out
 
@@ -143,7 +195,10 @@ def run_ladder(config: LadderConfig) -> None:
     """The verb `analyze ladder`: JSON, and a TSV on stdout."""
     warnings = Warnings()
     files = sample_files_of(config.results, config.benchmark, warnings)
-    sets = {name: read_samples(path, name, config.benchmark, warnings) for name, path in sorted(files.items())}
+    sets = {
+        name: read_samples(path, name, config.benchmark, warnings)
+        for name, path in sorted(files.items())
+    }
     table = choose_tiers(config, sets, warnings)
     out: dict[str, Any] = {"models": {}, "ci95": {}, "potential": {}, "benchmark": config.benchmark}
     for name, samples in sets.items():
@@ -153,9 +208,13 @@ def run_ladder(config: LadderConfig) -> None:
         out["ci95"][name] = intervals(samples, table, config.draws, config.seed)
         out["potential"][name] = potential(samples)
     if len({found["n"] for found in out["potential"].values()}) > 1:
-        warnings.add("models have different numbers of samples: cov@n grows with n, so compare avg@n only")
+        warnings.add(
+            "models have different numbers of samples: cov@n grows with n, so compare avg@n only"
+        )
     if config.tier_base and table:
-        out["tiers"] = {tier: [key for key, found in table.by_id.items() if found == tier] for tier in TIERS}
+        out["tiers"] = {
+            tier: [key for key, found in table.by_id.items() if found == tier] for tier in TIERS
+        }
     if config.factors:
         out["factors"] = by_factor(out["models"], read_factors(config.factors, sets, warnings))
     out["warnings"] = warnings.list()
@@ -164,4 +223,13 @@ def run_ladder(config: LadderConfig) -> None:
     print("\t".join(("model", *columns, "n", "problems")))
     for name, means in out["models"].items():
         cells = ["" if means[column] is None else f"{means[column]:.1f}" for column in columns]
-        print("\t".join((printable(name), *cells, str(out["potential"][name]["n"]), str(out["potential"][name]["num_problems"]))))
+        print(
+            "\t".join(
+                (
+                    printable(name),
+                    *cells,
+                    str(out["potential"][name]["n"]),
+                    str(out["potential"][name]["num_problems"]),
+                )
+            )
+        )

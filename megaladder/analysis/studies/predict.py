@@ -1,8 +1,11 @@
-"""Which SFT-time metric predicts the score after RL (Kang et al., "Quagmires", arXiv 2510.01624), and which runs to take into RL.
+"""Which SFT-time metric predicts the score after RL (Kang et al., "Quagmires", arXiv 2510.01624),
+and which runs to take into RL.
 
-Predictor: post-RL score ≈ α·metric + β, fitted on a calibration part of the runs, judged on the rest by R² = 1 − SS_res/SS_tot, over
-repeated seeded splits. "both" averages the predictors' predictions. Spearman is over all runs (for "both": of the average of fits on all
-runs, which sees the target). R² of one split has no lower bound, so means over splits of few runs can be far below 0: that is the finding.
+Predictor: post-RL score ≈ α·metric + β, fitted on a calibration part of the runs, judged on the
+rest by R² = 1 − SS_res/SS_tot, over repeated seeded splits. "both" averages the predictors'
+predictions. Spearman is over all runs (for "both": of the average of fits on all runs, which sees
+the target). R² of one split has no lower bound, so means over splits of few runs can be far below
+0: that is the finding.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ CHUNK_SPLITS = 4096
 
 @dataclass(frozen=True)
 class Runs:
-    """R runs: `values[metric]` float64 [R] in the good direction, `target` float64 [R] (NaN = a candidate without a score yet)."""
+    """R runs: `values[metric]` float64 [R] in the good direction, `target` float64 [R] (NaN = a
+    candidate without a score yet)."""
 
     names: tuple[str, ...]
     target: np.ndarray
@@ -45,7 +49,8 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """How well one metric (or "both") predicts. `r2_*` are over `num_splits` splits in which R² has a value."""
+    """How well one metric (or "both") predicts. `r2_*` are over `num_splits` splits in which R² has
+    a value."""
 
     spearman: float | None
     ci95: list[float] | None
@@ -56,16 +61,21 @@ class Predictor:
 
 
 def calibration_size(calibration: float, num_runs: int) -> int:
-    """Runs in the calibration part: a share (rounded half up) or a number; at least 2, and at least 2 are left to judge by."""
+    """Runs in the calibration part: a share (rounded half up) or a number; at least 2, and at least
+    2 are left to judge by."""
     size = int(calibration) if calibration >= 2 else math.floor(calibration * num_runs + 0.5)
     return max(2, min(size, num_runs - 2))
 
 
 def splits(num_runs: int, size: int, max_splits: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks int64 [b, R] of run orders whose first `size` entries are the calibration part: all splits, or `max_splits` random ones."""
+    """Chunks int64 [b, R] of run orders whose first `size` entries are the calibration part: all
+    splits, or `max_splits` random ones."""
     if math.comb(num_runs, size) <= max_splits:
         everything = set(range(num_runs))
-        orders = [list(part) + sorted(everything - set(part)) for part in combinations(range(num_runs), size)]
+        orders = [
+            list(part) + sorted(everything - set(part))
+            for part in combinations(range(num_runs), size)
+        ]
         yield np.array(orders)
         return
     rng = np.random.default_rng(seed)
@@ -74,8 +84,11 @@ def splits(num_runs: int, size: int, max_splits: int, seed: int) -> Iterator[np.
         yield rng.permuted(np.tile(np.arange(num_runs), (count, 1)), axis=1)
 
 
-def held_out_r2(values: list[np.ndarray], target: np.ndarray, calibration: float, max_splits: int, seed: int) -> np.ndarray:
-    """R² of each split, float64 [≤ max_splits], of the metrics' [R] mean prediction. Splits with equal held-out targets drop out."""
+def held_out_r2(
+    values: list[np.ndarray], target: np.ndarray, calibration: float, max_splits: int, seed: int
+) -> np.ndarray:
+    """R² of each split, float64 [≤ max_splits], of the metrics' [R] mean prediction. Splits with
+    equal held-out targets drop out."""
     size = calibration_size(calibration, len(target))
     if len(target) < size + 2:
         return np.empty(0)
@@ -94,7 +107,8 @@ def held_out_r2(values: list[np.ndarray], target: np.ndarray, calibration: float
 
 
 def forecast(values: list[np.ndarray], target: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Mean prediction of the metrics' fits on all runs with a target, float64 [R]; NaN below two such runs."""
+    """Mean prediction of the metrics' fits on all runs with a target, float64 [R]; NaN below two
+    such runs."""
     if known.sum() < 2:
         return np.full(len(target), np.nan)
     predicted = np.zeros(len(target))
@@ -109,7 +123,9 @@ def judge(values: list[np.ndarray], runs: Runs, config: PredictConfig) -> Predic
     known, target = runs.known, runs.target[runs.known]
     score = values[0] if len(values) == 1 else forecast(values, runs.target, known)
     rho = spearman(score[known], target)
-    r2 = held_out_r2([x[known] for x in values], target, config.calibration, config.splits, config.seed)
+    r2 = held_out_r2(
+        [x[known] for x in values], target, config.calibration, config.splits, config.seed
+    )
     some = len(r2) > 0
     return Predictor(
         spearman=rho,
@@ -121,53 +137,82 @@ def judge(values: list[np.ndarray], runs: Runs, config: PredictConfig) -> Predic
     )
 
 
-def overfit_flags(series: list[str], order: list[float], score: list[float], loss: list[float]) -> list[bool]:
-    """Flags a run whose held-out loss is above that of the run before it in its series while its SFT score is not below that run's.
+def overfit_flags(
+    series: list[str], order: list[float], score: list[float], loss: list[float]
+) -> list[bool]:
+    """Flags a run whose held-out loss is above that of the run before it in its series while its
+    SFT score is not below that run's.
 
     More training then fits the score without generalising (first stage of the paper's selection).
     """
     flags = [False] * len(series)
     for name in set(series):
-        members = sorted((i for i in range(len(series)) if series[i] == name), key=lambda i: order[i])
+        members = sorted(
+            (i for i in range(len(series)) if series[i] == name), key=lambda i: order[i]
+        )
         for before, after in pairwise(members):
             flags[after] = loss[after] > loss[before] and score[after] >= score[before]
     return flags
 
 
 def select(runs: Runs, score: np.ndarray, flagged: list[bool]) -> list[str]:
-    """Second stage: survivors, best first. Candidates (no target) if there are any, else all runs; ties keep the file's order."""
+    """Second stage: survivors, best first. Candidates (no target) if there are any, else all runs;
+    ties keep the file's order."""
     candidates = ~runs.known if (~runs.known).any() else np.ones(len(runs.names), dtype=bool)
-    chosen = [i for i in range(len(runs.names)) if candidates[i] and not flagged[i] and np.isfinite(score[i])]
+    chosen = [
+        i
+        for i in range(len(runs.names))
+        if candidates[i] and not flagged[i] and np.isfinite(score[i])
+    ]
     return [runs.names[i] for i in sorted(chosen, key=lambda i: -score[i])]
 
 
 def read_runs(config: PredictConfig, warnings: Warnings) -> tuple[Runs, list[Row]]:
     """The CSV as arrays; metrics of --lower-is-better are negated."""
     missing = [name for name in config.metrics if PASS_AT.fullmatch(name)] if config.samples else []
-    rows = read_csv(config.runs, (config.target, *(name for name in config.metrics if name not in missing)))
+    rows = read_csv(
+        config.runs, (config.target, *(name for name in config.metrics if name not in missing))
+    )
     computed = [name for name in missing if name not in rows[0].cells]
     label = next((name for name in LABELS if name in rows[0].cells), None)
     names = tuple(row.text(label) if label else f"row {i}" for i, row in enumerate(rows, start=1))
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:
-        raise DataError(f"{config.runs}: two runs are named {doubled!r} (column '{label}'); fix: give each run its own name")
+        raise DataError(
+            f"{config.runs}: two runs are named {doubled!r} (column '{label}'); fix: give each run"
+            " its own name"
+        )
     target = [row.number_or_none(config.target) for row in rows]
     values = {
-        name: np.array([row.number(name) for row in rows]) * (-1.0 if name in config.lower_is_better else 1.0)
+        name: (
+            np.array([row.number(name) for row in rows])
+            * (-1.0 if name in config.lower_is_better else 1.0)
+        )
         for name in config.metrics
         if name not in computed
     }
     if computed:
         values |= metrics_from_samples(config.samples, names, computed, warnings)
     if all(value is None for value in target):
-        raise DataError(f"{config.runs}: column '{config.target}' is blank in every row; fix: fill in the runs that went through RL")
-    return Runs(
-        names, np.array([np.nan if value is None else value for value in target]), {name: values[name] for name in config.metrics}
-    ), rows
+        raise DataError(
+            f"{config.runs}: column '{config.target}' is blank in every row; fix: fill in the runs"
+            " that went through RL"
+        )
+    return (
+        Runs(
+            names,
+            np.array([np.nan if value is None else value for value in target]),
+            {name: values[name] for name in config.metrics},
+        ),
+        rows,
+    )
 
 
-def metrics_from_samples(root: str | None, names: tuple[str, ...], metrics: list[str], warnings: Warnings) -> dict[str, np.ndarray]:
-    """pass@K and avg@n in % of each run from `<root>/<run>.jsonl` or its one sample file below `<root>/<run>/`; one in memory at a time."""
+def metrics_from_samples(
+    root: str | None, names: tuple[str, ...], metrics: list[str], warnings: Warnings
+) -> dict[str, np.ndarray]:
+    """pass@K and avg@n in % of each run from `<root>/<run>.jsonl` or its one sample file below
+    `<root>/<run>/`; one in memory at a time."""
     assert root is not None
     files = {file.model: file.path for file in find_sample_files(root, warnings)}
     out = {name: np.empty(len(names)) for name in metrics}
@@ -175,26 +220,39 @@ def metrics_from_samples(root: str | None, names: tuple[str, ...], metrics: list
         single = Path(root) / f"{name}.jsonl"
         path = single if single.is_file() else files.get(name)
         if path is None:
-            raise DataError(f"{root}: no samples of run {name!r}; fix: add {single}, or {Path(root) / name}/samples_….jsonl")
+            raise DataError(
+                f"{root}: no samples of run {name!r}; fix: add {single}, or"
+                f" {Path(root) / name}/samples_….jsonl"
+            )
         samples = read_samples(path, name, "", warnings)
         for metric in metrics:
             kind, k = PASS_AT.fullmatch(metric).groups()  # type: ignore[union-attr]
             if kind.lower() == "avg":
                 out[metric][r] = 100 * float(samples.accuracy_p.mean())
             elif k == "n" or int(k) > samples.num_samples or int(k) < 1:
-                raise DataError(f"{path}: {metric} needs a k from 1 to its {samples.num_samples} samples; fix: --metrics")
+                raise DataError(
+                    f"{path}: {metric} needs a k from 1 to its {samples.num_samples} samples; fix:"
+                    " --metrics"
+                )
             else:
-                out[metric][r] = 100 * float(pass_at_k(samples.num_samples_p, samples.num_correct_p, int(k)).mean())
+                out[metric][r] = 100 * float(
+                    pass_at_k(samples.num_samples_p, samples.num_correct_p, int(k)).mean()
+                )
     return out
 
 
 def correlation_by_k(rows: list[Row], runs: Runs) -> dict[str, float | None]:
-    """Spearman with the target for each numeric column named pass@K (and pass@K metrics), by growing K."""
+    """Spearman with the target for each numeric column named pass@K (and pass@K metrics), by
+    growing K."""
     columns = dict(runs.values)
     for name in rows[0].cells:
         if PASS_AT.fullmatch(name) and name not in columns and all(row.cells[name] for row in rows):
             columns[name] = np.array([row.number(name) for row in rows])
-    by_k = {int(name[5:]): x for name, x in columns.items() if re.fullmatch(r"pass@\d+", name, re.IGNORECASE)}
+    by_k = {
+        int(name[5:]): x
+        for name, x in columns.items()
+        if re.fullmatch(r"pass@\d+", name, re.IGNORECASE)
+    }
     return {str(k): spearman(by_k[k][runs.known], runs.target[runs.known]) for k in sorted(by_k)}
 
 
@@ -207,7 +265,8 @@ def find_overfit(config: PredictConfig, rows: list[Row]) -> list[bool]:
     missing = [name for name in needed if name not in rows[0].cells]
     if missing:
         raise DataError(
-            f"{config.runs}:1: no column {', '.join(missing)} for the over-fit flag; found {', '.join(rows[0].cells)}; fix: the names"
+            f"{config.runs}:1: no column {', '.join(missing)} for the over-fit flag; found"
+            f" {', '.join(rows[0].cells)}; fix: the names"
         )
     numbers = [[row.number(name) for row in rows] for name in needed[1:]]
     return overfit_flags([row.text(config.series) for row in rows], *numbers)
@@ -225,9 +284,14 @@ def run_predict(config: PredictConfig) -> None:
     scores = {**runs.values, "both": forecast(list(runs.values.values()), runs.target, runs.known)}
     rank_by = config.rank_by or (config.metrics[0] if len(config.metrics) == 1 else "both")
     if rank_by not in scores:
-        raise DataError(f"--rank-by {rank_by}: is none of {', '.join(scores)}; fix: name a metric, or both")
+        raise DataError(
+            f"--rank-by {rank_by}: is none of {', '.join(scores)}; fix: name a metric, or both"
+        )
     out = {
-        "metrics": {name: {"spearman": p.spearman, "r2_mean": p.r2_mean, "r2_std": p.r2_std} for name, p in found.items()},
+        "metrics": {
+            name: {"spearman": p.spearman, "r2_mean": p.r2_mean, "r2_std": p.r2_std}
+            for name, p in found.items()
+        },
         "select": select(runs, scores[rank_by], flagged),
         "ci95": {name: p.ci95 for name, p in found.items()},
         "r2_median": {name: p.r2_median for name, p in found.items()},
@@ -241,7 +305,10 @@ def run_predict(config: PredictConfig) -> None:
         "warnings": warnings.list(),
     }
     write_result(config.json_path, out)
-    table = [[name, p.spearman, _bounds(p.ci95), p.r2_mean, p.r2_std, p.num_splits] for name, p in found.items()]
+    table = [
+        [name, p.spearman, _bounds(p.ci95), p.r2_mean, p.r2_std, p.num_splits]
+        for name, p in found.items()
+    ]
     print(f"predicting {config.target} from {out['num_runs']} runs")
     print(format_columns(("metric", "Spearman", "95 %", "R² mean", "R² std", "splits"), table))
     if out["overfit"]:
@@ -249,30 +316,53 @@ def run_predict(config: PredictConfig) -> None:
     print("take into RL, best first: " + ", ".join(out["select"][:10]))
 
 
-def warn_of_gaps(found: dict[str, Predictor], runs: Runs, config: PredictConfig, warnings: Warnings) -> None:
+def warn_of_gaps(
+    found: dict[str, Predictor], runs: Runs, config: PredictConfig, warnings: Warnings
+) -> None:
     """One warning for each null."""
     known = int(runs.known.sum())
-    wanted = config.calibration if config.calibration >= 2 else math.floor(config.calibration * known + 0.5)
+    wanted = (
+        config.calibration
+        if config.calibration >= 2
+        else math.floor(config.calibration * known + 0.5)
+    )
     if known >= 4 and calibration_size(config.calibration, known) != wanted:
         warnings.add(
-            f"calibration uses {calibration_size(config.calibration, known)} of {known} runs: two must be there to fit, two to judge by"
+            f"calibration uses {calibration_size(config.calibration, known)} of {known} runs: two"
+            " must be there to fit, two to judge by"
         )
     if known < len(runs.names):
-        warnings.add(f"{len(runs.names) - known} of {len(runs.names)} runs have no target: they are candidates, not used in any fit")
+        warnings.add(
+            f"{len(runs.names) - known} of {len(runs.names)} runs have no target: they are"
+            " candidates, not used in any fit"
+        )
     for name, predictor in found.items():
         if predictor.spearman is None:
-            warnings.add(f"{name}: Spearman is null ({'one run' if known < 2 else 'a constant column'})")
+            warnings.add(
+                f"{name}: Spearman is null ({'one run' if known < 2 else 'a constant column'})"
+            )
         if predictor.r2_mean is None:
-            warnings.add(f"{name}: R² is null, it needs two runs to fit and two different ones to judge by; {known} have a target")
+            warnings.add(
+                f"{name}: R² is null, it needs two runs to fit and two different ones to judge by;"
+                f" {known} have a target"
+            )
         if predictor.ci95 is None and predictor.spearman is not None:
-            warnings.add(f"{name}: Spearman has no interval ({'a perfect rank order' if known >= 5 else f'{known} runs'})")
+            warnings.add(
+                f"{name}: Spearman has no interval"
+                f" ({'a perfect rank order' if known >= 5 else f'{known} runs'})"
+            )
 
 
 def _points(runs: Runs, predicted: np.ndarray, config: PredictConfig) -> list[dict[str, Any]]:
     """Rows of the scatter in the report: metrics as in the CSV, target, forecast."""
     sign = {name: -1.0 if name in config.lower_is_better else 1.0 for name in runs.values}
     return [
-        {"run": name, "target": runs.target[i], "forecast": predicted[i], **{m: sign[m] * x[i] for m, x in runs.values.items()}}
+        {
+            "run": name,
+            "target": runs.target[i],
+            "forecast": predicted[i],
+            **{m: sign[m] * x[i] for m, x in runs.values.items()},
+        }
         for i, name in enumerate(runs.names)
     ]
 

@@ -1,9 +1,10 @@
-"""Dip and recovery of scores over checkpoints (Ren et al., arXiv 2604.06628), and which checkpoint to keep.
+"""Dip and recovery of scores over checkpoints (Ren et al., arXiv 2604.06628), and which checkpoint
+to keep.
 
-With base = score at step 0, low = the lowest later score, last = the final one, and a tolerance in points:
-monotone = low is not below base by more than the tolerance; else the curve dips, and
-dip-and-recovery = last is back at base (within the tolerance), weak-recovery = last regained more than the tolerance but stays below base,
-degrading = last regained no more than the tolerance.
+With base = score at step 0, low = the lowest later score, last = the final one, and a tolerance in
+points: monotone = low is not below base by more than the tolerance; else the curve dips, and
+dip-and-recovery = last is back at base (within the tolerance), weak-recovery = last regained more
+than the tolerance but stays below base, degrading = last regained no more than the tolerance.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """`dip` = base − lowest score after it (0 when none is below), `recovery` = last − lowest, both in points; None for monotone curves."""
+    """`dip` = base − lowest score after it (0 when none is below), `recovery` = last − lowest, both
+    in points; None for monotone curves."""
 
     kind: str
     dip_step: int | None
@@ -51,9 +53,16 @@ def classify(points: list[Point], tolerance: float) -> Trajectory:
 
 
 def keep_step(curves: list[list[Point]]) -> int | None:
-    """The step with the highest mean score over a model's benchmarks, among steps that all of them have; ties go to the earlier."""
+    """The step with the highest mean score over a model's benchmarks, among steps that all of them
+    have; ties go to the earlier."""
     common = sorted(set.intersection(*({point.step for point in points} for points in curves)))
-    means = {step: sum(point.score for points in curves for point in points if point.step == step) / len(curves) for step in common}
+    means = {
+        step: (
+            sum(point.score for points in curves for point in points if point.step == step)
+            / len(curves)
+        )
+        for step in common
+    }
     return max(common, key=lambda step: (means[step], -step)) if common else None
 
 
@@ -64,13 +73,23 @@ def read_curves(path: str) -> dict[tuple[str, str], list[Point]]:
         key, step = (row.text("model"), row.text("benchmark")), row.integer("step")
         curve = curves.setdefault(key, {})
         if step in curve:
-            raise DataError(f"{row.where}: {key[0]}/{key[1]} already has step {step}; fix: keep one of the rows")
-        curve[step] = Point(step, row.number("score", 0, 100, "percent"), row.number_or_none("length", low=0))
+            raise DataError(
+                f"{row.where}: {key[0]}/{key[1]} already has step {step}; fix: keep one of the rows"
+            )
+        curve[step] = Point(
+            step, row.number("score", 0, 100, "percent"), row.number_or_none("length", low=0)
+        )
     for (model, benchmark), curve in curves.items():
         if 0 not in curve:
-            raise DataError(f"{path}: {model}/{benchmark} has no step 0 (the base model), which a dip is measured from; fix: add that row")
+            raise DataError(
+                f"{path}: {model}/{benchmark} has no step 0 (the base model), which a dip is"
+                " measured from; fix: add that row"
+            )
         if len(curve) == 1:
-            raise DataError(f"{path}: {model}/{benchmark} has step 0 only; fix: add the scores of its checkpoints")
+            raise DataError(
+                f"{path}: {model}/{benchmark} has step 0 only; fix: add the scores of its"
+                " checkpoints"
+            )
     return {key: [curve[step] for step in sorted(curve)] for key, curve in curves.items()}
 
 
@@ -78,25 +97,68 @@ def run_trajectory(config: TrajectoryConfig) -> None:
     """The verb `analyze trajectory`."""
     warnings = Warnings()
     curves = read_curves(config.curve)
-    out: dict[str, Any] = {"curves": {}, "points": {}, "keep": {}, "best_step": {}, "tolerance": config.tolerance}
+    out: dict[str, Any] = {
+        "curves": {},
+        "points": {},
+        "keep": {},
+        "best_step": {},
+        "tolerance": config.tolerance,
+    }
     rows = []
     for (model, benchmark), points in curves.items():
         name, result = f"{model}/{benchmark}", classify(points, config.tolerance)
         if name in out["curves"]:
-            raise DataError(f"{config.curve}: two curves are named {name} (a slash in a model or benchmark); fix: rename one")
-        out["curves"][name] = {"class": result.kind, "dip_step": result.dip_step, "dip": result.dip, "recovery": result.recovery}
-        out["points"][name] = [{"step": p.step, "score": p.score, "length": p.length} for p in points]
+            raise DataError(
+                f"{config.curve}: two curves are named {name} (a slash in a model or benchmark);"
+                " fix: rename one"
+            )
+        out["curves"][name] = {
+            "class": result.kind,
+            "dip_step": result.dip_step,
+            "dip": result.dip,
+            "recovery": result.recovery,
+        }
+        out["points"][name] = [
+            {"step": p.step, "score": p.score, "length": p.length} for p in points
+        ]
         out["best_step"][name] = result.best_step
         drop = max(p.score for p in points) - points[-1].score
         if drop > config.tolerance:
-            warnings.add(f"{name}: ends {drop:.1f} points below its best checkpoint, step {result.best_step}")
-        longest = max((p for p in points if p.length is not None), key=lambda p: p.length, default=None)
-        rows.append([name, result.kind, result.dip_step, result.dip, result.recovery, result.best_step, longest and longest.step])
+            warnings.add(
+                f"{name}: ends {drop:.1f} points below its best checkpoint, step {result.best_step}"
+            )
+        longest = max(
+            (p for p in points if p.length is not None), key=lambda p: p.length, default=None
+        )
+        rows.append(
+            [
+                name,
+                result.kind,
+                result.dip_step,
+                result.dip,
+                result.recovery,
+                result.best_step,
+                longest and longest.step,
+            ]
+        )
     for model in dict.fromkeys(model for model, _ in curves):
-        out["keep"][model] = keep_step([points for (name, _), points in curves.items() if name == model])
+        out["keep"][model] = keep_step(
+            [points for (name, _), points in curves.items() if name == model]
+        )
         if out["keep"][model] is None:
-            warnings.add(f"{model}: its benchmarks share no step, so no checkpoint can be recommended")
+            warnings.add(
+                f"{model}: its benchmarks share no step, so no checkpoint can be recommended"
+            )
     out["warnings"] = warnings.list()
     write_result(config.json_path, out)
-    print(format_columns(("curve", "class", "dip at step", "dip", "recovery", "best step", "longest at step"), rows))
-    print("\n".join(f"keep {model}: step {step}" for model, step in out["keep"].items() if step is not None))
+    print(
+        format_columns(
+            ("curve", "class", "dip at step", "dip", "recovery", "best step", "longest at step"),
+            rows,
+        )
+    )
+    print(
+        "\n".join(
+            f"keep {model}: step {step}" for model, step in out["keep"].items() if step is not None
+        )
+    )

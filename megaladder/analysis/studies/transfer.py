@@ -1,8 +1,10 @@
-"""Transferability index (Huan et al., arXiv 2507.00432): how much of the gain in maths arrives in other groups of tasks.
+"""Transferability index (Huan et al., arXiv 2507.00432): how much of the gain in maths arrives in
+other groups of tasks.
 
-v1: ΔR_g = mean over benchmarks of (R − R_base)/R_base. v2: Δ_b = R − R_base in points, δ_b = Δ_b/σ_g, s_b = sign(δ_b)·√|δ_b|,
-gain_g = Σ ŵ_b·s_b with ŵ_b ∝ 100 − R_base,b inside the group. Both: TI_g = 100·gain_g/gain_math.
-σ_g is one number a group, shared by all models: with a σ per model the published values do not come out (docs/published_numbers.md).
+v1: ΔR_g = mean over benchmarks of (R − R_base)/R_base. v2: Δ_b = R − R_base in points, δ_b =
+Δ_b/σ_g, s_b = sign(δ_b)·√|δ_b|, gain_g = Σ ŵ_b·s_b with ŵ_b ∝ 100 − R_base,b inside the group.
+Both: TI_g = 100·gain_g/gain_math. σ_g is one number a group, shared by all models: with a σ per
+model the published values do not come out (docs/published_numbers.md).
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ GroupScores = Mapping[str, Sequence[float]]  # group → scores in %, benchmarks
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores in percent: `scores[model][group][benchmark]`; every model has the base's benchmarks, in the base's order."""
+    """Scores in percent: `scores[model][group][benchmark]`; every model has the base's benchmarks,
+    in the base's order."""
 
     base: str
     scores: dict[str, dict[str, dict[str, float]]]
@@ -39,12 +42,16 @@ class ScoreTable:
 
     def values(self, model: str) -> dict[str, np.ndarray]:
         """Group → float64 [benchmarks]."""
-        return {group: np.array(list(self.scores[model][group].values())) for group in self.scores[model]}
+        return {
+            group: np.array(list(self.scores[model][group].values()))
+            for group in self.scores[model]
+        }
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """One model. `gain[g]` is what the index divides (v1: mean relative gain; v2: DI_g); None where it has no value."""
+    """One model. `gain[g]` is what the index divides (v1: mean relative gain; v2: DI_g); None where
+    it has no value."""
 
     gain: dict[str, float | None]
     ti_other: float | None
@@ -55,7 +62,17 @@ class Transfer:
 
 def shared_sigma(base: GroupScores, models: Sequence[GroupScores]) -> dict[str, float]:
     """σ_g: population standard deviation of all gains of all models in the group, in points."""
-    return {g: float(np.std([np.asarray(scores[g], dtype=float) - np.asarray(base[g], dtype=float) for scores in models])) for g in base}
+    return {
+        g: float(
+            np.std(
+                [
+                    np.asarray(scores[g], dtype=float) - np.asarray(base[g], dtype=float)
+                    for scores in models
+                ]
+            )
+        )
+        for g in base
+    }
 
 
 def gain_v1(model: Sequence[float], base: Sequence[float]) -> float | None:
@@ -65,7 +82,8 @@ def gain_v1(model: Sequence[float], base: Sequence[float]) -> float | None:
 
 
 def gain_v2(model: Sequence[float], base: Sequence[float], sigma: float) -> float | None:
-    """Headroom-weighted mean of signed roots of gains in σ; None where σ is 0 or no benchmark has headroom."""
+    """Headroom-weighted mean of signed roots of gains in σ; None where σ is 0 or no benchmark has
+    headroom."""
     model, base = np.asarray(model, dtype=float), np.asarray(base, dtype=float)
     headroom = 100.0 - base
     if sigma <= 0 or headroom.sum() <= 0:
@@ -74,31 +92,51 @@ def gain_v2(model: Sequence[float], base: Sequence[float], sigma: float) -> floa
     return float(headroom @ (np.sign(delta) * np.sqrt(np.abs(delta))) / headroom.sum())
 
 
-def transferability(model: GroupScores, base: GroupScores, sigma: Mapping[str, float] | None) -> Transfer:
-    """The index of one model; `sigma` None means v1. What cannot be computed is None, with the reason in `warnings`."""
+def transferability(
+    model: GroupScores, base: GroupScores, sigma: Mapping[str, float] | None
+) -> Transfer:
+    """The index of one model; `sigma` None means v1. What cannot be computed is None, with the
+    reason in `warnings`."""
     gain: dict[str, float | None] = {}
     reasons: list[str] = []
     for group in base:
-        gain[group] = gain_v1(model[group], base[group]) if sigma is None else gain_v2(model[group], base[group], sigma[group])
+        gain[group] = (
+            gain_v1(model[group], base[group])
+            if sigma is None
+            else gain_v2(model[group], base[group], sigma[group])
+        )
         if gain[group] is None:
             reasons.append(_why_none(group, base[group], sigma))
     reasons += [f"no benchmarks of group '{group}'" for group in GROUPS if group not in base]
     in_math = gain.get("math")
     if in_math is not None and in_math <= 0:
-        reasons.append(f"the gain in math is {in_math:.4g}, not positive: the index would change its sign, so it is null")
+        reasons.append(
+            f"the gain in math is {in_math:.4g}, not positive: the index would change its sign, so"
+            " it is null"
+        )
         in_math = None
 
     def index(group: str) -> float | None:
         value = gain.get(group)
         return None if value is None or in_math is None else 100.0 * value / in_math
 
-    points = {group: float(np.mean(np.asarray(model[group], dtype=float) - np.asarray(base[group], dtype=float))) for group in base}
-    return Transfer({group: gain.get(group) for group in GROUPS}, index("other"), index("non"), points, reasons)
+    points = {
+        group: float(
+            np.mean(np.asarray(model[group], dtype=float) - np.asarray(base[group], dtype=float))
+        )
+        for group in base
+    }
+    return Transfer(
+        {group: gain.get(group) for group in GROUPS}, index("other"), index("non"), points, reasons
+    )
 
 
 def _why_none(group: str, base: Sequence[float], sigma: Mapping[str, float] | None) -> str:
     if sigma is None:
-        return f"a base score in group '{group}' is 0, so v1's relative gain has no value; use --variant v2"
+        return (
+            f"a base score in group '{group}' is 0, so v1's relative gain has no value; use"
+            " --variant v2"
+        )
     if sigma[group] <= 0:
         return f"σ of group '{group}' is 0 (all gains are equal); give --sigma"
     return f"all base scores in group '{group}' are 100: no headroom to weight by"
@@ -111,65 +149,117 @@ def read_scores(path: str, base: str) -> ScoreTable:
     for row in read_csv(path, ("model", "group", "benchmark", "score")):
         model, group, benchmark = row.text("model"), row.text("group"), row.text("benchmark")
         if group not in GROUPS:
-            raise DataError(f"{row.where}: group {group!r}, expected {', '.join(GROUPS)}; fix: the cell")
+            raise DataError(
+                f"{row.where}: group {group!r}, expected {', '.join(GROUPS)}; fix: the cell"
+            )
         if groups.setdefault(benchmark, (group, row.where))[0] != group:
-            raise DataError(f"{row.where}: benchmark {benchmark!r} is in group {group}, before in {groups[benchmark][0]}"
-                            f" ({groups[benchmark][1]}); fix: one of them")  # fmt: skip
+            raise DataError(
+                f"{row.where}: benchmark {benchmark!r} is in group {group}, before in"
+                f" {groups[benchmark][0]} ({groups[benchmark][1]}); fix: one of them"
+            )
         cells = scores.setdefault(model, {}).setdefault(group, {})
         if benchmark in cells:
-            raise DataError(f"{row.where}: {model} already has a score in {benchmark}; fix: keep one of the rows")
+            raise DataError(
+                f"{row.where}: {model} already has a score in {benchmark}; fix: keep one of the"
+                " rows"
+            )
         cells[benchmark] = row.number("score", 0, 100, "percent")
     if base not in scores:
-        raise DataError(f"{path}: no model named {base!r}; found {', '.join(scores)[:300]}; fix: --base with one of them")
+        raise DataError(
+            f"{path}: no model named {base!r}; found {', '.join(scores)[:300]}; fix: --base with"
+            " one of them"
+        )
     order = {group: list(cells) for group, cells in scores[base].items()}
     if "math" not in order:
-        raise DataError(f"{path}: {base} has no scores in group math, which the index divides by; fix: add them")
+        raise DataError(
+            f"{path}: {base} has no scores in group math, which the index divides by; fix: add them"
+        )
     for model, cells in scores.items():
-        have, want = {b for g in cells.values() for b in g}, {b for names in order.values() for b in names}
+        have, want = (
+            {b for g in cells.values() for b in g},
+            {b for names in order.values() for b in names},
+        )
         if have != want:
             missing, extra = ", ".join(sorted(want - have)), ", ".join(sorted(have - want))
-            parts = [f"{model} has no score in {missing}"] * bool(missing) + [f"{base} has no score in {extra}, {model} has"] * bool(extra)
+            parts = [f"{model} has no score in {missing}"] * bool(missing) + [
+                f"{base} has no score in {extra}, {model} has"
+            ] * bool(extra)
             raise DataError(
-                f"{path}: {'; '.join(parts)}: means over different benchmarks must not be compared; fix: add or remove the rows"
+                f"{path}: {'; '.join(parts)}: means over different benchmarks must not be compared;"
+                " fix: add or remove the rows"
             )
-    return ScoreTable(base, {m: {g: {b: cells[g][b] for b in names} for g, names in order.items()} for m, cells in scores.items()})
+    return ScoreTable(
+        base,
+        {
+            m: {g: {b: cells[g][b] for b in names} for g, names in order.items()}
+            for m, cells in scores.items()
+        },
+    )
 
 
-def analyze(table: ScoreTable, variant: str, sigma: Sequence[float] | None) -> tuple[dict[str, Transfer], dict[str, float] | None]:
+def analyze(
+    table: ScoreTable, variant: str, sigma: Sequence[float] | None
+) -> tuple[dict[str, Transfer], dict[str, float] | None]:
     """Every model but the base → Transfer, and the σ used (None for v1)."""
     base = table.values(table.base)
     models = {name: table.values(name) for name in table.models}
     used: dict[str, float] | None = None
     if variant == "v2":
-        used = dict(zip(GROUPS, map(float, sigma), strict=True)) if sigma is not None else shared_sigma(base, list(models.values()))
+        used = (
+            dict(zip(GROUPS, map(float, sigma), strict=True))
+            if sigma is not None
+            else shared_sigma(base, list(models.values()))
+        )
     return {name: transferability(scores, base, used) for name, scores in models.items()}, used
 
 
 def bootstrap_indices(
-    table: ScoreTable, samples: Mapping[str, Mapping[str, SampleSet]], sigma: Mapping[str, float] | None, draws: int, seed: int
+    table: ScoreTable,
+    samples: Mapping[str, Mapping[str, SampleSet]],
+    sigma: Mapping[str, float] | None,
+    draws: int,
+    seed: int,
 ) -> dict[str, dict[str, list[float] | None]]:
-    """95 % intervals of the indices: problems are resampled inside each benchmark, the same ones for base and model; σ stays fixed.
+    """95 % intervals of the indices: problems are resampled inside each benchmark, the same ones
+    for base and model; σ stays fixed.
 
-    `samples[model][benchmark]`. An interval is None where a resample has no index (non-positive gain in maths, a zero base in v1).
+    `samples[model][benchmark]`. An interval is None where a resample has no index (non-positive
+    gain in maths, a zero base in v1).
     """
     out: dict[str, dict[str, list[float] | None]] = {}
     for model in table.models:
-        replicates = [{g: np.empty((draws, len(table.scores[m][g]))) for g in table.scores[m]} for m in (model, table.base)]
+        replicates = [
+            {g: np.empty((draws, len(table.scores[m][g]))) for g in table.scores[m]}
+            for m in (model, table.base)
+        ]
         for group, cells in table.scores[model].items():
             for column, benchmark in enumerate(cells):
                 tuned, base = _paired(samples[model][benchmark], samples[table.base][benchmark])
                 start = 0
                 for index in resample_indices(len(tuned), draws, seed):
-                    replicates[0][group][start : start + len(index), column] = 100 * tuned[index].mean(axis=1)
-                    replicates[1][group][start : start + len(index), column] = 100 * base[index].mean(axis=1)
+                    replicates[0][group][start : start + len(index), column] = 100 * tuned[
+                        index
+                    ].mean(axis=1)
+                    replicates[1][group][start : start + len(index), column] = 100 * base[
+                        index
+                    ].mean(axis=1)
                     start += len(index)
         values = [
-            transferability({g: v[b] for g, v in replicates[0].items()}, {g: v[b] for g, v in replicates[1].items()}, sigma)
+            transferability(
+                {g: v[b] for g, v in replicates[0].items()},
+                {g: v[b] for g, v in replicates[1].items()},
+                sigma,
+            )
             for b in range(draws)
         ]
         out[model] = {}
         for name in ("ti_other", "ti_non"):
-            draws_b = np.array([np.nan if getattr(value, name) is None else getattr(value, name) for value in values])
+            draws_b = np.array(
+                [
+                    np.nan if getattr(value, name) is None else getattr(value, name)
+                    for value in values
+                ]
+            )
             out[model][name] = percentile_interval(draws_b)
     return out
 
@@ -177,13 +267,19 @@ def bootstrap_indices(
 def _paired(tuned: SampleSet, base: SampleSet) -> tuple[np.ndarray, np.ndarray]:
     index = base.by_id()
     if set(index) != {problem.id for problem in tuned.problems}:
-        raise DataError(f"{tuned.path} and {base.path} hold different problems; fix: evaluate both on the same benchmark")
+        raise DataError(
+            f"{tuned.path} and {base.path} hold different problems; fix: evaluate both on the same"
+            " benchmark"
+        )
     order = [index[problem.id] for problem in tuned.problems]
     return tuned.accuracy_p, base.accuracy_p[order]
 
 
-def read_all_samples(table: ScoreTable, root: str, warnings: Warnings) -> dict[str, dict[str, SampleSet]]:
-    """`samples[model][benchmark]` of every score in the table; warns where their mean is not the table's score."""
+def read_all_samples(
+    table: ScoreTable, root: str, warnings: Warnings
+) -> dict[str, dict[str, SampleSet]]:
+    """`samples[model][benchmark]` of every score in the table; warns where their mean is not the
+    table's score."""
     out: dict[str, dict[str, SampleSet]] = {name: {} for name in table.scores}
     for group, cells in table.scores[table.base].items():
         for benchmark in cells:
@@ -191,13 +287,20 @@ def read_all_samples(table: ScoreTable, root: str, warnings: Warnings) -> dict[s
             for model in table.scores:
                 if model not in files:
                     raise DataError(
-                        f"{root}: no samples of {model} on {benchmark}; fix: add {Path(root) / model / benchmark}, or drop --samples"
+                        f"{root}: no samples of {model} on {benchmark}; fix: add"
+                        f" {Path(root) / model / benchmark}, or drop --samples"
                     )
                 found = read_samples(files[model], model, benchmark, warnings)
                 out[model][benchmark] = found
-                mean, given = 100 * float(found.accuracy_p.mean()), table.scores[model][group][benchmark]
+                mean, given = (
+                    100 * float(found.accuracy_p.mean()),
+                    table.scores[model][group][benchmark],
+                )
                 if abs(mean - given) > CSV_TOLERANCE_POINTS:
-                    warnings.add(f"{model} on {benchmark}: the samples give {mean:.2f} %, the table says {given:.2f} %")
+                    warnings.add(
+                        f"{model} on {benchmark}: the samples give {mean:.2f} %, the table says"
+                        f" {given:.2f} %"
+                    )
     return out
 
 
@@ -206,16 +309,32 @@ def run_transfer(config: TransferConfig) -> None:
     warnings = Warnings()
     table = read_scores(config.scores, config.base)
     if not table.models:
-        raise DataError(f"{config.scores}: holds the base {config.base} only; fix: add rows of a tuned model")
+        raise DataError(
+            f"{config.scores}: holds the base {config.base} only; fix: add rows of a tuned model"
+        )
     if config.variant == "v2" and config.sigma is None and len(table.models) == 1:
-        warnings.add("σ comes from one model only; the published index shares it over all audited models: give --sigma to compare with it")
+        warnings.add(
+            "σ comes from one model only; the published index shares it over all audited models:"
+            " give --sigma to compare with it"
+        )
     results, sigma = analyze(table, config.variant, config.sigma)
-    out: dict[str, Any] = {"models": {}, "variant": config.variant, "base": config.base, "points": {}, "sigma": sigma}
+    out: dict[str, Any] = {
+        "models": {},
+        "variant": config.variant,
+        "base": config.base,
+        "points": {},
+        "sigma": sigma,
+    }
     for name, result in results.items():
         for text in result.warnings:
             warnings.add(f"{name}: {text}")
         out["points"][name] = result.points
-        out["models"][name] = {"ti_other": result.ti_other, "ti_non": result.ti_non, "gain": result.gain, "warnings": result.warnings}
+        out["models"][name] = {
+            "ti_other": result.ti_other,
+            "ti_non": result.ti_non,
+            "gain": result.gain,
+            "warnings": result.warnings,
+        }
     if config.samples:
         samples = read_all_samples(table, config.samples, warnings)
         out["ci95"] = bootstrap_indices(table, samples, sigma, config.draws, config.seed)
@@ -230,8 +349,24 @@ def _table(config: TransferConfig, results: dict[str, Transfer], ci95: dict[str,
         return f"[{found[0]:.1f}, {found[1]:.1f}]" if found else ""
 
     rows = [
-        [printable(name), result.ti_other, bounds(name, "ti_other"), result.ti_non, bounds(name, "ti_non"), *result.gain.values()]
+        [
+            printable(name),
+            result.ti_other,
+            bounds(name, "ti_other"),
+            result.ti_non,
+            bounds(name, "ti_non"),
+            *result.gain.values(),
+        ]
         for name, result in results.items()
     ]
-    title = f"transferability index {config.variant}, % of the gain in math (base {printable(config.base)})"
-    return title + "\n" + format_columns(("model", "TI other", "", "TI non", "", *(f"gain {group}" for group in GROUPS)), rows)
+    title = (
+        f"transferability index {config.variant}, % of the gain in math (base"
+        f" {printable(config.base)})"
+    )
+    return (
+        title
+        + "\n"
+        + format_columns(
+            ("model", "TI other", "", "TI non", "", *(f"gain {group}" for group in GROUPS)), rows
+        )
+    )

@@ -1,8 +1,11 @@
-"""`[run.yaml] --a.b.c value …` → one validated, frozen config. YAML first, then a few overrides; validated once, at the end.
+"""`[run.yaml] --a.b.c value …` → one validated, frozen config. YAML first, then a few overrides;
+validated once, at the end.
 
-tyro parses the flags and prints `--help`; pydantic validates; `strict_yaml` knows the lines. Errors are `ConfigError`s naming the key,
-the value, the file and line it came from, and the fix. Nothing is read but the YAML file.
+tyro parses the flags and prints `--help`; pydantic validates; `strict_yaml` knows the lines. Errors
+are `ConfigError`s naming the key, the value, the file and line it came from, and the fix. Nothing
+is read but the YAML file.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -12,7 +15,13 @@ from typing import Annotated, Any, TypeVar, get_args
 import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from tyro.constructors import MISSING, ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    MISSING,
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from megaladder.config.base import StrictModel
 from megaladder.config.resolve.overlay import load_layered as load_yaml
@@ -22,8 +31,11 @@ from megaladder.errors import ConfigError
 Config = TypeVar("Config", bound=StrictModel)
 
 
-def resolve(config_class: type[Config], args: Sequence[str], prog: str, takes_yaml: bool = True) -> Config:
-    """The config that `prog args…` means. `--help` prints and exits 0, an unknown flag exits 2 with a suggestion (both tyro's)."""
+def resolve(
+    config_class: type[Config], args: Sequence[str], prog: str, takes_yaml: bool = True
+) -> Config:
+    """The config that `prog args…` means. `--help` prints and exits 0, an unknown flag exits 2 with
+    a suggestion (both tyro's)."""
     rest = list(args)
     file = None
     if takes_yaml and rest and not rest[0].startswith("-"):
@@ -36,7 +48,9 @@ def resolve(config_class: type[Config], args: Sequence[str], prog: str, takes_ya
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     default = _unvalidated(config_class, defaults)
     with registry:
-        values = tyro.cli(config_class, args=flags, prog=usage, default=default, description=config_class.__doc__)
+        values = tyro.cli(
+            config_class, args=flags, prog=usage, default=default, description=config_class.__doc__
+        )
     return validate(config_class, values, file)
 
 
@@ -54,12 +68,20 @@ def to_yaml(config: BaseModel) -> str:
 def dump_yaml(values: dict[str, Any]) -> str:
     """Plain values as YAML that reads back the same."""
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-    # PyYAML writes some line separators (U+0085, U+2028) bare, and reads them back as line breaks; escaped they survive
-    return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False, width=120)
+    # PyYAML writes some line separators (U+0085, U+2028) bare, and reads them back as line breaks;
+    # escaped they survive
+    return (
+        text
+        if yaml.safe_load(text) == values
+        else yaml.safe_dump(values, sort_keys=False, width=120)
+    )
 
 
-def validate(config_class: type[Config], values: dict[str, Any], file: YamlFile | None = None) -> Config:
-    """pydantic's validation with our messages: every violation on a line, with its key, its value and where it came from."""
+def validate(
+    config_class: type[Config], values: dict[str, Any], file: YamlFile | None = None
+) -> Config:
+    """pydantic's validation with our messages: every violation on a line, with its key, its value
+    and where it came from."""
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
@@ -67,7 +89,8 @@ def validate(config_class: type[Config], values: dict[str, Any], file: YamlFile 
 
 
 def checked_values(config_class: type[StrictModel], file: YamlFile) -> dict[str, Any]:
-    """The file's values, each converted to its field's type. Unknown keys and wrong types are all reported, with their lines."""
+    """The file's values, each converted to its field's type. Unknown keys and wrong types are all
+    reported, with their lines."""
     problems: list[str] = []
     values = _check_section(config_class, file.values, (), (file, problems))
     if problems:
@@ -80,31 +103,46 @@ def leaf_keys(config_class: type[BaseModel], prefix: str = "") -> dict[str, Any]
     leaves: dict[str, Any] = {}
     for name, field in config_class.model_fields.items():
         section = _section(field.annotation)
-        leaves.update(leaf_keys(section, f"{prefix}{name}.") if section else {f"{prefix}{name}": field})
+        leaves.update(
+            leaf_keys(section, f"{prefix}{name}.") if section else {f"{prefix}{name}": field}
+        )
     return leaves
 
 
 def _section(annotation: Any) -> type[StrictModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, StrictModel) else None
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, StrictModel) else None
+    )
 
 
-def _check_section(model: type[StrictModel], found: Any, key: KeyPath, context: tuple[YamlFile, list[str]]) -> dict[str, Any]:
+def _check_section(
+    model: type[StrictModel], found: Any, key: KeyPath, context: tuple[YamlFile, list[str]]
+) -> dict[str, Any]:
     file, problems = context
     dotted = ".".join(key)
     if not isinstance(found, dict):
-        problems.append(f"{file.where(key)}: {dotted} is a section, found {found!r}; fix: keys below it, such as {_example_key(model)}")
+        problems.append(
+            f"{file.where(key)}: {dotted} is a section, found {found!r}; fix: keys below it, such"
+            f" as {_example_key(model)}"
+        )
         return {}
     values: dict[str, Any] = {}
     for name, value in found.items():
         here = (*key, name)
         field = model.model_fields.get(name)
         if field is None:
-            problems.append(f"{file.where(here)}: unknown key '{'.'.join(here)}'; {_suggest(model, key, name)}")
+            problems.append(
+                f"{file.where(here)}: unknown key '{'.'.join(here)}'; {_suggest(model, key, name)}"
+            )
         elif section := _section(field.annotation):
             values[name] = _check_section(section, value, here, context)
         else:
             try:
-                adapter = TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
+                adapter = TypeAdapter(
+                    Annotated[(field.annotation, *field.metadata)]
+                    if field.metadata
+                    else field.annotation
+                )
                 values[name] = adapter.validate_python(value)
             except ValidationError as error:
                 problems.append(f"{file.where(here)}: {'.'.join(here)}: {_sentence(error)}")
@@ -116,7 +154,8 @@ def _example_key(model: type[StrictModel]) -> str:
 
 
 def _suggest(model: type[StrictModel], key: KeyPath, name: str) -> str:
-    """Near spellings in this section first, then the same name in another section, then the list."""
+    """Near spellings in this section first, then the same name in another section, then the
+    list."""
     near = difflib.get_close_matches(name, list(model.model_fields), n=1, cutoff=0.6)
     if near:
         return f"fix: did you mean '{'.'.join((*key, near[0]))}'?"
@@ -125,14 +164,21 @@ def _suggest(model: type[StrictModel], key: KeyPath, name: str) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    """One clause for a leaf: what was expected, what was found. Of a union's several complaints the first of each kind is kept."""
+    """One clause for a leaf: what was expected, what was found. Of a union's several complaints the
+    first of each kind is kept."""
     errors = error.errors(include_url=False, include_context=False)
-    clauses = list(dict.fromkeys(item["msg"].removeprefix("Value error, ").replace("Input should be", "should be") for item in errors))
+    clauses = list(
+        dict.fromkeys(
+            item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+            for item in errors
+        )
+    )
     return f"{' or '.join(clauses)}; found {errors[0]['input']!r}"
 
 
 def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, Any]) -> str:
-    """ValidationError of the whole config → lines. Cross-field rules come as they are; leaves get their key and origin."""
+    """ValidationError of the whole config → lines. Cross-field rules come as they are; leaves get
+    their key and origin."""
     lines: list[str] = []
     for item in error.errors(include_url=False):
         key = tuple(str(part) for part in item["loc"])
@@ -146,13 +192,21 @@ def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, An
         elif item["type"] == "extra_forbidden":
             lines.append(f"unknown key '{dotted}'")
         else:
-            origin = f"{file.where(key)}: " if file and key in file.lines and _at(file.values, key) == item["input"] else ""
-            lines.append(f"{origin}{dotted}: {message.replace('Input should be', 'should be')}; found {item['input']!r}")
+            origin = (
+                f"{file.where(key)}: "
+                if file and key in file.lines and _at(file.values, key) == item["input"]
+                else ""
+            )
+            lines.append(
+                f"{origin}{dotted}: {message.replace('Input should be', 'should be')}; found"
+                f" {item['input']!r}"
+            )
     return "\n".join(dict.fromkeys(lines))
 
 
 def _with_origin(line: str, file: YamlFile | None, values: dict[str, Any]) -> str:
-    """Prefixes a rule's message with the line of the key that it starts with, when the key's value comes from the file."""
+    """Prefixes a rule's message with the line of the key that it starts with, when the key's value
+    comes from the file."""
     key = tuple(line.split(" ", 1)[0].rstrip(":").split("."))
     if not file or key not in file.lines or _at(file.values, key) != _at(values, key):
         return line
@@ -166,22 +220,39 @@ def _at(values: Any, key: KeyPath) -> Any:
 
 
 def _unvalidated(model: type[StrictModel], given: dict[str, Any]) -> StrictModel:
-    """An instance that holds the file's values, the defaults, and MISSING for what is required and not given yet."""
+    """An instance that holds the file's values, the defaults, and MISSING for what is required and
+    not given yet."""
     values: dict[str, Any] = {}
     given = {**model.defaults(given), **given}
     for name, field in model.model_fields.items():
         if section := _section(field.annotation):
-            base = {} if field.is_required() else _as_dict(field.get_default(call_default_factory=True))
-            values[name] = _unvalidated(section, {**base, **section.defaults({**base, **given.get(name, {})}), **given.get(name, {})})
+            base = (
+                {}
+                if field.is_required()
+                else _as_dict(field.get_default(call_default_factory=True))
+            )
+            values[name] = _unvalidated(
+                section,
+                {
+                    **base,
+                    **section.defaults({**base, **given.get(name, {})}),
+                    **given.get(name, {}),
+                },
+            )
         elif name in given:
             values[name] = given[name]
         else:
-            values[name] = MISSING if field.is_required() else field.get_default(call_default_factory=True)
+            values[name] = (
+                MISSING if field.is_required() else field.get_default(call_default_factory=True)
+            )
     return model.model_construct(**values)
 
 
-def _take_preset_flags(config_class: type[StrictModel], flags: list[str], values: dict[str, Any]) -> None:
-    """`--section.preset NAME` decides defaults, so it has to be known before tyro sees them: puts it among the file's values."""
+def _take_preset_flags(
+    config_class: type[StrictModel], flags: list[str], values: dict[str, Any]
+) -> None:
+    """`--section.preset NAME` decides defaults, so it has to be known before tyro sees them: puts
+    it among the file's values."""
     for name, field in config_class.model_fields.items():
         section = _section(field.annotation)
         if section is None or "preset" not in section.model_fields:
@@ -189,7 +260,9 @@ def _take_preset_flags(config_class: type[StrictModel], flags: list[str], values
         for i, flag in enumerate(flags):
             key, equals, value = flag.partition("=")
             wanted = value if equals else "".join(flags[i + 1 : i + 2])
-            if key == f"--{name}.preset" and section.defaults({"preset": wanted}):  # an unknown one is tyro's to refuse
+            if key == f"--{name}.preset" and section.defaults(
+                {"preset": wanted}
+            ):  # an unknown one is tyro's to refuse
                 values[name] = {**values.get(name, {}), "preset": wanted}
 
 
@@ -198,14 +271,24 @@ def _as_dict(model: StrictModel) -> dict[str, Any]:
 
 
 def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """tyro rule: a section's flags come from its fields, and the parsed section is a dict, so that validation happens once, at the end."""
+    """tyro rule: a section's flags come from its fields, and the parsed section is a dict, so that
+    validation happens once, at the end."""
     model = _section(info.type)
     if model is None:
         return None
     fields = []
     for name, field in model.model_fields.items():
-        kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        fields.append(StructFieldSpec(name=name, type=kind, default=getattr(info.default, name), helptext=field.description or ""))
+        kind = (
+            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        )
+        fields.append(
+            StructFieldSpec(
+                name=name,
+                type=kind,
+                default=getattr(info.default, name),
+                helptext=field.description or "",
+            )
+        )
 
     def instantiate(**values: Any) -> dict[str, Any]:
         return values
@@ -215,13 +298,16 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str]:
-    """YAML's spellings on the command line: `--data.packing false` → tyro's `--data.no-packing`, `--train.max_steps null` → `None`."""
+    """YAML's spellings on the command line: `--data.packing false` → tyro's `--data.no-packing`,
+    `--train.max_steps null` → `None`."""
     leaves = leaf_keys(config_class)
     out: list[str] = []
     i = 0
     while i < len(args):
         name, equals, value = args[i].partition("=")
-        field = leaves.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        field = (
+            leaves.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        )
         if field is None:
             out.append(args[i])
         elif field.annotation is bool:
@@ -229,7 +315,9 @@ def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str
                 i += 1
                 value, equals = args[i], "="
             out.append(_switch(name, value.lower() if equals else "true"))
-        elif (value if equals else args[i + 1] if i + 1 < len(args) else "") == "null" and type(None) in get_args(field.annotation):
+        elif (value if equals else args[i + 1] if i + 1 < len(args) else "") == "null" and type(
+            None
+        ) in get_args(field.annotation):
             out += [name, "None"]
             i += not equals
         else:

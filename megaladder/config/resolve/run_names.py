@@ -1,7 +1,9 @@
-"""Published run names → configuration. `Qwen3-14B_Math-CoT-20k_lr5e-5_ep8_bs256[_ConstLR]` is the grammar of Rethinking SFT (papers §6.1).
+"""Published run names → configuration. `Qwen3-14B_Math-CoT-20k_lr5e-5_ep8_bs256[_ConstLR]` is the
+grammar of Rethinking SFT (papers §6.1).
 
-`overrides(name)` gives the keys that such a name stands for, over `examples/recipes/rethinking/base.yaml`; the 33 overlay files there are
-exactly these keys. Layouts are ours, for 8 H200 GPUs. Pure; no files are read.
+`overrides(name)` gives the keys that such a name stands for, over
+`examples/recipes/rethinking/base.yaml`; the 33 overlay files there are exactly these keys. Layouts
+are ours, for 8 H200 GPUs. Pure; no files are read.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from megaladder.errors import ConfigError
 GRAMMAR = re.compile(
     r"(?P<model>[A-Za-z0-9.-]+)_(?P<data>[A-Za-z0-9.-]+)_lr(?P<lr>[0-9.]+e-?[0-9]+)_ep(?P<epochs>\d+)_bs(?P<batch>\d+)(?P<constant>_ConstLR)?"
 )
-# model → (folder below models/, tensor parallel, pipeline stages): tp divides heads and key/value groups, pp the layers
+# model → (folder below models/, tensor parallel, pipeline stages): tp divides heads and key/value
+# groups, pp the layers
 MODELS = {
     "Qwen3-1.7B": ("Qwen3-1.7B-Base", 2, 1),
     "Qwen3-4B": ("Qwen3-4B-Base", 4, 1),
@@ -36,7 +39,18 @@ DATA_ROWS = {
     "Numina-Math-20k": 20_480,
     "DeepSeek-R1-20k": 20_480,
 }
-MEASURED_STEPS = (10, 20, 40, 80, 160, 320, 480, 640, 960, 1280)  # checkpoints that the paper evaluates and its repositories carry
+MEASURED_STEPS = (
+    10,
+    20,
+    40,
+    80,
+    160,
+    320,
+    480,
+    640,
+    960,
+    1280,
+)  # checkpoints that the paper evaluates and its repositories carry
 
 
 @dataclass(frozen=True)
@@ -60,14 +74,27 @@ class RunName:
 
 
 def parse_run_name(name: str) -> RunName:
-    """The parts of a run name; a name outside the grammar, or with an unknown model or data set, is a ConfigError."""
+    """The parts of a run name; a name outside the grammar, or with an unknown model or data set, is
+    a ConfigError."""
     match = GRAMMAR.fullmatch(name)
     if match is None:
-        raise ConfigError(f"run name {name!r}: expected {{Model}}_{{Data}}_lr{{lr}}_ep{{E}}_bs{{B}}[_ConstLR]; fix: such a name")
+        raise ConfigError(
+            f"run name {name!r}: expected {{Model}}_{{Data}}_lr{{lr}}_ep{{E}}_bs{{B}}[_ConstLR];"
+            " fix: such a name"
+        )
     for kind, known in (("model", MODELS), ("data", DATA_ROWS)):
         if match[kind] not in known:
-            raise ConfigError(f"run name {name!r}: unknown {kind} {match[kind]!r}; fix: one of {', '.join(known)}")
-    return RunName(match["model"], match["data"], match["lr"], int(match["epochs"]), int(match["batch"]), bool(match["constant"]))
+            raise ConfigError(
+                f"run name {name!r}: unknown {kind} {match[kind]!r}; fix: one of {', '.join(known)}"
+            )
+    return RunName(
+        match["model"],
+        match["data"],
+        match["lr"],
+        int(match["epochs"]),
+        int(match["batch"]),
+        bool(match["constant"]),
+    )
 
 
 def overrides(name: str) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""YAML as people expect it: the core schema of YAML 1.2, duplicate keys are errors, and every key remembers its line.
+"""YAML as people expect it: the core schema of YAML 1.2, duplicate keys are errors, and every key
+remembers its line.
 
-PyYAML's own loader reads `1e-5` as a string, `no` as false, `1:30` as 90 and lets a repeated key win silently. No model knowledge here.
+PyYAML's own loader reads `1e-5` as a string, `no` as false, `1:30` as 90 and lets a repeated key
+win silently. No model knowledge here.
 """
+
 from __future__ import annotations
 
 import re
@@ -20,14 +23,16 @@ _TAGS_ARE_NOT_READ = "tags such as !!python are not read"
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A parsed file: `values` as plain dicts, lists and scalars; `lines[("optim", "lr")]` = 1-based line of that key."""
+    """A parsed file: `values` as plain dicts, lists and scalars; `lines[("optim", "lr")]` = 1-based
+    line of that key."""
 
     path: str
     values: dict[str, Any]
     lines: dict[KeyPath, int]
 
     def where(self, key: KeyPath) -> str:
-        """`run.yaml:12` for the key, or of its nearest ancestor that stands in the file; the file name alone otherwise."""
+        """`run.yaml:12` for the key, or of its nearest ancestor that stands in the file; the file
+        name alone otherwise."""
         for end in range(len(key), 0, -1):
             if key[:end] in self.lines:
                 return f"{self.path}:{self.lines[key[:end]]}"
@@ -35,7 +40,8 @@ class YamlFile:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """SafeLoader with the implicit types of the YAML 1.2 core schema only (no dates, no yes/no, no sexagesimals, no merge keys)."""
+    """SafeLoader with the implicit types of the YAML 1.2 core schema only (no dates, no yes/no, no
+    sexagesimals, no merge keys)."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's class-level registry)
 
@@ -44,9 +50,15 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 ):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _CoreLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
 
 
 def _decimal_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -57,17 +69,27 @@ _CoreLoader.add_constructor("tag:yaml.org,2002:int", _decimal_int)
 
 
 def load_yaml(path: str | Path) -> YamlFile:
-    """Reads a file whose top level is a mapping. Every fault is a ConfigError that starts with `file:line:`."""
+    """Reads a file whose top level is a mapping. Every fault is a ConfigError that starts with
+    `file:line:`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; fix: the path of a run.yaml; flags begin with two dashes (--data.path …)") from None
+        raise ConfigError(
+            f"{path}: no such file; fix: the path of a run.yaml; flags begin with two dashes"
+            " (--data.path …)"
+        ) from None
     except IsADirectoryError:
-        raise ConfigError(f"{path}: is a folder, expected a YAML file; fix: give the file itself") from None
+        raise ConfigError(
+            f"{path}: is a folder, expected a YAML file; fix: give the file itself"
+        ) from None
     except PermissionError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); fix: its permissions") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); fix: its permissions"
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); fix: save it as UTF-8") from None
+        raise ConfigError(
+            f"{path}: is not UTF-8 text (byte {error.start}); fix: save it as UTF-8"
+        ) from None
     return parse_yaml(text, str(path))
 
 
@@ -78,23 +100,33 @@ def parse_yaml(text: str, path: str) -> YamlFile:
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}: not valid YAML: {error.problem}; fix: the syntax at that line") from None
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {error.problem}; fix: the syntax at that line"
+        ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}; fix: remove the character") from None
+        raise ConfigError(
+            f"{path}: not valid YAML: {str(error).splitlines()[0]}; fix: remove the character"
+        ) from None
     if root is None:
-        raise ConfigError(f"{path}: is empty, expected keys such as `model:` and `data:`; fix: see examples/configs/")
+        raise ConfigError(
+            f"{path}: is empty, expected keys such as `model:` and `data:`; fix: see"
+            " examples/configs/"
+        )
     lines: dict[KeyPath, int] = {}
     values = _Builder(loader, path, lines).build(root, ())
     if not isinstance(values, dict):
         found = type(values).__name__
-        raise ConfigError(f"{path}:{root.start_mark.line + 1}: expected a mapping (`key: value` lines) at the top, found a {found};"
-                          " fix: see examples/configs/")
+        raise ConfigError(
+            f"{path}:{root.start_mark.line + 1}: expected a mapping (`key: value` lines) at the"
+            f" top, found a {found}; fix: see examples/configs/"
+        )
     return YamlFile(path, values, lines)
 
 
 @dataclass
 class _Builder:
-    """Nodes → values, noting lines and refusing duplicate or non-string keys and self-containing anchors."""
+    """Nodes → values, noting lines and refusing duplicate or non-string keys and self-containing
+    anchors."""
 
     loader: _CoreLoader
     path: str
@@ -106,11 +138,15 @@ class _Builder:
     def build(self, node: yaml.Node, key: KeyPath) -> Any:
         line = node.start_mark.line + 1
         if id(node) in self.open_nodes:
-            raise ConfigError(f"{self.path}:{line}: an anchor contains itself; fix: write the value out")
+            raise ConfigError(
+                f"{self.path}:{line}: an anchor contains itself; fix: write the value out"
+            )
         self.open_nodes.add(id(node))
         try:
             if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_COLLECTIONS:
-                raise ConfigError(f"{self.path}:{line}: tag {node.tag}; fix: a plain value ({_TAGS_ARE_NOT_READ})")
+                raise ConfigError(
+                    f"{self.path}:{line}: tag {node.tag}; fix: a plain value ({_TAGS_ARE_NOT_READ})"
+                )
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, key)
             if isinstance(node, yaml.SequenceNode):
@@ -125,12 +161,18 @@ class _Builder:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{self.path}:{line}: a key must be a plain word, found a {key_node.id}; fix: quote it")
+                raise ConfigError(
+                    f"{self.path}:{line}: a key must be a plain word, found a {key_node.id}; fix:"
+                    " quote it"
+                )
             name = key_node.value
             if name in first_line:
                 dotted = ".".join((*key, name))
                 before = first_line[name]
-                raise ConfigError(f"{self.path}:{line}: key '{dotted}' stands in line {before} already; fix: keep one of them")
+                raise ConfigError(
+                    f"{self.path}:{line}: key '{dotted}' stands in line {before} already; fix: keep"
+                    " one of them"
+                )
             first_line[name] = line
             self.lines[(*key, name)] = line
             values[name] = self.build(value_node, (*key, name))
@@ -141,4 +183,6 @@ class _Builder:
             return self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             reason = getattr(error, "problem", None) or str(error)
-            raise ConfigError(f"{self.path}:{line}: {reason}; fix: a plain value ({_TAGS_ARE_NOT_READ})") from None
+            raise ConfigError(
+                f"{self.path}:{line}: {reason}; fix: a plain value ({_TAGS_ARE_NOT_READ})"
+            ) from None

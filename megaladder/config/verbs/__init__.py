@@ -1,1 +1,2 @@
-"""Configurations of the verbs that are no training runs: evaluate, grade, analyze, data, convert, bench."""
+"""Configurations of the verbs that are no training runs: evaluate, grade, analyze, data, convert,
+bench."""

@@ -1,6 +1,8 @@
-"""Configuration of the analysis verbs. The string under a field is its `--help` text. No file is touched here.
+"""Configuration of the analysis verbs. The string under a field is its `--help` text. No file is
+touched here.
 
-Every verb takes `--json FILE` (one object, keys sorted, written atomically) and, where something is random, `--seed`.
+Every verb takes `--json FILE` (one object, keys sorted, written atomically) and, where something is
+random, `--seed`.
 """
 
 from __future__ import annotations
@@ -12,23 +14,30 @@ from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaFloats, CommaInts, CommaStrs, Positional, StrictModel
 
-JsonPath = Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")]  # a field named `json` would hide BaseModel.json
+JsonPath = Annotated[
+    str | None, tyro.conf.arg(name="json", metavar="FILE|null")
+]  # a field named `json` would hide BaseModel.json
 Draws = Annotated[int, Field(ge=100, le=1_000_000)]
 
 
 class TransferConfig(StrictModel):
-    """Transferability index (arXiv 2507.00432): how much of the gain in maths arrives in other reasoning and in non-reasoning tasks."""
+    """Transferability index (arXiv 2507.00432): how much of the gain in maths arrives in other
+    reasoning and in non-reasoning tasks."""
 
     scores: str
-    """CSV `model,group,benchmark,score`: percent; groups math, other, non; one row a model and benchmark."""
+    """CSV `model,group,benchmark,score`: percent; groups math, other, non; one row a model and
+    benchmark."""
     base: str
     """The base model's name in the column `model`."""
     variant: Literal["v1", "v2"] = "v2"
-    """v1 = ratio of mean relative gains; v2 = headroom-weighted signed roots of gains in units of σ per group."""
+    """v1 = ratio of mean relative gains; v2 = headroom-weighted signed roots of gains in units of σ
+    per group."""
     sigma: CommaFloats | None = None
-    """v2: σ of the groups math,other,non in points. null = population standard deviation of the gains of all models given."""
+    """v2: σ of the groups math,other,non in points. null = population standard deviation of the
+    gains of all models given."""
     samples: str | None = None
-    """Folder with <model>/…/samples_<benchmark>*.jsonl of base and models: adds 95 % intervals that resample problems."""
+    """Folder with <model>/…/samples_<benchmark>*.jsonl of base and models: adds 95 % intervals that
+    resample problems."""
     draws: Draws = 10_000
     """Bootstrap draws."""
     seed: int = 42
@@ -39,19 +48,25 @@ class TransferConfig(StrictModel):
     @model_validator(mode="after")
     def _check_sigma(self) -> TransferConfig:
         if self.sigma is not None and (len(self.sigma) != 3 or min(self.sigma) <= 0):
-            raise ValueError("sigma must be three positive numbers, in the order math,other,non; fix: --sigma 1,1.136,1.275")
+            raise ValueError(
+                "sigma must be three positive numbers, in the order math,other,non; fix: --sigma"
+                " 1,1.136,1.275"
+            )
         if self.sigma is not None and self.variant == "v1":
             raise ValueError("sigma belongs to v2 only; fix: --variant v2, or leave --sigma out")
         return self
 
 
 class ScalingConfig(StrictModel):
-    """s1's test-time scaling metrics (arXiv 2501.19393): control, scaling (log2 tokens, all pairs), performance."""
+    """s1's test-time scaling metrics (arXiv 2501.19393): control, scaling (log2 tokens, all pairs),
+    performance."""
 
     runs: str | None = None
-    """CSV `method,setting,tokens,accuracy[,instructed_min,instructed_max]`: mean thinking tokens, accuracy in %; a blank bound is none."""
+    """CSV `method,setting,tokens,accuracy[,instructed_min,instructed_max]`: mean thinking tokens,
+    accuracy in %; a blank bound is none."""
     samples: str | None = None
-    """Graded samples with token counts (a JSONL file): adds the parallel curve, majority of 1, 2, 4, … samples against their tokens."""
+    """Graded samples with token counts (a JSONL file): adds the parallel curve, majority of 1, 2,
+    4, … samples against their tokens."""
     draws: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Random orders of the samples that a parallel point averages over."""
     seed: int = 42
@@ -62,23 +77,31 @@ class ScalingConfig(StrictModel):
     @model_validator(mode="after")
     def _check_input(self) -> ScalingConfig:
         if self.runs is None and self.samples is None:
-            raise ValueError("runs is required; fix: --runs R.csv (and/or --samples graded.jsonl for the parallel curve)")
+            raise ValueError(
+                "runs is required; fix: --runs R.csv (and/or --samples graded.jsonl for the"
+                " parallel curve)"
+            )
         return self
 
 
 class LadderConfig(StrictModel):
-    """AIME24 by difficulty tier (arXiv 2504.11741), from stored samples; also tiers of other benchmarks, built from accuracies."""
+    """AIME24 by difficulty tier (arXiv 2504.11741), from stored samples; also tiers of other
+    benchmarks, built from accuracies."""
 
     results: str
-    """Folder with <model>/<ckpt>/samples_*.jsonl (lm-eval) or <model>/<benchmark>/samples_<benchmark>.jsonl (ours)."""
+    """Folder with <model>/<ckpt>/samples_*.jsonl (lm-eval) or
+    <model>/<benchmark>/samples_<benchmark>.jsonl (ours)."""
     benchmark: str = "aime24"
     """Task name or the part of it before an underscore; files of other benchmarks are ignored."""
     tier_base: str | None = None
-    """Build the tiers instead of using the published ones: the model whose accuracy above 50 % makes a problem easy."""
+    """Build the tiers instead of using the published ones: the model whose accuracy above 50 %
+    makes a problem easy."""
     tier_sft: CommaStrs = ()
-    """With --tier-base: small-scale SFT models; a mean accuracy above 50 % makes a problem medium."""
+    """With --tier-base: small-scale SFT models; a mean accuracy above 50 % makes a problem
+    medium."""
     factors: str | None = None
-    """CSV `model[,size][,length][,style][,similarity][,category]` of the training sets: adds accuracy against log size and by factor."""
+    """CSV `model[,size][,length][,style][,similarity][,category]` of the training sets: adds
+    accuracy against log size and by factor."""
     draws: Draws = 10_000
     """Bootstrap draws of the intervals."""
     seed: int = 42
@@ -89,35 +112,44 @@ class LadderConfig(StrictModel):
     @model_validator(mode="after")
     def _check_tiers(self) -> LadderConfig:
         if bool(self.tier_base) != bool(self.tier_sft):
-            raise ValueError("tier_base and tier_sft belong together; fix: give both, or neither for the published AIME24 tiers")
+            raise ValueError(
+                "tier_base and tier_sft belong together; fix: give both, or neither for the"
+                " published AIME24 tiers"
+            )
         return self
 
 
 class PredictConfig(StrictModel):
-    """Which SFT-time metric predicts the score after RL (arXiv 2510.01624): calibrated linear fits, rank correlation, selection."""
+    """Which SFT-time metric predicts the score after RL (arXiv 2510.01624): calibrated linear fits,
+    rank correlation, selection."""
 
     runs: str
-    """CSV, one row a run: a label (column run, name, label, candidate or model), the metrics, the target. Blank target = a candidate."""
+    """CSV, one row a run: a label (column run, name, label, candidate or model), the metrics, the
+    target. Blank target = a candidate."""
     target: str
     """Column of the score after RL."""
     metrics: CommaStrs
-    """Columns of the predictors. pass@K or avg@n that are no columns are computed from --samples."""
+    """Columns of the predictors. pass@K or avg@n that are no columns are computed from
+    --samples."""
     calibration: Annotated[float, Field(gt=0)] = 0.5
     """Runs used for the fit: a share below 1, or a number of runs from 2 on."""
     lower_is_better: CommaStrs = ()
     """Predictors where less is better (losses); reported in the good direction."""
     rank_by: str | None = None
-    """Second stage of the selection: the predictor that ranks survivors. null = the combined forecast, or the only metric."""
+    """Second stage of the selection: the predictor that ranks survivors. null = the combined
+    forecast, or the only metric."""
     series: str | None = None
     """First stage (over-fit flag): column that names runs which differ only in training length."""
     order: str | None = None
     """First stage: column with the training length (epochs or steps) inside a series."""
     flag_score: str | None = None
-    """First stage: column of the SFT score (Pass@1). A run is flagged where its loss rises while this is flat or rising."""
+    """First stage: column of the SFT score (Pass@1). A run is flagged where its loss rises while
+    this is flat or rising."""
     flag_loss: str | None = None
     """First stage: column of the held-out loss. null = the first --lower-is-better metric."""
     samples: str | None = None
-    """Folder with <run>/…/samples_*.jsonl or <run>.jsonl, for pass@K metrics that are no columns."""
+    """Folder with <run>/…/samples_*.jsonl or <run>.jsonl, for pass@K metrics that are no
+    columns."""
     splits: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Random calibration splits; all of them when there are not more."""
     seed: int = 42
@@ -132,24 +164,38 @@ class PredictConfig(StrictModel):
         unknown = [name for name in self.lower_is_better if name not in self.metrics]
         if unknown:
             raise ValueError(
-                f"lower_is_better names {', '.join(unknown)}, which is none of --metrics; fix: the name, or add it to --metrics"
+                f"lower_is_better names {', '.join(unknown)}, which is none of --metrics; fix: the"
+                " name, or add it to --metrics"
             )
         if self.target in self.metrics:
-            raise ValueError(f"target {self.target} is also a metric; fix: leave it out of --metrics")
+            raise ValueError(
+                f"target {self.target} is also a metric; fix: leave it out of --metrics"
+            )
         if 1 <= self.calibration < 2 or self.calibration != int(self.calibration) > 0:
-            raise ValueError("calibration must be a share below 1 or a whole number of runs from 2 on; fix: --calibration 0.5")
-        if sum(value is not None for value in (self.series, self.order, self.flag_score)) not in (0, 3):
-            raise ValueError("series, order and flag_score belong together; fix: give all three, or none (no over-fit flag)")
+            raise ValueError(
+                "calibration must be a share below 1 or a whole number of runs from 2 on; fix:"
+                " --calibration 0.5"
+            )
+        if sum(value is not None for value in (self.series, self.order, self.flag_score)) not in (
+            0,
+            3,
+        ):
+            raise ValueError(
+                "series, order and flag_score belong together; fix: give all three, or none (no"
+                " over-fit flag)"
+            )
         if self.series and not self.flag_loss and not self.lower_is_better:
             raise ValueError("flag_loss is required for the over-fit flag; fix: --flag-loss COLUMN")
         return self
 
 
 class TrajectoryConfig(StrictModel):
-    """Does training dip and recover? Classes of score curves over checkpoints (arXiv 2604.06628), and which checkpoint to keep."""
+    """Does training dip and recover? Classes of score curves over checkpoints (arXiv 2604.06628),
+    and which checkpoint to keep."""
 
     curve: str
-    """CSV `model,benchmark,step,score[,length]`: step 0 = base, score in %, length = mean response tokens."""
+    """CSV `model,benchmark,step,score[,length]`: step 0 = base, score in %, length = mean response
+    tokens."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Points that a curve may move without it counting as a dip or as a recovery."""
     json_path: JsonPath = None
@@ -157,7 +203,8 @@ class TrajectoryConfig(StrictModel):
 
 
 class ShiftConfig(StrictModel):
-    """What a tuned model changed: KL, token rank shift, PCA shift of hidden states. Needs torch and transformers; runs on CPU."""
+    """What a tuned model changed: KL, token rank shift, PCA shift of hidden states. Needs torch and
+    transformers; runs on CPU."""
 
     base: str
     """Hugging Face folder of the base model."""
@@ -174,26 +221,31 @@ class ShiftConfig(StrictModel):
     pca_max_length: Annotated[int, Field(ge=1)] = 128
     """Tokens of each such input (128 as published)."""
     chunk_tokens: Annotated[int, Field(ge=1)] = 512
-    """Positions whose float64 log-probabilities are held at once; memory = chunk · vocabulary · 8 bytes a model."""
+    """Positions whose float64 log-probabilities are held at once; memory = chunk · vocabulary · 8
+    bytes a model."""
     chat_template: bool = False
-    """Wrap `input` as a user turn with the base tokenizer's chat template; off = the text as it is."""
+    """Wrap `input` as a user turn with the base tokenizer's chat template; off = the text as it
+    is."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Weights and activations; log-probabilities are taken in float64 either way."""
     tokens: str | None = None
-    """Write the token view here (JSONL, one object a row); the report shows it when it lies beside shift.json."""
+    """Write the token view here (JSONL, one object a row); the report shows it when it lies beside
+    shift.json."""
     json_path: JsonPath = None
     """Write the result here."""
 
 
 class BudgetConfig(StrictModel):
-    """Accuracy if every answer had been cut at a token budget: stored token ids are truncated, decoded and graded again."""
+    """Accuracy if every answer had been cut at a token budget: stored token ids are truncated,
+    decoded and graded again."""
 
     input: str
     """Graded JSONL rows with `response_ids` (a list of ids, or one list a sample) and `gold`."""
     budgets: CommaInts
     """Token budgets."""
     tokenizer: str | None = None
-    """Folder with tokenizer.json, to decode truncated answers. null = an answer above the budget counts as wrong (a lower bound)."""
+    """Folder with tokenizer.json, to decode truncated answers. null = an answer above the budget
+    counts as wrong (a lower bound)."""
     kind: Literal["math", "gsm8k", "choice", "exact"] = "math"
     """How answers are compared when they are graded again."""
     workers: Annotated[int, Field(ge=1, le=256)] = 2
@@ -211,7 +263,8 @@ class BudgetConfig(StrictModel):
 
 
 class CompareConfig(StrictModel):
-    """Is this difference real? Paired bootstrap and permutation over problems, Holm-corrected; also at equal compute."""
+    """Is this difference real? Paired bootstrap and permutation over problems, Holm-corrected; also
+    at equal compute."""
 
     base: str
     """A: a graded JSONL file, or a model's eval folder (all its benchmarks)."""
@@ -220,9 +273,11 @@ class CompareConfig(StrictModel):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Family-wise error rate that Holm's correction keeps over all comparisons."""
     curve: str | None = None
-    """Compute-matched: CSV `model,benchmark,step,score` of the checkpoints of the runs in --compute."""
+    """Compute-matched: CSV `model,benchmark,step,score` of the checkpoints of the runs in
+    --compute."""
     compute: CommaStrs = ()
-    """Training run folders (`name=folder`, name as in --curve); tokens, FLOPs and GPU-hours are summed from metrics.jsonl."""
+    """Training run folders (`name=folder`, name as in --curve); tokens, FLOPs and GPU-hours are
+    summed from metrics.jsonl."""
     draws: Draws = 10_000
     """Bootstrap and permutation draws."""
     seed: int = 42
@@ -235,15 +290,20 @@ class CompareConfig(StrictModel):
         if not self.runs:
             raise ValueError("runs is empty; fix: --runs PATH[,PATH…]")
         if self.curve and not self.compute:
-            raise ValueError("curve needs --compute name=RUN_DIR,… to know what each checkpoint cost; fix: add it")
+            raise ValueError(
+                "curve needs --compute name=RUN_DIR,… to know what each checkpoint cost; fix:"
+                " add it"
+            )
         return self
 
 
 class ReportConfig(StrictModel):
-    """One self-contained HTML page over run and eval folders, and a CSV beside it with every number in it."""
+    """One self-contained HTML page over run and eval folders, and a CSV beside it with every number
+    in it."""
 
     run_dirs: Positional[tuple[str, ...]]
-    """Folders: training runs (config.yaml, metrics.jsonl, rollouts/), eval results, and JSON files that the analyze verbs wrote."""
+    """Folders: training runs (config.yaml, metrics.jsonl, rollouts/), eval results, and JSON files
+    that the analyze verbs wrote."""
     out: str = "report.html"
     """The page; the numbers go to the same name with .csv."""
     title: str = ""

@@ -1,4 +1,5 @@
 """Configuration of the training benchmark."""
+
 from __future__ import annotations
 
 from typing import Annotated, Literal
@@ -11,13 +12,16 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class BenchTrainConfig(StrictModel):
-    """Tokens/s of one SFT step: ours against plain transformers loops on the same model, samples and thread count, interleaved."""
+    """Tokens/s of one SFT step: ours against plain transformers loops on the same model, samples
+    and thread count, interleaved."""
 
     data: str | None = None
-    """SFT data file; its samples give the lengths and loss masks. A tokenizer is trained on it. Not with --shape."""
+    """SFT data file; its samples give the lengths and loss masks. A tokenizer is trained on it. Not
+    with --shape."""
     shape: Literal["qwen3-14b", "qwen3-8b", "tiny"] | None = None
-    """Instead: our step alone at a model's real layer shapes, with random weights and tokens, on this device: tokens/s/GPU, TFLOP/s, MFU,
-    peak memory, phases. Uses layers, sequence … recompute below; the other keys are not read."""
+    """Instead: our step alone at a model's real layer shapes, with random weights and tokens, on
+    this device: tokens/s/GPU, TFLOP/s, MFU, peak memory, phases. Uses layers, sequence … recompute
+    below; the other keys are not read."""
     sequence: Positive = 8192
     """With shape: tokens per sequence."""
     micro_batch_tokens: Positive = 8192
@@ -43,10 +47,11 @@ class BenchTrainConfig(StrictModel):
     seq_length: Positive = 1024
     """Tokens per packed row."""
     rounds: Positive = 7
-    """Timed steps of each contender, in turns; the median counts. One more step of each warms up."""
+    """Timed steps of each contender, in turns; the median counts. One more step of each warms
+    up."""
     contenders: CommaStrs = ("ours", "padded", "sorted", "packed")
-    """ours; padded = transformers, batches of 8 padded to their longest; sorted = the same after sorting by length; packed = transformers
-    on our packed rows with a block-diagonal mask."""
+    """ours; padded = transformers, batches of 8 padded to their longest; sorted = the same after
+    sorting by length; packed = transformers on our packed rows with a block-diagonal mask."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations, the same for all."""
     profile: bool = False
@@ -59,14 +64,21 @@ class BenchTrainConfig(StrictModel):
     @model_validator(mode="after")
     def _one_subject(self) -> BenchTrainConfig:
         if (self.data is None) == (self.shape is None):
-            raise ValueError("--data FILE compares with transformers, --shape NAME measures our step at a model's size; fix: one of them")
+            raise ValueError(
+                "--data FILE compares with transformers, --shape NAME measures our step at a"
+                " model's size; fix: one of them"
+            )
         if self.shape and self.micro_batch_tokens % self.sequence:
-            raise ValueError(f"micro_batch_tokens {self.micro_batch_tokens} is no multiple of sequence {self.sequence}; fix: a multiple")
+            raise ValueError(
+                f"micro_batch_tokens {self.micro_batch_tokens} is no multiple of sequence"
+                f" {self.sequence}; fix: a multiple"
+            )
         return self
 
 
 class BenchKernelsConfig(StrictModel):
-    """Times the loss head against its peers (tools/bench_kernels.py); on a CPU a smoke test at small sizes."""
+    """Times the loss head against its peers (tools/bench_kernels.py); on a CPU a smoke test at
+    small sizes."""
 
     tokens: CommaInts = (8192, 16384, 32768)
     """Tokens of a shape."""

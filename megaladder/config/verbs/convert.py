@@ -1,4 +1,6 @@
-"""Configuration of the verbs `convert hf-to-megatron | megatron-to-hf | verify` and `bench convert`. No torch."""
+"""Configuration of the verbs `convert hf-to-megatron | megatron-to-hf | verify` and `bench
+convert`. No torch."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +15,8 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class HfToMegatronConfig(StrictModel):
-    """Hugging Face folder → megatron-core checkpoint that loads at any TP × PP. Memory: one tensor, whatever the model's size."""
+    """Hugging Face folder → megatron-core checkpoint that loads at any TP × PP. Memory: one tensor,
+    whatever the model's size."""
 
     hf: Path
     """Hugging Face folder: config.json, safetensors, tokenizer files."""
@@ -26,10 +29,12 @@ class HfToMegatronConfig(StrictModel):
 
 
 class MegatronToHfConfig(StrictModel):
-    """Megatron-core checkpoint (of a run, or converted) → Hugging Face folder for transformers and vLLM. Memory: one tensor."""
+    """Megatron-core checkpoint (of a run, or converted) → Hugging Face folder for transformers and
+    vLLM. Memory: one tensor."""
 
     megatron: Path
-    """Checkpoint folder, e.g. RUN_DIR/checkpoints/step_100. It must be committed; its file hashes are checked."""
+    """Checkpoint folder, e.g. RUN_DIR/checkpoints/step_100. It must be committed; its file hashes
+    are checked."""
     out: Path
     """Folder to write. Must be empty or new, unless --force."""
     dtype: Dtype | None = None
@@ -41,7 +46,8 @@ class MegatronToHfConfig(StrictModel):
 
 
 class VerifyConfig(StrictModel):
-    """Compares a Hugging Face folder with a megatron-core checkpoint: every tensor bit by bit, then the logits of random tokens.
+    """Compares a Hugging Face folder with a megatron-core checkpoint: every tensor bit by bit, then
+    the logits of random tokens.
 
     Exit status 2 and a list when they differ.
     """
@@ -51,7 +57,8 @@ class VerifyConfig(StrictModel):
     megatron: Path
     """Checkpoint folder."""
     logits: bool = True
-    """Also run both models on the CPU in fp32 (needs 4 bytes per parameter, one model at a time)."""
+    """Also run both models on the CPU in fp32 (needs 4 bytes per parameter, one model at a
+    time)."""
     tolerance: Annotated[float, Field(gt=0)] = 1e-4
     """Largest allowed |Δ logit|, relative to the largest |logit| where that is above 1."""
     seed: int = 42
@@ -61,7 +68,8 @@ class VerifyConfig(StrictModel):
 
 
 class BenchConvertConfig(StrictModel):
-    """Times both conversions of a random model against a plain copy of the same files, with peak memory. No GPU needed."""
+    """Times both conversions of a random model against a plain copy of the same files, with peak
+    memory. No GPU needed."""
 
     gb: Annotated[float, Field(gt=0)] = 1.0
     """Size of the random bf16 model, in GB (10^9 bytes)."""

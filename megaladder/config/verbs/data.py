@@ -1,4 +1,5 @@
-"""Configuration of the `data …` verbs: fields are flags, the string under a field is its `--help` text."""
+"""Configuration of the `data …` verbs: fields are flags, the string under a field is its `--help`
+text."""
 
 from __future__ import annotations
 
@@ -18,20 +19,24 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class MakeConfig(StrictModel):
-    """Generated reasoning data with verified worked answers. `data make arithmetic --help` and `data make countdown --help` have more."""
+    """Generated reasoning data with verified worked answers. `data make arithmetic --help` and
+    `data make countdown --help` have more."""
 
     kind: Positional[Literal["arithmetic", "countdown"]]
     """What to make."""
     rows: Positive
-    """Rows to make. The same seed gives the same rows in the same order; more rows only add to them."""
+    """Rows to make. The same seed gives the same rows in the same order; more rows only add to
+    them."""
     out: str
     """File to write, .jsonl or .parquet."""
     seed: int = 42
     """Of the rows and their order."""
     split: Literal["train", "test"] = "train"
-    """Half of the question space to draw from. A question's half is a hash of its text: no two files of different halves overlap."""
+    """Half of the question space to draw from. A question's half is a hash of its text: no two
+    files of different halves overlap."""
     form: Literal["sft", "problem"] = "sft"
-    """sft = id, question, gold, messages; problem = id, question, answer (for evaluation and GRPO), without the worked trace."""
+    """sft = id, question, gold, messages; problem = id, question, answer (for evaluation and GRPO),
+    without the worked trace."""
     test_out: str | None = None
     """Also write held-out problems (form problem, split test) to this file."""
     test_rows: Positive = 500
@@ -39,7 +44,8 @@ class MakeConfig(StrictModel):
 
 
 class MakeArithmeticConfig(MakeConfig):
-    """Generated arithmetic with worked steps in <think>, the answer in \\boxed{}; every line verified."""
+    """Generated arithmetic with worked steps in <think>, the answer in \\boxed{}; every line
+    verified."""
 
     kind: Positional[Literal["arithmetic"]]
     """arithmetic"""
@@ -54,15 +60,18 @@ class MakeArithmeticConfig(MakeConfig):
     shuffle: bool = False
     """Draw each operation at random from `operations` instead."""
     recheck_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of rows that go over every result a second time ('Wait, …'): a mixture of short and long thoughts with the same answers."""
+    """Share of rows that go over every result a second time ('Wait, …'): a mixture of short and
+    long thoughts with the same answers."""
     direct_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of rows that answer at once, with an empty <think>: a model trained on them has a habit to unlearn by GRPO."""
+    """Share of rows that answer at once, with an empty <think>: a model trained on them has a habit
+    to unlearn by GRPO."""
     direct_from: Count = 0
     """Rows before this one all show their work: a curriculum for data.order file."""
 
 
 class MakeCountdownConfig(MakeConfig):
-    """Generated countdown puzzles with search traces (try, check, go back); every trace verified by replay."""
+    """Generated countdown puzzles with search traces (try, check, go back); every trace verified by
+    replay."""
 
     kind: Positional[Literal["countdown"]]
     """countdown"""
@@ -82,7 +91,10 @@ class MakeCountdownConfig(MakeConfig):
 
 def make_config_class(args: Sequence[str]) -> type[MakeConfig]:
     """The config class that the first word after `data make` names."""
-    classes: dict[str, type[MakeConfig]] = {"arithmetic": MakeArithmeticConfig, "countdown": MakeCountdownConfig}
+    classes: dict[str, type[MakeConfig]] = {
+        "arithmetic": MakeArithmeticConfig,
+        "countdown": MakeCountdownConfig,
+    }
     return classes.get(args[0] if args else "", MakeConfig)
 
 
@@ -92,23 +104,29 @@ class DecontaminateConfig(StrictModel):
     path: Positional[str]
     """Training data file."""
     against: tuple[str, ...]
-    """Benchmark folders or files; their questions are compared. The training file itself may be one of them."""
+    """Benchmark folders or files; their questions are compared. The training file itself may be one
+    of them."""
     out: str
-    """Clean copy (.jsonl or .parquet). Beside it: OUT.hits.jsonl, a row per span, and OUT.summary.json."""
+    """Clean copy (.jsonl or .parquet). Beside it: OUT.hits.jsonl, a row per span, and
+    OUT.summary.json."""
     n: Annotated[int, Field(ge=2, le=50)] = 13
     """Words per n-gram. 13 as GPT-3's appendix C, 8 as s1."""
     min_words: Annotated[int, Field(ge=2)] = 8
-    """A question shorter than n words counts as a whole if it has at least this many; shorter ones are listed as too short."""
+    """A question shorter than n words counts as a whole if it has at least this many; shorter ones
+    are listed as too short."""
     columns: CommaStrs = ()
     """Columns of the training rows to scan; empty = every text of the row."""
     max_matches: Positive | None = None
-    """A span found in more training rows than this is a common phrase and no hit (GPT-3: 10). null = every span counts."""
+    """A span found in more training rows than this is a common phrase and no hit (GPT-3: 10). null
+    = every span counts."""
     dedup: Literal["none", "exact", "near"] = "none"
-    """Also drop rows whose question repeats an earlier one: the same words, or near = also similar ones (MinHash)."""
+    """Also drop rows whose question repeats an earlier one: the same words, or near = also similar
+    ones (MinHash)."""
     near_threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Jaccard similarity of 5-word shingles from which on two questions are near duplicates."""
     id_column: str | None = None
-    """Column with unique ids; null = id, unique_id, question_hash or uuid if there, else a hash of the row."""
+    """Column with unique ids; null = id, unique_id, question_hash or uuid if there, else a hash of
+    the row."""
 
 
 class ScoreConfig(StrictModel):
@@ -117,13 +135,17 @@ class ScoreConfig(StrictModel):
     path: Positional[str]
     """Data file."""
     out: str
-    """File to write (.jsonl or .parquet): the rows with `score`, `score_parts`, `style` and, with --levels, `level`."""
+    """File to write (.jsonl or .parquet): the rows with `score`, `score_parts`, `style` and, with
+    --levels, `level`."""
     rule: Literal["limo"] = "limo"
-    """limo = 0.30 length + 0.20 verification + 0.25 exploration + 0.25 connectives, each scaled over the file."""
+    """limo = 0.30 length + 0.20 verification + 0.25 exploration + 0.25 connectives, each scaled
+    over the file."""
     rule_file: str | None = None
-    """YAML with weights, word lists and scale (minmax, rank, per_1k); null = the published weights and our word lists."""
+    """YAML with weights, word lists and scale (minmax, rank, per_1k); null = the published weights
+    and our word lists."""
     column: str | None = None
-    """Column of the reasoning text; null = solution, response, completion, a trace column, or the assistant's turns."""
+    """Column of the reasoning text; null = solution, response, completion, a trace column, or the
+    assistant's turns."""
     levels: Annotated[int, Field(ge=2)] | None = None
     """Quality bands of equal size by score, 1 = lowest. null = none."""
     workers: Positive = 1
@@ -138,9 +160,11 @@ class SelectConfig(StrictModel):
     recipe: str
     """Recipe file (examples/recipes/**.yaml)."""
     out: str
-    """File to write; a folder when the recipe is a grid. Beside it: OUT.stages.json and OUT.dropped.jsonl."""
+    """File to write; a folder when the recipe is a grid. Beside it: OUT.stages.json and
+    OUT.dropped.jsonl."""
     set: tuple[str, ...] = ()
-    """Parameters of the recipe, as NAME=VALUE NAME=VALUE …; one that the recipe varies is fixed by it."""
+    """Parameters of the recipe, as NAME=VALUE NAME=VALUE …; one that the recipe varies is fixed by
+    it."""
     only: str | None = None
     """Of a grid, the selections whose name fits this pattern, e.g. 'openr1_algebra_*'."""
     seed: int | None = None
@@ -188,7 +212,8 @@ class TeacherRolloutSection(EngineSection):
 
 
 def sample_config_class(args: list[str]) -> type[SampleConfig]:
-    """The config class of `data sample`; spells the short flags (--model, --n, …) out in `args`, in place."""
+    """The config class of `data sample`; spells the short flags (--model, --n, …) out in `args`, in
+    place."""
     for index, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name.replace("_", "-") in SHORT_FLAGS:
@@ -197,15 +222,18 @@ def sample_config_class(args: list[str]) -> type[SampleConfig]:
 
 
 class SampleConfig(StrictModel):
-    """Rejection sampling from a teacher: draw, grade, keep. Short: --model --tokenizer --n --temperature --top-p --top-k --max-tokens."""
+    """Rejection sampling from a teacher: draw, grade, keep. Short: --model --tokenizer --n
+    --temperature --top-p --top-k --max-tokens."""
 
     path: Positional[str]
     """Problems: question and answer, or verl rows."""
     out: str
-    """Training rows (.jsonl or .parquet). Beside it: OUT.samples/ with every sample (resumable), OUT.difficulty.jsonl."""
+    """Training rows (.jsonl or .parquet). Beside it: OUT.samples/ with every sample (resumable),
+    OUT.difficulty.jsonl."""
     model: ModelConfig = ModelConfig()
     keep: Literal["all", "correct", "one_correct", "mixed"] = "correct"
-    """all; correct ones; one correct one a problem, at random; mixed = all samples of problems that are neither always nor never solved."""
+    """all; correct ones; one correct one a problem, at random; mixed = all samples of problems that
+    are neither always nor never solved."""
     kind: Literal["math", "gsm8k", "choice", "exact"] | None = None
     """How answers are graded; null = by the row (#### is gsm8k, else math)."""
     limit: Positive | None = None

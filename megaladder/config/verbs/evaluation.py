@@ -1,4 +1,6 @@
-"""Configuration of `eval`: which model, which benchmarks, how answers are drawn and where results go."""
+"""Configuration of `eval`: which model, which benchmarks, how answers are drawn and where results
+go."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,10 +14,17 @@ from megaladder.config.train import ModelConfig, Positive
 
 # `--n 16` for `--rollout.n 16`: the flags that cli.md promises without their section
 SHORT_FLAGS = {
-    "--model": "--model.path", "--tokenizer": "--model.tokenizer", "--n": "--rollout.n", "--temperature": "--rollout.temperature",
-    "--top-p": "--rollout.top-p", "--top-k": "--rollout.top-k", "--max-tokens": "--rollout.max-tokens", "--tp": "--rollout.tp",
-    "--replicas": "--rollout.replicas", "--engine": "--rollout.engine",
-}  # fmt: skip
+    "--model": "--model.path",
+    "--tokenizer": "--model.tokenizer",
+    "--n": "--rollout.n",
+    "--temperature": "--rollout.temperature",
+    "--top-p": "--rollout.top-p",
+    "--top-k": "--rollout.top-k",
+    "--max-tokens": "--rollout.max-tokens",
+    "--tp": "--rollout.tp",
+    "--replicas": "--rollout.replicas",
+    "--engine": "--rollout.engine",
+}
 
 
 def eval_config(args: list[str]) -> type[EvalConfig]:
@@ -31,9 +40,11 @@ class PromptSection(StrictModel):
     """How a problem becomes a prompt."""
 
     style: Literal["auto", "chat", "raw"] = "auto"
-    """chat = the tokenizer's chat template; raw = the text alone; auto = chat where the tokenizer has a template."""
+    """chat = the tokenizer's chat template; raw = the text alone; auto = chat where the tokenizer
+    has a template."""
     template: str | None = None
-    """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields. \\n is a line break."""
+    """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields.
+    \\n is a line break."""
     system: str | None = None
     """System message. null = none."""
     suffix: str = ""
@@ -43,10 +54,12 @@ class PromptSection(StrictModel):
 
 
 class BudgetSection(StrictModel):
-    """Test-time budgets (s1, arXiv 2501.19393). Off unless max_thinking, num_waits, step, class or rejection is set."""
+    """Test-time budgets (s1, arXiv 2501.19393). Off unless max_thinking, num_waits, step, class or
+    rejection is set."""
 
     max_thinking: Positive | Literal["auto"] | None = None
-    """Thinking tokens after which the end of thinking is forced. auto = what max_tokens leaves (s1's rule). null = no limit."""
+    """Thinking tokens after which the end of thinking is forced. auto = what max_tokens leaves
+    (s1's rule). null = no limit."""
     num_waits: Annotated[int, Field(ge=0)] = 0
     """Times that the end of thinking is suppressed and `wait` is put in its place."""
     wait: str = "Wait"
@@ -59,7 +72,8 @@ class BudgetSection(StrictModel):
     end: str = "</think>"
     """Ends the thinking; generation stops there. s1: '<|im_start|>answer'."""
     end_forced: str | None = None
-    """Put where the limit cut the thinking off, on a new line. null = `end`, a line break and 'Final Answer:' (s1)."""
+    """Put where the limit cut the thinking off, on a new line. null = `end`, a line break and
+    'Final Answer:' (s1)."""
     stop: CommaStrs = ()
     """Further stop strings of the thinking phase. s1: '<|im_start|>'."""
     steps: Positive | None = None
@@ -80,16 +94,23 @@ class BudgetSection(StrictModel):
 
     @property
     def active(self) -> bool:
-        return self.forces or self.steps is not None or self.tokens is not None or self.effort is not None
+        return (
+            self.forces
+            or self.steps is not None
+            or self.tokens is not None
+            or self.effort is not None
+        )
 
 
 class JudgeSection(StrictModel):
     """For judged benchmarks (HEx-PHI, AlpacaEval-style). Never needed by the others."""
 
     model: str | None = None
-    """Folder of a local judge or reward model, or the name that an OpenAI-compatible service knows."""
+    """Folder of a local judge or reward model, or the name that an OpenAI-compatible service
+    knows."""
     url: str | None = None
-    """Base address of an OpenAI-compatible service, e.g. http://127.0.0.1:8000/v1. null = a local model on our engine."""
+    """Base address of an OpenAI-compatible service, e.g. http://127.0.0.1:8000/v1. null = a local
+    model on our engine."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the service's key; the key itself is written nowhere."""
     max_tokens: Positive = 4096
@@ -99,13 +120,15 @@ class JudgeSection(StrictModel):
 
 
 class EvalConfig(StrictModel):
-    """Benchmarks: generate, grade, append; resumable. Short flags: --model --tokenizer --n --temperature --top-p --top-k --max-tokens."""
+    """Benchmarks: generate, grade, append; resumable. Short flags: --model --tokenizer --n
+    --temperature --top-p --top-k --max-tokens."""
 
     model: ModelConfig = ModelConfig()
     benchmark: CommaStrs = ()
     """Names from the registry, comma-separated; `--benchmark list` prints it."""
     out: str = "runs/eval"
-    """Results go to <out>/<model>/<benchmark>/. A second start with the same settings resumes; with others it is refused."""
+    """Results go to <out>/<model>/<benchmark>/. A second start with the same settings resumes; with
+    others it is refused."""
     name: str | None = None
     """Folder name of the model under <out>. null = the last part of its path."""
     data_dir: str | None = None
@@ -121,7 +144,8 @@ class EvalConfig(StrictModel):
     budget: BudgetSection = BudgetSection()
     judge: JudgeSection = JudgeSection()
     sandbox: str | None = None
-    """Command that runs generated code in isolation (reads one JSON object, prints one); for livecodebench. null = no execution."""
+    """Command that runs generated code in isolation (reads one JSON object, prints one); for
+    livecodebench. null = no execution."""
     grade_workers: Positive = 2
     """Processes that grade."""
     grade_timeout_s: Annotated[float, Field(gt=0)] = 5.0
@@ -135,11 +159,19 @@ class EvalConfig(StrictModel):
     def _complete(self) -> EvalConfig:
         problems = []
         if not self.benchmark:
-            problems.append("benchmark is empty; fix: --benchmark aime24,math500 (--benchmark list prints the names)")
+            problems.append(
+                "benchmark is empty; fix: --benchmark aime24,math500 (--benchmark list prints the"
+                " names)"
+            )
         elif self.benchmark != ("list",) and not self.model.path and self.rollout.engine == "vllm":
             problems.append("model.path is empty; fix: --model DIR")
-        if self.budget.reject_above is not None and (self.budget.max_thinking is not None or self.budget.num_waits):
-            problems.append("budget.reject_above takes no max_thinking and no num_waits; fix: one kind of budget a run")
+        if self.budget.reject_above is not None and (
+            self.budget.max_thinking is not None or self.budget.num_waits
+        ):
+            problems.append(
+                "budget.reject_above takes no max_thinking and no num_waits; fix: one kind of"
+                " budget a run"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -1,4 +1,5 @@
-"""Configuration of `grade` and `analyze pass-at-k`. The string under a field is its `--help` text. No file is touched here."""
+"""Configuration of `grade` and `analyze pass-at-k`. The string under a field is its `--help` text.
+No file is touched here."""
 
 from __future__ import annotations
 
@@ -14,24 +15,30 @@ AnswerKind = Literal["math", "gsm8k", "choice", "exact"]
 
 
 class GradeConfig(StrictModel):
-    """Grade stored responses with the grader that RL and the benchmarks use; rows keep their order and all their fields."""
+    """Grade stored responses with the grader that RL and the benchmarks use; rows keep their order
+    and all their fields."""
 
     input: str
     """JSONL, rows {"id", "gold", "response": text} or {"id", "gold", "responses": [text, …]}."""
     output: str
-    """JSONL: each row plus `answer`, `correct`, `reason` (lists for `responses`). Replaced only when all is graded."""
+    """JSONL: each row plus `answer`, `correct`, `reason` (lists for `responses`). Replaced only
+    when all is graded."""
     kind: AnswerKind = "math"
-    """math = numbers, sets, expressions (math-verify); gsm8k = one number; choice = an option letter; exact = the same string."""
+    """math = numbers, sets, expressions (math-verify); gsm8k = one number; choice = an option
+    letter; exact = the same string."""
     workers: Annotated[int, Field(ge=1, le=256)] = min(8, os.cpu_count() or 1)
     """Grading processes. Default: the machine's cores, at most 8."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
-    """Seconds one response may take before its process is killed; it then counts as wrong, reason timeout."""
+    """Seconds one response may take before its process is killed; it then counts as wrong, reason
+    timeout."""
     memory_mib: Annotated[int, Field(ge=64)] = 1024
-    """MiB a grading process may allocate on top of its imports; a response that needs more counts as wrong, reason crash."""
+    """MiB a grading process may allocate on top of its imports; a response that needs more counts
+    as wrong, reason crash."""
 
 
 class PassAtKConfig(StrictModel):
-    """avg@n, unbiased pass@k, prefix cov@n and maj@n of graded rows, with 95 % intervals that resample problems."""
+    """avg@n, unbiased pass@k, prefix cov@n and maj@n of graded rows, with 95 % intervals that
+    resample problems."""
 
     input: str
     """JSONL from `grade`, or rows {"id", "correct": [true, false, …]}; one row a problem."""
@@ -47,5 +54,8 @@ class PassAtKConfig(StrictModel):
     @model_validator(mode="after")
     def _check_k(self) -> PassAtKConfig:
         if not self.k or min(self.k) < 1:
-            raise ValueError(f"k must be one or more whole numbers from 1; found {','.join(map(str, self.k)) or 'none'}; fix: --k 1,8,64")
+            raise ValueError(
+                "k must be one or more whole numbers from 1; found"
+                f" {','.join(map(str, self.k)) or 'none'}; fix: --k 1,8,64"
+            )
         return self

@@ -1,4 +1,5 @@
 """Configuration of `megaladder plan`."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,31 +16,40 @@ GRPO_FLAGS = ("prompts_per_step", "n", "response_length", "max_tokens")
 
 
 class PlanConfig(StrictModel):
-    """Layouts for a model on so many GPUs, fastest first, with memory per GPU by part and predicted time. Needs no GPU and no weights.
+    """Layouts for a model on so many GPUs, fastest first, with memory per GPU by part and predicted
+    time. Needs no GPU and no weights.
 
     megaladder plan --model Qwen3-14B --gpus 8 --gpu h200 --seq-length 20480 --global-batch-size 256
-    megaladder plan --model models/my-model --gpus 64 --gpu h100 --seq-length 8192 --global-batch-size 512 --precision fp8 --json plan.json
-    megaladder plan --model Qwen3-14B --gpus 8 --gpu h200 --seq-length 20480 --global-batch-size 256 --tp 4 --pp 2     (only these sizes)
-    megaladder plan --model Qwen3-14B --gpus 8 --gpu h200 --seq-length 22528 --workload grpo --prompts-per-step 512 --n 16 --mini-batches 16
+    megaladder plan --model models/my-model --gpus 64 --gpu h100 --seq-length 8192
+    --global-batch-size 512 --precision fp8 --json plan.json megaladder plan --model Qwen3-14B
+    --gpus 8 --gpu h200 --seq-length 20480 --global-batch-size 256 --tp 4 --pp 2     (only these
+    sizes) megaladder plan --model Qwen3-14B --gpus 8 --gpu h200 --seq-length 22528 --workload grpo
+    --prompts-per-step 512 --n 16 --mini-batches 16
       --response-length 8000 --max-tokens 20480
 
-    Predictions are calibrated on published runs; how far they can be trusted: docs/plan.md (median error about 6 %, largest 19 %).
+    Predictions are calibrated on published runs; how far they can be trusted: docs/plan.md (median
+    error about 6 %, largest 19 %).
     """
 
     model: str
-    """Folder with a config.json (weights are not read), or a known name: Qwen3-0.6B … 32B, Qwen2.5, Llama-2, Llama-3.x; as on the hub."""
+    """Folder with a config.json (weights are not read), or a known name: Qwen3-0.6B … 32B, Qwen2.5,
+    Llama-2, Llama-3.x; as on the hub."""
     gpus: Positive
     """GPUs in all."""
     gpu: str = "h200"
-    """Their kind: h100, h100-500w, h200, b200, a800 (megaladder/plan/hardware.yaml: peaks, memory, links, sources)."""
+    """Their kind: h100, h100-500w, h200, b200, a800 (megaladder/plan/hardware.yaml: peaks, memory,
+    links, sources)."""
     seq_length: Positive
     """Tokens per packed row, as data.seq_length."""
     global_batch_size: Positive | None = None
-    """Samples per optimizer step over all GPUs. Required for sft; for grpo it is prompts_per_step · n / mini_batches."""
+    """Samples per optimizer step over all GPUs. Required for sft; for grpo it is prompts_per_step ·
+    n / mini_batches."""
     precision: Literal["bf16", "fp8"] = "bf16"
-    """Of the linear layers; the rest is bf16 with fp32 master weights. Needs FP8 units (H100 and later)."""
+    """Of the linear layers; the rest is bf16 with fp32 master weights. Needs FP8 units (H100 and
+    later)."""
     sample_length: Annotated[float, Field(gt=0)] | None = None
-    """Mean tokens of a sample, which are packed: fewer rows, less attention. null = every sample fills its row (the slowest case)."""
+    """Mean tokens of a sample, which are packed: fewer rows, less attention. null = every sample
+    fills its row (the slowest case)."""
     tp: Positive | None = None
     """Pin the tensor parallel size. null = search."""
     pp: Positive | None = None
@@ -47,13 +57,15 @@ class PlanConfig(StrictModel):
     vpp: Annotated[int, Field(ge=2)] | None = None
     """Pin the model chunks per stage (interleaved schedule). null = search, off included."""
     cp: Positive | None = None
-    """Pin the context parallel size; above what the trainer takes it is predicted with a note. null = search what the trainer takes."""
+    """Pin the context parallel size; above what the trainer takes it is predicted with a note. null
+    = search what the trainer takes."""
     micro_batch_size: Positive | None = None
     """Pin the rows per micro-batch. null = search 1, 2, 4, 8."""
     recompute: Literal["none", "selective", "full"] | None = None
     """Pin the recomputation of activations. null = search."""
     workload: Literal["sft", "grpo"] = "sft"
-    """sft = training steps; grpo = rounds of generation, log-probs, updates and weight sync (the fields below)."""
+    """sft = training steps; grpo = rounds of generation, log-probs, updates and weight sync (the
+    fields below)."""
     prompts_per_step: Positive | None = None
     """grpo: problems per round. Required there."""
     n: Positive | None = None
@@ -69,7 +81,8 @@ class PlanConfig(StrictModel):
     engine_tp: Positive | None = None
     """grpo: tensor parallel GPUs of an engine. null = search."""
     engine_gpus: Positive | None = None
-    """grpo: GPUs that only generate; the others only train. null = engine and trainer take turns on all GPUs."""
+    """grpo: GPUs that only generate; the others only train. null = engine and trainer take turns on
+    all GPUs."""
     lag: Literal[0, 1] = 0
     """grpo: 1 = generation runs beside the updates (one step off-policy); needs engine_gpus."""
     top: Positive = 10
@@ -85,31 +98,53 @@ class PlanConfig(StrictModel):
 
 def _sft_problems(config: PlanConfig) -> list[str]:
     if config.global_batch_size is None:
-        return ["--global-batch-size is required; fix: the samples of one optimizer step, such as --global-batch-size 256"]
+        return [
+            "--global-batch-size is required; fix: the samples of one optimizer step, such as"
+            " --global-batch-size 256"
+        ]
     if config.sample_length is not None and config.sample_length > config.seq_length:
-        return [f"--sample-length {config.sample_length:g} is more than --seq-length {config.seq_length}; fix: at most that"]
+        return [
+            f"--sample-length {config.sample_length:g} is more than --seq-length"
+            f" {config.seq_length}; fix: at most that"
+        ]
     return []
 
 
 def _grpo_problems(config: PlanConfig) -> list[str]:
-    problems = [f"--{name.replace('_', '-')} is required for --workload grpo; fix: --{name.replace('_', '-')} NUMBER"
-                for name in GRPO_FLAGS if getattr(config, name) is None]
+    problems = [
+        f"--{name.replace('_', '-')} is required for --workload grpo; fix:"
+        f" --{name.replace('_', '-')} NUMBER"
+        for name in GRPO_FLAGS
+        if getattr(config, name) is None
+    ]
     if problems:
         return problems
     samples = config.prompts_per_step * config.n
     if samples % config.mini_batches:
-        problems.append(f"--mini-batches {config.mini_batches} does not divide {samples} completions; fix: a divisor")
+        problems.append(
+            f"--mini-batches {config.mini_batches} does not divide {samples} completions; fix: a"
+            " divisor"
+        )
     elif config.global_batch_size not in (None, samples // config.mini_batches):
-        problems.append(f"--global-batch-size {config.global_batch_size} is not prompts · n / mini-batches ="
-                        f" {samples // config.mini_batches}; fix: leave it out")
+        problems.append(
+            f"--global-batch-size {config.global_batch_size} is not prompts · n / mini-batches ="
+            f" {samples // config.mini_batches}; fix: leave it out"
+        )
     if config.response_length > config.max_tokens:
-        problems.append(f"--response-length {config.response_length} is the mean, and above --max-tokens {config.max_tokens};"
-                        " fix: at most that")
+        problems.append(
+            f"--response-length {config.response_length} is the mean, and above --max-tokens"
+            f" {config.max_tokens}; fix: at most that"
+        )
     if config.prompt_length + config.max_tokens > config.seq_length:
-        problems.append(f"--prompt-length {config.prompt_length} and --max-tokens {config.max_tokens} do not fit --seq-length"
-                        f" {config.seq_length}; fix: --seq-length {config.prompt_length + config.max_tokens}")
+        problems.append(
+            f"--prompt-length {config.prompt_length} and --max-tokens {config.max_tokens} do not"
+            f" fit --seq-length {config.seq_length}; fix: --seq-length"
+            f" {config.prompt_length + config.max_tokens}"
+        )
     if config.lag and config.engine_gpus is None:
         problems.append("--lag 1 needs GPUs for the engine alone; fix: --engine-gpus N")
     if config.engine_gpus is not None and config.engine_gpus >= config.gpus:
-        problems.append(f"--engine-gpus {config.engine_gpus} leaves none of {config.gpus} to train; fix: fewer")
+        problems.append(
+            f"--engine-gpus {config.engine_gpus} leaves none of {config.gpus} to train; fix: fewer"
+        )
     return problems

@@ -1,1 +1,2 @@
-"""Curation of training data as repeatable verbs: score, select, decontaminate, deduplicate, sample, stats. No torch in this folder."""
+"""Curation of training data as repeatable verbs: score, select, decontaminate, deduplicate, sample,
+stats. No torch in this folder."""

@@ -1,7 +1,9 @@
-"""`data decontaminate`: training rows that share word n-grams with a benchmark (or repeat each other) are reported and left out.
+"""`data decontaminate`: training rows that share word n-grams with a benchmark (or repeat each
+other) are reported and left out.
 
-Two passes over the file: the first scans every row and keeps only the hits, the second copies the clean rows (JSONL byte for byte).
-Writes beside `--out F`: `F.hits.jsonl` (a row per span) and `F.summary.json`. Memory: the benchmarks' n-grams, and the hits.
+Two passes over the file: the first scans every row and keeps only the hits, the second copies the
+clean rows (JSONL byte for byte). Writes beside `--out F`: `F.hits.jsonl` (a row per span) and
+`F.summary.json`. Memory: the benchmarks' n-grams, and the hits.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megaladder.data.curate.dedup import Duplicate, ExactDuplicates, NearDuplicates
 from megaladder.data.curate.ngrams import NgramIndex, Span, words
-from megaladder.data.curate.rows import ID_COLUMNS, Row, RowIds, RowWriter, copy_rows, iter_rows, prompt_text, text_leaves
+from megaladder.data.curate.rows import (
+    ID_COLUMNS,
+    Row,
+    RowIds,
+    RowWriter,
+    copy_rows,
+    iter_rows,
+    prompt_text,
+    text_leaves,
+)
 from megaladder.data.read import SUFFIXES
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write, to_json
@@ -40,10 +51,17 @@ class Hit(NamedTuple):
     def as_row(self) -> Row:
         problem = self.span.problem
         return {
-            "where": self.where, "id": self.id, "column": self.column, "benchmark": problem.benchmark, "problem": problem.id,
-            "start_word": self.span.start, "end_word": self.span.start + self.span.length, "problem_start_word": self.span.problem_start,
-            "problem_words": len(problem.word_ids), "text": self.text,
-        }  # fmt: skip
+            "where": self.where,
+            "id": self.id,
+            "column": self.column,
+            "benchmark": problem.benchmark,
+            "problem": problem.id,
+            "start_word": self.span.start,
+            "end_word": self.span.start + self.span.length,
+            "problem_start_word": self.span.problem_start,
+            "problem_words": len(problem.word_ids),
+            "text": self.text,
+        }
 
 
 @dataclass
@@ -74,8 +92,11 @@ def run_decontaminate(config: DecontaminateConfig) -> None:
     _print(summary, scan, scan_s)
 
 
-def build_index(benchmarks: Sequence[str], n: int, min_words: int, training_file: str) -> NgramIndex:
-    """The n-grams of every benchmark's questions. A benchmark is a file or a folder of .jsonl files; two of one name are told apart.
+def build_index(
+    benchmarks: Sequence[str], n: int, min_words: int, training_file: str
+) -> NgramIndex:
+    """The n-grams of every benchmark's questions. A benchmark is a file or a folder of .jsonl
+    files; two of one name are told apart.
 
     The training file itself may be among them: then a row matches the earlier rows of the file.
     """
@@ -84,10 +105,15 @@ def build_index(benchmarks: Sequence[str], n: int, min_words: int, training_file
         for file in _benchmark_files(path):
             name = "itself" if _same_file(file, training_file) else _benchmark_name(file)
             for position, row in enumerate(iter_rows(file)):
-                problem = next((str(row.data[key]) for key in ID_COLUMNS if key in row.data), str(position + 1))
+                problem = next(
+                    (str(row.data[key]) for key in ID_COLUMNS if key in row.data), str(position + 1)
+                )
                 text = prompt_text(row.data)
                 if text is None:
-                    raise DataError(f"{row.where}: no question found (problem, question, prompt, messages…); fix: rename its column")
+                    raise DataError(
+                        f"{row.where}: no question found (problem, question, prompt, messages…);"
+                        " fix: rename its column"
+                    )
                 index.add(name, problem, position, text)
     index.seal()
     return index
@@ -108,23 +134,38 @@ def scan_file(config: DecontaminateConfig, index: NgramIndex) -> Scan:
             for span in index.find(text):
                 if span.problem.benchmark != "itself" or span.problem.position < position:
                     found = words(text)[span.start : span.start + span.length]
-                    scan.hits.append(Hit(position, row.where, row_id, column, span, " ".join(found)))
+                    scan.hits.append(
+                        Hit(position, row.where, row_id, column, span, " ".join(found))
+                    )
         for reason, finder in finders:
-            text = prompt_text(row.data) or " ".join(text for _, text in _scanned(row.data, (), row.where))
+            text = prompt_text(row.data) or " ".join(
+                text for _, text in _scanned(row.data, (), row.where)
+            )
             duplicate: Duplicate | None = finder.check(row_id, text)
             if duplicate is not None:
                 scan.dropped.setdefault(position, reason)
-                scan.duplicates.append({"where": row.where, "id": row_id, "duplicate_of": duplicate.of, "similarity": duplicate.similarity,
-                                        "reason": reason})  # fmt: skip
+                scan.duplicates.append(
+                    {
+                        "where": row.where,
+                        "id": row_id,
+                        "duplicate_of": duplicate.of,
+                        "similarity": duplicate.similarity,
+                        "reason": reason,
+                    }
+                )
                 break
     return scan
 
 
 def _scanned(row: Row, columns: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
-    """(place, text) of the columns to scan: those named, else every text of the row except ids and roles."""
+    """(place, text) of the columns to scan: those named, else every text of the row except ids and
+    roles."""
     missing = [name for name in columns if name not in row]
     if missing:
-        raise DataError(f"{where}: no column '{missing[0]}', which --columns names; fix: one of {', '.join(row)}")
+        raise DataError(
+            f"{where}: no column '{missing[0]}', which --columns names; fix: one of"
+            f" {', '.join(row)}"
+        )
     for name in columns or row:
         for place, text in text_leaves(row[name], name):
             if place.rpartition(".")[2] not in SKIPPED_PLACES:
@@ -132,7 +173,8 @@ def _scanned(row: Row, columns: Sequence[str], where: str) -> Iterator[tuple[str
 
 
 def _drop_hits(scan: Scan, max_matches: int | None) -> None:
-    """Marks the rows with hits. With `max_matches`, a text that hits more rows than that is a common phrase: kept in no hit, counted."""
+    """Marks the rows with hits. With `max_matches`, a text that hits more rows than that is a
+    common phrase: kept in no hit, counted."""
     rows_of: dict[str, set[int]] = {}
     for hit in scan.hits:
         rows_of.setdefault(hit.text, set()).add(hit.position)
@@ -147,35 +189,58 @@ def _drop_hits(scan: Scan, max_matches: int | None) -> None:
 def _summary(config: DecontaminateConfig, index: NgramIndex, scan: Scan) -> Row:
     per_benchmark: dict[str, dict[str, Any]] = {}
     for problem in [*index.problems, *index.too_short]:
-        entry = per_benchmark.setdefault(problem.benchmark, {"problems": 0, "too_short": [], "problems_hit": 0, "rows_hit": 0})
+        entry = per_benchmark.setdefault(
+            problem.benchmark, {"problems": 0, "too_short": [], "problems_hit": 0, "rows_hit": 0}
+        )
         entry["problems"] += 1
     for problem in index.too_short:
         per_benchmark[problem.benchmark]["too_short"].append(problem.id)
     for name, entry in per_benchmark.items():
         hits = [hit for hit in scan.hits if hit.span.problem.benchmark == name]
         entry.update(
-            rows_hit=len({hit.position for hit in hits}), problems_hit=len({hit.span.problem.position for hit in hits}), spans=len(hits)
+            rows_hit=len({hit.position for hit in hits}),
+            problems_hit=len({hit.span.problem.position for hit in hits}),
+            spans=len(hits),
         )
     frequent = Counter(text for text, _ in {(hit.text, hit.position) for hit in scan.hits})
     return {
-        "file": str(config.path), "n": config.n, "min_words": config.min_words, "max_matches": config.max_matches, "rows": scan.rows,
-        "kept": scan.rows - len(scan.dropped), "dropped": dict(Counter(scan.dropped.values())), "benchmarks": per_benchmark,
-        "ngrams": index.num_ngrams, "most_frequent": [{"text": text, "rows": count} for text, count in frequent.most_common(NUM_COMMON)],
-        "ignored_common": dict(scan.ignored_ngrams), "dedup": config.dedup,
-    }  # fmt: skip
+        "file": str(config.path),
+        "n": config.n,
+        "min_words": config.min_words,
+        "max_matches": config.max_matches,
+        "rows": scan.rows,
+        "kept": scan.rows - len(scan.dropped),
+        "dropped": dict(Counter(scan.dropped.values())),
+        "benchmarks": per_benchmark,
+        "ngrams": index.num_ngrams,
+        "most_frequent": [
+            {"text": text, "rows": count} for text, count in frequent.most_common(NUM_COMMON)
+        ],
+        "ignored_common": dict(scan.ignored_ngrams),
+        "dedup": config.dedup,
+    }
 
 
 def _print(summary: Row, scan: Scan, scan_s: float) -> None:
     print(
-        f"{summary['rows']:,} rows scanned in {scan_s:.1f} s ({summary['rows'] / scan_s:,.0f} rows/s) against {summary['ngrams']:,} n-grams"
+        f"{summary['rows']:,} rows scanned in {scan_s:.1f} s ({summary['rows'] / scan_s:,.0f}"
+        f" rows/s) against {summary['ngrams']:,} n-grams"
     )
     for name, entry in summary["benchmarks"].items():
-        short = f", {len(entry['too_short'])} problems too short to tell" if entry["too_short"] else ""
-        print(f"  {name}: {entry['rows_hit']:,} rows share a span with {entry['problems_hit']:,} of {entry['problems']:,} problems{short}")
+        short = (
+            f", {len(entry['too_short'])} problems too short to tell" if entry["too_short"] else ""
+        )
+        print(
+            f"  {name}: {entry['rows_hit']:,} rows share a span with {entry['problems_hit']:,} of"
+            f" {entry['problems']:,} problems{short}"
+        )
     for reason, count in sorted(summary["dropped"].items()):
         print(f"  dropped {count:,}: {reason}")
     if scan.hits:
-        print("  most frequent spans (a phrase in many rows is rarely contamination; --max-matches leaves such out):")
+        print(
+            "  most frequent spans (a phrase in many rows is rarely contamination; --max-matches"
+            " leaves such out):"
+        )
         for item in summary["most_frequent"][:5]:
             print(f"    {item['rows']:,} rows: {item['text'][:100]}")
     print(f"kept {summary['kept']:,} of {summary['rows']:,} rows")
@@ -184,12 +249,18 @@ def _print(summary: Row, scan: Scan, scan_s: float) -> None:
 def _benchmark_files(path: str) -> list[Path]:
     folder = Path(path)
     if not folder.exists():
-        raise ConfigError(f"--against {path}: no such file or folder; fix: a benchmark's folder (…/test.jsonl) or file")
+        raise ConfigError(
+            f"--against {path}: no such file or folder; fix: a benchmark's folder (…/test.jsonl) or"
+            " file"
+        )
     if folder.is_file():
         return [folder]
     files = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
     if not files:
-        raise ConfigError(f"--against {path}: holds no data file ({', '.join(SUFFIXES)}); fix: the folder with test.jsonl")
+        raise ConfigError(
+            f"--against {path}: holds no data file ({', '.join(SUFFIXES)}); fix: the folder with"
+            " test.jsonl"
+        )
     return files
 
 

@@ -1,7 +1,9 @@
-"""Exact and near duplicates by MinHash (datasketch), each candidate pair confirmed by the exact Jaccard similarity of its word shingles.
+"""Exact and near duplicates by MinHash (datasketch), each candidate pair confirmed by the exact
+Jaccard similarity of its word shingles.
 
-Which of several duplicates stays is the caller's order: the first one seen. Near duplicates are compared with kept rows only, so a chain
-a ~ b ~ c keeps a and c. Memory: about 16 bytes a kept row for exact, signature and shingles of each kept row (a few KB) for near.
+Which of several duplicates stays is the caller's order: the first one seen. Near duplicates are
+compared with kept rows only, so a chain a ~ b ~ c keeps a and c. Memory: about 16 bytes a kept row
+for exact, signature and shingles of each kept row (a few KB) for near.
 """
 
 from __future__ import annotations
@@ -20,41 +22,53 @@ RECALL = 0.999  # of pairs at the threshold
 
 
 class Duplicate(NamedTuple):
-    """`of` is the key of the row that stays; `similarity` 1.0 = the same words in the same order."""
+    """`of` is the key of the row that stays; `similarity` 1.0 = the same words in the same
+    order."""
 
     of: str
     similarity: float
 
 
 class ExactDuplicates:
-    """Texts with the same words in the same order (Unicode form, case, punctuation and white space aside)."""
+    """Texts with the same words in the same order (Unicode form, case, punctuation and white space
+    aside)."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, str] = {}
 
     def check(self, key: str, text: str) -> Duplicate | None:
-        """The earlier row that `text` repeats; None, and the row is remembered, if there is none."""
+        """The earlier row that `text` repeats; None, and the row is remembered, if there is
+        none."""
         digest = hashlib.blake2b(" ".join(words(text)).encode("utf-8"), digest_size=16).digest()
         earlier = self._first.setdefault(digest, key)
         return None if earlier == key else Duplicate(earlier, 1.0)
 
 
 class NearDuplicates:
-    """Texts whose 5-word shingles have a Jaccard similarity of at least `threshold`. Texts without words are never duplicates."""
+    """Texts whose 5-word shingles have a Jaccard similarity of at least `threshold`. Texts without
+    words are never duplicates."""
 
     def __init__(self, threshold: float = 0.8, seed: int = 42):
         if not 0 < threshold <= 1:
-            raise ConfigError(f"near-duplicate threshold {threshold} should be in (0, 1]; fix: 0.8 is usual")
+            raise ConfigError(
+                f"near-duplicate threshold {threshold} should be in (0, 1]; fix: 0.8 is usual"
+            )
         try:
             from datasketch import MinHash, MinHashLSH
         except ImportError:
-            raise MissingDependencyError("near-duplicate removal needs datasketch; add it: pip install datasketch==2.0.0") from None
-        self._threshold, self._new = threshold, lambda: MinHash(num_perm=NUM_PERMUTATIONS, seed=seed, hashfunc=_identity)
+            raise MissingDependencyError(
+                "near-duplicate removal needs datasketch; add it: pip install datasketch==2.0.0"
+            ) from None
+        self._threshold, self._new = (
+            threshold,
+            lambda: MinHash(num_perm=NUM_PERMUTATIONS, seed=seed, hashfunc=_identity),
+        )
         self._lsh = MinHashLSH(num_perm=NUM_PERMUTATIONS, params=bands(threshold))
         self._shingles: dict[str, np.ndarray] = {}
 
     def check(self, key: str, text: str) -> Duplicate | None:
-        """The most similar kept row at or above the threshold; None, and the row is kept, if there is none."""
+        """The most similar kept row at or above the threshold; None, and the row is kept, if there
+        is none."""
         shingles = shingle_hashes(text)
         if not len(shingles):
             return None
@@ -72,7 +86,8 @@ class NearDuplicates:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows per band) of the LSH: as many rows as still find 99.9 % of the pairs right at the threshold, 1 − (1 − s^r)^b.
+    """(bands, rows per band) of the LSH: as many rows as still find 99.9 % of the pairs right at
+    the threshold, 1 − (1 − s^r)^b.
 
     A pair that is missed cannot be repaired; a candidate too many is only compared.
 
@@ -93,7 +108,10 @@ def shingle_hashes(text: str) -> np.ndarray:
         return np.zeros(0, np.uint32)
     count = max(1, len(found) - SHINGLE_WORDS + 1)
     shingles = {" ".join(found[i : i + SHINGLE_WORDS]) for i in range(count)}
-    hashes = (int.from_bytes(hashlib.blake2b(s.encode("utf-8"), digest_size=4).digest(), "little") for s in shingles)
+    hashes = (
+        int.from_bytes(hashlib.blake2b(s.encode("utf-8"), digest_size=4).digest(), "little")
+        for s in shingles
+    )
     return np.unique(np.fromiter(hashes, np.uint32))
 
 

@@ -1,8 +1,10 @@
-"""Word n-grams of benchmark problems, and where a text contains them. Exact: a hit is a run of equal words, never a hash collision.
+"""Word n-grams of benchmark problems, and where a text contains them. Exact: a hit is a run of
+equal words, never a hash collision.
 
-Words are the `\\w+` runs of the NFKC-normalised, case-folded text (GPT-3 appendix C as in lm-eval; s1 lower-cases and uses n = 8). A text
-becomes an array of word numbers (0 = a word no benchmark has); a rolling 64-bit hash built from each word's blake2b-64 finds candidates
-through a bitmap, and each candidate is compared word by word. Memory: the benchmarks only, whatever is scanned.
+Words are the `\\w+` runs of the NFKC-normalised, case-folded text (GPT-3 appendix C as in lm-eval;
+s1 lower-cases and uses n = 8). A text becomes an array of word numbers (0 = a word no benchmark
+has); a rolling 64-bit hash built from each word's blake2b-64 finds candidates through a bitmap, and
+each candidate is compared word by word. Memory: the benchmarks only, whatever is scanned.
 """
 
 from __future__ import annotations
@@ -18,10 +20,17 @@ from typing import NamedTuple
 import numpy as np
 
 WORD = re.compile(r"\w+")
-ASCII_WORDS = bytes(ord(chr(c).lower()) if chr(c).isalnum() or chr(c) == "_" else 32 for c in range(128)) + b" " * 128
-MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: every word of the window counts in all higher bits
+ASCII_WORDS = (
+    bytes(ord(chr(c).lower()) if chr(c).isalnum() or chr(c) == "_" else 32 for c in range(128))
+    + b" " * 128
+)
+MULTIPLIER = np.uint64(
+    0x9E3779B97F4A7C15
+)  # odd: every word of the window counts in all higher bits
 MIN_BITMAP_BITS = 12
-FLAGS_PER_NGRAM = 64  # of the bitmap: fewer than 2 % of the windows are looked up without need, and it stays in the processor's cache
+# of the bitmap: fewer than 2 % of the windows are looked up without need, and it stays in the
+# processor's cache
+FLAGS_PER_NGRAM = 64
 
 
 def words(text: str) -> list[str]:
@@ -51,8 +60,9 @@ class Span(NamedTuple):
 
 @dataclass
 class NgramIndex:
-    """All n-grams of the added problems. A problem shorter than n words but of `min_words` or more counts as one n-gram of its own
-    length; a still shorter one cannot be told from chance and is only counted (`too_short`)."""
+    """All n-grams of the added problems. A problem shorter than n words but of `min_words` or more
+    counts as one n-gram of its own length; a still shorter one cannot be told from chance and is
+    only counted (`too_short`)."""
 
     n: int = 13
     min_words: int = 8
@@ -62,7 +72,9 @@ class NgramIndex:
 
     def __post_init__(self) -> None:
         assert self.n >= 2, self.n
-        self._starts: dict[int, dict[int, list[tuple[Problem, int]]]] = {}  # length → hash → where it occurs
+        self._starts: dict[
+            int, dict[int, list[tuple[Problem, int]]]
+        ] = {}  # length → hash → where it occurs
         self._bitmaps: dict[int, tuple[np.ndarray, np.uint64]] = {}
         self._lengths: list[int] = []
         self._word_hashes: list[int] = [0]
@@ -87,7 +99,9 @@ class NgramIndex:
         for problem in self.problems:
             length = min(self.n, len(problem.word_ids))
             grams = self._starts.setdefault(length, {})
-            for start, key in enumerate(self._windows(np.array(problem.word_ids), [length])[length].tolist()):
+            for start, key in enumerate(
+                self._windows(np.array(problem.word_ids), [length])[length].tolist()
+            ):
                 grams.setdefault(key, []).append((problem, start))
         self._lengths = sorted(self._starts)
         for length, grams in self._starts.items():
@@ -108,20 +122,33 @@ class NgramIndex:
             at = np.flatnonzero(bitmap[keys >> shift])
             if len(at):
                 spans += _merge(self._confirm(ids, length, at, keys), length)
-        return sorted(spans, key=lambda span: (span.start, -span.length, span.problem.benchmark, span.problem.position))
+        return sorted(
+            spans,
+            key=lambda span: (
+                span.start,
+                -span.length,
+                span.problem.benchmark,
+                span.problem.position,
+            ),
+        )
 
     def _number(self, word: str) -> int:
         found = self.vocabulary.setdefault(word, len(self._word_hashes))
         if found == len(self._word_hashes):
             self._word_hashes.append(
-                int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+                int.from_bytes(
+                    hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(),
+                    "little",
+                )
             )
         return found
 
     def _windows(self, ids: np.ndarray, lengths: Sequence[int]) -> dict[int, np.ndarray]:
-        """Per length (ascending) the uint64 hash of each window of that many words; wraps modulo 2^64 on purpose.
+        """Per length (ascending) the uint64 hash of each window of that many words; wraps modulo
+        2^64 on purpose.
 
-        One Horner pass serves all lengths: the hash of k + 1 words is the hash of the first k, times the multiplier, plus the next word.
+        One Horner pass serves all lengths: the hash of k + 1 words is the hash of the first k,
+        times the multiplier, plus the next word.
         """
         hashes = self._table[ids]
         total, at, found = hashes.copy(), 1, {}
@@ -135,11 +162,15 @@ class NgramIndex:
             found[length] = total.copy() if length != lengths[-1] else total
         return found
 
-    def _confirm(self, ids: np.ndarray, length: int, at: np.ndarray, keys: np.ndarray) -> list[tuple[int, Problem, int]]:
+    def _confirm(
+        self, ids: np.ndarray, length: int, at: np.ndarray, keys: np.ndarray
+    ) -> list[tuple[int, Problem, int]]:
         grams, found = self._starts[length], []
         for start in at.tolist():
             for problem, problem_start in grams.get(int(keys[start]), ()):
-                if problem.word_ids[problem_start : problem_start + length] == tuple(ids[start : start + length].tolist()):
+                if problem.word_ids[problem_start : problem_start + length] == tuple(
+                    ids[start : start + length].tolist()
+                ):
                     found.append((start, problem, problem_start))
         return found
 

@@ -1,8 +1,10 @@
-"""Raw rows in and out: a curation step sees every column of a row, whatever the schema, and loses none of them.
+"""Raw rows in and out: a curation step sees every column of a row, whatever the schema, and loses
+none of them.
 
-Rows come from `megaladder.data.read` (JSONL, JSON, parquet, Arrow folder, hub) and are used strictly here: the first bad row raises with
-its `file:line`. Null fields count as absent. Written as JSONL or parquet, atomically; JSONL rows that no step changed are copied byte
-for byte. Not here: what a row means (`megaladder.data.schemas`).
+Rows come from `megaladder.data.read` (JSONL, JSON, parquet, Arrow folder, hub) and are used
+strictly here: the first bad row raises with its `file:line`. Null fields count as absent. Written
+as JSONL or parquet, atomically; JSONL rows that no step changed are copied byte for byte. Not here:
+what a row means (`megaladder.data.schemas`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from megaladder.errors import DataError
 from megaladder.run_dir import fsync_folder, to_json
 
 ID_COLUMNS = ("id", "unique_id", "question_hash", "uuid")
-QUESTION_COLUMNS = ("problem", "question", "prompt", "instruction", "message", "messages", "conversations")
+QUESTION_COLUMNS = (
+    "problem",
+    "question",
+    "prompt",
+    "instruction",
+    "message",
+    "messages",
+    "conversations",
+)
 BATCH_ROWS = 1024
 MISSING = object()
 
@@ -31,7 +41,8 @@ Row = dict[str, Any]
 
 
 def iter_rows(path: str | Path, revision: str | None = None) -> Iterator[RawRow]:
-    """The rows of a file one at a time, in file order. The first bad row raises; so does an input without rows."""
+    """The rows of a file one at a time, in file order. The first bad row raises; so does an input
+    without rows."""
     found = False
     for row in open_source(path, revision).rows():
         if isinstance(row, BadRow):
@@ -39,13 +50,18 @@ def iter_rows(path: str | Path, revision: str | None = None) -> Iterator[RawRow]
         found = True
         yield row
     if not found:
-        raise DataError(f"{path}: expected at least one row, found none; fix: give a file with rows")
+        raise DataError(
+            f"{path}: expected at least one row, found none; fix: give a file with rows"
+        )
 
 
-def fetch_rows(path: str | Path, positions: Sequence[int], revision: str | None = None) -> Iterator[Row | bytes]:
+def fetch_rows(
+    path: str | Path, positions: Sequence[int], revision: str | None = None
+) -> Iterator[Row | bytes]:
     """The rows at 0-based positions (as `iter_rows` counts them), in the order asked for.
 
-    JSONL rows come as their line's bytes, read by seeking: memory does not grow with the rows. Other formats keep the rows asked for.
+    JSONL rows come as their line's bytes, read by seeking: memory does not grow with the rows.
+    Other formats keep the rows asked for.
     """
     source = open_source(path, revision)
     if source.kind == "jsonl":
@@ -56,7 +72,11 @@ def fetch_rows(path: str | Path, positions: Sequence[int], revision: str | None 
                 yield file.readline().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n"
         return
     wanted = set(positions)
-    kept = {position: row.data for position, row in enumerate(iter_rows(path, revision)) if position in wanted}
+    kept = {
+        position: row.data
+        for position, row in enumerate(iter_rows(path, revision))
+        if position in wanted
+    }
     for position in positions:
         yield kept[position]
 
@@ -81,7 +101,8 @@ def _line_offsets(path: str) -> array[int]:
 
 
 def copy_rows(path: str | Path, dropped: Container[int], writer: RowWriter) -> None:
-    """Every row whose 0-based position is not in `dropped`, in file order; JSONL lines as they are."""
+    """Every row whose 0-based position is not in `dropped`, in file order; JSONL lines as they
+    are."""
     source = open_source(path)
     if source.kind != "jsonl":
         for position, row in enumerate(iter_rows(path)):
@@ -95,7 +116,8 @@ def copy_rows(path: str | Path, dropped: Container[int], writer: RowWriter) -> N
 
 
 def text_leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of every string inside a value: `("messages[1].content", "…")`. Ids and roles are strings too."""
+    """(place, text) of every string inside a value: `("messages[1].content", "…")`. Ids and roles
+    are strings too."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping):
@@ -107,27 +129,42 @@ def text_leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def prompt_text(row: Mapping[str, Any]) -> str | None:
-    """The question of a row of any schema we know: its own column, else the user's turns. None if there is none."""
+    """The question of a row of any schema we know: its own column, else the user's turns. None if
+    there is none."""
     for name in QUESTION_COLUMNS:
         value = row.get(name)
         if isinstance(value, str):
             return value
         if isinstance(value, list):
-            turns = [turn for turn in value if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")]
-            found = [text for turn in turns if isinstance(text := turn.get("content", turn.get("value")), str)]
+            turns = [
+                turn
+                for turn in value
+                if isinstance(turn, dict)
+                and turn.get("role", turn.get("from")) in ("user", "human")
+            ]
+            found = [
+                text
+                for turn in turns
+                if isinstance(text := turn.get("content", turn.get("value")), str)
+            ]
             if found:
                 return "\n".join(found)
     return None
 
 
 def content_id(values: Mapping[str, Any]) -> str:
-    """16 hex digits of blake2b over the row's canonical JSON: the id of a row that has none. Column order does not matter."""
-    return hashlib.blake2b(to_json(values, sort_keys=True).encode("utf-8"), digest_size=8).hexdigest()
+    """16 hex digits of blake2b over the row's canonical JSON: the id of a row that has none. Column
+    order does not matter."""
+    return hashlib.blake2b(
+        to_json(values, sort_keys=True).encode("utf-8"), digest_size=8
+    ).hexdigest()
 
 
 class RowIds:
-    """Hands out row ids and refuses doubles, also `1` beside `"1"`. Rows without an id column get their content hash; identical rows
-    then get `-2`, `-3` (they are interchangeable, so their order cannot matter). About 200 bytes a row."""
+    """Hands out row ids and refuses doubles, also `1` beside `"1"`. Rows without an id column get
+    their content hash; identical rows then get `-2`, `-3` (they are interchangeable, so their order
+    cannot matter). About 200 bytes a row.
+    """
 
     def __init__(self, column: str | None = None):
         self.column = column
@@ -143,7 +180,10 @@ class RowIds:
             given = base if self._copies[base] == 1 else f"{base}-{self._copies[base]}"
         earlier = self._first.setdefault(given, row.where)
         if earlier != row.where:
-            raise DataError(f"{row.where}: id {given!r} is also the id of {earlier}; fix: unique ids, or drop the id column")
+            raise DataError(
+                f"{row.where}: id {given!r} is also the id of {earlier}; fix: unique ids, or drop"
+                " the id column"
+            )
         return given
 
     def _given(self, row: RawRow) -> str | None:
@@ -151,32 +191,47 @@ class RowIds:
             name = next((name for name in ID_COLUMNS if name in row.data), None)
             return None if name is None else str(row.data[name])
         if self.column not in row.data:
-            raise DataError(f"{row.where}: no id in column '{self.column}'; fix: another id column, or none (ids are then content hashes)")
+            raise DataError(
+                f"{row.where}: no id in column '{self.column}'; fix: another id column, or none"
+                " (ids are then content hashes)"
+            )
         return str(row.data[self.column])
 
 
 def finite_number(where: str, row: Mapping[str, Any], column: str, needed_by: str) -> float:
-    """A finite number from a column; an absent, non-numeric or NaN value is a DataError that names who needs it."""
+    """A finite number from a column; an absent, non-numeric or NaN value is a DataError that names
+    who needs it."""
     value = row.get(column, MISSING)
     if value is MISSING:
-        raise DataError(f"{where}: no column '{column}', which {needed_by} needs; fix: add it; the row has {', '.join(row)}")
+        raise DataError(
+            f"{where}: no column '{column}', which {needed_by} needs; fix: add it; the row has"
+            f" {', '.join(row)}"
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{where}: column '{column}' is {value!r}, {needed_by} needs a finite number; fix: that value, or drop the row")
+        raise DataError(
+            f"{where}: column '{column}' is {value!r}, {needed_by} needs a finite number; fix: that"
+            " value, or drop the row"
+        )
     return float(value)
 
 
 def check_target(path: str | Path) -> Path:
-    """The path, if rows can be written there; a DataError otherwise. For finding out before hours of work."""
+    """The path, if rows can be written there; a DataError otherwise. For finding out before hours
+    of work."""
     target = Path(path)
     if target.suffix not in (".jsonl", ".parquet"):
-        raise DataError(f"{path}: rows are written as .jsonl or .parquet, not '{target.suffix}'; fix: --out with one of these suffixes")
+        raise DataError(
+            f"{path}: rows are written as .jsonl or .parquet, not '{target.suffix}'; fix: --out"
+            " with one of these suffixes"
+        )
     if target.is_dir():
         raise DataError(f"{path}: is a folder; fix: --out FILE")
     return target
 
 
 class RowWriter:
-    """Rows to `.jsonl` or `.parquet`: into a temporary file beside the target, renamed when the block ends well, removed otherwise."""
+    """Rows to `.jsonl` or `.parquet`: into a temporary file beside the target, renamed when the
+    block ends well, removed otherwise."""
 
     def __init__(self, path: str | Path):
         self.path = check_target(path)
@@ -219,7 +274,10 @@ class RowWriter:
             table = pa.Table.from_pylist(self._pending, schema=schema)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"{self.path}: rows do not share one parquet schema ({reason}); fix: --out FILE.jsonl") from None
+            raise DataError(
+                f"{self.path}: rows do not share one parquet schema ({reason}); fix: --out"
+                " FILE.jsonl"
+            ) from None
         if self._parquet is None:
             self._parquet = pq.ParquetWriter(self._file, table.schema)
         self._parquet.write_table(table)

@@ -1,9 +1,12 @@
-"""LIMO's rule score, style features and quality levels of reasoning texts, and the verb `data score`.
+"""LIMO's rule score, style features and quality levels of reasoning texts, and the verb `data
+score`.
 
-Score (LIMO, arXiv 2502.03387): 0.30·elaboration (length) + 0.20·verification + 0.25·exploration + 0.25·granularity (connectives), where
-the last three are keyword counts divided by the text's length. Published: the four weights and one or two example words each. Not
-published: the rest of the word lists and how the four are brought to one scale. Both are configuration here (`LimoRule`); the default
-scale is min-max over the pool, so a score only compares rows of one pool. No torch; rows are streamed, only numbers are kept.
+Score (LIMO, arXiv 2502.03387): 0.30·elaboration (length) + 0.20·verification + 0.25·exploration +
+0.25·granularity (connectives), where the last three are keyword counts divided by the text's
+length. Published: the four weights and one or two example words each. Not published: the rest of
+the word lists and how the four are brought to one scale. Both are configuration here (`LimoRule`);
+the default scale is min-max over the pool, so a score only compares rows of one pool. No torch;
+rows are streamed, only numbers are kept.
 """
 
 from __future__ import annotations
@@ -30,43 +33,74 @@ PARTS = ("elaboration", "verification", "exploration", "granularity")
 WEIGHTS = (0.30, 0.20, 0.25, 0.25)  # published, in the order of PARTS
 STYLES = ("verification", "backtracking", "exploration", "connectives")
 WORDS = {
-    "verification": "check checking checked checks verify verifying verified verifies verification confirm confirms confirmed validate"
-    " validated; double check; make sure; plug back in; sanity check",
-    "exploration": "perhaps might maybe alternatively possibly could suppose consider wonder try trying; what if; another way",
-    "connectives": "therefore since because thus hence so then thereby consequently implies; it follows; as a result",
-    "backtracking": "wait hmm oops actually; go back; going back; let me rethink; start over; that is wrong; that s wrong; not right",
+    "verification": (
+        "check checking checked checks verify verifying verified verifies verification confirm"
+        " confirms confirmed validate validated; double check; make sure; plug back in; sanity"
+        " check"
+    ),
+    "exploration": (
+        "perhaps might maybe alternatively possibly could suppose consider wonder try trying; what"
+        " if; another way"
+    ),
+    "connectives": (
+        "therefore since because thus hence so then thereby consequently implies; it follows; as a"
+        " result"
+    ),
+    "backtracking": (
+        "wait hmm oops actually; go back; going back; let me rethink; start over; that is wrong;"
+        " that s wrong; not right"
+    ),
 }
-ANSWER_COLUMNS = ("solution", "response", "completion", "thinking_trajectories", "deepseek_thinking_trajectory", "answer", "text")
+ANSWER_COLUMNS = (
+    "solution",
+    "response",
+    "completion",
+    "thinking_trajectories",
+    "deepseek_thinking_trajectory",
+    "answer",
+    "text",
+)
 CHUNK_ROWS = 256
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class LimoRule(StrictModel):
-    """Weights, word lists and scale of the rule score. A list is words separated by blanks, then phrases separated by `;`."""
+    """Weights, word lists and scale of the rule score. A list is words separated by blanks, then
+    phrases separated by `;`."""
 
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: dict(zip(PARTS, WEIGHTS, strict=True)))
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: dict(zip(PARTS, WEIGHTS, strict=True))
+    )
     """Of the four parts; they should sum to 1."""
     verification: str = WORDS["verification"]
     exploration: str = WORDS["exploration"]
     granularity: str = WORDS["connectives"]
     normaliser: Literal["minmax", "rank", "per_1k"] = "minmax"
-    """minmax = (x − min) / (max − min) over the pool, 0 where all are equal; rank = mean rank / (n − 1); per_1k = x / full, at most 1."""
-    full: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=lambda: dict(zip(PARTS, (8000, 10, 10, 30), strict=True)))
+    """minmax = (x − min) / (max − min) over the pool, 0 where all are equal; rank = mean rank / (n
+    − 1); per_1k = x / full, at most 1."""
+    full: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: dict(zip(PARTS, (8000, 10, 10, 30), strict=True))
+    )
     """Only for per_1k: words of text, and keywords per 1,000 words, that count as 1."""
 
     @model_validator(mode="after")
     def _whole(self) -> LimoRule:
         for name, table in (("weights", self.weights), ("full", self.full)):
             if set(table) != set(PARTS):
-                raise ValueError(f"{name} has {sorted(table)}, expected {', '.join(PARTS)}; fix: these four")
+                raise ValueError(
+                    f"{name} has {sorted(table)}, expected {', '.join(PARTS)}; fix: these four"
+                )
         if abs(sum(self.weights.values()) - 1) > 1e-9:
-            raise ValueError(f"weights sum to {sum(self.weights.values()):g}, expected 1; fix: scale them")
+            raise ValueError(
+                f"weights sum to {sum(self.weights.values()):g}, expected 1; fix: scale them"
+            )
         return self
 
 
 def keyword_counter(keywords: str) -> Callable[[Sequence[str]], int]:
-    """Counts a list (`"check verify; double check"`) in a text's words. A phrase counts beside the words in it, as keyword lists do.
+    """Counts a list (`"check verify; double check"`) in a text's words. A phrase counts beside the
+    words in it, as keyword lists do.
 
     >>> keyword_counter("check; make sure")("let me check this to make sure".split())
     2
@@ -78,7 +112,9 @@ def keyword_counter(keywords: str) -> Callable[[Sequence[str]], int]:
     def count(text_words: Sequence[str]) -> int:
         total = sum(number for word, number in Counter(text_words).items() if word in single)
         if padded:
-            joined = f" {'  '.join(text_words)} "  # two blanks between words: neighbouring phrases do not share one
+            joined = (  # two blanks between words: neighbouring phrases do not share one
+                f" {'  '.join(text_words)} "
+            )
             total += sum(joined.count(phrase) for phrase in padded)
         return total
 
@@ -93,19 +129,28 @@ def style_features(text: str) -> dict[str, int]:
 
 
 def limo_parts(text: str, rule: LimoRule) -> tuple[float, float, float, float]:
-    """The four measures before scaling: words, and keywords per word for the other three (0 for a text without words)."""
+    """The four measures before scaling: words, and keywords per word for the other three (0 for a
+    text without words)."""
     found = words(text)
     rates = [keyword_counter(getattr(rule, part))(found) / max(1, len(found)) for part in PARTS[1:]]
     return (float(len(found)), *rates)
 
 
-def limo_scores(parts: Sequence[tuple[float, float, float, float]], rule: LimoRule) -> list[dict[str, float]]:
-    """Scaled parts and the score of every text of a pool: `{"score": …, "elaboration": …, …}`, all in [0, 1]."""
+def limo_scores(
+    parts: Sequence[tuple[float, float, float, float]], rule: LimoRule
+) -> list[dict[str, float]]:
+    """Scaled parts and the score of every text of a pool: `{"score": …, "elaboration": …, …}`, all
+    in [0, 1]."""
     values = np.array(parts, np.float64).reshape(-1, 4)
-    scaled = np.stack([_scale(values[:, column], part, rule) for column, part in enumerate(PARTS)], axis=1)
+    scaled = np.stack(
+        [_scale(values[:, column], part, rule) for column, part in enumerate(PARTS)], axis=1
+    )
     weights = np.array([rule.weights[part] for part in PARTS])
     scores = (scaled * weights).sum(axis=1)
-    return [{"score": float(score), **dict(zip(PARTS, row.tolist(), strict=True))} for score, row in zip(scores, scaled, strict=True)]
+    return [
+        {"score": float(score), **dict(zip(PARTS, row.tolist(), strict=True))}
+        for score, row in zip(scores, scaled, strict=True)
+    ]
 
 
 def _scale(values: np.ndarray, part: str, rule: LimoRule) -> np.ndarray:
@@ -121,7 +166,8 @@ def _scale(values: np.ndarray, part: str, rule: LimoRule) -> np.ndarray:
 
 
 def quality_levels(scores: Sequence[float], num_levels: int) -> list[int]:
-    """1 (lowest) … num_levels (highest), bands of equal size by rank; equal scores share a band, the lower one.
+    """1 (lowest) … num_levels (highest), bands of equal size by rank; equal scores share a band,
+    the lower one.
 
     >>> quality_levels([0.1, 0.9, 0.5, 0.5, 0.7], 5)
     [1, 5, 2, 2, 4]
@@ -134,7 +180,8 @@ def quality_levels(scores: Sequence[float], num_levels: int) -> list[int]:
 
 
 def answer_text(row: Mapping[str, Any], column: str | None, where: str) -> str:
-    """The reasoning text of a row: the named column, else the first of the usual ones, else the assistant's turns."""
+    """The reasoning text of a row: the named column, else the first of the usual ones, else the
+    assistant's turns."""
     names = (column,) if column else ANSWER_COLUMNS
     for name in names:
         value = row.get(name)
@@ -145,16 +192,28 @@ def answer_text(row: Mapping[str, Any], column: str | None, where: str) -> str:
     if column is None or column in ("messages", "conversations"):
         turns = row.get("messages", row.get("conversations")) or []
         found = [
-            t.get("content", t.get("value")) for t in turns if isinstance(t, dict) and t.get("role", t.get("from")) in ("assistant", "gpt")
+            t.get("content", t.get("value"))
+            for t in turns
+            if isinstance(t, dict) and t.get("role", t.get("from")) in ("assistant", "gpt")
         ]
         if found and all(isinstance(text, str) for text in found):
             return "\n".join(found)
-    wanted = f"text in column '{column}'" if column else f"an answer ({', '.join(ANSWER_COLUMNS)} or messages)"
-    raise DataError(f"{where}: expected {wanted}, found columns {', '.join(row)}; fix: name the column of the reasoning text")
+    wanted = (
+        f"text in column '{column}'"
+        if column
+        else f"an answer ({', '.join(ANSWER_COLUMNS)} or messages)"
+    )
+    raise DataError(
+        f"{where}: expected {wanted}, found columns {', '.join(row)}; fix: name the column of the"
+        " reasoning text"
+    )
 
 
-def map_ordered(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`map` over processes, results in order, a bounded number of items in flight. The same results for any number of workers."""
+def map_ordered(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """`map` over processes, results in order, a bounded number of items in flight. The same results
+    for any number of workers."""
     if workers <= 1:
         yield from map(function, items)
         return
@@ -175,26 +234,38 @@ def run_score(config: ScoreConfig) -> None:
     texts = (answer_text(row.data, config.column, row.where) for row in iter_rows(config.path))
     measures = list(map_ordered(partial(measure, rule=rule), texts, config.workers))
     scores = limo_scores([parts for parts, _ in measures], rule)
-    levels = quality_levels([entry["score"] for entry in scores], config.levels) if config.levels else [None] * len(scores)
+    levels = (
+        quality_levels([entry["score"] for entry in scores], config.levels)
+        if config.levels
+        else [None] * len(scores)
+    )
     with RowWriter(config.out) as writer:
-        for row, entry, (_, style), level in zip(iter_rows(config.path), scores, measures, levels, strict=True):
+        for row, entry, (_, style), level in zip(
+            iter_rows(config.path), scores, measures, levels, strict=True
+        ):
             writer.write({**row.data, **_score_columns(row.data, entry, style, level, row.where)})
     _print_score(config, rule, scores, levels)
 
 
-def _score_columns(row: Row, entry: dict[str, float], style: dict[str, int], level: int | None, where: str) -> Row:
+def _score_columns(
+    row: Row, entry: dict[str, float], style: dict[str, int], level: int | None, where: str
+) -> Row:
     parts = {name: value for name, value in entry.items() if name != "score"}
     columns: Row = {"score": entry["score"], "score_parts": parts, "style": style}
     if level is not None:
         columns["level"] = level
     taken = sorted(set(columns) & set(row))
     if taken:
-        raise DataError(f"{where}: column '{taken[0]}' is there already; fix: score the file that has no scores yet, or rename the column")
+        raise DataError(
+            f"{where}: column '{taken[0]}' is there already; fix: score the file that has no scores"
+            " yet, or rename the column"
+        )
     return columns
 
 
 def load_rule(path: str | None) -> LimoRule:
-    """The rule of a YAML file with LimoRule's keys; the published weights and our word lists without one."""
+    """The rule of a YAML file with LimoRule's keys; the published weights and our word lists
+    without one."""
     if path is None:
         return LimoRule()
     from megaladder.config.resolve import from_yaml
@@ -202,13 +273,23 @@ def load_rule(path: str | None) -> LimoRule:
     return from_yaml(LimoRule, path)
 
 
-def _print_score(config: ScoreConfig, rule: LimoRule, scores: list[dict[str, float]], levels: Sequence[int | None]) -> None:
+def _print_score(
+    config: ScoreConfig,
+    rule: LimoRule,
+    scores: list[dict[str, float]],
+    levels: Sequence[int | None],
+) -> None:
     values = np.array([entry["score"] for entry in scores])
     places = (("min", 0), ("25 %", 0.25), ("median", 0.5), ("75 %", 0.75), ("max", 1))
     print(f"{len(scores):,} rows scored ({rule.normaliser}) → {config.out}")
-    print("score: " + ", ".join(f"{name} {np.quantile(values, place):.4f}" for name, place in places))
+    print(
+        "score: " + ", ".join(f"{name} {np.quantile(values, place):.4f}" for name, place in places)
+    )
     for part in PARTS:
-        print(f"  {part}: mean {np.mean([entry[part] for entry in scores]):.4f}, weight {rule.weights[part]:g}")
+        print(
+            f"  {part}: mean {np.mean([entry[part] for entry in scores]):.4f}, weight"
+            f" {rule.weights[part]:g}"
+        )
     for level, count in sorted(Counter(level for level in levels if level is not None).items()):
         band = [entry["score"] for entry, of in zip(scores, levels, strict=True) if of == level]
         print(f"  level {level}: {count:,} rows, score {min(band):.4f} to {max(band):.4f}")

@@ -1,7 +1,9 @@
-"""`data stats`: what a person wants to see first of a data file. Reads it as a stream; keeps numbers, not texts.
+"""`data stats`: what a person wants to see first of a data file. Reads it as a stream; keeps
+numbers, not texts.
 
-Rows, columns, schema, lengths by tokenizer (words without one), the share of tokens with loss, repeated questions, bad rows by reason,
-and one rendered sample with its loss tokens marked. Nothing is written but `--json`.
+Rows, columns, schema, lengths by tokenizer (words without one), the share of tokens with loss,
+repeated questions, bad rows by reason, and one rendered sample with its loss tokens marked. Nothing
+is written but `--json`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,12 @@ class TokenCounts:
 def run_stats(config: StatsConfig) -> None:
     """The verb `data stats`."""
     counts = count_rows(config.path)
-    summary: Row = {"file": str(config.path), "schema": None, "rows": counts.rows, "columns": dict(counts.columns.most_common())}
+    summary: Row = {
+        "file": str(config.path),
+        "schema": None,
+        "rows": counts.rows,
+        "columns": dict(counts.columns.most_common()),
+    }
     summary |= {
         "bad_rows": dict(counts.bad_rows),
         "first_bad_row": counts.first_bad,
@@ -71,14 +78,26 @@ def run_stats(config: StatsConfig) -> None:
     reader, reason = None, None
     try:
         source = open_source(config.path)
-        summary["schema"] = recognise(source.path, source.key_sets()).name if config.format == "auto" else config.format
-        reader = ExampleReader(config.path, ReadOptions(format=summary["schema"], on_bad_row="skip", s1_teacher=config.s1_teacher))
+        summary["schema"] = (
+            recognise(source.path, source.key_sets()).name
+            if config.format == "auto"
+            else config.format
+        )
+        reader = ExampleReader(
+            config.path,
+            ReadOptions(format=summary["schema"], on_bad_row="skip", s1_teacher=config.s1_teacher),
+        )
     except DataError as error:
         reason = str(error)
     tokens, tokenizer = None, None
     if reader is not None and config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer, chat_template=config.chat_template)
-        tokens = count_tokens(reader, tokenizer, TemplateOptions(response_template=config.response_template), config.sample)
+        tokens = count_tokens(
+            reader,
+            tokenizer,
+            TemplateOptions(response_template=config.response_template),
+            config.sample,
+        )
         summary |= _token_summary(tokens)
     if config.json_file:
         atomic_write(config.json_file, to_json(summary, sort_keys=True, indent=2) + "\n")
@@ -96,11 +115,15 @@ def count_rows(path: str) -> RowCounts:
             continue
         _count(counts, row, seen_rows, seen_questions)
     if not counts.rows:
-        raise DataError(f"{path}: expected at least one row, found none; fix: give a file with rows")
+        raise DataError(
+            f"{path}: expected at least one row, found none; fix: give a file with rows"
+        )
     return counts
 
 
-def _count(counts: RowCounts, row: RawRow, seen_rows: set[bytes], seen_questions: set[bytes]) -> None:
+def _count(
+    counts: RowCounts, row: RawRow, seen_rows: set[bytes], seen_questions: set[bytes]
+) -> None:
     counts.columns.update(row.data.keys())
     counts.num_words.append(sum(len(words(text)) for _, text in text_leaves(row.data)))
     digest = _digest(to_json(row.data, sort_keys=True))
@@ -118,8 +141,11 @@ def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8"), digest_size=12).digest()
 
 
-def count_tokens(reader: ExampleReader, tokenizer: Any, options: TemplateOptions, shown: int) -> TokenCounts:
-    """Renders and tokenises every row as training would, without truncation; rows that cannot be used are counted by reason."""
+def count_tokens(
+    reader: ExampleReader, tokenizer: Any, options: TemplateOptions, shown: int
+) -> TokenCounts:
+    """Renders and tokenises every row as training would, without truncation; rows that cannot be
+    used are counted by reason."""
     counts = TokenCounts()
     examples = iter(reader)
     while chunk := list(islice(examples, BATCH_ROWS)):
@@ -164,17 +190,34 @@ def _print(summary: Row, reason: str | None, tokens: TokenCounts | None, tokeniz
 def _lines(summary: Row, reason: str | None) -> Iterator[tuple[str, str]]:
     yield "file", summary["file"]
     yield "rows", f"{summary['rows']:,}"
-    yield "schema", (summary["schema"] or "none recognised") + (f" ({reason.splitlines()[0]})" if reason else "")
-    yield "columns", ", ".join(f"{name} {count:,}" if count < summary["rows"] else name for name, count in summary["columns"].items())
+    yield (
+        "schema",
+        (summary["schema"] or "none recognised")
+        + (f" ({reason.splitlines()[0]})" if reason else ""),
+    )
+    yield (
+        "columns",
+        ", ".join(
+            f"{name} {count:,}" if count < summary["rows"] else name
+            for name, count in summary["columns"].items()
+        ),
+    )
     if summary["bad_rows"]:
         yield "bad rows", f"{_reasons(summary['bad_rows'])}; first: {summary['first_bad_row']}"
-    yield "repeated", f"{summary['repeated_rows']:,} rows, {summary['repeated_questions']:,} of {summary['questions']:,} questions"
+    yield (
+        "repeated",
+        (
+            f"{summary['repeated_rows']:,} rows, {summary['repeated_questions']:,} of"
+            f" {summary['questions']:,} questions"
+        ),
+    )
     yield "words a row", _quantiles(summary["word_quantiles"])
     if "tokens" in summary:
         share = summary["loss_token_share"]
         yield (
             "tokens",
-            f"{summary['tokens']:,} in {summary['samples']:,} samples" + (f", {share:.1%} with loss" if share is not None else ""),
+            f"{summary['tokens']:,} in {summary['samples']:,} samples"
+            + (f", {share:.1%} with loss" if share is not None else ""),
         )
         yield "tokens a sample", _quantiles(summary["token_quantiles"])
         yield "of these loss", _quantiles(summary["loss_token_quantiles"])

@@ -12,11 +12,15 @@ BATCH_TEXTS = 256
 
 
 def count_tokens(texts: Iterable[str], tokenizer: str | None, needed_by: str) -> Iterator[int]:
-    """Tokens of each text without special tokens, in order. `tokenizer`: a folder with tokenizer.json, or that file."""
+    """Tokens of each text without special tokens, in order. `tokenizer`: a folder with
+    tokenizer.json, or that file."""
     from tokenizers import Tokenizer
 
     if tokenizer is None:
-        raise ConfigError(f"{needed_by} counts tokens and has no tokenizer; fix: tokenizer: FOLDER with tokenizer.json")
+        raise ConfigError(
+            f"{needed_by} counts tokens and has no tokenizer; fix: tokenizer: FOLDER with"
+            " tokenizer.json"
+        )
     path = Path(tokenizer) / "tokenizer.json" if Path(tokenizer).is_dir() else Path(tokenizer)
     if not path.is_file():
         raise ConfigError(f"{needed_by}: {path}: no such file; fix: a folder with tokenizer.json")

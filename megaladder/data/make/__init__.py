@@ -1,1 +1,2 @@
-"""Generated reasoning data: pure seeded generators, an independent checker, and the verbs `data make arithmetic|countdown`."""
+"""Generated reasoning data: pure seeded generators, an independent checker, and the verbs `data
+make arithmetic|countdown`."""

@@ -1,9 +1,11 @@
-r"""Verifies generated rows from their text alone: shares no code with the generators, so that a bug there cannot hide here.
+r"""Verifies generated rows from their text alone: shares no code with the generators, so that a bug
+there cannot hide here.
 
-Arithmetic: every line of the trace is a chain of equal expressions, the first expressions compute the question, a recheck is about the
-numbers of the line before it, `\boxed{}` and `gold` are the question's value. Countdown: the trace is replayed move by move against the
-numbers; the boxed expression uses each number once and is the target. Each `check_*` returns the list of faults (empty = verified).
-Expressions are parsed with `ast` over exact fractions; no eval.
+Arithmetic: every line of the trace is a chain of equal expressions, the first expressions compute
+the question, a recheck is about the numbers of the line before it, `\boxed{}` and `gold` are the
+question's value. Countdown: the trace is replayed move by move against the numbers; the boxed
+expression uses each number once and is the target. Each `check_*` returns the list of faults (empty
+= verified). Expressions are parsed with `ast` over exact fractions; no eval.
 """
 
 from __future__ import annotations
@@ -16,15 +18,23 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+OPERATIONS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 MAX_EXPRESSION = 2000  # characters
-RESPONSE = re.compile(r"<think>\n(?P<trace>.*)\n</think>\n\n\\boxed\{(?P<boxed>[^{}]*)\}", re.DOTALL)
+RESPONSE = re.compile(
+    r"<think>\n(?P<trace>.*)\n</think>\n\n\\boxed\{(?P<boxed>[^{}]*)\}", re.DOTALL
+)
 RECHECK = "Wait, "
 MOVE = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
 def evaluate(text: str) -> Fraction:
-    """The exact value of an expression of whole numbers, + - * / and brackets. Anything else is a ValueError."""
+    """The exact value of an expression of whole numbers, + - * / and brackets. Anything else is a
+    ValueError."""
     return _value(_parse(text))
 
 
@@ -62,7 +72,11 @@ def check_arithmetic(row: Mapping[str, Any]) -> list[str]:
     value = evaluate(question[1])
     boxed = {"boxed": response["boxed"], "gold": row["gold"]}
     if not row["worked"]:
-        wrong = [f"{name} is {found}, the question's value is {value}" for name, found in boxed.items() if found != str(value)]
+        wrong = [
+            f"{name} is {found}, the question's value is {value}"
+            for name, found in boxed.items()
+            if found != str(value)
+        ]
         return wrong + (["a direct answer shows work"] if response["trace"] else [])
     faults, carried = [], None
     lines = response["trace"].split("\n")
@@ -72,7 +86,9 @@ def check_arithmetic(row: Mapping[str, Any]) -> list[str]:
         if len(sides) < 2 or len(values) != 1:
             faults.append(f"line {number} is no chain of equal expressions: {line}")
         if line.startswith(RECHECK):
-            if number == 1 or _operands_and_value(lines[number - 2].split(" = ")) != _operands_and_value(sides):
+            if number == 1 or _operands_and_value(
+                lines[number - 2].split(" = ")
+            ) != _operands_and_value(sides):
                 faults.append(f"line {number} does not check the one before it: {line}")
             continue
         if carried is not None and sides[0].split(" ")[0] != carried:
@@ -103,16 +119,23 @@ def check_countdown(row: Mapping[str, Any]) -> list[str]:
     response = RESPONSE.fullmatch(row["messages"][1]["content"])
     if not response:
         return ["the answer is not in the documented form"]
-    numbers = [int(n) for n in re.search(r"numbers ([\d, ]+) exactly", row["question"])[1].split(", ")]
+    numbers = [
+        int(n) for n in re.search(r"numbers ([\d, ]+) exactly", row["question"])[1].split(", ")
+    ]
     target = int(re.search(r"make (\d+)\.", row["question"])[1])
     if numbers != list(row["numbers"]) or target != row["target"] or row["gold"] != str(target):
         return ["numbers, target or gold differ from the question"]
-    faults = [] if is_countdown_solution(response["boxed"], numbers, target) else [f"{response['boxed']} does not solve the puzzle"]
+    faults = (
+        []
+        if is_countdown_solution(response["boxed"], numbers, target)
+        else [f"{response['boxed']} does not solve the puzzle"]
+    )
     return faults + _replay(response["trace"].split("\n"), numbers, target, row)
 
 
 def is_countdown_solution(text: str, numbers: list[int], target: int) -> bool:
-    """Does the expression use each number exactly once and make the target? Usable as a reward: it looks at nothing else."""
+    """Does the expression use each number exactly once and make the target? Usable as a reward: it
+    looks at nothing else."""
     try:
         return numbers_in(text) == Counter(numbers) and evaluate(text) == target
     except ValueError:
@@ -120,7 +143,8 @@ def is_countdown_solution(text: str, numbers: list[int], target: int) -> bool:
 
 
 def _replay(lines: list[str], numbers: list[int], target: int, row: Mapping[str, Any]) -> list[str]:
-    """Keeps the stack of states that the trace claims to be in; every line must fit the state on top."""
+    """Keeps the stack of states that the trace claims to be in; every line must fit the state on
+    top."""
     if lines[0] != f"Numbers {', '.join(map(str, numbers))}; target {target}.":
         return ["the trace starts with other numbers"]
     stack, tries, backtracks, solved = [Counter(numbers)], 0, 0, False
@@ -155,7 +179,8 @@ def _replay(lines: list[str], numbers: list[int], target: int, row: Mapping[str,
 
 
 def _apply(move: tuple[str, ...], state: Counter[int]) -> Counter[int] | None:
-    """The state after a move whose arithmetic is right and whose numbers are there; None otherwise."""
+    """The state after a move whose arithmetic is right and whose numbers are there; None
+    otherwise."""
     left, operation, right, value = int(move[0]), move[1], int(move[2]), int(move[3])
     used = Counter([left, right])
     if used - state or evaluate(f"{left} {operation} {right}") != value:
@@ -175,8 +200,11 @@ def _try(text: str, state: Counter[int]) -> tuple[Counter[int], str]:
     return result, ""
 
 
-def _check_line(moves: list[tuple[str, ...]], state: Counter[int], target: int, solved: bool) -> str:
-    """Two numbers must be left; all their whole positive results must be listed unless the last one is the target."""
+def _check_line(
+    moves: list[tuple[str, ...]], state: Counter[int], target: int, solved: bool
+) -> str:
+    """Two numbers must be left; all their whole positive results must be listed unless the last one
+    is the target."""
     if state.total() != 2 or not moves:
         return "a check needs two numbers left"
     results = [_apply(move, state) for move in moves]
@@ -184,7 +212,13 @@ def _check_line(moves: list[tuple[str, ...]], state: Counter[int], target: int, 
         return "a check with wrong arithmetic"
     values = [next(iter(result)) for result in results]
     if solved:
-        return "" if values[-1] == target and target not in values[:-1] else "the target is not where the check says"
+        return (
+            ""
+            if values[-1] == target and target not in values[:-1]
+            else "the target is not where the check says"
+        )
     a, b = sorted(state.elements(), reverse=True)
     possible = {a + b, a * b, *([a - b] if a > b else []), *([a // b] if a % b == 0 else [])}
-    return "" if target not in values and set(values) == possible else "a check that misses a result"
+    return (
+        "" if target not in values and set(values) == possible else "a check that misses a result"
+    )

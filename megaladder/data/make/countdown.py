@@ -1,8 +1,10 @@
-r"""Countdown with search traces: use each number once to reach the target; the trace tries, checks and goes back, as a person would.
+r"""Countdown with search traces: use each number once to reach the target; the trace tries, checks
+and goes back, as a person would.
 
-A row is a pure function of (spec, seed, position). The search is a real depth-first search: at each state it tries a few operations,
-the most promising first, and one operation that is known to lead to the target; a state with two numbers left is checked completely.
-"Go back" therefore means "none of what I tried here works", never a proof that nothing does. `check.py` replays every trace.
+A row is a pure function of (spec, seed, position). The search is a real depth-first search: at each
+state it tries a few operations, the most promising first, and one operation that is known to lead
+to the target; a state with two numbers left is checked completely. "Go back" therefore means "none
+of what I tried here works", never a proof that nothing does. `check.py` replays every trace.
 """
 
 from __future__ import annotations
@@ -34,13 +36,24 @@ class CountdownSpec:
     min_backtracks: int = 0  # puzzles whose search went back less often are drawn again
 
     def __post_init__(self) -> None:
-        limits = {"numbers": (3, 8), "largest": (5, 10_000), "max_target": (10, 10**6), "breadth": (0, 8), "max_backtracks": (0, 500)}
+        limits = {
+            "numbers": (3, 8),
+            "largest": (5, 10_000),
+            "max_target": (10, 10**6),
+            "breadth": (0, 8),
+            "max_backtracks": (0, 500),
+        }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
-                raise DataError(f"{name} {value} is outside {low}…{high}; fix: a number in that range")
+                raise DataError(
+                    f"{name} {value} is outside {low}…{high}; fix: a number in that range"
+                )
         if not 0 <= self.min_backtracks <= self.max_backtracks:
-            raise DataError(f"min_backtracks {self.min_backtracks} is outside 0…max_backtracks {self.max_backtracks}; fix: one of the two")
+            raise DataError(
+                f"min_backtracks {self.min_backtracks} is outside 0…max_backtracks"
+                f" {self.max_backtracks}; fix: one of the two"
+            )
 
 
 class Move(NamedTuple):
@@ -54,7 +67,8 @@ class Move(NamedTuple):
 
 @dataclass
 class _Search:
-    """One trace being written. `plan` is the known way to the target, used as long as the search is on it."""
+    """One trace being written. `plan` is the known way to the target, used as long as the search is
+    on it."""
 
     spec: CountdownSpec
     rng: random.Random
@@ -64,7 +78,8 @@ class _Search:
     backtracks: int = 0
 
     def solve(self, state: list[int], depth: int, plan: tuple[Move, ...]) -> list[Move] | None:
-        """Writes the search below `state`; returns the moves to the target, None if nothing that was tried leads there."""
+        """Writes the search below `state`; returns the moves to the target, None if nothing that
+        was tried leads there."""
         if len(state) == 2:
             return self._last_two(state, depth)
         for move in self._candidates(state, plan):
@@ -89,26 +104,36 @@ class _Search:
         for move in moves:
             self.tries += 1
             if move.value == self.target:
-                self.lines.append(f"{'  ' * depth}Check {'; '.join([*checked, show(move)])}: that is {self.target}.")
+                self.lines.append(
+                    f"{'  ' * depth}Check {'; '.join([*checked, show(move)])}: that is"
+                    f" {self.target}."
+                )
                 return [move]
             checked.append(show(move))
         self.lines.append(f"{'  ' * depth}Check {'; '.join(checked)}: none is {self.target}.")
         return None
 
     def _candidates(self, state: list[int], plan: tuple[Move, ...]) -> list[Move]:
-        """A few promising moves; the planned one is among them when there is a plan, at a seeded place."""
+        """A few promising moves; the planned one is among them when there is a plan, at a seeded
+        place."""
         width = self.rng.randint(0, self.spec.breadth) if plan else self.spec.breadth
         moves = [move for move in dict.fromkeys(legal_moves(state)) if not plan or move != plan[0]]
-        scored = sorted((abs(move.value - self.target) * self.rng.uniform(0.5, 2.0), index) for index, move in enumerate(moves))
+        scored = sorted(
+            (abs(move.value - self.target) * self.rng.uniform(0.5, 2.0), index)
+            for index, move in enumerate(moves)
+        )
         chosen = [moves[index] for _, index in scored[:width]]
         return [*chosen, plan[0]] if plan else chosen
 
 
-def countdown_rows(spec: CountdownSpec, num_rows: int, seed: int, test: bool = False) -> Iterator[dict[str, Any]]:
+def countdown_rows(
+    spec: CountdownSpec, num_rows: int, seed: int, test: bool = False
+) -> Iterator[dict[str, Any]]:
     """`num_rows` different puzzles of one half of the split, in a seeded order.
 
-    Row: `id, question, gold, messages`, the puzzle (`numbers, target`; `gold` is the target) and the measures `tries, backtracks`.
-    Raises DataError when the spec has fewer puzzles than asked for.
+    Row: `id, question, gold, messages`, the puzzle (`numbers, target`; `gold` is the target) and
+    the measures `tries, backtracks`. Raises DataError when the spec has fewer puzzles than asked
+    for.
     """
     rng = random.Random(f"countdown/{seed}/{test}")
     seen: set[str] = set()
@@ -119,8 +144,9 @@ def countdown_rows(spec: CountdownSpec, num_rows: int, seed: int, test: bool = F
             repeats += 1
             if repeats > MAX_REPEATS:
                 raise DataError(
-                    f"only {len(seen):,} different {'test' if test else 'training'} puzzles found, {num_rows:,} wanted (numbers"
-                    f" {spec.numbers}, largest {spec.largest}, min_backtracks {spec.min_backtracks}); fix: fewer rows or a wider spec"
+                    f"only {len(seen):,} different {'test' if test else 'training'} puzzles found,"
+                    f" {num_rows:,} wanted (numbers {spec.numbers}, largest {spec.largest},"
+                    f" min_backtracks {spec.min_backtracks}); fix: fewer rows or a wider spec"
                 )
             continue
         repeats = 0
@@ -128,13 +154,19 @@ def countdown_rows(spec: CountdownSpec, num_rows: int, seed: int, test: bool = F
         yield row
 
 
-def _draw(spec: CountdownSpec, rng: random.Random, seen: set[str], test: bool) -> dict[str, Any] | None:
-    """One puzzle with its trace; None when this draw is no use (target out of range, seen, other half of the split, too easy)."""
+def _draw(
+    spec: CountdownSpec, rng: random.Random, seen: set[str], test: bool
+) -> dict[str, Any] | None:
+    """One puzzle with its trace; None when this draw is no use (target out of range, seen, other
+    half of the split, too easy)."""
     numbers = [rng.randint(1, spec.largest) for _ in range(spec.numbers)]
     plan, target = _random_plan(numbers, rng)
     if not 10 <= target <= spec.max_target or target in numbers:
         return None
-    question = f"Use each of the numbers {', '.join(map(str, sorted(numbers)))} exactly once, with + - * /, to make {target}."
+    question = (
+        f"Use each of the numbers {', '.join(map(str, sorted(numbers)))} exactly once, with + - *"
+        f" /, to make {target}."
+    )
     if question in seen or is_test_question(question) != test:
         return None
     search = _Search(spec, rng, target)
@@ -142,13 +174,18 @@ def _draw(spec: CountdownSpec, rng: random.Random, seen: set[str], test: bool) -
     assert moves is not None, f"the planned way was not followed: {numbers} → {target}"
     if search.backtracks < spec.min_backtracks:
         return None
-    trace = "\n".join([f"Numbers {', '.join(map(str, sorted(numbers)))}; target {target}.", *search.lines])
+    trace = "\n".join(
+        [f"Numbers {', '.join(map(str, sorted(numbers)))}; target {target}.", *search.lines]
+    )
     answer = f"<think>\n{trace}\n</think>\n\n\\boxed{{{expression(numbers, moves)}}}"
     return {
         "id": question_id("countdown", question),
         "question": question,
         "gold": str(target),
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ],
         "numbers": sorted(numbers),
         "target": target,
         "tries": search.tries,
@@ -168,7 +205,8 @@ def _random_plan(numbers: list[int], rng: random.Random) -> tuple[tuple[Move, ..
 
 
 def legal_moves(state: list[int]) -> list[Move]:
-    """Every pair and operation with a whole result ≥ 1; sums and products once a pair, larger operand first.
+    """Every pair and operation with a whole result ≥ 1; sums and products once a pair, larger
+    operand first.
 
     >>> [show(move) for move in legal_moves([3, 6])]
     ['6 + 3 = 9', '6 * 3 = 18', '6 - 3 = 3', '6 / 3 = 2']
@@ -177,7 +215,10 @@ def legal_moves(state: list[int]) -> list[Move]:
     for i in range(len(state)):
         for j in range(i + 1, len(state)):
             large, small = max(state[i], state[j]), min(state[i], state[j])
-            moves += [Move(large, "+", small, large + small), Move(large, "*", small, large * small)]
+            moves += [
+                Move(large, "+", small, large + small),
+                Move(large, "*", small, large * small),
+            ]
             if large > small:
                 moves.append(Move(large, "-", small, large - small))
             if large % small == 0:

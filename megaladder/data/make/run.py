@@ -1,4 +1,5 @@
-"""`data make arithmetic|countdown`: rows → checker → file. A row that the checker faults stops the command."""
+"""`data make arithmetic|countdown`: rows → checker → file. A row that the checker faults stops the
+command."""
 
 from __future__ import annotations
 
@@ -23,32 +24,51 @@ Check = Callable[[Row], list[str]]
 def run_make(config: MakeArithmeticConfig | MakeCountdownConfig) -> None:
     """The verb `data make arithmetic|countdown`."""
     if config.kind == "arithmetic":
-        arithmetic = ArithmeticSpec(**{field.name: getattr(config, field.name) for field in fields(ArithmeticSpec)})
+        arithmetic = ArithmeticSpec(
+            **{field.name: getattr(config, field.name) for field in fields(ArithmeticSpec)}
+        )
         _make(config, arithmetic, (arithmetic_rows, check_arithmetic), "largest")
     else:
         limits = (config.max_target, config.breadth, config.max_backtracks, config.min_backtracks)
-        _make(config, CountdownSpec(config.numbers, config.largest, *limits), (countdown_rows, check_countdown), "backtracks")
+        _make(
+            config,
+            CountdownSpec(config.numbers, config.largest, *limits),
+            (countdown_rows, check_countdown),
+            "backtracks",
+        )
 
 
 def problem_row(row: Row) -> Row:
-    """The row as a problem for evaluation and RL: `id, question, answer` and the measures, without the worked answer."""
-    rest = {name: value for name, value in row.items() if name not in ("messages", "gold", "id", "question", "worked", "rechecks")}
+    """The row as a problem for evaluation and RL: `id, question, answer` and the measures, without
+    the worked answer."""
+    rest = {
+        name: value
+        for name, value in row.items()
+        if name not in ("messages", "gold", "id", "question", "worked", "rechecks")
+    }
     return {"id": row["id"], "question": row["question"], "answer": row["gold"], **rest}
 
 
 def _make(config: MakeConfig, spec: Any, kind: tuple[Rows, Check], measure: str) -> None:
     started = time.perf_counter()
-    values = _write(config.out, kind, (spec, config.rows, config.seed, config.split == "test"), config.form)
+    values = _write(
+        config.out, kind, (spec, config.rows, config.seed, config.split == "test"), config.form
+    )
     made = [f"{config.rows:,} {config.split} rows → {config.out}"]
     if config.test_out:
         _write(config.test_out, kind, (spec, config.test_rows, config.seed, True), "problem")
         made.append(f"{config.test_rows:,} test problems → {config.test_out}")
     print(f"{'; '.join(made)}: every trace verified, {time.perf_counter() - started:.1f} s")
     characters = _quantiles([row["characters"] for row in values])
-    print(f"{measure}: {_quantiles([row[measure] for row in values])}; response characters: {characters}")
+    print(
+        f"{measure}: {_quantiles([row[measure] for row in values])}; response characters:"
+        f" {characters}"
+    )
 
 
-def _write(path: str, kind: tuple[Rows, Check], args: tuple[Any, int, int, bool], form: str) -> list[Row]:
+def _write(
+    path: str, kind: tuple[Rows, Check], args: tuple[Any, int, int, bool], form: str
+) -> list[Row]:
     make, check = kind
     measures = []
     with RowWriter(path) as writer:

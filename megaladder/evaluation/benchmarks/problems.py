@@ -1,9 +1,13 @@
-"""Rows of a benchmark → `Problem`s: fields found by name, options lettered, gold brought into the grader's form, stable ids.
+"""Rows of a benchmark → `Problem`s: fields found by name, options lettered, gold brought into the
+grader's form, stable ids.
 
-Shapes: plain (question, gold) · options (a list; gold is a letter, an index or, HeadQA, a 1-based number) · gpqa (one right and three
-wrong answers, shuffled by sha256; rows that already hold options and a letter are taken as they are) · yes_no (gold yes/no, true/false,
-1/0) · code (gold = test cases as JSON). GPQA's published shuffle used Python's `hash`, which differs between processes; ours does not.
+Shapes: plain (question, gold) · options (a list; gold is a letter, an index or, HeadQA, a 1-based
+number) · gpqa (one right and three wrong answers, shuffled by sha256; rows that already hold
+options and a letter are taken as they are) · yes_no (gold yes/no, true/false, 1/0) · code (gold =
+test cases as JSON). GPQA's published shuffle used Python's `hash`, which differs between processes;
+ours does not.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -21,16 +25,19 @@ from megaladder.types import Message, Problem
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
 
-def build_problems(spec: BenchmarkSpec, rows: BenchmarkRows, seed: int, prompt: str | None = None) -> list[Problem]:
-    """All problems in row order. `prompt` replaces the registry's template. Two rows with one id are an error that names both."""
+def build_problems(
+    spec: BenchmarkSpec, rows: BenchmarkRows, seed: int, prompt: str | None = None
+) -> list[Problem]:
+    """All problems in row order. `prompt` replaces the registry's template. Two rows with one id
+    are an error that names both."""
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
     for row in rows.rows:
         problem = _problem(spec, row, seed, prompt or spec.prompt)
         if problem.id in first_seen:
             raise DataError(
-                f"{row.where}: id {problem.id!r} again, first at {first_seen[problem.id]}; fix: remove one of the rows,"
-                " or give them different ids"
+                f"{row.where}: id {problem.id!r} again, first at {first_seen[problem.id]}; fix:"
+                " remove one of the rows, or give them different ids"
             )
         first_seen[problem.id] = row.where
         problems.append(problem)
@@ -40,14 +47,21 @@ def build_problems(spec: BenchmarkSpec, rows: BenchmarkRows, seed: int, prompt: 
 def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem:
     found = {name: _field(row, places) for name, places in spec.fields.items()}
     if found.get("question") in (None, ""):
-        raise DataError(f"{row.where}: expected a question under {' or '.join(spec.fields['question'])}, found {', '.join(row.values)}")
+        raise DataError(
+            f"{row.where}: expected a question under {' or '.join(spec.fields['question'])}, found"
+            f" {', '.join(row.values)}"
+        )
     values = {name: _text(value) for name, value in found.items()}
     gold = ""
     if spec.runner != "judge":
         gold, values["options"] = _gold_and_options(spec, row, found, seed)
     text = fill(template, values)
     return Problem(
-        id=values.get("id") or content_hash("\0".join(values[name] for name in sorted(spec.fields) if name not in ("id", "gold")), gold),
+        id=values.get("id")
+        or content_hash(
+            "\0".join(values[name] for name in sorted(spec.fields) if name not in ("id", "gold")),
+            gold,
+        ),
         prompt=(Message("user", text),),
         gold=gold,
         kind=spec.kind,  # type: ignore[arg-type]  (the registry's kinds are the grader's)
@@ -57,7 +71,8 @@ def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Puts values where `{name}` stands. Braces of the values, and braces with anything else in them (\\boxed{}), stay as they are."""
+    """Puts values where `{name}` stands. Braces of the values, and braces with anything else in
+    them (\\boxed{}), stay as they are."""
     out, rest = [], template
     while rest:
         head, brace, tail = rest.partition("{")
@@ -94,10 +109,16 @@ def _text(value: Any) -> str:
     return value.strip() if isinstance(value, str) else str(value)
 
 
-def _gold_and_options(spec: BenchmarkSpec, row: Row, found: Mapping[str, Any], seed: int) -> tuple[str, str]:
-    """Gold in the grader's form, and the options as the prompt shows them ("" where there are none)."""
+def _gold_and_options(
+    spec: BenchmarkSpec, row: Row, found: Mapping[str, Any], seed: int
+) -> tuple[str, str]:
+    """Gold in the grader's form, and the options as the prompt shows them ("" where there are
+    none)."""
     if found.get("gold") in (None, "", []):
-        raise DataError(f"{row.where}: expected a gold answer under {' or '.join(spec.fields['gold'])}, found {', '.join(row.values)}")
+        raise DataError(
+            f"{row.where}: expected a gold answer under {' or '.join(spec.fields['gold'])}, found"
+            f" {', '.join(row.values)}"
+        )
     gold, options = _text(found["gold"]), ""
     if spec.shape == "gpqa" and found.get("wrong1") is not None:
         right, wrong = gold, [_text(found[f"wrong{i}"]) for i in (1, 2, 3)]
@@ -121,33 +142,46 @@ def _gold_and_options(spec: BenchmarkSpec, row: Row, found: Mapping[str, Any], s
 
 
 def shuffled(items: list[str], key: str) -> list[str]:
-    """`items` in an order that depends only on `key` and the items: sorted by sha256, the same in every process and on every machine."""
+    """`items` in an order that depends only on `key` and the items: sorted by sha256, the same in
+    every process and on every machine."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{key}\0{item}".encode()).digest())
 
 
 def _lettered(spec: BenchmarkSpec, texts: list[str]) -> str:
     letters = string.ascii_uppercase
-    return spec.option_separator.join(fill(spec.option_style, {"letter": letters[i], "text": text}) for i, text in enumerate(texts))
+    return spec.option_separator.join(
+        fill(spec.option_style, {"letter": letters[i], "text": text})
+        for i, text in enumerate(texts)
+    )
 
 
 def _option_text(option: Any) -> str:
-    return _text(option.get("atext", option.get("text"))) if isinstance(option, dict) else _text(option)
+    return (
+        _text(option.get("atext", option.get("text")))
+        if isinstance(option, dict)
+        else _text(option)
+    )
 
 
 def _letter(row: Row, gold: Any, options: list[Any]) -> str:
-    """A letter as it is; a number as HeadQA's `aid` where options have one, else as a 0-based index."""
+    """A letter as it is; a number as HeadQA's `aid` where options have one, else as a 0-based
+    index."""
     if isinstance(gold, str) and not gold.strip().isdigit():
         return gold.strip()
     number = int(gold)
     numbered = [option.get("aid") if isinstance(option, dict) else None for option in options]
     index = numbered.index(number) if number in numbered else number
     if not 0 <= index < len(options):
-        raise DataError(f"{row.where}: gold answer {gold!r} is none of the {len(options)} options; fix: the row")
+        raise DataError(
+            f"{row.where}: gold answer {gold!r} is none of the {len(options)} options; fix: the row"
+        )
     return string.ascii_uppercase[index]
 
 
 def _yes_no(row: Row, gold: str) -> str:
     lowered = gold.strip().casefold()
     if lowered not in _YES + _NO:
-        raise DataError(f"{row.where}: gold answer {gold!r}: expected yes or no (true/false, 1/0); fix: the row")
+        raise DataError(
+            f"{row.where}: gold answer {gold!r}: expected yes or no (true/false, 1/0); fix: the row"
+        )
     return "yes" if lowered in _YES else "no"

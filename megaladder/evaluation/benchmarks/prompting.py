@@ -1,4 +1,6 @@
-"""Problem → token ids, with the model's own chat template or as raw text. What is used is part of the fingerprint."""
+"""Problem → token ids, with the model's own chat template or as raw text. What is used is part of
+the fingerprint."""
+
 from __future__ import annotations
 
 import hashlib
@@ -35,29 +37,48 @@ class Prompter:
             head = [self.system] if self.system else []
             return "\n\n".join([*head, *(message.content for message in before), content])
         turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns += [{"role": message.role, "content": message.content} for message in before] + [{"role": last.role, "content": content}]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs)
+        turns += [{"role": message.role, "content": message.content} for message in before] + [
+            {"role": last.role, "content": content}
+        ]
+        return self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+        )
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """A chat template writes its own special tokens; raw text gets the tokenizer's (a beginning-of-sequence, where it has one)."""
+        """A chat template writes its own special tokens; raw text gets the tokenizer's (a
+        beginning-of-sequence, where it has one)."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=self.style == "raw"))
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the prompt besides the problem."""
         template = self.tokenizer.chat_template if self.style == "chat" else None
         return {
-            "style": self.style, "system": self.system, "suffix": self.suffix, "template_kwargs": self.template_kwargs,
-            "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest() if template else None,
-        }  # fmt: skip
+            "style": self.style,
+            "system": self.system,
+            "suffix": self.suffix,
+            "template_kwargs": self.template_kwargs,
+            "chat_template_sha256": (
+                hashlib.sha256(str(template).encode()).hexdigest() if template else None
+            ),
+        }
 
 
 def make_prompter(tokenizer: Any, section: PromptSection, extra_suffix: str = "") -> Prompter:
-    """`section.style` auto: chat where the tokenizer has a template. `extra_suffix`: budget instructions (`budget.instruction`)."""
+    """`section.style` auto: chat where the tokenizer has a template. `extra_suffix`: budget
+    instructions (`budget.instruction`)."""
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if section.style == "chat" and not has_template:
-        raise ConfigError("prompt.style chat: this tokenizer has no chat template; fix: --prompt.style raw, or --model.chat-template FILE")
+        raise ConfigError(
+            "prompt.style chat: this tokenizer has no chat template; fix: --prompt.style raw, or"
+            " --model.chat-template FILE"
+        )
     style = ("chat" if has_template else "raw") if section.style == "auto" else section.style
     if section.thinking is not None and style == "raw":
-        raise ConfigError("prompt.thinking is for chat templates, the prompt is raw text; fix: --prompt.style chat, or leave it out")
+        raise ConfigError(
+            "prompt.thinking is for chat templates, the prompt is raw text; fix: --prompt.style"
+            " chat, or leave it out"
+        )
     kwargs = {} if section.thinking is None else {"enable_thinking": section.thinking}
-    return Prompter(tokenizer, style, section.system, section.suffix.replace("\\n", "\n") + extra_suffix, kwargs)
+    return Prompter(
+        tokenizer, style, section.system, section.suffix.replace("\\n", "\n") + extra_suffix, kwargs
+    )

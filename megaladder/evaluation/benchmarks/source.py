@@ -1,4 +1,6 @@
-"""Where a benchmark's rows come from: a local folder first, then the hub at a pinned commit. Rows are plain dicts with `file:line`."""
+"""Where a benchmark's rows come from: a local folder first, then the hub at a pinned commit. Rows
+are plain dicts with `file:line`."""
+
 from __future__ import annotations
 
 import csv
@@ -33,12 +35,17 @@ class BenchmarkRows:
     revision: str
 
 
-def load_rows(spec: BenchmarkSpec, data_dir: str | None, revision: str | None = None) -> BenchmarkRows:
-    """Looks in `data_dir` (or $MEGALADDER_DATA), then on the hub. Errors name every place that was looked at and the ways out."""
+def load_rows(
+    spec: BenchmarkSpec, data_dir: str | None, revision: str | None = None
+) -> BenchmarkRows:
+    """Looks in `data_dir` (or $MEGALADDER_DATA), then on the hub. Errors name every place that was
+    looked at and the ways out."""
     folder = data_dir or os.environ.get(DATA_VARIABLE)
     if folder is not None:
         if not Path(folder).is_dir():
-            raise ConfigError(f"data_dir {folder}: no such folder; fix: the folder that holds {spec.files[0]}")
+            raise ConfigError(
+                f"data_dir {folder}: no such folder; fix: the folder that holds {spec.files[0]}"
+            )
         for name in spec.files:
             path = Path(folder) / name
             if path.is_file():
@@ -50,7 +57,9 @@ def _from_file(path: Path) -> BenchmarkRows:
     rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
     if not rows:
         raise DataError(f"{path}: no rows; fix: the benchmark's own file")
-    return BenchmarkRows(tuple(rows), str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
+    return BenchmarkRows(
+        tuple(rows), str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    )
 
 
 def _json_rows(path: Path) -> list[Row]:
@@ -71,13 +80,17 @@ def _csv_rows(path: Path) -> list[Row]:
 def _from_hub(spec: BenchmarkSpec, revision: str | None, folder: str | None) -> BenchmarkRows:
     looked = f"not in {folder} ({' or '.join(spec.files)}), " if folder else "no --data-dir given, "
     if spec.hub is None:
-        raise DataError(f"{spec.name}: {looked}and it has no home on the hub; fix: --data-dir FOLDER with FOLDER/{spec.files[0]}")
+        raise DataError(
+            f"{spec.name}: {looked}and it has no home on the hub; fix: --data-dir FOLDER with"
+            f" FOLDER/{spec.files[0]}"
+        )
     commit = revision or spec.hub.revision
     name = spec.hub.repo
     if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise ConfigError(
-            f"{spec.name}: {looked}and the registry pins no commit of {name}; found revision {commit}; fix: --data-dir FOLDER with"
-            f" FOLDER/{spec.files[0]}, or --revision COMMIT (40 hex digits, shown at https://huggingface.co/datasets/{name}/commits/main)"
+            f"{spec.name}: {looked}and the registry pins no commit of {name}; found revision"
+            f" {commit}; fix: --data-dir FOLDER with FOLDER/{spec.files[0]}, or --revision COMMIT"
+            f" (40 hex digits, shown at https://huggingface.co/datasets/{name}/commits/main)"
         )
     import datasets
 
@@ -85,8 +98,11 @@ def _from_hub(spec: BenchmarkSpec, revision: str | None, folder: str | None) -> 
         data = datasets.load_dataset(name, spec.hub.config, split=spec.hub.split, revision=commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{spec.name}: {looked}and {name} at {commit} cannot be loaded ({type(error).__name__}: {error}); fix: on a machine with"
-            f" network, `hf download --repo-type dataset {name} --revision {commit}`, or --data-dir FOLDER with FOLDER/{spec.files[0]}"
+            f"{spec.name}: {looked}and {name} at {commit} cannot be loaded ({type(error).__name__}:"
+            f" {error}); fix: on a machine with network, `hf download --repo-type dataset {name}"
+            f" --revision {commit}`, or --data-dir FOLDER with FOLDER/{spec.files[0]}"
         ) from error
-    rows = tuple(Row(f"{name}@{commit[:8]}:{index}", dict(values)) for index, values in enumerate(data))
+    rows = tuple(
+        Row(f"{name}@{commit[:8]}:{index}", dict(values)) for index, values in enumerate(data)
+    )
     return BenchmarkRows(rows, name, commit)

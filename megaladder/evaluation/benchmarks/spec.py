@@ -1,4 +1,5 @@
 """`registry.yaml` as typed, checked values. No data is read here."""
+
 from __future__ import annotations
 
 import difflib
@@ -49,7 +50,9 @@ class BenchmarkSpec:
 def registry() -> dict[str, BenchmarkSpec]:
     """All entries by name, in the file's order."""
     values = load_yaml(Path(__file__).with_name("registry.yaml")).values
-    return {name: _spec(name, entry, values["defaults"]) for name, entry in values["benchmarks"].items()}
+    return {
+        name: _spec(name, entry, values["defaults"]) for name, entry in values["benchmarks"].items()
+    }
 
 
 def find_benchmark(name: str) -> BenchmarkSpec:
@@ -65,11 +68,20 @@ def find_benchmark(name: str) -> BenchmarkSpec:
 def _spec(name: str, entry: dict[str, Any], defaults: dict[str, Any]) -> BenchmarkSpec:
     unknown = entry.keys() - {f.name for f in fields(BenchmarkSpec)}
     assert not unknown, f"registry.yaml: {name}: unknown keys {sorted(unknown)}"
-    merged = {**defaults, "runner": "ours", **entry, "decoding": {**defaults["decoding"], **entry.get("decoding", {})}}
-    assert merged["shape"] in SHAPES and merged["runner"] in RUNNERS, f"registry.yaml: {name}: shape or runner"
+    merged = {
+        **defaults,
+        "runner": "ours",
+        **entry,
+        "decoding": {**defaults["decoding"], **entry.get("decoding", {})},
+    }
+    assert merged["shape"] in SHAPES and merged["runner"] in RUNNERS, (
+        f"registry.yaml: {name}: shape or runner"
+    )
     merged["files"] = tuple(path.replace("{name}", name) for path in merged["files"])
     merged["fields"] = {key: tuple(places) for key, places in merged["fields"].items()}
-    merged["groups"] = {key: tuple(str(item) for item in ids) for key, ids in merged.get("groups", {}).items()}
+    merged["groups"] = {
+        key: tuple(str(item) for item in ids) for key, ids in merged.get("groups", {}).items()
+    }
     merged["hub"] = HubSource(**merged["hub"]) if merged.get("hub") else None
     return BenchmarkSpec(name=name, **merged)
 
@@ -78,12 +90,19 @@ def describe_registry() -> str:
     """The table that `--benchmark list` prints."""
     rows = [(spec.name, spec.title, _how(spec)) for spec in registry().values()]
     width = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join(cell.ljust(width[column]) for column, cell in enumerate(row)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width[column]) for column, cell in enumerate(row)).rstrip()
+        for row in rows
+    )
 
 
 def _how(spec: BenchmarkSpec) -> str:
     decoding = spec.decoding
-    drawn = "greedy" if not decoding["temperature"] else f"T {decoding['temperature']} top-p {decoding['top_p']}"
+    drawn = (
+        "greedy"
+        if not decoding["temperature"]
+        else f"T {decoding['temperature']} top-p {decoding['top_p']}"
+    )
     ours = f"n {decoding['n']}, {drawn}, {decoding['max_tokens']} tokens, graded as {spec.kind}"
     return {
         "ours": ours,

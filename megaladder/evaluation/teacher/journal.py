@@ -1,7 +1,10 @@
-"""The samples of a teacher so far: one line each in `OUT.samples/journal.jsonl`, under one fingerprint. Survives a kill at any byte.
+"""The samples of a teacher so far: one line each in `OUT.samples/journal.jsonl`, under one
+fingerprint. Survives a kill at any byte.
 
-Like an evaluation's journal, but made for millions of long samples: only what decides (problem, sample, correct) stays in memory.
+Like an evaluation's journal, but made for millions of long samples: only what decides (problem,
+sample, correct) stays in memory.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -34,13 +37,20 @@ class TeacherSample:
     graded: Graded
 
     def row(self) -> dict[str, Any]:
-        """The journal's line. Log-probs and ids are aligned; ids hold the end-of-sequence token when it was sampled."""
+        """The journal's line. Log-probs and ids are aligned; ids hold the end-of-sequence token
+        when it was sampled."""
         completion, graded = self.completion, self.graded
         return {
-            "id": self.id, "sample": self.sample, "response": completion.text, "response_ids": list(completion.token_ids),
-            "logprobs": list(completion.logprobs), "finish_reason": completion.finish_reason.value, "correct": graded.correct,
-            "answer": graded.answer, "reason": graded.reason.value,
-        }  # fmt: skip
+            "id": self.id,
+            "sample": self.sample,
+            "response": completion.text,
+            "response_ids": list(completion.token_ids),
+            "logprobs": list(completion.logprobs),
+            "finish_reason": completion.finish_reason.value,
+            "correct": graded.correct,
+            "answer": graded.answer,
+            "reason": graded.reason.value,
+        }
 
 
 class TeacherJournal(Journal):
@@ -60,10 +70,16 @@ class TeacherJournal(Journal):
         records: dict[tuple[str, int], Verdict] = {}
         for line, row in enumerate(read_jsonl(self.path)):
             if row.get("fingerprint") != self.fingerprint:
-                raise DataError(f"{self.path}:{line + 1}: was made with other settings than its folder says; fix: use another --out")
+                raise DataError(
+                    f"{self.path}:{line + 1}: was made with other settings than its folder says;"
+                    " fix: use another --out"
+                )
             key = (row["id"], row["sample"])
             if key in records:
-                raise DataError(f"{self.path}:{line + 1}: sample {key[1]} of problem {key[0]!r} again; fix: delete the line")
+                raise DataError(
+                    f"{self.path}:{line + 1}: sample {key[1]} of problem {key[0]!r} again; fix:"
+                    " delete the line"
+                )
             records[key] = _verdict(row, line)
         return records
 

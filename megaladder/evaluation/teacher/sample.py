@@ -1,13 +1,18 @@
-"""The verb `data sample`: problems → n answers of a teacher → grades → the kept ones as training rows. Resumable, nothing doubled.
+"""The verb `data sample`: problems → n answers of a teacher → grades → the kept ones as training
+rows. Resumable, nothing doubled.
 
-    OUT.samples/journal.jsonl   every sample as it is graded, with ids and log-probs: the truth, appended
-    OUT                         the kept samples in Rethinking SFT's columns (message, response, advantage[, logprob])
+    OUT.samples/journal.jsonl   every sample as it is graded, with ids and log-probs: the truth,
+    appended
+    OUT                         the kept samples in Rethinking SFT's columns (message, response,
+                                advantage[, logprob])
     OUT.difficulty.jsonl        per problem: samples, correct, success rate
 
-`logprob` is written where the answer's text tokenises to exactly the sampled ids (end-of-sequence included), because that is what its
-reader checks; elsewhere it is left out and counted. The full distribution's entropy is not kept (the engine does not give it):
-`entropy_estimate` is −mean log-prob of the sample itself.
+`logprob` is written where the answer's text tokenises to exactly the sampled ids (end-of-sequence
+included), because that is what its reader checks; elsewhere it is left out and counted. The full
+distribution's entropy is not kept (the engine does not give it): `entropy_estimate` is −mean
+log-prob of the sample itself.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -75,7 +80,11 @@ def run_sample(config: SampleConfig) -> None:
     with make_engine(config, prompter.tokenizer, folder) as engine:
         with TeacherJournal(folder, fingerprint_parts(config, task, prompter, engine)) as journal:
             if journal.num_resumed:
-                print(f"resumes: {journal.num_resumed:,} of {len(task.problems) * task.params.n:,} samples are there", flush=True)
+                print(
+                    f"resumes: {journal.num_resumed:,} of {len(task.problems) * task.params.n:,}"
+                    " samples are there",
+                    flush=True,
+                )
             with GradePool(config.grade_workers, config.grade_timeout_s) as pool:
                 counts = draw(task, engine, pool, journal, config.progress_s)
                 failures = list(pool.failures)
@@ -91,23 +100,40 @@ def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:
     """Reads the problems and renders the prompts."""
     source = config.model.tokenizer or config.model.path
     if not source:
-        raise ConfigError("the teacher needs a tokenizer; fix: --model DIR (or --tokenizer DIR with --engine fake)")
-    tokenizer = load_tokenizer(source, None if config.model.tokenizer else config.model.revision, config.model.chat_template,
-                               config.model.trust_remote_code)  # fmt: skip
+        raise ConfigError(
+            "the teacher needs a tokenizer; fix: --model DIR (or --tokenizer DIR with --engine"
+            " fake)"
+        )
+    tokenizer = load_tokenizer(
+        source,
+        None if config.model.tokenizer else config.model.revision,
+        config.model.chat_template,
+        config.model.trust_remote_code,
+    )
     problems = read_problems(config.path, ProblemOptions(kind=config.kind))[: config.limit]
     prompter = make_prompter(tokenizer, config.prompt)
     prompts = [prompter.text(problem) for problem in problems]
-    decoding = section_values(config.rollout, ("n", "temperature", "top_p", "top_k", "min_p", "max_tokens"))
+    decoding = section_values(
+        config.rollout, ("n", "temperature", "top_p", "top_k", "min_p", "max_tokens")
+    )
     params = SamplingParams(**decoding, seed=config.seed, logprobs=True)
-    return TeacherTask(problems, prompts, [prompter.ids(text) for text in prompts], params), prompter
+    return (
+        TeacherTask(problems, prompts, [prompter.ids(text) for text in prompts], params),
+        prompter,
+    )
 
 
-def draw(task: TeacherTask, engine: Engine, pool: GradePool, journal: TeacherJournal, progress_s: float) -> Counts:
-    """Brings the journal to n samples per problem; graded in batches while the engine goes on. EngineError: start again to resume."""
+def draw(
+    task: TeacherTask, engine: Engine, pool: GradePool, journal: TeacherJournal, progress_s: float
+) -> Counts:
+    """Brings the journal to n samples per problem; graded in batches while the engine goes on.
+    EngineError: start again to resume."""
     counts, begun = Counts(), time.monotonic()
     said = begun
     for start in range(0, len(task.problems), PROBLEMS_AT_ONCE):
-        requests, keys = _missing(task, journal, range(start, min(start + PROBLEMS_AT_ONCE, len(task.problems))))
+        requests, keys = _missing(
+            task, journal, range(start, min(start + PROBLEMS_AT_ONCE, len(task.problems)))
+        )
         waiting: list[tuple[int, int, Completion]] = []
         try:
             for index, completion in engine.stream(requests):
@@ -128,7 +154,9 @@ def draw(task: TeacherTask, engine: Engine, pool: GradePool, journal: TeacherJou
     return counts
 
 
-def _missing(task: TeacherTask, journal: TeacherJournal, indices: range) -> tuple[list[SampleRequest], list[tuple[int, int]]]:
+def _missing(
+    task: TeacherTask, journal: TeacherJournal, indices: range
+) -> tuple[list[SampleRequest], list[tuple[int, int]]]:
     """Requests for the samples that are not there, and for each its (problem index, sample)."""
     requests: list[SampleRequest] = []
     keys: list[tuple[int, int]] = []
@@ -139,13 +167,22 @@ def _missing(task: TeacherTask, journal: TeacherJournal, indices: range) -> tupl
     return requests, keys
 
 
-def _grade_and_append(task: TeacherTask, waiting: list[tuple[int, int, Completion]], pool: GradePool, journal: TeacherJournal) -> None:
+def _grade_and_append(
+    task: TeacherTask,
+    waiting: list[tuple[int, int, Completion]],
+    pool: GradePool,
+    journal: TeacherJournal,
+) -> None:
     problems = [task.problems[index] for index, _, _ in waiting]
     tasks = [
-        GradeTask(f"{problem.id}#{sample}", completion.text, problem.gold, problem.kind, problem.metadata)
+        GradeTask(
+            f"{problem.id}#{sample}", completion.text, problem.gold, problem.kind, problem.metadata
+        )
         for problem, (_, sample, completion) in zip(problems, waiting, strict=True)
     ]
-    for problem, (_, sample, completion), graded in zip(problems, waiting, pool.grade_many(tasks), strict=True):
+    for problem, (_, sample, completion), graded in zip(
+        problems, waiting, pool.grade_many(tasks), strict=True
+    ):
         journal.append(TeacherSample(problem.id, sample, completion, graded))
     waiting.clear()
 
@@ -153,17 +190,23 @@ def _grade_and_append(task: TeacherTask, waiting: list[tuple[int, int, Completio
 def _say(task: TeacherTask, journal: TeacherJournal, counts: Counts, elapsed_s: float) -> None:
     done, total = len(journal.records), len(task.problems) * task.params.n
     left_s = elapsed_s / counts.new * (total - done) if counts.new else 0.0
-    print(f"{done:,}/{total:,} samples  {counts.tokens / elapsed_s:,.0f} tokens/s  ETA {clock(left_s)}", file=sys.stderr, flush=True)
+    print(
+        f"{done:,}/{total:,} samples  {counts.tokens / elapsed_s:,.0f} tokens/s  ETA"
+        f" {clock(left_s)}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def kept_samples(policy: str, verdicts: dict[int, bool], seed: int, problem_id: str) -> list[int]:
     """Which samples of a problem a policy keeps, in order. `verdicts`: sample → correct.
 
-    all: every one; correct: the correct ones; one_correct: one of these, by a hash of seed and problem; mixed: all of a problem that has
-    both correct and wrong ones (what RL can learn from), else none.
+    all: every one; correct: the correct ones; one_correct: one of these, by a hash of seed and
+    problem; mixed: all of a problem that has both correct and wrong ones (what RL can learn from),
+    else none.
 
-    >>> kept_samples("mixed", {0: True, 1: False}, 42, "q"), kept_samples("mixed", {0: True, 1: True}, 42, "q")
-    ([0, 1], [])
+    >>> kept_samples("mixed", {0: True, 1: False}, 42, "q"), kept_samples("mixed", {0: True, 1:
+    True}, 42, "q") ([0, 1], [])
     """
     samples = sorted(verdicts)
     correct = [sample for sample in samples if verdicts[sample]]
@@ -178,17 +221,27 @@ def kept_samples(policy: str, verdicts: dict[int, bool], seed: int, problem_id: 
     return samples if 0 < len(correct) < len(samples) else []
 
 
-def write_kept(config: SampleConfig, task: TeacherTask, journal: TeacherJournal, writer: RowWriter, by: tuple[Any, Counts]) -> None:
+def write_kept(
+    config: SampleConfig,
+    task: TeacherTask,
+    journal: TeacherJournal,
+    writer: RowWriter,
+    by: tuple[Any, Counts],
+) -> None:
     """The kept samples in the order of the problems, read back from the journal one at a time."""
     wanted: list[tuple[Problem, int, int]] = []
     for problem in task.problems:
         verdicts = _verdicts(journal, problem, task.params.n)
         for sample in kept_samples(config.keep, verdicts, config.seed, problem.id):
             wanted.append((problem, sample, journal.records[problem.id, sample].line))
-    for (problem, _, _), raw in zip(wanted, fetch_rows(journal.path, [line for _, _, line in wanted]), strict=True):
+    for (problem, _, _), raw in zip(
+        wanted, fetch_rows(journal.path, [line for _, _, line in wanted]), strict=True
+    ):
         verdicts = _verdicts(journal, problem, task.params.n)
         row = training_row(problem, parse_fetched(raw, str(journal.path)), *by)
-        writer.write({**row, "num_samples": len(verdicts), "success_rate": fmean(verdicts.values())})
+        writer.write(
+            {**row, "num_samples": len(verdicts), "success_rate": fmean(verdicts.values())}
+        )
 
 
 def _verdicts(journal: TeacherJournal, problem: Problem, n: int) -> dict[int, bool]:
@@ -197,13 +250,19 @@ def _verdicts(journal: TeacherJournal, problem: Problem, n: int) -> dict[int, bo
 
 
 def training_row(problem: Problem, stored: Row, tokenizer: Any, counts: Counts) -> Row:
-    """A journal line as a training row. advantage: 1 for a correct answer, −1 for a wrong one (only advantage-weighted losses read it)."""
+    """A journal line as a training row. advantage: 1 for a correct answer, −1 for a wrong one (only
+    advantage-weighted losses read it)."""
     logprobs = stored["logprobs"]
     row: Row = {
-        "id": f"{problem.id}#{stored['sample']}", "problem_id": problem.id, "sample": stored["sample"],
-        "message": [{"role": message.role, "content": message.content} for message in problem.prompt],
-        "response": stored["response"], "advantage": 1.0 if stored["correct"] else -1.0,
-    }  # fmt: skip
+        "id": f"{problem.id}#{stored['sample']}",
+        "problem_id": problem.id,
+        "sample": stored["sample"],
+        "message": [
+            {"role": message.role, "content": message.content} for message in problem.prompt
+        ],
+        "response": stored["response"],
+        "advantage": 1.0 if stored["correct"] else -1.0,
+    }
     reason = _no_logprob_reason(stored, tokenizer)
     if reason is None:
         row["logprob"] = logprobs
@@ -211,10 +270,16 @@ def training_row(problem: Problem, stored: Row, tokenizer: Any, counts: Counts) 
         counts.without_logprobs[reason] += 1
     mean = fmean(logprobs) if logprobs else None
     return row | {
-        "mean_logprob": mean, "entropy_estimate": None if mean is None else -mean, "num_tokens": len(stored["response_ids"]),
-        "finish_reason": stored["finish_reason"], "gold": problem.gold, "answer": stored.get("answer"), "correct": stored["correct"],
-        "reason": stored["reason"], **({"data_source": problem.source} if problem.source else {}),
-    }  # fmt: skip
+        "mean_logprob": mean,
+        "entropy_estimate": None if mean is None else -mean,
+        "num_tokens": len(stored["response_ids"]),
+        "finish_reason": stored["finish_reason"],
+        "gold": problem.gold,
+        "answer": stored.get("answer"),
+        "correct": stored["correct"],
+        "reason": stored["reason"],
+        **({"data_source": problem.source} if problem.source else {}),
+    }
 
 
 def _no_logprob_reason(stored: Row, tokenizer: Any) -> str | None:
@@ -224,7 +289,11 @@ def _no_logprob_reason(stored: Row, tokenizer: Any) -> str | None:
     if stored["finish_reason"] != FinishReason.STOP:
         return "cut at max_tokens"
     again = tokenizer.encode(stored["response"], add_special_tokens=False)
-    return None if [*again, tokenizer.eos_token_id] == stored["response_ids"] else "text tokenises differently"
+    return (
+        None
+        if [*again, tokenizer.eos_token_id] == stored["response_ids"]
+        else "text tokenises differently"
+    )
 
 
 def write_difficulty(path: str, task: TeacherTask, journal: TeacherJournal) -> list[float]:
@@ -236,44 +305,86 @@ def write_difficulty(path: str, task: TeacherTask, journal: TeacherJournal) -> l
             found = [journal.records[problem.id, sample] for sample in verdicts]
             rate = fmean(verdicts.values()) if verdicts else None
             rates += [] if rate is None else [rate]
-            writer.write({
-                "problem_id": problem.id, "num_samples": len(verdicts), "correct": sum(verdicts.values()), "success_rate": rate,
-                "truncated": sum(verdict.truncated for verdict in found),
-                "mean_tokens": fmean(verdict.num_tokens for verdict in found) if found else None,
-            })  # fmt: skip
+            writer.write(
+                {
+                    "problem_id": problem.id,
+                    "num_samples": len(verdicts),
+                    "correct": sum(verdicts.values()),
+                    "success_rate": rate,
+                    "truncated": sum(verdict.truncated for verdict in found),
+                    "mean_tokens": (
+                        fmean(verdict.num_tokens for verdict in found) if found else None
+                    ),
+                }
+            )
     return rates
 
 
-def fingerprint_parts(config: SampleConfig, task: TeacherTask, prompter: Prompter, engine: Engine) -> dict[str, Any]:
-    """Everything that decides what a sample is. Not in it: n, which problems are kept, and what only changes speed."""
-    decoding = {name: getattr(task.params, name) for name in SamplingParams.__dataclass_fields__ if name not in ("n", "logprobs")}
-    problems = [[problem.id, prompt, problem.gold, problem.kind] for problem, prompt in zip(task.problems, task.prompts, strict=True)]
-    folder = tokenizer_dir(config.model.tokenizer or config.model.path, None if config.model.tokenizer else config.model.revision)
+def fingerprint_parts(
+    config: SampleConfig, task: TeacherTask, prompter: Prompter, engine: Engine
+) -> dict[str, Any]:
+    """Everything that decides what a sample is. Not in it: n, which problems are kept, and what
+    only changes speed."""
+    decoding = {
+        name: getattr(task.params, name)
+        for name in SamplingParams.__dataclass_fields__
+        if name not in ("n", "logprobs")
+    }
+    problems = [
+        [problem.id, prompt, problem.gold, problem.kind]
+        for problem, prompt in zip(task.problems, task.prompts, strict=True)
+    ]
+    folder = tokenizer_dir(
+        config.model.tokenizer or config.model.path,
+        None if config.model.tokenizer else config.model.revision,
+    )
     return {
         "model": model_fingerprint(config.model.path, config.model.revision),
         "tokenizer_sha256": tokenizer_fingerprint(folder, prompter.tokenizer.chat_template),
         "prompt": prompter.fingerprint(),
         "decoding": json.loads(to_json(decoding)),
         "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest(),
-        "engine": {key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")},
+        "engine": {
+            key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")
+        },
         "megaladder": __version__,
     }
 
 
-def _lines(config: SampleConfig, task: TeacherTask, journal: TeacherJournal, results: tuple[Counts, list[float], int]) -> Iterator[str]:
+def _lines(
+    config: SampleConfig,
+    task: TeacherTask,
+    journal: TeacherJournal,
+    results: tuple[Counts, list[float], int],
+) -> Iterator[str]:
     counts, rates, num_rows = results
     n = task.params.n
     verdicts = [verdict for (_, sample), verdict in journal.records.items() if sample < n]
     total, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
     truncated = sum(verdict.truncated for verdict in verdicts)
     speed = f" ({counts.tokens / counts.seconds:,.0f} tokens/s)" if counts.new else ""
-    yield f"{total:,} samples of {len(task.problems):,} problems (n {n}), {counts.new:,} new in {clock(counts.seconds)}{speed}"
+    yield (
+        f"{total:,} samples of {len(task.problems):,} problems (n {n}), {counts.new:,} new in"
+        f" {clock(counts.seconds)}{speed}"
+    )
     if rates:
         interval = 1.96 * pstdev(rates) / sqrt(len(rates))
-        yield f"success rate {fmean(rates):.1%} ± {interval:.1%} ({len(rates):,} problems): {correct:,} of {total:,} samples correct"
-        yield f"  problems solved always {rates.count(1.0):,}, sometimes {sum(0 < r < 1 for r in rates):,}, never {rates.count(0.0):,}"
+        yield (
+            f"success rate {fmean(rates):.1%} ± {interval:.1%} ({len(rates):,} problems):"
+            f" {correct:,} of {total:,} samples correct"
+        )
+        yield (
+            f"  problems solved always {rates.count(1.0):,}, sometimes"
+            f" {sum(0 < r < 1 for r in rates):,}, never {rates.count(0.0):,}"
+        )
     if truncated or counts.aborted:
-        yield f"  {truncated:,} samples cut at max_tokens, {counts.aborted:,} given up by the engine (start again to draw them)"
+        yield (
+            f"  {truncated:,} samples cut at max_tokens, {counts.aborted:,} given up by the engine"
+            " (start again to draw them)"
+        )
     for reason, count in counts.without_logprobs.most_common():
         yield f"  {count:,} rows without logprob: {reason}"
-    yield f"kept {num_rows:,} rows ({config.keep}) → {config.out}; per problem: {config.out}.difficulty.jsonl"
+    yield (
+        f"kept {num_rows:,} rows ({config.keep}) → {config.out}; per problem:"
+        f" {config.out}.difficulty.jsonl"
+    )

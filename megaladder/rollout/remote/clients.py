@@ -1,4 +1,6 @@
-"""`engine.WeightClient`s around another one: what vLLM's trainer side says, put so that several engines, or a JSON wire, can take it."""
+"""`engine.WeightClient`s around another one: what vLLM's trainer side says, put so that several
+engines, or a JSON wire, can take it."""
+
 from __future__ import annotations
 
 import base64
@@ -9,7 +11,8 @@ from megaladder.rollout.engine import WeightClient
 
 
 class PickledHandles:
-    """The engine's wire carries JSON only: CUDA handles go as the base64 pickle that vLLM's own HTTP client uses."""
+    """The engine's wire carries JSON only: CUDA handles go as the base64 pickle that vLLM's own
+    HTTP client uses."""
 
     def __init__(self, client: WeightClient) -> None:
         self._client = client
@@ -20,12 +23,17 @@ class PickledHandles:
     def update_weights(self, update_info: dict[str, Any]) -> None:
         handles = update_info.pop("ipc_handles", None)
         if handles is not None:
-            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode("ascii")
-        self._client.update_weights({key: value for key, value in update_info.items() if value is not None})
+            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode(
+                "ascii"
+            )
+        self._client.update_weights(
+            {key: value for key, value in update_info.items() if value is not None}
+        )
 
 
 class RankedWorkers:
-    """One NCCL group over several engines: vLLM numbers one engine's workers from `rank_offset`; each engine is told its own."""
+    """One NCCL group over several engines: vLLM numbers one engine's workers from `rank_offset`;
+    each engine is told its own."""
 
     def __init__(self, client: WeightClient, num_replicas: int, engine_tp: int) -> None:
         self._client, self._num_replicas, self._engine_tp = client, num_replicas, engine_tp
@@ -36,4 +44,8 @@ class RankedWorkers:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         first = init_info["rank_offset"]
         self._client.init_weight_transfer_engine(
-            [{**init_info, "rank_offset": first + index * self._engine_tp} for index in range(self._num_replicas)])
+            [
+                {**init_info, "rank_offset": first + index * self._engine_tp}
+                for index in range(self._num_replicas)
+            ]
+        )

@@ -1,4 +1,6 @@
-"""A fake engine as a replica, in this very process: for runs over several nodes without a model, and for tests of `nodes`."""
+"""A fake engine as a replica, in this very process: for runs over several nodes without a model,
+and for tests of `nodes`."""
+
 from __future__ import annotations
 
 import threading
@@ -42,10 +44,14 @@ class FakeReplica:
     def send(self, message: dict[str, Any]) -> bool:
         """Answers calls at once, requests from a thread."""
         if message["op"] == "generate":
-            threading.Thread(target=self._generate, args=(message, self.incarnation), daemon=True).start()
+            threading.Thread(
+                target=self._generate, args=(message, self.incarnation), daemon=True
+            ).start()
         elif message["op"] == "call":
             if message["method"] == "load_folder":
-                self._engine.update_weights(FileWeights(message["kwargs"]["path"]), self._engine.policy_version)
+                self._engine.update_weights(
+                    FileWeights(message["kwargs"]["path"]), self._engine.policy_version
+                )
             supported = message["method"] not in ("sleep", "wake")
             self._say({"op": "reply", "call": message["call"], "result": supported})
         return self.alive
@@ -60,16 +66,34 @@ class FakeReplica:
         return f"fake replica {self.index}"
 
     def _generate(self, message: dict[str, Any], incarnation: int) -> None:
-        requests = [SampleRequest(tuple(message["prompts"][prompt]), _params(message["params"][params], seed))
-                    for _, prompt, params, seed in message["requests"]]
+        requests = [
+            SampleRequest(
+                tuple(message["prompts"][prompt]), _params(message["params"][params], seed)
+            )
+            for _, prompt, params, seed in message["requests"]
+        ]
         for place, completion in self._engine.stream(requests):
-            item = {"id": message["requests"][place][0], "ids": list(completion.token_ids), "text": completion.text,
-                    "finish": completion.finish_reason.value, "logprobs": list(completion.logprobs)}
-            self._inbox.put((self.index, incarnation, {"op": "done", "call": message["call"], "items": [item]}))
+            item = {
+                "id": message["requests"][place][0],
+                "ids": list(completion.token_ids),
+                "text": completion.text,
+                "finish": completion.finish_reason.value,
+                "logprobs": list(completion.logprobs),
+            }
+            self._inbox.put(
+                (self.index, incarnation, {"op": "done", "call": message["call"], "items": [item]})
+            )
 
     def _say(self, message: dict[str, Any]) -> None:
         self._inbox.put((self.index, self.incarnation, message))
 
 
 def _params(plain: dict[str, Any], seed: int | None) -> SamplingParams:
-    return SamplingParams(**{**plain, "stop": tuple(plain["stop"]), "stop_token_ids": tuple(plain["stop_token_ids"]), "seed": seed})
+    return SamplingParams(
+        **{
+            **plain,
+            "stop": tuple(plain["stop"]),
+            "stop_token_ids": tuple(plain["stop_token_ids"]),
+            "seed": seed,
+        }
+    )

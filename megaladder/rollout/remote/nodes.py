@@ -1,14 +1,18 @@
-"""Engines on every node of a job, fed by rank 0: the first rank of each other node owns its node's replicas and relays their messages.
+"""Engines on every node of a job, fed by rank 0: the first rank of each other node owns its node's
+replicas and relays their messages.
 
     rank 0                                 leader of node 1, 2, … (a daemon thread a replica)
     ProcessEngine ── RemoteReplica ──TCP── serve() ── Replica ──socket pair── vLLM child
 
-To `ProcessEngine` a replica elsewhere is one like any other: requests are spread over all, a lost one is started again and given what it
-had not finished. If a leader dies, its children die with it; if rank 0 dies, the connection closes and the leader ends its children.
+To `ProcessEngine` a replica elsewhere is one like any other: requests are spread over all, a lost
+one is started again and given what it had not finished. If a leader dies, its children die with it;
+if rank 0 dies, the connection closes and the leader ends its children.
 
-Plain JSON messages (`wire`), no pickle. Rank 0 listens on the address that the job meets at (MASTER_ADDR); a connection must begin with a
-token that only the ranks of this job know. Not here: tensors (`weight_sync` writes each node's own copy), starting of nodes (torchrun).
+Plain JSON messages (`wire`), no pickle. Rank 0 listens on the address that the job meets at
+(MASTER_ADDR); a connection must begin with a token that only the ranks of this job know. Not here:
+tensors (`weight_sync` writes each node's own copy), starting of nodes (torchrun).
 """
+
 from __future__ import annotations
 
 import hmac
@@ -53,7 +57,8 @@ class Listener:
         """The replicas that the leaders offer, by node and place.
 
         Raises:
-            EngineError: a leader did not come in time. MegaladderError: a leader cannot offer what was asked of it; its own words.
+            EngineError: a leader did not come in time. MegaladderError: a leader cannot offer what
+            was asked of it; its own words.
         """
         found: dict[tuple[int, int], RemoteSpec] = {}
         expected: dict[int, int] = {}
@@ -64,9 +69,12 @@ class Listener:
                 try:
                     connection, _ = self._socket.accept()
                 except TimeoutError:
-                    raise EngineError(f"{self._num_leaders - len(expected)} of {self._num_leaders} other nodes did not offer their engines "
-                                      f"at {self.meeting.host}:{self.meeting.port} within {timeout_s:.0f} s; fix: see the other nodes' "
-                                      "output, and that the nodes reach each other on any port") from None
+                    raise EngineError(
+                        f"{self._num_leaders - len(expected)} of {self._num_leaders} other nodes"
+                        f" did not offer their engines at {self.meeting.host}:{self.meeting.port}"
+                        f" within {timeout_s:.0f} s; fix: see the other nodes' output, and that the"
+                        " nodes reach each other on any port"
+                    ) from None
                 hello = self._greet(connection)
                 if hello is None:
                     continue
@@ -77,7 +85,9 @@ class Listener:
                     raise error
                 expected[words["node"]] = words["slots"]
                 if words["slots"]:
-                    found[words["node"], words["slot"]] = RemoteSpec(words["node"], words["slot"], channel)
+                    found[words["node"], words["slot"]] = RemoteSpec(
+                        words["node"], words["slot"], channel
+                    )
         return [found[key] for key in sorted(found)]
 
     def _greet(self, connection: socket.socket) -> tuple[Channel, dict[str, Any]] | None:
@@ -85,7 +95,9 @@ class Listener:
         connection.settimeout(HELLO_TIMEOUT_S)
         said = b""
         try:
-            while len(said) < 2 * TOKEN_BYTES and (more := connection.recv(2 * TOKEN_BYTES - len(said))):
+            while len(said) < 2 * TOKEN_BYTES and (
+                more := connection.recv(2 * TOKEN_BYTES - len(said))
+            ):
                 said += more
         except OSError:
             said = b""
@@ -100,25 +112,31 @@ class Listener:
 
 
 def offer(meeting: Meeting, node: int, specs: Callable[[], Sequence[ReplicaSpec]]) -> None:
-    """A leader's end: makes this node's replicas known to rank 0 and serves them in daemon threads, until rank 0 is gone.
+    """A leader's end: makes this node's replicas known to rank 0 and serves them in daemon threads,
+    until rank 0 is gone.
 
     `specs` says what they are; where it fails, rank 0 is told why and raises it.
     """
     try:
         own = list(specs())
     except MegaladderError as error:
-        _connect(meeting).send({"node": node, "error": str(error), "exit_status": error.exit_status})
+        _connect(meeting).send(
+            {"node": node, "error": str(error), "exit_status": error.exit_status}
+        )
         return
     if not own:
         _connect(meeting).send({"node": node, "slot": 0, "slots": 0})
     for slot, spec in enumerate(own):
         channel = _connect(meeting)
         channel.send({"node": node, "slot": slot, "slots": len(own)})
-        threading.Thread(target=serve, args=(channel, spec, slot), daemon=True, name=f"node-engine-{slot}").start()
+        threading.Thread(
+            target=serve, args=(channel, spec, slot), daemon=True, name=f"node-engine-{slot}"
+        ).start()
 
 
 def serve(channel: Channel, spec: ReplicaSpec, slot: int) -> None:
-    """Carries out what rank 0 says about one replica of this node, and sends back what the replica says."""
+    """Carries out what rank 0 says about one replica of this node, and sends back what the replica
+    says."""
     inbox: Inbox = queue.SimpleQueue()
     replica = spec.open(slot, inbox)
 
@@ -127,7 +145,9 @@ def serve(channel: Channel, spec: ReplicaSpec, slot: int) -> None:
             _, incarnation, message = inbox.get()
             how = replica.post_mortem() if message is None else ""
             try:
-                channel.send({"incarnation": incarnation, "message": message, "how": how, "pid": replica.pid})
+                channel.send(
+                    {"incarnation": incarnation, "message": message, "how": how, "pid": replica.pid}
+                )
             except OSError:
                 return  # rank 0 is gone; the loop below ends too
 
@@ -155,7 +175,8 @@ class RemoteSpec:
 
 
 class RemoteReplica:
-    """See `replica.AnyReplica`. Once its node is gone it cannot be started again: the run ends with status 3, and can be resumed."""
+    """See `replica.AnyReplica`. Once its node is gone it cannot be started again: the run ends with
+    status 3, and can be resumed."""
 
     def __init__(self, index: int, inbox: Inbox, spec: RemoteSpec) -> None:
         self.index, self.node = index, spec.node
@@ -191,7 +212,9 @@ class RemoteReplica:
         self._channel.close()
 
     def post_mortem(self) -> str:
-        return f"node {self.node} replica {self._slot}: {'still running' if self.alive else self._how}"
+        return (
+            f"node {self.node} replica {self._slot}: {'still running' if self.alive else self._how}"
+        )
 
     def _tell(self, command: dict[str, Any]) -> bool:
         try:
@@ -217,7 +240,8 @@ class RemoteReplica:
 
 
 def _listen(host: str) -> socket.socket:
-    """On the meeting's own address; on all of this machine's where that name is not one of its addresses (behind a translation)."""
+    """On the meeting's own address; on all of this machine's where that name is not one of its
+    addresses (behind a translation)."""
     for address in (host, ""):
         try:
             return socket.create_server((address, 0))
@@ -231,12 +255,16 @@ def _connect(meeting: Meeting) -> Channel:
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
     while True:
         try:
-            connection = socket.create_connection((meeting.host, meeting.port), timeout=HELLO_TIMEOUT_S)
+            connection = socket.create_connection(
+                (meeting.host, meeting.port), timeout=HELLO_TIMEOUT_S
+            )
             break
         except OSError as error:
             if time.monotonic() > deadline:
-                raise EngineError(f"rank 0 cannot be reached at {meeting.host}:{meeting.port} ({error}); fix: the nodes must reach each "
-                                  "other on any port; MASTER_ADDR is where rank 0 listens") from None
+                raise EngineError(
+                    f"rank 0 cannot be reached at {meeting.host}:{meeting.port} ({error}); fix: the"
+                    " nodes must reach each other on any port; MASTER_ADDR is where rank 0 listens"
+                ) from None
             time.sleep(0.5)
     connection.settimeout(None)
     keep_alive(connection)
@@ -245,7 +273,8 @@ def _connect(meeting: Meeting) -> Channel:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """A node that lost its power says nothing more: have the kernel ask, so that its connection ends within about two minutes."""
+    """A node that lost its power says nothing more: have the kernel ask, so that its connection
+    ends within about two minutes."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):

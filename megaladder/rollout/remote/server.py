@@ -1,15 +1,21 @@
-"""vLLM's own server as a replica: engines on machines where no training rank runs, reached over HTTP.
+"""vLLM's own server as a replica: engines on machines where no training rank runs, reached over
+HTTP.
 
-    python -m vllm.entrypoints.openai.api_server --model DIR --enable-scale-out --logprobs-mode processed_logprobs …      (docs/slurm.md)
+    python -m vllm.entrypoints.openai.api_server --model DIR --enable-scale-out --logprobs-mode
+    processed_logprobs …      (docs/slurm.md)
 
-Token ids go to `/inference/v1/generate` and come back with text and log-probs; weights come by `reload_weights` from a folder that both
-sides see, or by vLLM's NCCL weight transfer. What the server can do is found in its own list of routes (`openapi.json`), never by its
-version. Needs vLLM's development routes (`VLLM_SERVER_DEV_MODE=1`) and our worker extension.
+Token ids go to `/inference/v1/generate` and come back with text and log-probs; weights come by
+`reload_weights` from a folder that both sides see, or by vLLM's NCCL weight transfer. What the
+server can do is found in its own list of routes (`openapi.json`), never by its version. Needs
+vLLM's development routes (`VLLM_SERVER_DEV_MODE=1`) and our worker extension.
 
-A server may be restarted by whoever runs it and then holds the weights it was started with. So every weight update leaves a mark in the
-server (its weight version), which is looked at before each round; a server without our mark counts as lost and is given the weights anew.
-Not here: starting servers. Keep them on a private network: the development routes obey anyone (`VLLM_API_KEY` guards the rest).
+A server may be restarted by whoever runs it and then holds the weights it was started with. So
+every weight update leaves a mark in the server (its weight version), which is looked at before each
+round; a server without our mark counts as lost and is given the weights anew. Not here: starting
+servers. Keep them on a private network: the development routes obey anyone (`VLLM_API_KEY` guards
+the rest).
 """
+
 from __future__ import annotations
 
 import json
@@ -27,10 +33,18 @@ from typing import Any
 from megaladder.rollout.replica import Inbox
 
 GENERATE = "/inference/v1/generate"
-NEEDED = (GENERATE, "/collective_rpc", "/reset_prefix_cache", "/weight_info", "/update_weight_version")
-HOW_TO_START = ("fix: VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --enable-scale-out "
-                "--logprobs-mode processed_logprobs --worker-extension-cls megaladder.rollout.worker_extension.WorkerExtension …, "
-                "vLLM 0.32 or later")
+NEEDED = (
+    GENERATE,
+    "/collective_rpc",
+    "/reset_prefix_cache",
+    "/weight_info",
+    "/update_weight_version",
+)
+HOW_TO_START = (
+    "fix: VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --enable-scale-out"
+    " --logprobs-mode processed_logprobs --worker-extension-cls"
+    " megaladder.rollout.worker_extension.WorkerExtension …, vLLM 0.32 or later"
+)
 PING_S = 10.0
 LOST_AFTER_PINGS = 6
 CALL_TIMEOUT_S = 600.0
@@ -39,7 +53,8 @@ REQUEST_TIMEOUT_S = 24 * 3600.0  # a silent server is noticed by the pings
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """concurrency: requests under way at once; the server queues what it cannot decode together. ping_s: between two looks at it."""
+    """concurrency: requests under way at once; the server queues what it cannot decode together.
+    ping_s: between two looks at it."""
 
     concurrency: int = 256
     ping_s: float = PING_S
@@ -57,7 +72,8 @@ class ServerSpec:
 
 
 class ServerReplica:
-    """See `replica.AnyReplica`; translates the messages of a child process into HTTP. `start` waits for a server that is coming up."""
+    """See `replica.AnyReplica`; translates the messages of a child process into HTTP. `start` waits
+    for a server that is coming up."""
 
     node = 0  # reads what rank 0 writes: a folder that both see
     pid = None
@@ -70,7 +86,9 @@ class ServerReplica:
         self._how, self._mark = "not started", ""
         self._nonce = secrets.token_hex(4)
         self._http = _Http(spec.url)
-        self._pool = ThreadPoolExecutor(spec.options.concurrency, thread_name_prefix=f"server-{index}")
+        self._pool = ThreadPoolExecutor(
+            spec.options.concurrency, thread_name_prefix=f"server-{index}"
+        )
         self._pending: dict[str, Future] = {}
         self._lock = threading.Lock()
 
@@ -84,9 +102,13 @@ class ServerReplica:
     def send(self, message: dict[str, Any]) -> bool:
         """Never blocks: answers arrive in the inbox."""
         if message["op"] == "generate":
-            threading.Thread(target=self._generate, args=(message, self.incarnation), daemon=True).start()
+            threading.Thread(
+                target=self._generate, args=(message, self.incarnation), daemon=True
+            ).start()
         elif message["op"] == "call":
-            threading.Thread(target=self._call, args=(message, self.incarnation), daemon=True).start()
+            threading.Thread(
+                target=self._call, args=(message, self.incarnation), daemon=True
+            ).start()
         elif message["op"] == "abort":
             self._abort()
         return self.alive
@@ -126,7 +148,10 @@ class ServerReplica:
             self.info = self._describe()
             self._set_mark()
         except (OSError, KeyError, ValueError) as error:
-            self._say(incarnation, {"op": "broken", "message": f"server {self._spec.url}: {error}; {HOW_TO_START}"})
+            self._say(
+                incarnation,
+                {"op": "broken", "message": f"server {self._spec.url}: {error}; {HOW_TO_START}"},
+            )
             return
         self._how = "running"
         self._say(incarnation, self.info)
@@ -145,16 +170,30 @@ class ServerReplica:
             raise ValueError(f"runs without our worker extension ({error})") from None
         model = self._http.get("/v1/models")["data"][0]
         version = self._http.get("/version")["version"]
-        world = self._http.get("/get_world_size")["world_size"] if "/get_world_size" in api["paths"] else None
+        world = (
+            self._http.get("/get_world_size")["world_size"]
+            if "/get_world_size" in api["paths"]
+            else None
+        )
         return {
             "op": "ready",
-            "describe": {"engine": "vllm server", "version": version, **facts, "max_model_len": model["max_model_len"], "tp": world},
-            "features": {"sleep": False, "weight_transfer": "/update_weights" in api["paths"],
-                         "checksums": "/weight_checker" in api["paths"]},
+            "describe": {
+                "engine": "vllm server",
+                "version": version,
+                **facts,
+                "max_model_len": model["max_model_len"],
+                "tp": world,
+            },
+            "features": {
+                "sleep": False,
+                "weight_transfer": "/update_weights" in api["paths"],
+                "checksums": "/weight_checker" in api["paths"],
+            },
         }
 
     def _ping(self, incarnation: int) -> None:
-        """A sign of life for the engine while requests are under way; the end of this incarnation when the server is gone."""
+        """A sign of life for the engine while requests are under way; the end of this incarnation
+        when the server is gone."""
         silent = 0
         while incarnation == self.incarnation and self.alive:
             time.sleep(self._spec.options.ping_s)
@@ -165,7 +204,9 @@ class ServerReplica:
                     self._say(incarnation, {"op": "beat"})
             except OSError as error:
                 silent += 1
-                if self.info and (silent >= LOST_AFTER_PINGS or isinstance(error, ConnectionRefusedError)):
+                if self.info and (
+                    silent >= LOST_AFTER_PINGS or isinstance(error, ConnectionRefusedError)
+                ):
                     self._lose(incarnation, f"no answer to {silent} looks: {error}")
 
     def _generate(self, message: dict[str, Any], incarnation: int) -> None:
@@ -178,20 +219,35 @@ class ServerReplica:
             return
         for number, prompt, params, seed in message["requests"]:
             name = f"{self._nonce}-{self.index}-{incarnation}-{message['call']}-{number}"
-            body = {"request_id": name, "token_ids": message["prompts"][prompt], "output_mode": "text",
-                    "sampling_params": _their_params(message["params"][params], seed)}
+            body = {
+                "request_id": name,
+                "token_ids": message["prompts"][prompt],
+                "output_mode": "text",
+                "sampling_params": _their_params(message["params"][params], seed),
+            }
             with self._lock:
                 if self.alive:
-                    self._pending[name] = self._pool.submit(self._one, body, message["call"], number, incarnation)
+                    self._pending[name] = self._pool.submit(
+                        self._one, body, message["call"], number, incarnation
+                    )
 
     def _one(self, body: dict[str, Any], call: int, number: int, incarnation: int) -> None:
         try:
             choice = self._http.post(GENERATE, body, timeout_s=REQUEST_TIMEOUT_S)["choices"][0]
-            item = {"id": number, "ids": choice["token_ids"], "text": choice["text"], "finish": choice["finish_reason"],
-                    "logprobs": [at["logprob"] for at in ((choice.get("logprobs") or {}).get("content") or [])]}
+            item = {
+                "id": number,
+                "ids": choice["token_ids"],
+                "text": choice["text"],
+                "finish": choice["finish_reason"],
+                "logprobs": [
+                    at["logprob"] for at in (choice.get("logprobs") or {}).get("content") or []
+                ],
+            }
             self._say(incarnation, {"op": "done", "call": call, "items": [item]})
         except Refused as error:
-            self._say(incarnation, {"op": "refused", "call": call, "id": number, "message": str(error)})
+            self._say(
+                incarnation, {"op": "refused", "call": call, "id": number, "message": str(error)}
+            )
         except OSError as error:
             self._lose(incarnation, f"{GENERATE}: {error}")
         finally:
@@ -205,7 +261,11 @@ class ServerReplica:
                 future.cancel()
             self._pending.clear()
         if names:
-            threading.Thread(target=self._http.try_post, args=("/inference/v1/abort_requests", {"request_ids": names}), daemon=True).start()
+            threading.Thread(
+                target=self._http.try_post,
+                args=("/inference/v1/abort_requests", {"request_ids": names}),
+                daemon=True,
+            ).start()
 
     def _call(self, message: dict[str, Any], incarnation: int) -> None:
         reply = {"op": "reply", "call": message["call"]}
@@ -216,7 +276,9 @@ class ServerReplica:
         self._say(incarnation, reply)
 
     def _rpc(self, method: str, arguments: Mapping[str, Any] | None = None) -> list[Any]:
-        return self._http.post("/collective_rpc", {"method": method, "kwargs": dict(arguments or {})}).get("results", [])
+        return self._http.post(
+            "/collective_rpc", {"method": method, "kwargs": dict(arguments or {})}
+        ).get("results", [])
 
     def _set_mark(self) -> None:
         self._mark = f"megaladder-{secrets.token_hex(6)}"
@@ -262,20 +324,29 @@ class Refused(Exception):
 
 
 class _Http:
-    """JSON over HTTP, without proxies (these are machines of our own network). Raises OSError for all but an answer, Refused for 4xx."""
+    """JSON over HTTP, without proxies (these are machines of our own network). Raises OSError for
+    all but an answer, Refused for 4xx."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         key = os.environ.get("VLLM_API_KEY")
-        self._headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
+        self._headers = {
+            "content-type": "application/json",
+            **({"authorization": f"Bearer {key}"} if key else {}),
+        }
 
     def get(self, path: str, timeout_s: float = 60.0) -> Any:
         return self._ask(urllib.request.Request(self._url + path, headers=self._headers), timeout_s)
 
     def post(self, path: str, body: dict[str, Any], timeout_s: float = CALL_TIMEOUT_S) -> Any:
         data = json.dumps(body).encode()
-        return self._ask(urllib.request.Request(self._url + path, data=data, headers=self._headers, method="POST"), timeout_s)
+        return self._ask(
+            urllib.request.Request(
+                self._url + path, data=data, headers=self._headers, method="POST"
+            ),
+            timeout_s,
+        )
 
     def try_post(self, path: str, body: dict[str, Any]) -> None:
         """For what may fail without harm."""
@@ -290,7 +361,11 @@ class _Http:
                 text = response.read()
         except urllib.error.HTTPError as error:
             words = error.read().decode("utf-8", "replace")[:500]
-            if 400 <= error.code < 500 and error.code not in (408, 429) and request.full_url.endswith(GENERATE):
+            if (
+                400 <= error.code < 500
+                and error.code not in (408, 429)
+                and request.full_url.endswith(GENERATE)
+            ):
                 raise Refused(words) from None
             raise OSError(f"{request.full_url} answered {error.code}: {words}") from None
         except urllib.error.URLError as error:
@@ -301,6 +376,7 @@ class _Http:
 
 
 def _their_params(ours: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """Our parameters (as a dict, without seed) in vLLM's words; `logprobs` 0 = of the sampled token only."""
+    """Our parameters (as a dict, without seed) in vLLM's words; `logprobs` 0 = of the sampled token
+    only."""
     theirs = {name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")}
     return {**theirs, "seed": seed, "logprobs": 0 if ours["logprobs"] else None}

@@ -1,1 +1,2 @@
-"""What is minimised: token weightings of SFT, policy losses and advantages of GRPO. Pure functions of tensors."""
+"""What is minimised: token weightings of SFT, policy losses and advantages of GRPO. Pure functions
+of tensors."""

@@ -1,10 +1,13 @@
-"""From rewards to what multiplies a token's loss: group advantages, and the weight of a token in the step's sum. numpy, no torch.
+"""From rewards to what multiplies a token's loss: group advantages, and the weight of a token in
+the step's sum. numpy, no torch.
 
-Both are computed once for the whole optimizer step, over all data-parallel ranks, before samples are packed: that is why neither loss nor
-gradient depends on micro-batches, rows or ranks.
+Both are computed once for the whole optimizer step, over all data-parallel ranks, before samples
+are packed: that is why neither loss nor gradient depends on micro-batches, rows or ranks.
 
-Legend: G = groups (problems), n = samples of a group, B = samples of the step, |o_b| = loss tokens of sample b.
+Legend: G = groups (problems), n = samples of a group, B = samples of the step, |o_b| = loss tokens
+of sample b.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,14 +15,21 @@ from typing import Literal
 
 import numpy as np
 
-Aggregation = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "sequence_mean_token_sum_norm"]
-EQUAL_REWARDS = 1e-9  # a group whose rewards lie within this of each other has no variance: what is left is rounding of the reward's sum
+Aggregation = Literal[
+    "token_mean",
+    "sequence_mean_token_mean",
+    "sequence_mean_token_sum",
+    "sequence_mean_token_sum_norm",
+]
+# a group whose rewards lie within this of each other has no variance: what is left is rounding of
+# the reward's sum
+EQUAL_REWARDS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Rewards of one round. `num_zero_variance` groups teach nothing; `reward_std_mean` is the mean over groups of their sample standard
-    deviation (ddof 1; 0 for groups of one)."""
+    """Rewards of one round. `num_zero_variance` groups teach nothing; `reward_std_mean` is the mean
+    over groups of their sample standard deviation (ddof 1; 0 for groups of one)."""
 
     num_groups: int
     num_zero_variance: int
@@ -28,7 +38,8 @@ class GroupStatistics:
 
 
 def zero_variance(rewards_gn: np.ndarray) -> np.ndarray:
-    """bool [G]: groups whose rewards are all equal, hence without advantage; what DAPO's dynamic sampling replaces (arXiv 2503.14476)."""
+    """bool [G]: groups whose rewards are all equal, hence without advantage; what DAPO's dynamic
+    sampling replaces (arXiv 2503.14476)."""
     rewards = _checked_rewards(rewards_gn)
     if not rewards.shape[1]:
         return np.ones(len(rewards), dtype=bool)
@@ -36,16 +47,23 @@ def zero_variance(rewards_gn: np.ndarray) -> np.ndarray:
 
 
 def group_advantages(
-    rewards_gn: np.ndarray, *, baseline: Literal["mean", "leave_one_out"], std: bool, eps: float = 1e-6,
+    rewards_gn: np.ndarray,
+    *,
+    baseline: Literal["mean", "leave_one_out"],
+    std: bool,
+    eps: float = 1e-6,
 ) -> np.ndarray:
-    """Advantages float64 [G, n] of rewards [G, n]; exactly 0 in groups without variance and in groups of one.
+    """Advantages float64 [G, n] of rewards [G, n]; exactly 0 in groups without variance and in
+    groups of one.
 
     baseline mean:           A_i = R_i − mean(R)                        GRPO, arXiv 2402.03300
-    baseline leave_one_out:  A_i = R_i − mean(R_j, j ≠ i)               RLOO, arXiv 2402.14740; equals n/(n−1) times the former
-    std:                     A_i / (s + eps), s² = Σ(R − mean)²/(n−1)   GRPO; off in Dr.GRPO, arXiv 2503.20783
+    baseline leave_one_out:  A_i = R_i − mean(R_j, j ≠ i)               RLOO, arXiv 2402.14740;
+    equals n/(n−1) times the former std:                     A_i / (s + eps), s² = Σ(R −
+    mean)²/(n−1)   GRPO; off in Dr.GRPO, arXiv 2503.20783
 
-    s is that of the whole group with either baseline, by n − 1 as torch.std in verl, TRL and OpenRLHF. Raises ValueError on rewards that
-    are no finite numbers: a failed grader must not become an advantage.
+    s is that of the whole group with either baseline, by n − 1 as torch.std in verl, TRL and
+    OpenRLHF. Raises ValueError on rewards that are no finite numbers: a failed grader must not
+    become an advantage.
     """
     if baseline not in ("mean", "leave_one_out"):
         raise ValueError(f"baseline {baseline!r}: expected mean or leave_one_out")
@@ -75,21 +93,28 @@ def group_statistics(rewards_gn: np.ndarray) -> GroupStatistics:
 
 
 def filter_truncated(loss_lengths_b: np.ndarray, truncated_b: np.ndarray) -> np.ndarray:
-    """Overlong filtering (DAPO §3.4, arXiv 2503.14476): loss lengths int64 [B] with 0 for samples that were cut at max_tokens.
+    """Overlong filtering (DAPO §3.4, arXiv 2503.14476): loss lengths int64 [B] with 0 for samples
+    that were cut at max_tokens.
 
-    Rewards of cut samples still enter their group's baseline. The caller masks the same samples' tokens, and counts them.
+    Rewards of cut samples still enter their group's baseline. The caller masks the same samples'
+    tokens, and counts them.
     """
     return np.where(np.asarray(truncated_b, dtype=bool), 0, _checked_lengths(loss_lengths_b))
 
 
-def token_weights(loss_lengths_b: np.ndarray, aggregation: Aggregation, max_tokens: int) -> np.ndarray:
-    """float64 [B]: the weight of each loss token of sample b, so that the step's loss is Σ_b weight_b · Σ_t loss_bt.
+def token_weights(
+    loss_lengths_b: np.ndarray, aggregation: Aggregation, max_tokens: int
+) -> np.ndarray:
+    """float64 [B]: the weight of each loss token of sample b, so that the step's loss is Σ_b
+    weight_b · Σ_t loss_bt.
 
-    loss_lengths_b: |o_b| of *every* sample of the optimizer step, over all ranks. Samples without loss tokens weigh 0 and are not counted.
-    N = Σ|o_b|; S = samples with |o_b| > 0.
+    loss_lengths_b: |o_b| of *every* sample of the optimizer step, over all ranks. Samples without
+    loss tokens weigh 0 and are not counted. N = Σ|o_b|; S = samples with |o_b| > 0.
 
-    token_mean                    1 / N                   DAPO, arXiv 2503.14476; CISPO, arXiv 2506.13585
-    sequence_mean_token_mean      1 / (S·|o_b|)           GRPO, arXiv 2402.03300; GSPO, arXiv 2507.18071
+    token_mean                    1 / N                   DAPO, arXiv 2503.14476; CISPO, arXiv
+    2506.13585
+    sequence_mean_token_mean      1 / (S·|o_b|)           GRPO, arXiv 2402.03300; GSPO, arXiv
+                                  2507.18071
     sequence_mean_token_sum       1 / S                   verl seq-mean-token-sum
     sequence_mean_token_sum_norm  1 / (S·max_tokens)      Dr.GRPO, arXiv 2503.20783
     """
@@ -97,7 +122,10 @@ def token_weights(loss_lengths_b: np.ndarray, aggregation: Aggregation, max_toke
     active = lengths > 0
     num_tokens, num_samples = int(lengths.sum()), int(active.sum())
     if aggregation == "sequence_mean_token_sum_norm" and max_tokens < 1:
-        raise ValueError(f"aggregation {aggregation} divides by max_tokens, found {max_tokens}; expected at least 1")
+        raise ValueError(
+            f"aggregation {aggregation} divides by max_tokens, found {max_tokens}; expected at"
+            " least 1"
+        )
     if not num_samples:
         return np.zeros(lengths.shape)
     if aggregation == "token_mean":
@@ -108,7 +136,9 @@ def token_weights(loss_lengths_b: np.ndarray, aggregation: Aggregation, max_toke
         return active / num_samples
     if aggregation == "sequence_mean_token_sum_norm":
         return active / (num_samples * max_tokens)
-    raise ValueError(f"aggregation {aggregation!r}: expected one of {', '.join(Aggregation.__args__)}")
+    raise ValueError(
+        f"aggregation {aggregation!r}: expected one of {', '.join(Aggregation.__args__)}"
+    )
 
 
 def _checked_rewards(rewards_gn: np.ndarray) -> np.ndarray:
@@ -117,7 +147,10 @@ def _checked_rewards(rewards_gn: np.ndarray) -> np.ndarray:
         raise ValueError(f"rewards of shape {rewards.shape}: expected [groups, samples of a group]")
     if not np.isfinite(rewards).all():
         group, sample = np.argwhere(~np.isfinite(rewards))[0]
-        raise ValueError(f"reward of group {group}, sample {sample} is {rewards[group, sample]}: expected a finite number")
+        raise ValueError(
+            f"reward of group {group}, sample {sample} is {rewards[group, sample]}: expected a"
+            " finite number"
+        )
     return rewards
 
 

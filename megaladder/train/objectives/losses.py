@@ -1,4 +1,6 @@
-"""The loss functions that the training step takes: a pure per-token loss, summed over a micro-batch."""
+"""The loss functions that the training step takes: a pure per-token loss, summed over a
+micro-batch."""
+
 from __future__ import annotations
 
 from megaladder.kernels.policy_terms import PolicyLoss
@@ -9,25 +11,36 @@ from megaladder.train.step import LossFunction, LossSums
 from megaladder.types import IGNORE_INDEX, TokenWeighting
 
 
-def sft_loss(mode: TokenWeighting, *, clip_low: float = 1.0, clip_high: float = 1.0) -> LossFunction:
-    """SFT with one of the ten token weightings; the micro-batch must carry what the mode needs (see `token_loss`)."""
+def sft_loss(
+    mode: TokenWeighting, *, clip_low: float = 1.0, clip_high: float = 1.0
+) -> LossFunction:
+    """SFT with one of the ten token weightings; the micro-batch must carry what the mode needs (see
+    `token_loss`)."""
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
         if output.loss is not None:
             return LossSums(output.loss)
         inputs = TokenLossInputs(
-            logprobs=output.logprobs, mask=batch.labels != IGNORE_INDEX, old_logprobs=batch.old_logprobs, advantages=batch.advantages,
-            sequence_of_token=batch.sequence_of_token if mode in NEEDS_SEQUENCES else None, clip_low=clip_low, clip_high=clip_high)
+            logprobs=output.logprobs,
+            mask=batch.labels != IGNORE_INDEX,
+            old_logprobs=batch.old_logprobs,
+            advantages=batch.advantages,
+            sequence_of_token=batch.sequence_of_token if mode in NEEDS_SEQUENCES else None,
+            clip_low=clip_low,
+            clip_high=clip_high,
+        )
         return LossSums(token_losses(mode, inputs).sum())
 
     return loss
 
 
 def sft_head(mode: TokenWeighting) -> HeadOptions:
-    """The head for this weighting: plain cross-entropy is fused into it, the others weight its log-probs."""
+    """The head for this weighting: plain cross-entropy is fused into it, the others weight its
+    log-probs."""
     return HeadOptions(fused_loss=PolicyLoss("sft") if mode is TokenWeighting.VANILLA else None)
 
 
 def held_out_loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
-    """Plain cross-entropy in nats per loss token, whatever the training loss is (Quagmires' generalisation loss, arXiv 2510.01624)."""
+    """Plain cross-entropy in nats per loss token, whatever the training loss is (Quagmires'
+    generalisation loss, arXiv 2510.01624)."""
     return LossSums(-output.logprobs.sum())

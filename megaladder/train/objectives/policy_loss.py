@@ -1,24 +1,35 @@
-"""Policy-gradient losses of GRPO and its kin over one packed micro-batch. Pure torch: tensors in, a weighted sum and metric sums out.
+"""Policy-gradient losses of GRPO and its kin over one packed micro-batch. Pure torch: tensors in, a
+weighted sum and metric sums out.
 
-Legend: l = log π(token) of the model being trained, the only tensor with a gradient (with the entropy H); o = old log-prob; q = reference
-log-prob; A = advantage; u = correction weight of the engine (`rollout_correction`); sg = stop-gradient; exponents are clamped to ±20 nats
-and flat beyond; clip(r) = clamp(r, 1 − clip_low, 1 + clip_high).
+Legend: l = log π(token) of the model being trained, the only tensor with a gradient (with the
+entropy H); o = old log-prob; q = reference log-prob; A = advantage; u = correction weight of the
+engine (`rollout_correction`); sg = stop-gradient; exponents are clamped to ±20 nats and flat
+beyond; clip(r) = clamp(r, 1 − clip_low, 1 + clip_high).
 
 ratio        token     r = exp(l − o)                                 PPO; GRPO, arXiv 2402.03300
-             sequence  r = exp(l − sg l + sg mean_s(l − o))           GSPO with token-level gradient, arXiv 2507.18071 §4.3; s: the sequence
-policy_loss  clip      −u·min(A·r, A·clip(r))                         PPO; clip_high > clip_low: DAPO, arXiv 2503.14476
-             dual clip −u·max(min(A·r, A·clip(r)), c·A) where A < 0   arXiv 1912.09729: a loss of at most −c·A
+             sequence  r = exp(l − sg l + sg mean_s(l − o))           GSPO with token-level
+                       gradient, arXiv 2507.18071 §4.3; s: the sequence
+policy_loss  clip      −u·min(A·r, A·clip(r))                         PPO; clip_high > clip_low:
+                       DAPO, arXiv 2503.14476
+             dual clip −u·max(min(A·r, A·clip(r)), c·A) where A < 0   arXiv 1912.09729: a loss of at
+             most −c·A
              cispo     −u·A·sg clip(r)·l                              MiniMax-M1, arXiv 2506.13585
-kl           k1 k2 k3  δ,  δ²/2,  e^(−δ) − 1 + δ  with δ = l − q      Schulman, joschu.net/blog/kl-approx.html
-             weighted  r·k1,  sg(r)·k2,  r·k3  with the token ratio   DeepSeek-V3.2, arXiv 2512.02556; slime; TRL. The gradient is that of
-                                                                      KL(π ‖ reference) off-policy too (k2 is a gradient, not a value)
+kl           k1 k2 k3  δ,  δ²/2,  e^(−δ) − 1 + δ  with δ = l − q      Schulman,
+                       joschu.net/blog/kl-approx.html
+             weighted  r·k1,  sg(r)·k2,  r·k3  with the token ratio   DeepSeek-V3.2, arXiv
+                       2512.02556; slime; TRL. The gradient is that of
+                                                                      KL(π ‖ reference) off-policy
+                                                                      too (k2 is a gradient, not a
+                                                                      value)
 token loss   policy term + kl_coef·kl − entropy_coef·H
 
-GRPO, Dr.GRPO and DAPO differ in A and in the weights (`advantages`), not here. Sequence masks and u act on the policy term only, as in TRL
-and slime; with a sequence ratio each token's gradient carries its own u, as in verl. The sum is Σ weight·token loss, with weights by global
-counts (`advantages.token_weights`): nothing is divided here.
-The token-separable cases equal `kernels.policy_terms` (tested); this module also does what couples the tokens of a sequence.
+GRPO, Dr.GRPO and DAPO differ in A and in the weights (`advantages`), not here. Sequence masks and u
+act on the policy term only, as in TRL and slime; with a sequence ratio each token's gradient
+carries its own u, as in verl. The sum is Σ weight·token loss, with weights by global counts
+(`advantages.token_weights`): nothing is divided here. The token-separable cases equal
+`kernels.policy_terms` (tested); this module also does what couples the tokens of a sequence.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
@@ -58,22 +69,27 @@ METRIC_NAMES = (
     "old_kl_k3_sum",
     "ref_kl_k1_sum",  # estimators of KL(current ‖ reference); 0 where no reference is given
     "ref_kl_k3_sum",
-    *MISMATCH_NAMES,  # trainer against engine, see `mismatch_stats`; 0 where no engine log-probs are given
+    # trainer against engine, see `mismatch_stats`; 0 where no engine log-probs are given
+    *MISMATCH_NAMES,
     "correction_weight_sum",  # Σ u after truncation and masks
     "correction_changed_count",  # tokens whose u was truncated or zeroed
     "correction_dropped_sequences",  # dropped by correction sequence_mask
     "off_policy_dropped_sequences",  # dropped by off_policy_mask
 )
-"""Keys of the metric sums, always all of them, float64 0-d. Counts are there so that the caller can form means over all ranks."""
+"""Keys of the metric sums, always all of them, float64 0-d. Counts are there so that the caller can
+form means over all ranks."""
 METRIC_MAX_NAMES = ("mismatch_max", "ratio_max")
-"""Keys of the maxima: largest |Δ log-prob| trainer against engine in nats, largest ratio. 0 where no token counts."""
+"""Keys of the maxima: largest |Δ log-prob| trainer against engine in nats, largest ratio. 0 where
+no token counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLossOptions:
-    """What the loss reads of the configuration; names and meaning are those of `config.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
+    """What the loss reads of the configuration; names and meaning are those of
+    `config.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
 
-    `aggregation` and `max_tokens` are for `advantages.token_weights`; the loss takes the finished weights.
+    `aggregation` and `max_tokens` are for `advantages.token_weights`; the loss takes the finished
+    weights.
     """
 
     policy_loss: Literal["clip", "cispo"] = "clip"
@@ -104,24 +120,30 @@ class PolicyLossOptions:
 
     @property
     def needs_rollout_logprobs(self) -> bool:
-        """Whether the engine's log-probs enter the loss. The off-policy mask takes them where they are known."""
+        """Whether the engine's log-probs enter the loss. The off-policy mask takes them where they
+        are known."""
         return self.correction != "none"
 
 
 def options_from(grpo_section: GrpoSection, rollout_section: RolloutConfig) -> PolicyLossOptions:
     """The loss's options out of the configuration sections `grpo` and `rollout`."""
     names = [field.name for field in fields(PolicyLossOptions) if field.name != "max_tokens"]
-    return PolicyLossOptions(**{name: getattr(grpo_section, name) for name in names}, max_tokens=rollout_section.max_tokens)
+    return PolicyLossOptions(
+        **{name: getattr(grpo_section, name) for name in names},
+        max_tokens=rollout_section.max_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyLossInputs:
     """One micro-batch, every tensor [T], aligned with the predicted token.
 
-    logprobs: with gradient. old_logprobs: None = this is the first update since sampling and the pass was saved: old = sg(logprobs).
-    rollout_logprobs: the engine's, None = unknown. ref_logprobs: the reference model's, None = no reference. advantages, weights: as given
-    by `advantages`, laid out per token. mask: bool, loss tokens; whatever the others hold (NaN included) has no effect.
-    sequence_of_token: int64, index of each token's sequence. entropy: nats, with a gradient if it enters the loss; None = not computed.
+    logprobs: with gradient. old_logprobs: None = this is the first update since sampling and the
+    pass was saved: old = sg(logprobs). rollout_logprobs: the engine's, None = unknown.
+    ref_logprobs: the reference model's, None = no reference. advantages, weights: as given by
+    `advantages`, laid out per token. mask: bool, loss tokens; whatever the others hold (NaN
+    included) has no effect. sequence_of_token: int64, index of each token's sequence. entropy:
+    nats, with a gradient if it enters the loss; None = not computed.
     """
 
     logprobs: torch.Tensor
@@ -136,12 +158,14 @@ class PolicyLossInputs:
 
 
 def policy_loss(
-    inputs: PolicyLossInputs, options: PolicyLossOptions,
+    inputs: PolicyLossInputs, options: PolicyLossOptions
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(loss, sums, maxima): Σ weight·token loss as a 0-d tensor with gradient, sums with keys METRIC_NAMES, maxima with METRIC_MAX_NAMES.
+    """(loss, sums, maxima): Σ weight·token loss as a 0-d tensor with gradient, sums with keys
+    METRIC_NAMES, maxima with METRIC_MAX_NAMES.
 
-    Losses, gradients and sums of micro-batches add up to those of the whole, as long as no sequence is cut. Without any loss token the
-    loss is exactly 0 and its gradient exactly 0 everywhere, so a rank without work still takes part in the backward pass.
+    Losses, gradients and sums of micro-batches add up to those of the whole, as long as no sequence
+    is cut. Without any loss token the loss is exactly 0 and its gradient exactly 0 everywhere, so a
+    rank without work still takes part in the backward pass.
     """
     _check(inputs, options)
     x = _without_masked_tokens(inputs)
@@ -154,7 +178,12 @@ def policy_loss(
         terms["kl_loss_sum"] = options.kl_coef * _kl_term(x, token_ratio, options)
     if options.needs_entropy:
         terms["entropy_loss_sum"] = -options.entropy_coef * x.entropy
-    loss = torch.stack([x.weights * term for term in terms.values()]).sum(0).sum(dtype=torch.float64).to(x.logprobs.dtype)
+    loss = (
+        torch.stack([x.weights * term for term in terms.values()])
+        .sum(0)
+        .sum(dtype=torch.float64)
+        .to(x.logprobs.dtype)
+    )
 
     sums = {name: torch.zeros((), dtype=torch.float64, device=loss.device) for name in METRIC_NAMES}
     sums.update({name: (x.weights * term).detach().double().sum() for name, term in terms.items()})
@@ -164,7 +193,9 @@ def policy_loss(
     sums["correction_changed_count"] = _total(x.mask, correction.changed)
     sums["correction_dropped_sequences"] = sequences.count_any(correction.dropped)
     sums["off_policy_dropped_sequences"] = sequences.count_any(off_policy)
-    maxima = {name: torch.zeros((), dtype=torch.float64, device=loss.device) for name in METRIC_MAX_NAMES}
+    maxima = {
+        name: torch.zeros((), dtype=torch.float64, device=loss.device) for name in METRIC_MAX_NAMES
+    }
     if x.rollout_logprobs is not None:
         mismatch, largest = mismatch_stats(_old(x), x.rollout_logprobs, x.mask)
         sums.update(mismatch)
@@ -180,53 +211,92 @@ def _check(inputs: PolicyLossInputs, options: PolicyLossOptions) -> None:
     for field in fields(inputs):
         tensor = getattr(inputs, field.name)
         if tensor is not None and tensor.shape != num_tokens:
-            raise ValueError(f"{field.name} of shape {tuple(tensor.shape)}: expected that of logprobs, {tuple(num_tokens)}")
+            raise ValueError(
+                f"{field.name} of shape {tuple(tensor.shape)}: expected that of logprobs,"
+                f" {tuple(num_tokens)}"
+            )
     if options.needs_reference and inputs.ref_logprobs is None:
-        raise ConfigError(f"grpo.kl {options.kl} needs log-probs of a reference model, found none; fix: compute them, or grpo.kl none")
+        raise ConfigError(
+            f"grpo.kl {options.kl} needs log-probs of a reference model, found none; fix: compute"
+            " them, or grpo.kl none"
+        )
     if options.needs_entropy and inputs.entropy is None:
-        raise ConfigError(f"grpo.entropy_coef {options.entropy_coef:g} needs the entropy, found none; fix: compute it, or entropy_coef 0")
+        raise ConfigError(
+            f"grpo.entropy_coef {options.entropy_coef:g} needs the entropy, found none; fix:"
+            " compute it, or entropy_coef 0"
+        )
     if options.needs_rollout_logprobs and inputs.rollout_logprobs is None:
         raise ConfigError(
-            f"grpo.correction {options.correction} needs the engine's log-probs, these rollouts have none;"
-            " fix: generate with log-probs, or grpo.correction none")
+            f"grpo.correction {options.correction} needs the engine's log-probs, these rollouts"
+            " have none; fix: generate with log-probs, or grpo.correction none"
+        )
 
 
 def _without_masked_tokens(inputs: PolicyLossInputs) -> PolicyLossInputs:
-    """The same with every number 0 outside the mask, in the dtype of logprobs: nothing there can reach the loss or its gradient."""
-    names = ("logprobs", "old_logprobs", "rollout_logprobs", "ref_logprobs", "advantages", "weights", "entropy")
+    """The same with every number 0 outside the mask, in the dtype of logprobs: nothing there can
+    reach the loss or its gradient."""
+    names = (
+        "logprobs",
+        "old_logprobs",
+        "rollout_logprobs",
+        "ref_logprobs",
+        "advantages",
+        "weights",
+        "entropy",
+    )
     zero = inputs.logprobs.new_zeros(())
     given = {name: getattr(inputs, name) for name in names}
-    return replace(inputs, **{
-        name: None if values is None else torch.where(inputs.mask, values.to(zero.dtype), zero) for name, values in given.items()})
+    return replace(
+        inputs,
+        **{
+            name: None if values is None else torch.where(inputs.mask, values.to(zero.dtype), zero)
+            for name, values in given.items()
+        },
+    )
 
 
 def _old(x: PolicyLossInputs) -> torch.Tensor:
     return x.logprobs.detach() if x.old_logprobs is None else x.old_logprobs
 
 
-def _ratios(x: PolicyLossInputs, sequences: Sequences, options: PolicyLossOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def _ratios(
+    x: PolicyLossInputs, sequences: Sequences, options: PolicyLossOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(token ratio, the ratio that the loss uses), [T] each, both with gradient r·∇l."""
     log_ratio = x.logprobs - _old(x)
     token_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     if options.ratio == "token":
         return token_ratio, token_ratio
     mean = sequences.on_tokens(sequences.means(log_ratio)).to(x.logprobs.dtype)
-    return token_ratio, (x.logprobs - x.logprobs.detach() + mean).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    return (
+        token_ratio,
+        (x.logprobs - x.logprobs.detach() + mean).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp(),
+    )
 
 
 def _correction(
-    x: PolicyLossInputs, sequences: Sequences, options: PolicyLossOptions,
+    x: PolicyLossInputs, sequences: Sequences, options: PolicyLossOptions
 ) -> tuple[CorrectionWeights, torch.Tensor]:
     """The engine's correction weights, and the tokens that the off-policy mask drops."""
     old = _old(x)
     sampling = old if x.rollout_logprobs is None else x.rollout_logprobs
-    weights = correction_weights(options.correction, old - sampling, sequences, options.correction_low, options.correction_high)
+    weights = correction_weights(
+        options.correction,
+        old - sampling,
+        sequences,
+        options.correction_low,
+        options.correction_high,
+    )
     if options.off_policy_mask is None:
         return weights, torch.zeros_like(x.mask)
-    return weights, off_policy_tokens(sampling, x.logprobs, x.advantages, sequences, options.off_policy_mask)
+    return weights, off_policy_tokens(
+        sampling, x.logprobs, x.advantages, sequences, options.off_policy_mask
+    )
 
 
-def _policy_term(x: PolicyLossInputs, ratio: torch.Tensor, options: PolicyLossOptions) -> torch.Tensor:
+def _policy_term(
+    x: PolicyLossInputs, ratio: torch.Tensor, options: PolicyLossOptions
+) -> torch.Tensor:
     clipped = ratio.clamp(1.0 - options.clip_low, 1.0 + options.clip_high)
     if options.policy_loss == "cispo":
         return -x.advantages * clipped.detach() * x.logprobs
@@ -237,7 +307,9 @@ def _policy_term(x: PolicyLossInputs, ratio: torch.Tensor, options: PolicyLossOp
     return -objective
 
 
-def _kl_term(x: PolicyLossInputs, token_ratio: torch.Tensor, options: PolicyLossOptions) -> torch.Tensor:
+def _kl_term(
+    x: PolicyLossInputs, token_ratio: torch.Tensor, options: PolicyLossOptions
+) -> torch.Tensor:
     gap = x.logprobs - x.ref_logprobs
     weight = token_ratio if options.kl_importance_weight else torch.ones_like(gap)
     if options.kl == "k1":
@@ -254,7 +326,7 @@ def _k3(gap: torch.Tensor) -> torch.Tensor:
 
 
 def _token_sums(
-    x: PolicyLossInputs, token_ratio: torch.Tensor, ratio: torch.Tensor, options: PolicyLossOptions,
+    x: PolicyLossInputs, token_ratio: torch.Tensor, ratio: torch.Tensor, options: PolicyLossOptions
 ) -> dict[str, torch.Tensor]:
     """The metrics that are sums over loss tokens; no gradient."""
     log_ratio = (x.logprobs - _old(x)).detach()
@@ -264,8 +336,12 @@ def _token_sums(
         "tokens": x.mask.double().sum(),
         "logprob_sum": _total(x.mask, x.logprobs.detach()),
         "ratio_sum": _total(x.mask, ratio),
-        "clip_low_count": _total(x.mask, low & (x.advantages != 0 if is_cispo else x.advantages < 0)),
-        "clip_high_count": _total(x.mask, high & (x.advantages != 0 if is_cispo else x.advantages > 0)),
+        "clip_low_count": _total(
+            x.mask, low & (x.advantages != 0 if is_cispo else x.advantages < 0)
+        ),
+        "clip_high_count": _total(
+            x.mask, high & (x.advantages != 0 if is_cispo else x.advantages > 0)
+        ),
         "old_kl_k1_sum": _total(x.mask, -log_ratio),
         "old_kl_k3_sum": _total(x.mask, _k3(-log_ratio.double())),
     }

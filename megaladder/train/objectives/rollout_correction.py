@@ -1,15 +1,21 @@
-"""The gap between the policy that sampled and the policy that is trained: importance weights, sequence masks, statistics. Pure torch.
+"""The gap between the policy that sampled and the policy that is trained: importance weights,
+sequence masks, statistics. Pure torch.
 
-Legend: d = old − rollout, the log-prob of a token by the trainer (before this round's updates) minus the engine's; w = exp(clamp(d, ±20));
-mean_s = mean over the loss tokens of sequence s; S = sequences of the micro-batch. No result carries a gradient.
+Legend: d = old − rollout, the log-prob of a token by the trainer (before this round's updates)
+minus the engine's; w = exp(clamp(d, ±20)); mean_s = mean over the loss tokens of sequence s; S =
+sequences of the micro-batch. No result carries a gradient.
 
     none           1
-    tis            clamp(w, low, high)                        token-level truncated importance sampling (slime, verl, TRL token_truncate)
+    tis            clamp(w, low, high)                        token-level truncated importance
+                   sampling (slime, verl, TRL token_truncate)
     icepop         w where low ≤ w ≤ high, else 0             IcePop (slime, verl, TRL token_mask)
-    sequence_mask  w where low ≤ exp(mean_s d) ≤ high, else 0 NeMo-RL seq-mask-tis: the geometric mean decides, w inside is not truncated
+    sequence_mask  w where low ≤ exp(mean_s d) ≤ high, else 0 NeMo-RL seq-mask-tis: the geometric
+                   mean decides, w inside is not truncated
 
-Denominators of the loss do not change when tokens or sequences are dropped: a dropped token counts as a loss of 0.
+Denominators of the loss do not change when tokens or sequences are dropped: a dropped token counts
+as a loss of 0.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,13 +26,20 @@ import torch
 from megaladder.kernels.policy_terms import LOG_RATIO_LIMIT
 
 Correction = Literal["none", "tis", "icepop", "sequence_mask"]
-MISMATCH_NAMES = ("mismatch_tokens", "mismatch_abs_sum", "mismatch_k1_sum", "mismatch_k3_sum", "mismatch_outside_count")
+MISMATCH_NAMES = (
+    "mismatch_tokens",
+    "mismatch_abs_sum",
+    "mismatch_k1_sum",
+    "mismatch_k3_sum",
+    "mismatch_outside_count",
+)
 OUTSIDE_LOW, OUTSIDE_HIGH = 0.5, 2.0  # a token whose w leaves this range counts as outside
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Which sequence each token belongs to. index: int64 [T] in 0…S-1; mask: bool [T], loss tokens; counts: float64 [S], loss tokens."""
+    """Which sequence each token belongs to. index: int64 [T] in 0…S-1; mask: bool [T], loss tokens;
+    counts: float64 [S], loss tokens."""
 
     index: torch.Tensor
     mask: torch.Tensor
@@ -35,13 +48,18 @@ class Sequences:
     @classmethod
     def of(cls, sequence_of_token: torch.Tensor, mask: torch.Tensor) -> Sequences:
         size = int(sequence_of_token.max()) + 1 if sequence_of_token.numel() else 0
-        counts = torch.zeros(size, dtype=torch.float64, device=mask.device).index_add_(0, sequence_of_token, mask.double())
+        counts = torch.zeros(size, dtype=torch.float64, device=mask.device).index_add_(
+            0, sequence_of_token, mask.double()
+        )
         return cls(sequence_of_token, mask, counts)
 
     def means(self, values_t: torch.Tensor) -> torch.Tensor:
-        """float64 [S]: mean of `values_t` over each sequence's loss tokens, 0 where there are none."""
+        """float64 [S]: mean of `values_t` over each sequence's loss tokens, 0 where there are
+        none."""
         kept = torch.where(self.mask, values_t.detach().double(), 0.0)
-        return torch.zeros_like(self.counts).index_add_(0, self.index, kept) / self.counts.clamp(min=1.0)
+        return torch.zeros_like(self.counts).index_add_(0, self.index, kept) / self.counts.clamp(
+            min=1.0
+        )
 
     def on_tokens(self, values_s: torch.Tensor) -> torch.Tensor:
         """[T]: each token gets its sequence's value."""
@@ -49,14 +67,17 @@ class Sequences:
 
     def count_any(self, flags_t: torch.Tensor) -> torch.Tensor:
         """0-d float64: sequences in which at least one loss token is flagged."""
-        hits = torch.zeros_like(self.counts).index_add_(0, self.index, (flags_t & self.mask).double())
+        hits = torch.zeros_like(self.counts).index_add_(
+            0, self.index, (flags_t & self.mask).double()
+        )
         return (hits > 0).double().sum()
 
 
 @dataclass(frozen=True, slots=True)
 class CorrectionWeights:
-    """weight: [T], what the policy term of a token is multiplied with; changed: bool [T], tokens whose weight is not the plain w (truncated
-    or zeroed); dropped: bool [T], tokens of sequences that were dropped as a whole."""
+    """weight: [T], what the policy term of a token is multiplied with; changed: bool [T], tokens
+    whose weight is not the plain w (truncated or zeroed); dropped: bool [T], tokens of sequences
+    that were dropped as a whole."""
 
     weight: torch.Tensor
     changed: torch.Tensor
@@ -64,7 +85,7 @@ class CorrectionWeights:
 
 
 def correction_weights(
-    kind: Correction, log_weight_t: torch.Tensor, sequences: Sequences, low: float, high: float,
+    kind: Correction, log_weight_t: torch.Tensor, sequences: Sequences, low: float, high: float
 ) -> CorrectionWeights:
     """The table above. log_weight_t: d = old − rollout, [T] in nats."""
     log_weight = log_weight_t.detach()
@@ -85,22 +106,30 @@ def correction_weights(
 
 
 def off_policy_tokens(
-    sampling_logprobs: torch.Tensor, logprobs: torch.Tensor, advantages: torch.Tensor, sequences: Sequences, limit_nats: float,
+    sampling_logprobs: torch.Tensor,
+    logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    sequences: Sequences,
+    limit_nats: float,
 ) -> torch.Tensor:
-    """bool [T]: tokens of sequences with negative advantage whose mean(sampling − logp) exceeds `limit_nats`; DeepSeek-V3.2,
-    arXiv 2512.02556. `sampling` are the engine's log-probs where known, so that both sources of off-policyness count, else the old ones."""
+    """bool [T]: tokens of sequences with negative advantage whose mean(sampling − logp) exceeds
+    `limit_nats`; DeepSeek-V3.2, arXiv 2512.02556. `sampling` are the engine's log-probs where
+    known, so that both sources of off-policyness count, else the old ones.
+    """
     far = sequences.means(sampling_logprobs - logprobs) > limit_nats
     return (advantages < 0) & sequences.on_tokens(far)
 
 
 def mismatch_stats(
-    old_logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, mask: torch.Tensor,
+    old_logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(sums with the keys MISMATCH_NAMES, maxima with the key `mismatch_max`) over the tokens of `mask`; float64 0-d, nats.
+    """(sums with the keys MISMATCH_NAMES, maxima with the key `mismatch_max`) over the tokens of
+    `mask`; float64 0-d, nats.
 
-    old_logprobs, rollout_logprobs: [T], of the sampled tokens by the trainer and by the engine that sampled them.
-    mismatch_abs_sum: Σ|d|. k1, k3: estimators of KL(engine ‖ trainer), −d and e^d − 1 − d (d clamped to ±20 in the exponential).
-    mismatch_outside_count: tokens with w outside [0.5, 2]. Divide by mismatch_tokens. All 0 where no token counts.
+    old_logprobs, rollout_logprobs: [T], of the sampled tokens by the trainer and by the engine that
+    sampled them. mismatch_abs_sum: Σ|d|. k1, k3: estimators of KL(engine ‖ trainer), −d and e^d − 1
+    − d (d clamped to ±20 in the exponential). mismatch_outside_count: tokens with w outside [0.5,
+    2]. Divide by mismatch_tokens. All 0 where no token counts.
     """
     gap = torch.where(mask, (old_logprobs - rollout_logprobs).detach().double(), 0.0)
     limited = gap.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

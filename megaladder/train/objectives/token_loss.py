@@ -1,11 +1,15 @@
-"""Per-token SFT losses: the ten token-weighting modes of Rethinking SFT (arXiv 2604.06628, `importance_sampling_mode`), pure functions.
+"""Per-token SFT losses: the ten token-weighting modes of Rethinking SFT (arXiv 2604.06628,
+`importance_sampling_mode`), pure functions.
 
-Each returns the loss of every token *before* normalisation; the caller divides by the global count of loss tokens, once. (The published
-code sums micro-batch means, so its gradient scale depends on the micro-batch size; ours does not.)
+Each returns the loss of every token *before* normalisation; the caller divides by the global count
+of loss tokens, once. (The published code sums micro-batch means, so its gradient scale depends on
+the micro-batch size; ours does not.)
 
-Legend: logp = log π(token) of the model being trained, old = log π_old(token), r = exp(clamp(logp − old, −20, 20)),
-clip(x) = clamp(x, 1 − low, 1 + high), A = the sample's advantage, sg = stop-gradient.
+Legend: logp = log π(token) of the model being trained, old = log π_old(token), r = exp(clamp(logp −
+old, −20, 20)), clip(x) = clamp(x, 1 − low, 1 + high), A = the sample's advantage, sg =
+stop-gradient.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,8 +19,16 @@ import torch
 
 from megaladder.types import TokenWeighting
 
-NEEDS_OLD_LOGPROBS = frozenset(TokenWeighting) - {TokenWeighting.VANILLA, TokenWeighting.DFT, TokenWeighting.ADV_ONLY}
-NEEDS_ADVANTAGE = frozenset(TokenWeighting) - {TokenWeighting.VANILLA, TokenWeighting.TEACHER_WEIGHTED, TokenWeighting.DFT}
+NEEDS_OLD_LOGPROBS = frozenset(TokenWeighting) - {
+    TokenWeighting.VANILLA,
+    TokenWeighting.DFT,
+    TokenWeighting.ADV_ONLY,
+}
+NEEDS_ADVANTAGE = frozenset(TokenWeighting) - {
+    TokenWeighting.VANILLA,
+    TokenWeighting.TEACHER_WEIGHTED,
+    TokenWeighting.DFT,
+}
 NEEDS_SEQUENCES = frozenset({TokenWeighting.GSPO, TokenWeighting.GSPO_ORI})
 _LOG_RATIO_LIMIT = 20.0
 _GSPO_LOG_RATIO_LIMIT = 10.0
@@ -24,8 +36,10 @@ _GSPO_LOG_RATIO_LIMIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class TokenLossInputs:
-    """logprobs: float32 [T], the only one with a gradient; mask: bool [T], tokens that count; old_logprobs, advantages: float32 [T]
-    where the mode needs them; sequence_of_token: int64 [T] (gspo modes); clip_low, clip_high: the clip is [1 − low, 1 + high]."""
+    """logprobs: float32 [T], the only one with a gradient; mask: bool [T], tokens that count;
+    old_logprobs, advantages: float32 [T] where the mode needs them; sequence_of_token: int64 [T]
+    (gspo modes); clip_low, clip_high: the clip is [1 − low, 1 + high].
+    """
 
     logprobs: torch.Tensor
     mask: torch.Tensor
@@ -43,8 +57,11 @@ class TokenLossInputs:
         return (self.logprobs - self.old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT).exp()
 
 
-def sequence_mean(values_t: torch.Tensor, mask_t: torch.Tensor, sequence_of_token: torch.Tensor) -> torch.Tensor:
-    """Mean of `values_t` over the masked tokens of each token's own sequence, laid back on the tokens [T]."""
+def sequence_mean(
+    values_t: torch.Tensor, mask_t: torch.Tensor, sequence_of_token: torch.Tensor
+) -> torch.Tensor:
+    """Mean of `values_t` over the masked tokens of each token's own sequence, laid back on the
+    tokens [T]."""
     size = int(sequence_of_token[-1]) + 1 if len(sequence_of_token) else 0
     weight = mask_t.to(values_t.dtype)
     total = values_t.new_zeros(size).index_add_(0, sequence_of_token, values_t * weight)
@@ -53,7 +70,8 @@ def sequence_mean(values_t: torch.Tensor, mask_t: torch.Tensor, sequence_of_toke
 
 
 def _sequence_ratio(x: TokenLossInputs) -> torch.Tensor:
-    """GSPO's sequence-level ratio with a token-level gradient: exp(min(logp − sg logp + sg mean(logp − old), 10))."""
+    """GSPO's sequence-level ratio with a token-level gradient: exp(min(logp − sg logp + sg
+    mean(logp − old), 10))."""
     mean = sequence_mean((x.logprobs - x.old_logprobs).detach(), x.mask, x.sequence_of_token)
     return (x.logprobs - x.logprobs.detach() + mean).clamp(max=_GSPO_LOG_RATIO_LIMIT).exp()
 
@@ -74,7 +92,9 @@ _LOSSES: dict[TokenWeighting, Callable[[TokenLossInputs], torch.Tensor]] = {
     TokenWeighting.TEACHER_WEIGHTED: lambda x: -x.old_logprobs.exp() * x.logprobs,
     TokenWeighting.DFT: lambda x: -x.clip(x.logprobs.detach().exp()) * x.logprobs,
     TokenWeighting.ADV_ONLY: lambda x: -x.advantages * x.logprobs,
-    TokenWeighting.PPO_ORI: lambda x: torch.maximum(-x.advantages * x.ratio, -x.advantages * x.clip(x.ratio)),
+    TokenWeighting.PPO_ORI: lambda x: torch.maximum(
+        -x.advantages * x.ratio, -x.advantages * x.clip(x.ratio)
+    ),
     TokenWeighting.PPO: lambda x: -x.advantages * x.clip(x.ratio),
     TokenWeighting.CLIP: _clip,
     TokenWeighting.CISPO: lambda x: -x.advantages * x.clip(x.ratio.detach()) * x.logprobs,

@@ -1,1 +1,2 @@
-"""What the loop in `train/grpo.py` is made of: problems, rounds of graded rollouts, mini-batches, policy updates, bookkeeping."""
+"""What the loop in `train/grpo.py` is made of: problems, rounds of graded rollouts, mini-batches,
+policy updates, bookkeeping."""

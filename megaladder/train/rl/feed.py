@@ -1,4 +1,6 @@
-"""Rounds for all ranks: rank 0 makes them in a thread, one ahead where the lag allows, stores them, and broadcasts what training needs."""
+"""Rounds for all ranks: rank 0 makes them in a thread, one ahead where the lag allows, stores them,
+and broadcasts what training needs."""
+
 from __future__ import annotations
 
 import threading
@@ -17,7 +19,9 @@ from megaladder.train.rl.rounds import RoundSource
 from megaladder.train.rl.samples import SampleTable, table_of
 
 POLL_S = 0.2
-GRADING_PATIENCE_S = 600.0  # on top of generation: a full round of hanging rewards is slower than that only with a very long timeout
+# on top of generation: a full round of hanging rewards is slower than that only with a very long
+# timeout
+GRADING_PATIENCE_S = 600.0
 
 
 def in_background(action: Callable[[], Any]) -> Future:
@@ -35,10 +39,23 @@ def in_background(action: Callable[[], Any]) -> Future:
 
 
 class RoundFeed:
-    """`begin` starts a round on rank 0, `take` gives it to every rank. Built on every rank; `source` is None but on rank 0."""
+    """`begin` starts a round on rank 0, `take` gives it to every rank. Built on every rank;
+    `source` is None but on rank 0."""
 
-    def __init__(self, config: GrpoConfig, folder: Path, source: RoundSource | None, watchdog: Watchdog, signals: StopSignals) -> None:
-        self._folder, self._source, self._watchdog, self._signals = folder, source, watchdog, signals
+    def __init__(
+        self,
+        config: GrpoConfig,
+        folder: Path,
+        source: RoundSource | None,
+        watchdog: Watchdog,
+        signals: StopSignals,
+    ) -> None:
+        self._folder, self._source, self._watchdog, self._signals = (
+            folder,
+            source,
+            watchdog,
+            signals,
+        )
         self._filter_truncated = config.grpo.filter_truncated
         self._store = config.rollout.engine != "replay"
         waves = 1 + (config.grpo.max_resamples if config.grpo.dynamic_sampling else 0)
@@ -47,7 +64,8 @@ class RoundFeed:
         self._future: Future | None = None
 
     def resume_after(self, step: int) -> None:
-        """Forgets rounds of lost work. The one right after `step` stays: it came from this very checkpoint, or from the one before it."""
+        """Forgets rounds of lost work. The one right after `step` stays: it came from this very
+        checkpoint, or from the one before it."""
         if self._source is not None and self._store:
             remove_after(self._folder, step + 1)
 
@@ -68,7 +86,8 @@ class RoundFeed:
                 time.sleep(POLL_S / 10)
 
     def take(self, step: int) -> SampleTable | None:
-        """The trainable samples of a round that was begun, on every rank; None when a stop signal came first. Collective.
+        """The trainable samples of a round that was begun, on every rank; None when a stop signal
+        came first. Collective.
 
         Raises:
             MegaladderError: what sampling or grading raised, on every rank.
@@ -95,7 +114,8 @@ class RoundFeed:
         return table_of(found, self._filter_truncated)
 
     def _make(self, step: int, version: int) -> Round:
-        """A round that lies on disk already (of a killed run, same settings) is used again: its samples are as good as new ones."""
+        """A round that lies on disk already (of a killed run, same settings) is used again: its
+        samples are as good as new ones."""
         stored = read_round(self._folder, step, self._source.key) if self._store else None
         if stored is not None:
             self._source.cursor = stored.cursor

@@ -1,8 +1,10 @@
-"""The policy's half of a step: mini-batches packed for this rank, old and reference log-probs where the objective needs them, updates.
+"""The policy's half of a step: mini-batches packed for this rank, old and reference log-probs where
+the objective needs them, updates.
 
-Old and reference log-probs are computed with the very packing of the update, so that an on-policy ratio is 1 exactly. They stay on the
-last pipeline stage, the only one that uses them.
+Old and reference log-probs are computed with the very packing of the update, so that an on-policy
+ratio is 1 exactly. They stay on the last pipeline stage, the only one that uses them.
 """
+
 from __future__ import annotations
 
 import time
@@ -42,7 +44,8 @@ from megaladder.types import IGNORE_INDEX, PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """One update. batches: this rank's micro-batches; names: all samples over all ranks; tokens over all ranks, without padding."""
+    """One update. batches: this rank's micro-batches; names: all samples over all ranks; tokens
+    over all ranks, without padding."""
 
     batches: list[PackedBatch]
     names: tuple[str, ...]
@@ -51,18 +54,27 @@ class MiniBatch:
 
 
 def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> LossFunction:
-    """`policy_loss` for the training step. `old_is_rollout`: the old log-probs are the engine's, so the watch over trainer and engine
-    compares the current ones."""
+    """`policy_loss` for the training step. `old_is_rollout`: the old log-probs are the engine's, so
+    the watch over trainer and engine compares the current ones."""
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
         mask = batch.labels != IGNORE_INDEX
         inputs = PolicyLossInputs(
-            logprobs=output.logprobs, old_logprobs=batch.old_logprobs, rollout_logprobs=batch.rollout_logprobs,
-            ref_logprobs=batch.ref_logprobs, advantages=batch.advantages, weights=batch.loss_weights, mask=mask,
-            sequence_of_token=batch.sequence_of_token, entropy=output.entropy)
+            logprobs=output.logprobs,
+            old_logprobs=batch.old_logprobs,
+            rollout_logprobs=batch.rollout_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            advantages=batch.advantages,
+            weights=batch.loss_weights,
+            mask=mask,
+            sequence_of_token=batch.sequence_of_token,
+            entropy=output.entropy,
+        )
         total, sums, maxima = policy_loss(inputs, options)
         if old_is_rollout:
-            mismatch, largest = mismatch_stats(output.logprobs.detach(), batch.rollout_logprobs, mask)
+            mismatch, largest = mismatch_stats(
+                output.logprobs.detach(), batch.rollout_logprobs, mask
+            )
             sums, maxima = {**sums, **mismatch}, {**maxima, **largest}
         return LossSums(total, sums, maxima)
 
@@ -74,12 +86,19 @@ class Policy:
 
     def __init__(self, config: GrpoConfig, trainer: Trainer, pad_token_id: int) -> None:
         self._config, self._trainer = config, trainer
-        self._spec = pack_spec(config, trainer.layout, pad_token_id=pad_token_id, hidden_size=trainer.shape.hidden_size)
+        self._spec = pack_spec(
+            config, trainer.layout, pad_token_id=pad_token_id, hidden_size=trainer.shape.hidden_size
+        )
         self.options = options_from(config.grpo, config.rollout)
         if config.rollout.engine == "fake":
             self.options = replace(self.options, correction="none")
-        self._head = HeadOptions(temperature=config.rollout.temperature, entropy="grad" if self.options.needs_entropy else "value")
-        self._reference = reference_chunks(config, trainer) if self.options.needs_reference else None
+        self._head = HeadOptions(
+            temperature=config.rollout.temperature,
+            entropy="grad" if self.options.needs_entropy else "value",
+        )
+        self._reference = (
+            reference_chunks(config, trainer) if self.options.needs_reference else None
+        )
         wanted, many = config.grpo.recompute_old_logprobs, config.grpo.mini_batches > 1
         self._recompute_old = wanted == "always" or (wanted == "auto" and many)
         self.old_is_rollout = wanted == "never" and many
@@ -87,16 +106,26 @@ class Policy:
         self.logprobs_s = 0.0  # seconds of the last `mini_batches` call's forward passes
 
     def mini_batches(self, table: SampleTable) -> list[MiniBatch]:
-        """The updates of a round, in order, with everything that has to be computed before the first of them.
+        """The updates of a round, in order, with everything that has to be computed before the
+        first of them.
 
         Raises:
             ConfigError: an option needs the engine's log-probs, and these rollouts have none.
         """
         grpo = self._config.grpo
-        if len(table) and table.rollout_logprobs is None and (self.options.needs_rollout_logprobs or self.old_is_rollout):
-            raise ConfigError(f"grpo.correction {grpo.correction}, recompute_old_logprobs {grpo.recompute_old_logprobs} need the engine's "
-                              "log-probs, these rollouts have none; fix: correction none, recompute_old_logprobs auto")
-        parts = split_round(table, grpo.mini_batches, grpo.aggregation, self._config.rollout.max_tokens)
+        if (
+            len(table)
+            and table.rollout_logprobs is None
+            and (self.options.needs_rollout_logprobs or self.old_is_rollout)
+        ):
+            raise ConfigError(
+                f"grpo.correction {grpo.correction}, recompute_old_logprobs"
+                f" {grpo.recompute_old_logprobs} need the engine's log-probs, these rollouts have"
+                " none; fix: correction none, recompute_old_logprobs auto"
+            )
+        parts = split_round(
+            table, grpo.mini_batches, grpo.aggregation, self._config.rollout.max_tokens
+        )
         packed = [self._pack(table, part) for part in parts]
         began = time.perf_counter()
         packed = [self._with_logprobs(mini) for mini in packed]
@@ -105,28 +134,54 @@ class Policy:
 
     def update(self, step: int, mini: MiniBatch) -> UpdateResult:
         """One optimizer step on a mini-batch, with the learning rate of `step`."""
-        return self._trainer.update(step, mini.batches, self._loss, metrics=METRIC_NAMES, maxima=METRIC_MAX_NAMES, head=self._head)
+        return self._trainer.update(
+            step,
+            mini.batches,
+            self._loss,
+            metrics=METRIC_NAMES,
+            maxima=METRIC_MAX_NAMES,
+            head=self._head,
+        )
 
     def _pack(self, table: SampleTable, part: MiniBatchSamples) -> MiniBatch:
         weight_of = dict(zip(part.indices.tolist(), part.weights_b.tolist(), strict=True))
-        plan = plan_global_batch(table.lengths[part.indices].tolist(), part.indices.tolist(), self._spec, parallel.dp_size())
+        plan = plan_global_batch(
+            table.lengths[part.indices].tolist(),
+            part.indices.tolist(),
+            self._spec,
+            parallel.dp_size(),
+        )
         batches = build_micro_batches(
-            plan, parallel.dp_rank(), lambda i: table.sample(i, weight_of[i], with_rollout_as_old=self.old_is_rollout))
-        return MiniBatch(batches, tuple(table.names[i] for i in part.indices), plan.num_tokens, plan.total_tokens)
+            plan,
+            parallel.dp_rank(),
+            lambda i: table.sample(i, weight_of[i], with_rollout_as_old=self.old_is_rollout),
+        )
+        return MiniBatch(
+            batches, tuple(table.names[i] for i in part.indices), plan.num_tokens, plan.total_tokens
+        )
 
     def _with_logprobs(self, mini: MiniBatch) -> MiniBatch:
         batches = mini.batches
         if self._recompute_old:
             found = token_logprobs(self._trainer.chunks, batches, self._head.temperature)
-            batches = [replace(batch, old_logprobs_t=values) for batch, values in zip(batches, found, strict=True)]
+            batches = [
+                replace(batch, old_logprobs_t=values)
+                for batch, values in zip(batches, found, strict=True)
+            ]
         if self._reference is not None:
             found = token_logprobs(self._reference, batches, self._head.temperature)
-            batches = [replace(batch, ref_logprobs_t=values) for batch, values in zip(batches, found, strict=True)]
+            batches = [
+                replace(batch, ref_logprobs_t=values)
+                for batch, values in zip(batches, found, strict=True)
+            ]
         return replace(mini, batches=batches)
 
 
-def token_logprobs(chunks: Sequence[Any], batches: Sequence[PackedBatch], temperature: float) -> list[np.ndarray | None]:
-    """Log-probs float32 [T] of the labels of each micro-batch, on the last pipeline stage; None elsewhere. Collective, no gradient."""
+def token_logprobs(
+    chunks: Sequence[Any], batches: Sequence[PackedBatch], temperature: float
+) -> list[np.ndarray | None]:
+    """Log-probs float32 [T] of the labels of each micro-batch, on the last pipeline stage; None
+    elsewhere. Collective, no gradient."""
     found: list[np.ndarray] = []
 
     def keep(output: HeadOutput, batch: DeviceBatch) -> LossSums:
@@ -135,32 +190,50 @@ def token_logprobs(chunks: Sequence[Any], batches: Sequence[PackedBatch], temper
 
     for chunk in chunks:
         chunk.eval()
-    run_micro_batches(chunks, batches, keep, head=HeadOptions(temperature=temperature), forward_only=True)
+    run_micro_batches(
+        chunks, batches, keep, head=HeadOptions(temperature=temperature), forward_only=True
+    )
     for chunk in chunks:
         chunk.train()
     if not found:
         return [None] * len(batches)
-    assert [len(values) for values in found] == [len(batch.labels_t) for batch in batches], "micro-batches came back in another order"
+    assert [len(values) for values in found] == [len(batch.labels_t) for batch in batches], (
+        "micro-batches came back in another order"
+    )
     return list(found)
 
 
 def reference_chunks(config: GrpoConfig, trainer: Trainer) -> list[Any]:
-    """The reference model in the trainer's layout and precision, without gradients or optimizer. Collective.
+    """The reference model in the trainer's layout and precision, without gradients or optimizer.
+    Collective.
 
     Raises:
         ConfigError: `grpo.reference` is a model of another shape.
     """
-    options = replace(build_options(config), recompute="none", gpu=GpuConfig(**{
-        **config.gpu.model_dump(), "activation_offload_layers": 0, "tp_comm_overlap": False}))
+    options = replace(
+        build_options(config),
+        recompute="none",
+        gpu=GpuConfig(
+            **{**config.gpu.model_dump(), "activation_offload_layers": 0, "tp_comm_overlap": False}
+        ),
+    )
     chunks = build_chunks(trainer.shape, trainer.layout, options)
     if config.grpo.reference is None and config.model.init == "random":
-        load_tensors_into_chunks(chunks, random_tensors(trainer.shape, config.train.seed), trainer.shape)
+        load_tensors_into_chunks(
+            chunks, random_tensors(trainer.shape, config.train.seed), trainer.shape
+        )
     else:
-        folder = Path(model_folder(config.grpo.reference, None)) if config.grpo.reference else trainer.folder
+        folder = (
+            Path(model_folder(config.grpo.reference, None))
+            if config.grpo.reference
+            else trainer.folder
+        )
         other = model_shape(read_config_json(folder))
         if other.vocab_size != trainer.shape.vocab_size:
-            raise ConfigError(f"grpo.reference {folder} has {other.vocab_size} tokens, the model {trainer.shape.vocab_size}; "
-                              "fix: a reference with the same tokenizer")
+            raise ConfigError(
+                f"grpo.reference {folder} has {other.vocab_size} tokens, the model"
+                f" {trainer.shape.vocab_size}; fix: a reference with the same tokenizer"
+            )
         load_hf_into_chunks(chunks, folder, trainer.shape)
     for chunk in chunks:
         chunk.requires_grad_(False)

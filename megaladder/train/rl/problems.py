@@ -1,8 +1,10 @@
-"""The problems of a GRPO run as an endless, seeded stream of prompts. Read by rank 0; the others know how many there are.
+"""The problems of a GRPO run as an endless, seeded stream of prompts. Read by rank 0; the others
+know how many there are.
 
-A stream position is a whole number from 0 on; which problem stands there is a function of (seed, position), so one number in a checkpoint
-says where to go on.
+A stream position is a whole number from 0 on; which problem stands there is a function of (seed,
+position), so one number in a checkpoint says where to go on.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -16,7 +18,12 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
-from megaladder.data.chat import load_tokenizer, special_token_ids, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat import (
+    load_tokenizer,
+    special_token_ids,
+    tokenizer_dir,
+    tokenizer_fingerprint,
+)
 from megaladder.data.read import BadRowLog
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
@@ -39,7 +46,9 @@ class ProblemStream:
         for position in range(start, start + count):
             epoch, place = divmod(position, len(self.problems))
             if epoch not in orders:
-                orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.problems))
+                orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(
+                    len(self.problems)
+                )
             index = int(orders[epoch][place])
             found.append(Prompt(self.problems[index], self.prompt_ids[index], position))
         return found
@@ -47,7 +56,8 @@ class ProblemStream:
 
 @dataclass(frozen=True, slots=True)
 class ProblemFacts:
-    """What every rank knows about the problems. `stop_token_ids` end an answer: end-of-sequence and the template's end of turn."""
+    """What every rank knows about the problems. `stop_token_ids` end an answer: end-of-sequence and
+    the template's end of turn."""
 
     num_problems: int
     total_steps: int
@@ -84,65 +94,115 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
     return ProblemData(facts, stream, tokenizer)
 
 
-def _read(config: GrpoConfig, shape: ModelShape, model_folder: Path) -> tuple[ProblemStream, Any, ProblemFacts]:
+def _read(
+    config: GrpoConfig, shape: ModelShape, model_folder: Path
+) -> tuple[ProblemStream, Any, ProblemFacts]:
     folder = tokenizer_dir(config.model.tokenizer or str(model_folder), config.model.revision)
-    tokenizer = load_tokenizer(folder, None, config.model.chat_template, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        folder, None, config.model.chat_template, config.model.trust_remote_code
+    )
     section, bad_rows = config.data, BadRowLog(config.data.on_bad_row)
     kind = None if config.reward.kind == "auto" else config.reward.kind
     suffix = config.rollout.prompt_suffix.replace("\\n", "\n")
-    options = ProblemOptions(kind, suffix, section.system_prompt, section.revision, section.on_bad_row)
+    options = ProblemOptions(
+        kind, suffix, section.system_prompt, section.revision, section.on_bad_row
+    )
     problems = read_problems(section.path, options, bad_rows)
     prompts = render_prompts(problems, tokenizer)
     longest = config.data.seq_length - config.rollout.max_tokens
     limit = min(config.rollout.max_prompt_tokens or longest, longest)
     kept = [index for index, ids in enumerate(prompts) if 0 < len(ids) <= limit]
     if not kept:
-        raise DataError(f"{section.path}: expected prompts of at most {limit} tokens, found {len(prompts)} longer ones (shortest "
-                        f"{min(map(len, prompts))}); fix: a larger data.seq_length, or a smaller rollout.max_tokens")
+        raise DataError(
+            f"{section.path}: expected prompts of at most {limit} tokens, found {len(prompts)}"
+            f" longer ones (shortest {min(map(len, prompts))}); fix: a larger data.seq_length, or a"
+            " smaller rollout.max_tokens"
+        )
     _check_vocabulary(prompts, shape, folder)
-    stream = ProblemStream(tuple(problems[i] for i in kept), tuple(prompts[i] for i in kept), config.train.seed)
+    stream = ProblemStream(
+        tuple(problems[i] for i in kept), tuple(prompts[i] for i in kept), config.train.seed
+    )
     left_out = Counter(bad_rows.counts)
     left_out[f"prompt longer than {limit} tokens"] = len(prompts) - len(kept)
-    lines = [f"problems {section.path}: {len(kept):,} of {len(problems):,}; prompt tokens p50 {_quantile(stream, 0.5)}, "
-             f"max {_quantile(stream, 1.0)}; kinds {dict(Counter(problem.kind for problem in stream.problems))}"]
+    lines = [
+        f"problems {section.path}: {len(kept):,} of {len(problems):,}; prompt tokens p50"
+        f" {_quantile(stream, 0.5)}, max {_quantile(stream, 1.0)}; kinds"
+        f" {dict(Counter(problem.kind for problem in stream.problems))}"
+    ]
     lines += [f"  {count:,} left out: {reason}" for reason, count in left_out.items() if count]
-    template = Path(config.model.chat_template).read_text("utf-8") if config.model.chat_template else None
-    identity = {"data": problems_fingerprint(stream), "tokenizer": tokenizer_fingerprint(folder, template)}
-    facts = ProblemFacts(len(kept), _total_steps(config, len(kept)), tokenizer.pad_token_id or 0, stop_token_ids(tokenizer), tuple(lines),
-                         identity)
+    template = (
+        Path(config.model.chat_template).read_text("utf-8") if config.model.chat_template else None
+    )
+    identity = {
+        "data": problems_fingerprint(stream),
+        "tokenizer": tokenizer_fingerprint(folder, template),
+    }
+    facts = ProblemFacts(
+        len(kept),
+        _total_steps(config, len(kept)),
+        tokenizer.pad_token_id or 0,
+        stop_token_ids(tokenizer),
+        tuple(lines),
+        identity,
+    )
     return stream, tokenizer, facts
 
 
 def render_prompts(problems: Sequence[Problem], tokenizer: Any) -> list[tuple[int, ...]]:
-    """Token ids of each prompt up to where the answer starts: raw text as it is, messages through the chat template.
+    """Token ids of each prompt up to where the answer starts: raw text as it is, messages through
+    the chat template.
 
-    A tokenizer without any template gets the messages' text, with its own special tokens, as a base model would.
+    A tokenizer without any template gets the messages' text, with its own special tokens, as a base
+    model would.
     """
     rendered: list[tuple[str, bool]] = []
     for problem in problems:
         if problem.prompt_text is not None or tokenizer.chat_template is None:
-            rendered.append((problem.prompt_text or "\n\n".join(message.content for message in problem.prompt) + "\n", True))
+            rendered.append(
+                (
+                    problem.prompt_text
+                    or "\n\n".join(message.content for message in problem.prompt) + "\n",
+                    True,
+                )
+            )
         else:
-            turns = [{"role": message.role, "content": message.content} for message in problem.prompt]
-            rendered.append((tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True), False))
+            turns = [
+                {"role": message.role, "content": message.content} for message in problem.prompt
+            ]
+            rendered.append(
+                (
+                    tokenizer.apply_chat_template(
+                        turns, tokenize=False, add_generation_prompt=True
+                    ),
+                    False,
+                )
+            )
     ids: list[tuple[int, ...]] = [()] * len(rendered)
     for raw in (False, True):
         places = [place for place, (_, is_raw) in enumerate(rendered) if is_raw is raw]
         if places:
-            found = tokenizer([rendered[place][0] for place in places], add_special_tokens=raw)["input_ids"]
+            found = tokenizer([rendered[place][0] for place in places], add_special_tokens=raw)[
+                "input_ids"
+            ]
             for place, one in zip(places, found, strict=True):
                 ids[place] = tuple(one)
     return ids
 
 
 def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """End-of-sequence, and the control token with which the chat template ends an assistant's turn where that is another one."""
+    """End-of-sequence, and the control token with which the chat template ends an assistant's turn
+    where that is another one."""
     stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+        turns = [
+            {"role": "user", "content": "question"},
+            {"role": "assistant", "content": "ANSWER"},
+        ]
         tail = tokenizer.apply_chat_template(turns, tokenize=False).rsplit("ANSWER", 1)[-1]
         special = special_token_ids(tokenizer)
-        stops += [token for token in tokenizer.encode(tail, add_special_tokens=False) if token in special][:1]
+        stops += [
+            token for token in tokenizer.encode(tail, add_special_tokens=False) if token in special
+        ][:1]
     return tuple(dict.fromkeys(stops))
 
 
@@ -166,5 +226,7 @@ def _quantile(stream: ProblemStream, share: float) -> int:
 def _check_vocabulary(prompts: Sequence[tuple[int, ...]], shape: ModelShape, folder: Path) -> None:
     largest = max((max(ids) for ids in prompts if ids), default=0)
     if largest >= shape.vocab_size:
-        raise DataError(f"the tokenizer {folder} gives token id {largest}, the model's vocabulary has {shape.vocab_size} rows; "
-                        "fix: model.tokenizer: the one that belongs to model.path")
+        raise DataError(
+            f"the tokenizer {folder} gives token id {largest}, the model's vocabulary has"
+            f" {shape.vocab_size} rows; fix: model.tokenizer: the one that belongs to model.path"
+        )

@@ -1,4 +1,6 @@
-"""What happens around the steps of a GRPO run: resume, each step's line and row, the mismatch limit, checkpoints, the last words."""
+"""What happens around the steps of a GRPO run: resume, each step's line and row, the mismatch
+limit, checkpoints, the last words."""
+
 from __future__ import annotations
 
 import shlex
@@ -26,9 +28,12 @@ CONSOLE_KEYS = ("reward", "accuracy", "entropy", "mismatch_mean")
 
 
 class GrpoProgress:
-    """The bookkeeping of one run. Built on every rank; only the main rank prints and writes. `trainer`: None when nothing is trained."""
+    """The bookkeeping of one run. Built on every rank; only the main rank prints and writes.
+    `trainer`: None when nothing is trained."""
 
-    def __init__(self, config: GrpoConfig, run: RunDir, facts: ProblemFacts, trainer: Trainer | None) -> None:
+    def __init__(
+        self, config: GrpoConfig, run: RunDir, facts: ProblemFacts, trainer: Trainer | None
+    ) -> None:
         self._config, self._run, self._facts, self._trainer = config, run, facts, trainer
         self.total_steps = facts.total_steps
         self.cursor = 0  # the problem stream's position after the last step
@@ -40,7 +45,8 @@ class GrpoProgress:
         self.log: RunLog | None = None
 
     def resume(self) -> int:
-        """The number of steps already done (0 for a fresh run); model, optimizer, RNG and stream position are restored to it."""
+        """The number of steps already done (0 for a fresh run); model, optimizer, RNG and stream
+        position are restored to it."""
         path = self._trainer.resume_from() if self._trainer else None
         check_same_run(self._config, self._run, resuming=path is not None)
         step = 0
@@ -59,18 +65,30 @@ class GrpoProgress:
         config = self._config
         if self._trainer is not None:
             shape = self._trainer.shape
-            self.log.info(f"model {config.model.path}: {shape.hf_family}, {shape.num_parameters:,} parameters; layout "
-                          f"{self._trainer.layout}·dp{parallel.dp_size()} on {platform.device().type}, {parallel.world_size()} rank(s)")
+            self.log.info(
+                f"model {config.model.path}: {shape.hf_family}, {shape.num_parameters:,}"
+                f" parameters; layout {self._trainer.layout}·dp{parallel.dp_size()} on"
+                f" {platform.device().type}, {parallel.world_size()} rank(s)"
+            )
         for line in self._facts.lines:
             self.log.info(line)
         per_step = config.grpo.prompts_per_step * config.rollout.n
-        self.log.info(f"{config.grpo.preset}: {config.grpo.prompts_per_step} prompts × {config.rollout.n} = {per_step} completions a step, "
-                      f"{config.grpo.mini_batches} update(s), lag {config.grpo.lag}; engine {config.rollout.engine}")
-        self.log.info(f"resumed after step {step} of {self.total_steps}" if step else f"{self.total_steps} steps")
+        self.log.info(
+            f"{config.grpo.preset}: {config.grpo.prompts_per_step} prompts × {config.rollout.n} ="
+            f" {per_step} completions a step, {config.grpo.mini_batches} update(s), lag"
+            f" {config.grpo.lag}; engine {config.rollout.engine}"
+        )
+        self.log.info(
+            f"resumed after step {step} of {self.total_steps}"
+            if step
+            else f"{self.total_steps} steps"
+        )
 
     def note_engine(self, engine: Engine | None) -> None:
         if engine is not None:
-            self.log.info("engine: " + ", ".join(f"{key} {value}" for key, value in engine.describe().items()))
+            self.log.info(
+                "engine: " + ", ".join(f"{key} {value}" for key, value in engine.describe().items())
+            )
 
     def start_step(self) -> None:
         """The clock of a step starts here: everything up to `record` counts."""
@@ -85,48 +103,82 @@ class GrpoProgress:
         self._phases[name] += time.perf_counter() - began
 
     def record(
-        self, step: int, table: SampleTable, minis: Sequence[MiniBatch], results: Sequence[UpdateResult], policy: Policy | None,
+        self,
+        step: int,
+        table: SampleTable,
+        minis: Sequence[MiniBatch],
+        results: Sequence[UpdateResult],
+        policy: Policy | None,
     ) -> None:
-        """One step's line and metrics.jsonl row; stops the run past the mismatch limit, before the step is saved.
+        """One step's line and metrics.jsonl row; stops the run past the mismatch limit, before the
+        step is saved.
 
-        Seconds: rollouts_s is what the step waited for its round (generation_s and grading_s are rank 0's thread, which works beside the
-        training at lag 1); what no phase took is other_s. Saving comes after the row and counts for no step.
+        Seconds: rollouts_s is what the step waited for its round (generation_s and grading_s are
+        rank 0's thread, which works beside the training at lag 1); what no phase took is other_s.
+        Saving comes after the row and counts for no step.
 
         Raises:
             RunStopped: mean |Δ log-prob| between trainer and engine above grpo.mismatch_limit.
         """
         self.cursor = table.cursor
-        self._left_out.update({key: int(table.metrics[key]) for key in LEFT_OUT if table.metrics.get(key)})
+        self._left_out.update(
+            {key: int(table.metrics[key]) for key in LEFT_OUT if table.metrics.get(key)}
+        )
         self._rewards[step] = float(table.metrics["reward"])
         step_s = time.perf_counter() - self._step_began
         update_s = sum(result.step_s for result in results)
-        seconds = {"sync": 0.0, **self._phases, "logprobs": policy.logprobs_s if policy else 0.0, "update": update_s}
+        seconds = {
+            "sync": 0.0,
+            **self._phases,
+            "logprobs": policy.logprobs_s if policy else 0.0,
+            "update": update_s,
+        }
         seconds["other"] = max(0.0, step_s - sum(seconds.values()))
         seconds |= table.seconds
-        learned = loss_metrics(results, first_only=policy.old_is_rollout) if policy and results else {}
+        learned = (
+            loss_metrics(results, first_only=policy.old_is_rollout) if policy and results else {}
+        )
         norms = [result.grad_norm for result in results]
         tokens = sum(mini.num_tokens for mini in minis)
-        self.log.step(StepMetrics(
-            step=step, total_steps=self.total_steps, loss=_mean([result.sums.mean_loss for result in results]),
-            lr=results[-1].lr if results else 0.0, grad_norm=_mean(norms), tokens=tokens, step_s=step_s,
-            loss_tokens=sum(result.sums.num_loss_tokens for result in results),
-            non_padding_share=tokens / sum(mini.total_tokens for mini in minis) if minis else None,
-            memory_bytes=platform.memory_peak_bytes(),
-            extra={**table.metrics, **learned, "version": table.version, "updates": sum(result.updated for result in results),
-                   **{f"{name}_s": value for name, value in seconds.items()}},
-            shown=CONSOLE_KEYS,
-        ))
+        self.log.step(
+            StepMetrics(
+                step=step,
+                total_steps=self.total_steps,
+                loss=_mean([result.sums.mean_loss for result in results]),
+                lr=results[-1].lr if results else 0.0,
+                grad_norm=_mean(norms),
+                tokens=tokens,
+                step_s=step_s,
+                loss_tokens=sum(result.sums.num_loss_tokens for result in results),
+                non_padding_share=(
+                    tokens / sum(mini.total_tokens for mini in minis) if minis else None
+                ),
+                memory_bytes=platform.memory_peak_bytes(),
+                extra={
+                    **table.metrics,
+                    **learned,
+                    "version": table.version,
+                    "updates": sum(result.updated for result in results),
+                    **{f"{name}_s": value for name, value in seconds.items()},
+                },
+                shown=CONSOLE_KEYS,
+            )
+        )
         limit = self._config.grpo.mismatch_limit
         if learned.get("mismatch_mean", 0.0) > limit:
-            raise RunStopped(f"step {step}: mean |Δ log-prob| between trainer and engine is {learned['mismatch_mean']:.4g} nats, above "
-                             f"grpo.mismatch_limit {limit:g}; fix: rollout.sync file, train.precision, a smaller optim.lr; "
-                             f"{self.resume_hint()}")
+            raise RunStopped(
+                f"step {step}: mean |Δ log-prob| between trainer and engine is"
+                f" {learned['mismatch_mean']:.4g} nats, above grpo.mismatch_limit {limit:g}; fix:"
+                f" rollout.sync file, train.precision, a smaller optim.lr; {self.resume_hint()}"
+            )
 
     def note_sync(self, report: SyncReport | None) -> None:
         """Says the first transfer of a start, and each that was checked."""
         if report is not None and report.check is not None:
-            self.log.info(f"weights version {report.version} in the engine: {report.num_bytes / 1e6:.1f} MB in {report.seconds:.3f} s; "
-                          f"{report.check}")
+            self.log.info(
+                f"weights version {report.version} in the engine: {report.num_bytes / 1e6:.1f} MB"
+                f" in {report.seconds:.3f} s; {report.check}"
+            )
 
     def warn(self, text: str | None) -> None:
         if text:
@@ -134,20 +186,38 @@ class GrpoProgress:
 
     def save_due(self, step: int) -> bool:
         section = self._config.checkpoint
-        return step == self.total_steps or step in section.keep_steps or bool(section.every and step % section.every == 0)
+        return (
+            step == self.total_steps
+            or step in section.keep_steps
+            or bool(section.every and step % section.every == 0)
+        )
 
     def save(self, step: int) -> None:
         """A checkpoint of this step; an HF folder beside it where the step is kept for good."""
         if self._trainer is None or self._saved == step:
             return
         began = time.monotonic()
-        self._trainer.checkpoints.save(step, {
-            "step": step, "cursor": self.cursor, "num_ranks": parallel.world_size(), "layout": str(self._trainer.layout),
-            "left_out": dict(self._left_out), "rewards": {str(key): value for key, value in self._rewards.items()}})
+        self._trainer.checkpoints.save(
+            step,
+            {
+                "step": step,
+                "cursor": self.cursor,
+                "num_ranks": parallel.world_size(),
+                "layout": str(self._trainer.layout),
+                "left_out": dict(self._left_out),
+                "rewards": {str(key): value for key, value in self._rewards.items()},
+            },
+        )
         self._saved = step
-        self.log.info(f"checkpoint step_{step} {'started' if self._config.checkpoint.async_save else 'saved'} "
-                      f"in {time.monotonic() - began:.2f} s")
-        if self._config.checkpoint.export_hf and step in self._config.checkpoint.keep_steps and step != self.total_steps:
+        self.log.info(
+            f"checkpoint step_{step} {'started' if self._config.checkpoint.async_save else 'saved'}"
+            f" in {time.monotonic() - began:.2f} s"
+        )
+        if (
+            self._config.checkpoint.export_hf
+            and step in self._config.checkpoint.keep_steps
+            and step != self.total_steps
+        ):
             self.log.info(f"exported {self._trainer.export(step)}")
 
     def stop(self, step: int) -> None:
@@ -155,7 +225,10 @@ class GrpoProgress:
         self.save(step)
         if self._trainer is not None:
             self._trainer.checkpoints.close()
-        raise stopped(f"stopped by a signal after step {step} of {self.total_steps}; saved; {self.resume_hint()}")
+        raise stopped(
+            f"stopped by a signal after step {step} of {self.total_steps}; saved;"
+            f" {self.resume_hint()}"
+        )
 
     def finish(self, step: int) -> None:
         """Last checkpoint, export, and the table that ends with the next command."""
@@ -163,35 +236,69 @@ class GrpoProgress:
         rows = [("steps", f"{step}")]
         if self._rewards:
             first, last = min(self._rewards), max(self._rewards)
-            rows.append(("reward", f"{self._rewards[first]:.3f} (step {first}) → {self._rewards[last]:.3f} (step {last})"))
-        rows += [("left out", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in self._left_out.items()) or "nothing"),
-                 ("time", f"{time.perf_counter() - self._began:.1f} s"), ("rollouts", str(self._run.path / "rollouts"))]
+            rows.append(
+                (
+                    "reward",
+                    (
+                        f"{self._rewards[first]:.3f} (step {first}) → {self._rewards[last]:.3f}"
+                        f" (step {last})"
+                    ),
+                )
+            )
+        rows += [
+            (
+                "left out",
+                ", ".join(
+                    f"{count:,} {name.replace('_', ' ')}" for name, count in self._left_out.items()
+                )
+                or "nothing",
+            ),
+            ("time", f"{time.perf_counter() - self._began:.1f} s"),
+            ("rollouts", str(self._run.path / "rollouts")),
+        ]
         following = None
         if self._trainer is not None:
             self._trainer.checkpoints.close()
             rows.append(("checkpoints", str(self._run.checkpoints)))
             folder = self._run.hf_folder(step)
-            following = f"megaladder convert megatron-to-hf --megatron {self._run.checkpoints}/step_{step} --out {folder}"
+            following = (
+                f"megaladder convert megatron-to-hf --megatron {self._run.checkpoints}/step_{step}"
+                f" --out {folder}"
+            )
             if self._config.checkpoint.export_hf:
                 if not (folder / "config.json").is_file():
                     self._trainer.export(step)
                 rows.append(("HF model", str(folder)))
                 following = f"megaladder eval --model {folder} --benchmark gsm8k --data-dir DIR"
         parallel.barrier()
-        self.log.finish("GRPO finished" if self._trainer is not None else "rollouts finished", rows, following)
+        self.log.finish(
+            "GRPO finished" if self._trainer is not None else "rollouts finished", rows, following
+        )
 
     def resume_hint(self) -> str:
         return "resume with: " + shlex.join(["megaladder", *sys.argv[1:]])
 
 
-LEFT_OUT = ("zero_variance_groups", "missing_groups", "surplus_groups", "aborted_groups", "empty_left_out", "truncated_left_out",
-            "truncated_completions", "grade_timeout", "grade_crash", "engine_restarts")
+LEFT_OUT = (
+    "zero_variance_groups",
+    "missing_groups",
+    "surplus_groups",
+    "aborted_groups",
+    "empty_left_out",
+    "truncated_left_out",
+    "truncated_completions",
+    "grade_timeout",
+    "grade_crash",
+    "engine_restarts",
+)
 
 
 def loss_metrics(results: Sequence[UpdateResult], *, first_only: bool = False) -> dict[str, float]:
-    """The objective's sums over a step's updates as means per token, shares and maxima; per-token means in nats.
+    """The objective's sums over a step's updates as means per token, shares and maxima; per-token
+    means in nats.
 
-    first_only: trainer and engine are compared on the first update alone (later ones have moved on).
+    first_only: trainer and engine are compared on the first update alone (later ones have moved
+    on).
     """
     total: Counter[str] = Counter()
     for result in results:
@@ -200,23 +307,36 @@ def loss_metrics(results: Sequence[UpdateResult], *, first_only: bool = False) -
     tokens, compared = max(total["tokens"], 1.0), watch["mismatch_tokens"]
     maxima = [result.sums.maxima for result in results]
     found = {
-        "entropy": total["entropy_sum"] / tokens, "ratio_mean": total["ratio_sum"] / tokens,
+        "entropy": total["entropy_sum"] / tokens,
+        "ratio_mean": total["ratio_sum"] / tokens,
         "ratio_max": max(one["ratio_max"] for one in maxima),
-        "clip_low_share": total["clip_low_count"] / tokens, "clip_high_share": total["clip_high_count"] / tokens,
+        "clip_low_share": total["clip_low_count"] / tokens,
+        "clip_high_share": total["clip_high_count"] / tokens,
         "dual_clip_share": total["dual_clip_count"] / tokens,
-        "old_kl": total["old_kl_k3_sum"] / tokens, "policy_loss": total["policy_loss_sum"] / tokens,
+        "old_kl": total["old_kl_k3_sum"] / tokens,
+        "policy_loss": total["policy_loss_sum"] / tokens,
     }
     if total["kl_loss_sum"] or total["ref_kl_k3_sum"]:
-        found |= {"reference_kl": total["ref_kl_k3_sum"] / tokens, "kl_loss": total["kl_loss_sum"] / tokens}
+        found |= {
+            "reference_kl": total["ref_kl_k3_sum"] / tokens,
+            "kl_loss": total["kl_loss_sum"] / tokens,
+        }
     if compared:
         found |= {
             "mismatch_mean": watch["mismatch_abs_sum"] / compared,
-            "mismatch_max": maxima[0]["mismatch_max"] if first_only else max(one["mismatch_max"] for one in maxima),
-            "mismatch_k1": watch["mismatch_k1_sum"] / compared, "mismatch_k3": watch["mismatch_k3_sum"] / compared,
+            "mismatch_max": (
+                maxima[0]["mismatch_max"]
+                if first_only
+                else max(one["mismatch_max"] for one in maxima)
+            ),
+            "mismatch_k1": watch["mismatch_k1_sum"] / compared,
+            "mismatch_k3": watch["mismatch_k3_sum"] / compared,
             "mismatch_outside_share": watch["mismatch_outside_count"] / compared,
             "correction_weight": total["correction_weight_sum"] / tokens,
             "correction_changed_share": total["correction_changed_count"] / tokens,
-            "dropped_sequences": total["correction_dropped_sequences"] + total["off_policy_dropped_sequences"],
+            "dropped_sequences": (
+                total["correction_dropped_sequences"] + total["off_policy_dropped_sequences"]
+            ),
         }
     return found
 

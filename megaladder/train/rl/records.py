@@ -1,8 +1,10 @@
-"""A round of rollouts: in memory, and as `rollouts/step_N.jsonl` (a line a completion, readable, enough to train from again).
+"""A round of rollouts: in memory, and as `rollouts/step_N.jsonl` (a line a completion, readable,
+enough to train from again).
 
-Beside it `step_N.summary.json`: what was left out and why, seconds, and the stream position after the round. Both are written by
-renaming, the summary last, so a round on disk is a whole round.
+Beside it `step_N.summary.json`: what was left out and why, seconds, and the stream position after
+the round. Both are written by renaming, the summary last, so a round on disk is a whole round.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,14 +17,23 @@ from typing import Any
 
 from megaladder.errors import DataError
 from megaladder.run_dir import atomic_write, read_jsonl, to_json
-from megaladder.types import Completion, FinishReason, Graded, GradeReason, Message, Problem, RolloutGroup
+from megaladder.types import (
+    Completion,
+    FinishReason,
+    Graded,
+    GradeReason,
+    Message,
+    Problem,
+    RolloutGroup,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round: whole, graded groups with advantages, sampled by weights `version`.
 
-    cursor: the problem stream's position after it. counts: what was left out or went wrong, by reason. seconds: by phase.
+    cursor: the problem stream's position after it. counts: what was left out or went wrong, by
+    reason. seconds: by phase.
     """
 
     step: int
@@ -33,11 +44,16 @@ class Round:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """sha256 over problems, token ids, rewards and advantages: the record of what a step trained on."""
+        """sha256 over problems, token ids, rewards and advantages: the record of what a step
+        trained on."""
         digest = hashlib.sha256()
         for group in self.groups:
             ids = [completion.token_ids for completion in group.completions]
-            digest.update(repr((group.problem.id, group.prompt_ids, ids, group.rewards, group.advantages)).encode())
+            digest.update(
+                repr(
+                    (group.problem.id, group.prompt_ids, ids, group.rewards, group.advantages)
+                ).encode()
+            )
         return digest.hexdigest()[:16]
 
 
@@ -50,12 +66,23 @@ def summary_file(folder: Path, step: int) -> Path:
 
 
 def write_round(folder: Path, found: Round, key: str = "") -> None:
-    """Stores a round. `key` names the settings it was sampled with: `read_round` gives it back only for the same."""
+    """Stores a round. `key` names the settings it was sampled with: `read_round` gives it back only
+    for the same."""
     lines = [to_json(row) + "\n" for row in _rows(found)]
     atomic_write(rollouts_file(folder, found.step), "".join(lines))
-    summary = {"step": found.step, "version": found.version, "cursor": found.cursor, "num_groups": len(found.groups), "key": key,
-               "counts": dict(found.counts), "seconds": dict(found.seconds), "digest": found.digest()}
-    atomic_write(summary_file(folder, found.step), to_json(summary, sort_keys=True, indent=1) + "\n")
+    summary = {
+        "step": found.step,
+        "version": found.version,
+        "cursor": found.cursor,
+        "num_groups": len(found.groups),
+        "key": key,
+        "counts": dict(found.counts),
+        "seconds": dict(found.seconds),
+        "digest": found.digest(),
+    }
+    atomic_write(
+        summary_file(folder, found.step), to_json(summary, sort_keys=True, indent=1) + "\n"
+    )
 
 
 def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
@@ -70,17 +97,32 @@ def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
     summary = json.loads(summary_path.read_text("utf-8")) if summary_path.is_file() else {}
     if key is not None and summary.get("key") != key:
         return None
-    groups = tuple(_group(path, list(rows)) for _, rows in groupby(enumerate(read_jsonl(path), 1), key=lambda item: item[1].get("group")))
+    groups = tuple(
+        _group(path, list(rows))
+        for _, rows in groupby(
+            enumerate(read_jsonl(path), 1), key=lambda item: item[1].get("group")
+        )
+    )
     if key is not None and len(groups) != summary.get("num_groups"):
         return None
     versions = [completion.policy_version for group in groups for completion in group.completions]
-    found = Round(step, min(versions, default=0), groups, summary.get("cursor", 0), summary.get("counts", {}), summary.get("seconds", {}))
+    found = Round(
+        step,
+        min(versions, default=0),
+        groups,
+        summary.get("cursor", 0),
+        summary.get("counts", {}),
+        summary.get("seconds", {}),
+    )
     return found if key is None or found.digest() == summary.get("digest") else None
 
 
 def stored_steps(folder: Path) -> list[int]:
     """Steps whose rollouts lie in a folder, ascending."""
-    names = [path.name.removeprefix("step_").removesuffix(".jsonl") for path in folder.glob("step_*.jsonl")]
+    names = [
+        path.name.removeprefix("step_").removesuffix(".jsonl")
+        for path in folder.glob("step_*.jsonl")
+    ]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -95,19 +137,35 @@ def remove_after(folder: Path, step: int) -> None:
 def _rows(found: Round) -> list[dict[str, Any]]:
     rows = []
     for number, group in enumerate(found.groups):
-        prompt = group.problem.prompt_text or "\n\n".join(message.content for message in group.problem.prompt)
+        prompt = group.problem.prompt_text or "\n\n".join(
+            message.content for message in group.problem.prompt
+        )
         for sample, completion in enumerate(group.completions):
             graded = group.graded[sample] if group.graded else None
-            rows.append({
-                "step": found.step, "group": number, "sample": sample, "id": group.problem.id, "prompt": prompt,
-                "completion": completion.text, "gold": group.problem.gold, "kind": group.problem.kind,
-                "answer": graded.answer if graded else None, "correct": graded.correct if graded else None,
-                "grade_reason": graded.reason.value if graded else None, "reward": group.rewards[sample],
-                "reward_terms": group.reward_terms[sample], "advantage": group.advantages[sample],
-                "version": completion.policy_version, "finish_reason": completion.finish_reason.value,
-                "num_tokens": len(completion.token_ids), "prompt_ids": group.prompt_ids, "response_ids": completion.token_ids,
-                "logprobs": completion.logprobs,
-            })
+            rows.append(
+                {
+                    "step": found.step,
+                    "group": number,
+                    "sample": sample,
+                    "id": group.problem.id,
+                    "prompt": prompt,
+                    "completion": completion.text,
+                    "gold": group.problem.gold,
+                    "kind": group.problem.kind,
+                    "answer": graded.answer if graded else None,
+                    "correct": graded.correct if graded else None,
+                    "grade_reason": graded.reason.value if graded else None,
+                    "reward": group.rewards[sample],
+                    "reward_terms": group.reward_terms[sample],
+                    "advantage": group.advantages[sample],
+                    "version": completion.policy_version,
+                    "finish_reason": completion.finish_reason.value,
+                    "num_tokens": len(completion.token_ids),
+                    "prompt_ids": group.prompt_ids,
+                    "response_ids": completion.token_ids,
+                    "logprobs": completion.logprobs,
+                }
+            )
     return rows
 
 
@@ -116,12 +174,35 @@ def _group(path: Path, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> Rol
     rows = [row for _, row in numbered]
     try:
         first = rows[0]
-        problem = Problem(first["id"], (Message("user", first["prompt"]),), first["gold"], first["kind"])
-        completions = tuple(Completion(tuple(row["response_ids"]), row["completion"], FinishReason(row["finish_reason"]),
-                                       tuple(row["logprobs"]), row["version"]) for row in rows)
-        graded = tuple(Graded(row["correct"], row["answer"], GradeReason(row["grade_reason"])) for row in rows if row["grade_reason"])
-        return RolloutGroup(problem, tuple(first["prompt_ids"]), completions, tuple(row["reward"] for row in rows),
-                            tuple(row["reward_terms"] for row in rows), graded, tuple(row["advantage"] for row in rows))
+        problem = Problem(
+            first["id"], (Message("user", first["prompt"]),), first["gold"], first["kind"]
+        )
+        completions = tuple(
+            Completion(
+                tuple(row["response_ids"]),
+                row["completion"],
+                FinishReason(row["finish_reason"]),
+                tuple(row["logprobs"]),
+                row["version"],
+            )
+            for row in rows
+        )
+        graded = tuple(
+            Graded(row["correct"], row["answer"], GradeReason(row["grade_reason"]))
+            for row in rows
+            if row["grade_reason"]
+        )
+        return RolloutGroup(
+            problem,
+            tuple(first["prompt_ids"]),
+            completions,
+            tuple(row["reward"] for row in rows),
+            tuple(row["reward_terms"] for row in rows),
+            graded,
+            tuple(row["advantage"] for row in rows),
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: expected a completion of a GRPO run, found {type(error).__name__}: {error}; "
-                        "fix: a rollouts/step_N.jsonl that a run wrote") from None
+        raise DataError(
+            f"{where}: expected a completion of a GRPO run, found {type(error).__name__}: {error}; "
+            "fix: a rollouts/step_N.jsonl that a run wrote"
+        ) from None

@@ -1,8 +1,11 @@
-"""Where rounds come from: an engine and the grader, or the stored rollouts of an earlier run. Rank 0 only.
+"""Where rounds come from: an engine and the grader, or the stored rollouts of an earlier run. Rank
+0 only.
 
-prompts → groups of n samples → rewards → advantages; under dynamic sampling groups whose rewards are all equal give way to fresh ones.
-Nothing here knows of training ranks; `feed` hands the rounds out.
+prompts → groups of n samples → rewards → advantages; under dynamic sampling groups whose rewards
+are all equal give way to fresh ones. Nothing here knows of training ranks; `feed` hands the rounds
+out.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -31,10 +34,23 @@ from megaladder.train.rl.problems import ProblemData, ProblemStream
 from megaladder.train.rl.records import Round, read_round, stored_steps
 from megaladder.types import FinishReason, Graded, GradeReason, RolloutGroup
 
-COUNTS = ("sampled_groups", "zero_variance_groups", "missing_groups", "aborted_groups", "truncated_completions", "empty_completions",
-          "grade_timeout", "grade_crash", "resample_rounds", "surplus_groups", "engine_restarts")
+COUNTS = (
+    "sampled_groups",
+    "zero_variance_groups",
+    "missing_groups",
+    "aborted_groups",
+    "truncated_completions",
+    "empty_completions",
+    "grade_timeout",
+    "grade_crash",
+    "resample_rounds",
+    "surplus_groups",
+    "engine_restarts",
+)
 """Keys of a sampled round's counts, always all of them."""
-LEAST_USABLE_SHARE = 0.25  # dynamic sampling draws what is missing / (share of groups that were usable so far), taken as at least this
+# dynamic sampling draws what is missing / (share of groups that were usable so far), taken as at
+# least this
+LEAST_USABLE_SHARE = 0.25
 
 
 class RoundSource(Protocol):
@@ -49,12 +65,16 @@ class RoundSource(Protocol):
 
 
 def with_advantages(groups: Sequence[RolloutGroup], config: GrpoConfig) -> tuple[RolloutGroup, ...]:
-    """The groups with the advantages that the configuration asks for (see `advantages.group_advantages`)."""
+    """The groups with the advantages that the configuration asks for (see
+    `advantages.group_advantages`)."""
     if not groups:
         return ()
     rewards_gn = np.array([group.rewards for group in groups], dtype=np.float64)
     advantages_gn = group_advantages(rewards_gn, baseline=config.grpo.baseline, std=config.grpo.std)
-    return tuple(replace(group, advantages=tuple(row)) for group, row in zip(groups, advantages_gn.tolist(), strict=True))
+    return tuple(
+        replace(group, advantages=tuple(row))
+        for group, row in zip(groups, advantages_gn.tolist(), strict=True)
+    )
 
 
 class Rewarder:
@@ -64,8 +84,12 @@ class Rewarder:
         section = config.reward
         self._is_function = section.function is not None
         self._pool = GradePool(section.workers, section.timeout_s, function=section.function)
-        self._shaping = Shaping(format_weight=section.format_weight, overlong_tokens=section.overlong,
-                                overlong_penalty=section.overlong_penalty, max_tokens=config.rollout.max_tokens)
+        self._shaping = Shaping(
+            format_weight=section.format_weight,
+            overlong_tokens=section.overlong,
+            overlong_penalty=section.overlong_penalty,
+            max_tokens=config.rollout.max_tokens,
+        )
 
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], Counter[str]]:
         """The groups with rewards and verdicts, and how often grading was cut short, by reason.
@@ -76,20 +100,39 @@ class Rewarder:
         tasks = []
         for group in groups:
             problem = group.problem
-            tasks += [GradeTask(f"{problem.id}/sample {number}", completion.text, problem.gold, problem.kind, problem.metadata)
-                      for number, completion in enumerate(group.completions)]
+            tasks += [
+                GradeTask(
+                    f"{problem.id}/sample {number}",
+                    completion.text,
+                    problem.gold,
+                    problem.kind,
+                    problem.metadata,
+                )
+                for number, completion in enumerate(group.completions)
+            ]
         verdicts, counts = self._verdicts(tasks)
         scored, start = [], 0
         for group in groups:
             own = verdicts[start : start + len(group.completions)]
             start += len(own)
-            terms = [reward(self._shaping, completion, verdict) for completion, verdict in zip(group.completions, own, strict=True)]
+            terms = [
+                reward(self._shaping, completion, verdict)
+                for completion, verdict in zip(group.completions, own, strict=True)
+            ]
             graded = () if self._is_function else tuple(own)
-            scored.append(replace(group, rewards=tuple(total for total, _ in terms), reward_terms=tuple(parts for _, parts in terms),
-                                  graded=graded))
+            scored.append(
+                replace(
+                    group,
+                    rewards=tuple(total for total, _ in terms),
+                    reward_terms=tuple(parts for _, parts in terms),
+                    graded=graded,
+                )
+            )
         return scored, counts
 
-    def _verdicts(self, tasks: Sequence[GradeTask]) -> tuple[list[Graded] | list[float], Counter[str]]:
+    def _verdicts(
+        self, tasks: Sequence[GradeTask]
+    ) -> tuple[list[Graded] | list[float], Counter[str]]:
         if self._is_function:
             rewards = self._pool.reward_many(tasks)
             return [one.reward for one in rewards], _cut_short(one.failure for one in rewards)
@@ -116,16 +159,25 @@ class EngineRounds:
         rollout = config.rollout
         # a fake engine's log-probs are of no model: without them nothing is compared or corrected
         self._params = SamplingParams(
-            n=rollout.n, temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k, max_tokens=rollout.max_tokens,
-            seed=config.train.seed, stop_token_ids=data.facts.stop_token_ids, logprobs=rollout.engine != "fake")
+            n=rollout.n,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            max_tokens=rollout.max_tokens,
+            seed=config.train.seed,
+            stop_token_ids=data.facts.stop_token_ids,
+            logprobs=rollout.engine != "fake",
+        )
         self.key = _settings_key(config, data.facts.identity["data"])
 
     def collect(self, step: int, version: int) -> Round:
-        """Samples and grades `prompts_per_step` groups by weights `version`; under dynamic sampling until all of them teach something, or
-        the cap is reached, and then fewer. What a last draw finds beyond the need is dropped and counted.
+        """Samples and grades `prompts_per_step` groups by weights `version`; under dynamic sampling
+        until all of them teach something, or the cap is reached, and then fewer. What a last draw
+        finds beyond the need is dropped and counted.
 
         Raises:
-            EngineError: the engine is lost or holds other weights. RewardError: the user's reward function is broken.
+            EngineError: the engine is lost or holds other weights. RewardError: the user's reward
+            function is broken.
         """
         wanted, grpo = self._config.grpo.prompts_per_step, self._config.grpo
         kept: list[RolloutGroup] = []
@@ -138,32 +190,61 @@ class EngineRounds:
             prompts = self._stream.take(self.cursor, min(wanted, math.ceil(missing / usable)))
             groups, found = self._wave(prompts, version, seconds)
             counts.update(found)
-            flat = zero_variance(np.array([group.rewards for _, group in groups])) if groups else np.zeros(0, bool)
+            flat = (
+                zero_variance(np.array([group.rewards for _, group in groups]))
+                if groups
+                else np.zeros(0, bool)
+            )
             counts["zero_variance_groups"] += int(flat.sum())
-            good = [item for item, equal in zip(groups, flat, strict=True) if not (grpo.dynamic_sampling and equal)]
+            good = [
+                item
+                for item, equal in zip(groups, flat, strict=True)
+                if not (grpo.dynamic_sampling and equal)
+            ]
             kept += [group for _, group in good[:missing]]
             counts["surplus_groups"] += max(0, len(good) - missing)
-            # the problems after the last group that is used come again in the next round, by newer weights
-            self.cursor = good[missing - 1][0] + 1 if len(good) > missing else prompts[-1].position + 1
+            # the problems after the last group that is used come again in the next round, by newer
+            # weights
+            self.cursor = (
+                good[missing - 1][0] + 1 if len(good) > missing else prompts[-1].position + 1
+            )
             if len(kept) == wanted or not grpo.dynamic_sampling:
                 break
         counts["missing_groups"] = wanted - len(kept)
-        counts["engine_restarts"], self._restarts = self.engine.restarts - self._restarts, self.engine.restarts
-        return Round(step, version, with_advantages(kept, self._config), self.cursor, dict(counts), dict(seconds))
+        counts["engine_restarts"], self._restarts = (
+            self.engine.restarts - self._restarts,
+            self.engine.restarts,
+        )
+        return Round(
+            step,
+            version,
+            with_advantages(kept, self._config),
+            self.cursor,
+            dict(counts),
+            dict(seconds),
+        )
 
     def _wave(
-        self, prompts: Sequence[Prompt], version: int, seconds: Counter[str],
+        self, prompts: Sequence[Prompt], version: int, seconds: Counter[str]
     ) -> tuple[list[tuple[int, RolloutGroup]], Counter[str]]:
         """Graded groups with their stream positions, and what to count."""
         began = time.perf_counter()
-        sampled = sample_groups(self.engine, prompts, self._params, version=version, on_progress=lambda *_: fault_point("completion"))
+        sampled = sample_groups(
+            self.engine,
+            prompts,
+            self._params,
+            version=version,
+            on_progress=lambda *_: fault_point("completion"),
+        )
         generated = time.perf_counter()
         fault_point("before_grading")
         groups, counts = self._rewarder.score(sampled.groups)
         seconds.update(generation=generated - began, grading=time.perf_counter() - generated)
         counts.update(sampled_groups=len(prompts), aborted_groups=sampled.num_aborted)
         for group in sampled.groups:
-            counts["truncated_completions"] += sum(one.finish_reason is FinishReason.LENGTH for one in group.completions)
+            counts["truncated_completions"] += sum(
+                one.finish_reason is FinishReason.LENGTH for one in group.completions
+            )
             counts["empty_completions"] += sum(not one.token_ids for one in group.completions)
         return list(zip(sampled.positions, groups, strict=True)), counts
 
@@ -173,7 +254,8 @@ class EngineRounds:
 
 
 class ReplayRounds:
-    """The rounds that an earlier run stored, step by step; advantages are computed anew, so that the objective may be another one."""
+    """The rounds that an earlier run stored, step by step; advantages are computed anew, so that
+    the objective may be another one."""
 
     def __init__(self, config: GrpoConfig) -> None:
         self._config, self._folder = config, replay_folder(config)
@@ -183,47 +265,80 @@ class ReplayRounds:
         """Raises ConfigError where that step was not stored, DataError for a broken file."""
         found = read_round(self._folder, step)
         if found is None:
-            raise ConfigError(f"{self._folder}: no rollouts of step {step}; fix: train.max_steps {step - 1}, or another rollout.replay_dir")
-        return replace(found, groups=with_advantages(found.groups, self._config), counts={}, seconds={})
+            raise ConfigError(
+                f"{self._folder}: no rollouts of step {step}; fix: train.max_steps {step - 1}, or"
+                " another rollout.replay_dir"
+            )
+        return replace(
+            found, groups=with_advantages(found.groups, self._config), counts={}, seconds={}
+        )
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def open_source(config: GrpoConfig, data: ProblemData, engine: Engine | None, cursor: int) -> RoundSource | None:
+def open_source(
+    config: GrpoConfig, data: ProblemData, engine: Engine | None, cursor: int
+) -> RoundSource | None:
     """Where this run's rounds come from; None but on rank 0."""
     if not parallel.is_main():
         return None
-    return ReplayRounds(config) if config.rollout.engine == "replay" else EngineRounds(config, data, engine, cursor)
+    return (
+        ReplayRounds(config)
+        if config.rollout.engine == "replay"
+        else EngineRounds(config, data, engine, cursor)
+    )
 
 
 def replay_folder(config: GrpoConfig) -> Path:
-    """`rollout.replay_dir`, or the `rollouts` folder in it. Raises ConfigError where neither holds rollouts."""
+    """`rollout.replay_dir`, or the `rollouts` folder in it. Raises ConfigError where neither holds
+    rollouts."""
     given = Path(config.rollout.replay_dir or "")
     folder = given / "rollouts" if (given / "rollouts").is_dir() else given
     if not stored_steps(folder):
-        raise ConfigError(f"rollout.replay_dir {given}: no step_N.jsonl there; fix: the run folder of a GRPO run, or its rollouts folder")
+        raise ConfigError(
+            f"rollout.replay_dir {given}: no step_N.jsonl there; fix: the run folder of a GRPO run,"
+            " or its rollouts folder"
+        )
     return folder
 
 
 def fake_answers(stream: ProblemStream, tokenizer: TextTokenizer) -> Responder:
-    """A responder for the fake engine: the gold answer in a box about every other time, else a number; text of varying length before it."""
-    gold_of = dict(zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True))
+    """A responder for the fake engine: the gold answer in a box about every other time, else a
+    number; text of varying length before it."""
+    gold_of = dict(
+        zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True)
+    )
 
     def answer(request: SampleRequest) -> list[int]:
         draw = hashlib.sha256(f"{request.params.seed}".encode()).digest()
         right, words = draw[0] % 2 == 0, draw[1] % 8
         said = gold_of[request.prompt_ids] if right else str(int.from_bytes(draw[2:4], "big"))
         stops = request.params.stop_token_ids[:1]
-        return [*tokenizer.encode("so " * words + f"\\boxed{{{said}}}", add_special_tokens=False), *stops]
+        return [
+            *tokenizer.encode("so " * words + f"\\boxed{{{said}}}", add_special_tokens=False),
+            *stops,
+        ]
 
     return answer
 
 
 def _settings_key(config: GrpoConfig, data: str) -> str:
     """Hash of everything that decides a round's rollouts besides weights and stream position."""
-    rollout = config.rollout.model_dump(include={"engine", "n", "temperature", "top_p", "top_k", "max_tokens"})
-    grpo = config.grpo.model_dump(include={"prompts_per_step", "dynamic_sampling", "max_resamples", "baseline", "std"})
-    text = to_json({"rollout": rollout, "grpo": grpo, "reward": config.reward.model_dump(mode="json"), "seed": config.train.seed,
-                    "data": data}, sort_keys=True)
+    rollout = config.rollout.model_dump(
+        include={"engine", "n", "temperature", "top_p", "top_k", "max_tokens"}
+    )
+    grpo = config.grpo.model_dump(
+        include={"prompts_per_step", "dynamic_sampling", "max_resamples", "baseline", "std"}
+    )
+    text = to_json(
+        {
+            "rollout": rollout,
+            "grpo": grpo,
+            "reward": config.reward.model_dump(mode="json"),
+            "seed": config.train.seed,
+            "data": data,
+        },
+        sort_keys=True,
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,8 +1,10 @@
 """A round as flat arrays that travel to every rank, and its mini-batches. Pure; numpy, no torch.
 
-Legend: B = trainable samples of a round, |o_b| = response tokens of sample b. Left out, and counted: empty completions, and truncated ones
-where they are filtered. A sample has loss on every token of its response, the end-of-sequence token included.
+Legend: B = trainable samples of a round, |o_b| = response tokens of sample b. Left out, and
+counted: empty completions, and truncated ones where they are filtered. A sample has loss on every
+token of its response, the end-of-sequence token included.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +21,8 @@ from megaladder.types import FinishReason, TokenSample
 class SampleTable:
     """The trainable samples of a round. ids, rollout_logprobs: those of all samples end to end.
 
-    Worked example, prompt [5, 6], responses [7, 2] and [8]: ids = [5,6,7,2,5,6,8], prompt_lengths = [2,2], response_lengths = [2,1],
-    rollout_logprobs (of the response tokens) has 3 entries.
+    Worked example, prompt [5, 6], responses [7, 2] and [8]: ids = [5,6,7,2,5,6,8], prompt_lengths =
+    [2,2], response_lengths = [2,1], rollout_logprobs (of the response tokens) has 3 entries.
     """
 
     step: int
@@ -44,18 +46,32 @@ class SampleTable:
         """int64 [B]: tokens of each sample, prompt and response."""
         return self.prompt_lengths + self.response_lengths
 
-    def sample(self, index: int, loss_weight: float, *, with_rollout_as_old: bool = False) -> TokenSample:
-        """Sample `index` with the given weight; `with_rollout_as_old`: the engine's log-probs stand in for the old ones."""
-        start, length, prompt = int(self.lengths[:index].sum()), int(self.lengths[index]), int(self.prompt_lengths[index])
+    def sample(
+        self, index: int, loss_weight: float, *, with_rollout_as_old: bool = False
+    ) -> TokenSample:
+        """Sample `index` with the given weight; `with_rollout_as_old`: the engine's log-probs stand
+        in for the old ones."""
+        start, length, prompt = (
+            int(self.lengths[:index].sum()),
+            int(self.lengths[index]),
+            int(self.prompt_lengths[index]),
+        )
         rollout = None
         if self.rollout_logprobs is not None:
             first = int(self.response_lengths[:index].sum())
             rollout = np.zeros(length, np.float32)
             rollout[prompt:] = self.rollout_logprobs[first : first + length - prompt]
         return TokenSample(
-            self.names[index], self.ids[start : start + length], np.arange(length) >= prompt, advantage=float(self.advantages_b[index]),
-            loss_weight=loss_weight, rollout_logprobs_n=rollout, old_logprobs_n=rollout if with_rollout_as_old else None,
-            policy_version=self.version, group=int(self.group_b[index]))
+            self.names[index],
+            self.ids[start : start + length],
+            np.arange(length) >= prompt,
+            advantage=float(self.advantages_b[index]),
+            loss_weight=loss_weight,
+            rollout_logprobs_n=rollout,
+            old_logprobs_n=rollout if with_rollout_as_old else None,
+            policy_version=self.version,
+            group=int(self.group_b[index]),
+        )
 
 
 def table_of(found: Round, filter_truncated: bool) -> SampleTable:
@@ -74,17 +90,28 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
             responses.append(completion.token_ids)
             logprobs.append(completion.logprobs)
             advantages.append(group.advantages[sample])
-    known = bool(logprobs) and all(len(one) == len(ids) for one, ids in zip(logprobs, responses, strict=True))
+    known = bool(logprobs) and all(
+        len(one) == len(ids) for one, ids in zip(logprobs, responses, strict=True)
+    )
     return SampleTable(
-        found.step, found.version, found.cursor, tuple(names), np.array(group_b, np.int32),
-        np.array([len(ids) for ids in prompts], np.int64), np.array([len(ids) for ids in responses], np.int64),
+        found.step,
+        found.version,
+        found.cursor,
+        tuple(names),
+        np.array(group_b, np.int32),
+        np.array([len(ids) for ids in prompts], np.int64),
+        np.array([len(ids) for ids in responses], np.int64),
         _flat([ids for pair in zip(prompts, responses, strict=True) for ids in pair], np.int32),
-        _flat(logprobs, np.float32) if known else None, np.array(advantages, np.float64),
-        {**round_metrics(found), "empty_left_out": empty, "truncated_left_out": filtered}, dict(found.seconds))
+        _flat(logprobs, np.float32) if known else None,
+        np.array(advantages, np.float64),
+        {**round_metrics(found), "empty_left_out": empty, "truncated_left_out": filtered},
+        dict(found.seconds),
+    )
 
 
 def round_metrics(found: Round) -> dict[str, float | int | str]:
-    """What the log says about a round: rewards, lengths, what was left out, and the record of its groups."""
+    """What the log says about a round: rewards, lengths, what was left out, and the record of its
+    groups."""
     completions = [completion for group in found.groups for completion in group.completions]
     rewards_gn = np.array([group.rewards for group in found.groups], np.float64)
     statistics = group_statistics(rewards_gn if found.groups else np.zeros((0, 0)))
@@ -96,9 +123,14 @@ def round_metrics(found: Round) -> dict[str, float | int | str]:
             for name, value in parts.items():
                 terms.setdefault(name, []).append(value)
     metrics: dict[str, float | int | str] = {
-        "reward": statistics.reward_mean, "reward_std": statistics.reward_std_mean, "num_groups": statistics.num_groups,
-        "response_tokens_mean": float(np.mean(lengths)) if lengths else 0.0, "response_tokens_max": max(lengths, default=0),
-        "groups_sha256": found.digest(), **found.counts}
+        "reward": statistics.reward_mean,
+        "reward_std": statistics.reward_std_mean,
+        "num_groups": statistics.num_groups,
+        "response_tokens_mean": float(np.mean(lengths)) if lengths else 0.0,
+        "response_tokens_max": max(lengths, default=0),
+        "groups_sha256": found.digest(),
+        **found.counts,
+    }
     if verdicts:
         metrics["accuracy"] = float(np.mean(verdicts))
     if len(terms) > 1:
@@ -108,17 +140,22 @@ def round_metrics(found: Round) -> dict[str, float | int | str]:
 
 @dataclass(frozen=True, slots=True)
 class MiniBatchSamples:
-    """The samples of one update over all ranks. weights_b: what each token of sample b weighs in Σ weight·loss / N, N = loss tokens."""
+    """The samples of one update over all ranks. weights_b: what each token of sample b weighs in Σ
+    weight·loss / N, N = loss tokens."""
 
     indices: np.ndarray  # int64 [samples of the mini-batch], into the table
     weights_b: np.ndarray  # float64, the same length
     num_loss_tokens: int
 
 
-def split_round(table: SampleTable, num_mini_batches: int, aggregation: Aggregation, max_tokens: int) -> list[MiniBatchSamples]:
-    """Mini-batches of equal sample counts (to within one), in order; those without a sample are left out.
+def split_round(
+    table: SampleTable, num_mini_batches: int, aggregation: Aggregation, max_tokens: int
+) -> list[MiniBatchSamples]:
+    """Mini-batches of equal sample counts (to within one), in order; those without a sample are
+    left out.
 
-    megatron-core divides gradients by N, the loss tokens over all ranks, so the weights carry that factor: w_b = N · token_weights_b.
+    megatron-core divides gradients by N, the loss tokens over all ranks, so the weights carry that
+    factor: w_b = N · token_weights_b.
     """
     parts: Sequence[np.ndarray] = np.array_split(np.arange(len(table)), num_mini_batches)
     found = []
@@ -126,7 +163,13 @@ def split_round(table: SampleTable, num_mini_batches: int, aggregation: Aggregat
         if len(indices):
             lengths = table.response_lengths[indices]
             num_tokens = int(lengths.sum())
-            found.append(MiniBatchSamples(indices, token_weights(lengths, aggregation, max_tokens) * num_tokens, num_tokens))
+            found.append(
+                MiniBatchSamples(
+                    indices,
+                    token_weights(lengths, aggregation, max_tokens) * num_tokens,
+                    num_tokens,
+                )
+            )
     return found
 
 

@@ -1,4 +1,6 @@
-"""The data of an SFT run: tokenised once, shared by the ranks of a machine, packed for the layout."""
+"""The data of an SFT run: tokenised once, shared by the ranks of a machine, packed for the
+layout."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,12 @@ import numpy as np
 from megaladder import parallel
 from megaladder.config.gpu_rules import needs_static_shapes, sequence_alignment, token_alignment
 from megaladder.config.train import SftConfig
-from megaladder.data.chat import TemplateOptions, load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat import (
+    TemplateOptions,
+    load_tokenizer,
+    tokenizer_dir,
+    tokenizer_fingerprint,
+)
 from megaladder.data.loader import BatchStats, SftLoader, eval_batches
 from megaladder.data.pack import PackSpec
 from megaladder.data.schemas import ReadOptions
@@ -25,13 +32,23 @@ from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LO
 from megaladder.types import PackedBatch
 
 
-def pack_spec(config: Any, layout: Layout, *, pad_token_id: int = 0, hidden_size: int | None = None) -> PackSpec:
-    """How this run's samples become micro-batches: static shapes where they are needed, token counts that the layout and FP8 divide."""
+def pack_spec(
+    config: Any, layout: Layout, *, pad_token_id: int = 0, hidden_size: int | None = None
+) -> PackSpec:
+    """How this run's samples become micro-batches: static shapes where they are needed, token
+    counts that the layout and FP8 divide."""
     cost = {"attention_cost_tokens": 12 * hidden_size} if hidden_size else {}
     return PackSpec(
-        seq_length=config.data.seq_length, micro_batch_size=config.train.micro_batch_size, packing=config.data.packing,
-        static=needs_static_shapes(config), align=token_alignment(config), sequence_align=sequence_alignment(layout.cp),
-        pad_token_id=pad_token_id, micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1, **cost)
+        seq_length=config.data.seq_length,
+        micro_batch_size=config.train.micro_batch_size,
+        packing=config.data.packing,
+        static=needs_static_shapes(config),
+        align=token_alignment(config),
+        sequence_align=sequence_alignment(layout.cp),
+        pad_token_id=pad_token_id,
+        micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1,
+        **cost,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,49 +68,94 @@ class SftData:
 
     def held_out_batches(self) -> Iterator[tuple[list[PackedBatch], BatchStats]]:
         """Every held-out sample once, in batches of the training batch size."""
-        return eval_batches(self.held_out, self.loader.global_batch_size, self.spec, self.loader.dp_rank, self.loader.dp_size)
+        return eval_batches(
+            self.held_out,
+            self.loader.global_batch_size,
+            self.spec,
+            self.loader.dp_rank,
+            self.loader.dp_size,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Hashes of what went in, for fingerprint.json."""
         held_out = self.held_out.fingerprint if self.held_out is not None else None
-        return {"data": self.train.fingerprint, "held_out": held_out, "tokenizer": self.tokenizer_hash}
+        return {
+            "data": self.train.fingerprint,
+            "held_out": held_out,
+            "tokenizer": self.tokenizer_hash,
+        }
 
     def summary(self) -> str:
         report = self.train.report
         lost = sum(report.dropped.values()) + sum(report.bad_rows.values())
-        return f"{report.rows:,} rows → {report.samples:,} samples, {report.truncated:,} truncated, {lost:,} dropped"
+        return (
+            f"{report.rows:,} rows → {report.samples:,} samples, {report.truncated:,} truncated,"
+            f" {lost:,} dropped"
+        )
 
     def describe(self) -> list[str]:
-        """What a person should know before the first step: schema, counts, lengths, what is left out and why."""
+        """What a person should know before the first step: schema, counts, lengths, what is left
+        out and why."""
         report, loader = self.train.report, self.loader
         quantiles = report.token_quantiles
         lines = [
-            f"data {report.path}: schema {report.schema}; {self.summary()}; {report.num_tokens:,} tokens, "
-            f"{report.loss_token_share:.0%} with loss; lengths p50 {quantiles.get('p50')}, p95 {quantiles.get('p95')}, "
-            f"max {quantiles.get('p100')}",
-            f"epoch: {len(self.train):,} samples / {loader.global_batch_size} = {loader.steps_per_epoch} steps"
-            + (f", {loader.dropped_per_epoch} left out (others each epoch)" if loader.dropped_per_epoch else ""),
+            (
+                f"data {report.path}: schema {report.schema}; {self.summary()};"
+                f" {report.num_tokens:,} tokens, {report.loss_token_share:.0%} with loss; lengths"
+                f" p50 {quantiles.get('p50')}, p95 {quantiles.get('p95')}, max"
+                f" {quantiles.get('p100')}"
+            ),
+            f"epoch: {len(self.train):,} samples / {loader.global_batch_size} ="
+            f" {loader.steps_per_epoch} steps"
+            + (
+                f", {loader.dropped_per_epoch} left out (others each epoch)"
+                if loader.dropped_per_epoch
+                else ""
+            ),
         ]
         if report.no_end_of_turn:
-            lines.append(f"  {report.no_end_of_turn:,} samples end without an end-of-turn token (the template has none)")
+            lines.append(
+                f"  {report.no_end_of_turn:,} samples end without an end-of-turn token (the"
+                " template has none)"
+            )
         if report.duplicate_rows:
             lines.append(f"  {report.duplicate_rows:,} rows repeat an earlier one (kept)")
-        lines += [f"  {count:,} rows: {reason}" for reason, count in {**report.bad_rows, **report.dropped}.items()]
+        lines += [
+            f"  {count:,} rows: {reason}"
+            for reason, count in {**report.bad_rows, **report.dropped}.items()
+        ]
         return lines
 
 
 def data_spec(config: SftConfig) -> DataSpec:
-    """The reading and templating options of a run. Tokenised data is cached in `data.cache_dir`, by default in the run folder."""
+    """The reading and templating options of a run. Tokenised data is cached in `data.cache_dir`, by
+    default in the run folder."""
     section = config.data
     return DataSpec(
-        path=section.path, seq_length=section.seq_length, truncation=section.truncation,
-        read=ReadOptions(format=section.format, revision=section.revision, on_bad_row=section.on_bad_row,
-                         system_prompt=section.system_prompt, s1_teacher=section.s1_teacher),
-        template=TemplateOptions(reasoning=section.reasoning, response_template=section.response_template),
-        cache_dir=section.cache_dir or str(Path(config.run_dir) / "data"))
+        path=section.path,
+        seq_length=section.seq_length,
+        truncation=section.truncation,
+        read=ReadOptions(
+            format=section.format,
+            revision=section.revision,
+            on_bad_row=section.on_bad_row,
+            system_prompt=section.system_prompt,
+            s1_teacher=section.s1_teacher,
+        ),
+        template=TemplateOptions(
+            reasoning=section.reasoning, response_template=section.response_template
+        ),
+        cache_dir=section.cache_dir or str(Path(config.run_dir) / "data"),
+    )
 
 
-def prepare_data(config: SftConfig, layout: Layout, shape: ModelShape, model_folder: Path, watchdog: Watchdog | None = None) -> SftData:
+def prepare_data(
+    config: SftConfig,
+    layout: Layout,
+    shape: ModelShape,
+    model_folder: Path,
+    watchdog: Watchdog | None = None,
+) -> SftData:
     """Tokenises (rank 0, once) and opens the data on every rank. Collective.
 
     Raises:
@@ -105,16 +167,32 @@ def prepare_data(config: SftConfig, layout: Layout, shape: ModelShape, model_fol
     source = config.model.tokenizer or str(model_folder)
     with parallel.main_rank_first():
         folder = tokenizer_dir(source, config.model.revision)
-        tokenizer = load_tokenizer(folder, None, config.model.chat_template, config.model.trust_remote_code)
-        template = Path(config.model.chat_template).read_text("utf-8") if config.model.chat_template else None
+        tokenizer = load_tokenizer(
+            folder, None, config.model.chat_template, config.model.trust_remote_code
+        )
+        template = (
+            Path(config.model.chat_template).read_text("utf-8")
+            if config.model.chat_template
+            else None
+        )
         tokenizer_hash = tokenizer_fingerprint(folder, template)
-        train, held_out = open_train_and_holdout(data_spec(config), config.data.holdout, config.train.seed, tokenizer, tokenizer_hash)
+        train, held_out = open_train_and_holdout(
+            data_spec(config), config.data.holdout, config.train.seed, tokenizer, tokenizer_hash
+        )
     _check_columns(config, train)
     _check_vocabulary(train, shape, source)
-    spec = pack_spec(config, layout, pad_token_id=tokenizer.pad_token_id or 0, hidden_size=shape.hidden_size)
+    spec = pack_spec(
+        config, layout, pad_token_id=tokenizer.pad_token_id or 0, hidden_size=shape.hidden_size
+    )
     loader = SftLoader(
-        train, config.train.global_batch_size, config.train.seed, spec, parallel.dp_rank(), parallel.dp_size(),
-        shuffle=config.data.order == "shuffled")
+        train,
+        config.train.global_batch_size,
+        config.train.seed,
+        spec,
+        parallel.dp_rank(),
+        parallel.dp_size(),
+        shuffle=config.data.order == "shuffled",
+    )
     total_steps = loader.total_steps(config.train.epochs)
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
@@ -124,16 +202,22 @@ def prepare_data(config: SftConfig, layout: Layout, shape: ModelShape, model_fol
 def _check_columns(config: SftConfig, store: SampleStore) -> None:
     mode = config.train.loss
     if mode in NEEDS_ADVANTAGE and not store.has_advantages:
-        raise DataError(f"{config.data.path}: train.loss {mode} needs an `advantage` in every row; "
-                        "fix: add the column, or train.loss vanilla")
+        raise DataError(
+            f"{config.data.path}: train.loss {mode} needs an `advantage` in every row; "
+            "fix: add the column, or train.loss vanilla"
+        )
     if mode in NEEDS_OLD_LOGPROBS and not store.has_old_logprobs:
         raise DataError(
-            f"{config.data.path}: train.loss {mode} needs `logprob` (one number a response token, end of sequence included) in every row; "
-            "fix: add the column (`megaladder data sample` writes it), or train.loss vanilla")
+            f"{config.data.path}: train.loss {mode} needs `logprob` (one number a response token,"
+            " end of sequence included) in every row; fix: add the column (`megaladder data"
+            " sample` writes it), or train.loss vanilla"
+        )
 
 
 def _check_vocabulary(store: SampleStore, shape: ModelShape, tokenizer: str) -> None:
     largest = store.largest_token_id
     if largest >= shape.vocab_size:
-        raise DataError(f"the tokenizer {tokenizer} gives token id {largest}, the model's vocabulary has {shape.vocab_size} rows; "
-                        "fix: model.tokenizer: the one that belongs to model.path")
+        raise DataError(
+            f"the tokenizer {tokenizer} gives token id {largest}, the model's vocabulary has"
+            f" {shape.vocab_size} rows; fix: model.tokenizer: the one that belongs to model.path"
+        )

@@ -1,4 +1,6 @@
-"""What happens around the steps of an SFT run: resume, held-out loss, log lines, checkpoints, export, the last words."""
+"""What happens around the steps of an SFT run: resume, held-out loss, log lines, checkpoints,
+export, the last words."""
+
 from __future__ import annotations
 
 import shlex
@@ -30,7 +32,8 @@ class SftProgress:
         self.log: RunLog | None = None
 
     def resume(self) -> int:
-        """The number of steps already done (0 for a fresh run); model, optimizer, RNG and data position are restored to it."""
+        """The number of steps already done (0 for a fresh run); model, optimizer, RNG and data
+        position are restored to it."""
         path = self._trainer.resume_from()
         check_same_run(self._config, self._run, resuming=path is not None)
         step = 0
@@ -39,7 +42,11 @@ class SftProgress:
             self._data.loader.load_state_dict(saved["loader"])
             self._held_out = {int(key): value for key, value in saved["held_out"].items()}
             step = self._saved = saved["step"]
-        identity = {**self._data.identity(), "num_parameters": self._trainer.shape.num_parameters, "num_ranks": parallel.world_size()}
+        identity = {
+            **self._data.identity(),
+            "num_parameters": self._trainer.shape.num_parameters,
+            "num_ranks": parallel.world_size(),
+        }
         write_run_identity(self._config, self._run, identity)
         kept = step or -1  # a fresh start measures the held-out loss of step 0 again
         self.log = open_run_log(self._run if parallel.is_main() else None, self._config, kept)
@@ -48,17 +55,29 @@ class SftProgress:
 
     def _introduce(self, step: int) -> None:
         shape, layout = self._trainer.shape, self._trainer.layout
-        self.log.info(f"model {self._config.model.path}: {shape.hf_family}, {shape.num_parameters:,} parameters, {self._config.model.init}")
-        self.log.info(f"layout {layout}·dp{parallel.dp_size()} on {platform.device().type}, {parallel.world_size()} rank(s)")
+        self.log.info(
+            f"model {self._config.model.path}: {shape.hf_family}, {shape.num_parameters:,}"
+            f" parameters, {self._config.model.init}"
+        )
+        self.log.info(
+            f"layout {layout}·dp{parallel.dp_size()} on {platform.device().type},"
+            f" {parallel.world_size()} rank(s)"
+        )
         for line in self._data.describe():
             self.log.info(line)
-        self.log.info(f"resumed after step {step} of {self._total_steps}" if step else f"{self._total_steps} steps")
+        self.log.info(
+            f"resumed after step {step} of {self._total_steps}"
+            if step
+            else f"{self._total_steps} steps"
+        )
 
     def evaluation_due(self, step: int) -> bool:
         section = self._config.train
         if self._data.held_out is None:
             return False
-        wanted = step == self._total_steps or (section.eval_every and step % section.eval_every == 0)
+        wanted = step == self._total_steps or (
+            section.eval_every and step % section.eval_every == 0
+        )
         return bool(wanted or (self._config.checkpoint.keep_best and self.save_due(step)))
 
     def evaluate(self, step: int) -> None:
@@ -70,8 +89,10 @@ class SftProgress:
             sums = self._trainer.evaluate(batches, held_out_loss)
             total, count = total + sums.loss, count + sums.num_loss_tokens
         self._held_out[step] = total / count
-        self.log.info(f"held-out loss after step {step}: {self._held_out[step]:.4f} nats/token "
-                      f"({len(self._data.held_out)} samples, {count:,} tokens)")
+        self.log.info(
+            f"held-out loss after step {step}: {self._held_out[step]:.4f} nats/token "
+            f"({len(self._data.held_out)} samples, {count:,} tokens)"
+        )
         self.log.held_out(step, self._held_out[step])
 
     def record(self, step: int, result: UpdateResult, stats: BatchStats) -> None:
@@ -81,14 +102,30 @@ class SftProgress:
         shape, peak = self._trainer.shape, platform.peak_flops_per_second()
         mfu = None
         if peak:
-            flops = stats.num_tokens * shape.flops_per_token(stats.num_tokens / len(stats.sample_ids))
+            flops = stats.num_tokens * shape.flops_per_token(
+                stats.num_tokens / len(stats.sample_ids)
+            )
             mfu = flops / result.step_s / (peak * parallel.world_size())
-        self.log.step(StepMetrics(
-            step=step, total_steps=self._total_steps, loss=result.sums.mean_loss, lr=result.lr, grad_norm=result.grad_norm,
-            tokens=stats.num_tokens, step_s=result.step_s, loss_tokens=result.sums.num_loss_tokens, mfu=mfu,
-            non_padding_share=stats.non_padding_share, memory_bytes=platform.memory_peak_bytes(),
-            extra={"epoch": stats.epoch, "updated": result.updated, "num_micro_batches": stats.num_micro_batches},
-        ))
+        self.log.step(
+            StepMetrics(
+                step=step,
+                total_steps=self._total_steps,
+                loss=result.sums.mean_loss,
+                lr=result.lr,
+                grad_norm=result.grad_norm,
+                tokens=stats.num_tokens,
+                step_s=result.step_s,
+                loss_tokens=result.sums.num_loss_tokens,
+                mfu=mfu,
+                non_padding_share=stats.non_padding_share,
+                memory_bytes=platform.memory_peak_bytes(),
+                extra={
+                    "epoch": stats.epoch,
+                    "updated": result.updated,
+                    "num_micro_batches": stats.num_micro_batches,
+                },
+            )
+        )
         self._trainer.checkpoints.poll()
 
     def warn(self, text: str | None) -> None:
@@ -97,20 +134,37 @@ class SftProgress:
 
     def save_due(self, step: int) -> bool:
         section = self._config.checkpoint
-        return step == self._total_steps or step in section.keep_steps or bool(section.every and step % section.every == 0)
+        return (
+            step == self._total_steps
+            or step in section.keep_steps
+            or bool(section.every and step % section.every == 0)
+        )
 
     def save(self, step: int) -> None:
         """A checkpoint of this step; an HF folder beside it where the step is kept for good."""
         began = time.monotonic()
-        self._trainer.checkpoints.save(step, {
-            "step": step, "loader": self._data.loader.state_dict(), "num_ranks": parallel.world_size(),
-            "layout": str(self._trainer.layout), "held_out_loss": self._held_out.get(step),
-            "held_out": {str(key): value for key, value in self._held_out.items()}, "loss": self._last_loss,
-        })
+        self._trainer.checkpoints.save(
+            step,
+            {
+                "step": step,
+                "loader": self._data.loader.state_dict(),
+                "num_ranks": parallel.world_size(),
+                "layout": str(self._trainer.layout),
+                "held_out_loss": self._held_out.get(step),
+                "held_out": {str(key): value for key, value in self._held_out.items()},
+                "loss": self._last_loss,
+            },
+        )
         self._saved = step
-        self.log.info(f"checkpoint step_{step} {'started' if self._config.checkpoint.async_save else 'saved'} "
-                      f"in {time.monotonic() - began:.2f} s")
-        if self._config.checkpoint.export_hf and step in self._config.checkpoint.keep_steps and step != self._total_steps:
+        self.log.info(
+            f"checkpoint step_{step} {'started' if self._config.checkpoint.async_save else 'saved'}"
+            f" in {time.monotonic() - began:.2f} s"
+        )
+        if (
+            self._config.checkpoint.export_hf
+            and step in self._config.checkpoint.keep_steps
+            and step != self._total_steps
+        ):
             self.log.info(f"exported {self._trainer.export(step)}")
 
     def finish(self, step: int) -> None:
@@ -118,14 +172,35 @@ class SftProgress:
         if self._saved != step:
             self.save(step)
         self._trainer.checkpoints.close()
-        rows = [("steps", f"{step}"), ("last loss", f"{self._last_loss:.4f} nats/token" if self._last_loss is not None else "no step run")]
+        rows = [
+            ("steps", f"{step}"),
+            (
+                "last loss",
+                (
+                    f"{self._last_loss:.4f} nats/token"
+                    if self._last_loss is not None
+                    else "no step run"
+                ),
+            ),
+        ]
         if self._held_out:
             first, last = min(self._held_out), max(self._held_out)
-            rows.append(("held-out loss", f"{self._held_out[first]:.4f} (step {first}) → {self._held_out[last]:.4f} (step {last})"))
+            rows.append(
+                (
+                    "held-out loss",
+                    (
+                        f"{self._held_out[first]:.4f} (step {first}) → {self._held_out[last]:.4f}"
+                        f" (step {last})"
+                    ),
+                )
+            )
         seconds = time.monotonic() - self._began
         rows += [("tokens", f"{self._tokens:,} in {seconds:.1f} s"), ("data", self._data.summary())]
         rows.append(("checkpoints", str(self._run.checkpoints)))
-        following = f"megaladder convert megatron-to-hf --megatron {self._run.checkpoints}/step_{step} --out {self._run.hf_folder(step)}"
+        following = (
+            f"megaladder convert megatron-to-hf --megatron {self._run.checkpoints}/step_{step}"
+            f" --out {self._run.hf_folder(step)}"
+        )
         if self._config.checkpoint.export_hf:
             folder = self._run.hf_folder(step)
             if not (folder / "config.json").is_file():

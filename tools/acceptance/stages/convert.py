@@ -1,4 +1,6 @@
-"""Hugging Face folder → parameters on the device → Hugging Face tensors: seconds, GB/s, and every byte the same; the offline verbs too."""
+"""Hugging Face folder → parameters on the device → Hugging Face tensors: seconds, GB/s, and every
+byte the same; the offline verbs too."""
+
 from __future__ import annotations
 
 import shutil
@@ -26,14 +28,27 @@ def run(context: Context) -> dict[str, Any]:
     parallel.initialize(Layout())
     figures: dict[str, Any] = {"bytes": num_bytes, "in_process": {}}
     shape = model_shape(read_config_json(folder))
-    for layers in ("portable", "te") if context.on_cuda and not platform.machine().te_problem else ("portable",):
-        figures["in_process"][layers] = _round_trip(folder, shape, BuildOptions("bf16", layers=layers), num_bytes)
+    for layers in (
+        ("portable", "te")
+        if context.on_cuda and not platform.machine().te_problem
+        else ("portable",)
+    ):
+        figures["in_process"][layers] = _round_trip(
+            folder, shape, BuildOptions("bf16", layers=layers), num_bytes
+        )
         platform.release_memory()
     parallel.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
     report = context.work / "bench_convert.json"
-    context.megaladder("bench_convert", "bench", "convert", gb=gigabytes, folder=context.work / "offline", repeats=1 if context.tiny else 3,
-                       json=report)
+    context.megaladder(
+        "bench_convert",
+        "bench",
+        "convert",
+        gb=gigabytes,
+        folder=context.work / "offline",
+        repeats=1 if context.tiny else 3,
+        json=report,
+    )
     return figures | {"offline": read_json(report)}
 
 
@@ -50,5 +65,12 @@ def _round_trip(folder: Any, shape: Any, options: BuildOptions, num_bytes: int) 
     exported_s = time.perf_counter() - began
     reader = HFReader(folder)
     differing = [name for name, tensor in held if not torch.equal(tensor.cpu(), reader.read(name))]
-    return {"load_s": loaded_s, "load_gb_per_s": num_bytes / 1e9 / loaded_s, "export_s": exported_s,
-            "export_gb_per_s": num_bytes / 1e9 / exported_s, "tensors": len(held), "differing": differing, "bit_exact": not differing}
+    return {
+        "load_s": loaded_s,
+        "load_gb_per_s": num_bytes / 1e9 / loaded_s,
+        "export_s": exported_s,
+        "export_gb_per_s": num_bytes / 1e9 / exported_s,
+        "tensors": len(held),
+        "differing": differing,
+        "bit_exact": not differing,
+    }

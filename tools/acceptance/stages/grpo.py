@@ -1,4 +1,6 @@
-"""A short GRPO run from the SFT model: reward by step, where a step's time goes, tokens per second; in FP8 too where there is a GPU."""
+"""A short GRPO run from the SFT model: reward by step, where a step's time goes, tokens per second;
+in FP8 too where there is a GPU."""
+
 from __future__ import annotations
 
 import shutil
@@ -16,7 +18,10 @@ def run(context: Context) -> dict[str, Any]:
     """Reward, phases and rate of a run for each precision."""
     model, steps = exported(context), 3 if context.tiny else 10
     if find_spec("vllm") is None:
-        raise StageSkipped("vLLM is not installed; fix: unpack the kit's vllm parts (tools/gpu_acceptance.py --kit)")
+        raise StageSkipped(
+            "vLLM is not installed; fix: unpack the kit's vllm parts (tools/gpu_acceptance.py"
+            " --kit)"
+        )
     if model is None:
         raise StageSkipped("there is no exported SFT model; fix: run the stage sft_curves first")
     figures: dict[str, Any] = {"steps": steps, "runs": {}, "not_run": {}}
@@ -28,16 +33,28 @@ def run(context: Context) -> dict[str, Any]:
             continue
         folder = context.work / f"grpo_{recipe}"
         shutil.rmtree(folder, ignore_errors=True)
-        context.megaladder(f"grpo_{recipe}", "grpo", **grpo_overrides(context, model, folder, steps),
-                           optim__lr=1e-6 if not context.tiny else 1e-4, train__fp8=None if recipe == "bf16" else recipe)
+        context.megaladder(
+            f"grpo_{recipe}",
+            "grpo",
+            **grpo_overrides(context, model, folder, steps),
+            optim__lr=1e-6 if not context.tiny else 1e-4,
+            train__fp8=None if recipe == "bf16" else recipe,
+        )
         figures["runs"][recipe] = _summary(context.metrics(folder))
     return figures
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    phases = sorted({key for row in rows for key in row if key.endswith("_s") and isinstance(row[key], float)} - {"tokens_per_s", "step_s"})
+    phases = sorted(
+        {key for row in rows for key in row if key.endswith("_s") and isinstance(row[key], float)}
+        - {"tokens_per_s", "step_s"}
+    )
     later = rows[1:] or rows  # the first step compiles and fills caches
-    return {"reward": [row["reward"] for row in rows], "loss": [row["loss"] for row in rows],
-            "mismatch_mean": [row.get("mismatch_mean") for row in rows], "step_s": sorted(row["step_s"] for row in later)[len(later) // 2],
-            "phases_s": {name: sum(row[name] for row in later) / len(later) for name in phases},
-            "tokens_per_s": sum(row["tokens"] for row in later) / sum(row["step_s"] for row in later)}
+    return {
+        "reward": [row["reward"] for row in rows],
+        "loss": [row["loss"] for row in rows],
+        "mismatch_mean": [row.get("mismatch_mean") for row in rows],
+        "step_s": sorted(row["step_s"] for row in later)[len(later) // 2],
+        "phases_s": {name: sum(row[name] for row in later) / len(later) for name in phases},
+        "tokens_per_s": sum(row["tokens"] for row in later) / sum(row["step_s"] for row in later),
+    }

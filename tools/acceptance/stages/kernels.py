@@ -1,4 +1,6 @@
-"""Loss kernels: correctness against float64 and the special checks of tools/bench_kernels.py, then its table."""
+"""Loss kernels: correctness against float64 and the special checks of tools/bench_kernels.py, then
+its table."""
+
 from __future__ import annotations
 
 import csv
@@ -20,8 +22,13 @@ def run(context: Context) -> dict[str, Any]:
 def _checks(context: Context) -> dict[str, Any]:
     tokens, hidden, vocab = (64, 32, 503) if context.tiny else (1024, 5120, 151_936)
     dtype = torch.bfloat16 if context.on_cuda else torch.float32
-    figures: dict[str, Any] = {"against_fp64": _against_fp64(tokens, hidden, vocab, dtype), "tokens": tokens, "hidden": hidden,
-                               "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")}
+    figures: dict[str, Any] = {
+        "against_fp64": _against_fp64(tokens, hidden, vocab, dtype),
+        "tokens": tokens,
+        "hidden": hidden,
+        "vocab": vocab,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     if context.on_cuda:
         log = context.run("kernel_checks", [*_BENCH, "--checks"])
         figures["checks"] = log.read_text(encoding="utf-8").splitlines()
@@ -29,13 +36,18 @@ def _checks(context: Context) -> dict[str, Any]:
 
 
 def _against_fp64(tokens: int, hidden: int, vocab: int, dtype: torch.dtype) -> dict[str, float]:
-    """Relative errors of log-prob, d hidden and d weight of the kernel that this device runs, on the same rounded inputs."""
+    """Relative errors of log-prob, d hidden and d weight of the kernel that this device runs, on
+    the same rounded inputs."""
     from megaladder.kernels.linear_logprob import linear_logprob
 
     device = platform.device()
     generator = torch.Generator(device=device).manual_seed(0)
     x = torch.randn(tokens, hidden, device=device, generator=generator).to(dtype).requires_grad_()
-    weight = (torch.randn(vocab, hidden, device=device, generator=generator) / hidden**0.5).to(dtype).requires_grad_()
+    weight = (
+        (torch.randn(vocab, hidden, device=device, generator=generator) / hidden**0.5)
+        .to(dtype)
+        .requires_grad_()
+    )
     labels = torch.randint(vocab, (tokens,), device=device, generator=generator)
     upstream = torch.randn(tokens, device=device, generator=generator)
     out = linear_logprob(x, weight, labels)
@@ -47,12 +59,25 @@ def _against_fp64(tokens: int, hidden: int, vocab: int, dtype: torch.dtype) -> d
     for begin in range(0, tokens, rows):
         x64 = x[begin : begin + rows].detach().double().requires_grad_()
         w64 = weight.detach().double().requires_grad_()
-        truth = torch.log_softmax(x64 @ w64.t(), -1).gather(1, labels[begin : begin + rows, None]).squeeze(1)
+        truth = (
+            torch.log_softmax(x64 @ w64.t(), -1)
+            .gather(1, labels[begin : begin + rows, None])
+            .squeeze(1)
+        )
         (truth * upstream[begin : begin + rows].double()).sum().backward()
-        logp_error = max(logp_error, float((out.logp[begin : begin + rows].double() - truth).abs().max() / truth.abs().max()))
+        logp_error = max(
+            logp_error,
+            float(
+                (out.logp[begin : begin + rows].double() - truth).abs().max() / truth.abs().max()
+            ),
+        )
         hidden_error = max(hidden_error, _relative(x.grad[begin : begin + rows], x64.grad))
         d_weight += w64.grad
-    found |= {"logprob": logp_error, "d_hidden": hidden_error, "d_weight": _relative(weight.grad, d_weight)}
+    found |= {
+        "logprob": logp_error,
+        "d_hidden": hidden_error,
+        "d_weight": _relative(weight.grad, d_weight),
+    }
     return found
 
 
@@ -64,8 +89,24 @@ def _table(context: Context) -> dict[str, Any]:
     path, page = context.work / "bench_kernels.csv", context.work / "bench_kernels.md"
     sizes = ["--budget-s", str(int(min(context.seconds_left() - 30, 400)))]
     if context.tiny:
-        sizes = ["--tokens", "64", "--hidden", "64", "--vocab", "1000", "--rounds", "2", "--shards", "1", "--budget-s", "60"]
-    context.run("kernel_table", [*_BENCH, "--device", context.device, "--csv", str(path), "--markdown", str(page), *sizes])
+        sizes = [
+            "--tokens",
+            "64",
+            "--hidden",
+            "64",
+            "--vocab",
+            "1000",
+            "--rounds",
+            "2",
+            "--shards",
+            "1",
+            "--budget-s",
+            "60",
+        ]
+    context.run(
+        "kernel_table",
+        [*_BENCH, "--device", context.device, "--csv", str(path), "--markdown", str(page), *sizes],
+    )
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     return {"rows": rows}

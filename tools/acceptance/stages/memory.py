@@ -1,6 +1,8 @@
-"""Peak memory of real steps against what `plan` says, by recompute mode, depth and length. On a CPU: against the resident set, which also
-holds Python, libraries and the allocator's leftovers, so only the path is rehearsed there.
+"""Peak memory of real steps against what `plan` says, by recompute mode, depth and length. On a
+CPU: against the resident set, which also holds Python, libraries and the allocator's leftovers, so
+only the path is rehearsed there.
 """
+
 from __future__ import annotations
 
 import gc
@@ -27,19 +29,30 @@ def run(context: Context) -> dict[str, Any]:
         try:
             rows.append(_row(work))
         except torch.OutOfMemoryError as error:
-            rows.append({**_key(work), "not_run": f"out of memory: {str(error).splitlines()[0]}", "planned_bytes": _planned(work)})
+            rows.append(
+                {
+                    **_key(work),
+                    "not_run": f"out of memory: {str(error).splitlines()[0]}",
+                    "planned_bytes": _planned(work),
+                }
+            )
         gc.collect()
         platform.release_memory()
     parallel.shutdown()
     errors = [abs(row["relative_error"]) for row in rows if row.get("relative_error") is not None]
-    return {"rows": rows, "worst_relative_error": max(errors, default=None) if context.on_cuda else None,
-            "plan": "megaladder.plan.memory" if find_spec("megaladder.plan") else "plan not available"}
+    return {
+        "rows": rows,
+        "worst_relative_error": max(errors, default=None) if context.on_cuda else None,
+        "plan": "megaladder.plan.memory" if find_spec("megaladder.plan") else "plan not available",
+    }
 
 
 def _cases(context: Context) -> list[Work]:
     short = {"warmup": 1, "steps": 2, "profile_steps": 0, "micro_batches": 1}
     if context.tiny:
-        base = Work(shape="tiny", layers=4, sequence=64, micro_batch_tokens=256, precision="fp32", **short)
+        base = Work(
+            shape="tiny", layers=4, sequence=64, micro_batch_tokens=256, precision="fp32", **short
+        )
         return [base, replace(base, recompute="full")]
     base = Work(layers=8, **short)
     cases = [replace(base, recompute=mode) for mode in ("none", "selective", "full")]
@@ -49,17 +62,33 @@ def _cases(context: Context) -> list[Work]:
 
 
 def _key(work: Work) -> dict[str, Any]:
-    return {name: getattr(work, name) for name in ("shape", "layers", "sequence", "micro_batch_tokens", "precision", "fp8", "recompute")}
+    return {
+        name: getattr(work, name)
+        for name in (
+            "shape",
+            "layers",
+            "sequence",
+            "micro_batch_tokens",
+            "precision",
+            "fp8",
+            "recompute",
+        )
+    }
 
 
 def _row(work: Work) -> dict[str, Any]:
     measured, planned = measure(work)["memory_peak_bytes"], _planned(work)
-    return {**_key(work), "measured_bytes": measured, "planned_bytes": planned,
-            "relative_error": planned / measured - 1 if planned else None}
+    return {
+        **_key(work),
+        "measured_bytes": measured,
+        "planned_bytes": planned,
+        "relative_error": planned / measured - 1 if planned else None,
+    }
 
 
 def _planned(work: Work) -> int | None:
-    """`plan`'s total without its reserve for framework and fragmentation: the allocator's peak holds neither."""
+    """`plan`'s total without its reserve for framework and fragmentation: the allocator's peak
+    holds neither."""
     if not find_spec("megaladder.plan"):
         return None
     from megaladder.plan.layout import Layout as PlanLayout
@@ -67,7 +96,11 @@ def _planned(work: Work) -> int | None:
     from megaladder.plan.memory import estimate_memory
 
     shape = slice_of(work.shape, work.layers)
-    plan_work = PlanWork(seq_length=work.micro_batch_tokens, global_batch_size=work.micro_batches, sample_length=work.sequence,
-                         precision="fp8" if work.fp8 else work.precision)
+    plan_work = PlanWork(
+        seq_length=work.micro_batch_tokens,
+        global_batch_size=work.micro_batches,
+        sample_length=work.sequence,
+        precision="fp8" if work.fp8 else work.precision,
+    )
     estimate = estimate_memory(shape, PlanLayout(recompute=work.recompute), plan_work)
     return estimate.total - estimate.reserve

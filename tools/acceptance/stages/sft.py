@@ -1,4 +1,6 @@
-"""50 SFT steps through the command line, once per precision: the loss curves side by side. The bf16 model is exported for later stages."""
+"""50 SFT steps through the command line, once per precision: the loss curves side by side. The bf16
+model is exported for later stages."""
+
 from __future__ import annotations
 
 import shutil
@@ -16,49 +18,99 @@ def run(context: Context) -> dict[str, Any]:
     """Each precision that this device can run; the ratio of the last losses is what counts."""
     model, data = start(context)
     curves: dict[str, list[float]] = {}
-    figures: dict[str, Any] = {"steps": STEPS, "curves": curves, "seconds": {}, "not_run": {}, "tokens_per_s": {}}
+    figures: dict[str, Any] = {
+        "steps": STEPS,
+        "curves": curves,
+        "seconds": {},
+        "not_run": {},
+        "tokens_per_s": {},
+    }
     for name, overrides in _variants(context).items():
         if isinstance(overrides, str):
             figures["not_run"][name] = overrides
             continue
         folder = context.work / f"sft_{name}"
         shutil.rmtree(folder, ignore_errors=True)
-        context.megaladder(f"sft_{name}", "sft", **sft_overrides(context, model, data, folder), **overrides)
+        context.megaladder(
+            f"sft_{name}", "sft", **sft_overrides(context, model, data, folder), **overrides
+        )
         rows = context.metrics(folder)
         curves[name] = [row["loss"] for row in rows]
         figures["seconds"][name] = sum(row["step_s"] for row in rows[LAST:]) / len(rows[LAST:])
-        figures["tokens_per_s"][name] = sum(row["tokens"] for row in rows[LAST:]) / sum(row["step_s"] for row in rows[LAST:])
+        figures["tokens_per_s"][name] = sum(row["tokens"] for row in rows[LAST:]) / sum(
+            row["step_s"] for row in rows[LAST:]
+        )
     base = _tail(curves["bf16"])
-    figures |= {"last_10_mean_loss": {name: _tail(losses) for name, losses in curves.items()},
-                "ratio": {name: _tail(losses) / base for name, losses in curves.items() if name != "bf16"},
-                "largest_difference": {name: max(abs(a - b) for a, b in zip(losses, curves["bf16"], strict=True))
-                                       for name, losses in curves.items() if name != "bf16"}}
+    figures |= {
+        "last_10_mean_loss": {name: _tail(losses) for name, losses in curves.items()},
+        "ratio": {name: _tail(losses) / base for name, losses in curves.items() if name != "bf16"},
+        "largest_difference": {
+            name: max(abs(a - b) for a, b in zip(losses, curves["bf16"], strict=True))
+            for name, losses in curves.items()
+            if name != "bf16"
+        },
+    }
     return figures
 
 
 def start(context: Context) -> tuple[Path, Path]:
-    """The model (tokenizer trained on the data, random weights) and the data that the training stages share; made once."""
+    """The model (tokenizer trained on the data, random weights) and the data that the training
+    stages share; made once."""
     model, data = context.work / "model", context.work / "arithmetic.jsonl"
     if not data.exists():
-        context.megaladder("data", "data", "make", "arithmetic", rows=20_000, out=context.work / "arithmetic.tmp.jsonl")
+        context.megaladder(
+            "data",
+            "data",
+            "make",
+            "arithmetic",
+            rows=20_000,
+            out=context.work / "arithmetic.tmp.jsonl",
+        )
         (context.work / "arithmetic.tmp.jsonl").rename(data)
     if not (model / "config.json").exists():
         import sys
 
-        sizes = {"hidden": 64, "layers": 2, "heads": 2, "kv-heads": 1, "ffn": 128} if context.tiny else {
-            "hidden": 2048, "layers": 8, "heads": 16, "kv-heads": 8, "ffn": 6144}
+        sizes = (
+            {"hidden": 64, "layers": 2, "heads": 2, "kv-heads": 1, "ffn": 128}
+            if context.tiny
+            else {"hidden": 2048, "layers": 8, "heads": 16, "kv-heads": 8, "ffn": 6144}
+        )
         flags = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-        context.run("model", [sys.executable, "-m", "megaladder.tools.make_tiny_model", "--data", str(data), "--out", str(model), *flags])
+        context.run(
+            "model",
+            [
+                sys.executable,
+                "-m",
+                "megaladder.tools.make_tiny_model",
+                "--data",
+                str(data),
+                "--out",
+                str(model),
+                *flags,
+            ],
+        )
     return model, data
 
 
 def sft_overrides(context: Context, model: Path, data: Path, folder: Path) -> dict[str, Any]:
     """The run that all precisions share."""
-    batch = {"data__seq_length": 1024, "train__global_batch_size": 8} if context.tiny else {
-        "data__seq_length": 8192, "train__global_batch_size": 256}
-    return {"run_dir": folder, "model__path": model, "data__path": data, "data__cache_dir": context.work / "cache",
-            "train__max_steps": STEPS, "train__epochs": 50, "optim__lr": 2e-3 if context.tiny else 3e-4, "checkpoint__every": 0,
-            "log__every": 10, **batch}
+    batch = (
+        {"data__seq_length": 1024, "train__global_batch_size": 8}
+        if context.tiny
+        else {"data__seq_length": 8192, "train__global_batch_size": 256}
+    )
+    return {
+        "run_dir": folder,
+        "model__path": model,
+        "data__path": data,
+        "data__cache_dir": context.work / "cache",
+        "train__max_steps": STEPS,
+        "train__epochs": 50,
+        "optim__lr": 2e-3 if context.tiny else 3e-4,
+        "checkpoint__every": 0,
+        "log__every": 10,
+        **batch,
+    }
 
 
 def exported(context: Context) -> Path | None:
@@ -74,9 +126,15 @@ def _variants(context: Context) -> dict[str, dict[str, Any] | str]:
     machine = platform.machine()
     variants: dict[str, dict[str, Any] | str] = {"bf16": bf16}
     for recipe in ("tensorwise", "blockwise", "delayed"):
-        variants[recipe] = fp8_problem(recipe, machine) or {"train__precision": "bf16", "train__fp8": recipe}
+        variants[recipe] = fp8_problem(recipe, machine) or {
+            "train__precision": "bf16",
+            "train__fp8": recipe,
+        }
     variants["tensorwise, ends in bf16"] = fp8_problem("tensorwise", machine) or {
-        "train__precision": "bf16", "train__fp8": "tensorwise", "gpu__first_last_layers_bf16": True}
+        "train__precision": "bf16",
+        "train__fp8": "tensorwise",
+        "gpu__first_last_layers_bf16": True,
+    }
     return variants
 
 

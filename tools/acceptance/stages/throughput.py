@@ -1,4 +1,6 @@
-"""Step time, tokens/s, TFLOP/s, MFU, memory and phases of real Qwen3-14B layers on one GPU; 40 layers by extrapolation, said as such."""
+"""Step time, tokens/s, TFLOP/s, MFU, memory and phases of real Qwen3-14B layers on one GPU; 40
+layers by extrapolation, said as such."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -10,7 +12,13 @@ from megaladder import parallel, platform
 from megaladder.config.gpu_rules import fp8_problem
 from megaladder.parallel import Layout
 from megaladder.tools.acceptance.context import Context, StageSkipped
-from megaladder.tools.acceptance.step_bench import Work, deepest_that_fits, extrapolate, measure, slice_of
+from megaladder.tools.acceptance.step_bench import (
+    Work,
+    deepest_that_fits,
+    extrapolate,
+    measure,
+    slice_of,
+)
 
 RECIPES = ("tensorwise", "blockwise", "delayed")
 
@@ -25,7 +33,16 @@ def run(context: Context) -> dict[str, Any]:
 
 def _work(context: Context) -> Work:
     if context.tiny:
-        return Work(shape="tiny", layers=4, sequence=64, micro_batch_tokens=128, micro_batches=2, precision="fp32", warmup=1, steps=3)
+        return Work(
+            shape="tiny",
+            layers=4,
+            sequence=64,
+            micro_batch_tokens=128,
+            micro_batches=2,
+            precision="fp32",
+            warmup=1,
+            steps=3,
+        )
     return Work()
 
 
@@ -38,27 +55,41 @@ def _bf16(context: Context) -> dict[str, Any]:
     platform.release_memory()
     shallow = measure(replace(work, layers=max(1, deepest["layers"] // 2)))
     full = 40 if not context.tiny else 8
-    return {"slice": deepest, "half": shallow, "layers_that_did_not_fit": too_deep,
-            "extrapolated": extrapolate(shallow, deepest, full), "note": _note(deepest, full)}
+    return {
+        "slice": deepest,
+        "half": shallow,
+        "layers_that_did_not_fit": too_deep,
+        "extrapolated": extrapolate(shallow, deepest, full),
+        "note": _note(deepest, full),
+    }
 
 
 def _start_from(candidates: list[int], work: Work) -> list[int]:
-    """Leaves out depths whose weights, gradients and optimizer alone (18 bytes a parameter) exceed the device."""
+    """Leaves out depths whose weights, gradients and optimizer alone (18 bytes a parameter) exceed
+    the device."""
     if not platform.has_cuda():
         return candidates
     memory = torch.cuda.get_device_properties(0).total_memory
-    return [layers for layers in candidates if 18 * slice_of(work.shape, layers).num_parameters < 0.97 * memory] or candidates[-1:]
+    return [
+        layers
+        for layers in candidates
+        if 18 * slice_of(work.shape, layers).num_parameters < 0.97 * memory
+    ] or candidates[-1:]
 
 
 def _note(deepest: dict[str, Any], full: int) -> str:
-    return (f"{deepest['layers']} of {full} layers measured on one device; the {full}-layer figures are extrapolated from two depths and "
-            "hold no communication; targets are judged on them")
+    return (
+        f"{deepest['layers']} of {full} layers measured on one device; the {full}-layer figures are"
+        " extrapolated from two depths and hold no communication; targets are judged on them"
+    )
 
 
 def _fp8(context: Context) -> dict[str, Any]:
     before = context.figures_of("throughput_bf16")
     if not before:
-        raise StageSkipped("it compares with throughput_bf16, which has no figures yet; fix: run that stage first")
+        raise StageSkipped(
+            "it compares with throughput_bf16, which has no figures yet; fix: run that stage first"
+        )
     base, half, work = before["slice"], before["half"], _work(context)
     machine, recipes, not_run = platform.machine(), {}, {}
     for recipe in RECIPES if context.on_cuda else ("fp32 again",):
@@ -72,10 +103,21 @@ def _fp8(context: Context) -> dict[str, Any]:
         shallow = measure(replace(wanted, layers=half["layers"]))
         platform.release_memory()
         whole = extrapolate(shallow, deep, before["extrapolated"]["layers"])
-        recipes[recipe] = {"slice": deep, "half": shallow, "extrapolated": whole, "slice_speedup": base["step_s"] / deep["step_s"],
-                           "speedup": before["extrapolated"]["step_s"] / whole["step_s"]}
+        recipes[recipe] = {
+            "slice": deep,
+            "half": shallow,
+            "extrapolated": whole,
+            "slice_speedup": base["step_s"] / deep["step_s"],
+            "speedup": before["extrapolated"]["step_s"] / whole["step_s"],
+        }
     if not recipes:
         raise StageSkipped("; ".join(f"{name}: {why}" for name, why in not_run.items()))
     best = max(recipes, key=lambda name: recipes[name]["speedup"])
-    return {"recipes": recipes, "not_run": not_run, "best": best, "speedup": recipes[best]["speedup"],
-            "extrapolated": recipes[best]["extrapolated"], "note": before["note"]}
+    return {
+        "recipes": recipes,
+        "not_run": not_run,
+        "best": best,
+        "speedup": recipes[best]["speedup"],
+        "extrapolated": recipes[best]["extrapolated"],
+        "note": before["note"],
+    }

@@ -1,1 +1,2 @@
-"""`data select`: a recipe is a list of stages; each stage keeps some rows and says why it dropped the others."""
+"""`data select`: a recipe is a list of stages; each stage keeps some rows and says why it dropped
+the others."""

@@ -18,11 +18,14 @@ Count = Annotated[int, Field(ge=1)]
 def _split(rows: list[PoolRow], chosen: list[PoolRow], reason: str) -> Outcome:
     """Chosen rows in pool order; the others dropped for one reason."""
     ids = {row.id for row in chosen}
-    return Outcome([row for row in rows if row.id in ids], [(row, reason) for row in rows if row.id not in ids])
+    return Outcome(
+        [row for row in rows if row.id in ids], [(row, reason) for row in rows if row.id not in ids]
+    )
 
 
 class Sample(Stage):
-    """A random sample of `n` rows, or of a `share` of them. With one seed a smaller sample is part of a larger one."""
+    """A random sample of `n` rows, or of a `share` of them. With one seed a smaller sample is part
+    of a larger one."""
 
     name: ClassVar[str] = "sample"
     n: Count | None = None
@@ -42,9 +45,11 @@ class Sample(Stage):
 
 
 class Take(Stage):
-    """N rows by length: the longest, the shortest, a random choice, or a mixture, e.g. half longest and half shortest.
+    """N rows by length: the longest, the shortest, a random choice, or a mixture, e.g. half longest
+    and half shortest.
 
-    Equal lengths go by a seeded hash of the id. `mixed` takes the parts in the order longest, shortest, random, without a row twice.
+    Equal lengths go by a seeded hash of the id. `mixed` takes the parts in the order longest,
+    shortest, random, without a row twice.
     """
 
     name: ClassVar[str] = "take"
@@ -57,8 +62,13 @@ class Take(Stage):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Take:
-        if (self.order == "mixed") != bool(self.parts) or (self.parts and sum(self.parts.values()) != self.n):
-            raise ValueError(f"order {self.order}, n {self.n} with parts {self.parts}; fix: parts that sum to n, with order mixed only")
+        if (self.order == "mixed") != bool(self.parts) or (
+            self.parts and sum(self.parts.values()) != self.n
+        ):
+            raise ValueError(
+                f"order {self.order}, n {self.n} with parts {self.parts}; fix: parts that sum to n,"
+                " with order mixed only"
+            )
         return self
 
     def needs(self) -> tuple[str, ...]:
@@ -104,7 +114,8 @@ class Top(Stage):
 
 
 class OnePer(Stage):
-    """One row of each group: the highest or lowest by a value (equal values by id), or a random one."""
+    """One row of each group: the highest or lowest by a value (equal values by id), or a random
+    one."""
 
     name: ClassVar[str] = "one_per"
     group: str
@@ -156,4 +167,12 @@ class Levels(Stage):
         if self.keep is None:
             return Outcome(rows, notes=notes)
         kept = [row for row in rows if row.values[self.into] in self.keep]
-        return Outcome(kept, [(row, f"level {row.values[self.into]}") for row in rows if row.values[self.into] not in self.keep], notes)
+        return Outcome(
+            kept,
+            [
+                (row, f"level {row.values[self.into]}")
+                for row in rows
+                if row.values[self.into] not in self.keep
+            ],
+            notes,
+        )

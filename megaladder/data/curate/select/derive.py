@@ -1,4 +1,5 @@
-"""Stages that compute something from the text of each row: length, rule score, and the text without its reasoning."""
+"""Stages that compute something from the text of each row: length, rule score, and the text without
+its reasoning."""
 
 from __future__ import annotations
 
@@ -7,13 +8,22 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from megaladder.data.curate.rows import Row
-from megaladder.data.curate.score import answer_text, limo_parts, limo_scores, load_rule, map_ordered
+from megaladder.data.curate.score import (
+    answer_text,
+    limo_parts,
+    limo_scores,
+    load_rule,
+    map_ordered,
+)
 from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
 from megaladder.data.curate.select.recipe import Stage
 
 THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 TOKEN_BATCH = 256
-TRACE_COLUMNS = ("logprob", "entropy")  # belong to the response token by token; a changed response cannot keep them
+TRACE_COLUMNS = (
+    "logprob",
+    "entropy",
+)  # belong to the response token by token; a changed response cannot keep them
 
 
 class Length(Stage):
@@ -44,7 +54,9 @@ class Length(Stage):
 
     def _lengths(self, texts, context: Context):
         if self.unit != "tokens":
-            yield from map_ordered(len if self.unit == "characters" else _num_words, texts, context.workers)
+            yield from map_ordered(
+                len if self.unit == "characters" else _num_words, texts, context.workers
+            )
             return
         from megaladder.data.curate.tokens import count_tokens
 
@@ -79,13 +91,18 @@ class Score(Stage):
 
         parts = list(map_ordered(partial(limo_parts, rule=rule), texts(), context.workers))
         for row, entry in zip(order, limo_scores(parts, rule), strict=True):
-            row.add(score=entry["score"], score_parts={name: value for name, value in entry.items() if name != "score"})
+            row.add(
+                score=entry["score"],
+                score_parts={name: value for name, value in entry.items() if name != "score"},
+            )
         return Outcome(rows, notes={"rule": rule.model_dump(mode="json")})
 
 
 class StripReasoning(Stage):
-    """NoCoT: removes `<think>…</think>` from the answers (response, completion, solution, assistant turns). What belonged to the old
-    tokens (logprob, entropy) goes too. Rows with an unpaired tag, or with nothing but reasoning, are dropped."""
+    """NoCoT: removes `<think>…</think>` from the answers (response, completion, solution, assistant
+    turns). What belonged to the old tokens (logprob, entropy) goes too. Rows with an unpaired tag,
+    or with nothing but reasoning, are dropped.
+    """
 
     name: ClassVar[str] = "strip_reasoning"
 
@@ -108,7 +125,11 @@ def strip_row(row: Row) -> Row:
     {'response': '2'}
     """
     stripped = {name: _strip_value(name, value) for name, value in row.items()}
-    return stripped if stripped == row else {name: value for name, value in stripped.items() if name not in TRACE_COLUMNS}
+    return (
+        stripped
+        if stripped == row
+        else {name: value for name, value in stripped.items() if name not in TRACE_COLUMNS}
+    )
 
 
 def strip_fault(row: Row) -> str | None:
@@ -134,14 +155,26 @@ def _strip_turn(turn: Any) -> Any:
         return turn
     kept = {name: value for name, value in turn.items() if name != "reasoning_content"}
     return {
-        name: THINK.sub("", value) if name in ("content", "value") and isinstance(value, str) else value for name, value in kept.items()
+        name: (
+            THINK.sub("", value)
+            if name in ("content", "value") and isinstance(value, str)
+            else value
+        )
+        for name, value in kept.items()
     }
 
 
 def _answers(row: Row) -> list[str]:
-    found = [row[name] for name in ("response", "completion", "solution") if isinstance(row.get(name), str)]
+    found = [
+        row[name]
+        for name in ("response", "completion", "solution")
+        if isinstance(row.get(name), str)
+    ]
     for name in ("messages", "conversations"):
         for turn in row.get(name) or []:
-            if isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("assistant", "gpt"):
+            if isinstance(turn, dict) and turn.get("role", turn.get("from")) in (
+                "assistant",
+                "gpt",
+            ):
                 found.append(turn.get("content", turn.get("value")) or "")
     return found

@@ -1,4 +1,5 @@
-"""Stages that keep or drop rows by what is in them: missing values, conditions, duplicates, benchmark overlap."""
+"""Stages that keep or drop rows by what is in them: missing values, conditions, duplicates,
+benchmark overlap."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ OPERATORS = ("equals", "one_of", "contains", "matches", "above", "below")
 
 
 class Condition(StrictModel):
-    """One test of one column, e.g. `{column: source_type, contains: AIME}`. A row without the column fails it."""
+    """One test of one column, e.g. `{column: source_type, contains: AIME}`. A row without the
+    column fails it."""
 
     column: str
     equals: Any = None
@@ -37,7 +39,10 @@ class Condition(StrictModel):
     def _one_operator(self) -> Condition:
         given = [name for name in OPERATORS if name in self.model_fields_set]
         if len(given) != 1:
-            raise ValueError(f"a condition on '{self.column}' has {given or 'no test'}; fix: exactly one of {', '.join(OPERATORS)}")
+            raise ValueError(
+                f"a condition on '{self.column}' has {given or 'no test'}; fix: exactly one of"
+                f" {', '.join(OPERATORS)}"
+            )
         return self
 
     @field_validator("matches")
@@ -46,7 +51,9 @@ class Condition(StrictModel):
         try:
             re.compile(value or "")
         except re.error as error:
-            raise ValueError(f"no regular expression ({error}); fix: escape special characters") from None
+            raise ValueError(
+                f"no regular expression ({error}); fix: escape special characters"
+            ) from None
         return value
 
     @property
@@ -81,7 +88,10 @@ class Condition(StrictModel):
             return self.contains in value
         if self.operator == "matches" and isinstance(value, str):
             return re.search(self.matches, value) is not None
-        raise DataError(f"{row.where}: column '{self.column}' is {value!r}, {context.label} tests it as text; fix: that value")
+        raise DataError(
+            f"{row.where}: column '{self.column}' is {value!r}, {context.label} tests it as text;"
+            " fix: that value"
+        )
 
 
 def _same(value: Any, wanted: Any) -> bool:
@@ -130,7 +140,8 @@ class Drop(Stage):
 
 
 class _Alternatives(Stage):
-    """`any_of`: lists of conditions; a row fits when all conditions of one list hold. `where`: short for a single condition."""
+    """`any_of`: lists of conditions; a row fits when all conditions of one list hold. `where`:
+    short for a single condition."""
 
     any_of: list[list[Condition]] = Field(default_factory=list)
     where: Condition | None = None
@@ -138,17 +149,28 @@ class _Alternatives(Stage):
     @model_validator(mode="after")
     def _has_conditions(self) -> _Alternatives:
         if bool(self.any_of) == bool(self.where):
-            raise ValueError("expected one of `where` (a condition) and `any_of` (lists of conditions); fix: one of them")
+            raise ValueError(
+                "expected one of `where` (a condition) and `any_of` (lists of conditions); fix: one"
+                " of them"
+            )
         return self
 
     def alternatives(self) -> list[list[Condition]]:
         return self.any_of or [[self.where]]
 
     def needs(self) -> tuple[str, ...]:
-        return tuple(column for group in self.alternatives() for condition in group for column in condition.columns)
+        return tuple(
+            column
+            for group in self.alternatives()
+            for condition in group
+            for column in condition.columns
+        )
 
     def fits(self, row: PoolRow, context: Context) -> bool:
-        return any(all(condition.holds(row, context) for condition in group) for group in self.alternatives())
+        return any(
+            all(condition.holds(row, context) for condition in group)
+            for group in self.alternatives()
+        )
 
 
 class Keep(_Alternatives):
@@ -182,7 +204,8 @@ class Mark(_Alternatives):
 
 
 class Dedup(Stage):
-    """Drops rows whose question repeats another one's; of a group the row with the lowest id stays."""
+    """Drops rows whose question repeats another one's; of a group the row with the lowest id
+    stays."""
 
     name: ClassVar[str] = "dedup"
     method: Literal["exact", "near"] = "exact"
@@ -194,7 +217,8 @@ class Dedup(Stage):
             text = prompt_text(content)
             if text is None:
                 raise DataError(
-                    f"{row.where}: no question found, which {context.label} compares; fix: a column question, problem or prompt"
+                    f"{row.where}: no question found, which {context.label} compares; fix: a column"
+                    " question, problem or prompt"
                 )
             texts[row.id] = text
         finder = ExactDuplicates() if self.method == "exact" else NearDuplicates(self.threshold)
@@ -224,4 +248,8 @@ class Decontaminate(Stage):
             if spans:
                 hits[row.id] = f"overlap with {spans[0].problem.benchmark}"
         kept = [row for row in rows if row.id not in hits]
-        return Outcome(kept, [(row, hits[row.id]) for row in rows if row.id in hits], {"too_short": len(index.too_short)})
+        return Outcome(
+            kept,
+            [(row, hits[row.id]) for row in rows if row.id in hits],
+            {"too_short": len(index.too_short)},
+        )

@@ -1,7 +1,8 @@
-"""Training plans of equal budget: how many unique rows, seen how often, in which batches, make the same number of steps.
+"""Training plans of equal budget: how many unique rows, seen how often, in which batches, make the
+same number of steps.
 
-Quagmires (arXiv 2510.01624) compares unique samples × epochs at one SFT budget, labelled `25k2ep`; Rethinking SFT compares 640 steps as
-2.5k·bs32·ep8 = 20k·bs32·ep1 = 20k·bs256·ep8. Pure arithmetic.
+Quagmires (arXiv 2510.01624) compares unique samples × epochs at one SFT budget, labelled `25k2ep`;
+Rethinking SFT compares 640 steps as 2.5k·bs32·ep8 = 20k·bs32·ep1 = 20k·bs256·ep8. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps: whole batches of an epoch (the remainder is dropped, as in the published runs), times epochs, rounded up."""
+        """Optimizer steps: whole batches of an epoch (the remainder is dropped, as in the published
+        runs), times epochs, rounded up."""
         steps = self.rows // self.batch * Fraction(self.epochs).limit_denominator(10_000)
         return -(-steps.numerator // steps.denominator)
 
@@ -43,13 +45,14 @@ class Plan:
 
 
 def equal_budget(samples_seen: int, epochs: Sequence[int], batch: int) -> list[Plan]:
-    """Plans that see `samples_seen` samples in all, one for each number of epochs. Raises ConfigError where rows or steps do not divide."""
+    """Plans that see `samples_seen` samples in all, one for each number of epochs. Raises
+    ConfigError where rows or steps do not divide."""
     plans = []
     for passes in epochs:
         if samples_seen % passes or (samples_seen // passes) % batch:
             raise ConfigError(
-                f"budget {samples_seen:,} does not divide into {passes} epochs of whole batches of {batch};"
-                f" fix: a multiple of {batch * passes}, or another batch"
+                f"budget {samples_seen:,} does not divide into {passes} epochs of whole batches of"
+                f" {batch}; fix: a multiple of {batch * passes}, or another batch"
             )
         plans.append(Plan(samples_seen // passes, passes, batch))
     assert len({plan.steps for plan in plans}) <= 1, plans

@@ -1,7 +1,9 @@
-"""The pool that stages work on: one small record a row, in an order that does not depend on the file's.
+"""The pool that stages work on: one small record a row, in an order that does not depend on the
+file's.
 
-A record holds the columns that the recipe's stages name and nothing else; long texts stay in the file and are streamed where a stage
-needs them. Records are sorted by id, and random choices are hashes of (seed, stage, id): shuffling the file changes nothing.
+A record holds the columns that the recipe's stages name and nothing else; long texts stay in the
+file and are streamed where a stage needs them. Records are sorted by id, and random choices are
+hashes of (seed, stage, id): shuffling the file changes nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from megaladder.errors import DataError
 
 @dataclass(slots=True)
 class PoolRow:
-    """One row. `values`: the named columns (null or absent = not there) and what stages added; `added` of these go to the output."""
+    """One row. `values`: the named columns (null or absent = not there) and what stages added;
+    `added` of these go to the output."""
 
     id: str
     position: int
     where: str
     values: Row
     added: Row = field(default_factory=dict)
-    edits: list[Callable[[Row], Row]] = field(default_factory=list)  # applied to the whole row when it is written
+    edits: list[Callable[[Row], Row]] = field(
+        default_factory=list
+    )  # applied to the whole row when it is written
 
     def add(self, **values: Any) -> None:
         self.values.update(values)
@@ -35,7 +40,8 @@ class PoolRow:
 
 @dataclass
 class Outcome:
-    """What a stage did: the rows it keeps, in pool order, and the reason for each row it drops. `notes` go into the stored record."""
+    """What a stage did: the rows it keeps, in pool order, and the reason for each row it drops.
+    `notes` go into the stored record."""
 
     kept: list[PoolRow]
     dropped: list[tuple[PoolRow, str]] = field(default_factory=list)
@@ -48,7 +54,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may know besides the rows. `label` is `stage 3 (top) of limo.yaml`; `all_rows` is the pool as it was read."""
+    """What a stage may know besides the rows. `label` is `stage 3 (top) of limo.yaml`; `all_rows`
+    is the pool as it was read."""
 
     path: str
     seed: int
@@ -62,12 +69,13 @@ class Context:
         return random.Random(f"{self.seed}/{self.salt}")
 
     def shuffled(self, rows: Sequence[PoolRow]) -> list[PoolRow]:
-        """A random order in which any prefix is a random sample; a row's place depends on seed, stage and id only, so that a sample of
-        1,000 is part of the sample of 2,000."""
+        """A random order in which any prefix is a random sample; a row's place depends on seed,
+        stage and id only, so that a sample of 1,000 is part of the sample of 2,000."""
         return sorted(rows, key=lambda row: (draw(self.seed, self.salt, row.id), row.id))
 
     def stream(self, rows: Sequence[PoolRow]) -> Iterator[tuple[PoolRow, Row]]:
-        """Each of the rows with its full content, in file order, edits of earlier stages applied."""
+        """Each of the rows with its full content, in file order, edits of earlier stages
+        applied."""
         by_position = {row.position: row for row in rows}
         for position, raw in enumerate(iter_rows(self.path)):
             if (row := by_position.get(position)) is not None:
@@ -78,21 +86,35 @@ class Context:
         value = row.values.get(column)
         if value is None:
             raise DataError(
-                f"{row.where}: no column '{column}', which {self.label} needs; fix: add it, or drop such rows with drop_missing"
+                f"{row.where}: no column '{column}', which {self.label} needs; fix: add it, or drop"
+                " such rows with drop_missing"
             )
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value in (float("inf"), float("-inf")):
-            raise DataError(f"{row.where}: column '{column}' is {value!r}, {self.label} needs a finite number; fix: that value, or the row")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or value != value
+            or value in (float("inf"), float("-inf"))
+        ):
+            raise DataError(
+                f"{row.where}: column '{column}' is {value!r}, {self.label} needs a finite number;"
+                " fix: that value, or the row"
+            )
         return float(value)
 
     def enough(self, available: int, wanted: int, allow_fewer: bool) -> None:
         """Refuses to give fewer rows than asked for unless the recipe says so."""
         if available < wanted and not allow_fewer:
-            raise DataError(f"{self.label} wants {wanted:,} rows, {available:,} are left; fix: a smaller n, or allow_fewer: true")
+            raise DataError(
+                f"{self.label} wants {wanted:,} rows, {available:,} are left; fix: a smaller n, or"
+                " allow_fewer: true"
+            )
 
 
 def draw(seed: int, salt: str, row_id: str) -> int:
     """A uniform 64-bit number per (seed, salt, id)."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{salt}/{row_id}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed}/{salt}/{row_id}".encode(), digest_size=8).digest(), "big"
+    )
 
 
 def full_row(row: PoolRow, content: Row) -> Row:
@@ -104,7 +126,8 @@ def full_row(row: PoolRow, content: Row) -> Row:
 
 
 def load_pool(path: str, columns: Sequence[str], id_column: str | None) -> list[PoolRow]:
-    """Reads the named columns of every row, sorted by id. Raises on bad rows and double ids (naming both)."""
+    """Reads the named columns of every row, sorted by id. Raises on bad rows and double ids (naming
+    both)."""
     ids, rows = RowIds(id_column), []
     for position, raw in enumerate(iter_rows(path)):
         values = {name: raw.data[name] for name in columns if name in raw.data}
@@ -124,7 +147,8 @@ def columns_of(path: str, num_rows: int = 1000) -> list[str]:
 
 
 def written_rows(path: str, rows: Sequence[PoolRow]) -> Iterator[Row | bytes]:
-    """The rows' full content in the rows' order; a row that no stage changed comes as its bytes (JSONL)."""
+    """The rows' full content in the rows' order; a row that no stage changed comes as its bytes
+    (JSONL)."""
     for row, content in zip(rows, fetch_rows(path, [row.position for row in rows]), strict=True):
         if row.added or row.edits:
             yield full_row(row, parse_fetched(content, row.where))

@@ -1,4 +1,5 @@
-"""A recipe file: `stages:` a stage a line, `params:` that stages may quote as `{name}`, `vary:` a grid of them.
+"""A recipe file: `stages:` a stage a line, `params:` that stages may quote as `{name}`, `vary:` a
+grid of them.
 
     name: openr1_{category}_{size}
     params: {size: 1000}
@@ -7,8 +8,9 @@
       - keep: {where: {column: category, equals: "{category}"}}
       - sample: {n: "{size}"}
 
-`{name}` alone becomes the parameter's value with its type; inside a longer text it is put in as text. `published: N` beside a stage is
-the count of the published run, shown next to ours. Not here: what the stages do (`STAGES`).
+`{name}` alone becomes the parameter's value with its type; inside a longer text it is put in as
+text. `published: N` beside a stage is the count of the published run, shown next to ours. Not here:
+what the stages do (`STAGES`).
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from megaladder.data.curate.select.plans import equal_budget
 from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
 from megaladder.errors import ConfigError
 
-SKIP_KEY = "skip_if"  # beside a stage's name: `skip_if: {category: [diverse]}` leaves it out for these parameter values
+# beside a stage's name: `skip_if: {category: [diverse]}` leaves it out for these parameter values
+SKIP_KEY = "skip_if"
 
 
 class Stage(StrictModel):
-    """Base of all stages: parameters are fields. `apply` must not depend on the order of the rows it is given beyond their ids."""
+    """Base of all stages: parameters are fields. `apply` must not depend on the order of the rows
+    it is given beyond their ids."""
 
     name: ClassVar[str]
     adds: ClassVar[tuple[str, ...]] = ()
@@ -52,7 +56,8 @@ class Stage(StrictModel):
 
 
 class BudgetPlan(StrictModel):
-    """Plans that see the same number of samples: unique rows = samples_seen / epochs, for each of `epochs`."""
+    """Plans that see the same number of samples: unique rows = samples_seen / epochs, for each of
+    `epochs`."""
 
     samples_seen: int = Field(ge=1)
     epochs: list[int] = Field(min_length=1)
@@ -61,7 +66,16 @@ class BudgetPlan(StrictModel):
     def points(self) -> list[dict[str, Any]]:
         """The parameters of each plan."""
         plans = equal_budget(self.samples_seen, self.epochs, self.batch)
-        return [{"label": p.label, "rows": p.rows, "epochs": p.epochs, "batch": p.batch, "steps": p.steps} for p in plans]
+        return [
+            {
+                "label": p.label,
+                "rows": p.rows,
+                "epochs": p.epochs,
+                "batch": p.batch,
+                "steps": p.steps,
+            }
+            for p in plans
+        ]
 
 
 class RecipeFile(StrictModel):
@@ -74,15 +88,18 @@ class RecipeFile(StrictModel):
     params: dict[str, Any] = Field(default_factory=dict)
     vary: dict[str, list[Any]] = Field(default_factory=dict)
     only_if: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
-    """Thins a grid: `only_if: {seed: {category: [diverse]}}` varies `seed` for these categories only; others take its first value."""
+    """Thins a grid: `only_if: {seed: {category: [diverse]}}` varies `seed` for these categories
+    only; others take its first value."""
     plan: BudgetPlan | None = None
-    """Training plans of one budget as a grid: gives the parameters rows, epochs, batch, steps and label (25k2ep)."""
+    """Training plans of one budget as a grid: gives the parameters rows, epochs, batch, steps and
+    label (25k2ep)."""
     stages: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One selection: stages with all parameters put in. `values` are the parameters it stands for."""
+    """One selection: stages with all parameters put in. `values` are the parameters it stands
+    for."""
 
     name: str
     seed: int
@@ -106,8 +123,11 @@ class Recipe:
         return list(needed.items())
 
 
-def load_recipes(path: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]]) -> list[Recipe]:
-    """Every selection of a recipe file, one unless it has a grid. `overrides` are `name=value`: they set a parameter, or narrow a grid."""
+def load_recipes(
+    path: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]]
+) -> list[Recipe]:
+    """Every selection of a recipe file, one unless it has a grid. `overrides` are `name=value`:
+    they set a parameter, or narrow a grid."""
     file = load_yaml(path)
     try:
         recipe = RecipeFile.model_validate(file.values)
@@ -119,19 +139,31 @@ def load_recipes(path: str, overrides: Sequence[str], stages: Mapping[str, type[
         name, equals, text = override.partition("=")
         if not equals or name not in {"seed", *values, *vary}:
             known = ", ".join(["seed", *values, *vary])
-            raise ConfigError(f"--set {override}: expected NAME=VALUE with one of the recipe's parameters ({known}); fix: one of them")
+            raise ConfigError(
+                f"--set {override}: expected NAME=VALUE with one of the recipe's parameters"
+                f" ({known}); fix: one of them"
+            )
         vary.pop(name, None)
         values[name] = _scalar(text)
     plans = recipe.plan.points() if recipe.plan else [{}]
-    built = [_build(recipe, file, {**values, **plan, **point}, stages) for plan in plans for point in _grid(vary, recipe.only_if)]
+    built = [
+        _build(recipe, file, {**values, **plan, **point}, stages)
+        for plan in plans
+        for point in _grid(vary, recipe.only_if)
+    ]
     names = [recipe.name for recipe in built]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise ConfigError(f"{path}: the grid gives the name {doubled[0]!r} more than once; fix: name every varied parameter in `name:`")
+        raise ConfigError(
+            f"{path}: the grid gives the name {doubled[0]!r} more than once; fix: name every varied"
+            " parameter in `name:`"
+        )
     return built
 
 
-def _grid(vary: Mapping[str, list[Any]], only_if: Mapping[str, Mapping[str, list[Any]]]) -> list[dict[str, Any]]:
+def _grid(
+    vary: Mapping[str, list[Any]], only_if: Mapping[str, Mapping[str, list[Any]]]
+) -> list[dict[str, Any]]:
     """All combinations, in the file's order, without those that `only_if` thins out."""
     points = []
     for combination in itertools.product(*vary.values()):
@@ -147,7 +179,9 @@ def _grid(vary: Mapping[str, list[Any]], only_if: Mapping[str, Mapping[str, list
     return points
 
 
-def _build(recipe: RecipeFile, file: YamlFile, values: dict[str, Any], known: Mapping[str, type[Stage]]) -> Recipe:
+def _build(
+    recipe: RecipeFile, file: YamlFile, values: dict[str, Any], known: Mapping[str, type[Stage]]
+) -> Recipe:
     stages = []
     for index, entry in enumerate(recipe.stages):
         where = file.where(("stages", str(index), next(iter(entry), "")))
@@ -155,26 +189,35 @@ def _build(recipe: RecipeFile, file: YamlFile, values: dict[str, Any], known: Ma
         named = {name: params for name, params in entry.items() if name != SKIP_KEY}
         if len(named) != 1 or not isinstance(skip_if, dict):
             raise ConfigError(
-                f"{where}: stage {index + 1} has the keys {', '.join(entry)}; fix: one stage per `- ` line, and `{SKIP_KEY}:`"
+                f"{where}: stage {index + 1} has the keys {', '.join(entry)}; fix: one stage per `-"
+                f" ` line, and `{SKIP_KEY}:`"
             )
         unknown = sorted(set(skip_if) - set(values))
         if unknown:
-            raise ConfigError(f"{where}: {SKIP_KEY} names '{unknown[0]}', which is no parameter; fix: one of {', '.join(values) or 'none'}")
+            raise ConfigError(
+                f"{where}: {SKIP_KEY} names '{unknown[0]}', which is no parameter; fix: one of"
+                f" {', '.join(values) or 'none'}"
+            )
         if all(values[name] in options for name, options in skip_if.items()) and skip_if:
             continue
         name, params = next(iter(named.items()))
         if name not in known:
-            raise ConfigError(f"{where}: unknown stage '{name}'; fix: one of {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{where}: unknown stage '{name}'; fix: one of {', '.join(sorted(known))}"
+            )
         try:
             stages.append(known[name].model_validate(_put_in(params or {}, values)))
         except ValidationError as error:
             raise ConfigError(_explain(where, f"stage {index + 1} ({name}), ", error)) from None
     seed = values.get("seed", recipe.seed)
-    return Recipe(str(_put_in(recipe.name, values)), seed, recipe.id_column, tuple(stages), values, file.path)
+    return Recipe(
+        str(_put_in(recipe.name, values)), seed, recipe.id_column, tuple(stages), values, file.path
+    )
 
 
 def _put_in(value: Any, values: Mapping[str, Any]) -> Any:
-    """`{name}` → the parameter, in every string of a nested value; unknown names stay as they are (regular expressions have braces)."""
+    """`{name}` → the parameter, in every string of a nested value; unknown names stay as they are
+    (regular expressions have braces)."""
     if isinstance(value, dict):
         return {name: _put_in(item, values) for name, item in value.items()}
     if isinstance(value, list):
@@ -198,5 +241,8 @@ def _explain(where: str, prefix: str, error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"])
-        lines.append(f"{where}: {prefix}{key}: {item['msg'].removeprefix('Value error, ')}; found {item['input']!r}; fix: that key")
+        lines.append(
+            f"{where}: {prefix}{key}: {item['msg'].removeprefix('Value error, ')}; found"
+            f" {item['input']!r}; fix: that key"
+        )
     return "\n".join(lines)

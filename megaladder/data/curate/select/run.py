@@ -1,7 +1,9 @@
-"""The verb `data select`: recipe → pool → stages → file, with the count after every stage printed and stored.
+"""The verb `data select`: recipe → pool → stages → file, with the count after every stage printed
+and stored.
 
-Beside `--out F`: `F.stages.json` (recipe, seed, counts, reasons, notes, hash of the ids) and `F.dropped.jsonl` (id, place, stage and
-reason of every row that was dropped). A recipe with a grid writes one set of files per combination into the folder `--out`.
+Beside `--out F`: `F.stages.json` (recipe, seed, counts, reasons, notes, hash of the ids) and
+`F.dropped.jsonl` (id, place, stage and reason of every row that was dropped). A recipe with a grid
+writes one set of files per combination into the folder `--out`.
 """
 
 from __future__ import annotations
@@ -27,10 +29,24 @@ if TYPE_CHECKING:
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
     for stage in (
-        filters.DropMissing, filters.Drop, filters.Keep, filters.Mark, filters.Dedup, filters.Decontaminate, derive.Length, derive.Score,
-        derive.StripReasoning, choose.Sample, choose.Take, choose.Top, choose.OnePer, choose.Levels, diversity.Diverse, similar.Similar,
+        filters.DropMissing,
+        filters.Drop,
+        filters.Keep,
+        filters.Mark,
+        filters.Dedup,
+        filters.Decontaminate,
+        derive.Length,
+        derive.Score,
+        derive.StripReasoning,
+        choose.Sample,
+        choose.Take,
+        choose.Top,
+        choose.OnePer,
+        choose.Levels,
+        diversity.Diverse,
+        similar.Similar,
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -58,20 +74,35 @@ class Selection:
     @property
     def ids_hash(self) -> str:
         """sha256 over the sorted ids: equal for equal selections."""
-        return hashlib.sha256("\n".join(sorted(row.id for row in self.rows)).encode("utf-8")).hexdigest()
+        return hashlib.sha256(
+            "\n".join(sorted(row.id for row in self.rows)).encode("utf-8")
+        ).hexdigest()
 
 
 def run_select(config: SelectConfig) -> None:
     """The verb `data select`."""
-    recipes = load_recipes(config.recipe, [*config.set, *([] if config.seed is None else [f"seed={config.seed}"])], STAGES)
+    recipes = load_recipes(
+        config.recipe,
+        [*config.set, *([] if config.seed is None else [f"seed={config.seed}"])],
+        STAGES,
+    )
     single = len(recipes) == 1 and not config.only
     if config.only:
         recipes = [recipe for recipe in recipes if fnmatch.fnmatchcase(recipe.name, config.only)]
         if not recipes:
-            raise ConfigError(f"--only {config.only}: no selection of {config.recipe} has such a name; fix: a pattern like '*_1k_*'")
-    targets = [Path(config.out) if single else Path(config.out) / f"{recipe.name}.jsonl" for recipe in recipes]
+            raise ConfigError(
+                f"--only {config.only}: no selection of {config.recipe} has such a name; fix: a"
+                " pattern like '*_1k_*'"
+            )
+    targets = [
+        Path(config.out) if single else Path(config.out) / f"{recipe.name}.jsonl"
+        for recipe in recipes
+    ]
     if not single and Path(config.out).suffix:
-        raise ConfigError(f"--out {config.out}: {len(recipes)} selections need a folder; fix: --out FOLDER, or --set to narrow the grid")
+        raise ConfigError(
+            f"--out {config.out}: {len(recipes)} selections need a folder; fix: --out FOLDER, or"
+            " --set to narrow the grid"
+        )
     pool = read_pool(config.path, recipes)
     for recipe, target in zip(recipes, targets, strict=True):
         selection = select(config.path, [copy_row(row) for row in pool], recipe, config.workers)
@@ -81,13 +112,20 @@ def run_select(config: SelectConfig) -> None:
 
 def read_pool(path: str, recipes: Sequence[Recipe]) -> list[PoolRow]:
     """The columns that the recipes need; one that no row has is an error naming its stage."""
-    needed = [(column, recipe, index) for recipe in recipes for column, index in recipe.needed_columns()]
-    pool = load_pool(path, list(dict.fromkeys(column for column, _, _ in needed)), recipes[0].id_column)
+    needed = [
+        (column, recipe, index) for recipe in recipes for column, index in recipe.needed_columns()
+    ]
+    pool = load_pool(
+        path, list(dict.fromkeys(column for column, _, _ in needed)), recipes[0].id_column
+    )
     present = {column for row in pool for column in row.values}
     for column, recipe, index in needed:
         if column not in present:
             have = ", ".join(columns_of(path))
-            raise DataError(f"{path}: no column '{column}', which {recipe.label(index)} needs; fix: add it; the rows have {have}")
+            raise DataError(
+                f"{path}: no column '{column}', which {recipe.label(index)} needs; fix: add it; the"
+                f" rows have {have}"
+            )
     return pool
 
 
@@ -104,15 +142,27 @@ def select(path: str, pool: list[PoolRow], recipe: Recipe, workers: int = 1) -> 
     seen: dict[str, int] = {}
     for index, stage in enumerate(recipe.stages):
         seen[stage.name] = seen.get(stage.name, 0) + 1
-        context = Context(path, recipe.seed, recipe.label(index), f"{stage.name}#{seen[stage.name]}", pool, workers)
+        context = Context(
+            path,
+            recipe.seed,
+            recipe.label(index),
+            f"{stage.name}#{seen[stage.name]}",
+            pool,
+            workers,
+        )
         outcome = stage.apply(rows, context)
         reasons = dict(sorted(outcome.reasons.items()))
         assert len(outcome.kept) + len(outcome.dropped) == len(rows), f"{context.label} lost rows"
         if not outcome.kept:
             raise DataError(
-                f"{context.label} leaves none of {len(rows):,} rows; dropped: {reasons or 'none'}; fix: that stage, or the input"
+                f"{context.label} leaves none of {len(rows):,} rows; dropped: {reasons or 'none'};"
+                " fix: that stage, or the input"
             )
-        records.append(StageRecord(stage.name, len(rows), len(outcome.kept), reasons, stage.published, outcome.notes))
+        records.append(
+            StageRecord(
+                stage.name, len(rows), len(outcome.kept), reasons, stage.published, outcome.notes
+            )
+        )
         dropped += [(row, f"{index + 1} {stage.name}", reason) for row, reason in outcome.dropped]
         rows = outcome.kept
     final = Context(path, recipe.seed, "output", "output order", pool)
@@ -126,7 +176,9 @@ def write_selection(path: str, selection: Selection, target: Path) -> None:
             writer.write_fetched(row)
     with RowWriter(f"{target}.dropped.jsonl") as writer:
         writer.write_all(_dropped_rows(selection))
-    atomic_write(f"{target}.stages.json", to_json(record(path, selection), sort_keys=True, indent=2) + "\n")
+    atomic_write(
+        f"{target}.stages.json", to_json(record(path, selection), sort_keys=True, indent=2) + "\n"
+    )
 
 
 def _dropped_rows(selection: Selection) -> Iterator[Row]:
@@ -138,22 +190,47 @@ def record(path: str, selection: Selection) -> Row:
     """What `F.stages.json` holds: enough to run the selection again and to compare two of them."""
     recipe = selection.recipe
     return {
-        "recipe": recipe.file, "name": recipe.name, "seed": recipe.seed, "params": dict(recipe.values), "file": str(path),
-        "rows_read": selection.num_read, "rows": len(selection.rows), "ids_sha256": selection.ids_hash,
+        "recipe": recipe.file,
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "params": dict(recipe.values),
+        "file": str(path),
+        "rows_read": selection.num_read,
+        "rows": len(selection.rows),
+        "ids_sha256": selection.ids_hash,
         "stages": [
-            {"stage": entry.name, "params": stage.model_dump(mode="json", exclude_unset=True), "rows_in": entry.rows_in,
-             "rows_out": entry.rows_out, "dropped": entry.reasons, "published": entry.published, "notes": entry.notes}
+            {
+                "stage": entry.name,
+                "params": stage.model_dump(mode="json", exclude_unset=True),
+                "rows_in": entry.rows_in,
+                "rows_out": entry.rows_out,
+                "dropped": entry.reasons,
+                "published": entry.published,
+                "notes": entry.notes,
+            }
             for entry, stage in zip(selection.records, recipe.stages, strict=True)
         ],
-    }  # fmt: skip
+    }
 
 
 def table(selection: Selection) -> list[str]:
     """`  drop            54,116 → 51,607   (published 51,607)`, with the reasons under it."""
-    lines = [f"{selection.recipe.name} (seed {selection.recipe.seed}): {selection.num_read:,} rows read"]
+    lines = [
+        f"{selection.recipe.name} (seed {selection.recipe.seed}): {selection.num_read:,} rows read"
+    ]
     for index, entry in enumerate(selection.records, start=1):
         published = "" if entry.published is None else f"   (published {entry.published:,})"
-        notes = ", ".join(f"{name} {value}" for name, value in entry.notes.items() if isinstance(value, (int, float, str)))
-        lines.append(f"  {index}. {entry.name:<16}{entry.rows_in:>9,} → {entry.rows_out:,}{published}{'   ' + notes if notes else ''}")
-        lines += [f"       {count:>9,}  {reason}" for reason, count in sorted(entry.reasons.items(), key=lambda item: (-item[1], item[0]))]
+        notes = ", ".join(
+            f"{name} {value}"
+            for name, value in entry.notes.items()
+            if isinstance(value, (int, float, str))
+        )
+        lines.append(
+            f"  {index}. {entry.name:<16}{entry.rows_in:>9,} →"
+            f" {entry.rows_out:,}{published}{'   ' + notes if notes else ''}"
+        )
+        lines += [
+            f"       {count:>9,}  {reason}"
+            for reason, count in sorted(entry.reasons.items(), key=lambda item: (-item[1], item[0]))
+        ]
     return lines

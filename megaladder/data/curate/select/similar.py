@@ -1,7 +1,9 @@
-"""reasoning_ladder's similarity stage: for each benchmark problem the most (or least) similar questions, by cosine.
+"""reasoning_ladder's similarity stage: for each benchmark problem the most (or least) similar
+questions, by cosine.
 
-Vectors are an embedding column of both files when the recipe names one, else TF-IDF of the questions' words (smooth idf, L2 norm, as
-scikit-learn's defaults); which was used is stored with the stage. Published: OpenAI text-embedding-3-small, about 90 per problem.
+Vectors are an embedding column of both files when the recipe names one, else TF-IDF of the
+questions' words (smooth idf, L2 norm, as scikit-learn's defaults); which was used is stored with
+the stage. Published: OpenAI text-embedding-3-small, about 90 per problem.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from megaladder.errors import DataError
 
 
 class Similar(Stage):
-    """Keeps, for each problem of `to`, the `per_problem` rows with the highest (`least`: lowest) cosine; `total` caps the union, taking
-    every problem's best first. Equal similarities go by id."""
+    """Keeps, for each problem of `to`, the `per_problem` rows with the highest (`least`: lowest)
+    cosine; `total` caps the union, taking every problem's best first. Equal similarities go by
+    id."""
 
     name: ClassVar[str] = "similar"
     to: str
@@ -47,19 +50,32 @@ class Similar(Stage):
             texts: dict[str, str] = {}
             for row, content in context.stream(rows):
                 texts[row.id] = prompt_text(content) or ""
-            cosine = tfidf_cosine([prompt_text(problem.data) or "" for problem in problems], [texts[row.id] for row in rows])
-        ranked = np.argsort(cosine if self.least else -cosine, axis=1, kind="stable")[:, : self.per_problem]  # stable: ties by id
+            cosine = tfidf_cosine(
+                [prompt_text(problem.data) or "" for problem in problems],
+                [texts[row.id] for row in rows],
+            )
+        ranked = np.argsort(cosine if self.least else -cosine, axis=1, kind="stable")[
+            :, : self.per_problem
+        ]  # stable: ties by id
         chosen: dict[int, None] = {}
         for rank in range(ranked.shape[1]):
             for index in ranked[:, rank].tolist():
                 if self.total is None or len(chosen) < self.total:
                     chosen.setdefault(index, None)
         for index in chosen:
-            rows[index].add(similarity=float(cosine[:, index].min() if self.least else cosine[:, index].max()))
+            rows[index].add(
+                similarity=float(cosine[:, index].min() if self.least else cosine[:, index].max())
+            )
         notes = {"vectors": self.embedding or "tf-idf", "problems": len(problems)}
         kept = [row for index, row in enumerate(rows) if index in chosen]
         return Outcome(
-            kept, [(row, "not similar" if not self.least else "too similar") for i, row in enumerate(rows) if i not in chosen], notes
+            kept,
+            [
+                (row, "not similar" if not self.least else "too similar")
+                for i, row in enumerate(rows)
+                if i not in chosen
+            ],
+            notes,
         )
 
     def produces(self) -> tuple[str, ...]:
@@ -69,21 +85,37 @@ class Similar(Stage):
         wanted = {str(i) for i in self.ids}
         found: dict[str, RawRow] = {}
         for position, row in enumerate(iter_rows(self.to)):
-            name = str(next((row.data[column] for column in ID_COLUMNS if column in row.data), position + 1))
+            name = str(
+                next(
+                    (row.data[column] for column in ID_COLUMNS if column in row.data), position + 1
+                )
+            )
             if not wanted or name in wanted:
                 found[name] = row
         missing = sorted(wanted - found.keys())
         if missing:
-            raise DataError(f"{self.to}: no problem with id {missing[0]}, which {context.label} asks for; fix: ids of that file")
+            raise DataError(
+                f"{self.to}: no problem with id {missing[0]}, which {context.label} asks for; fix:"
+                " ids of that file"
+            )
         return list(found.values())
 
-    def _embedding_cosine(self, rows: list[PoolRow], problems: list[RawRow], context: Context) -> np.ndarray:
-        ours = [_vector(row.values.get(self.embedding), row.where, self.embedding, context) for row in rows]
-        theirs = [_vector(row.data.get(self.embedding), row.where, self.embedding, context) for row in problems]
+    def _embedding_cosine(
+        self, rows: list[PoolRow], problems: list[RawRow], context: Context
+    ) -> np.ndarray:
+        ours = [
+            _vector(row.values.get(self.embedding), row.where, self.embedding, context)
+            for row in rows
+        ]
+        theirs = [
+            _vector(row.data.get(self.embedding), row.where, self.embedding, context)
+            for row in problems
+        ]
         sizes = {len(vector) for vector in [*ours, *theirs]}
         if len(sizes) != 1:
             raise DataError(
-                f"{context.label}: vectors in '{self.embedding}' have lengths {sorted(sizes)}; fix: one embedding model for both files"
+                f"{context.label}: vectors in '{self.embedding}' have lengths {sorted(sizes)}; fix:"
+                " one embedding model for both files"
             )
         return np.stack(theirs) @ np.stack(ours).T
 
@@ -96,14 +128,16 @@ def _vector(value: Any, where: str, column: str, context: Context) -> np.ndarray
         vector = np.zeros(0)
     if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
         raise DataError(
-            f"{where}: no vector of finite numbers in '{column}', which {context.label} needs; fix: that value, or TF-IDF (embedding: null)"
+            f"{where}: no vector of finite numbers in '{column}', which {context.label} needs; fix:"
+            " that value, or TF-IDF (embedding: null)"
         )
     norm = float(np.linalg.norm(vector))
     return vector / norm if norm else vector
 
 
 def tfidf_cosine(queries: list[str], documents: list[str]) -> np.ndarray:
-    """Cosine [queries, documents] of TF-IDF vectors; idf = ln((1 + n) / (1 + df)) + 1 over the documents, words none has are left out."""
+    """Cosine [queries, documents] of TF-IDF vectors; idf = ln((1 + n) / (1 + df)) + 1 over the
+    documents, words none has are left out."""
     from scipy.sparse import csr_matrix
 
     counts = [Counter(words(text)) for text in documents]
@@ -122,4 +156,6 @@ def tfidf_cosine(queries: list[str], documents: list[str]) -> np.ndarray:
             bounds.append(len(columns))
         return csr_matrix((data, columns, bounds), shape=(len(bags), max(1, len(column))))
 
-    return np.asarray((matrix([Counter(words(text)) for text in queries]) @ matrix(counts).T).todense())
+    return np.asarray(
+        (matrix([Counter(words(text)) for text in queries]) @ matrix(counts).T).todense()
+    )
