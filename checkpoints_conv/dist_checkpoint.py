@@ -60,9 +60,8 @@ class _HashingFile:
     def __init__(self, path: Path, pool: ThreadPoolExecutor):
         self._pool = pool
         self.name, self.num_bytes, self._sha256 = path.name, 0, hashlib.sha256()
-        self.failure: OSError | None = (
-            None  # torch.save turns an error of its file into one of its own
-        )
+        # torch.save turns an error of its file into one of its own
+        self.failure: OSError | None = None
         self._file = path.open("wb")
 
     def write(self, data: Any) -> int:

@@ -41,9 +41,8 @@ PORTABLE_NAMES = {  # Transformer Engine spec (and dist_checkpointing) → porta
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
 _CANONICAL_NAMES = {portable: fused for fused, portable in PORTABLE_NAMES.items()}
-_HARMLESS = re.compile(
-    r"(^|\.)rotary_emb\.inv_freq$"
-)  # a buffer that old exports carry; recomputed from the config
+# a buffer that old exports carry; recomputed from the config
+_HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 
 
 class TensorSource(TensorReader, Protocol):

@@ -38,9 +38,8 @@ from megaladder.errors import ConversionError, MegaladderError
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.weights import is_quantized, plain_weight, set_weight
 
-Held = dict[
-    str, tuple[Entry, torch.nn.Parameter]
-]  # canonical global name → its entry and this rank's parameter
+# canonical global name → its entry and this rank's parameter
+Held = dict[str, tuple[Entry, torch.nn.Parameter]]
 _T = TypeVar("_T")
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 

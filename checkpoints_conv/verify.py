@@ -151,17 +151,15 @@ def _megatron_logits(
     shape: ModelShape, megatron_dir: Path, sequences: list[np.ndarray]
 ) -> torch.Tensor:
     """[T, V] of the two sequences packed into one batch."""
-    os.environ["MEGALADDER_PLATFORM"] = (
-        "cpu"  # before the model code is imported: on a GPU machine it would choose the TE spec
-    )
+    # before the model code is imported: on a GPU machine it would choose the TE spec
+    os.environ["MEGALADDER_PLATFORM"] = "cpu"
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # megatron-core and torch warn about each other while a checkpoint is read
+        # megatron-core and torch warn about each other while a checkpoint is read
+        warnings.simplefilter("ignore")
         from megaladder import parallel
-        from megaladder.checkpoint.state import (
-            load_model_only,
-        )  # after `build`, which prepares megatron-core  # isort: skip
+
+        # after `build`, which prepares megatron-core  # isort: skip
+        from megaladder.checkpoint.state import load_model_only
         from megaladder.model.batch import to_device
         from megaladder.model.build import BuildOptions, build_chunks
 

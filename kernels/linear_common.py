@@ -16,14 +16,11 @@ from megaladder.kernels.reference import RowSpec, accumulator
 from megaladder.kernels.shard import TensorParallel, gather_tokens, is_split
 from megaladder.kernels.vocab_logprob import ENTROPY_MODES
 
-_STRIDE = (
-    16  # elements; Triton uses 128-bit loads only when the row stride is a known multiple of it
-)
+# elements; Triton uses 128-bit loads only when the row stride is a known multiple of it
+_STRIDE = 16
 _ROW_GROUP = 128  # chunk rows come in multiples of a matrix-product tile
-_DEFAULT_SCRATCH = {
-    "cuda": 1200 << 20,
-    "cpu": 8 << 20,
-}  # bytes; on a CPU the chunk should stay near its caches
+# bytes; on a CPU the chunk should stay near its caches
+_DEFAULT_SCRATCH = {"cuda": 1200 << 20, "cpu": 8 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +108,8 @@ class Chunks:
         self.logits_dtype = full.dtype if narrow else accumulator(full.dtype)
         self.grad_dtype = full.dtype
         self._width = _padded(head.spec.n_valid)
-        widest = (0 if head.tp is None else head.tp.widest) or head.weight.shape[
-            0
-        ]  # equal on all ranks: they gather chunk by chunk
+        # equal on all ranks: they gather chunk by chunk
+        widest = (0 if head.tp is None else head.tp.widest) or head.weight.shape[0]
         row_bytes = _padded(widest) * (
             self.logits_dtype.itemsize
             + (0 if self.grad_dtype == self.logits_dtype else self.grad_dtype.itemsize)

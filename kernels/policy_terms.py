@@ -97,9 +97,8 @@ class PolicyMetrics:
     clipped_low: torch.Tensor  # tokens with r < 1 − clip_low
     clipped_high: torch.Tensor  # tokens with r > 1 + clip_high
     dual_clipped: torch.Tensor
-    old_kl: (
-        torch.Tensor
-    )  # k3 estimate of KL(old ‖ current) over tokens that the old policy sampled: (r − 1) − log r
+    # k3 estimate of KL(old ‖ current) over tokens that the old policy sampled: (r − 1) − log r
+    old_kl: torch.Tensor
     ref_kl: torch.Tensor  # k3 estimate of KL(current ‖ reference)
     active_tokens: torch.Tensor  # tokens with a gradient
 

@@ -27,9 +27,8 @@ import torch
 from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss, policy_terms
 
 LOG2E = 1.0 / math.log(2.0)
-NO_MAX = (
-    -1.0e30
-)  # maximum of no column: finite, so that differences of two of them are 0 and not NaN
+# maximum of no column: finite, so that differences of two of them are 0 and not NaN
+NO_MAX = -1.0e30
 FLAT = -1.0e4  # exp and exp2 of this are 0; keeps 0·(−inf) out of the entropy
 _BLOCK_BYTES = 1 << 20
 _LINEAR_BLOCK_BYTES = 1 << 24
@@ -147,9 +146,8 @@ def _rebase(stats: torch.Tensor, tops: torch.Tensor, spec: RowSpec) -> None:
     exchanged."""
     exact = tops.double() * spec.inv_temperature.double() * LOG2E
     stats[0] = exact
-    gap = (exact - stats[0].double()).to(
-        stats.dtype
-    )  # at most half a unit in the last place of the peak
+    # at most half a unit in the last place of the peak
+    gap = (exact - stats[0].double()).to(stats.dtype)
     gap.masked_fill_(tops <= NO_MAX, 0.0)  # nothing but −inf: there are no sums to refer
     factor = torch.exp2(gap)
     stats[3] = (stats[3] + stats[1] * gap) * factor
@@ -285,9 +283,8 @@ def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: tor
     if spec.n_valid == 0:
         out.zero_()
         return
-    base = (upstream.peak.double() / (spec.inv_temperature.double() * LOG2E)).to(
-        dtype
-    )  # the peak in the unit of the logits
+    # the peak in the unit of the logits
+    base = (upstream.peak.double() / (spec.inv_temperature.double() * LOG2E)).to(dtype)
     rest = base.double() * spec.inv_temperature.double() * LOG2E - upstream.peak.double()
     share_of_one = torch.exp2(rest).to(dtype) / upstream.total  # p where x = base
     for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):

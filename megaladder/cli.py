@@ -38,9 +38,8 @@ class Verb:
     help: str
     group: str
     takes_yaml: bool = False  # a first argument without dashes is a run.yaml
-    distributed: bool = (
-        False  # config.parallel says how many ranks; started here unless torchrun did
-    )
+    # config.parallel says how many ranks; started here unless torchrun did
+    distributed: bool = False
 
 
 VERBS: tuple[Verb, ...] = (
@@ -283,9 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("megaladder: interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), 1
-        )  # or the interpreter complains when it flushes at exit
+        # or the interpreter complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return BROKEN_PIPE
 
 
@@ -308,11 +306,8 @@ def _dispatch(args: list[str]) -> int:
         return 0
     words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args))
     family = [verb for verb in VERBS if verb.name.startswith(f"{' '.join(words)} ")]
-    if family and args[len(words) :] in (
-        [],
-        ["-h"],
-        ["--help"],
-    ):  # `megaladder convert`, `megaladder data make --help`
+    # `megaladder convert`, `megaladder data make --help`
+    if family and args[len(words) :] in ([], ["-h"], ["--help"]):
         print(overview(family))
         return 0
     verb, rest = find_verb(args)

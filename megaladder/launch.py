@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import IO
 
 FAILED_GRACE_S = 3.0  # from a rank's crash to SIGKILL for the rest
-STOPPED_GRACE_S = (
-    600.0  # the same after status 3: the others may still be writing their part of a checkpoint
-)
+# the same after status 3: the others may still be writing their part of a checkpoint
+STOPPED_GRACE_S = 600.0
 POLL_S = 0.05
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER_PID = "MEGALADDER_LAUNCHER_PID"

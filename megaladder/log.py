@@ -38,19 +38,15 @@ class StepMetrics:
     tokens: int  # non-padding tokens that went through the model
     step_s: float  # wall-clock seconds
     loss_tokens: int | None = None
-    mfu: float | None = (
-        None  # model FLOP/s over the peak of all devices; None where the peak is not known (CPU)
-    )
+    # model FLOP/s over the peak of all devices; None where the peak is not known (CPU)
+    mfu: float | None = None
     non_padding_share: float | None = None
-    memory_bytes: int | None = (
-        None  # peak of the fullest rank: device memory on CUDA, resident set on CPU
-    )
-    extra: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # further keys of the metrics.jsonl row, such as held-out loss
-    shown: tuple[str, ...] | None = (
-        None  # of `extra`, what the console line has too; None = every number
-    )
+    # peak of the fullest rank: device memory on CUDA, resident set on CPU
+    memory_bytes: int | None = None
+    # further keys of the metrics.jsonl row, such as held-out loss
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    # of `extra`, what the console line has too; None = every number
+    shown: tuple[str, ...] | None = None
 
     @property
     def tokens_per_s(self) -> float:

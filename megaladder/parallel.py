@@ -107,9 +107,8 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
         context_parallel_size=layout.cp,
         distributed_timeout_minutes=max(1, int(timeout_s // 60)),
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(
-        1234
-    )  # no dropout anywhere: only satisfies megatron-core's bookkeeping
+    # no dropout anywhere: only satisfies megatron-core's bookkeeping
+    tensor_parallel.model_parallel_cuda_manual_seed(1234)
 
 
 def shutdown() -> None:

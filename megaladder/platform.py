@@ -352,13 +352,10 @@ def prepare_megatron() -> None:
     """Imports megatron-core and, without CUDA, meets its assumptions. Call before using it; further
     calls do nothing."""
     if has_cuda():
-        os.environ.setdefault(
-            "CUDA_DEVICE_MAX_CONNECTIONS", "1"
-        )  # megatron-core orders TP collectives before GEMMs by it
-        if torch.cuda.get_device_capability() < (
-            10,
-            0,
-        ):  # read when Transformer Engine is imported; Blackwell wants powers of two
+        # megatron-core orders TP collectives before GEMMs by it
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        # read when Transformer Engine is imported; Blackwell wants powers of two
+        if torch.cuda.get_device_capability() < (10, 0):
             os.environ.setdefault("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "1")
         return
     _silence_expected_warnings()

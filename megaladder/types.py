@@ -84,9 +84,8 @@ class Example:
     messages: tuple[Message, ...] = ()
     text: str | None = None
     advantage: float | None = None
-    response_logprobs: tuple[float, ...] | None = (
-        None  # old log-probs of the response tokens incl. end-of-sequence
-    )
+    # old log-probs of the response tokens incl. end-of-sequence
+    response_logprobs: tuple[float, ...] | None = None
     # True: response ids = tokenizer(response) + [eos], no template on the answer (Rethinking SFT)
     raw_response: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -106,13 +105,11 @@ class TokenSample:
     input_ids: np.ndarray  # int32 [N]
     loss_mask: np.ndarray  # bool [N]
     advantage: float | None = None  # one number a sample, nats-free
-    loss_weight: float | None = (
-        None  # factor on the loss of each of its tokens (how RL aggregates tokens and sequences)
-    )
+    # factor on the loss of each of its tokens (how RL aggregates tokens and sequences)
+    loss_weight: float | None = None
     old_logprobs_n: np.ndarray | None = None  # float32 [N], natural log
-    rollout_logprobs_n: np.ndarray | None = (
-        None  # float32 [N], from the engine that generated the sample
-    )
+    # float32 [N], from the engine that generated the sample
+    rollout_logprobs_n: np.ndarray | None = None
     ref_logprobs_n: np.ndarray | None = None  # float32 [N], from the reference model
     policy_version: int | None = None  # weights version that generated it
     group: int | None = None  # index of its prompt's group in the step
@@ -147,9 +144,8 @@ class PackedBatch:
     position_ids_t: np.ndarray  # int64 [T], restarts at 0 in each sequence
     cu_seqlens: np.ndarray  # int32 [S + 1], starts with 0, ends with T
     max_seqlen: int
-    sample_index: (
-        np.ndarray
-    )  # int64 [S]: index of the sample in the data set or in the step; -1 = padding
+    # int64 [S]: index of the sample in the data set or in the step; -1 = padding
+    sample_index: np.ndarray
     num_tokens: int  # tokens that are no padding
     advantages_t: np.ndarray | None = None  # float32 [T]
     loss_weights_t: np.ndarray | None = None  # float32 [T]

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(
-        _name, "1"
-    )  # before numpy or torch is imported; ranks of a test share the cores
+    # before numpy or torch is imported; ranks of a test share the cores
+    os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub

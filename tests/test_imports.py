@@ -52,10 +52,8 @@ TORCH_FREE_FILES = (
     "cli.py",
     "launch.py",
 )
-MAY_USE_TORCH_IN_FUNCTIONS = (
-    "megaladder/analysis/shift",
-    "megaladder/log.py",
-)  # `analyze shift` runs models; TensorBoard's writer
+# `analyze shift` runs models; TensorBoard's writer
+MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/log.py")
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool, int]]:

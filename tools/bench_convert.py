@@ -158,9 +158,8 @@ def _measure(step: str, work: Path, queue: Any) -> None:
 
 
 def _run(step: str, work: Path, queue: Any) -> tuple[float, float, int, int]:
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # a fresh process: its peak is the step's, not the parent's
+    # a fresh process: its peak is the step's, not the parent's
+    context = multiprocessing.get_context("spawn")
     process = context.Process(target=_measure, args=(step, work, queue))
     process.start()
     process.join()

@@ -42,9 +42,8 @@ from megaladder.tools.kernel_peers.contenders import (
 )
 
 if TYPE_CHECKING:
-    from megaladder.config.verbs.bench import (
-        BenchKernelsConfig,
-    )  # needs pydantic, which a bare GPU machine lacks
+    # needs pydantic, which a bare GPU machine lacks
+    from megaladder.config.verbs.bench import BenchKernelsConfig
 
 CASES = ("logp", "logp+entropy", "sft step", "grpo step", "grpo step 50% inactive")
 

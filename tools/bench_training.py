@@ -214,9 +214,8 @@ def measure(config: BenchTrainConfig, hidden: int, folder: Path) -> dict[str, An
             f"--contenders {sorted(unknown)}: not known; fix: choose from {', '.join(makers)}"
         )
     steps = {name: makers[name]() for name in config.contenders}
-    losses = {
-        name: step() for name, step in steps.items()
-    }  # the warm-up; all start from the same weights
+    # the warm-up; all start from the same weights
+    losses = {name: step() for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(config.rounds):
         for name, step in steps.items():

@@ -139,9 +139,8 @@ def run_stage(stage: Stage, given: argparse.Namespace, folder: Path) -> dict[str
         except subprocess.TimeoutExpired:
             timed_out, status = True, -signal.SIGKILL
         finally:
-            if (
-                process.poll() is None
-            ):  # out of time, or we were told to stop: nothing may go on using the device
+            # out of time, or we were told to stop: nothing may go on using the device
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     found = read_json(result) if result.exists() else _lost(given, log, timed_out, status, stage)

@@ -305,9 +305,8 @@ def _per_element(variant: Variant, loops: list[Loop]) -> float | None:
     entropy = variant.constants.get("ENTROPY") or (
         variant.constants.get("FUSED") and variant.constants["HAS_ENTROPY"]
     )
-    again = (
-        passes[1] if entropy else 0.0
-    )  # the second loop then is the guarded pass, which only rows with −inf columns take
+    # the second loop then is the guarded pass, which only rows with −inf columns take
+    again = passes[1] if entropy else 0.0
     return sum(passes) - again
 
 
@@ -392,10 +391,8 @@ def main() -> int:
         help="only configurations whose 'kernel [configuration]' matches this regular expression",
     )
     arguments = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET", "0") not in (
-        "",
-        "0",
-    ):  # interpreted functions cannot be compiled: start over without it
+    # interpreted functions cannot be compiled: start over without it
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         return subprocess.run(
             [sys.executable, "-m", "megaladder.tools.kernel_report", *sys.argv[1:]],

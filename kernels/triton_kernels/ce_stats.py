@@ -65,9 +65,8 @@ def lane_max(a, b, c, d):
 def below_peak(x, scale, peak, GUARD: tl.constexpr):
     below = x * scale - peak[:, None]
     if GUARD:
-        below = tl.maximum(
-            below, FLAT, propagate_nan=tl.PropagateNan.ALL
-        )  # a NaN logit stays visible
+        # a NaN logit stays visible
+        below = tl.maximum(below, FLAT, propagate_nan=tl.PropagateNan.ALL)
     return below
 
 
@@ -265,9 +264,8 @@ def ce_stats_rank_kernel(
                 )
         highest = tl.max(best, 0)
         first = first_equal(row_ptr, highest, block, n_valid, LANES, VEC, ACC)
-        row_count = tl.minimum(
-            tl.sum(count, 0), n_valid
-        )  # against −inf the masked tail counts itself too
+        # against −inf the masked tail counts itself too
+        row_count = tl.minimum(tl.sum(count, 0), n_valid)
         tl.store(stats_ptr + row, top)
         tl.store(stats_ptr + num_tokens + row, row_total)
         tl.store(stats_ptr + 2 * num_tokens + row, at_target * scale - top)

@@ -43,9 +43,8 @@ MERGE_BLOCK = 256
 LINEAR = MatmulConfig(
     rows=128, columns=256, inner=64, num_warps=8, num_stages=3, tiles_per_split=8, group=16
 )
-INTERPRETED = RowConfig(
-    num_warps=1, lanes=8
-)  # small blocks make the interpreter's tests cross many block edges
+# small blocks make the interpreter's tests cross many block edges
+INTERPRETED = RowConfig(num_warps=1, lanes=8)
 INTERPRETED_LINEAR = MatmulConfig(
     rows=16, columns=32, inner=16, num_warps=1, num_stages=1, tiles_per_split=2, group=2
 )

@@ -58,9 +58,8 @@ class SampleSet:
     benchmark: str
     path: str
     problems: tuple[ProblemSamples, ...]
-    protocol: dict[str, Any] = field(
-        default_factory=dict
-    )  # flat: what the results file beside it says about how it was made
+    # flat: what the results file beside it says about how it was made
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def num_samples_p(self) -> np.ndarray:

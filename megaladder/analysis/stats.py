@@ -105,9 +105,8 @@ def _sampled_p_values(values_pm: np.ndarray, draws: int, seed: int) -> list[floa
 
 
 def _observed(values: np.ndarray) -> np.ndarray:
-    return np.abs(values.sum(axis=0)) * (
-        1 - 1e-12
-    )  # sums in another order may differ in the last bit
+    # sums in another order may differ in the last bit
+    return np.abs(values.sum(axis=0)) * (1 - 1e-12)
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 # `Float8BlockQuantizer.is_quantizable` (blocks of 128), `MXFP8Quantizer.is_quantizable` (blocks of
 # 32).
 FP8_BLOCK = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
-_MIN_TE = {
-    "delayed": (1, 0),
-    "mxfp8": (2, 1),
-    "tensorwise": (2, 2),
-    "blockwise": (2, 3),
-}  # megatron-core 0.16.1, fp8_utils.get_fp8_recipe
+# megatron-core 0.16.1, fp8_utils.get_fp8_recipe
+_MIN_TE = {"delayed": (1, 0), "mxfp8": (2, 1), "tensorwise": (2, 2), "blockwise": (2, 3)}
 _PRECISION_AWARE_TE = (2, 1)
 
 

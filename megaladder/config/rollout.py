@@ -11,9 +11,8 @@ from pydantic import Field
 from megaladder.config.base import StrictModel
 
 Positive = Annotated[int, Field(ge=1)]
-JsonPath = Annotated[
-    str | None, tyro.conf.arg(name="json", metavar="FILE|null")
-]  # a field named `json` would hide BaseModel.json
+# a field named `json` would hide BaseModel.json
+JsonPath = Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")]
 
 
 class EngineSection(StrictModel):

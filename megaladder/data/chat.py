@@ -75,9 +75,8 @@ class TemplateOptions:
 
     reasoning: Literal["keep", "strip", "last-turn", "split"] = "keep"
     response_template: str | None = None
-    template_kwargs: dict[str, Any] = field(
-        default_factory=dict
-    )  # further template variables, e.g. {"enable_thinking": False}
+    # further template variables, e.g. {"enable_thinking": False}
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 # --- tokenizer

@@ -231,9 +231,8 @@ def plan_global_batch(
         num_micro = len(group) // spec.micro_batch_size
         micros = []
         for first in range(num_micro):
-            chosen = [
-                bins[index] for index in group[first::num_micro]
-            ]  # strided: dear and cheap bins meet in one micro-batch
+            # strided: dear and cheap bins meet in one micro-batch
+            chosen = [bins[index] for index in group[first::num_micro]]
             members = [p for group_members in chosen for p in group_members]
             ids = tuple(tuple(sample_ids[p] for p in members) for members in chosen)
             num_tokens, filled = sum(lengths[p] for p in members), sum(slots[p] for p in members)

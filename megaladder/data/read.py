@@ -165,9 +165,8 @@ def open_source(path: str | Path, revision: str | None = None) -> RowSource:
 
 def _jsonl_rows(path: str) -> Iterator[RawRow | BadRow]:
     with open(path, "rb") as file:
-        blank: list[
-            int
-        ] = []  # blank lines are an error only when a row follows: trailing ones are harmless
+        # blank lines are an error only when a row follows: trailing ones are harmless
+        blank: list[int] = []
         for number, raw in enumerate(file, 1):  # a binary file splits at \n only
             if not raw.strip():
                 blank.append(number)

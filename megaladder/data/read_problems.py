@@ -123,9 +123,8 @@ def _problem(row: RawRow, options: ProblemOptions) -> Problem:
 
 def _key(row: RawRow, keys: tuple[str, ...], what: str) -> str:
     found = [key for key in keys if key in row.data]
-    if not found or any(
-        row.data[key] != row.data[found[0]] for key in found
-    ):  # some files hold the same text under two names
+    # some files hold the same text under two names
+    if not found or any(row.data[key] != row.data[found[0]] for key in found):
         raise BadRow(
             row.where,
             f"not {what}",

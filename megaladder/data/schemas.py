@@ -55,12 +55,8 @@ SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-REFUSED_KEYS = (
-    "tool_calls",
-    "function_call",
-    "weight",
-    "train",
-)  # they change what is trained; ignoring them would be a guess
+# they change what is trained; ignoring them would be a guess
+REFUSED_KEYS = ("tool_calls", "function_call", "weight", "train")
 # whose reasoning → (trajectory field, attempt field); the plain s1K columns are Gemini's
 _S1_TRACES = {
     "deepseek": ("deepseek_thinking_trajectory", "deepseek_attempt"),

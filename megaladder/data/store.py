@@ -38,10 +38,8 @@ ARRAYS = {
     "advantages": ("<f4", "sample"),
     "old_logprobs": ("<f4", "token"),
 }
-OPTIONAL = {
-    "advantages": "advantage",
-    "old_logprobs": "old_logprobs_n",
-}  # array → field of TokenSample
+# array → field of TokenSample
+OPTIONAL = {"advantages": "advantage", "old_logprobs": "old_logprobs_n"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,9 +107,8 @@ def results_object(
     for metric, value_p in scores.values_p.items():
         table[f"{metric},{FILTER}"] = float(value_p.mean())
         if len(value_p) > 1:
-            table[f"{metric}_stderr,{FILTER}"] = float(
-                value_p.std(ddof=1) / np.sqrt(len(value_p))
-            )  # over problems
+            # over problems
+            table[f"{metric}_stderr,{FILTER}"] = float(value_p.std(ddof=1) / np.sqrt(len(value_p)))
     return {
         "results": {name: table},
         "group_subtasks": {name: []},

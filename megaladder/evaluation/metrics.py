@@ -99,9 +99,8 @@ def _majority(answers: Sequence[str | None], verdicts: np.ndarray) -> bool:
         for answer, right in zip(answers, verdicts, strict=True)
         if right or answer is not None
     )
-    return (
-        bool(votes) and votes.most_common(1)[0][0][0]
-    )  # most_common keeps the order of first appearance among equals
+    # most_common keeps the order of first appearance among equals
+    return bool(votes) and votes.most_common(1)[0][0][0]
 
 
 def bootstrap_intervals(
@@ -119,9 +118,8 @@ def bootstrap_intervals(
     """
     if not values:
         return {}
-    matrix = np.stack(
-        [np.asarray(value, dtype=np.float64) for value in values.values()], axis=1
-    )  # [P, metrics]
+    # [P, metrics]
+    matrix = np.stack([np.asarray(value, dtype=np.float64) for value in values.values()], axis=1)
     num_problems = matrix.shape[0]
     if num_problems < 2:
         return dict.fromkeys(values)

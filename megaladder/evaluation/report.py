@@ -41,9 +41,8 @@ class Scores:
     values_p: dict[str, np.ndarray]
     intervals: dict[str, Interval | None]
     counts: dict[str, int]
-    groups: dict[str, tuple[float, int]] = field(
-        default_factory=dict
-    )  # tier → (mean of the headline, problems)
+    # tier → (mean of the headline, problems)
+    groups: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float:
         return float(self.values_p[metric].mean())

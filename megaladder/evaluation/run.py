@@ -35,9 +35,8 @@ class Drawn:
     answer_text: str | None = None  # what is graded, where it is not the whole text
 
 
-Sampler = Callable[
-    [Engine, Sequence[SampleRequest]], Iterator[tuple[int, Drawn]]
-]  # as `Engine.stream`
+# as `Engine.stream`
+Sampler = Callable[[Engine, Sequence[SampleRequest]], Iterator[tuple[int, Drawn]]]
 
 
 def plain_sampler(engine: Engine, requests: Sequence[SampleRequest]) -> Iterator[tuple[int, Drawn]]:

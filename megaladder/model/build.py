@@ -139,9 +139,8 @@ class LadderGPT(GPTModel):
             vp_stage=vp_stage,
         )
         self.shape = shape
-        self._inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(
-            platform.device()
-        )  # a plain attribute: in no state dict
+        # a plain attribute: in no state dict
+        self._inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(platform.device())
         self._rotary_table = te.RotaryTable(self._inv_freq) if use_te else None
 
     def setup_embeddings_and_output_layer(self) -> None:

@@ -40,9 +40,8 @@ def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
     """Quantises `values` into an FP8 weight, and leaves them where the optimizer takes its fp32
     master copy from."""
     parameter.data.copy_(values)
-    if hasattr(
-        parameter, "get_high_precision_init_val"
-    ):  # Transformer Engine keeps what the weight was made from, on the CPU
+    # Transformer Engine keeps what the weight was made from, on the CPU
+    if hasattr(parameter, "get_high_precision_init_val"):
         parameter._high_precision_init_val = values.detach().to("cpu", copy=True)
 
 

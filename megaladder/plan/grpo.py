@@ -19,9 +19,8 @@ from megaladder.plan.layout import Layout, Work
 from megaladder.plan.memory import FRAMEWORK, MemoryEstimate
 from megaladder.plan.throughput import Machine, forward_time, step_time
 
-_ALL_REDUCE_S = (
-    1e-5  # of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
-)
+# of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
+_ALL_REDUCE_S = 1e-5
 ENGINE_SHARE = 0.9  # of a GPU that an engine with GPUs of its own takes (vLLM's default)
 
 
@@ -159,9 +158,8 @@ def generation_time(
         )
     sequences = work.samples / engines
     mean_context = work.prompt_length + work.response_length / 2
-    at_once = cache_bytes / (
-        kv_bytes_per_token(shape) * work.sample_length
-    )  # they start together, so they are long together
+    # they start together, so they are long together
+    at_once = cache_bytes / (kv_bytes_per_token(shape) * work.sample_length)
     steps = (
         min(work.max_response_length, fitted.tail * work.response_length)
         + max(0.0, sequences / at_once - 1) * work.response_length

@@ -20,12 +20,10 @@ from megaladder.plan.layout import OURS, Layout, Software, Work
 
 GIB = 1024**3
 FP32_BYTES = 4
-HEAD_SCRATCH = (
-    1200 << 20
-)  # of kernels.linear_common on CUDA: a chunk of logits, whatever the vocabulary
-FRAMEWORK = (
-    3 * GIB
-)  # CUDA context, cuBLAS and Transformer Engine workspaces, NCCL buffers of a handful of groups
+# of kernels.linear_common on CUDA: a chunk of logits, whatever the vocabulary
+HEAD_SCRATCH = 1200 << 20
+# CUDA context, cuBLAS and Transformer Engine workspaces, NCCL buffers of a handful of groups
+FRAMEWORK = 3 * GIB
 FRAGMENTATION = 0.05  # of the rest: what the caching allocator holds and cannot use
 SLEEPING_ENGINE = int(2.5 * GIB)  # vLLM at sleep level 1: its CUDA context and graphs stay
 

@@ -151,9 +151,8 @@ def _run(row: dict[str, Any]) -> Run:
     layout = Layout(
         **parts, dp=dp, micro_batch_size=row["micro_batch"], recompute=row.get("recompute", "none")
     )
-    per_row = row["seq_length"] / row.get(
-        "sample_length", row["seq_length"]
-    )  # the sources count packed rows as one
+    # the sources count packed rows as one
+    per_row = row["seq_length"] / row.get("sample_length", row["seq_length"])
     work = Work(
         row["seq_length"],
         round(row["global_batch"] * per_row),

@@ -134,9 +134,8 @@ def search(task: Task, pins: Pins = Pins()) -> list[Plan]:
     else:
         raise ConfigError(_shortfall(task, pins, layouts))
     fastest = min(plan.seconds for plan in plans)
-    if (
-        task.round is not None and task.round.overlapped
-    ):  # generation may hide any trainer: then the faster one comes first
+    # generation may hide any trainer: then the faster one comes first
+    if task.round is not None and task.round.overlapped:
         return sorted(plans, key=lambda plan: (plan.seconds, plan.step.total))
     return sorted(plans, key=lambda plan: _rank(plan, fastest))
 
@@ -303,9 +302,8 @@ def _what_helps(task: Task, pins: Pins) -> list[str]:
         ),
         None,
     )
-    if (
-        more is None
-    ):  # perhaps no pipeline size divides the GPUs: the largest smaller number that one does
+    # perhaps no pipeline size divides the GPUs: the largest smaller number that one does
+    if more is None:
         node, layers = task.gpu.gpus_per_node, _divisors(task.shape.num_layers)
         fewer = sorted(
             {task.gpus // (node * pp) * node * pp for pp in layers if task.round is None}

@@ -29,9 +29,8 @@ _AGAIN = {
     "full": (1.0, 1.0, 1.0),
     "selective_op": (0.5, 0.0, 1.0),
 }
-_ATTENTION_BACKWARD = (
-    2.5  # FlashAttention forms the scores again: five products against two (arXiv 2205.14135)
-)
+# FlashAttention forms the scores again: five products against two (arXiv 2205.14135)
+_ATTENTION_BACKWARD = 2.5
 _ELEMENTWISE_BACKWARD = 1.5
 # per input or output gradient of a linear layer: read for the maximum, read, write (and write
 # transposed)
@@ -39,16 +38,13 @@ _FP8_CAST_BYTES = 5
 # per logit with ours: fp32 chunk out, read for statistics, read and overwritten by its bf16
 # gradient
 _FUSED_LOGIT_BYTES = 14
-_UNFUSED_LOGIT_BYTES = (
-    20  # per logit without a fused head: bf16 out, fp32 copy, maximum, sum, gradient
-)
+# per logit without a fused head: bf16 out, fp32 copy, maximum, sum, gradient
+_UNFUSED_LOGIT_BYTES = 20
 # of a ring's latency per node that it passes: adapter, switch, NCCL's protocol (an assumption, not
 # fitted)
 _HOP_S = 1e-5
-_BUCKET_PARAMETERS, _BUCKET_PER_RANK = (
-    40e6,
-    1e6,
-)  # megatron-core's DDP: a bucket holds max(40 M, 1 M · dp) parameters, to hide that latency
+# megatron-core's DDP: a bucket holds max(40 M, 1 M · dp) parameters, to hide that latency
+_BUCKET_PARAMETERS, _BUCKET_PER_RANK = (40e6, 1e6)
 # per parameter and step: read gradient, read and write master copy and two moments in fp32, write
 # bf16
 _OPTIMIZER_BYTES = 30
@@ -65,9 +61,8 @@ class Calibration:
     attention: float  # share of the best fused attention's forward that forward and backward reach
     memory: float  # share of the memory's bandwidth that element-wise kernels reach
     link: float  # share of a link's bandwidth that a collective reaches
-    overlap: (
-        float  # share of data-, context- and pipeline-parallel traffic that hides under computation
-    )
+    # share of data-, context- and pipeline-parallel traffic that hides under computation
+    overlap: float
     # share of tensor-parallel traffic that hides under the matrix products, where the software
     # overlaps it
     tp_overlap: float
@@ -202,9 +197,8 @@ def _layers(
     attention_passes = 1 + attention_again + (_ATTENTION_BACKWARD if backward else 0)
     elementwise_passes = 1 + elementwise_again + (_ELEMENTWISE_BACKWARD if backward else 0)
     heads_size = shape.num_attention_heads * shape.head_dim
-    scores = (
-        2 * tokens * work.context * heads_size / layout.tp
-    )  # two products over half the context: 2 · 2 · T · context/2 · A
+    # two products over half the context: 2 · 2 · T · context/2 · A
+    scores = 2 * tokens * work.context * heads_size / layout.tp
     return {
         "gemm": (
             product_passes
@@ -294,9 +288,8 @@ def _tensor_parallel(
 ) -> float:
     """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass; weight
     gradients gather two inputs again."""
-    passes = (
-        product_passes if work.lora or not backward else product_passes - 1
-    )  # the weight gradient's pass has no scatter
+    # the weight gradient's pass has no scatter
+    passes = product_passes if work.lora or not backward else product_passes - 1
     collectives = 4 * passes + (0 if work.lora or not backward else 2)
     whole = 2 * micro_batch_tokens(layout, work) * shape.hidden_size
     hidden_share = machine.numbers.tp_overlap if machine.software.tp_overlap else 0.0

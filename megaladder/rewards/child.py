@@ -25,15 +25,8 @@ from typing import Any, BinaryIO
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_DETAIL_CHARS = 400
-ARGUMENTS = (
-    "response",
-    "completion",
-    "gold",
-    "kind",
-    "id",
-    "metadata",
-    "problem",
-)  # what a reward function may ask for, by name
+# what a reward function may ask for, by name
+ARGUMENTS = ("response", "completion", "gold", "kind", "id", "metadata", "problem")
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -103,9 +96,8 @@ def _prepare(
     else:
         from megaladder.rewards.grade import grade
 
-        assert grade(
-            "\\boxed{x+1}", "1+x", "math"
-        ).correct  # imports sympy and reads the LaTeX grammar before the limits are set
+        # imports sympy and reads the LaTeX grammar before the limits are set
+        assert grade("\\boxed{x+1}", "1+x", "math").correct
         work = partial(_grade, grade)
     limits = Limits(setup["timeout_s"], setup["memory_bytes"], trusted_code=bool(setup["function"]))
     return work, enter(limits)
@@ -181,9 +173,8 @@ def load_function(spec: str) -> Callable[[Mapping[str, Any]], Any]:
     path, _, name = spec.rpartition(":")
     namespace: dict[str, Any] = {"__name__": "megaladder_user_reward", "__file__": path}
     with open(path, encoding="utf-8") as file:
-        exec(
-            compile(file.read(), path, "exec"), namespace
-        )  # the user's own file, named by the user
+        # the user's own file, named by the user
+        exec(compile(file.read(), path, "exec"), namespace)
     function = namespace.get(name)
     if not callable(function):
         found = (

@@ -90,9 +90,8 @@ def _equal_numbers(gold: str, answer: str) -> bool | None:
         return tuple(part.replace(" ", "").upper() for part in based[0].groups()) == tuple(
             p.replace(" ", "").upper() for p in based[1].groups()
         )
-    if (
-        based[0] and right is not None
-    ):  # the base is part of the question: math-verify, too, compares the digits
+    # the base is part of the question: math-verify, too, compares the digits
+    if based[0] and right is not None:
         return squash(based[0].group(1)) == squash(answer)
     if based[1] and left is not None:
         return _in_base(*based[1].groups()) == left.value
@@ -394,9 +393,8 @@ def _parse(latex: str) -> list:
     from math_verify.parser import LatexExtractionConfig
 
     for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(
-            logging.ERROR
-        )  # it warns that timeouts are off: `worker` has the clock
+        # it warns that timeouts are off: `worker` has the clock
+        logging.getLogger(name).setLevel(logging.ERROR)
     return parse(
         f"${latex}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None
     )

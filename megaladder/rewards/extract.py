@@ -18,13 +18,11 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-MAX_RESPONSE_CHARS = (
-    1_000_000  # only the end of a longer response is read: 32k tokens are about 130k characters
-)
+# only the end of a longer response is read: 32k tokens are about 130k characters
+MAX_RESPONSE_CHARS = 1_000_000
 MAX_ANSWER_CHARS = 4_096  # a longer candidate is no answer
-_TAIL_CHARS = (
-    20_000  # where phrases and last lines are looked for; boxes and tags are looked for everywhere
-)
+# where phrases and last lines are looked for; boxes and tags are looked for everywhere
+_TAIL_CHARS = 20_000
 
 THINK_ENDS = ("</think>", "<|/think|>", "<|im_start|>answer")
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_A-Z]{1,40}\|>|</s>|<eos>|<end_of_turn>")
@@ -257,9 +255,8 @@ def from_prose(line: str, first: bool) -> str:
     numbers = _NUMBER.findall(line)
     if not numbers:
         return line
-    if first and re.match(
-        r"\W*[\d.,]+(?:\s[A-Za-z]+){0,3}$", line
-    ):  # "18 dollars": leave the unit to the comparison
+    # "18 dollars": leave the unit to the comparison
+    if first and re.match(r"\W*[\d.]+(?:\s[A-Za-z]+){0,3}$", line):
         return line
     return (numbers[0] if first and "=" not in line else numbers[-1]).strip()
 

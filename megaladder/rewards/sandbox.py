@@ -133,9 +133,8 @@ def enter(limits: Limits) -> list[str]:
     active = ["memory", "files"]
     if _filter_syscalls(limits.trusted_code):
         active.append("seccomp")
-    if (
-        not limits.trusted_code or "seccomp" not in active
-    ):  # counts threads too, which a user's function may want
+    # counts threads too, which a user's function may want
+    if not limits.trusted_code or "seccomp" not in active:
         _lower(resource.RLIMIT_NPROC, 0)
         if os.geteuid() != 0:  # root is exempt
             active.append("processes")
@@ -187,9 +186,8 @@ def _program(machine: str, trusted_code: bool) -> list[_Instruction]:
         _Instruction(_RETURN, 0, 0, _EPERM),
         _Instruction(_LOAD, 0, 0, 0),
     ]
-    code += _deny(
-        calls["clone3"], _ENOSYS
-    )  # glibc then falls back to clone, whose flags a filter can read
+    # glibc then falls back to clone, whose flags a filter can read
+    code += _deny(calls["clone3"], _ENOSYS)
     code += _if_flags(calls["clone"], 0, _CLONE_THREAD, hit=_ALLOW, miss=_EPERM)
     for number in calls["process"]:
         code += _deny(number, _EPERM)

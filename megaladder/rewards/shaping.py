@@ -31,9 +31,8 @@ class FormatRule(StrEnum):
     BOXED = "boxed"  # the last \boxed{} closes and is not empty
     # exactly one <think>…</think> pair, in that order, and text after it (Rethinking SFT's +0.5)
     THINK = "think"
-    THINK_OPENED = (  # the template already opened <think>: exactly one </think>, and text after it
-        "think-opened"
-    )
+    # the template already opened <think>: exactly one </think>, and text after it
+    THINK_OPENED = "think-opened"
     ANSWER_TAG = "answer-tag"  # exactly one <answer>…</answer> pair
 
 

@@ -316,9 +316,8 @@ class _Worker:
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # it died: reading finds that out, and knows what to do
+        # it died: reading finds that out, and knows what to do
+        with contextlib.suppress(BrokenPipeError):
             while view:
                 view = view[self.process.stdin.write(view) :]
 

@@ -42,9 +42,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False  # sample on after end-of-sequence, to max_tokens (benchmarks of speed)
-    skip_special_tokens: bool = (
-        True  # in `text`; False where a stop string or a delimiter is a special token
-    )
+    # in `text`; False where a stop string or a delimiter is a special token
+    skip_special_tokens: bool = True
     logprobs: bool = False  # log-prob of each sampled token, after temperature and top-k/top-p
 
     def __post_init__(self) -> None:
@@ -231,9 +230,8 @@ class BaseEngine:
     def __init__(self, max_restarts: int = 1):
         self._max_restarts = max_restarts
         self._version = 0
-        self._weights: Weights | None = (
-            None  # what a restarted engine must be given again; None = those it starts with
-        )
+        # what a restarted engine must be given again; None = those it starts with
+        self._weights: Weights | None = None
         self._invalid_because = ""
         self._asleep_level = 0
         self._restarts = 0

@@ -32,9 +32,8 @@ from megaladder.types import Completion, FinishReason
 POLL_S = 1.0
 CLOSE_PATIENCE_S = 5.0
 
-Arguments = (
-    Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
-)  # one for all replicas, or one each
+# one for all replicas, or one each
+Arguments = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,9 +228,8 @@ class _Server:
 
         self._on_cpu = current_platform.is_cpu()
         self._in_process = self._on_cpu and self._options["tp"] == 1
-        if (
-            self._in_process
-        ):  # one process fewer: on a CPU there is no device to overlap with, and start-up halves
+        # one process fewer: on a CPU there is no device to overlap with, and start-up halves
+        if self._in_process:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._vllm = vllm
         self._arguments = _engine_arguments(

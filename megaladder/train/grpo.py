@@ -74,9 +74,8 @@ class _Parts:
 def _train(config: GrpoConfig, parts: _Parts) -> None:
     """The loop."""
     signals, watchdog, facts = parts.signals, parts.watchdog, parts.data.facts
-    starting = EngineStart(
-        config, parts.model, parts.data, parts.run
-    )  # loads while the trainer is built
+    # loads while the trainer is built
+    starting = EngineStart(config, parts.model, parts.data, parts.run)
     watchdog.beat("building the model")
     trainer = Trainer(
         config, parts.run, parts.model, build_schedule(config.optim, facts.total_steps)
@@ -110,9 +109,8 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
                 progress.note_sync(weights.send(step - 1))
             rollouts.begin(step, version=step - 1)
         with progress.phase("rollouts"):
-            samples = rollouts.take(
-                step
-            )  # whole groups, graded, with advantages; stored before anything trains on them
+            # whole groups, graded, with advantages; stored before anything trains on them
+            samples = rollouts.take(step)
         if samples is None:
             progress.stop(step - 1)
         if config.grpo.lag and step < total_steps:
@@ -123,9 +121,8 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
 
         watchdog.beat(f"training step {step}")
         updates = []
-        minis = policy.mini_batches(
-            samples
-        )  # packed for this rank; old and reference log-probs where the objective needs them
+        # packed for this rank; old and reference log-probs where the objective needs them
+        minis = policy.mini_batches(samples)
         for mini in minis:
             updates.append(policy.update(step, mini))
             progress.warn(guard.record(step, updates[-1].updated, partial(list, mini.names)))

@@ -18,12 +18,8 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megaladder import platform
 from megaladder.model.build import BuildOptions, LadderGPT
 
-_DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.uint8,
-}  # fp8 moments: scaled bytes
+# fp8 moments: scaled bytes
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 
 
 def ddp_fields(options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:

@@ -85,9 +85,8 @@ def run_micro_batches(
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             sums = loss_function(whole_output(output, batch), batch)
             count = torch.tensor(batch.num_loss_tokens, dtype=torch.int, device=sums.loss.device)
-            counted = (
-                count if parallel.cp_rank() == 0 else torch.zeros_like(count)
-            )  # each cp rank has the whole loss; tokens count once
+            # each cp rank has the whole loss; tokens count once
+            counted = count if parallel.cp_rank() == 0 else torch.zeros_like(count)
             return (
                 sums.loss,
                 counted,

@@ -35,9 +35,8 @@ def test_tiers_from_both_layouts(verb, write, tmp_path):
     rows = lm_eval_rows(SHARES)
     write("r/s1/ckpt1/samples_aime24_nofigures_agg8_2025-03-01T10-00-00.123.jsonl", rows)
     write("r/ours/aime24/samples_aime24.jsonl", rows[::-1])
-    write(
-        "r/ours/math500/samples_math500.jsonl", [{"id": 1, "correct": [True]}]
-    )  # another benchmark: ignored
+    # another benchmark: ignored
+    write("r/ours/math500/samples_math500.jsonl", [{"id": 1, "correct": [True]}])
     write("r/plain/samples_aime24.jsonl", rows)
     done = verb("analyze ladder", "--results", tmp_path / "r")
     average = 100 * (4 * 1.0 + 10 * 0.75 + 12 * 0.25) / 30

@@ -36,9 +36,8 @@ def test_r2_over_all_splits_equals_brute_force(num_metrics):
     rng = np.random.default_rng(3)
     target = rng.normal(40, 5, 7)
     columns = [target + rng.normal(0, 3, 7) for _ in range(num_metrics)]
-    assert held_out_r2(columns, target, 0.5, 1000, 0) == pytest.approx(
-        brute_r2(columns, target, 4)
-    )  # 0.5 · 7 rounds half up
+    # 0.5 · 7 rounds half up
+    assert held_out_r2(columns, target, 0.5, 1000, 0) == pytest.approx(brute_r2(columns, target, 4))
     assert held_out_r2(columns, target, 3, 1000, 0) == pytest.approx(brute_r2(columns, target, 3))
 
 

@@ -34,6 +34,5 @@ def test_aime24_answers_and_tiers_fit_the_real_file(shared_data):
     assert {row["id"]: int(row["answer"]) for row in rows} == AIME24_ANSWERS
     table = published_aime24()
     for tier, ids in AIME24_TIERS.items():
-        assert {table.by_gold[str(AIME24_ANSWERS[number])] for number in ids} == {
-            tier
-        }  # so a gold answer alone decides the tier
+        # so a gold answer alone decides the tier
+        assert {table.by_gold[str(AIME24_ANSWERS[number])] for number in ids} == {tier}

@@ -123,9 +123,8 @@ def test_pca_against_transformers_features(verb, write, models):
     for padded, name in ((True, "with_padding"), (False, "without_padding")):
         expected, found = pca_shift(*features[padded]), done.json["pca_shift"][name]
         assert found["distance"] == pytest.approx(expected["distance"], rel=1e-4)
-        assert (
-            len(found["data"]) == 2 * 3 and found["data"][1]["state"] == "Updated"
-        )  # embeddings and two layers
+        # embeddings and two layers
+        assert len(found["data"]) == 2 * 3 and found["data"][1]["state"] == "Updated"
 
 
 def test_pca_axes_are_the_main_ones():

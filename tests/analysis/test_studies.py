@@ -84,9 +84,8 @@ def test_transfer_guards(verb, write):
         "analyze transfer", "--scores", write("w.csv", worse), "--base", "b", "--variant", "v1"
     )
     found = done.json["models"]["x"]
-    assert (
-        found["ti_other"] is None and found["ti_non"] is None and len(found["warnings"]) == 2
-    )  # not positive; no group non
+    # not positive; no group non
+    assert found["ti_other"] is None and found["ti_non"] is None and len(found["warnings"]) == 2
     full = head + "b,math,m,100\nb,other,o,10\nx,math,m,100\nx,other,o,20\n"
     found = verb(
         "analyze transfer", "--scores", write("f.csv", full), "--base", "b", "--sigma", "1,1,1"
@@ -218,9 +217,8 @@ def test_parallel_curve_of_one_sample_is_the_mean():
     )
     curve = majority_curve(SampleSet("m", "b", "f", (problem,)), draws=4000, seed=1)
     assert curve[0]["accuracy"] == pytest.approx(25, abs=2)  # binomial std 0.7
-    assert curve[2]["accuracy"] == pytest.approx(
-        25, abs=2
-    )  # four different answers: the first seen wins
+    # four different answers: the first seen wins
+    assert curve[2]["accuracy"] == pytest.approx(25, abs=2)
 
 
 CLASSES = [
@@ -262,7 +260,6 @@ def test_trajectory_properties(scores, tolerance):
 
 def test_which_checkpoint_to_keep():
     a, b = [Point(0, 10), Point(5, 30), Point(9, 20)], [Point(0, 10), Point(5, 10), Point(9, 20)]
-    assert (
-        keep_step([a]) == 5 and keep_step([a, b]) == 5 and keep_step([b]) == 9
-    )  # a tie of means goes to the earlier
+    # a tie of means goes to the earlier
+    assert keep_step([a]) == 5 and keep_step([a, b]) == 5 and keep_step([b]) == 9
     assert keep_step([a, [Point(1, 5)]]) is None

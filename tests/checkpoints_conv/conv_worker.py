@@ -21,10 +21,8 @@ from megaladder.parallel import Layout
 warnings.simplefilter("ignore")
 
 LAYOUTS = (Layout(1, 1), Layout(2, 1), Layout(1, 2), Layout(2, 2), Layout(1, 2, vpp=2))
-SAVED_LAYOUTS = (
-    Layout(2, 2),
-    Layout(1, 2, vpp=2),
-)  # saved by megatron-core and converted back offline
+# saved by megatron-core and converted back offline
+SAVED_LAYOUTS = (Layout(2, 2), Layout(1, 2, vpp=2))
 
 
 class CountingSource:

@@ -436,9 +436,8 @@ def test_writer_accounts_for_every_tensor(folders: Path, tmp_path: Path) -> None
             writer.commit(folders / "qwen3")
         writer.write("b", values["b"])
         writer.commit(folders / "qwen3")
-    assert (
-        differences(read_all(tmp_path / "x"), values) == []
-    )  # odd sizes and mixed dtypes: every tensor aligned
+    # odd sizes and mixed dtypes: every tensor aligned
+    assert differences(read_all(tmp_path / "x"), values) == []
     assert not (tmp_path / "x" / ".incomplete").exists()
 
 

@@ -168,9 +168,8 @@ def test_duplicates_inside_the_training_set(tmp_path) -> None:
         ("b", "a", "exact duplicate"),
         ("c", "a", "near duplicate"),
     ]
-    assert hits[1]["similarity"] == pytest.approx(
-        16 / 26
-    )  # 25 words, 21 shingles; the changed word is in five of them
+    # 25 words, 21 shingles; the changed word is in five of them
+    assert hits[1]["similarity"] == pytest.approx(16 / 26)
     assert [row["id"] for row in load(tmp_path / "near.jsonl")] == ["a", "d"]
     assert summary["dropped"] == {"exact duplicate": 1, "near duplicate": 1}
 

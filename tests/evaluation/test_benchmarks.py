@@ -61,9 +61,8 @@ def test_real_files(shared_data, name):
         )
     )
     again = problems_of(name, shared_data, seed=7, prompt="Q: {question}")
-    assert [problem.id for problem in again] == [
-        problem.id for problem in found
-    ]  # ids depend on nothing but the data
+    # ids depend on nothing but the data
+    assert [problem.id for problem in again] == [problem.id for problem in found]
     assert again[0].prompt[0].content == f"Q: {found[0].metadata['question']}"
 
 

@@ -187,9 +187,8 @@ def test_more_samples_are_added_to_those_that_are_there(tmp_path, whole):
 def test_lost_engine_keeps_what_was_finished_and_resumes(tmp_path, whole):
     with pytest.raises(EngineError) as error, Journal(tmp_path, PARTS) as journal:
         run_task(task(), FakeEngine(answers, faults=Faults(fail_at=(9, 14))), None, journal)
-    assert (
-        error.value.exit_status == 3 and len(rows(tmp_path)) == 12
-    )  # 14 calls, two of which failed
+    # 14 calls, two of which failed
+    assert error.value.exit_status == 3 and len(rows(tmp_path)) == 12
     with Journal(tmp_path, PARTS) as journal:
         timing = run_task(task(), FakeEngine(answers, faults=Faults(fail_at=(5,))), None, journal)
     assert (timing.num_new, timing.restarts) == (12, 1)

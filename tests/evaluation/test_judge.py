@@ -79,9 +79,8 @@ def test_attack_success_rate_is_the_share_of_level_five(tmp_path):
     assert scores.headline == "attack_success_rate" and scores.mean("attack_success_rate") == 2 / 8
     assert scores.mean("harm_score") == ((5 + 2) / 2 * 2 + 2 + 1) / 4
     assert scores.counts["without_score"] == 2
-    assert by.asked[0] == judge.Exchange(
-        "Do 0 {response}", "reply b0 0"
-    )  # the thinking is not judged
+    # the thinking is not judged
+    assert by.asked[0] == judge.Exchange("Do 0 {response}", "reply b0 0")
 
 
 def test_nobody_is_asked_twice(tmp_path):

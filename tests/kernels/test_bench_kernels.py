@@ -23,12 +23,8 @@ def run(repository, *arguments: str) -> subprocess.CompletedProcess:
 def test_table_of_a_small_shape(repository, tmp_path):
     out = tmp_path / "bench.csv"
     sizes = ["--tokens", "24", "--hidden", "16", "--vocab", "64", "--shards", "2", "--rounds", "2"]
-    sizes += [
-        "--skip",
-        "torch.compile",
-        "--cases",
-        "logp",
-    ]  # compiling takes longer than everything else here
+    # compiling takes longer than everything else here
+    sizes += ["--skip", "torch.compile", "--cases", "logp"]
     done = run(repository, *sizes, "grpo step 50% inactive", "--csv", str(out))
     assert done.returncode == 0, done.stderr[-2000:]
     rows = list(csv.DictReader(out.open()))

@@ -237,9 +237,8 @@ def test_overwritten_logits_raise_instead_of_giving_a_wrong_gradient():
     with pytest.raises(RuntimeError, match="overwritten"):
         (first + second).backward()
     shared = logits * 1
-    squares = (
-        shared.square().sum()
-    )  # made first, so its backward comes last and finds gradients where it saved logits
+    # made first, so its backward comes last and finds gradients where it saved logits
+    squares = shared.square().sum()
     loss = vocab_logprob(shared, targets).logp.sum() + squares
     with pytest.raises(RuntimeError, match=r"modified by an inplace operation|overwritten"):
         loss.backward()

@@ -46,9 +46,8 @@ def make_case(dtype: torch.dtype = torch.float64) -> dict:
         ref_logp=(logp + normal(TOKENS, scale=0.5)).to(wide),
     )
     case["inputs"].advantages[3:6] = 0.0
-    case["inputs"].old_logp[9:11] = torch.tensor(
-        [60.0, -60.0], dtype=wide
-    )  # beyond the ratio's limits
+    # beyond the ratio's limits
+    case["inputs"].old_logp[9:11] = torch.tensor([60.0, -60.0], dtype=wide)
     return case
 
 

@@ -110,9 +110,8 @@ def check_against_oracle(
     assert_as_good_as_torch(logp, same.logp, truth.logp, tolerance)
     assert_as_good_as_torch(entropy, same.entropy, truth.entropy, tolerance)
     largest = truth.d_logits.abs().max().item() if truth.d_logits.numel() else 0.0
-    rounding = (
-        2**-7 * largest if logits.dtype == torch.bfloat16 else 0.0
-    )  # one ulp: the interpreter truncates to bfloat16
+    # one ulp: the interpreter truncates to bfloat16
+    rounding = 2**-7 * largest if logits.dtype == torch.bfloat16 else 0.0
     assert_as_good_as_torch(grad, same.d_logits, truth.d_logits, tolerance + rounding)
 
 

@@ -17,11 +17,8 @@ from megaladder.kernels.shard import TensorParallel, valid_columns
 from megaladder.kernels.vocab_logprob import vocab_logprob
 
 TOKENS, HIDDEN, VOCAB = 24, 8, 37
-WIDTHS = {
-    "even": (20, 20),
-    "uneven": (29, 8),
-    "empty": (37, 6),
-}  # stored columns of each rank; 37 are valid in all
+# stored columns of each rank; 37 are valid in all
+WIDTHS = {"even": (20, 20), "uneven": (29, 8), "empty": (37, 6)}
 GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 SCATTER = (
     "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"

@@ -96,9 +96,8 @@ def main() -> None:
             ),
             "dtypes": sorted({str(p.dtype) for p in chunks[0].parameters()}),
         }
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # a checkpoint of the portable layers goes into Transformer Engine's
+    # a checkpoint of the portable layers goes into Transformer Engine's
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         # a helper process that ends with this one; megatron-core's would keep our pipes open
         _prepare_writer_queue()

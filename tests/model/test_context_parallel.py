@@ -54,9 +54,8 @@ def test_causal_attention_costs_every_rank_the_same(layout: tuple[int, list[int]
     cp, lengths = layout
     cu_seqlens = cumulative(lengths)
     position = np.concatenate([np.arange(length) for length in lengths])
-    work = {
-        int((position[rank_tokens(cu_seqlens, cp, rank)] + 1).sum()) for rank in range(cp)
-    }  # keys that its queries see
+    # keys that its queries see
+    work = {int((position[rank_tokens(cu_seqlens, cp, rank)] + 1).sum()) for rank in range(cp)}
     assert len(work) == 1
 
 
@@ -113,9 +112,8 @@ def test_the_packer_pads_each_sequence_for_the_chunks_and_loses_no_token(
         ):
             if index >= 0:
                 seen[int(index)] = batch.input_ids_t[begin : begin + lengths[index]].tolist()
-                assert (
-                    batch.labels_t[begin + lengths[index] - 1 : end] == IGNORE_INDEX
-                ).all()  # no loss past the sample's end
+                # no loss past the sample's end
+                assert (batch.labels_t[begin + lengths[index] - 1 : end] == IGNORE_INDEX).all()
                 assert end - begin == spec.slot(lengths[index])
             assert batch.position_ids_t[begin:end].tolist() == list(range(end - begin))
     assert seen == {

@@ -69,9 +69,8 @@ def _models(folder: Path) -> dict[str, Path]:
     }
     for name, model in models.items():
         for parameter_name, parameter in model.named_parameters():
-            if (
-                parameter_name.endswith("bias") or "norm" in parameter_name
-            ):  # initial zeros and ones would hide a mistake
+            # initial zeros and ones would hide a mistake
+            if parameter_name.endswith("bias") or "norm" in parameter_name:
                 torch.nn.init.normal_(
                     parameter, mean=0.0 if parameter_name.endswith("bias") else 1.0, std=0.3
                 )
@@ -118,6 +117,5 @@ def test_logits_equal_transformers_at_every_layout(logits):
     }
     assert len(worst) == 4 * 6
     assert max(worst.values()) <= TOLERANCE, worst
-    assert (
-        min(float(np.abs(value).max()) for value in theirs.values()) > 1.0
-    )  # the logits are no zeros
+    # the logits are no zeros
+    assert min(float(np.abs(value).max()) for value in theirs.values()) > 1.0

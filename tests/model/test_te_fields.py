@@ -41,9 +41,8 @@ SHAPE = {
 
 def built(recipe: str | None = None, cp: int = 1, **gpu: object) -> TransformerConfig:
     fields = transformer_fields(recipe, GpuConfig(**gpu), cp)
-    assert fields.pop(
-        "apply_rope_fusion"
-    )  # its kernel is Transformer Engine's: the field is refused where that is absent
+    # its kernel is Transformer Engine's: the field is refused where that is absent
+    assert fields.pop("apply_rope_fusion")
     return TransformerConfig(**SHAPE, **fields, context_parallel_size=cp)
 
 
@@ -210,9 +209,8 @@ def test_optimizer_config_of_each_choice() -> None:
     )
     fields = optimizer_fields(OPTIM, BuildOptions("bf16", gpu=gpu), on_cuda=True)
     assert (fields["optimizer_cpu_offload"], fields["optimizer_offload_fraction"]) == (True, 0.5)
-    if (
-        find_spec("transformer_engine") is not None
-    ):  # its fused Adam is asked what it takes when the configuration is made
+    # its fused Adam is asked what it takes when the configuration is made
+    if find_spec("transformer_engine") is not None:
         OptimizerConfig(**fields)
     mx = BuildOptions("bf16", fp8="mxfp8", gpu=GpuConfig(fp8_param_gather=True))
     assert OptimizerConfig(

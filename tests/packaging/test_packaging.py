@@ -119,9 +119,8 @@ def test_a_checkout_works_without_installation_and_leaves_the_hub_package_alone(
 @pytest.mark.parametrize("mode", ["lenient", "strict", "compat"])
 def test_editable_installations(source, hub_kernels, tmp_path, mode: str) -> None:
     target = tmp_path / "venv"
-    run(
-        [sys.executable, "-m", "venv", "--without-pip", str(target)], tmp_path
-    )  # pip, setuptools and our needs: through outer.pth
+    # pip, setuptools and our needs: through outer.pth
+    run([sys.executable, "-m", "venv", "--without-pip", str(target)], tmp_path)
     python = str(target / "bin" / "python")
     own = Path(
         run([python, "-c", "import site; print(site.getsitepackages()[0])"], tmp_path).strip()

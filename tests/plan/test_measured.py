@@ -32,9 +32,8 @@ def test_states_of_every_rank(model, tmp_path, tp: int, pp: int) -> None:
         assert row["weights"] == estimate.weights
         assert row["gradients"] == pytest.approx(estimate.gradients, rel=0.01)
         assert row["optimizer"] == pytest.approx(estimate.optimizer, rel=0.01)
-        if (
-            row["activations"] is not None
-        ):  # the portable layers are not fused: the formula, of fused ones, is their lower bound
+        # the portable layers are not fused: the formula, of fused ones, is their lower bound
+        if row["activations"] is not None:
             kept = (
                 shape.num_layers
                 * row["tokens"]

@@ -69,9 +69,8 @@ def test_qwen3_14b_by_hand(shape) -> None:
         == pytest.approx(14.77e9, rel=1e-3)
     )
     assert shape.flops_per_token(0) == pytest.approx(83.9e9, rel=2e-3)
-    assert (
-        shape.flops_per_token(4096) - shape.flops_per_token(0) == 6 * 40 * 4096 * 40 * 128
-    )  # 5.0 G, causal
+    # 5.0 G, causal
+    assert shape.flops_per_token(4096) - shape.flops_per_token(0) == 6 * 40 * 4096 * 40 * 128
 
 
 def test_state_bytes_are_the_published_ones(shape) -> None:
@@ -158,9 +157,8 @@ def test_stages_share_layers_and_embeddings(shape) -> None:
     assert sum(stage_parameters(shape, layout, stage) for stage in range(4)) == shape.num_parameters
     tied = find_model("Qwen3-4B")
     both_ends = sum(stage_parameters(tied, Layout(pp=2), stage) for stage in range(2))
-    assert (
-        both_ends == tied.num_parameters + tied.vocab_size * tied.hidden_size
-    )  # each end holds a copy of the tied table
+    # each end holds a copy of the tied table
+    assert both_ends == tied.num_parameters + tied.vocab_size * tied.hidden_size
     assert [stage_layers(126, 8, stage) for stage in (0, 7)] == [16, 14]
 
 

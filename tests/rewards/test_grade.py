@@ -43,9 +43,8 @@ def test_corpus_has_what_it_promises():
     assert len(rows) >= 300
     assert sum(row["source"] == "hostile" for row in rows) >= 60
     assert {row["kind"] for row in rows} == set(KINDS)
-    assert (
-        0.3 < sum(row["expected"] for row in FRIENDLY) / len(FRIENDLY) < 0.8
-    )  # both verdicts are well represented
+    # both verdicts are well represented
+    assert 0.3 < sum(row["expected"] for row in FRIENDLY) / len(FRIENDLY) < 0.8
 
 
 def test_corpus_agreement_is_complete():

@@ -223,9 +223,8 @@ def test_pass_at_k_of_known_counts(tmp_path, capsys):
     ]
     found = pass_at_k(tmp_path, rows, "--k", "1,2,8,64")
     assert found["avg@n"] == found["pass@k"]["1"] == pytest.approx((3 / 8 + 0 + 1) / 3, abs=1e-15)
-    assert found["pass@k"]["2"] == pytest.approx(
-        (0.642857142857 + 0 + 1) / 3, abs=1e-12
-    )  # the published (8, 3, 2)
+    # the published (8, 3, 2)
+    assert found["pass@k"]["2"] == pytest.approx((0.642857142857 + 0 + 1) / 3, abs=1e-12)
     assert found["pass@k"]["8"] == found["cov@n"] == pytest.approx(2 / 3)
     assert found["pass@k"]["64"] is None and found["maj@n"] is None
     assert (found["n"], found["problems"]) == (8, 3)
@@ -264,9 +263,8 @@ def test_pass_at_k_of_graded_rows_is_seeded(tmp_path):
         first == second != pass_at_k(tmp_path, graded, "--k", "2", "--seed", "1")
         or first["ci95"] == second["ci95"]
     )
-    assert (
-        first["maj@n"] == 1 / 8
-    )  # 2:2 ties go to the first seen, the wrong 6; no answer is no vote
+    # 2:2 ties go to the first seen, the wrong 6; no answer is no vote
+    assert first["maj@n"] == 1 / 8
     assert first["cov@n"] == 7 / 8
 
 

@@ -47,9 +47,8 @@ def test_hostile_corpus(tmp_path, monkeypatch):
     assert wrong == []
     killed = [i for i, found in enumerate(graded) if found.reason in KILLED]
     assert len(HOSTILE) >= 60 and 1 <= len(killed) <= 25
-    assert sorted(failure.id for failure in failures) == sorted(
-        f"row {i}" for i in killed
-    )  # counted and named, each once
+    # counted and named, each once
+    assert sorted(failure.id for failure in failures) == sorted(f"row {i}" for i in killed)
     assert _files() == files
     assert children_of(os.getpid()) == children
     print(f"hostile: {len(HOSTILE)} responses, {len(killed)} killed, {seconds:.1f} s")

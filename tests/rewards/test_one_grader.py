@@ -77,9 +77,8 @@ def test_training_evaluation_and_sampling_share_grader_and_engine():
         evaluation_verb.VllmEngine is vllm_engine.VllmEngine
         and engines.ProcessEngine in vllm_engine.VllmEngine.__mro__
     )
-    assert (
-        engines.vllm_children is vllm_engine.vllm_children
-    )  # the same child processes, here with those of other nodes beside them
+    # the same child processes, here with those of other nodes beside them
+    assert engines.vllm_children is vllm_engine.vllm_children
 
 
 def test_reward_and_score_agree_on_every_text(tmp_path):

@@ -25,10 +25,8 @@ def completion(
 def test_correctness_alone_is_zero_or_one():
     assert reward(Shaping(), completion(), RIGHT) == (1.0, {"correctness": 1.0})
     assert reward(Shaping(), completion(), WRONG) == (0.0, {"correctness": 0.0})
-    assert reward(Shaping(correctness=2.0), completion(), 0.25) == (
-        0.5,
-        {"correctness": 0.5},
-    )  # a user's function
+    # a user's function
+    assert reward(Shaping(correctness=2.0), completion(), 0.25) == (0.5, {"correctness": 0.5})
 
 
 def test_overlong_is_dapos_soft_punishment():
@@ -100,10 +98,8 @@ def test_format_rules(rule, good, bad):
     assert [has_format(text, rule) for text in good] == [True] * len(good)
     assert [has_format(text, rule) for text in bad] == [False] * len(bad)
     total, terms = reward(Shaping(format_weight=0.5, format_rule=rule), completion(good[0]), WRONG)
-    assert (total, terms["format"]) == (
-        0.5,
-        0.5,
-    )  # Rethinking SFT: +0.5 for the form, whatever the answer
+    # Rethinking SFT: +0.5 for the form, whatever the answer
+    assert (total, terms["format"]) == (0.5, 0.5)
 
 
 @given(st.booleans(), st.integers(0, 400), st.floats(0, 5), st.floats(0, 5), st.floats(0, 5))

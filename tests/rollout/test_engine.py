@@ -28,9 +28,8 @@ def test_samples_do_not_depend_on_the_batch():
     together = FakeEngine().generate(PROMPTS, params)
     alone = [FakeEngine().generate([prompt], params)[0] for prompt in reversed(PROMPTS)][::-1]
     assert together == alone
-    assert (
-        len({completion.token_ids for group in together for completion in group}) == 12
-    )  # all samples differ
+    # all samples differ
+    assert len({completion.token_ids for group in together for completion in group}) == 12
     later = [
         completion
         for _, completion in FakeEngine().stream(expand(PROMPTS[1], params, samples=(2, 3)))

@@ -69,9 +69,8 @@ def test_one_loss_is_healed_and_only_the_unfinished_is_sampled_again(tmp_path, e
     with engine(tmp_path, {fault: 7}, {}, stall_s=1.0) as two:
         assert two.generate(PROMPTS, PARAMS) == expected
         assert two.restarts == 1
-    assert (
-        len(calls(tmp_path, 0)) == 12 + 1
-    )  # the sample that was under way, and nothing else, was drawn twice
+    # the sample that was under way, and nothing else, was drawn twice
+    assert len(calls(tmp_path, 0)) == 12 + 1
     assert len(calls(tmp_path, 1)) == 12  # the healthy replica went on
 
 
@@ -86,12 +85,10 @@ def test_second_loss_ends_the_call_with_the_engines_words(tmp_path):
             ):
                 done.append(index)
         assert error.value.exit_status == 3
-        assert (
-            len(done) == len(set(done)) == 6
-        )  # three before the first loss, three before the second
-        assert (
-            len(one.generate(PROMPTS, PARAMS)) == 6
-        )  # the third incarnation is sound: the engine can still be used
+        # three before the first loss, three before the second
+        assert len(done) == len(set(done)) == 6
+        # the third incarnation is sound: the engine can still be used
+        assert len(one.generate(PROMPTS, PARAMS)) == 6
 
 
 def test_start_that_fails_says_what_the_child_said(tmp_path):
@@ -105,9 +102,8 @@ def test_refused_prompt_is_the_users_error_and_the_rest_is_aborted(tmp_path):
     with engine(tmp_path, {"refuse_longer": 4}) as one:
         with pytest.raises(ConfigError, match="refused a prompt of 5 tokens: too long for me"):
             one.generate(PROMPTS, SamplingParams())
-        assert (
-            len(one.generate(PROMPTS[:2], SamplingParams())) == 2
-        )  # late answers of the aborted call are not mixed in
+        # late answers of the aborted call are not mixed in
+        assert len(one.generate(PROMPTS[:2], SamplingParams())) == 2
 
 
 def test_abandoned_stream_does_not_disturb_the_next(tmp_path, expected):

@@ -101,9 +101,8 @@ def test_seeds_and_limits(engine):
     assert ended.finish_reason is FinishReason.STOP and len(ended.token_ids) < 400
     with pytest.raises(ConfigError, match="refused a prompt of 600 tokens"):
         engine.generate([(7,) * 600], SamplingParams())
-    assert (
-        engine.generate(PROMPTS, params) == groups
-    )  # a refused prompt leaves the engine as it was
+    # a refused prompt leaves the engine as it was
+    assert engine.generate(PROMPTS, params) == groups
 
 
 def test_long_seeded_prompts_that_fill_a_batch(engine):
@@ -183,12 +182,10 @@ def test_killed_engine_is_restarted_once_then_the_call_ends(engine, models):
                 time.sleep(0.2)
     assert error.value.exit_status == 3 and "killed by SIGKILL" in str(error.value)
     indices = [index for index, _ in seen]
-    assert (
-        len(indices) == len(set(indices)) and 12 <= len(indices) < 24
-    )  # none twice; the longest were lost with the second kill
+    # none twice; the longest were lost with the second kill
+    assert len(indices) == len(set(indices)) and 12 <= len(indices) < 24
     late = [completion for _, completion in seen][-1]
     gaps = zip(late.logprobs, reference_logprobs(models[1], PROMPTS[0], late, 1.0), strict=True)
-    assert (
-        max(abs(a - b) for a, b in gaps) < LOGPROB_TOLERANCE
-    )  # the restarted engine has the updated weights, not those it was made with
+    # the restarted engine has the updated weights, not those it was made with
+    assert max(abs(a - b) for a, b in gaps) < LOGPROB_TOLERANCE
     assert late.policy_version == 3

@@ -92,9 +92,8 @@ def test_checksums_agree_and_one_changed_bit_is_named(model, tp):
     changed = {name: tensor.clone() for name, tensor in tensors.items()}
     changed["model.layers.1.self_attn.k_proj.weight"].view(torch.int32)[-1, -1] ^= 1
     different = compare_checksums(changed.items(), workers, shape, tp)
-    owners = (
-        range(tp) if tp < 4 else (2, 3)
-    )  # with four workers and two key/value heads, two workers hold each
+    # with four workers and two key/value heads, two workers hold each
+    owners = range(tp) if tp < 4 else (2, 3)
     assert set(different.differing) <= {
         f"dp0:pp0:pcp0:tp{rank}:model.layers.1.self_attn.qkv_proj.weight" for rank in owners
     }
@@ -209,9 +208,8 @@ def test_trainer_and_vllm_agree_in_fp32(model, tmp_path, tp):
     print([(row["mismatch_mean"], row["mismatch_max"], row["sync_s"]) for row in rows])
     assert [row["version"] for row in rows] == [0, 1, 2, 3, 4]
     assert all(row["mismatch_mean"] <= 2e-6 and row["mismatch_max"] <= 2e-5 for row in rows)
-    assert (
-        rows[-1]["reference_kl"] > 1e-2
-    )  # the weights have moved far from those that the engine started with
+    # the weights have moved far from those that the engine started with
+    assert rows[-1]["reference_kl"] > 1e-2
     said = [
         line
         for line in (tmp_path / "run" / "log.txt").read_text().splitlines()

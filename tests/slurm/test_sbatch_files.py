@@ -133,9 +133,8 @@ def test_what_the_lines_promise(path: Path) -> None:
     assert ("gpus-per-node" in found) == (path.stem != "convert")
     lines = text.splitlines()
     first_code = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
-    assert not any(
-        line.startswith("#SBATCH") for line in lines[first_code:]
-    )  # sbatch stops reading there
+    # sbatch stops reading there
+    assert not any(line.startswith("#SBATCH") for line in lines[first_code:])
     assert all(f"examples/slurm/{name}" in text for name in (path.name, "common.sh"))
 
 

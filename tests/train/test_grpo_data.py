@@ -101,9 +101,8 @@ def test_table_lays_out_what_is_trained_and_counts_what_is_not(round_):
             ),
         ),
     )
-    assert (
-        table_of(partly, filter_truncated=False).rollout_logprobs is None
-    )  # known for all or for none
+    # known for all or for none
+    assert table_of(partly, filter_truncated=False).rollout_logprobs is None
 
 
 @pytest.mark.parametrize(
@@ -187,12 +186,10 @@ def test_samples_of_a_group_depend_on_its_position_only():
     params = SamplingParams(n=3, seed=42)
     together = sample_groups(FakeEngine(), prompts, params).groups
     assert together[1] == sample_groups(FakeEngine(), prompts[1:2], params).groups[0]
-    assert (
-        together[0].completions != together[2].completions
-    )  # the same problem, later in the stream
-    assert (
-        group_seed(42, 4) == 0x441EBD8CA8FF74F1
-    )  # stored runs depend on it: the value never changes
+    # the same problem, later in the stream
+    assert together[0].completions != together[2].completions
+    # stored runs depend on it: the value never changes
+    assert group_seed(42, 4) == 0x441EBD8CA8FF74F1
 
 
 def test_prompts_end_where_the_answer_starts_and_answers_end_at_the_turn(tmp_path):
@@ -254,9 +251,8 @@ def test_every_kind_of_row_becomes_a_problem_and_long_prompts_are_counted(tmp_pa
     assert data.facts.lines[0].startswith(f"problems {tmp_path / 'rows.jsonl'}: 3 of 4;")
     assert data.facts.lines[1] == "  1 left out: prompt longer than 60 tokens"
     assert "Find x.\nBox it.<|im_end|>" in data.tokenizer.decode(data.stream.prompt_ids[2])
-    assert "Box it." not in data.tokenizer.decode(
-        data.stream.prompt_ids[0]
-    )  # a verl row's prompt is complete
+    # a verl row's prompt is complete
+    assert "Box it." not in data.tokenizer.decode(data.stream.prompt_ids[0])
     assert prepare(tmp_path, rows, reward={"kind": "math"}).stream.problems[1].kind == "math"
     fewer = prepare(tmp_path, rows, rollout={"max_prompt_tokens": 21})
     assert fewer.facts.num_problems < 3 and fewer.facts.identity != data.facts.identity

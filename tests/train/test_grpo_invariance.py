@@ -82,9 +82,8 @@ def test_layouts_agree(updates, objective, starved):
                     wanted[key], rel=TOLERANCE, abs=1e-7
                 ), (name, key)
                 worst = max(worst, abs(row[key] - wanted[key]) / abs(wanted[key]))
-            assert row["metrics"] == pytest.approx(wanted["metrics"], rel=1e-4, abs=1e-3), (
-                name
-            )  # sums over ~100 tokens
+            # sums over ~100 tokens
+            assert row["metrics"] == pytest.approx(wanted["metrics"], rel=1e-4, abs=1e-3), name
             assert row["maxima"] == pytest.approx(wanted["maxima"], rel=1e-4), name
             assert row["grad_norm"] > 1e-3, "the case says something"
     print(f"{objective}, starved {starved}: largest relative difference {worst:.1e}")

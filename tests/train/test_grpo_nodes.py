@@ -55,9 +55,8 @@ def test_two_nodes_train_on_what_one_node_trains_on(runs, layout):
     for mine, theirs in zip(rows, one.rows, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4, abs=1e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-    assert (
-        "replicas 2" in done.outputs[0] and done.outputs[1] == ""
-    )  # engines on both nodes; rank 0 alone prints
+    # engines on both nodes; rank 0 alone prints
+    assert "replicas 2" in done.outputs[0] and done.outputs[1] == ""
 
 
 @pytest.mark.slow

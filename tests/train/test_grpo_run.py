@@ -133,9 +133,8 @@ def test_rollout_only_stores_and_reuses(runs, plain):
     before = {
         path.name: path.stat().st_mtime_ns for path in (done.folder / "rollouts").glob("*.jsonl")
     }
-    again = runs.run(
-        "only", "--grpo.mode", "rollout_only", respond=lambda *_: 1 / 0
-    )  # would fail if it sampled anything
+    # would fail if it sampled anything
+    again = runs.run("only", "--grpo.mode", "rollout_only", respond=lambda *_: 1 / 0)
     assert again.status == 0 and again.record() == done.record()
     assert {
         path.name: path.stat().st_mtime_ns for path in (done.folder / "rollouts").glob("*.jsonl")
@@ -250,9 +249,8 @@ def test_broken_reward_functions_do_what_is_promised(runs):
         "hang", "--reward.function", hang, "--reward.timeout-s", "0.3", "--train.max-steps", "14"
     )
     assert done.status == 0, done.error
-    assert (
-        sum(row["grade_timeout"] for row in done.rows) == 4
-    )  # the problem 1 + 1 came once, with four samples: reward 0, counted
+    # the problem 1 + 1 came once, with four samples: reward 0, counted
+    assert sum(row["grade_timeout"] for row in done.rows) == 4
     crash = write_reward(runs, "crash", "os._exit(9) if gold == '2' else 0; return 1.0")
     done = runs.run("crash", "--reward.function", crash, "--train.max-steps", "14")
     assert done.status == 0 and sum(row["grade_crash"] for row in done.rows) == 4
@@ -353,6 +351,5 @@ def test_reference_model_and_entropy_bonus_enter_the_loss(runs):
     )
     assert done.status == 0, done.error
     assert done.rows[0].get("reference_kl", 0.0) == 0.0 and done.rows[-1]["reference_kl"] > 1e-5
-    assert done.rows[-1]["kl_loss"] == pytest.approx(
-        0.5 * done.rows[-1]["reference_kl"], rel=0.3
-    )  # other token weights in the mean
+    # other token weights in the mean
+    assert done.rows[-1]["kl_loss"] == pytest.approx(0.5 * done.rows[-1]["reference_kl"], rel=0.3)

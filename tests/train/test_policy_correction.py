@@ -20,9 +20,8 @@ from megaladder.train.objectives.rollout_correction import (
 LOG2 = math.log(2.0)
 INDEX = torch.tensor([0, 0, 0, 1, 1, 2])
 MASK = torch.tensor([1, 1, 0, 1, 1, 0], dtype=torch.bool)
-GAP = torch.tensor(
-    [2 * LOG2, -LOG2, 9.0, 0.0, LOG2 / 2, 9.0], dtype=torch.float64
-)  # w = 4, ½, –, 1, √2, –; geometric means √2, 2^¼
+# w = 4, ½, –, 1, √2, –; geometric means √2, 2^¼
+GAP = torch.tensor([2 * LOG2, -LOG2, 9.0, 0.0, LOG2 / 2, 9.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

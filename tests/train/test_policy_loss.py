@@ -101,9 +101,8 @@ def test_value_gradient_and_metrics_equal_the_formula_for_every_combination(
                 options,
             )
         seen = {name: seen[name] + abs(sums[name]) for name in METRIC_NAMES}
-    idle = {
-        name for name, value in seen.items() if value == 0.0
-    }  # every branch was taken, except those of options that are off
+    # every branch was taken, except those of options that are off
+    idle = {name for name, value in seen.items() if value == 0.0}
     allowed = {"correction_dropped_sequences"} - (
         {"correction_dropped_sequences"} if correction == "sequence_mask" else set()
     )
@@ -359,9 +358,8 @@ def test_extreme_ratios_stay_finite_in_fp32(distance):
     e^20 and has no gradient there."""
     inputs = example(seed=6, dtype=torch.float32)
     sign = torch.where(torch.arange(len(inputs.mask)) % 2 == 0, 1.0, -1.0)
-    finite = min(
-        distance, 1e4
-    )  # a reference or an engine with probability 0 of a sampled token has no finite k1 or mean
+    # a reference or an engine with probability 0 of a sampled token has no finite k1 or mean
+    finite = min(distance, 1e4)
     far = leaves(
         inputs,
         old_logprobs=inputs.logprobs.detach() + sign * distance,

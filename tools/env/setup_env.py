@@ -41,9 +41,8 @@ def main(args):
     if "--check" in args:
         return 1
     try:
-        lock = os.open(
-            ROOT, os.O_RDONLY
-        )  # two `make` at once: the second waits, then finds the work done
+        # two `make` at once: the second waits, then finds the work done
+        lock = os.open(ROOT, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_current(wanted):
             build(wanted)

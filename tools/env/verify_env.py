@@ -34,9 +34,8 @@ def is_complete(pin):
     files = distribution.files
     version = distribution.metadata["Version"] if distribution.read_text("METADATA") else None
     if files is None or version is None:
-        shutil.rmtree(
-            str(distribution._path), ignore_errors=True
-        )  # without RECORD pip can neither remove nor replace it
+        # without RECORD pip can neither remove nor replace it
+        shutil.rmtree(str(distribution._path), ignore_errors=True)
         return False
     return version in pin.specifier and all(has_size(file) for file in files)
 

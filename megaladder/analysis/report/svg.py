@@ -17,9 +17,8 @@ WIDTH, HEIGHT = 380, 232
 RIGHT, TOP, BOTTOM = 12, 10, 38
 TICK_CHAR_WIDTH = 6.2  # of the 11 px tick labels, which decide the left margin
 NUM_STYLES = 8
-MAX_DRAWN = (
-    400  # points of one line; more are drawn as means of equal runs of steps (the CSV holds all)
-)
+# points of one line; more are drawn as means of equal runs of steps (the CSV holds all)
+MAX_DRAWN = 400
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ class Chart:
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round tick values that cover [low, high]."""
-    if high - low <= 1e-9 * max(
-        abs(low), abs(high)
-    ):  # equal but for rounding: an axis around the value
+    # equal but for rounding: an axis around the value
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         pad = abs(low) * 0.05 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / max(1, count - 1)

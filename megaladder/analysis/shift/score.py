@@ -22,9 +22,8 @@ class RowScores:
     token_ids_n: np.ndarray  # int64 [N]
     logprob_base_n: np.ndarray  # float64 [N]
     logprob_tuned_n: np.ndarray  # float64 [N]
-    rank_base_n: (
-        np.ndarray
-    )  # int64 [N], 1 = the base's greedy choice (1 + number of tokens with a higher logit)
+    # int64 [N], 1 = the base's greedy choice (1 + number of tokens with a higher logit)
+    rank_base_n: np.ndarray
     rank_tuned_n: np.ndarray  # int64 [N]
     kl_n: np.ndarray  # float64 [N], exact KL(tuned ‖ base) over the vocabulary at that position
     greedy_base_n: np.ndarray  # int64 [N], what the base would have said

@@ -260,9 +260,8 @@ def _take_preset_flags(
         for i, flag in enumerate(flags):
             key, equals, value = flag.partition("=")
             wanted = value if equals else "".join(flags[i + 1 : i + 2])
-            if key == f"--{name}.preset" and section.defaults(
-                {"preset": wanted}
-            ):  # an unknown one is tyro's to refuse
+            # an unknown one is tyro's to refuse
+            if key == f"--{name}.preset" and section.defaults({"preset": wanted}):
                 values[name] = {**values.get(name, {}), "preset": wanted}
 
 

@@ -39,18 +39,8 @@ DATA_ROWS = {
     "Numina-Math-20k": 20_480,
     "DeepSeek-R1-20k": 20_480,
 }
-MEASURED_STEPS = (
-    10,
-    20,
-    40,
-    80,
-    160,
-    320,
-    480,
-    640,
-    960,
-    1280,
-)  # checkpoints that the paper evaluates and its repositories carry
+# checkpoints that the paper evaluates and its repositories carry
+MEASURED_STEPS = (10, 20, 40, 80, 160, 320, 480, 640, 960, 1280)
 
 
 @dataclass(frozen=True)

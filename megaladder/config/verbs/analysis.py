@@ -14,9 +14,8 @@ from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaFloats, CommaInts, CommaStrs, Positional, StrictModel
 
-JsonPath = Annotated[
-    str | None, tyro.conf.arg(name="json", metavar="FILE|null")
-]  # a field named `json` would hide BaseModel.json
+# a field named `json` would hide BaseModel.json
+JsonPath = Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")]
 Draws = Annotated[int, Field(ge=100, le=1_000_000)]
 
 

@@ -24,9 +24,8 @@ ASCII_WORDS = (
     bytes(ord(chr(c).lower()) if chr(c).isalnum() or chr(c) == "_" else 32 for c in range(128))
     + b" " * 128
 )
-MULTIPLIER = np.uint64(
-    0x9E3779B97F4A7C15
-)  # odd: every word of the window counts in all higher bits
+# odd: every word of the window counts in all higher bits
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 MIN_BITMAP_BITS = 12
 # of the bitmap: fewer than 2 % of the windows are looked up without need, and it stays in the
 # processor's cache
@@ -72,9 +71,8 @@ class NgramIndex:
 
     def __post_init__(self) -> None:
         assert self.n >= 2, self.n
-        self._starts: dict[
-            int, dict[int, list[tuple[Problem, int]]]
-        ] = {}  # length → hash → where it occurs
+        # length → hash → where it occurs
+        self._starts: dict[int, dict[int, list[tuple[Problem, int]]]] = {}
         self._bitmaps: dict[int, tuple[np.ndarray, np.uint64]] = {}
         self._lengths: list[int] = []
         self._word_hashes: list[int] = [0]

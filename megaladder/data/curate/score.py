@@ -112,9 +112,8 @@ def keyword_counter(keywords: str) -> Callable[[Sequence[str]], int]:
     def count(text_words: Sequence[str]) -> int:
         total = sum(number for word, number in Counter(text_words).items() if word in single)
         if padded:
-            joined = (  # two blanks between words: neighbouring phrases do not share one
-                f" {'  '.join(text_words)} "
-            )
+            # two blanks between words: neighbouring phrases do not share one
+            joined = f" {'  '.join(text_words)} "
             total += sum(joined.count(phrase) for phrase in padded)
         return total
 

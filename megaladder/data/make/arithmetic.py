@@ -20,9 +20,8 @@ from typing import Any
 from megaladder.data.make.split import is_test_question, question_id
 from megaladder.errors import DataError
 
-MAX_REPEATS = (
-    20_000  # draws in a row that gave nothing new before we say that the question space is used up
-)
+# draws in a row that gave nothing new before we say that the question space is used up
+MAX_REPEATS = 20_000
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,8 @@ class ArithmeticSpec:
     steps: int = 2  # number of operations
     operations: str = "*+"  # taken in this order, repeated; with `shuffle` drawn at random
     shuffle: bool = False
-    recheck_share: float = (
-        0.0  # of the rows, those in which every line is followed by one that checks it
-    )
+    # of the rows, those in which every line is followed by one that checks it
+    recheck_share: float = 0.0
     direct_share: float = 0.0  # of the rows, those that answer at once
     direct_from: int = 0  # rows before this one are all worked
 
@@ -90,9 +88,8 @@ def arithmetic_rows(
             continue
         repeats = 0
         seen.add(question)
-        draw = random.Random(
-            f"style/{seed}/{question}"
-        )  # its own: the questions stay the same whatever the shares
+        # its own: the questions stay the same whatever the shares
+        draw = random.Random(f"style/{seed}/{question}")
         rechecked, worked = (
             draw.random() < spec.recheck_share,
             draw.random() >= spec.direct_share or len(seen) <= spec.direct_from,

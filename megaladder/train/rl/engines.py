@@ -186,9 +186,8 @@ def node_replicas(
     transport = chosen_transport(rollout.sync)
     replicas = _place_on_gpus(config) if platform.has_cuda() else 1
     if transport == "ipc":
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = (
-            "1"  # CUDA handles are pickled; they go over connections that only we hold
-        )
+        # CUDA handles are pickled; they go over connections that only we hold
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return vllm_children(
         VllmOptions(
             model=str(folder),
@@ -277,7 +276,6 @@ def _place_on_gpus(config: GrpoConfig) -> int:
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(index) for index in range(local + spare)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
-        names[first : first + count]
-    )  # of child processes; this one has its device already
+    # of child processes; this one has its device already
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + count])
     return count // tp

@@ -114,9 +114,8 @@ def _reference(shape: ModelShape, batches: Sequence[PackedBatch]) -> tuple[Pass,
                 if "norm" in name
                 else parameter.normal_(0.0, 0.02, generator=generator)
             )
-            parameter.copy_(
-                drawn.bfloat16()
-            )  # so that every variant starts from exactly these values
+            # so that every variant starts from exactly these values
+            parameter.copy_(drawn.bfloat16())
     weights = _Weights({name: tensor.clone() for name, tensor in iter_hf_tensors(chunks, shape)})
     return _run_chunks(chunks, shape, batches, options), weights
 

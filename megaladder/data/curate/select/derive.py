@@ -20,10 +20,8 @@ from megaladder.data.curate.select.recipe import Stage
 
 THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 TOKEN_BATCH = 256
-TRACE_COLUMNS = (
-    "logprob",
-    "entropy",
-)  # belong to the response token by token; a changed response cannot keep them
+# belong to the response token by token; a changed response cannot keep them
+TRACE_COLUMNS = ("logprob", "entropy")
 
 
 class Length(Stage):

@@ -29,9 +29,8 @@ class PoolRow:
     where: str
     values: Row
     added: Row = field(default_factory=dict)
-    edits: list[Callable[[Row], Row]] = field(
-        default_factory=list
-    )  # applied to the whole row when it is written
+    # applied to the whole row when it is written
+    edits: list[Callable[[Row], Row]] = field(default_factory=list)
 
     def add(self, **values: Any) -> None:
         self.values.update(values)
