@@ -10,7 +10,7 @@ dist_checkpointing folder (there without the layer index: layers are stacked). T
 the two layer norms as modules of their own; `PORTABLE_NAMES` says which.
 
 It does not read weights, and knows nothing of shapes on a rank (mapping.py) or of process groups
-(in_process.py).
+(live_model.py).
 """
 
 from __future__ import annotations

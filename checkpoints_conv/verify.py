@@ -159,7 +159,7 @@ def _megatron_logits(
         from megaladder import parallel
 
         # after `build`, which prepares megatron-core  # isort: skip
-        from megaladder.checkpoint.state import load_model_only
+        from megaladder.checkpoint.checkpointer import load_model_only
         from megaladder.model.batch import to_device
         from megaladder.model.build import BuildOptions, build_chunks
 

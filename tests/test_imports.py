@@ -1,5 +1,4 @@
-"""Who may import whom: design architecture.md "How one batch travels" and quality.md §4.3, read
-from the syntax trees and tried.
+"""Who may import whom, read from the syntax trees and tried.
 
 Top-level imports count, and imports inside functions too where a folder must not need a package at
 all. `if TYPE_CHECKING:` does not.
@@ -38,6 +37,8 @@ MAY_IMPORT = {
     "rollout": {"config", "data", "model", "kernels", "checkpoints_conv", "rollout", "rewards"},
     "rewards": {"config", "data", "rewards"},
     "evaluation": {"config", "data", "rollout", "rewards", "evaluation"},
+    # curation asks a teacher through the evaluation's engine and grader
+    "curate": {"config", "data", "rollout", "rewards", "evaluation", "curate"},
     "checkpoint": {"config", "model", "checkpoints_conv", "checkpoint"},
     "plan": {"config", "model", "plan"},  # of model only hf_config, which is as free of torch
 }

@@ -98,7 +98,7 @@ class _Bare:
         raise EngineError(f"bare vLLM ended with status {self._process.wait()}: {last}")
 
 
-def run_bench(config: BenchRolloutConfig) -> int:
+def run_bench_rollout(config: BenchRolloutConfig) -> int:
     """The verb."""
     rng = random.Random(config.seed)
     vocabulary = json.loads((Path(config.model) / "config.json").read_text(encoding="utf-8"))[

@@ -89,7 +89,7 @@ def workload(config: BenchTrainConfig, model: Path) -> Workload:
 def ours(model: Path, work: Workload, precision: str) -> Callable[[], float]:
     """Our trainer's step: megatron-core schedule, portable layers, loss head, distributed
     optimizer."""
-    from megaladder.checkpoints_conv.in_process import load_hf_into_chunks
+    from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape, read_config_json
     from megaladder.train.objectives.losses import sft_head, sft_loss

@@ -32,9 +32,9 @@ def run_check_recipe(config: CheckRecipe) -> list[tuple[str, str]]:
     Raises:
         ConfigError: an unknown key, stage or parameter; file and line.
     """
-    from megaladder.data.curate.score import load_rule
-    from megaladder.data.curate.select.recipe import load_recipes
-    from megaladder.data.curate.select.run import STAGES
+    from megaladder.curate.score import load_rule
+    from megaladder.curate.select.recipe import load_recipes
+    from megaladder.curate.select.run import STAGES
 
     if "stages" not in load_yaml(config.recipe).values:
         rule = load_rule(config.recipe)

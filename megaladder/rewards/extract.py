@@ -256,7 +256,7 @@ def from_prose(line: str, first: bool) -> str:
     if not numbers:
         return line
     # "18 dollars": leave the unit to the comparison
-    if first and re.match(r"\W*[\d.]+(?:\s[A-Za-z]+){0,3}$", line):
+    if first and re.match(r"\W*[\d.,]+(?:\s[A-Za-z]+){0,3}$", line):
         return line
     return (numbers[0] if first and "=" not in line else numbers[-1]).strip()
 

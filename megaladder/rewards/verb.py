@@ -36,7 +36,7 @@ class _Row:
     listed: bool
 
 
-def main(config: GradeConfig) -> int:
+def run_grade(config: GradeConfig) -> int:
     """Grades `config.input` into `config.output`. Raises DataError (status 2) before the output is
     touched."""
     started = time.monotonic()

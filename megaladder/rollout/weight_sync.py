@@ -2,7 +2,7 @@
 `WeightSync.send`.
 
 All transports stream the model as Hugging Face tensors through the converter's own tables
-(`in_process.iter_hf_tensors`: pipeline broadcast, tensor-parallel gather, one parameter at a time):
+(`live_model.iter_hf_tensors`: pipeline broadcast, tensor-parallel gather, one parameter at a time):
 
     file  a safetensors folder in shared memory, of each node with engines, which they reload; any
     machine; the oracle for the others
@@ -33,7 +33,7 @@ import torch
 
 from megaladder import parallel, platform
 from megaladder.checkpoints_conv.families import name_table
-from megaladder.checkpoints_conv.in_process import export_hf, iter_hf_tensors
+from megaladder.checkpoints_conv.live_model import export_hf, iter_hf_tensors
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.errors import EngineError, MissingDependencyError
 from megaladder.faults import fault_point

@@ -11,8 +11,8 @@ from typing import Any
 
 from megaladder import parallel, platform
 from megaladder.checkpoint import store
-from megaladder.checkpoint.state import Checkpointer, remove_leftovers
-from megaladder.checkpoints_conv.in_process import (
+from megaladder.checkpoint.checkpointer import Checkpointer, remove_leftovers
+from megaladder.checkpoints_conv.live_model import (
     export_hf,
     load_hf_into_chunks,
     load_tensors_into_chunks,

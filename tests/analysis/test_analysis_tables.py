@@ -217,7 +217,7 @@ def test_filters_of_lm_eval_are_not_mixed(write, capsys):
 def test_no_torch_and_no_plotting_library_behind_the_verbs(repository):
     modules = (
         "studies.transfer studies.scaling studies.ladder studies.predict studies.trajectory"
-        " shift.verb budget compare report.verb"
+        " shift.verb studies.budget studies.compare report.verb"
     )
     code = f"""
 import sys

@@ -81,8 +81,8 @@ def run_case(work: Path, case: str, layout: Layout) -> dict[str, Any]:
     """Differences found on any rank; all lists are empty when everything holds."""
     from checkpoints_conv.conv_models import differences, read_all
 
-    from megaladder.checkpoint.state import load_model_only
-    from megaladder.checkpoints_conv.in_process import (
+    from megaladder.checkpoint.checkpointer import load_model_only
+    from megaladder.checkpoints_conv.live_model import (
         export_hf,
         iter_hf_tensors,
         load_tensors_into_chunks,
@@ -132,7 +132,7 @@ def _raised(action: Any) -> str:
 
 def run_faults(work: Path) -> dict[str, list[str]]:
     """The message that each rank gets when one thing is wrong on one rank; none may hang."""
-    from megaladder.checkpoints_conv.in_process import export_hf, load_hf_into_chunks
+    from megaladder.checkpoints_conv.live_model import export_hf, load_hf_into_chunks
     from megaladder.checkpoints_conv.writer import WriteOptions
 
     good, layout = work / "qwen3", Layout(2, 2)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megaladder.config.verbs.data import DecontaminateConfig
-from megaladder.data.curate.decontaminate import run_decontaminate
-from megaladder.data.curate.ngrams import words
+from megaladder.curate.decontaminate import run_decontaminate
+from megaladder.curate.ngrams import words
 from megaladder.errors import ConfigError, DataError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -10,17 +10,17 @@ import re
 import pytest
 
 from megaladder.config.verbs.data import MakeArithmeticConfig, MakeCountdownConfig
-from megaladder.data.curate.rows import iter_rows
-from megaladder.data.make.arithmetic import ArithmeticSpec, arithmetic_rows
-from megaladder.data.make.check import (
+from megaladder.curate.make.arithmetic import ArithmeticSpec, arithmetic_rows
+from megaladder.curate.make.check import (
     check_arithmetic,
     check_countdown,
     evaluate,
     is_countdown_solution,
 )
-from megaladder.data.make.countdown import CountdownSpec, countdown_rows
-from megaladder.data.make.run import problem_row, run_make
-from megaladder.data.make.split import is_test_question
+from megaladder.curate.make.countdown import CountdownSpec, countdown_rows
+from megaladder.curate.make.run import problem_row, run_make
+from megaladder.curate.make.split import is_test_question
+from megaladder.curate.rows import iter_rows
 from megaladder.data.read_problems import read_problems
 from megaladder.data.schemas import ExampleReader, ReadOptions
 from megaladder.errors import DataError

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaladder.data.curate.dedup import ExactDuplicates, NearDuplicates, jaccard, shingle_hashes
-from megaladder.data.curate.ngrams import NgramIndex, words
+from megaladder.curate.dedup import ExactDuplicates, NearDuplicates, jaccard, shingle_hashes
+from megaladder.curate.ngrams import NgramIndex, words
 
 SENTENCE = "the quick brown fox jumps over the lazy dog and runs away from the angry old farmer"
 

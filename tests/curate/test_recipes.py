@@ -13,9 +13,9 @@ from megaladder.config.resolve.overlay import load_layered
 from megaladder.config.resolve.run_names import DATA_ROWS, MODELS, overrides, parse_run_name
 from megaladder.config.rules import check_world
 from megaladder.config.train import SftConfig
-from megaladder.data.curate.score import load_rule
-from megaladder.data.curate.select.recipe import load_recipes
-from megaladder.data.curate.select.run import STAGES
+from megaladder.curate.score import load_rule
+from megaladder.curate.select.recipe import load_recipes
+from megaladder.curate.select.run import STAGES
 from megaladder.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"

@@ -23,13 +23,11 @@ from transformers import PreTrainedTokenizerFast
 
 from megaladder.config.train import ModelConfig
 from megaladder.config.verbs.data import SampleConfig, TeacherRolloutSection, sample_config_class
-from megaladder.data.curate.rows import RowWriter
-from megaladder.data.make.arithmetic import ArithmeticSpec, arithmetic_rows
-from megaladder.data.make.run import problem_row
-from megaladder.data.schemas import ExampleReader, ReadOptions
-from megaladder.errors import ConfigError, EngineError
-from megaladder.evaluation.teacher.journal import TeacherJournal
-from megaladder.evaluation.teacher.sample import (
+from megaladder.curate.make.arithmetic import ArithmeticSpec, arithmetic_rows
+from megaladder.curate.make.run import problem_row
+from megaladder.curate.rows import RowWriter
+from megaladder.curate.teacher.journal import TeacherJournal
+from megaladder.curate.teacher.sample import (
     Counts,
     TeacherTask,
     draw,
@@ -39,6 +37,8 @@ from megaladder.evaluation.teacher.sample import (
     write_difficulty,
     write_kept,
 )
+from megaladder.data.schemas import ExampleReader, ReadOptions
+from megaladder.errors import ConfigError, EngineError
 from megaladder.rewards.grade import grade
 from megaladder.rollout.engine import SampleRequest, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine, Faults

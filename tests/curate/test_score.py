@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from megaladder.config.verbs.data import ScoreConfig
-from megaladder.data.curate.score import (
+from megaladder.curate.score import (
     LimoRule,
     answer_text,
     keyword_counter,

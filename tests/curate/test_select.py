@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from megaladder.config.verbs.data import SelectConfig
-from megaladder.data.curate.score import LimoRule, limo_parts, limo_scores
-from megaladder.data.curate.select.plans import Plan, equal_budget
-from megaladder.data.curate.select.recipe import load_recipes
-from megaladder.data.curate.select.run import STAGES, run_select
-from megaladder.data.curate.select.similar import tfidf_cosine
+from megaladder.curate.score import LimoRule, limo_parts, limo_scores
+from megaladder.curate.select.plans import Plan, equal_budget
+from megaladder.curate.select.recipe import load_recipes
+from megaladder.curate.select.run import STAGES, run_select
+from megaladder.curate.select.similar import tfidf_cosine
 from megaladder.data.schemas import ExampleReader, ReadOptions
 from megaladder.errors import ConfigError, DataError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from megaladder.config.verbs.data import SelectConfig
-from megaladder.data.curate.select.diversity import Diverse, DomainCounts, benchmark_weights
-from megaladder.data.curate.select.pool import Context, PoolRow
-from megaladder.data.curate.select.run import run_select
+from megaladder.curate.select.diversity import Diverse, DomainCounts, benchmark_weights
+from megaladder.curate.select.pool import Context, PoolRow
+from megaladder.curate.select.run import run_select
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
 GOOD = {

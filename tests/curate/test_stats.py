@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megaladder.config.verbs.data import StatsConfig
-from megaladder.data.curate.rows import RowWriter, fetch_rows, iter_rows
-from megaladder.data.curate.stats import run_stats
+from megaladder.curate.rows import RowWriter, fetch_rows, iter_rows
+from megaladder.curate.stats import run_stats
 from megaladder.errors import DataError
 
 TEMPLATE = (

@@ -47,7 +47,7 @@ def run_case(case: dict, out: Path) -> None:
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    from megaladder.checkpoints_conv.in_process import load_hf_into_chunks
+    from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
     from megaladder.model.batch import to_device
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape, read_config_json

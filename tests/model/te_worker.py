@@ -48,13 +48,13 @@ def main() -> None:
     from megatron.core import dist_checkpointing
     from megatron.core.fp8_utils import get_fp8_recipe
 
-    from megaladder.checkpoint.state import (
+    from megaladder.checkpoint.checkpointer import (
         _load_chunk,
         _model_state,
         _prepare_writer_queue,
         _stored_keys,
     )
-    from megaladder.checkpoints_conv.in_process import iter_hf_tensors, load_tensors_into_chunks
+    from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_tensors_into_chunks
     from megaladder.config.gpu import GpuConfig
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape

@@ -10,10 +10,10 @@ from pathlib import Path
 from tiny_models import build_tokenizer
 
 from megaladder.config.grpo import GrpoConfig
+from megaladder.curate.teacher import sample as teacher_sample
 from megaladder.evaluation import verb as evaluation_verb
 from megaladder.evaluation.run import Task, run_task
 from megaladder.evaluation.store import Journal
-from megaladder.evaluation.teacher import sample as teacher_sample
 from megaladder.rewards import verb as grade_verb
 from megaladder.rewards import worker
 from megaladder.rewards.grade import grade

@@ -21,7 +21,7 @@ def main() -> None:
     parallel.initialize(Layout(tp=2))
     from safetensors.torch import load_file
 
-    from megaladder.checkpoints_conv.in_process import iter_hf_tensors, load_hf_into_chunks
+    from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_hf_into_chunks
     from megaladder.errors import EngineError
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape, read_config_json

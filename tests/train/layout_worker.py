@@ -55,7 +55,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     parallel.initialize(layout)
     from types import SimpleNamespace
 
-    from megaladder.checkpoints_conv.in_process import load_hf_into_chunks
+    from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
     from megaladder.config.gpu_rules import sequence_alignment
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
     from megaladder.model.build import BuildOptions, build_chunks

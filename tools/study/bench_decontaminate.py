@@ -39,9 +39,9 @@ print(json.dumps({"rows": rows, "seconds": seconds[0], "cpu_s": seconds[1], "pea
 
 def make_file(path: Path, num_rows: int, words_a_row: int, benchmarks: list[str]) -> int:
     """Writes the rows; returns the number of planted questions (one every num_rows / 100)."""
-    from megaladder.data.curate.decontaminate import _benchmark_files
-    from megaladder.data.curate.ngrams import words
-    from megaladder.data.curate.rows import iter_rows, prompt_text
+    from megaladder.curate.decontaminate import _benchmark_files
+    from megaladder.curate.ngrams import words
+    from megaladder.curate.rows import iter_rows, prompt_text
 
     questions = [
         prompt_text(row.data) or ""

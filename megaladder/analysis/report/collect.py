@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megaladder.analysis.compute import read_config
 from megaladder.analysis.samples import (
     NoVerdictError,
     SampleFile,
@@ -23,6 +22,7 @@ from megaladder.analysis.samples import (
     read_samples,
     with_sample_lists,
 )
+from megaladder.analysis.studies.compute import read_config
 from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
 from megaladder.errors import DataError
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.compare import compare
-from megaladder.analysis.compute import read_compute
 from megaladder.analysis.report.blocks import Block, CsvRow, Drawing, Panels, Prose, Section, Table
 from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun
 from megaladder.analysis.report.svg import Chart, Series, short, strip
 from megaladder.analysis.samples import SampleSet, flatten, is_benchmark
 from megaladder.analysis.stats import mean_intervals
+from megaladder.analysis.studies.compare import compare
+from megaladder.analysis.studies.compute import read_compute
 from megaladder.analysis.studies.ladder import intervals, tier_means
 from megaladder.analysis.studies.tiers import TIERS, published_aime24
 from megaladder.analysis.tables import Warnings

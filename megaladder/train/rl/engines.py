@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megaladder import parallel, platform
-from megaladder.checkpoints_conv.in_process import export_hf
+from megaladder.checkpoints_conv.live_model import export_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import ConfigError

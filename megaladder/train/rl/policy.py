@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from megaladder import parallel
-from megaladder.checkpoints_conv.in_process import load_hf_into_chunks, load_tensors_into_chunks
+from megaladder.checkpoints_conv.live_model import load_hf_into_chunks, load_tensors_into_chunks
 from megaladder.config.gpu import GpuConfig
 from megaladder.config.grpo import GrpoConfig
 from megaladder.data.pack import build_micro_batches, plan_global_batch

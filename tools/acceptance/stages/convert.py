@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megaladder import parallel, platform
-from megaladder.checkpoints_conv.in_process import iter_hf_tensors, load_hf_into_chunks
+from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_hf_into_chunks
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.hf_config import model_shape, read_config_json

@@ -16,7 +16,7 @@ import torch
 
 from megaladder import parallel, platform
 from megaladder.checkpoints_conv.families import name_table
-from megaladder.checkpoints_conv.in_process import _held, iter_hf_tensors, load_tensors_into_chunks
+from megaladder.checkpoints_conv.live_model import _held, iter_hf_tensors, load_tensors_into_chunks
 from megaladder.config.gpu_rules import fp8_problem
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks

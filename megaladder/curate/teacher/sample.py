@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
 from megaladder.config.verbs.evaluation import section_values
+from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
+from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
 from megaladder.data.chat import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
-from megaladder.data.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.run import clock
 from megaladder.evaluation.store import model_fingerprint
-from megaladder.evaluation.teacher.journal import TeacherJournal, TeacherSample
 from megaladder.evaluation.verb import make_engine
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from megaladder.data.curate.score import quality_levels
-from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
-from megaladder.data.curate.select.recipe import Stage
+from megaladder.curate.score import quality_levels
+from megaladder.curate.select.pool import Context, Outcome, PoolRow
+from megaladder.curate.select.recipe import Stage
 
 Count = Annotated[int, Field(ge=1)]
 

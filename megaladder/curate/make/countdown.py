@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from megaladder.data.make.split import is_test_question, question_id
+from megaladder.curate.make.split import is_test_question, question_id
 from megaladder.errors import DataError
 
 MAX_REPEATS = 20_000

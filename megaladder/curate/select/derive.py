@@ -7,16 +7,10 @@ import re
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from megaladder.data.curate.rows import Row
-from megaladder.data.curate.score import (
-    answer_text,
-    limo_parts,
-    limo_scores,
-    load_rule,
-    map_ordered,
-)
-from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
-from megaladder.data.curate.select.recipe import Stage
+from megaladder.curate.rows import Row
+from megaladder.curate.score import answer_text, limo_parts, limo_scores, load_rule, map_ordered
+from megaladder.curate.select.pool import Context, Outcome, PoolRow
+from megaladder.curate.select.recipe import Stage
 
 THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 TOKEN_BATCH = 256
@@ -56,13 +50,13 @@ class Length(Stage):
                 len if self.unit == "characters" else _num_words, texts, context.workers
             )
             return
-        from megaladder.data.curate.tokens import count_tokens
+        from megaladder.curate.tokens import count_tokens
 
         yield from count_tokens(texts, self.tokenizer, context.label)
 
 
 def _num_words(text: str) -> int:
-    from megaladder.data.curate.ngrams import words
+    from megaladder.curate.ngrams import words
 
     return len(words(text))
 

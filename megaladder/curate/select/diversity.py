@@ -10,10 +10,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from megaladder.config.base import StrictModel
-from megaladder.data.curate.rows import iter_rows
-from megaladder.data.curate.select.filters import Condition
-from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
-from megaladder.data.curate.select.recipe import Stage
+from megaladder.curate.rows import iter_rows
+from megaladder.curate.select.filters import Condition
+from megaladder.curate.select.pool import Context, Outcome, PoolRow
+from megaladder.curate.select.recipe import Stage
 from megaladder.errors import DataError
 
 

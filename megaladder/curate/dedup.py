@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megaladder.data.curate.ngrams import words
+from megaladder.curate.ngrams import words
 from megaladder.errors import ConfigError, MissingDependencyError
 
 SHINGLE_WORDS = 5

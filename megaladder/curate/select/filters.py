@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from megaladder.config.base import StrictModel
-from megaladder.data.curate.decontaminate import build_index
-from megaladder.data.curate.dedup import ExactDuplicates, NearDuplicates
-from megaladder.data.curate.rows import prompt_text
-from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
-from megaladder.data.curate.select.recipe import Stage
+from megaladder.curate.decontaminate import build_index
+from megaladder.curate.dedup import ExactDuplicates, NearDuplicates
+from megaladder.curate.rows import prompt_text
+from megaladder.curate.select.pool import Context, Outcome, PoolRow
+from megaladder.curate.select.recipe import Stage
 from megaladder.errors import DataError
 
 OPERATORS = ("equals", "one_of", "contains", "matches", "above", "below")

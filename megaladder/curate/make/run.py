@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from megaladder.data.curate.rows import Row, RowWriter
-from megaladder.data.make.arithmetic import ArithmeticSpec, arithmetic_rows
-from megaladder.data.make.check import check_arithmetic, check_countdown
-from megaladder.data.make.countdown import CountdownSpec, countdown_rows
+from megaladder.curate.make.arithmetic import ArithmeticSpec, arithmetic_rows
+from megaladder.curate.make.check import check_arithmetic, check_countdown
+from megaladder.curate.make.countdown import CountdownSpec, countdown_rows
+from megaladder.curate.rows import Row, RowWriter
 
 if TYPE_CHECKING:
     from megaladder.config.verbs.data import MakeArithmeticConfig, MakeConfig, MakeCountdownConfig

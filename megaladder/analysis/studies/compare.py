@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.compute import Compute, matched_scores, read_compute
 from megaladder.analysis.samples import NoVerdictError, SampleSet, find_sample_files, read_samples
 from megaladder.analysis.stats import holm, mean_intervals, sign_flip_p_values
+from megaladder.analysis.studies.compute import Compute, matched_scores, read_compute
 from megaladder.analysis.studies.trajectory import read_curves
 from megaladder.analysis.tables import Warnings, format_columns, printable, write_result
 from megaladder.config.verbs.analysis import CompareConfig

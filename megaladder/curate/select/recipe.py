@@ -25,8 +25,8 @@ from pydantic import Field, ValidationError
 
 from megaladder.config.base import StrictModel
 from megaladder.config.resolve.strict_yaml import YamlFile, load_yaml
-from megaladder.data.curate.select.plans import equal_budget
-from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
+from megaladder.curate.select.plans import equal_budget
+from megaladder.curate.select.pool import Context, Outcome, PoolRow
 from megaladder.errors import ConfigError
 
 # beside a stage's name: `skip_if: {category: [diverse]}` leaves it out for these parameter values

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from megaladder.curate.ngrams import words
+from megaladder.curate.rows import Row, prompt_text, text_leaves
 from megaladder.data.chat import TemplateOptions, load_tokenizer, render_sample, tokenize_batch
-from megaladder.data.curate.ngrams import words
-from megaladder.data.curate.rows import Row, prompt_text, text_leaves
 from megaladder.data.read import BadRow, RawRow, open_source
 from megaladder.data.schemas import ExampleReader, ReadOptions, recognise
 from megaladder.data.store import length_quantiles

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megaladder.data.curate.rows import Row, RowIds, fetch_rows, iter_rows, parse_fetched
+from megaladder.curate.rows import Row, RowIds, fetch_rows, iter_rows, parse_fetched
 from megaladder.errors import DataError
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from megaladder.data.curate.dedup import Duplicate, ExactDuplicates, NearDuplicates
-from megaladder.data.curate.ngrams import NgramIndex, Span, words
-from megaladder.data.curate.rows import (
+from megaladder.curate.dedup import Duplicate, ExactDuplicates, NearDuplicates
+from megaladder.curate.ngrams import NgramIndex, Span, words
+from megaladder.curate.rows import (
     ID_COLUMNS,
     Row,
     RowIds,

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megaladder.data.make.split import is_test_question, question_id
+from megaladder.curate.make.split import is_test_question, question_id
 from megaladder.errors import DataError
 
 # draws in a row that gave nothing new before we say that the question space is used up

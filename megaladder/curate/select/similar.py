@@ -15,10 +15,10 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from megaladder.data.curate.ngrams import words
-from megaladder.data.curate.rows import ID_COLUMNS, iter_rows, prompt_text
-from megaladder.data.curate.select.pool import Context, Outcome, PoolRow
-from megaladder.data.curate.select.recipe import Stage
+from megaladder.curate.ngrams import words
+from megaladder.curate.rows import ID_COLUMNS, iter_rows, prompt_text
+from megaladder.curate.select.pool import Context, Outcome, PoolRow
+from megaladder.curate.select.recipe import Stage
 from megaladder.data.read import RawRow
 from megaladder.errors import DataError
 

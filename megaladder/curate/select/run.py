@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megaladder.data.curate.rows import Row, RowWriter
-from megaladder.data.curate.select import choose, derive, diversity, filters, similar
-from megaladder.data.curate.select.pool import Context, PoolRow, columns_of, load_pool, written_rows
-from megaladder.data.curate.select.recipe import Recipe, Stage, load_recipes
+from megaladder.curate.rows import Row, RowWriter
+from megaladder.curate.select import choose, derive, diversity, filters, similar
+from megaladder.curate.select.pool import Context, PoolRow, columns_of, load_pool, written_rows
+from megaladder.curate.select.recipe import Recipe, Stage, load_recipes
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write, to_json
 

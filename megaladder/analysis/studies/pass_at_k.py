@@ -34,7 +34,7 @@ class GradedProblem:
     answers: tuple[str | None, ...] | None
 
 
-def main(config: PassAtKConfig) -> int:
+def run_pass_at_k(config: PassAtKConfig) -> int:
     """Prints the table, writes `config.json_path`. Raises DataError (status 2) for rows that cannot
     be used."""
     warnings = Warnings()

@@ -22,8 +22,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from megaladder.config.base import StrictModel
-from megaladder.data.curate.ngrams import words
-from megaladder.data.curate.rows import Row, RowWriter, iter_rows
+from megaladder.curate.ngrams import words
+from megaladder.curate.rows import Row, RowWriter, iter_rows
 from megaladder.errors import DataError
 
 if TYPE_CHECKING:
