@@ -4,8 +4,7 @@ and a line of help. No logic.
 To add a verb, add a line to `VERBS`. Config class and function are named as "module:attribute" and
 imported only when their verb runs, so `megaladder --help` stays fast and a missing package breaks
 one verb, not all. The function returns its exit status, or None for 0; it raises a
-`MegaladderError` for what the user must act on (one message, no traceback). Exit statuses: design
-cli.md.
+`MegaladderError` for what the user must act on (one message, no traceback).
 """
 
 from __future__ import annotations
@@ -219,6 +218,13 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.analysis.report.verb:run_report",
         "one self-contained HTML page over run and eval folders, and a CSV with its numbers",
         "Analyze",
+    ),
+    Verb(
+        "data get",
+        "megaladder.config.verbs.data:GetConfig",
+        "megaladder.curate.get:run_get",
+        "published problem sets (gsm8k, math500, …) from the hub into plain files",
+        "Data",
     ),
     Verb(
         "data stats",

@@ -3,7 +3,7 @@ exception, never one of these.
 
 The command line prints a `MegaladderError` without a traceback and exits with its `exit_status`: 2
 when the input or the configuration is wrong, 3 when a run stopped itself and can be resumed
-(design: cli.md). Each message says what, the values, and the way out: `train.jsonl:1283: expected
+(docs/operators.md). Each message says what, the values, and the way out: `train.jsonl:1283: expected
 …, found …; fix: …`.
 """
 

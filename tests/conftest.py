@@ -17,9 +17,9 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from real_data import REAL_DATA  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 # Deterministic: the same examples on every machine, so that a failure here is a failure there.
 # `HYPOTHESIS_PROFILE=search` looks further.
@@ -44,8 +44,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """`../shared/data` (gsm8k, math500, aime24, amc23); tests that need it are skipped where it is
-    not."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"real data is not here: {SHARED_DATA} does not exist")
-    return SHARED_DATA
+    """Folder of gsm8k, math500, aime24 and amc23; tests that need it are skipped without it."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"{REAL_DATA} does not exist; `megaladder data get gsm8k math500` fills it")
+    return REAL_DATA

@@ -1,8 +1,8 @@
 """Tokens/s of an SFT step: ours (one process, packed) against plain transformers loops, side by
 side in one run.
 
-    megaladder bench train --data ../shared/data/gsm8k/train.jsonl
-    python tools/bench_training.py --data ../shared/data/gsm8k/train.jsonl --profile
+    megaladder bench train --data data/gsm8k/train.jsonl
+    python tools/bench_training.py --data data/gsm8k/train.jsonl --profile
     megaladder bench train --shape qwen3-14b --layers 12 --fp8 tensorwise          one GPU: TFLOP/s,
     MFU, memory, phases
 

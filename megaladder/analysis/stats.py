@@ -14,7 +14,7 @@ import numpy as np
 
 from megaladder.evaluation.metrics import bootstrap_intervals
 
-# the number of bootstrap samples of s1 (arXiv 2501.19393, section 3.3 of the design notes)
+# the number of bootstrap samples of s1 (arXiv 2501.19393)
 DRAWS = 10_000
 CHUNK_VALUES = 2_000_000  # resampled indices held at once: 16 MB
 EXACT_FLIPS = 14  # up to 2**14 sign patterns are enumerated instead of sampled

@@ -1,4 +1,4 @@
-"""Every published number that the design notes give inputs for, and the committed table of them."""
+"""Every published number whose inputs are published, and the committed table of them."""
 
 from __future__ import annotations
 

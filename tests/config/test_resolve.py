@@ -40,7 +40,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(run_yaml) -> None:
 
 
 def test_the_contracts_keys_exist_with_the_contracts_defaults() -> None:
-    """Key names of design cli.md; values where a laptop's default is the same."""
+    """Key names that people's files rely on; values where a laptop's default is the same."""
     config = sft(*MINIMAL)
     assert (
         config.optim.model_dump()
@@ -261,7 +261,7 @@ def test_the_resolved_file_resolves_to_the_same_config(tmp_path, flags: list[str
 
 
 def test_presets_are_defaults_that_anything_written_beats(run_yaml) -> None:
-    """The published values (peers.md §3, papers): DAPO clips at 0.2/0.28 by token, GSPO at
+    """The published values (the methods' papers): DAPO clips at 0.2/0.28 by token, GSPO at
     3e-4/4e-4 by sequence, CISPO above only."""
 
     def grpo(*flags: str):

@@ -50,7 +50,7 @@ def test_shipped_config_resolves(path: Path) -> None:
 
 
 def test_the_14b_recipe_is_the_published_one() -> None:
-    """papers.md §6.1: lr 5e-5, 8 epochs, batch 256, cosine with warm-up 0.1, betas 0.9/0.999, wd
+    """arXiv 2604.06628: lr 5e-5, 8 epochs, batch 256, cosine with warm-up 0.1, betas 0.9/0.999, wd
     0.01, clip 1.0, 8 GPUs."""
     config = from_yaml(SftConfig, str(EXAMPLES / "configs" / "sft_qwen3_14b.yaml"))
     assert (

@@ -8,13 +8,14 @@ import random
 from pathlib import Path
 
 import pytest
+from real_data import REAL_DATA
 
 from megaladder.config.verbs.data import DecontaminateConfig
 from megaladder.curate.decontaminate import run_decontaminate
 from megaladder.curate.ngrams import words
 from megaladder.errors import ConfigError, DataError
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = REAL_DATA
 needs_data = pytest.mark.skipif(
     not (DATA / "gsm8k" / "train.jsonl").exists(), reason=f"{DATA}: the real data sets are not here"
 )

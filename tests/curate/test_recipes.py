@@ -23,7 +23,7 @@ FILES = sorted(RECIPES.rglob("*.yaml"))
 RUNS = [path for path in FILES if "model" in load_layered(path).values]
 SELECTIONS = [path for path in FILES if "stages" in load_layered(path).values]
 RETHINKING = sorted((RECIPES / "rethinking" / "runs").glob("*.yaml"))
-# published name → optimizer steps (papers §6.1: 80 steps an epoch; 640 at the three equal budgets)
+# published name → optimizer steps (80 steps an epoch; 640 at the three equal budgets)
 STEPS = {
     "Qwen3-14B_Math-CoT-20k_lr5e-5_ep8_bs256": 640,
     "Qwen3-14B_Math-CoT-2.5k_lr5e-5_ep8_bs32": 640,

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_data import REAL_DATA
 
 from megaladder.data.pack import (
     PackSpec,
@@ -22,7 +22,7 @@ from megaladder.data.pack import (
 from megaladder.errors import ConfigError, DataError
 from megaladder.types import IGNORE_INDEX, TokenSample
 
-GSM8K = Path(__file__).parents[2] / "../shared/data/gsm8k/train.jsonl"
+GSM8K = REAL_DATA / "gsm8k/train.jsonl"
 
 
 def make_sample(index: int, length: int, prompt: int = 1, **extra) -> TokenSample:

@@ -85,7 +85,7 @@ def test_text_and_scored_variants(tmp_path):
 
 
 def test_s1k_is_rendered_as_published(tmp_path):
-    """papers.md §3.1 item 8; the extra question/solution/text columns of s1K do not make it
+    """As s1K is published: the extra question/solution/text columns of s1K do not make it
     ambiguous."""
     row = {
         "question": "2+2?",

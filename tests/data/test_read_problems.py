@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from real_data import REAL_DATA
 
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
 from megaladder.types import Message
 
-DATA = Path(__file__).parents[2] / "../shared/data"
+DATA = REAL_DATA
 
 
 def write(path: Path, *rows) -> Path:

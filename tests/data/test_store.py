@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clean_fork import start_fork
+from real_data import REAL_DATA
 
 from megaladder.data.chat import TemplateOptions, tokenizer_fingerprint
 from megaladder.data.schemas import ReadOptions
@@ -26,7 +27,7 @@ from megaladder.errors import ConfigError, DataError
 from megaladder.types import TokenSample
 
 ROOT = Path(__file__).parents[2]
-GSM8K = ROOT / "../shared/data/gsm8k/train.jsonl"
+GSM8K = REAL_DATA / "gsm8k/train.jsonl"
 
 
 def write_rows(path: Path, answers: list[str], **extra) -> str:

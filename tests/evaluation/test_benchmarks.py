@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from megaladder.cli import main
 from megaladder.errors import ConfigError, DataError
 from megaladder.evaluation.benchmarks.problems import build_problems, fill, shuffled
 from megaladder.evaluation.benchmarks.source import load_rows
@@ -157,21 +159,56 @@ def test_bad_rows_are_named(tmp_path, rows, message):
 
 
 def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path):
+    """Tests run with the hub off."""
     spec = find_benchmark("math500")
-    with pytest.raises(
-        ConfigError,
-        match=r"no --data-dir given, and the registry pins no commit of HuggingFaceH4/MATH-500",
-    ):
-        load_rows(spec, None)
-    with pytest.raises(
-        ConfigError, match=r"not in .*math500/test\.jsonl or math500\.jsonl.*--revision COMMIT"
-    ):
-        load_rows(spec, str(tmp_path))
+    for folder, looked in ((None, "no --data-dir given"), (str(tmp_path), "not in .*math500")):
+        with pytest.raises(DataError, match=rf"{looked}.*HuggingFaceH4/MATH-500.*--data-dir"):
+            load_rows(spec, folder)
     with pytest.raises(
         DataError, match=r"HuggingFaceH4/MATH-500 at a{40} cannot be loaded.*hf download"
-    ):  # tests run with the hub off
+    ):
         load_rows(spec, str(tmp_path), "a" * 40)
     with pytest.raises(ConfigError, match="no such folder"):
         load_rows(spec, str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="did you mean 'math500'"):
         find_benchmark("MATH-500")
+
+
+class Hub:
+    """The two calls that a hub answers, with rows of ours."""
+
+    def __init__(self, monkeypatch):
+        import datasets
+        import huggingface_hub
+
+        self.asked: list[tuple] = []
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+        monkeypatch.setattr(
+            huggingface_hub.HfApi,
+            "dataset_info",
+            lambda _, repo, revision=None: SimpleNamespace(sha="c" * 40),
+        )
+
+    def load(self, repo, config, *, split, revision):
+        self.asked.append((repo, config, split, revision))
+        return [{"question": "1+1?", "answer": "#### 2"}]
+
+
+def test_a_benchmark_from_the_hub_records_the_commit_it_took(monkeypatch, capsys):
+    hub = Hub(monkeypatch)
+    rows = load_rows(find_benchmark("gsm8k"), None)
+    assert hub.asked == [("openai/gsm8k", "main", "test", "c" * 40)]
+    assert rows.revision == "c" * 40 and f"--revision {'c' * 40}" in capsys.readouterr().out
+
+
+def test_data_get_writes_what_the_data_dir_reader_reads(monkeypatch, tmp_path, capsys):
+    hub = Hub(monkeypatch)
+    assert main(["data", "get", "gsm8k", "--out", str(tmp_path)]) == 0
+    assert main(["data", "get", "gsm8k", "--out", str(tmp_path), "--split", "train"]) == 0
+    assert main(["data", "get", "gsm8k", "--out", str(tmp_path)]) == 0  # there already
+    assert [asked[2] for asked in hub.asked] == ["test", "train"]
+    problems = build_problems(
+        find_benchmark("gsm8k"), load_rows(find_benchmark("gsm8k"), str(tmp_path)), 42, None
+    )
+    assert [problem.gold for problem in problems] == ["2"]
+    assert json.loads((tmp_path / "gsm8k/source.json").read_text())["revision"] == "c" * 40

@@ -11,7 +11,6 @@ import sys
 import pytest
 
 # Instructions per element. Reading at HBM speed leaves 15 for bfloat16, reading and writing 30:
-# design/kernels.md §0, §4.7.
 BUDGETS = {
     ("ce_stats", False): 8.0,
     ("ce_stats", True): 8.5,

@@ -1,5 +1,5 @@
 """The memory model against hand formulas and published arithmetic: Qwen3-14B, Bridge's 6 + 12/dp
-bytes a parameter (peers.md §4.2)."""
+bytes a parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate of issue 8 over published figures, read from the data that docs/plan.md is rendered
+"""Error bounds over the published figures, read from the data that docs/plan.md is rendered
 from; and that the page is current."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`megaladder plan` on the command line: the contract of design/cli.md."""
+"""`megaladder plan` on the command line: its flags, files and errors."""
 
 from __future__ import annotations
 

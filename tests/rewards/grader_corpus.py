@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from real_data import REAL_DATA
+
 HERE = Path(__file__).parent
-DATA = HERE.parent.parent.parent / "shared" / "data"
+DATA = REAL_DATA
 
 
 def read_corpus() -> list[dict]:

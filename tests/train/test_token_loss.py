@@ -1,5 +1,5 @@
 """The ten token-weighting modes against formulas written out by hand in fp64, and the identities of
-the paper's appendix (papers §7.7)."""
+the paper's appendix."""
 
 import math
 

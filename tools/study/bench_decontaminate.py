@@ -1,8 +1,8 @@
 """`data decontaminate` on generated long rows against a plain single-pass read of the same file, in
 one run.
 
-    python tools/study/bench_decontaminate.py --rows 100000 --against ../shared/data/math500
-    ../shared/data/aime24
+    python tools/study/bench_decontaminate.py --rows 100000 --against data/math500
+    data/aime24
 
 Each measurement is a process of its own, so that peak memory is its own; the file is read once
 before, so that all read it from the page cache. The rows are seeded word salad over an English-like

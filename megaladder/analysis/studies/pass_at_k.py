@@ -47,7 +47,7 @@ def run_pass_at_k(config: PassAtKConfig) -> int:
 def analyse(
     problems: list[GradedProblem], config: PassAtKConfig, warnings: Warnings
 ) -> dict[str, Any]:
-    """The result object of cli.md, plus `problems` (their number) and `warnings`."""
+    """What `--json` writes: estimators, interval, number of problems, warnings."""
     counts = np.array([len(problem.correct) for problem in problems])
     n = int(counts.min())
     if counts.max() != n:

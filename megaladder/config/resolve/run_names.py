@@ -1,5 +1,5 @@
 """Published run names → configuration. `Qwen3-14B_Math-CoT-20k_lr5e-5_ep8_bs256[_ConstLR]` is the
-grammar of Rethinking SFT (papers §6.1).
+grammar of Rethinking SFT.
 
 `overrides(name)` gives the keys that such a name stands for, over
 `examples/recipes/rethinking/base.yaml`; the 33 overlay files there are exactly these keys. Layouts

@@ -18,6 +18,19 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
+class GetConfig(StrictModel):
+    """Published problem sets from the hub, as plain files with their commit beside them."""
+
+    names: Positional[tuple[str, ...]]
+    """Benchmarks, e.g. gsm8k math500; `megaladder eval --benchmark list` prints all."""
+    out: str = "data"
+    """Folder to write to: OUT/NAME/SPLIT.jsonl, as --data-dir and the shipped recipes expect."""
+    split: str = "test"
+    """test = the set that the benchmark scores; train = problems to train on, where there are."""
+    revision: str | None = None
+    """Commit, branch or tag of the hub repository. null = the newest commit; it is recorded."""
+
+
 class MakeConfig(StrictModel):
     """Generated reasoning data with verified worked answers. `data make arithmetic --help` and
     `data make countdown --help` have more."""
@@ -195,7 +208,7 @@ class StatsConfig(StrictModel):
 
 
 class TeacherRolloutSection(EngineSection):
-    """Decoding; the defaults are Rethinking SFT's teacher settings (papers §6.3)."""
+    """Decoding; the defaults are Rethinking SFT's teacher settings (arXiv 2604.06628)."""
 
     n: Positive = 32
     """Samples per problem. A larger n later only adds samples."""

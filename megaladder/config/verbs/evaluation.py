@@ -134,7 +134,8 @@ class EvalConfig(StrictModel):
     data_dir: str | None = None
     """Folder with <benchmark>/test.jsonl; looked at first. null = MEGALADDER_DATA, else the hub."""
     revision: str | None = None
-    """Commit of the benchmark's hub repository, where the registry pins none."""
+    """Commit, branch or tag of the benchmark's hub repository. null = the registry's commit, else
+    the newest; what was taken is recorded with the score."""
     limit: Positive | None = None
     """Only the first problems, for trials. Printed with the score."""
     seed: Annotated[int, Field(ge=0)] = 42

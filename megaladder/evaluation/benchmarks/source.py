@@ -1,16 +1,18 @@
-"""Where a benchmark's rows come from: a local folder first, then the hub at a pinned commit. Rows
-are plain dicts with `file:line`."""
+"""Where a benchmark's rows come from: a local folder first, then the hub at a recorded commit.
+
+Rows are plain dicts with `file:line`.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megaladder.data.hub import is_commit, resolve_commit
 from megaladder.data.read import BadRow, open_source
 from megaladder.errors import ConfigError, DataError
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
@@ -78,29 +80,37 @@ def _csv_rows(path: Path) -> list[Row]:
 
 
 def _from_hub(spec: BenchmarkSpec, revision: str | None, folder: str | None) -> BenchmarkRows:
-    looked = f"not in {folder} ({' or '.join(spec.files)}), " if folder else "no --data-dir given, "
+    looked = f"not in {folder} ({' or '.join(spec.files)})" if folder else "no --data-dir given"
+    way_out = f"--data-dir FOLDER with FOLDER/{spec.files[0]}"
     if spec.hub is None:
-        raise DataError(
-            f"{spec.name}: {looked}and it has no home on the hub; fix: --data-dir FOLDER with"
-            f" FOLDER/{spec.files[0]}"
-        )
-    commit = revision or spec.hub.revision
+        raise DataError(f"{spec.name}: {looked}, and it has no home on the hub; fix: {way_out}")
+    try:
+        return load_hub_rows(spec, revision)
+    except DataError as error:
+        raise DataError(f"{spec.name}: {looked}, and {error}, or {way_out}") from error
+
+
+def load_hub_rows(spec: BenchmarkSpec, revision: str | None = None) -> BenchmarkRows:
+    """The rows of `spec.hub` at `revision`, else the registry's commit, else the newest.
+
+    What was taken stands in the result, so that a score can say which rows it is of.
+
+    Raises:
+        DataError: the hub cannot be reached, or has no such data.
+    """
+    assert spec.hub is not None
     name = spec.hub.repo
-    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise ConfigError(
-            f"{spec.name}: {looked}and the registry pins no commit of {name}; found revision"
-            f" {commit}; fix: --data-dir FOLDER with FOLDER/{spec.files[0]}, or --revision COMMIT"
-            f" (40 hex digits, shown at https://huggingface.co/datasets/{name}/commits/main)"
-        )
+    commit = resolve_commit(name, revision or spec.hub.revision)
+    if not is_commit(revision or spec.hub.revision):
+        print(f"{spec.name}: {name} at {commit}, the newest; to repeat it: --revision {commit}")
     import datasets
 
     try:
         data = datasets.load_dataset(name, spec.hub.config, split=spec.hub.split, revision=commit)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{spec.name}: {looked}and {name} at {commit} cannot be loaded ({type(error).__name__}:"
-            f" {error}); fix: on a machine with network, `hf download --repo-type dataset {name}"
-            f" --revision {commit}`, or --data-dir FOLDER with FOLDER/{spec.files[0]}"
+            f"{name} at {commit} cannot be loaded ({type(error).__name__}: {error}); fix: on a"
+            f" machine with network, `hf download --repo-type dataset {name} --revision {commit}`"
         ) from error
     rows = tuple(
         Row(f"{name}@{commit[:8]}:{index}", dict(values)) for index, values in enumerate(data)

@@ -1,0 +1,40 @@
+"""Commits of hub data sets: which one a name means today, so that a run can record it."""
+
+from __future__ import annotations
+
+import re
+
+from megaladder.errors import DataError
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether `revision` names one state for ever (40 hex digits), not a branch or a tag."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def resolve_commit(repo: str, revision: str | None = None) -> str:
+    """The commit that `revision` (null = the main branch) of a data set names now.
+
+    A commit is returned as it is, without asking the hub.
+
+    Raises:
+        DataError: the hub cannot be reached, or has no such data set or revision.
+    """
+    if revision is not None and is_commit(revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        commit = HfApi().dataset_info(repo, revision=revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise DataError(
+            f"{repo}: expected the hub to say which commit {revision or 'main'} is, found"
+            f" {type(error).__name__}; fix: name the commit (40 hex digits, shown at"
+            f" https://huggingface.co/datasets/{repo}/commits/main), or try again with network"
+        ) from error
+    if commit is None:
+        raise DataError(f"{repo}: the hub names no commit; fix: name one (40 hex digits)")
+    return commit
