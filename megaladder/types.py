@@ -44,8 +44,17 @@ class FinishReason(StrEnum):
     ABORT = "abort"  # the engine gave up on it; never trained on, never scored as an answer
 
 
+class Verdict(StrEnum):
+    """What grading can find. `undecided` is no kind of wrong: it is counted apart, and nothing is
+    ever trained on it."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNDECIDED = "undecided"
+
+
 class GradeReason(StrEnum):
-    """How a grade came about, for counting. `correct` says the verdict; this says why."""
+    """How a verdict came about, for counting. The last three are the reasons for `undecided`."""
 
     EXACT = "exact"  # equal strings after normalisation
     NUMERIC = "numeric"  # equal numbers
@@ -53,8 +62,12 @@ class GradeReason(StrEnum):
     CHOICE = "choice"  # equal option letters
     DIFFERENT = "different"  # an answer was found and is not the gold one
     NO_ANSWER = "no_answer"  # nothing to compare
-    TIMEOUT = "timeout"  # grading was killed at its time limit: counted as wrong
-    CRASH = "crash"  # grading died (memory, crash): counted as wrong
+    LIMIT = "limit"  # deciding would take more operations than one answer is given: undecided
+    TIMEOUT = "timeout"  # grading was killed at its limit of CPU time, twice: undecided
+    CRASH = "crash"  # grading died (memory, crash), twice: undecided
+
+
+UNDECIDED_REASONS = (GradeReason.LIMIT, GradeReason.TIMEOUT, GradeReason.CRASH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +207,26 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """The grader's verdict on one response. `answer` is what was extracted (None if nothing
-    was)."""
+    """The grader's verdict on one response. `answer` is what was extracted (None if nothing was).
 
-    correct: bool
+    `correct` is None where the verdict is undecided, exactly for the reasons limit, timeout and
+    crash: count it apart from wrong, and leave the sample out of training.
+
+    >>> Graded(None, None, GradeReason.TIMEOUT).verdict
+    <Verdict.UNDECIDED: 'undecided'>
+    """
+
+    correct: bool | None
     answer: str | None
     reason: GradeReason
     detail: str = ""  # a human's hint: what was compared, or why grading was cut short
+
+    @property
+    def verdict(self) -> Verdict:
+        """`correct` by name."""
+        if self.correct is None:
+            return Verdict.UNDECIDED
+        return Verdict.CORRECT if self.correct else Verdict.WRONG
 
 
 @dataclass(frozen=True, slots=True)

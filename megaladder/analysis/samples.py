@@ -24,7 +24,14 @@ from megaladder.analysis.tables import Warnings, read_json_lines, read_text
 from megaladder.errors import DataError
 
 CORRECT_KEYS = ("exact_matches", "correct", "answers_correctness", "accuracy", "exact_match")
-ANSWER_KEYS = ("extracted_answers", "answer", "answers", "generated_answers", "prediction")
+ANSWER_KEYS = (
+    "extracted_answers",
+    "extracted_answer",
+    "answer",
+    "answers",
+    "generated_answers",
+    "prediction",
+)
 LENGTH_KEYS = ("num_tokens", "lengths", "tokens")
 TEXT_KEYS = ("responses", "response", "resps", "generated_responses")
 QUESTION_KEYS = ("problem", "question", "Question", "query", "prompt", "input")
@@ -38,7 +45,7 @@ class NoVerdictError(DataError):
 
 @dataclass(slots=True)
 class ProblemSamples:
-    """The n graded samples of one problem. `answers` and `num_tokens` have length n, or are empty
+    """The n samples of one problem that have a verdict. `answers` and `num_tokens` have length n, or are empty
     where the file has none."""
 
     id: str
@@ -47,6 +54,7 @@ class ProblemSamples:
     answers: list[str | None] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     gold: str | None = None
+    num_undecided: int = 0  # further samples, whose verdict the grader could not find
     has_list: bool = False  # its row held a list of samples, so a second row would be a duplicate
 
 
@@ -127,13 +135,17 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
         warnings.add(
             f"{path}: {other_filters} rows of other lm-eval filters ignored, '{first_filter}' used"
         )
-    sizes = {len(problem.correct) for problem in problems.values()}
+    num_undecided = sum(problem.num_undecided for problem in problems.values())
+    if num_undecided:
+        warnings.add(f"{path}: {num_undecided} undecided samples left out")
+    sizes = {len(problem.correct) for problem in problems.values() if problem.correct}
     if len(sizes) > 1:
         warnings.add(
             f"{path}: problems have {min(sizes)} to {max(sizes)} samples (a run that is not"
             " finished?)"
         )
-    return SampleSet(model, benchmark, str(path), tuple(problems.values()), protocol_of(Path(path)))
+    kept = tuple(problem for problem in problems.values() if problem.correct)
+    return SampleSet(model, benchmark, str(path), kept, protocol_of(Path(path)))
 
 
 def with_sample_lists(row: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +204,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _add_row(problems: dict[str, ProblemSamples], row: dict[str, Any], where: str) -> None:
     key = problem_id(row, where)
-    correct, is_list = row_verdicts(row, where)
+    verdicts, is_list = row_verdicts(row, where)
+    decided = [i for i, verdict in enumerate(verdicts) if verdict is not None]
     problem = problems.get(key)
     if problem is None:
         problem = problems[key] = ProblemSamples(
@@ -203,9 +216,12 @@ def _add_row(problems: dict[str, ProblemSamples], row: dict[str, Any], where: st
             f"{where}: problem {key!r} stands there already ({problem.where}); fix: keep one of the"
             " rows"
         )
-    problem.correct += correct
-    problem.answers += _aligned(row, ANSWER_KEYS, len(correct), where)
-    problem.num_tokens += _token_counts(row, len(correct), where)
+    problem.correct += [bool(verdicts[i]) for i in decided]
+    answers = _aligned(row, ANSWER_KEYS, len(verdicts), where)
+    problem.answers += [answers[i] for i in decided] if answers else []
+    lengths = _token_counts(row, len(verdicts), where)
+    problem.num_tokens += [lengths[i] for i in decided] if lengths else []
+    problem.num_undecided += len(verdicts) - len(decided)
 
 
 def problem_id(row: dict[str, Any], where: str) -> str:
@@ -280,8 +296,8 @@ def _is_token(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool], bool]:
-    """The row's verdicts, one a sample, and whether it holds a list of them."""
+def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool | None], bool]:
+    """The row's verdicts, one a sample (None: undecided), and whether it holds a list of them."""
     for name in CORRECT_KEYS:
         value = row.get(name)
         if value is None or (name == "accuracy" and not isinstance(value, list)):
@@ -295,11 +311,11 @@ def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool], bool]:
                 " of this analysis"
             )
         for item in items:
-            if item not in (0, 1):
+            if item not in (0, 1, None):
                 raise DataError(
                     f"{where}: '{name}' holds {item!r}, expected true or false; fix: grade the row"
                 )
-        return [bool(item) for item in items], isinstance(value, list)
+        return [None if item is None else bool(item) for item in items], isinstance(value, list)
     raise NoVerdictError(
         f"{where}: no verdict ({', '.join(CORRECT_KEYS)}); found {', '.join(list(row)[:12])};"
         " fix: megaladder grade --input … --output … first"

@@ -78,20 +78,23 @@ class Shaping:
 
 
 def reward(
-    shaping: Shaping, completion: Completion, verdict: Graded | float
+    shaping: Shaping, completion: Completion, verdict: Graded | float | None
 ) -> tuple[float, dict[str, float]]:
     """(total, breakdown by term) of one completion. `verdict`: the grader's, or the number a user's
     function gave.
 
-    Only terms that are switched on are in the breakdown. An aborted completion has no reward: the
-    caller must not score it.
+    Only terms that are switched on are in the breakdown. An aborted completion and an undecided
+    verdict (`correct` None, or no number) have no reward: the caller must not score them.
     """
     if completion.finish_reason is FinishReason.ABORT:
         raise ValueError(
             "an aborted completion is never scored: the engine gave up on it; drop or sample it"
             " again"
         )
-    score = float(verdict.correct) if isinstance(verdict, Graded) else float(verdict)
+    value = verdict.correct if isinstance(verdict, Graded) else verdict
+    if value is None:
+        raise ValueError("an undecided answer is never scored: leave its group out")
+    score = float(value)
     terms = {"correctness": shaping.correctness * score}
     if shaping.format_weight:
         terms["format"] = shaping.format_weight * has_format(completion.text, shaping.format_rule)

@@ -19,7 +19,7 @@ from megaladder.errors import ConfigError, DataError
 from megaladder.rewards.grade import check_gold
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.run_dir import to_json
-from megaladder.types import Graded, GradeReason
+from megaladder.types import UNDECIDED_REASONS, Graded, GradeReason
 
 CHUNK_ROWS = 4096  # rows in memory at once
 MAX_NAMED = 5  # timeouts and crashes that the summary names
@@ -60,7 +60,7 @@ def run_grade(config: GradeConfig) -> int:
                 output.write((to_json(_graded_row(row, verdicts)) + "\n").encode("utf-8"))
             num_rows += len(chunk)
             reasons.update(verdict.reason for verdict in graded)
-            correct += sum(verdict.correct for verdict in graded)
+            correct += sum(verdict.correct is True for verdict in graded)
             chunk = list(islice(rows, CHUNK_ROWS))
     _summarise(config, (num_rows, correct, time.monotonic() - started), reasons, pool)
     return 0
@@ -78,8 +78,10 @@ def _tasks(row: _Row, kind: str) -> list[GradeTask]:
 
 
 def _graded_row(row: _Row, verdicts: Sequence[Graded]) -> dict[str, Any]:
+    # a row's own `answer` is often its gold
+    answer = "extracted_answer" if "answer" in row.fields else "answer"
     columns = {
-        "answer": [verdict.answer for verdict in verdicts],
+        answer: [verdict.answer for verdict in verdicts],
         "correct": [verdict.correct for verdict in verdicts],
         "reason": [verdict.reason.value for verdict in verdicts],
     }
@@ -206,16 +208,18 @@ def _summarise(
 ) -> None:
     """Totals, reasons, the samples that were killed, and the next command."""
     num_rows, num_correct, seconds = done
-    total = reasons.total()
+    total, num_undecided = reasons.total(), sum(reasons[reason] for reason in UNDECIDED_REASONS)
+    num_decided = max(1, total - num_undecided)
     parts = ", ".join(f"{reason.value} {count}" for reason, count in reasons.most_common())
     print(
         f"graded {total} responses of {num_rows} rows in {seconds:.1f} s"
         f" ({total / max(seconds, 1e-9):.0f}/s): {num_correct} correct,"
-        f" {100 * num_correct / total:.2f} %"
+        f" {total - num_undecided - num_correct} wrong, {num_undecided} undecided;"
+        f" {100 * num_correct / num_decided:.2f} % of the decided"
     )
     print(f"by reason: {parts}")
     for failure in pool.failures[:MAX_NAMED]:
-        print(f"counted as wrong: {failure.id}: {failure.reason.value}, {failure.detail}")
+        print(f"undecided: {failure.id}: {failure.reason.value}, {failure.detail}")
     if len(pool.failures) > MAX_NAMED:
         print(
             f"… and {len(pool.failures) - MAX_NAMED} more; their rows have reason timeout or crash"

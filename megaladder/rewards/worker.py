@@ -61,9 +61,9 @@ class GradeTask:
 @dataclass(frozen=True, slots=True)
 class FunctionReward:
     """What a user's reward function said about one sample. `failure` is set (TIMEOUT or CRASH) when
-    it was killed: the reward is 0."""
+    it was killed: then there is no reward, and the sample must not be trained on."""
 
-    reward: float
+    reward: float | None
     failure: GradeReason | None = None
     detail: str = ""
 
@@ -267,7 +267,7 @@ class _Run:
     def _failure(self, index: int, reason: GradeReason, detail: str) -> dict[str, Any]:
         self.pool.failures.append(Failure(self.tasks[index].id, reason, detail))
         return {
-            "correct": False,
+            "correct": None,
             "answer": None,
             "reason": reason.value,
             "detail": f"sample {self.tasks[index].id}: {detail}",
@@ -401,7 +401,7 @@ def _as_graded(answer: Mapping[str, Any]) -> Graded:
 def _as_reward(answer: Mapping[str, Any]) -> FunctionReward:
     if "reward" in answer:
         return FunctionReward(answer["reward"])
-    return FunctionReward(0.0, GradeReason(answer["reason"]), answer["detail"])
+    return FunctionReward(None, GradeReason(answer["reason"]), answer["detail"])
 
 
 def _import_paths() -> list[str]:

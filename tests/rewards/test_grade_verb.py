@@ -59,9 +59,24 @@ def test_rows_come_back_in_order_with_all_their_fields(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         "graded 7 responses of 4 rows" in printed
-        and "4 correct, 57.14 %" in printed
+        and "4 correct, 3 wrong, 0 undecided; 57.14 %" in printed
         and "analyze pass-at-k" in printed
     )
+
+
+def test_a_field_named_answer_stays_as_it_is(tmp_path):
+    rows = [{"id": 1, "gold": "5", "answer": "5", "response": "\\boxed{6}"}]
+    out = tmp_path / "out.jsonl"
+    assert main(["grade", "--input", write(tmp_path / "in.jsonl", rows), "--output", str(out)]) == 0
+    (row,) = read(out)
+    assert (row["answer"], row["extracted_answer"], row["correct"]) == ("5", "6", False)
+
+
+def test_undecided_samples_are_left_out_of_pass_at_k(tmp_path):
+    rows = [{"id": 1, "correct": [True, None], "answer": ["5", None]}, {"id": 2, "correct": [None]}]
+    found = pass_at_k(tmp_path, rows)
+    assert (found["avg@n"], found["problems"], found["n"]) == (1.0, 1, 1)
+    assert any("2 undecided samples left out" in text for text in found["warnings"])
 
 
 def test_the_file_says_what_grade_says(tmp_path):
@@ -115,9 +130,11 @@ def test_a_hang_is_counted_and_named(tmp_path, capsys):
     )
     assert read(out)[0]["reason"] == ["exact", "timeout"] and read(out)[0]["correct"] == [
         True,
-        False,
+        None,
     ]
-    assert "bomb, response 2: timeout" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "1 correct, 0 wrong, 1 undecided" in out_text
+    assert "undecided: bomb, response 2: timeout" in out_text
 
 
 @pytest.mark.parametrize(

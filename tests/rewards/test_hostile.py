@@ -42,7 +42,7 @@ def test_hostile_corpus(tmp_path, monkeypatch):
     wrong = [
         row["output"][:80]
         for row, found in zip(HOSTILE, graded, strict=True)
-        if found.correct != row["expected"]
+        if bool(found.correct) != row["expected"]
     ]
     assert wrong == []
     killed = [i for i, found in enumerate(graded) if found.reason in KILLED]
@@ -60,7 +60,8 @@ def test_a_hang_costs_exactly_one_sample_wherever_it_stands():
     with GradePool(num_workers=1, timeout_s=1.0) as pool:
         for place in (0, 64, 130):
             graded = pool.grade_many([*good[:place], hang, *good[place:]])
-            assert [found.correct for found in graded] == [i != place for i in range(131)]
+            expected = [None if i == place else True for i in range(131)]
+            assert [found.correct for found in graded] == expected
             assert graded[place].reason is GradeReason.TIMEOUT
             assert "hang" in graded[place].detail and "1 s" in graded[place].detail
         assert pool.counts[GradeReason.TIMEOUT] == 3

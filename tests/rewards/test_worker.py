@@ -140,9 +140,9 @@ def test_hangs_crashes_and_bombs_cost_one_sample_each(functions):
     )
     assert again == [FunctionReward(1.0)] * 2
     for name in ("loop", "sleep", "c loop", "fork bomb"):
-        assert (by_name[name].reward, by_name[name].failure) == (0.0, GradeReason.TIMEOUT), name
+        assert (by_name[name].reward, by_name[name].failure) == (None, GradeReason.TIMEOUT), name
     for name in ("exit", "segfault", "memory"):
-        assert (by_name[name].reward, by_name[name].failure) == (0.0, GradeReason.CRASH), name
+        assert (by_name[name].reward, by_name[name].failure) == (None, GradeReason.CRASH), name
     assert (
         "exit status 3" in by_name["exit"].detail
         and "SIGSEGV" in by_name["segfault"].detail

@@ -249,11 +249,12 @@ def test_broken_reward_functions_do_what_is_promised(runs):
         "hang", "--reward.function", hang, "--reward.timeout-s", "0.3", "--train.max-steps", "14"
     )
     assert done.status == 0, done.error
-    # the problem 1 + 1 came once, with four samples: reward 0, counted
-    assert sum(row["grade_timeout"] for row in done.rows) == 4
+    # the problem 1 + 1 came once, with four samples: counted, and its group is not trained on
+    assert sum(row["undecided_answers"] for row in done.rows) == 4
+    assert sum(row["undecided_groups"] for row in done.rows) == 1
     crash = write_reward(runs, "crash", "os._exit(9) if gold == '2' else 0; return 1.0")
     done = runs.run("crash", "--reward.function", crash, "--train.max-steps", "14")
-    assert done.status == 0 and sum(row["grade_crash"] for row in done.rows) == 4
+    assert done.status == 0 and sum(row["undecided_answers"] for row in done.rows) == 4
     for name, body in (
         ("nan", "return float('nan')"),
         ("none", "return None"),

@@ -45,13 +45,16 @@ def read_problems(path: str) -> list[StoredProblem]:
     found: dict[str, StoredProblem] = {}
     for where, raw in read_json_lines(path):
         row = with_sample_lists(raw)
-        correct, _ = row_verdicts(row, where)
+        verdicts, _ = row_verdicts(row, where)
         ids = response_ids(row, where)
-        if len(ids) != len(correct):
+        if len(ids) != len(verdicts):
             raise DataError(
-                f"{where}: {len(ids)} lists in 'response_ids' for {len(correct)} verdicts; fix:"
+                f"{where}: {len(ids)} lists in 'response_ids' for {len(verdicts)} verdicts; fix:"
                 " keep the token ids of each sample"
             )
+        # an undecided answer has no accuracy at any budget: left out
+        ids = [one for one, verdict in zip(ids, verdicts, strict=True) if verdict is not None]
+        correct = [verdict for verdict in verdicts if verdict is not None]
         key, gold = problem_id(row, where), row_gold(row)
         before = found.get(key)
         if before is not None and before.gold != gold:
@@ -120,7 +123,7 @@ def verdicts_at(
                     )
     with GradePool(num_workers=config.workers) as pool:
         for (budget, p, sample), graded in zip(places, pool.grade_many(tasks), strict=True):
-            out[budget][p][sample] = graded.correct
+            out[budget][p][sample] = graded.correct is True
     return out
 
 

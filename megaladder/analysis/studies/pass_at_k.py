@@ -32,6 +32,7 @@ class GradedProblem:
     where: str
     correct: tuple[bool, ...]
     answers: tuple[str | None, ...] | None
+    num_undecided: int = 0  # further samples of the row, which have no verdict
 
 
 def run_pass_at_k(config: PassAtKConfig) -> int:
@@ -48,6 +49,12 @@ def analyse(
     problems: list[GradedProblem], config: PassAtKConfig, warnings: Warnings
 ) -> dict[str, Any]:
     """What `--json` writes: estimators, interval, number of problems, warnings."""
+    num_undecided = sum(problem.num_undecided for problem in problems)
+    if num_undecided:
+        warnings.add(f"{num_undecided} undecided samples left out (`correct` is null)")
+    problems = [problem for problem in problems if problem.correct]
+    if not problems:
+        raise DataError(f"{config.input}: every sample is undecided; fix: grade the file again")
     counts = np.array([len(problem.correct) for problem in problems])
     n = int(counts.min())
     if counts.max() != n:
@@ -135,22 +142,28 @@ def _problem(row: dict[str, Any], where: str) -> GradedProblem:
         )
     listed = isinstance(row["correct"], list)
     correct = row["correct"] if listed else [row["correct"]]
-    if not correct or not all(isinstance(value, bool) or value in (0, 1) for value in correct):
+    if not correct or not all(value in (0, 1, None) for value in correct):
         raise DataError(
             f"{where}: 'correct' must be true or false, or a list of one or more of them, found"
             f" {str(row['correct'])[:60]}"
         )
     answers = None
-    if "answer" in row:
-        answers = row["answer"] if listed else [row["answer"]]
+    name = "extracted_answer" if "extracted_answer" in row else "answer"
+    if name in row:
+        answers = row[name] if listed else [row[name]]
         if not isinstance(answers, list) or len(answers) != len(correct):
             raise DataError(
-                f"{where}: 'answer' must have one item for each of the {len(correct)} in 'correct';"
+                f"{where}: {name!r} must have one item for each of the {len(correct)} in 'correct';"
                 " fix: grade the file again"
             )
         answers = tuple(None if answer is None else str(answer) for answer in answers)
+    decided = [i for i, value in enumerate(correct) if value is not None]
     return GradedProblem(
-        str(row.get("id", where)), where, tuple(bool(value) for value in correct), answers
+        str(row.get("id", where)),
+        where,
+        tuple(bool(correct[i]) for i in decided),
+        tuple(answers[i] for i in decided) if answers is not None else None,
+        len(correct) - len(decided),
     )
 
 

@@ -21,7 +21,7 @@ from megaladder.types import Completion, Graded
 class Verdict(NamedTuple):
     """What is remembered of a sample. `line` is its 0-based line in the journal."""
 
-    correct: bool
+    correct: bool | None  # None: undecided, in no training row
     truncated: bool
     num_tokens: int
     line: int

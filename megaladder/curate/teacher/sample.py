@@ -246,7 +246,11 @@ def write_kept(
 
 def _verdicts(journal: TeacherJournal, problem: Problem, n: int) -> dict[int, bool]:
     found = ((sample, journal.records.get((problem.id, sample))) for sample in range(n))
-    return {sample: verdict.correct for sample, verdict in found if verdict is not None}
+    return {
+        sample: verdict.correct
+        for sample, verdict in found
+        if verdict is not None and verdict.correct is not None
+    }
 
 
 def training_row(problem: Problem, stored: Row, tokenizer: Any, counts: Counts) -> Row:
@@ -360,7 +364,8 @@ def _lines(
     counts, rates, num_rows = results
     n = task.params.n
     verdicts = [verdict for (_, sample), verdict in journal.records.items() if sample < n]
-    total, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
+    num_undecided = sum(verdict.correct is None for verdict in verdicts)
+    total, correct = len(verdicts), sum(verdict.correct is True for verdict in verdicts)
     truncated = sum(verdict.truncated for verdict in verdicts)
     speed = f" ({counts.tokens / counts.seconds:,.0f} tokens/s)" if counts.new else ""
     yield (
@@ -371,7 +376,7 @@ def _lines(
         interval = 1.96 * pstdev(rates) / sqrt(len(rates))
         yield (
             f"success rate {fmean(rates):.1%} ± {interval:.1%} ({len(rates):,} problems):"
-            f" {correct:,} of {total:,} samples correct"
+            f" {correct:,} of {total:,} samples correct, {num_undecided:,} undecided and left out"
         )
         yield (
             f"  problems solved always {rates.count(1.0):,}, sometimes"

@@ -287,8 +287,8 @@ LEFT_OUT = (
     "empty_left_out",
     "truncated_left_out",
     "truncated_completions",
-    "grade_timeout",
-    "grade_crash",
+    "undecided_answers",
+    "undecided_groups",
     "engine_restarts",
 )
 

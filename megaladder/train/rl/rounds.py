@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +32,7 @@ from megaladder.run_dir import to_json
 from megaladder.train.objectives.advantages import group_advantages, zero_variance
 from megaladder.train.rl.problems import ProblemData, ProblemStream
 from megaladder.train.rl.records import Round, read_round, stored_steps
-from megaladder.types import FinishReason, Graded, GradeReason, RolloutGroup
+from megaladder.types import FinishReason, Graded, RolloutGroup
 
 COUNTS = (
     "sampled_groups",
@@ -41,8 +41,8 @@ COUNTS = (
     "aborted_groups",
     "truncated_completions",
     "empty_completions",
-    "grade_timeout",
-    "grade_crash",
+    "undecided_answers",
+    "undecided_groups",
     "resample_rounds",
     "surplus_groups",
     "engine_restarts",
@@ -92,7 +92,10 @@ class Rewarder:
         )
 
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], Counter[str]]:
-        """The groups with rewards and verdicts, and how often grading was cut short, by reason.
+        """The groups with rewards and verdicts, and how many answers stayed undecided.
+
+        A group with an undecided answer comes back as it was, without rewards: it cannot be trained
+        on.
 
         Raises:
             RewardError: the user's function raised or returned no finite number; names the sample.
@@ -115,6 +118,10 @@ class Rewarder:
         for group in groups:
             own = verdicts[start : start + len(group.completions)]
             start += len(own)
+            if any(_is_undecided(verdict) for verdict in own):
+                scored.append(group)
+                counts["undecided_groups"] += 1
+                continue
             terms = [
                 reward(self._shaping, completion, verdict)
                 for completion, verdict in zip(group.completions, own, strict=True)
@@ -132,20 +139,21 @@ class Rewarder:
 
     def _verdicts(
         self, tasks: Sequence[GradeTask]
-    ) -> tuple[list[Graded] | list[float], Counter[str]]:
+    ) -> tuple[list[Graded] | list[float | None], Counter[str]]:
+        found: list[Graded] | list[float | None]
         if self._is_function:
-            rewards = self._pool.reward_many(tasks)
-            return [one.reward for one in rewards], _cut_short(one.failure for one in rewards)
-        graded = self._pool.grade_many(tasks)
-        return graded, _cut_short(verdict.reason for verdict in graded)
+            found = [one.reward for one in self._pool.reward_many(tasks)]
+        else:
+            found = self._pool.grade_many(tasks)
+        num_undecided = sum(map(_is_undecided, found))
+        return found, Counter(undecided_answers=num_undecided) if num_undecided else Counter()
 
     def close(self) -> None:
         self._pool.close()
 
 
-def _cut_short(reasons: Iterable[GradeReason | None]) -> Counter[str]:
-    names = {GradeReason.TIMEOUT: "grade_timeout", GradeReason.CRASH: "grade_crash"}
-    return Counter(names[reason] for reason in reasons if reason in names)
+def _is_undecided(verdict: Graded | float | None) -> bool:
+    return (verdict.correct if isinstance(verdict, Graded) else verdict) is None
 
 
 class EngineRounds:
@@ -246,7 +254,8 @@ class EngineRounds:
                 one.finish_reason is FinishReason.LENGTH for one in group.completions
             )
             counts["empty_completions"] += sum(not one.token_ids for one in group.completions)
-        return list(zip(sampled.positions, groups, strict=True)), counts
+        pairs = zip(sampled.positions, groups, strict=True)
+        return [(position, group) for position, group in pairs if group.rewards], counts
 
     def close(self) -> None:
         self.engine.close()

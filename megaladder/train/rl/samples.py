@@ -115,7 +115,8 @@ def round_metrics(found: Round) -> dict[str, float | int | str]:
     completions = [completion for group in found.groups for completion in group.completions]
     rewards_gn = np.array([group.rewards for group in found.groups], np.float64)
     statistics = group_statistics(rewards_gn if found.groups else np.zeros((0, 0)))
-    verdicts = [graded.correct for group in found.groups for graded in group.graded]
+    graded = [one.correct for group in found.groups for one in group.graded]
+    verdicts = [correct for correct in graded if correct is not None]
     lengths = [len(completion.token_ids) for completion in completions]
     terms: dict[str, list[float]] = {}
     for group in found.groups:
