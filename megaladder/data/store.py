@@ -122,10 +122,13 @@ class StoreWriter:
 
     def _write(self, array: str, values: Any) -> None:
         if array not in self._sinks:
-            self._sinks[array] = (
-                io.BytesIO() if self._folder is None else open(self._folder / f"{array}.bin", "wb")
-            )
+            in_memory = self._folder is None
+            self._sinks[array] = io.BytesIO() if in_memory else self._open(f"{array}.bin")
         self._sinks[array].write(np.ascontiguousarray(values, ARRAYS[array][0]).tobytes())
+
+    def _open(self, name: str) -> BinaryIO:
+        assert self._folder is not None
+        return (self._folder / name).open("wb")
 
     def finish(self) -> tuple[dict[str, np.ndarray], list[str]]:
         """Flushes to disk and returns (arrays, sample ids)."""
