@@ -52,7 +52,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "sft",
-        "megaladder.config.train:SftConfig",
+        "megaladder.config.sft:SftConfig",
         "megaladder.train.sft:run_sft",
         "supervised fine-tuning; starts as many ranks as the layout needs, resumes by itself",
         "Train",
@@ -137,7 +137,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "bench rollout",
-        "megaladder.config.rollout:BenchRolloutConfig",
+        "megaladder.config.verbs.bench:BenchRolloutConfig",
         "megaladder.tools.bench_rollout:run_bench_rollout",
         "tokens per second of our engine against bare vllm.LLM.generate",
         "Bench",
@@ -351,7 +351,7 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
 def _place_ranks(config: Any, args: list[str]) -> int | None:
     """Checks the number of ranks against the layout; starts local ranks where none were started.
     None = this process is a rank."""
-    from megaladder.config.rules import check_world
+    from megaladder.config.rules.layout import check_world
     from megaladder.launch import die_with_launcher, launch_local, under_launcher
     from megaladder.preflight.fit import check_model
 

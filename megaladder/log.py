@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from megaladder.config.sections.run import RunConfig
 from megaladder.errors import MissingDependencyError
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after
 
@@ -280,7 +281,7 @@ class RunLog:
             )
 
 
-def open_run_log(run: RunDir | None, config: Any, resumed_step: int) -> RunLog:
+def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> RunLog:
     """The log of a run with the sinks its `config.log` asks for. run: None on ranks that are
     silent; config: of a training verb; resumed_step: steps already done, -1 to drop every old
     row."""

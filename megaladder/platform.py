@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from megaladder.config.gpu_rules import Machine
+from megaladder.capabilities import Machine
 from megaladder.errors import ConfigError
 
 _CPU = torch.device("cpu")
@@ -229,7 +229,7 @@ def has_apex_accumulation() -> bool:
 
 
 def machine() -> Machine:
-    """What this process computes on, for `config.gpu_rules`."""
+    """What this process computes on, for `capabilities` and the rules."""
     if not has_cuda():
         return Machine()
     problem = transformer_engine_problem()

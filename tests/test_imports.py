@@ -42,12 +42,23 @@ MAY_IMPORT = {
     "checkpoint": {"config", "model", "checkpoints_conv", "checkpoint"},
     "plan": {"config", "model", "plan"},  # of model only hf_config, which is as free of torch
 }
-ROOT_FILES = {"types", "errors", "run_dir", "log", "platform", "parallel", "faults", "launch"}
+ROOT_FILES = {
+    "types",
+    "errors",
+    "capabilities",
+    "run_dir",
+    "log",
+    "platform",
+    "parallel",
+    "faults",
+    "launch",
+}
 TORCH_FREE = ("config", "rewards", "plan", "analysis")  # `analyze shift` may inside functions
 TORCH_FREE_FILES = (
     "__init__.py",
     "types.py",
     "errors.py",
+    "capabilities.py",
     "run_dir.py",
     "log.py",
     "cli.py",
@@ -217,3 +228,48 @@ def test_torch_free_parts_load_without_torch(folder: str) -> None:
         "triton",
         "transformer_engine",
     }
+
+
+def _circle(edges: dict[str, set[str]]) -> list[str] | None:
+    """A path that leads back to its start, or None."""
+    done: set[str] = set()
+
+    def walk(node: str, above: tuple[str, ...]) -> list[str] | None:
+        if node in above:
+            return [*above[above.index(node) :], node]
+        if node in done:
+            return None
+        for following in sorted(edges.get(node, ())):
+            if found := walk(following, (*above, node)):
+                return found
+        done.add(node)
+        return None
+
+    return next((found for node in sorted(edges) if (found := walk(node, ()))), None)
+
+
+def _every_edge(path: Path) -> set[str]:
+    """Modules of this package that a file names in any import: lazy and typing-only ones too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.startswith("megaladder.")}
+
+
+def test_the_configuration_has_no_circle_of_files() -> None:
+    """Sections, then rules, then runs. Imports inside functions and for typing count."""
+    folder = ROOT / "megaladder" / "config"
+    module_of = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in folder.rglob("*.py")
+    }
+    modules = set(module_of.values())
+    edges = {module: _every_edge(path) & modules - {module} for path, module in module_of.items()}
+    assert _circle(edges) is None
+    assert not [path for path in folder.rglob("*.py") if "TYPE_CHECKING" in path.read_text("utf-8")]
+    for name, edge in edges.items():
+        if name.startswith("megaladder.config.sections"):
+            assert not {to for to in edge if ".rules" in to or ".resolve" in to}, name

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder import platform
-from megaladder.config.rollout import BenchRolloutConfig
+from megaladder.config.verbs.bench import BenchRolloutConfig
 from megaladder.errors import EngineError
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions, child_environment

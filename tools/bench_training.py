@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 
 from megaladder import parallel
 from megaladder.config.resolve import resolve
+from megaladder.config.sections.shared import OptimSection
 from megaladder.config.verbs.bench import BenchTrainConfig
 from megaladder.errors import ConfigError, MegaladderError
 from megaladder.parallel import Layout
@@ -36,9 +36,7 @@ from megaladder.run_dir import atomic_write, to_json
 from megaladder.types import IGNORE_INDEX, PackedBatch, TokenSample
 
 PADDED_BATCH = 8  # rows of a padded batch
-OPTIMIZER = SimpleNamespace(
-    lr=1e-4, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
-)
+OPTIMIZER = OptimSection(lr=1e-4)
 KINDS = {  # profiler operation → what a person calls it, first match wins
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
     "attention": ("flash_attention",),
@@ -260,7 +258,7 @@ def profile(step: Callable[[], float]) -> dict[str, float]:
 def run_shape(config: BenchTrainConfig) -> int:
     """Our step alone at a model's layer shapes, on this process's device."""
     from megaladder import platform
-    from megaladder.config.gpu_rules import fp8_fix, fp8_problem
+    from megaladder.capabilities import fp8_fix, fp8_problem
     from megaladder.tools.acceptance.step_bench import Work
     from megaladder.tools.acceptance.step_bench import measure as measure_step
 

@@ -224,7 +224,7 @@ def trajectory_checks() -> list[Check]:
 
 def step_checks() -> list[Check]:
     """Step arithmetic of Rethinking SFT, by the loader and the schedule that train."""
-    from megaladder.config.train import OptimConfig
+    from megaladder.config.sections.shared import OptimSection
     from megaladder.data.loader import SftLoader
     from megaladder.train.schedule import build_schedule
 
@@ -248,7 +248,7 @@ def step_checks() -> list[Check]:
         Check(
             "warm-up steps, 10 % of 640",
             64,
-            build_schedule(OptimConfig(warmup_ratio=0.1), 640).warmup_steps,
+            build_schedule(OptimSection(warmup_ratio=0.1), 640).warmup_steps,
         ),
     ]
 

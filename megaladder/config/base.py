@@ -15,7 +15,15 @@ import tyro
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from tyro.conf import Positional
 
-__all__ = ["CommaFloats", "CommaInts", "CommaStrs", "Positional", "StrictModel"]
+__all__ = [
+    "CommaFloats",
+    "CommaInts",
+    "CommaStrs",
+    "Positional",
+    "StrictModel",
+    "leaf_keys",
+    "section_of",
+]
 
 
 class StrictModel(BaseModel):
@@ -35,6 +43,24 @@ class StrictModel(BaseModel):
     @classmethod
     def _fill_in_defaults(cls, given: Any) -> Any:
         return {**cls.defaults(given), **given} if isinstance(given, Mapping) else given
+
+
+def leaf_keys(config_class: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → FieldInfo of every leaf of a config, in declaration order."""
+    leaves: dict[str, Any] = {}
+    for name, field in config_class.model_fields.items():
+        section = section_of(field.annotation)
+        leaves.update(
+            leaf_keys(section, f"{prefix}{name}.") if section else {f"{prefix}{name}": field}
+        )
+    return leaves
+
+
+def section_of(annotation: Any) -> type[StrictModel] | None:
+    """The section class where a field is a section; None where it is a leaf."""
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, StrictModel) else None
+    )
 
 
 def _split(value: Any) -> Any:

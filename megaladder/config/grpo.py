@@ -1,196 +1,14 @@
-"""Configuration of GRPO: rollouts, objective, reward, beside the sections that it shares with SFT.
-
-Formulas behind the names: design peers.md §3 (with their sources) and
-`train/objectives/policy_loss.py`. A preset (`presets.yaml`) sets what a published method fixes;
-every key of it can still be set. The default sizes are a laptop's.
-"""
+"""Configuration of GRPO: its sections and the rules between them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pydantic import model_validator
 
-from pydantic import Field, model_validator
-
-from megaladder.config.base import StrictModel
-from megaladder.config.resolve.strict_yaml import load_yaml
-from megaladder.config.rules import check_training_rules, grpo_problems, raise_all
-from megaladder.config.train import Positive, RunConfig
-
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-@cache
-def presets() -> dict[str, dict[str, Any]]:
-    """Preset name → keys of the section `grpo` that it sets."""
-    return load_yaml(Path(__file__).with_name("presets.yaml")).values
-
-
-class RolloutConfig(StrictModel):
-    """Generation: one engine for training and evaluation."""
-
-    engine: Literal["vllm", "fake", "replay"] = "vllm"
-    """vllm; fake = a deterministic stand-in for tests; replay = train from rollouts that an earlier
-    run stored (replay_dir)."""
-    tp: Positive = 1
-    """Tensor parallel ranks of the engine; independent of parallel.tp."""
-    n: Positive = 16
-    """Completions per prompt: the group."""
-    temperature: NonNegative = 1.0
-    """Sampling temperature; the trainer's log-probs use the same. 0 = greedy (evaluation only)."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus. Below 1 the engine's log-probs are those of the cut distribution."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """Keep the k likeliest tokens. 0 = all."""
-    max_tokens: Positive = 512
-    """Longest completion, tokens. Prompt and completion together must fit data.seq_length."""
-    prompt_suffix: str = ""
-    """Appended to each question before the chat template, e.g. '\\nPut your final answer within
-    \\boxed{}.' (\\n is a new line)."""
-    max_prompt_tokens: Positive | None = None
-    """Problems with a longer prompt are left out and counted. null = data.seq_length −
-    max_tokens."""
-    sync: Literal["auto", "file", "ipc", "nccl"] = "auto"
-    """How weights reach the engine: file (shared memory, any machine), ipc or nccl (CUDA). auto =
-    ipc on CUDA (nccl with servers), file on CPU."""
-    servers: tuple[str, ...] = ()
-    """vLLM servers on machines where no training rank runs, e.g. http://node7:8000 (how to start
-    one: docs/slurm.md). none = engines on the job's own nodes. VLLM_API_KEY in the environment is
-    sent along."""
-    server_concurrency: Positive = 256
-    """Requests under way at once per server."""
-    sync_dir: str | None = None
-    """For servers with sync file: a folder that this machine and the servers see under the same
-    path. null = run_dir/engine."""
-    sync_bucket_mib: Positive = 512
-    """Weights travel in pieces of this size, MiB."""
-    check_sync: Literal["never", "first", "always"] = "first"
-    """Compare a checksum of every tensor after a sync: never, after the first one of a start, after
-    each."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of a GPU's memory that the engine may take while it generates (it sleeps during
-    updates). Not read on CPU."""
-    cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Key/value cache of the engine on a CPU, GiB."""
-    replay_dir: str | None = None
-    """For engine replay: a run folder with rollouts/, or that folder."""
-    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds that one round of generation may take before the engine counts as lost."""
-
-
-class GrpoSection(StrictModel):
-    """The objective. One round: prompts → groups → advantages → `mini_batches` updates → new
-    weights to the engine."""
-
-    preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
-    """Published method whose settings are the defaults of this section (config/presets.yaml, with
-    sources)."""
-
-    @classmethod
-    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The preset's values. An unknown preset has none: the field's own check names the known
-        ones."""
-        return presets().get(given.get("preset", "dapo"), {})
-
-    prompts_per_step: Positive = 16
-    """Problems per round."""
-    mini_batches: Positive = 1
-    """Updates per round; above 1 the later ones are off-policy, which clipping and correction
-    bound."""
-    mode: Literal["train", "rollout_only"] = "train"
-    """rollout_only = generate, grade, store; no update."""
-    lag: Literal[0, 1] = 0
-    """1 = generate the next round with the present weights while training on this one (one step
-    off-policy). 0 = strictly in turn."""
-    policy_loss: Literal["clip", "cispo"] = "clip"
-    """clip = PPO's clipped ratio; cispo = clipped, detached ratio times log-prob (arXiv
-    2506.13585)."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Importance ratio per token, or GSPO's length-normalised one per sequence (arXiv
-    2507.18071)."""
-    clip_low: NonNegative = 0.2
-    """Ratio is clipped below at 1 − clip_low."""
-    clip_high: NonNegative = 0.28
-    """Ratio is clipped above at 1 + clip_high (above clip_low: DAPO's clip-higher, arXiv
-    2503.14476)."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound c on the ratio of negative advantages: their loss is at most −c·A, usually 3 (arXiv
-    1912.09729). null = off."""
-    baseline: Literal["mean", "leave_one_out"] = "mean"
-    """What is subtracted from a reward: the group's mean, or the mean of the others."""
-    std: bool = True
-    """Divide advantages by the group's standard deviation (Dr.GRPO does not, arXiv 2503.20783)."""
-    aggregation: Literal[
-        "token_mean",
-        "sequence_mean_token_mean",
-        "sequence_mean_token_sum",
-        "sequence_mean_token_sum_norm",
-    ] = "token_mean"
-    """How token losses become one number, always by counts over all ranks; …_norm divides by
-    rollout.max_tokens (Dr.GRPO)."""
-    kl: Literal["none", "k1", "k2", "k3"] = "none"
-    """Estimator of the KL divergence to the reference model; none = no reference model is loaded.
-    Without kl_importance_weight the expected gradient of k1 is 0 on-policy, that of k2 the true
-    one, that of k3 the one of KL(reference ‖ policy)."""
-    kl_coef: NonNegative = 0.001
-    """Weight of the KL term. Not read with kl none."""
-    kl_importance_weight: bool = False
-    """Multiply the KL term by the token's importance ratio, which makes its gradient unbiased,
-    off-policy too (arXiv 2512.02556)."""
-    reference: str | None = None
-    """Reference model: Hugging Face folder. null = the model that training started from."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of an entropy bonus, nats."""
-    correction: Literal["none", "tis", "icepop", "sequence_mask"] = "tis"
-    """For the gap between engine and trainer: truncate the token weight to the bounds (tis), zero
-    it outside them (icepop), or drop sequences whose geometric mean weight is outside them
-    (sequence_mask; its useful bounds are close to 1)."""
-    correction_low: NonNegative = 0.0
-    """Lower bound of the weight exp(logp_old − logp_rollout)."""
-    correction_high: Annotated[float, Field(gt=0)] = 2.0
-    """Upper bound of that weight."""
-    off_policy_mask: Annotated[float, Field(gt=0)] | None = None
-    """Drop sequences with negative advantage whose mean logp_sampled − logp exceeds this, nats;
-    sampled: the engine's, else the old ones (DeepSeek-V3.2, arXiv 2512.02556). null = off."""
-    recompute_old_logprobs: Literal["auto", "always", "never"] = "auto"
-    """Old log-probs by a forward pass before the first update. auto = only where they can differ
-    from the update's own (mini_batches > 1); never = with mini_batches > 1 the engine's stand in
-    for them (bypass: the ratio itself is then the correction, so correction none)."""
-    dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by fresh ones (DAPO), at most max_resamples
-    rounds."""
-    max_resamples: Positive = 3
-    """Cap of dynamic sampling; what is missing then is left out and counted."""
-    filter_truncated: bool = False
-    """Completions cut at max_tokens get no loss (overlong filtering)."""
-    mismatch_limit: Annotated[float, Field(gt=0)] = 0.5
-    """Stop (status 3) when the mean |Δ log-prob| between trainer and engine exceeds this, nats."""
-
-
-class RewardConfig(StrictModel):
-    """What a completion earns."""
-
-    kind: Literal["auto", "math", "gsm8k", "choice", "exact"] = "auto"
-    """Grader: 1 for a correct answer, else 0. The same grader as in evaluation. auto = by the row:
-    gsm8k for `#### N`, else math."""
-    function: str | None = None
-    """Your own reward instead: path.py:function(problem, completion) → number. Runs in a worker
-    process with the limits below."""
-    format_weight: NonNegative = 0.0
-    """Added when the answer stands where it is asked for (one closed \\boxed{} or the format of
-    `kind`)."""
-    overlong: Positive | None = None
-    """Soft punishment of length: the last N tokens before rollout.max_tokens cost linearly up to
-    overlong_penalty (DAPO). null = off."""
-    overlong_penalty: NonNegative = 1.0
-    """Largest such punishment."""
-    workers: Positive = 2
-    """Grading processes."""
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds a completion may take to grade before its worker is killed; it then counts as
-    wrong."""
+from megaladder.config.rules.grpo import grpo_problems
+from megaladder.config.rules.run import raise_all, run_problems
+from megaladder.config.sections.grpo import GrpoSection, RolloutSection
+from megaladder.config.sections.reward import RewardSection
+from megaladder.config.sections.run import RunConfig
 
 
 class GrpoConfig(RunConfig):
@@ -198,9 +16,9 @@ class GrpoConfig(RunConfig):
 
     run_dir: str = "runs/grpo"
     """Everything this run writes goes here. A second start in the same folder resumes."""
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: RolloutSection = RolloutSection()
     grpo: GrpoSection = GrpoSection()
-    reward: RewardConfig = RewardConfig()
+    reward: RewardSection = RewardSection()
 
     @property
     def samples_per_update(self) -> int:
@@ -210,5 +28,7 @@ class GrpoConfig(RunConfig):
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> GrpoConfig:
-        raise_all([*check_training_rules(self), *grpo_problems(self)])
+        raise_all(
+            [*run_problems(self), *grpo_problems(self.rollout, self.grpo, self.reward, self.data)]
+        )
         return self

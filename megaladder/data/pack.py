@@ -41,7 +41,7 @@ class PackSpec:
 
     `static`: every micro-batch has exactly micro_batch_size · seq_length tokens (pipeline stages
     exchange fixed shapes). Otherwise it is trimmed to its filled tokens rounded up to `align`.
-    `align`: what T must be a multiple of (`config.gpu_rules.token_alignment`). `sequence_align`:
+    `align`: what T must be a multiple of (`capabilities.token_alignment`). `sequence_align`:
     what each sequence is padded to a multiple of; divides `align`. `micro_batches_multiple_of`: the
     number of micro-batches per rank is rounded up to it (interleaved pipeline: pp).
     `attention_cost_tokens`: the sequence length at which attention costs as much as all matrix

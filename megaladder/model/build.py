@@ -19,7 +19,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megaladder import platform
-from megaladder.config.gpu import GpuConfig
+from megaladder.config.sections.gpu import GpuSection
 from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.head import HeadOptions, HeadOutput, VocabularyHead
@@ -42,7 +42,7 @@ class BuildOptions:
     recompute: str = "none"
     recompute_modules: tuple[str, ...] = ("core_attn",)
     fp8: str | None = None
-    gpu: GpuConfig = field(default_factory=GpuConfig)
+    gpu: GpuSection = field(default_factory=GpuSection)
     layers: str = "auto"
     seed: int = 42
 

@@ -16,14 +16,14 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import layers as parallel_layers
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 
-from megaladder.config.gpu import GpuConfig
-from megaladder.config.gpu_rules import fp8_format
+from megaladder.capabilities import fp8_format
+from megaladder.config.sections.gpu import GpuSection
 from megaladder.model.batch import DeviceBatch
 
 _ROTARY_STEP = 4096  # positions by which the rotary table grows
 
 
-def transformer_fields(recipe: str | None, gpu: GpuConfig, cp: int) -> dict[str, Any]:
+def transformer_fields(recipe: str | None, gpu: GpuSection, cp: int) -> dict[str, Any]:
     """megatron-core's TransformerConfig fields for a run on Transformer Engine layers."""
     fields: dict[str, Any] = {
         "gradient_accumulation_fusion": (

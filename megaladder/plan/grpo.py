@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 
-from megaladder.config.resolve.strict_yaml import load_yaml
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.hardware import HERE

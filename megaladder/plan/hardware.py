@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.resolve.strict_yaml import load_yaml
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from megaladder.config.resolve.strict_yaml import load_yaml
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.plan.grpo import GrpoCalibration, Round, grpo_calibration, round_time
 from megaladder.plan.hardware import HERE, find_gpu, find_model
 from megaladder.plan.layout import SOFTWARE, Layout, Work

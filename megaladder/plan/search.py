@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from megaladder.config.rules import shape_problems
-from megaladder.config.train import ParallelConfig
+from megaladder.config.rules.layout import shape_problems
+from megaladder.config.sections.shared import ParallelSection
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.grpo import Round, RoundTime, engine_budget, grpo_calibration, round_time
@@ -183,7 +183,7 @@ def _divisors(number: int) -> list[int]:
 def context_parallel_sizes() -> tuple[int, ...]:
     """What the trainer takes for parallel.cp: the values its configuration lists, else powers of
     two."""
-    return get_args(ParallelConfig.model_fields["cp"].annotation) or (1, 2, 4, 8, 16)
+    return get_args(ParallelSection.model_fields["cp"].annotation) or (1, 2, 4, 8, 16)
 
 
 def _layouts(task: Task, pins: Pins) -> Iterator[Layout]:

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.rules import (
+from megaladder.config.rules.layout import (
     batch_line,
     check_platform,
     check_world,
     layout_notes,
     validate_layout,
 )
-from megaladder.config.train import SftConfig
+from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, Layout, Software, Work
@@ -97,6 +97,12 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
         _show("rollouts", _rollout_line(config))
     for note in layout_notes(config):
         _show("note", note)
+    if isinstance(config, CheckSft) and config.data.truncation == "right":
+        _show(
+            "note",
+            f"samples above {config.data.seq_length:,} tokens are cut at the end (data.truncation"
+            " right) and counted",
+        )
     needs = [*_check_model(config, dp), *_check_data(config)]
     for need in needs:
         _show("needs", need)
@@ -282,14 +288,14 @@ def data_spec(config: SftConfig) -> DataSpec:
 
 def _check_data(config: SftConfig | GrpoConfig) -> list[str]:
     """Prints what the data became and one sample; returns what is missing."""
-    files = [config.data.path] + (
-        [config.data.holdout] if isinstance(config.data.holdout, str) else []
-    )
+    files = [config.data.path]
+    if isinstance(config, SftConfig) and isinstance(config.data.holdout, str):
+        files.append(config.data.holdout)
     absent = [path for path in files if not Path(path).exists()]
     missing = [f"data file {path}: not found here" for path in absent]
     if (
         missing
-        or isinstance(config, GrpoConfig)
+        or not isinstance(config, SftConfig)
         or not Path(config.model.tokenizer or config.model.path).is_dir()
     ):
         return missing

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from megaladder.config.base import Positional, StrictModel
-from megaladder.config.resolve.strict_yaml import load_yaml
+from megaladder.config.strict_yaml import load_yaml
 
 MAX_SHOWN = 6  # selections of a grid
 

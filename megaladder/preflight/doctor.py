@@ -20,8 +20,8 @@ from typing import Annotated
 import tyro
 
 from megaladder import __version__
+from megaladder.capabilities import FP8_BLOCK, Machine, fp8_problem
 from megaladder.config.base import StrictModel
-from megaladder.config.gpu_rules import FP8_BLOCK, Machine, fp8_problem
 from megaladder.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json
 

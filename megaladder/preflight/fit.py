@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from megaladder.config.grpo import GrpoConfig
-from megaladder.config.rules import validate_layout
-from megaladder.config.train import SftConfig
+from megaladder.config.rules.layout import validate_layout
+from megaladder.config.sft import SftConfig
 from megaladder.model.hf_config import model_shape, read_config_json, require_model
 
 

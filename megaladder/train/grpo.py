@@ -15,7 +15,7 @@ from functools import partial
 
 from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
-from megaladder.config.rules import check_platform, validate_layout
+from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog
 from megaladder.train.rl.engines import EngineStart, open_weight_sync

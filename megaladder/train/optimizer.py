@@ -16,6 +16,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megaladder import platform
+from megaladder.config.sections.shared import OptimSection
 from megaladder.model.build import BuildOptions, LadderGPT
 
 # fp8 moments: scaled bytes
@@ -45,8 +46,10 @@ def ddp_fields(options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
     }
 
 
-def optimizer_fields(optim: Any, options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
-    """OptimizerConfig of a run. `optim`: its OptimConfig. Master weights and moments are fp32
+def optimizer_fields(
+    optim: OptimSection, options: BuildOptions, *, on_cuda: bool
+) -> dict[str, Any]:
+    """OptimizerConfig of a run. Master weights and moments are fp32
     unless gpu.precision_aware_optimizer."""
     gpu = options.gpu
     ddp = ddp_fields(options, on_cuda=on_cuda)
@@ -117,10 +120,9 @@ def wrap_chunks(
 
 
 def build_optimizer(
-    wrapped: list[DistributedDataParallel], optim: Any, options: BuildOptions
+    wrapped: list[DistributedDataParallel], optim: OptimSection, options: BuildOptions
 ) -> Any:
-    """AdamW with fp32 master weights and moments sharded over data parallelism. `optim`: the run's
-    OptimConfig.
+    """AdamW with fp32 master weights and moments sharded over data parallelism.
 
     Fused AdamW of Transformer Engine or apex where present, else torch's. Norms and biases get no
     weight decay.

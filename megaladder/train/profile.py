@@ -21,12 +21,13 @@ import torch
 from megatron.core.utils import configure_nvtx_profiling
 
 from megaladder import platform
+from megaladder.config.sections.shared import TrainSection
 
 
 class StepProfiler:
     """Captures the steps that a run's `train` section names, on the ranks that it names."""
 
-    def __init__(self, section: Any, folder: Path, rank: int) -> None:
+    def __init__(self, section: TrainSection, folder: Path, rank: int) -> None:
         self._steps = (
             frozenset(section.profile_steps) if rank in section.profile_ranks else frozenset()
         )

@@ -8,11 +8,12 @@ from typing import Any
 from megaladder import parallel
 from megaladder.config.resolve import to_yaml
 from megaladder.config.resume import compare_for_resume
+from megaladder.config.sections.run import RunConfig
 from megaladder.errors import ConfigError
 from megaladder.run_dir import RunDir
 
 
-def check_same_run(config: Any, run: RunDir, *, resuming: bool) -> list[str]:
+def check_same_run(config: RunConfig, run: RunDir, *, resuming: bool) -> list[str]:
     """Compares with the run folder's `config.yaml`. Returns the allowed changes, as text.
     Collective.
 
@@ -34,7 +35,7 @@ def check_same_run(config: Any, run: RunDir, *, resuming: bool) -> list[str]:
     return changes
 
 
-def write_run_identity(config: Any, run: RunDir, identity: dict[str, Any]) -> None:
+def write_run_identity(config: RunConfig, run: RunDir, identity: dict[str, Any]) -> None:
     """Stores the resolved configuration and the hashes of what went in. Main rank writes."""
     if parallel.is_main():
         run.write_config(to_yaml(config))

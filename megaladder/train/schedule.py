@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from megaladder.config.sections.shared import OptimSection
+
 
 @dataclass(frozen=True, slots=True)
 class LrSchedule:
@@ -42,8 +44,8 @@ class LrSchedule:
         return self.min_lr + (self.peak_lr - self.min_lr) * share
 
 
-def build_schedule(optim, total_steps: int) -> LrSchedule:
-    """`optim`: the run's OptimConfig. The warm-up is `warmup_steps`, else `warmup_ratio` of all
+def build_schedule(optim: OptimSection, total_steps: int) -> LrSchedule:
+    """The schedule of a run. The warm-up is `warmup_steps`, else `warmup_ratio` of all
     steps (rounded up, as in verl)."""
     warmup = (
         optim.warmup_steps

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from megaladder import parallel, platform
-from megaladder.config.rules import check_platform, validate_layout
-from megaladder.config.train import SftConfig
+from megaladder.config.rules.layout import check_platform, validate_layout
+from megaladder.config.sft import SftConfig
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog, stopped
 from megaladder.train.objectives.losses import sft_head, sft_loss

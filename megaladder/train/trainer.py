@@ -19,6 +19,7 @@ from megaladder.checkpoints_conv.live_model import (
 )
 from megaladder.checkpoints_conv.reader import auxiliary_files
 from megaladder.checkpoints_conv.writer import WriteOptions
+from megaladder.config.sections.run import RunConfig
 from megaladder.errors import CheckpointError
 from megaladder.faults import fault_point
 from megaladder.model.build import BuildOptions, build_chunks
@@ -54,7 +55,7 @@ class UpdateResult:
     step_s: float
 
 
-def layout_of(config: Any) -> Layout:
+def layout_of(config: RunConfig) -> Layout:
     """The layout that a run's `parallel` section asks for."""
     section = config.parallel
     return Layout(
@@ -66,12 +67,12 @@ def layout_of(config: Any) -> Layout:
     )
 
 
-def precision_of(config: Any) -> str:
+def precision_of(config: RunConfig) -> str:
     chosen = config.train.precision
     return platform.default_precision() if chosen == "auto" else chosen
 
 
-def build_options(config: Any) -> BuildOptions:
+def build_options(config: RunConfig) -> BuildOptions:
     """How the run's model computes."""
     section = config.train
     return BuildOptions(
@@ -92,7 +93,7 @@ class ModelSource:
     shape: ModelShape
 
 
-def open_model(config: Any) -> ModelSource:
+def open_model(config: RunConfig) -> ModelSource:
     """Finds (or downloads) the model and reads its config.json. Collective."""
     folder = model_folder(config.model.path, config.model.revision)
     return ModelSource(folder, model_shape(read_config_json(folder)))
@@ -101,7 +102,9 @@ def open_model(config: Any) -> ModelSource:
 class Trainer:
     """Model chunks, optimizer and checkpoints of one run. Every method is collective."""
 
-    def __init__(self, config: Any, run: RunDir, model: ModelSource, schedule: LrSchedule) -> None:
+    def __init__(
+        self, config: RunConfig, run: RunDir, model: ModelSource, schedule: LrSchedule
+    ) -> None:
         self.config, self.schedule = config, schedule
         self.layout, self.folder, self.shape = layout_of(config), model.folder, model.shape
         options = build_options(config)
@@ -129,7 +132,7 @@ class Trainer:
             hf_files=list(auxiliary_files(self.folder)),
             async_save=section.async_save,
             retention=store.Retention(
-                section.keep_last, tuple(section.keep_steps), section.keep_best
+                section.keep_last, tuple(section.keep_steps), config.num_best_kept
             ),
         )
 

@@ -13,8 +13,7 @@ from tiny_models import build_tiny_model
 
 from megaladder import cli
 from megaladder.cli import VERBS, Verb, find_verb, load, main
-from megaladder.config.base import StrictModel
-from megaladder.config.resolve import leaf_keys
+from megaladder.config.base import StrictModel, leaf_keys
 from megaladder.errors import ConfigError, RunStopped
 
 

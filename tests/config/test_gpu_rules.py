@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from megaladder.config.gpu_rules import FP8_BLOCK, Machine, fp8_format, fp8_problem, token_alignment
+from megaladder.capabilities import FP8_BLOCK, Machine, fp8_format, fp8_problem, token_alignment
 from megaladder.config.grpo import GrpoConfig
-from megaladder.config.rules import check_platform, validate_layout
-from megaladder.config.train import SftConfig
+from megaladder.config.rules.layout import check_platform, validate_layout
+from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 
 REQUIRED = {"model": {"path": "m"}, "data": {"path": "d"}}
@@ -379,6 +379,16 @@ def test_fp8_formats() -> None:
     assert fp8_format("blockwise", "hybrid") == "hybrid"
 
 
+def alignment_of(config: SftConfig) -> int:
+    layout = config.parallel
+    return token_alignment(
+        tp=layout.tp,
+        cp=layout.cp,
+        sequence_parallel=layout.uses_sequence_parallel,
+        fp8=config.train.fp8,
+    )
+
+
 @pytest.mark.parametrize(
     ("layout", "recipe", "align"),
     [
@@ -398,10 +408,8 @@ def test_fp8_formats() -> None:
     ],
 )
 def test_token_alignment(layout: dict, recipe: str | None, align: int) -> None:
-    assert (
-        token_alignment(sft(parallel=layout, train={"fp8": recipe}, data={"seq_length": 4096}))
-        == align
-    )
+    config = sft(parallel=layout, train={"fp8": recipe}, data={"seq_length": 4096})
+    assert alignment_of(config) == align
 
 
 @given(
@@ -421,7 +429,7 @@ def test_every_part_of_an_aligned_batch_can_be_quantised(
         train={"fp8": recipe},
         data={"seq_length": 65536},
     )
-    tokens, block = many * token_alignment(config), FP8_BLOCK.get(recipe, 1)
+    tokens, block = many * alignment_of(config), FP8_BLOCK.get(recipe, 1)
     shards = cp * (tp if config.parallel.uses_sequence_parallel else 1)
     assert tokens % shards == 0
     assert (tokens // shards) % block == 0

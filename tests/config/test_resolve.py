@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from megaladder.config.base import CommaInts, Positional, StrictModel
-from megaladder.config.grpo import GrpoConfig, presets
-from megaladder.config.resolve import from_yaml, leaf_keys, resolve, to_yaml
-from megaladder.config.train import SftConfig
+from megaladder.config.base import CommaInts, Positional, StrictModel, leaf_keys
+from megaladder.config.grpo import GrpoConfig
+from megaladder.config.resolve import from_yaml, resolve, to_yaml
+from megaladder.config.sections.grpo import presets
+from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.types import TokenWeighting
 
@@ -124,8 +125,17 @@ def test_the_contracts_keys_exist_with_the_contracts_defaults() -> None:
         "reward.function",
         "reward.overlong",
     }
+    only_sft = {
+        "data.format",
+        "data.truncation",
+        "data.holdout",
+        "train.global_batch_size",
+        "train.loss",
+        "checkpoint.keep_best",
+    }
     assert wanted <= leaf_keys(SftConfig).keys()
-    assert wanted | grpo <= leaf_keys(GrpoConfig).keys()
+    assert (wanted - only_sft) | grpo <= leaf_keys(GrpoConfig).keys()
+    assert not (only_sft & leaf_keys(GrpoConfig).keys())
 
 
 @pytest.mark.parametrize(
@@ -314,3 +324,25 @@ def test_verbs_without_a_file_take_positional_and_comma_arguments() -> None:
         _Analysis, ["a.jsonl", "b.jsonl", "--k", "1,64"], "megaladder analyze", takes_yaml=False
     )
     assert config == _Analysis(inputs=("a.jsonl", "b.jsonl"), k=(1, 64))
+
+
+@pytest.mark.parametrize(
+    ("config_class", "key", "verb"),
+    [
+        *(
+            (GrpoConfig, key, "sft")
+            for key in sorted(leaf_keys(SftConfig).keys() - leaf_keys(GrpoConfig).keys())
+        ),
+        *((SftConfig, key, "grpo") for key in ("grpo.clip_low", "reward.kind", "rollout.n")),
+    ],
+)
+def test_a_key_of_another_verb_is_unknown_and_that_verb_is_named(
+    tmp_path, config_class, key: str, verb: str
+) -> None:
+    """In a file and on the command line alike."""
+    section, _, leaf = key.rpartition(".")
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{section}:\n  {leaf}: 1\n")
+    for args in ([str(file)], [f"--{key}", "1"], [f"--{key}=1"]):
+        with pytest.raises(ConfigError, match=rf"unknown key '{section}.*`megaladder {verb}`.*fix"):
+            resolve(config_class, args, "megaladder test")

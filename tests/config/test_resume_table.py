@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from megaladder.config.base import leaf_keys
 from megaladder.config.grpo import GrpoConfig
-from megaladder.config.resolve import leaf_keys, to_yaml
+from megaladder.config.resolve import to_yaml
 from megaladder.config.resume import RESUME_TABLE, Resume, compare_for_resume
-from megaladder.config.train import SftConfig
+from megaladder.config.sft import SftConfig
 
 BASE = SftConfig(model={"path": "m"}, data={"path": "d"}).model_dump(mode="json")
 GRPO = GrpoConfig(model={"path": "m"}, data={"path": "d"}).model_dump(mode="json")

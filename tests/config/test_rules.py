@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from megaladder.config.grpo import GrpoConfig
-from megaladder.config.rules import (
+from megaladder.config.rules.layout import (
     batch_line,
     batch_problems,
     check_world,
@@ -19,7 +19,7 @@ from megaladder.config.rules import (
     layout_notes,
     validate_layout,
 )
-from megaladder.config.train import SftConfig
+from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 
 REQUIRED = {"model": {"path": "m"}, "data": {"path": "d"}}
@@ -76,7 +76,10 @@ def sft(**sections: dict) -> SftConfig:
         ({"data": {"holdout": 0}}, "data.holdout 0 holds nothing out"),
         ({"train": {"eval_every": 5}}, "train.eval_every 5 needs data.holdout"),
         ({"checkpoint": {"keep_best": 1}}, "checkpoint.keep_best 1 needs a held-out loss"),
-        ({"checkpoint": {"keep_steps": [0, 5]}}, "checkpoint.keep_steps [0] are no steps"),
+        (
+            {"checkpoint": {"keep_steps": [0, 5]}},
+            "checkpoint.keep_steps [0]: steps are counted from 1",
+        ),
     ],
 )
 def test_refused_with_a_fix(sections: dict, message: str) -> None:

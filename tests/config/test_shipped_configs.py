@@ -10,9 +10,9 @@ import pytest
 from megaladder import cli
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve import from_yaml, to_yaml
-from megaladder.config.resolve.strict_yaml import load_yaml, parse_yaml
-from megaladder.config.rules import batch_line, check_world
-from megaladder.config.train import SftConfig
+from megaladder.config.rules.layout import batch_line, check_world
+from megaladder.config.sft import SftConfig
+from megaladder.config.strict_yaml import load_yaml, parse_yaml
 from megaladder.preflight.check import GRPO_SECTIONS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

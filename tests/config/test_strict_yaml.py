@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megaladder.config.resolve.resolver import dump_yaml
-from megaladder.config.resolve.strict_yaml import load_yaml, parse_yaml
+from megaladder.config.strict_yaml import load_yaml, parse_yaml
 from megaladder.errors import ConfigError
 
 

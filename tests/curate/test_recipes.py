@@ -11,8 +11,8 @@ from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve import checked_values, resolve, validate
 from megaladder.config.resolve.overlay import load_layered
 from megaladder.config.resolve.run_names import DATA_ROWS, MODELS, overrides, parse_run_name
-from megaladder.config.rules import check_world
-from megaladder.config.train import SftConfig
+from megaladder.config.rules.layout import check_world
+from megaladder.config.sft import SftConfig
 from megaladder.curate.score import load_rule
 from megaladder.curate.select.recipe import load_recipes
 from megaladder.curate.select.run import STAGES

@@ -21,7 +21,7 @@ from clean_fork import run_in_fork
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megaladder.config.train import ModelConfig
+from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.data import SampleConfig, TeacherRolloutSection, sample_config_class
 from megaladder.curate.make.arithmetic import ArithmeticSpec, arithmetic_rows
 from megaladder.curate.make.run import problem_row
@@ -289,7 +289,7 @@ def test_the_verb_with_the_fake_engine_and_its_rows_in_the_sft_reader(
         path=str(source),
         out=str(tmp_path / "out.jsonl"),
         keep="all",
-        model=ModelConfig(tokenizer=str(tokenizer_folder)),
+        model=ModelSection(tokenizer=str(tokenizer_folder)),
         rollout=TeacherRolloutSection(engine="fake", n=3, max_tokens=40),
     )
     run_sample(config)

@@ -77,7 +77,7 @@ def run_sft_in_fork(
 
     def run() -> int:
         from megaladder.config.resolve import resolve
-        from megaladder.config.train import SftConfig
+        from megaladder.config.sft import SftConfig
         from megaladder.train.sft import run_sft
 
         if fault:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from megaladder import parallel, platform
-from megaladder.config.gpu_rules import fp8_problem
+from megaladder.capabilities import fp8_problem
 from megaladder.parallel import Layout
 from megaladder.tools.acceptance.context import Context
 
@@ -82,7 +82,7 @@ def test_fp8_weights_take_and_give_back_values_within_their_precision(recipe: st
     """gpu.fp8_param_gather: loading quantises, exporting dequantises, and the optimizer's master
     copy is the value that was loaded."""
     from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_tensors_into_chunks
-    from megaladder.config.gpu import GpuConfig
+    from megaladder.config.sections.gpu import GpuSection
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.source import random_tensors
     from megaladder.model.weights import is_quantized
@@ -95,7 +95,7 @@ def test_fp8_weights_take_and_give_back_values_within_their_precision(recipe: st
     parallel.initialize(Layout())
     shape = slice_of("tiny")
     source = random_tensors(shape, 0)
-    options = BuildOptions("bf16", fp8=recipe, gpu=GpuConfig(fp8_param_gather=True), layers="te")
+    options = BuildOptions("bf16", fp8=recipe, gpu=GpuSection(fp8_param_gather=True), layers="te")
     chunks = build_chunks(shape, Layout(), options)
     load_tensors_into_chunks(chunks, source, shape)
     weight = chunks[0].decoder.layers[0].mlp.linear_fc2.weight

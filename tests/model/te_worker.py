@@ -55,7 +55,7 @@ def main() -> None:
         _stored_keys,
     )
     from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_tensors_into_chunks
-    from megaladder.config.gpu import GpuConfig
+    from megaladder.config.sections.gpu import GpuSection
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape
     from megaladder.model.source import random_tensors
@@ -79,7 +79,7 @@ def main() -> None:
     claim_a_hopper()
     found: dict[str, object] = {}
     for recipe in RECIPES:
-        gpu = GpuConfig(first_last_layers_bf16=recipe == "tensorwise", fp8_amax_history_len=16)
+        gpu = GpuSection(first_last_layers_bf16=recipe == "tensorwise", fp8_amax_history_len=16)
         chunks = build_chunks(
             shape, Layout(), BuildOptions("bf16", fp8=recipe, gpu=gpu, layers="te")
         )

@@ -8,7 +8,6 @@ fails here.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,14 +19,13 @@ from megatron.core.distributed import DistributedDataParallelConfig  # noqa: E40
 from megatron.core.optimizer import OptimizerConfig  # noqa: E402
 from megatron.core.transformer import TransformerConfig  # noqa: E402
 
-from megaladder.config.gpu import GpuConfig  # noqa: E402
+from megaladder.config.sections.gpu import GpuSection  # noqa: E402
+from megaladder.config.sections.shared import OptimSection  # noqa: E402
 from megaladder.model.build import BuildOptions  # noqa: E402
 from megaladder.model.te import RotaryTable, transformer_fields  # noqa: E402
 from megaladder.train.optimizer import ddp_fields, optimizer_fields  # noqa: E402
 
-OPTIM = SimpleNamespace(
-    lr=1e-4, min_lr=0.0, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, clip_grad=1.0
-)
+OPTIM = OptimSection(lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95))
 SHAPE = {
     "num_layers": 8,
     "hidden_size": 256,
@@ -40,7 +38,7 @@ SHAPE = {
 
 
 def built(recipe: str | None = None, cp: int = 1, **gpu: object) -> TransformerConfig:
-    fields = transformer_fields(recipe, GpuConfig(**gpu), cp)
+    fields = transformer_fields(recipe, GpuSection(**gpu), cp)
     # its kernel is Transformer Engine's: the field is refused where that is absent
     assert fields.pop("apply_rope_fusion")
     return TransformerConfig(**SHAPE, **fields, context_parallel_size=cp)
@@ -131,7 +129,7 @@ def test_what_our_rules_refuse_megatron_refuses_too() -> None:
         built("tensorwise", first_last_layers_bf16=True, num_layers_at_start_in_bf16=9)
     with pytest.raises(ValueError, match="layers less than"):
         built(activation_offload_layers=8)
-    fields = transformer_fields(None, GpuConfig(activation_offload_layers=2), 1)
+    fields = transformer_fields(None, GpuSection(activation_offload_layers=2), 1)
     del fields["apply_rope_fusion"]
     with pytest.raises(ValueError, match="activation recomputation"):
         TransformerConfig(**SHAPE, **fields, recompute_granularity="selective")
@@ -174,7 +172,7 @@ def test_ddp_config_of_each_choice(
     fp8: str | None, gpu: dict, on_cuda: bool, expected: dict
 ) -> None:
     config = DistributedDataParallelConfig(
-        **ddp_fields(BuildOptions("bf16", fp8=fp8, gpu=GpuConfig(**gpu)), on_cuda=on_cuda)
+        **ddp_fields(BuildOptions("bf16", fp8=fp8, gpu=GpuSection(**gpu)), on_cuda=on_cuda)
     )
     assert {name: getattr(config, name) for name in expected} == expected
     assert config.use_distributed_optimizer and config.grad_reduce_in_fp32
@@ -189,7 +187,7 @@ def test_optimizer_config_of_each_choice() -> None:
         plain.fp8_recipe,
     ) == (True, False, True, None)
     assert plain.exp_avg_dtype == torch.float32
-    gpu = GpuConfig(
+    gpu = GpuSection(
         precision_aware_optimizer=True,
         exp_avg_dtype="bf16",
         exp_avg_sq_dtype="fp8",
@@ -204,7 +202,7 @@ def test_optimizer_config_of_each_choice() -> None:
         "fp8_recipe": "tensorwise",
     }
     assert {name: fields[name] for name in expected} == expected
-    gpu = GpuConfig(
+    gpu = GpuSection(
         precision_aware_optimizer=True, optimizer_cpu_offload=True, optimizer_offload_fraction=0.5
     )
     fields = optimizer_fields(OPTIM, BuildOptions("bf16", gpu=gpu), on_cuda=True)
@@ -212,7 +210,7 @@ def test_optimizer_config_of_each_choice() -> None:
     # its fused Adam is asked what it takes when the configuration is made
     if find_spec("transformer_engine") is not None:
         OptimizerConfig(**fields)
-    mx = BuildOptions("bf16", fp8="mxfp8", gpu=GpuConfig(fp8_param_gather=True))
+    mx = BuildOptions("bf16", fp8="mxfp8", gpu=GpuSection(fp8_param_gather=True))
     assert OptimizerConfig(
         **optimizer_fields(OPTIM, mx, on_cuda=True)
     ).reuse_grad_buf_for_mxfp8_param_ag

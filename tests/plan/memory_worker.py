@@ -10,11 +10,11 @@ that autograd keeps of the layers). Not a test itself: `test_measured.py` runs i
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from megaladder import parallel
+from megaladder.config.sections.shared import OptimSection
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.hf_config import model_shape, read_config_json
@@ -22,9 +22,7 @@ from megaladder.parallel import Layout
 from megaladder.train.optimizer import build_optimizer, wrap_chunks
 
 TOKENS = 512
-OPTIM = SimpleNamespace(
-    lr=1e-3, min_lr=0.0, weight_decay=0.0, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
-)
+OPTIM = OptimSection(lr=1e-3, weight_decay=0.0)
 
 
 def state_bytes(optimizer) -> int:

@@ -10,8 +10,8 @@ import pytest
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve import from_yaml
-from megaladder.config.rules import shape_problems
-from megaladder.config.train import SftConfig
+from megaladder.config.rules.layout import shape_problems
+from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.plan.grpo import Round
 from megaladder.plan.hardware import find_gpu, find_model

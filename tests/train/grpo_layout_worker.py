@@ -85,9 +85,8 @@ def run_case(model_dir: str, case: dict) -> dict:
         sequence_parallel=case.get("sp", False),
     )
     parallel.initialize(layout)
-    from types import SimpleNamespace
-
     from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
+    from megaladder.config.sections.shared import OptimSection
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.head import HeadOptions
@@ -106,9 +105,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     chunks = build_chunks(shape, layout, BuildOptions())
     load_hf_into_chunks(chunks, model_dir, shape)
     wrapped = wrap_chunks(chunks)
-    optim = SimpleNamespace(
-        lr=2e-3, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
-    )
+    optim = OptimSection(lr=2e-3)
     optimizer = build_optimizer(wrapped, optim, BuildOptions())
     options = PolicyLossOptions(**OBJECTIVES[case["objective"]])
     spec = PackSpec(

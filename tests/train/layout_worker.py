@@ -53,10 +53,9 @@ def run_case(model_dir: str, case: dict) -> dict:
         sequence_parallel=case.get("sp", False),
     )
     parallel.initialize(layout)
-    from types import SimpleNamespace
-
+    from megaladder.capabilities import sequence_alignment
     from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
-    from megaladder.config.gpu_rules import sequence_alignment
+    from megaladder.config.sections.shared import OptimSection
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.head import HeadOptions
@@ -71,9 +70,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     chunks = build_chunks(shape, layout, options)
     load_hf_into_chunks(chunks, model_dir, shape)
     wrapped = wrap_chunks(chunks)
-    optim = SimpleNamespace(
-        lr=1e-3, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
-    )
+    optim = OptimSection(lr=1e-3)
     optimizer = build_optimizer(wrapped, optim, options)
     loss = sft_loss(TokenWeighting(case.get("loss", "vanilla")), clip_low=1.0, clip_high=20.0)
     head = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from train.policy_by_hand import by_hand, example
 
-from megaladder.config.grpo import GrpoSection, RolloutConfig, presets
+from megaladder.config.sections.grpo import GrpoSection, RolloutSection, presets
 from megaladder.errors import ConfigError
 from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss, policy_terms
 from megaladder.train.objectives.policy_loss import (
@@ -393,7 +393,7 @@ def test_options_of_every_preset_are_those_of_the_configuration(preset):
     section = GrpoSection.model_validate(
         {"preset": preset, "dual_clip": 3.0, "off_policy_mask": 0.7}
     )
-    options = options_from(section, RolloutConfig(max_tokens=77))
+    options = options_from(section, RolloutSection(max_tokens=77))
     for name, value in presets()[preset].items():
         if hasattr(options, name):
             assert getattr(options, name) == value, name

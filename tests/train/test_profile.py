@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import gzip
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from megaladder.config.sections.shared import TrainSection
 from megaladder.train.profile import StepProfiler
 
-SECTION = SimpleNamespace(profile_steps=(2, 3), profile_ranks=(0,), profiler="torch")
+SECTION = TrainSection(profile_steps=(2, 3), profile_ranks=(0,), profiler="torch")
 
 
 def run_steps(profiler: StepProfiler, steps: list[int]) -> None:
@@ -35,8 +35,8 @@ def test_chosen_steps_are_captured_with_their_ranges(tmp_path) -> None:
 @pytest.mark.parametrize(
     "section",
     [
-        SimpleNamespace(profile_steps=(2,), profile_ranks=(1,), profiler="torch"),
-        SimpleNamespace(profile_steps=(), profile_ranks=(0,), profiler="torch"),
+        TrainSection(profile_steps=(2,), profile_ranks=(1,), profiler="torch"),
+        TrainSection(profile_steps=(), profile_ranks=(0,), profiler="torch"),
     ],
 )
 def test_other_ranks_and_other_steps_write_nothing(tmp_path, section) -> None:

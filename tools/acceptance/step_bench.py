@@ -16,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 from megaladder import platform
-from megaladder.config.gpu_rules import FP8_BLOCK
+from megaladder.capabilities import FP8_BLOCK
+from megaladder.config.sections.shared import OptimSection, TrainSection
 from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.hf_config import ModelShape, model_shape
@@ -34,9 +34,7 @@ from megaladder.train.profile import StepProfiler
 from megaladder.train.step import run_micro_batches
 from megaladder.types import PackedBatch, TokenSample, TokenWeighting
 
-OPTIMIZER = SimpleNamespace(
-    lr=1e-5, min_lr=0.0, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, clip_grad=1.0
-)
+OPTIMIZER = OptimSection(lr=1e-5)
 SHAPES: dict[
     str, dict[str, Any]
 ] = {  # config.json of the published models; layers are cut by `slice_of`
@@ -192,11 +190,7 @@ def measure(
         {name: _timed(part) for name, part in parts.items()} for _ in range(work.profile_steps)
     ]
     if profile_folder is not None:
-        profiler = StepProfiler(
-            SimpleNamespace(profile_steps=(1,), profile_ranks=(0,), profiler="torch"),
-            profile_folder,
-            0,
-        )
+        profiler = StepProfiler(TrainSection(profile_steps=(1,)), profile_folder, 0)
         with profiler.step(1):
             for name, part in parts.items():
                 with profiler.phase(name):

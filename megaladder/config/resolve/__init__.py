@@ -1,13 +1,6 @@
 """From a YAML file and a command line to one validated config: `resolver` (values, flags, messages)
 on `strict_yaml` (text, lines)."""
 
-from megaladder.config.resolve.resolver import (
-    checked_values,
-    from_yaml,
-    leaf_keys,
-    resolve,
-    to_yaml,
-    validate,
-)
+from megaladder.config.resolve.resolver import checked_values, from_yaml, resolve, to_yaml, validate
 
-__all__ = ["checked_values", "from_yaml", "leaf_keys", "resolve", "to_yaml", "validate"]
+__all__ = ["checked_values", "from_yaml", "resolve", "to_yaml", "validate"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.resolve.strict_yaml import KeyPath, YamlFile, load_yaml
+from megaladder.config.strict_yaml import KeyPath, YamlFile, load_yaml
 from megaladder.errors import ConfigError
 
 BASE_KEY = "base"

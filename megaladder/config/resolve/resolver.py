@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
@@ -23,9 +24,10 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from megaladder.config.base import StrictModel
+from megaladder.config.base import StrictModel, leaf_keys, section_of
+from megaladder.config.resolve.elsewhere import verbs_with
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.resolve.strict_yaml import KeyPath, YamlFile
+from megaladder.config.strict_yaml import KeyPath, YamlFile
 from megaladder.errors import ConfigError
 
 Config = TypeVar("Config", bound=StrictModel)
@@ -41,6 +43,7 @@ def resolve(
     if takes_yaml and rest and not rest[0].startswith("-"):
         file = load_yaml(rest.pop(0))
     defaults = checked_values(config_class, file) if file else {}
+    _refuse_flags_of_other_verbs(config_class, rest)
     flags = _as_tyro_flags(config_class, rest)
     _take_preset_flags(config_class, flags, defaults)
     registry = ConstructorRegistry()
@@ -92,33 +95,25 @@ def checked_values(config_class: type[StrictModel], file: YamlFile) -> dict[str,
     """The file's values, each converted to its field's type. Unknown keys and wrong types are all
     reported, with their lines."""
     problems: list[str] = []
-    values = _check_section(config_class, file.values, (), (file, problems))
+    values = _check_section(config_class, file.values, (), _Reading(file, config_class, problems))
     if problems:
         raise ConfigError("\n".join(problems))
     return values
 
 
-def leaf_keys(config_class: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Dotted key → FieldInfo of every leaf of a config, in declaration order."""
-    leaves: dict[str, Any] = {}
-    for name, field in config_class.model_fields.items():
-        section = _section(field.annotation)
-        leaves.update(
-            leaf_keys(section, f"{prefix}{name}.") if section else {f"{prefix}{name}": field}
-        )
-    return leaves
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A file that is being checked against a config class; what is wrong gathers in `problems`."""
 
-
-def _section(annotation: Any) -> type[StrictModel] | None:
-    return (
-        annotation if isinstance(annotation, type) and issubclass(annotation, StrictModel) else None
-    )
+    file: YamlFile
+    config_class: type[StrictModel]
+    problems: list[str]
 
 
 def _check_section(
-    model: type[StrictModel], found: Any, key: KeyPath, context: tuple[YamlFile, list[str]]
+    model: type[StrictModel], found: Any, key: KeyPath, reading: _Reading
 ) -> dict[str, Any]:
-    file, problems = context
+    file, problems = reading.file, reading.problems
     dotted = ".".join(key)
     if not isinstance(found, dict):
         problems.append(
@@ -132,10 +127,11 @@ def _check_section(
         field = model.model_fields.get(name)
         if field is None:
             problems.append(
-                f"{file.where(here)}: unknown key '{'.'.join(here)}'; {_suggest(model, key, name)}"
+                f"{file.where(here)}: unknown key '{'.'.join(here)}';"
+                f" {verbs_with('.'.join(here), reading.config_class) or _suggest(model, key, name)}"
             )
-        elif section := _section(field.annotation):
-            values[name] = _check_section(section, value, here, context)
+        elif section := section_of(field.annotation):
+            values[name] = _check_section(section, value, here, reading)
         else:
             try:
                 adapter = TypeAdapter(
@@ -225,7 +221,7 @@ def _unvalidated(model: type[StrictModel], given: dict[str, Any]) -> StrictModel
     values: dict[str, Any] = {}
     given = {**model.defaults(given), **given}
     for name, field in model.model_fields.items():
-        if section := _section(field.annotation):
+        if section := section_of(field.annotation):
             base = (
                 {}
                 if field.is_required()
@@ -254,7 +250,7 @@ def _take_preset_flags(
     """`--section.preset NAME` decides defaults, so it has to be known before tyro sees them: puts
     it among the file's values."""
     for name, field in config_class.model_fields.items():
-        section = _section(field.annotation)
+        section = section_of(field.annotation)
         if section is None or "preset" not in section.model_fields:
             continue
         for i, flag in enumerate(flags):
@@ -272,7 +268,7 @@ def _as_dict(model: StrictModel) -> dict[str, Any]:
 def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
     """tyro rule: a section's flags come from its fields, and the parsed section is a dict, so that
     validation happens once, at the end."""
-    model = _section(info.type)
+    model = section_of(info.type)
     if model is None:
         return None
     fields = []
@@ -294,6 +290,23 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
 
     instantiate.__doc__ = model.__doc__
     return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
+
+
+def _refuse_flags_of_other_verbs(config_class: type[StrictModel], args: list[str]) -> None:
+    """A flag that this verb lacks and another one has is named here; tyro names the rest."""
+    own = leaf_keys(config_class)
+    keys = [
+        arg.partition("=")[0].removeprefix("--").replace("-", "_")
+        for arg in args
+        if arg.startswith("--")
+    ]
+    problems = [
+        f"unknown key '{key}'; {hint}"
+        for key in keys
+        if key not in own and (hint := verbs_with(key, config_class))
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str]:

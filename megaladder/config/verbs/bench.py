@@ -1,4 +1,4 @@
-"""Configuration of the training benchmark."""
+"""Configuration of the verbs `bench train | kernels | rollout`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaInts, CommaStrs, StrictModel
+from megaladder.config.sections.engine import JsonPath
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -100,3 +101,27 @@ class BenchKernelsConfig(StrictModel):
     """Write the table to this file."""
     checks: bool = False
     """Instead: beyond 2^31 elements, determinism, CUDA graph, torch.compile."""
+
+
+class BenchRolloutConfig(StrictModel):
+    """Tokens per second of our engine and of bare vllm.LLM.generate, on the same prompts, in
+    turn."""
+
+    model: str
+    """Hugging Face folder."""
+    num_prompts: Positive = 64
+    """Prompts per round, random token ids."""
+    prompt_tokens: Positive = 64
+    """Tokens per prompt."""
+    max_tokens: Positive = 128
+    """Tokens generated per prompt, exactly (end-of-sequence is ignored)."""
+    rounds: Positive = 5
+    """Timed rounds of each after a warm-up round; the best and the median are reported."""
+    tp: Positive = 1
+    """Tensor parallel GPUs (CPU: processes)."""
+    dtype: str = "auto"
+    """Of weights and activations."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Of the prompts."""
+    json_path: JsonPath = None
+    """Write the numbers to this file."""

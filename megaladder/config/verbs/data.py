@@ -10,8 +10,8 @@ import tyro
 from pydantic import Field
 
 from megaladder.config.base import CommaStrs, Positional, StrictModel
-from megaladder.config.rollout import EngineSection
-from megaladder.config.train import ModelConfig
+from megaladder.config.sections.engine import EngineSection
+from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
 
 Positive = Annotated[int, Field(ge=1)]
@@ -243,7 +243,7 @@ class SampleConfig(StrictModel):
     out: str
     """Training rows (.jsonl or .parquet). Beside it: OUT.samples/ with every sample (resumable),
     OUT.difficulty.jsonl."""
-    model: ModelConfig = ModelConfig()
+    model: ModelSection = ModelSection()
     keep: Literal["all", "correct", "one_correct", "mixed"] = "correct"
     """all; correct ones; one correct one a problem, at random; mixed = all samples of problems that
     are neither always nor never solved."""

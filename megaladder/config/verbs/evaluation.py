@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, StrictModel
-from megaladder.config.rollout import EvalRolloutSection, JsonPath
-from megaladder.config.train import ModelConfig, Positive
+from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
+from megaladder.config.sections.shared import ModelSection, Positive
 
 # `--n 16` for `--rollout.n 16`: the flags that cli.md promises without their section
 SHORT_FLAGS = {
@@ -123,7 +123,7 @@ class EvalConfig(StrictModel):
     """Benchmarks: generate, grade, append; resumable. Short flags: --model --tokenizer --n
     --temperature --top-p --top-k --max-tokens."""
 
-    model: ModelConfig = ModelConfig()
+    model: ModelSection = ModelSection()
     benchmark: CommaStrs = ()
     """Names from the registry, comma-separated; `--benchmark list` prints it."""
     out: str = "runs/eval"

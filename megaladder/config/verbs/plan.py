@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from tyro.conf import arg
 
 from megaladder.config.base import StrictModel
-from megaladder.config.rules import raise_all
+from megaladder.config.rules.run import raise_all
 
 Positive = Annotated[int, Field(ge=1)]
 GRPO_FLAGS = ("prompts_per_step", "n", "response_length", "max_tokens")

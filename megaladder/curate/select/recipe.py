@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from pydantic import Field, ValidationError
 
 from megaladder.config.base import StrictModel
-from megaladder.config.resolve.strict_yaml import YamlFile, load_yaml
+from megaladder.config.strict_yaml import YamlFile, load_yaml
 from megaladder.curate.select.plans import equal_budget
 from megaladder.curate.select.pool import Context, Outcome, PoolRow
 from megaladder.errors import ConfigError
@@ -232,7 +232,7 @@ def _put_in(value: Any, values: Mapping[str, Any]) -> Any:
 
 def _scalar(text: str) -> Any:
     """A YAML scalar or list of the command line: `1000`, `0.5`, `algebra`, `[a, b]`."""
-    from megaladder.config.resolve.strict_yaml import parse_yaml
+    from megaladder.config.strict_yaml import parse_yaml
 
     return parse_yaml(f"value: {text}", "--set").values["value"]
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.resolve.strict_yaml import load_yaml
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
 
 SHAPES = ("plain", "options", "gpqa", "yes_no", "code")

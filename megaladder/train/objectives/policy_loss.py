@@ -51,7 +51,7 @@ from megaladder.train.objectives.rollout_correction import (
 )
 
 if TYPE_CHECKING:
-    from megaladder.config.grpo import GrpoSection, RolloutConfig
+    from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 
 METRIC_NAMES = (
     "tokens",  # loss tokens
@@ -125,7 +125,7 @@ class PolicyLossOptions:
         return self.correction != "none"
 
 
-def options_from(grpo_section: GrpoSection, rollout_section: RolloutConfig) -> PolicyLossOptions:
+def options_from(grpo_section: GrpoSection, rollout_section: RolloutSection) -> PolicyLossOptions:
     """The loss's options out of the configuration sections `grpo` and `rollout`."""
     names = [field.name for field in fields(PolicyLossOptions) if field.name != "max_tokens"]
     return PolicyLossOptions(

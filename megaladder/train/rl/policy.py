@@ -17,8 +17,8 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.checkpoints_conv.live_model import load_hf_into_chunks, load_tensors_into_chunks
-from megaladder.config.gpu import GpuConfig
 from megaladder.config.grpo import GrpoConfig
+from megaladder.config.sections.gpu import GpuSection
 from megaladder.data.pack import build_micro_batches, plan_global_batch
 from megaladder.errors import ConfigError
 from megaladder.model.batch import DeviceBatch
@@ -87,7 +87,12 @@ class Policy:
     def __init__(self, config: GrpoConfig, trainer: Trainer, pad_token_id: int) -> None:
         self._config, self._trainer = config, trainer
         self._spec = pack_spec(
-            config, trainer.layout, pad_token_id=pad_token_id, hidden_size=trainer.shape.hidden_size
+            config.data,
+            config.train,
+            config.parallel,
+            config.gpu,
+            pad_token_id=pad_token_id,
+            hidden_size=trainer.shape.hidden_size,
         )
         self.options = options_from(config.grpo, config.rollout)
         if config.rollout.engine == "fake":
@@ -213,7 +218,7 @@ def reference_chunks(config: GrpoConfig, trainer: Trainer) -> list[Any]:
     options = replace(
         build_options(config),
         recompute="none",
-        gpu=GpuConfig(
+        gpu=GpuSection(
             **{**config.gpu.model_dump(), "activation_offload_layers": 0, "tp_comm_overlap": False}
         ),
     )

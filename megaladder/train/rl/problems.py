@@ -34,11 +34,13 @@ from megaladder.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class ProblemStream:
-    """All usable problems with their prompt ids, shuffled anew for every pass."""
+    """All usable problems with their prompt ids: shuffled anew for every pass, or as the file has
+    them."""
 
     problems: tuple[Problem, ...]
     prompt_ids: tuple[tuple[int, ...], ...]
     seed: int
+    shuffled: bool = True
 
     def take(self, start: int, count: int) -> list[Prompt]:
         """The prompts at positions start … start + count − 1."""
@@ -46,12 +48,15 @@ class ProblemStream:
         for position in range(start, start + count):
             epoch, place = divmod(position, len(self.problems))
             if epoch not in orders:
-                orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(
-                    len(self.problems)
-                )
+                orders[epoch] = self._order(epoch)
             index = int(orders[epoch][place])
             found.append(Prompt(self.problems[index], self.prompt_ids[index], position))
         return found
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.shuffled:
+            return np.arange(len(self.problems))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,10 @@ def _read(
         )
     _check_vocabulary(prompts, shape, folder)
     stream = ProblemStream(
-        tuple(problems[i] for i in kept), tuple(prompts[i] for i in kept), config.train.seed
+        tuple(problems[i] for i in kept),
+        tuple(prompts[i] for i in kept),
+        config.train.seed,
+        shuffled=config.data.order == "shuffled",
     )
     left_out = Counter(bad_rows.counts)
     left_out[f"prompt longer than {limit} tokens"] = len(prompts) - len(kept)

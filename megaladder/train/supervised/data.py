@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from megaladder import parallel
-from megaladder.config.gpu_rules import needs_static_shapes, sequence_alignment, token_alignment
-from megaladder.config.train import SftConfig
+from megaladder.capabilities import sequence_alignment, token_alignment
+from megaladder.config.rules.gpu import needs_static_shapes
+from megaladder.config.sections.gpu import GpuSection
+from megaladder.config.sections.shared import DataSection, ParallelSection, TrainSection
+from megaladder.config.sft import SftConfig
 from megaladder.data.chat import (
     TemplateOptions,
     load_tokenizer,
@@ -33,20 +36,31 @@ from megaladder.types import PackedBatch
 
 
 def pack_spec(
-    config: Any, layout: Layout, *, pad_token_id: int = 0, hidden_size: int | None = None
+    data: DataSection,
+    train: TrainSection,
+    parallel: ParallelSection,
+    gpu: GpuSection,
+    *,
+    pad_token_id: int = 0,
+    hidden_size: int | None = None,
 ) -> PackSpec:
     """How this run's samples become micro-batches: static shapes where they are needed, token
     counts that the layout and FP8 divide."""
     cost = {"attention_cost_tokens": 12 * hidden_size} if hidden_size else {}
     return PackSpec(
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.train.micro_batch_size,
-        packing=config.data.packing,
-        static=needs_static_shapes(config),
-        align=token_alignment(config),
-        sequence_align=sequence_alignment(layout.cp),
+        seq_length=data.seq_length,
+        micro_batch_size=train.micro_batch_size,
+        packing=data.packing,
+        static=needs_static_shapes(parallel, gpu),
+        align=token_alignment(
+            tp=parallel.tp,
+            cp=parallel.cp,
+            sequence_parallel=parallel.uses_sequence_parallel,
+            fp8=train.fp8,
+        ),
+        sequence_align=sequence_alignment(parallel.cp),
         pad_token_id=pad_token_id,
-        micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1,
+        micro_batches_multiple_of=parallel.pp if parallel.vpp else 1,
         **cost,
     )
 
@@ -182,7 +196,12 @@ def prepare_data(
     _check_columns(config, train)
     _check_vocabulary(train, shape, source)
     spec = pack_spec(
-        config, layout, pad_token_id=tokenizer.pad_token_id or 0, hidden_size=shape.hidden_size
+        config.data,
+        config.train,
+        config.parallel,
+        config.gpu,
+        pad_token_id=tokenizer.pad_token_id or 0,
+        hidden_size=shape.hidden_size,
     )
     loader = SftLoader(
         train,

@@ -8,7 +8,7 @@ import sys
 import time
 
 from megaladder import parallel, platform
-from megaladder.config.train import SftConfig
+from megaladder.config.sft import SftConfig
 from megaladder.data.loader import BatchStats
 from megaladder.log import RunLog, StepMetrics, open_run_log
 from megaladder.run_dir import RunDir

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from megaladder import platform
-from megaladder.config.gpu_rules import fp8_problem
+from megaladder.capabilities import fp8_problem
 from megaladder.tools.acceptance.context import Context, StageSkipped
 from megaladder.tools.acceptance.stages.rollout import grpo_overrides
 from megaladder.tools.acceptance.stages.sft import exported

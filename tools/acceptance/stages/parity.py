@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from megaladder import parallel, platform
+from megaladder.capabilities import fp8_problem
 from megaladder.checkpoints_conv.families import name_table
 from megaladder.checkpoints_conv.live_model import _held, iter_hf_tensors, load_tensors_into_chunks
-from megaladder.config.gpu_rules import fp8_problem
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder import platform
-from megaladder.config.gpu_rules import fp8_problem
+from megaladder.capabilities import fp8_problem
 from megaladder.tools.acceptance.context import Context
 
 STEPS, LAST = 50, 10

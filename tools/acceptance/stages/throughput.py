@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from megaladder import parallel, platform
-from megaladder.config.gpu_rules import fp8_problem
+from megaladder.capabilities import fp8_problem
 from megaladder.parallel import Layout
 from megaladder.tools.acceptance.context import Context, StageSkipped
 from megaladder.tools.acceptance.step_bench import (

@@ -1,78 +1,32 @@
 """Rules of the CUDA path: what the values alone decide, what the model's shape decides, what the
-machine can do. Pure; no torch.
-
-Each violation is one line with the values and a fix. `Machine` is what `platform.machine()` found
-out; `fp8_problem` and `platform_problems` say why something cannot run there, for the start of a
-run, `check` and `doctor` alike.
-"""
+machine can do."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from megaladder.capabilities import (
+    FP8_BLOCK,
+    LayerSizes,
+    Machine,
+    fp8_fix,
+    fp8_problem,
+    sequence_alignment,
+    token_alignment,
+    version_text,
+)
+from megaladder.config.sections.gpu import GpuSection
+from megaladder.config.sections.run import RunConfig
+from megaladder.config.sections.shared import ParallelSection
 
-if TYPE_CHECKING:
-    from megaladder.config.grpo import GrpoConfig
-    from megaladder.config.train import SftConfig
-    from megaladder.model.hf_config import ModelShape
-
-# Tokens (and features) that a quantised operand's dimensions are multiples of. Transformer Engine
-# 2.12: `assert_dim_for_fp8_exec`,
-# `Float8BlockQuantizer.is_quantizable` (blocks of 128), `MXFP8Quantizer.is_quantizable` (blocks of
-# 32).
-FP8_BLOCK = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
-# megatron-core 0.16.1, fp8_utils.get_fp8_recipe
-_MIN_TE = {"delayed": (1, 0), "mxfp8": (2, 1), "tensorwise": (2, 2), "blockwise": (2, 3)}
 _PRECISION_AWARE_TE = (2, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What this process computes on. Versions are (major, minor); `te_problem`: why Transformer
-    Engine cannot be used, None if it can."""
-
-    has_cuda: bool = False
-    device: str = "CPU"
-    capability: tuple[int, int] | None = None
-    cuda: tuple[int, int] | None = None
-    te: tuple[int, int] | None = None
-    te_problem: str | None = "Transformer Engine is not installed"
-
-
-def fp8_format(recipe: str, chosen: str) -> str:
-    """What `gpu.fp8_format` means for a recipe, in megatron-core's words."""
-    if chosen != "auto":
-        return chosen
-    return "e4m3" if recipe in ("blockwise", "mxfp8") else "hybrid"
-
-
-def token_alignment(config: SftConfig | GrpoConfig) -> int:
-    """What the tokens of a micro-batch must be a multiple of.
-
-    Every rank computes on T/cp tokens; under sequence parallelism it holds T/(cp·tp) of them, and
-    Transformer Engine quantises that part before it gathers it. So blocks multiply with cp·tp: a
-    common multiple of 128 and tp would leave parts that cannot be quantised.
-    """
-    layout = config.parallel
-    shards = layout.cp * (layout.tp if layout.uses_sequence_parallel else 1)
-    block = FP8_BLOCK[config.train.fp8] if config.train.fp8 else 1
-    return math.lcm(shards * block, sequence_alignment(layout.cp))
-
-
-def sequence_alignment(cp: int) -> int:
-    """What the tokens of each sequence must be a multiple of: under context parallelism a rank gets
-    chunk r and chunk 2·cp − 1 − r."""
-    return 2 * cp if cp > 1 else 1
-
-
-def needs_static_shapes(config: SftConfig | GrpoConfig) -> bool:
+def needs_static_shapes(parallel: ParallelSection, gpu: GpuSection) -> bool:
     """Whether every micro-batch has the same number of tokens: pipeline stages exchange fixed
     shapes, user buffers have one size."""
-    return config.parallel.pp > 1 or config.gpu.tp_comm_overlap
+    return parallel.pp > 1 or gpu.tp_comm_overlap
 
 
-def gpu_problems(config: SftConfig | GrpoConfig) -> list[str]:
+def gpu_problems(config: RunConfig) -> list[str]:
     """Violations that the values alone decide."""
     return [
         *_fp8_problems(config),
@@ -82,7 +36,7 @@ def gpu_problems(config: SftConfig | GrpoConfig) -> list[str]:
     ]
 
 
-def _fp8_problems(config: SftConfig | GrpoConfig) -> list[str]:
+def _fp8_problems(config: RunConfig) -> list[str]:
     recipe, gpu, problems = config.train.fp8, config.gpu, []
     if recipe is not None and config.train.precision == "fp32":
         problems.append(
@@ -119,7 +73,7 @@ def _fp8_problems(config: SftConfig | GrpoConfig) -> list[str]:
     return problems
 
 
-def _length_problems(config: SftConfig | GrpoConfig) -> list[str]:
+def _length_problems(config: RunConfig) -> list[str]:
     layout, length, micro, problems = (
         config.parallel,
         config.data.seq_length,
@@ -138,11 +92,16 @@ def _length_problems(config: SftConfig | GrpoConfig) -> list[str]:
             f"parallel.cp {layout.cp} needs Transformer Engine's packed attention, which takes no"
             " fp32 (train.precision); fix: precision bf16, or parallel.cp 1"
         )
-    align = token_alignment(config)
+    align = token_alignment(
+        tp=layout.tp,
+        cp=layout.cp,
+        sequence_parallel=layout.uses_sequence_parallel,
+        fp8=config.train.fp8,
+    )
     # sequence_parallel alone has its own message (rules._layout); here it is FP8 or context
     # parallelism that asks for more
     stricter = align > (layout.tp if layout.uses_sequence_parallel else 1)
-    if needs_static_shapes(config) and stricter and (length * micro) % align:
+    if needs_static_shapes(layout, config.gpu) and stricter and (length * micro) % align:
         why = (
             "pipeline stages exchange full micro-batches"
             if layout.pp > 1
@@ -157,7 +116,7 @@ def _length_problems(config: SftConfig | GrpoConfig) -> list[str]:
     return problems
 
 
-def _overlap_problems(config: SftConfig | GrpoConfig) -> list[str]:
+def _overlap_problems(config: RunConfig) -> list[str]:
     gpu, layout, problems = config.gpu, config.parallel, []
     if gpu.tp_comm_overlap and not layout.uses_sequence_parallel:
         problems.append(
@@ -173,7 +132,7 @@ def _overlap_problems(config: SftConfig | GrpoConfig) -> list[str]:
     return problems
 
 
-def _memory_problems(config: SftConfig | GrpoConfig) -> list[str]:
+def _memory_problems(config: RunConfig) -> list[str]:
     gpu, train, problems = config.gpu, config.train, []
     types = {
         name: getattr(gpu, name)
@@ -215,7 +174,7 @@ def _memory_problems(config: SftConfig | GrpoConfig) -> list[str]:
     return problems
 
 
-def layout_problems(config: SftConfig | GrpoConfig, shape: ModelShape) -> list[str]:
+def layout_problems(config: RunConfig, shape: LayerSizes) -> list[str]:
     """Violations that the model's shape decides."""
     layout, gpu, recipe, problems = config.parallel, config.gpu, config.train.fp8, []
     if recipe is not None:
@@ -265,52 +224,7 @@ def layout_problems(config: SftConfig | GrpoConfig, shape: ModelShape) -> list[s
     return problems
 
 
-def fp8_problem(recipe: str, machine: Machine) -> str | None:
-    """Why Transformer Engine's FP8 recipe cannot run there; None if it can."""
-    if not machine.has_cuda:
-        return (
-            "it needs Transformer Engine on a CUDA device with FP8 units (H100, H200 or later);"
-            " this machine has no CUDA"
-        )
-    if machine.te_problem is not None:
-        return f"it needs Transformer Engine: {machine.te_problem}"
-    capability = machine.capability or (0, 0)
-    where = f"{machine.device} has compute capability {capability[0]}.{capability[1]}"
-    if capability < (8, 9):
-        return f"{where}; FP8 units start at 8.9 (Ada, Hopper)"
-    if recipe == "mxfp8" and capability < (10, 0):
-        return (
-            f"{where}; MXFP8's blocks of 32 with shared exponents are scaled inside Blackwell's"
-            " tensor cores (10.0), Hopper has none"
-        )
-    if recipe == "mxfp8" and capability >= (12, 0):
-        return f"{where}; Transformer Engine has no MXFP8 products for all layouts on 12.x yet"
-    if recipe == "blockwise" and capability < (9, 0):
-        return f"{where}; block-scaled products start at 9.0 (Hopper)"
-    if recipe == "blockwise" and machine.cuda is not None and machine.cuda < (12, 9):
-        return (
-            f"torch's CUDA is {machine.cuda[0]}.{machine.cuda[1]}; cuBLAS has block-scaled products"
-            " from 12.9 on"
-        )
-    if machine.te is not None and machine.te < _MIN_TE[recipe]:
-        return (
-            f"Transformer Engine is {_version(machine.te)}; this recipe needs"
-            f" {_version(_MIN_TE[recipe])}"
-        )
-    return None
-
-
-def fp8_fix(recipe: str, machine: Machine) -> str:
-    """The way out for a recipe that cannot run there."""
-    runs = [
-        other
-        for other in ("tensorwise", "blockwise", "delayed")
-        if other != recipe and fp8_problem(other, machine) is None
-    ]
-    return f"train.fp8 {' or '.join(runs)}" if runs else "train.fp8 null, or run it there"
-
-
-def _te_wishes(config: SftConfig | GrpoConfig) -> dict[str, str]:
+def _te_wishes(config: RunConfig) -> dict[str, str]:
     """Settings that only Transformer Engine on CUDA provides → what would do without it."""
     gpu, wishes = config.gpu, {}
     if config.parallel.cp > 1:
@@ -327,7 +241,7 @@ def _te_wishes(config: SftConfig | GrpoConfig) -> dict[str, str]:
     return wishes
 
 
-def platform_problems(config: SftConfig | GrpoConfig, machine: Machine) -> list[str]:
+def platform_problems(config: RunConfig, machine: Machine) -> list[str]:
     """What of this configuration the machine cannot do, each with the reason and a fix."""
     problems, recipe = [], config.train.fp8
     if recipe is not None and (reason := fp8_problem(recipe, machine)):
@@ -345,7 +259,7 @@ def platform_problems(config: SftConfig | GrpoConfig, machine: Machine) -> list[
     ):
         problems.append(
             "gpu.precision_aware_optimizer needs Transformer Engine"
-            f" {_version(_PRECISION_AWARE_TE)}, found {_version(machine.te)}; fix: a newer one, or"
+            f" {version_text(_PRECISION_AWARE_TE)}, found {version_text(machine.te)}; fix: a newer one, or"
             " precision_aware_optimizer false"
         )
     if config.train.profile_steps and config.train.profiler == "nsys" and not machine.has_cuda:
@@ -358,7 +272,3 @@ def platform_problems(config: SftConfig | GrpoConfig, machine: Machine) -> list[
 
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def _version(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"

@@ -1,27 +1,23 @@
-"""Configuration of training runs: the sections that `sft` and `grpo` share, and `SftConfig`.
+"""The sections that every training run has: model, data, layout, loop, optimizer, checkpoints, log.
 
-Key names are a contract (design: cli.md). The defaults are a laptop's (one rank, CPU); the shipped
-files in `examples/configs/` are the H200 recipes. The string under a field is its `--help` text:
-unit, meaning, source of the value. Rules that need the model's shape (heads ÷ TP, layers ÷ PP·VPP)
-are in `rules.py`; no torch here.
+Key names are a contract. The defaults are a laptop's (one rank, CPU); the shipped files in
+`examples/configs/` are the H200 recipes. The string under a field is its `--help` text: unit,
+meaning, source of the value. No torch here.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from megaladder.config.base import CommaInts, CommaStrs, StrictModel
-from megaladder.config.gpu import GpuConfig
-from megaladder.config.rules import check_training_rules, raise_all
-from megaladder.types import TokenWeighting
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class ModelConfig(StrictModel):
+class ModelSection(StrictModel):
     """Which model is trained, and its tokenizer."""
 
     path: str = ""
@@ -42,51 +38,31 @@ class ModelConfig(StrictModel):
     drawn from train.seed."""
 
 
-class DataConfig(StrictModel):
+class DataSection(StrictModel):
     """Training data and how it becomes token batches."""
 
     path: str = ""
     """File (JSONL, JSON, parquet), Arrow folder or hub id. Required. The row schema is recognised
     and reported."""
-    format: str = "auto"
-    """Row schema: auto = recognise it per file (two that fit are an error naming both), or force
-    one of the names that error lists."""
     revision: str | None = None
     """Commit of the hub data set; required for a hub id."""
     seq_length: Positive = 2048
     """Tokens per packed row, and the longest sample. One micro-batch holds micro_batch_size ·
     seq_length tokens."""
-    truncation: Literal["drop", "right", "error"] = "right"
-    """A sample longer than seq_length: drop it, cut its end, or stop. Counted and reported in each
-    case."""
     order: Literal["shuffled", "file"] = "shuffled"
-    """Order of the samples: anew in each epoch by train.seed, or as they stand in the file (a
+    """Order of the rows: shuffled anew in each epoch by train.seed, or as they stand in the file (a
     curriculum)."""
     packing: bool = True
     """Lay several samples end to end in a row (they do not see each other). Off = one sample a row,
     padded."""
-    holdout: int | float | str | None = None
-    """Held-out loss on: a file; or training samples set apart, a number of them (≥ 1) or a share in
-    (0, 0.5]. null = none."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A malformed row: stop with file:line, or skip it, count it by reason, and stop above 1 % of
     the rows."""
-    response_template: str | None = None
-    """Only for pre-templated `text` rows: the string after which the loss starts, e.g.
-    '<|im_start|>assistant'."""
-    reasoning: Literal["keep", "strip", "last-turn", "split"] = "keep"
-    """<think> blocks: keep = as the data has them; strip = remove them (NoCoT); last-turn = loss on
-    the last assistant turn only; split = one sample per assistant turn. The last two are for
-    templates that drop earlier <think> blocks (Qwen3)."""
     system_prompt: str | None = None
     """A system message put before conversations that have none."""
-    s1_teacher: Literal["gemini", "deepseek"] | None = None
-    """Only for s1K rows that hold both: whose reasoning to train on."""
-    cache_dir: str | None = None
-    """Folder for tokenised data, keyed by data, tokenizer and template. null = no cache."""
 
 
-class ParallelConfig(StrictModel):
+class ParallelSection(StrictModel):
     """How the model is laid out over ranks. Data parallelism is what is left: dp = ranks /
     (tp·pp·cp)."""
 
@@ -118,12 +94,9 @@ class ParallelConfig(StrictModel):
         return self.sequence_parallel and self.tp > 1
 
 
-class TrainConfig(StrictModel):
+class TrainSection(StrictModel):
     """The training loop. A step is one optimizer update."""
 
-    global_batch_size: Positive = 32
-    """Samples per step over all ranks. Packing keeps it: only the number of rows they fill
-    varies."""
     micro_batch_size: Positive = 1
     """Rows of seq_length tokens that pass through the model at once on a rank. Changes memory and
     speed, not the result."""
@@ -132,14 +105,6 @@ class TrainConfig(StrictModel):
     max_steps: Positive | None = None
     """Stop after this many steps, even inside an epoch; the schedule ends there too. null = epochs
     decide."""
-    loss: TokenWeighting = TokenWeighting.VANILLA
-    """Token weighting of the SFT loss, the ten modes of arXiv 2604.06628 (docs: papers §6.2).
-    vanilla = plain cross-entropy."""
-    clip_ratio_low: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Lower clip of ratio-based losses: ratio ≥ 1 − low. 1.0 as in that paper's runs. Not read by
-    vanilla, teacher-weighted, adv-only."""
-    clip_ratio_high: Annotated[float, Field(ge=0)] = 1.0
-    """Upper clip of ratio-based losses: ratio ≤ 1 + high."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of weights and activations; master weights and optimizer state are fp32. auto = bf16 on CUDA,
     fp32 on CPU."""
@@ -154,9 +119,6 @@ class TrainConfig(StrictModel):
     anyway), mlp (the widest activations), both."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sample order, random initialisation and dropout."""
-    eval_every: Annotated[int, Field(ge=0)] = 0
-    """Held-out loss every N steps. 0 = only before the first and after the last. Needs
-    data.holdout."""
     nonfinite_limit: Positive = 3
     """Steps in a row with a non-finite loss or gradient before the run stops itself (status 3).
     Each such step changes nothing."""
@@ -173,7 +135,7 @@ class TrainConfig(StrictModel):
     """Ranks that write a profile."""
 
 
-class OptimConfig(StrictModel):
+class OptimSection(StrictModel):
     """AdamW and its learning-rate schedule."""
 
     lr: Annotated[float, Field(gt=0)] = 5.0e-5
@@ -199,7 +161,7 @@ class OptimConfig(StrictModel):
     """Share of all steps that wsd's final decay takes."""
 
 
-class CheckpointConfig(StrictModel):
+class CheckpointSection(StrictModel):
     """What is saved, and what a restart does."""
 
     every: Annotated[int, Field(ge=0)] = 10
@@ -208,8 +170,6 @@ class CheckpointConfig(StrictModel):
     """Newest checkpoints to keep; listed and best ones are kept besides."""
     keep_steps: CommaInts = ()
     """Steps that are saved and never deleted, e.g. 10,20,40,80,160,320,640."""
-    keep_best: Annotated[int, Field(ge=1)] | None = None
-    """Keep the K checkpoints with the lowest held-out loss. Needs data.holdout."""
     export_hf: bool = False
     """Write a Hugging Face folder hf/step_N beside each checkpoint that is kept for good, and at
     the end."""
@@ -220,7 +180,7 @@ class CheckpointConfig(StrictModel):
     run_dir has any); or a step_N folder."""
 
 
-class LogConfig(StrictModel):
+class LogSection(StrictModel):
     """Where numbers go. metrics.jsonl and log.txt in the run folder are always written."""
 
     every: Positive = 1
@@ -232,40 +192,3 @@ class LogConfig(StrictModel):
     """Weights & Biases project."""
     tensorboard: bool = False
     """Also write TensorBoard files to run_dir/tensorboard."""
-
-
-class RunConfig(StrictModel):
-    """What every training run has."""
-
-    run_dir: str = "runs/run"
-    """Everything this run writes goes here. A second start in the same folder resumes."""
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    train: TrainConfig = TrainConfig()
-    optim: OptimConfig = OptimConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    gpu: GpuConfig = GpuConfig()
-
-    @property
-    def collective_timeout_s(self) -> float:
-        """Seconds after which a collective counts as stuck."""
-        return self.gpu.nccl_timeout_s or 2 * self.train.timeout_s
-
-
-class SftConfig(RunConfig):
-    """Supervised fine-tuning."""
-
-    run_dir: str = "runs/sft"
-    """Everything this run writes goes here. A second start in the same folder resumes."""
-
-    @model_validator(mode="after")
-    def _cross_field_rules(self) -> SftConfig:
-        raise_all(check_training_rules(self))
-        return self
-
-    @property
-    def samples_per_update(self) -> int:
-        """Samples in one optimizer update over all ranks."""
-        return self.train.global_batch_size

@@ -2,7 +2,7 @@
 precision, offload, collectives.
 
 Every key reaches megatron-core 0.16.1 (or Transformer Engine) under the name that it has there;
-`model/te.py` and `train/optimizer.py` pass them on. Rules: `gpu_rules.py`. The defaults are what an
+`model/te.py` and `train/optimizer.py` pass them on. Rules: `rules/gpu.py`. The defaults are what an
 H200 run wants when nothing is said; on a CPU the overlaps have no effect and everything else here
 is refused. Advice: docs/fp8.md.
 """
@@ -20,7 +20,7 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 MomentType = Literal["fp32", "bf16", "fp16", "fp8"]
 
 
-class GpuConfig(StrictModel):
+class GpuSection(StrictModel):
     """Choices for CUDA devices. Not read on a CPU, where all but the defaults are refused."""
 
     fp8_format: Literal["auto", "hybrid", "e4m3"] = "auto"

@@ -1,5 +1,5 @@
-"""Configuration of generation outside training: the `rollout` section of `eval`, and `bench
-rollout`. GRPO's own section: `grpo.py`."""
+"""Generation outside training: the `rollout` section of `eval`, and what `data sample` shares with
+it. GRPO's own section: `grpo.py`."""
 
 from __future__ import annotations
 
@@ -58,27 +58,3 @@ class EvalRolloutSection(EngineSection):
     """Keep the k likeliest tokens; 0 = all."""
     max_tokens: Positive | None = None
     """Longest answer, tokens."""
-
-
-class BenchRolloutConfig(StrictModel):
-    """Tokens per second of our engine and of bare vllm.LLM.generate, on the same prompts, in
-    turn."""
-
-    model: str
-    """Hugging Face folder."""
-    num_prompts: Positive = 64
-    """Prompts per round, random token ids."""
-    prompt_tokens: Positive = 64
-    """Tokens per prompt."""
-    max_tokens: Positive = 128
-    """Tokens generated per prompt, exactly (end-of-sequence is ignored)."""
-    rounds: Positive = 5
-    """Timed rounds of each after a warm-up round; the best and the median are reported."""
-    tp: Positive = 1
-    """Tensor parallel GPUs (CPU: processes)."""
-    dtype: str = "auto"
-    """Of weights and activations."""
-    seed: Annotated[int, Field(ge=0)] = 42
-    """Of the prompts."""
-    json_path: JsonPath = None
-    """Write the numbers to this file."""

@@ -1,0 +1,2 @@
+"""Rules between keys: pure functions of the sections. Each violation is a line with the values and a
+fix; all are reported at once."""

@@ -1,0 +1,91 @@
+"""Rules that every training run has: schedule, checkpoints, profile, layout, CUDA path."""
+
+from __future__ import annotations
+
+from megaladder.config.rules.gpu import gpu_problems
+from megaladder.config.rules.layout import values_problems
+from megaladder.config.sections.run import RunConfig
+from megaladder.config.sections.shared import (
+    CheckpointSection,
+    OptimSection,
+    ParallelSection,
+    TrainSection,
+)
+
+
+def raise_all(problems: list[str]) -> None:
+    """One ValueError with every problem on its own line, or nothing."""
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """Violations of everything that `sft` and `grpo` share."""
+    problems = [
+        *values_problems(config),
+        *_schedule(config.optim, config.train),
+        *_checkpoint(config.checkpoint),
+        *_profile(config.train, config.parallel),
+        *gpu_problems(config),
+    ]
+    if not config.data.path:
+        problems.insert(
+            0, "data.path is empty; fix: set data.path to a data file or hub id (--data.path FILE)"
+        )
+    if not config.model.path:
+        problems.insert(
+            0,
+            "model.path is empty; fix: set model.path to a Hugging Face folder or hub id"
+            " (--model.path DIR)",
+        )
+    return problems
+
+
+def _schedule(optim: OptimSection, train: TrainSection) -> list[str]:
+    problems = []
+    if optim.min_lr > optim.lr:
+        problems.append(
+            f"optim.min_lr {optim.min_lr:g} is above optim.lr {optim.lr:g}; fix: min_lr ≤ lr"
+        )
+    warmup = optim.warmup_ratio if optim.warmup_steps is None else 0.0
+    if optim.schedule == "wsd" and warmup + optim.wsd_decay_ratio > 1:
+        problems.append(
+            f"optim.warmup_ratio {optim.warmup_ratio:g} + optim.wsd_decay_ratio"
+            f" {optim.wsd_decay_ratio:g} take more than all steps; fix: together at most 1"
+        )
+    max_steps = train.max_steps
+    if max_steps is not None and optim.warmup_steps is not None and optim.warmup_steps > max_steps:
+        problems.append(
+            f"optim.warmup_steps {optim.warmup_steps} is more than train.max_steps {max_steps};"
+            " fix: fewer warm-up steps"
+        )
+    return problems
+
+
+def _checkpoint(checkpoint: CheckpointSection) -> list[str]:
+    bad = [step for step in checkpoint.keep_steps if step < 1]
+    return (
+        [f"checkpoint.keep_steps {bad}: steps are counted from 1; fix: numbers ≥ 1"] if bad else []
+    )
+
+
+def _profile(train: TrainSection, parallel: ParallelSection) -> list[str]:
+    problems = []
+    last = train.max_steps
+    bad = [step for step in train.profile_steps if step < 1 or (last is not None and step > last)]
+    if bad:
+        problems.append(
+            f"train.profile_steps {bad} never happen (steps run from"
+            f" 1{f' to {last}' if last else ''}); fix: steps that do"
+        )
+    bad = [
+        rank
+        for rank in train.profile_ranks
+        if rank < 0 or (parallel.ranks is not None and rank >= parallel.ranks)
+    ]
+    if bad:
+        problems.append(
+            f"train.profile_ranks {bad} are no ranks; fix: numbers from 0 to the number of ranks"
+            " less one"
+        )
+    return problems

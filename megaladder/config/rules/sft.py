@@ -1,0 +1,33 @@
+"""Rules that only supervised fine-tuning has."""
+
+from __future__ import annotations
+
+from megaladder.config.sections.sft import SftCheckpointSection, SftDataSection, SftTrainSection
+
+
+def sft_problems(
+    data: SftDataSection, train: SftTrainSection, checkpoint: SftCheckpointSection
+) -> list[str]:
+    """Violations that only supervised fine-tuning knows."""
+    problems = []
+    if isinstance(data.holdout, float) and not 0 < data.holdout <= 0.5:
+        problems.append(
+            f"data.holdout {data.holdout:g} is no share of the samples; fix: a share in (0, 0.5], a"
+            " number, a file, or null"
+        )
+    if isinstance(data.holdout, int) and data.holdout < 1:
+        problems.append(
+            f"data.holdout {data.holdout} holds nothing out; fix: a number ≥ 1, a share in (0,"
+            " 0.5], a file, or null"
+        )
+    if train.eval_every and data.holdout is None:
+        problems.append(
+            f"train.eval_every {train.eval_every} needs data.holdout; fix: data.holdout 0.02"
+            " or a file, or eval_every 0"
+        )
+    if checkpoint.keep_best is not None and data.holdout is None:
+        problems.append(
+            f"checkpoint.keep_best {checkpoint.keep_best} needs a held-out loss; fix: data.holdout"
+            " 0.02 or a file, or keep_best null"
+        )
+    return problems
