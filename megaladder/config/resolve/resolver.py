@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
@@ -19,6 +19,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from tyro.constructors import (
     MISSING,
     ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
     StructConstructorSpec,
     StructFieldSpec,
     StructTypeInfo,
@@ -48,11 +50,17 @@ def resolve(
     _take_preset_flags(config_class, flags, defaults)
     registry = ConstructorRegistry()
     registry.struct_rule(_model_as_dict)
+    registry.primitive_rule(_null)
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     default = _unvalidated(config_class, defaults)
     with registry:
         values = tyro.cli(
-            config_class, args=flags, prog=usage, default=default, description=config_class.__doc__
+            config_class,
+            args=flags,
+            prog=usage,
+            default=default,
+            description=config_class.__doc__,
+            config=(tyro.conf.EnumChoicesFromValues,),
         )
     return validate(config_class, values, file)
 
@@ -292,6 +300,20 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
 
 
+def _null(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
+    """tyro rule: nothing is `null` on the command line and in `--help`, as in YAML."""
+    if info.type is not type(None):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{null}",
+        choices=("null",),
+        instance_from_str=lambda _: None,
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda _: ["null"],
+    )
+
+
 def _refuse_flags_of_other_verbs(config_class: type[StrictModel], args: list[str]) -> None:
     """A flag that this verb lacks and another one has is named here; tyro names the rest."""
     own = leaf_keys(config_class)
@@ -310,8 +332,8 @@ def _refuse_flags_of_other_verbs(config_class: type[StrictModel], args: list[str
 
 
 def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str]:
-    """YAML's spellings on the command line: `--data.packing false` → tyro's `--data.no-packing`,
-    `--train.max_steps null` → `None`."""
+    """YAML's spelling of a switch on the command line: `--data.packing false` → tyro's
+    `--data.no-packing`."""
     leaves = leaf_keys(config_class)
     out: list[str] = []
     i = 0
@@ -327,11 +349,6 @@ def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str
                 i += 1
                 value, equals = args[i], "="
             out.append(_switch(name, value.lower() if equals else "true"))
-        elif (value if equals else args[i + 1] if i + 1 < len(args) else "") == "null" and type(
-            None
-        ) in get_args(field.annotation):
-            out += [name, "None"]
-            i += not equals
         else:
             out.append(args[i])
         i += 1
