@@ -16,14 +16,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megaladder import __version__
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
-from megaladder.launch import end_of_rank, may_speak
-
-INTERRUPTED = 130  # 128 + SIGINT
-BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
+from megaladder.process import ending, last_word, signals
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Verb:
     takes_yaml: bool = False  # a first argument without dashes is a run.yaml
     # config.parallel says how many ranks; started here unless torchrun did
     distributed: bool = False
+    # the same command goes on where an earlier one was stopped: stop signals end it with status 3
+    resumes: bool = False
 
 
 VERBS: tuple[Verb, ...] = (
@@ -58,6 +58,7 @@ VERBS: tuple[Verb, ...] = (
         "Train",
         takes_yaml=True,
         distributed=True,
+        resumes=True,
     ),
     Verb(
         "grpo",
@@ -68,6 +69,7 @@ VERBS: tuple[Verb, ...] = (
         "Train",
         takes_yaml=True,
         distributed=True,
+        resumes=True,
     ),
     Verb(
         "convert hf-to-megatron",
@@ -134,6 +136,7 @@ VERBS: tuple[Verb, ...] = (
         "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals",
         "Evaluate",
         takes_yaml=True,
+        resumes=True,
     ),
     Verb(
         "bench rollout",
@@ -260,6 +263,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.curate.teacher.sample:run_sample",
         "rejection sampling from a teacher through the shared engine and grader; resumable",
         "Data",
+        resumes=True,
     ),
     Verb(
         "data make",
@@ -271,26 +275,44 @@ VERBS: tuple[Verb, ...] = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `megaladder argv…`; returns the exit status."""
+def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
+    """Runs `megaladder argv…`; returns the exit status (the table is in `process.ending`).
+
+    own_process: nothing else runs in this process, so stop signals are ours; always so without
+    argv.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None or own_process:
+        _listen(args)
     try:
         status = _dispatch(args)
-        end_of_rank()
+        if status == 0:
+            last_word.leave(last_word.Ending("finished", 0, "all steps are done"))
         return status
     except MegaladderError as error:
-        end_of_rank()
-        sys.stdout.flush()
-        if may_speak(error.exit_status, error.told_elsewhere):
-            print(f"megaladder: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
+        return ending.of_error(error)
     except KeyboardInterrupt:
         print("megaladder: interrupted", file=sys.stderr, flush=True)
-        return INTERRUPTED
+        return ending.INTERRUPTED
     except BrokenPipeError:
         # or the interpreter complains when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return BROKEN_PIPE
+        return ending.BROKEN_PIPE
+    except BaseException as error:
+        status_of_disk = ending.of_bug(error)
+        if status_of_disk is None:
+            raise
+        return status_of_disk
+    finally:
+        if signals.listening():
+            signals.ignore()
+
+
+def _listen(args: Sequence[str]) -> None:
+    """Stop signals of a verb that can go on are taken from here on, before anything is imported."""
+    verbs = (verb for verb in VERBS if verb.resumes)
+    if any(tuple(args[: len(words)]) == words for words in (tuple(v.name.split()) for v in verbs)):
+        signals.listen(ending.at_once)
 
 
 def find_verb(args: Sequence[str]) -> tuple[Verb, list[str]]:
@@ -352,8 +374,9 @@ def _place_ranks(config: Any, args: list[str]) -> int | None:
     """Checks the number of ranks against the layout; starts local ranks where none were started.
     None = this process is a rank."""
     from megaladder.config.rules.layout import check_world
-    from megaladder.launch import die_with_launcher, launch_local, under_launcher
+    from megaladder.launch import launch_local
     from megaladder.preflight.fit import check_model
+    from megaladder.process.ranks import die_with_launcher, under_launcher
 
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     if under_launcher():
@@ -365,7 +388,8 @@ def _place_ranks(config: Any, args: list[str]) -> int | None:
     check_model(config)
     if num_ranks == 1:
         return None
-    return launch_local(num_ranks, [sys.executable, "-m", "megaladder", *args])
+    command = [sys.executable, "-m", "megaladder", *args]
+    return launch_local(num_ranks, command, Path(config.run_dir), config.train.timeout_s)
 
 
 def load(target: str) -> Callable[..., Any]:

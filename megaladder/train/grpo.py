@@ -39,7 +39,7 @@ def run_grpo(config: GrpoConfig) -> int:
     """
     check_platform(config, platform.machine())
     platform.record_collectives(config.run_dir, config.gpu.nccl_trace_entries)
-    signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
+    watchdog = Watchdog(config.train.timeout_s, config.run_dir)
     with (
         parallel.session(layout_of(config), timeout_s=config.collective_timeout_s),
         RunDir(config.run_dir, parallel.is_main()) as run,
@@ -49,7 +49,7 @@ def run_grpo(config: GrpoConfig) -> int:
         watchdog.beat("reading the problems", patience_s=3600.0)
         data = prepare_problems(config, model.shape, model.folder)
         with ExitStack() as closing:
-            parts = _Parts(run, model, data, signals, watchdog, closing)
+            parts = _Parts(run, model, data, watchdog, closing)
             (
                 _roll_out(config, parts)
                 if config.grpo.mode == "rollout_only"
@@ -66,14 +66,13 @@ class _Parts:
     run: RunDir
     model: ModelSource
     data: ProblemData
-    signals: StopSignals
     watchdog: Watchdog
     closing: ExitStack
 
 
 def _train(config: GrpoConfig, parts: _Parts) -> None:
     """The loop."""
-    signals, watchdog, facts = parts.signals, parts.watchdog, parts.data.facts
+    watchdog, facts = parts.watchdog, parts.data.facts
     # loads while the trainer is built
     starting = EngineStart(config, parts.model, parts.data, parts.run)
     watchdog.beat("building the model")
@@ -87,6 +86,7 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
 
     watchdog.beat("starting the engine", patience_s=3600.0)
     engine = starting.result(trainer)
+    signals = StopSignals()
     rollouts = RoundFeed(
         config,
         parts.run.path / "rollouts",
@@ -145,7 +145,7 @@ def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
     engine = EngineStart(config, parts.model, parts.data, parts.run).result()
     progress = GrpoProgress(config, parts.run, parts.data.facts, None)
     source = open_source(config, parts.data, engine, 0)
-    rollouts = RoundFeed(config, parts.run.path / "rollouts", source, parts.watchdog, parts.signals)
+    rollouts = RoundFeed(config, parts.run.path / "rollouts", source, parts.watchdog, StopSignals())
     parts.closing.callback(rollouts.close)
     progress.resume()
     progress.note_engine(engine)

@@ -4,46 +4,45 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from pathlib import Path
+from typing import NoReturn
 
 from megaladder import parallel
-from megaladder.errors import RunStopped
-from megaladder.launch import leave_status
-
-RESUMABLE_STATUS = RunStopped.exit_status
+from megaladder.errors import NonFiniteError, StopRequested
+from megaladder.process import ending, last_word, signals
+from megaladder.process.heartbeat import PERIOD_S, SILENT_S, Beat, Heartbeat, suspect
+from megaladder.process.last_word import Ending
+from megaladder.process.ranks import leave_status
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1 (Slurm's pre-emption and time limit) ask for a stop after the current
-    step; all ranks agree on it."""
+    """From here on stop signals ask for a stop after the current step; all ranks agree on it. Built
+    right before the loop: until then nothing has to be saved and a signal ends the process."""
 
     def __init__(self) -> None:
-        self._received: int | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        self._request = signals.StopRequest(ending.asked_to_stop, ending.without_saving)
+        if not signals.listening():
+            signals.listen(self._request)
+        signals.replace_action(self._request)
 
     @property
     def received(self) -> bool:
         """Whether this rank was asked to stop."""
-        return self._received is not None
+        return self._request.number is not None
 
     def agreed(self) -> bool:
         """True on every rank when any rank was asked to stop. Collective."""
-        return parallel.any_rank(self._received is not None)
+        return parallel.any_rank(self.received)
 
 
-def stopped(text: str) -> RunStopped:
+def stopped(text: str) -> StopRequested:
     """The error of a stop that all ranks agreed on: rank 0 says it."""
-    error = RunStopped(text)
+    error = StopRequested(text)
     error.told_elsewhere = not parallel.is_main()
     return error
 
@@ -60,7 +59,7 @@ class NonFiniteGuard:
         """A warning for the log when this step was skipped; `names` gives the step's sample ids.
 
         Raises:
-            RunStopped: `limit` steps in a row were skipped (same decision on every rank: the
+            NonFiniteError: `limit` steps in a row were skipped (same decision on every rank: the
             numbers are global).
         """
         if updated:
@@ -74,7 +73,7 @@ class NonFiniteGuard:
         )
         text = f"step {step}: loss or gradient is not finite; no rank was updated; samples: {shown}"
         if self.in_a_row >= self.limit:
-            raise RunStopped(
+            raise NonFiniteError(
                 f"{text}; {self.in_a_row} such steps in a row; fix: lower optim.lr or look at those"
                 " samples, then start again to resume from the last checkpoint"
             )
@@ -85,39 +84,55 @@ class Watchdog:
     """Ends the process when no `beat` came for `timeout_s`: a hung collective or a stuck rank must
     not hold the machine.
 
-    It prints every thread's stack and what the rank was doing, then exits with the resumable
-    status; the launcher ends the other ranks.
+    Every second it gives a sign of life (`process.heartbeat`), by which the others of a rank that
+    hangs name it. At the end it prints every thread's stack, names the rank that the others wait
+    for, leaves the run's last word and exits with status 3; the launcher ends the other ranks.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, run_dir: str | Path) -> None:
         self._timeout_s = self._patience_s = timeout_s
         self._doing, self._since = "starting", time.monotonic()
         self._done = threading.Event()
+        self._heart = Heartbeat(Path(run_dir), timeout_s)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str, patience_s: float | None = None) -> None:
         """Says that the rank is alive and what it does next, and how long that may take if not
         `timeout_s`."""
-        self._doing, self._since, self._patience_s = (
-            doing,
-            time.monotonic(),
-            patience_s or self._timeout_s,
-        )
+        self._patience_s = patience_s or self._timeout_s
+        self._doing, self._since = doing, time.monotonic()
+        self._heart.turn(doing)
 
     def stop(self) -> None:
         self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._timeout_s / 4)):
+        while not self._done.wait(min(PERIOD_S, self._timeout_s / 4)):
+            self._heart.write()
             silent_s = time.monotonic() - self._since
             if silent_s > self._patience_s:
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-                print(
-                    f"error: rank {parallel.rank_from_env()} made no progress for {silent_s:.0f} s"
-                    f" while {self._doing} (train.timeout_s); another rank may hang; start again to"
-                    " resume from the last checkpoint",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                leave_status(RESUMABLE_STATUS)
-                os._exit(RESUMABLE_STATUS)
+                self._give_up(silent_s)
+
+    def _give_up(self, silent_s: float) -> NoReturn:
+        guilty = suspect(self._heart.mine(), self._heart.others())
+        text = (
+            f"rank {parallel.rank_from_env()} made no progress for {silent_s:.0f} s while"
+            f" {self._doing} (train.timeout_s); {_blame(guilty)}"
+        )
+        ranked = (guilty.rank, guilty.host) if guilty else (None, None)
+        last_word.leave(Ending("hang", ending.RESUMABLE, text, *ranked))
+        if leave_status(ending.RESUMABLE):
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            way_out = "start the same command again, it resumes from the last checkpoint"
+            print(f"megaladder: {text}; fix: {way_out}", file=sys.stderr, flush=True)
+        os._exit(ending.RESUMABLE)
+
+
+def _blame(guilty: Beat | None) -> str:
+    """Which rank hangs, as far as the signs of life tell."""
+    if guilty is None:
+        return "all ranks that can be seen are at the same place: a collective or a device hangs"
+    if guilty.rank == parallel.rank_from_env():
+        return "the others wait for this rank"
+    silence = f"; no sign of life for {guilty.silent_s:.0f} s" if guilty.silent_s > SILENT_S else ""
+    return f"waiting for {guilty} for {guilty.doing_s + guilty.silent_s:.0f} s{silence}"

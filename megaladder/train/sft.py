@@ -21,12 +21,12 @@ def run_sft(config: SftConfig) -> int:
     steps are done.
 
     Raises:
-        RunStopped: SIGTERM or SIGUSR1 came, or too many steps were not finite; the run is saved and
+        RunStopped: a stop signal came, or too many steps were not finite; the run is saved and
         can be resumed.
     """
     check_platform(config, platform.machine())
     platform.record_collectives(config.run_dir, config.gpu.nccl_trace_entries)
-    signals, watchdog = StopSignals(), Watchdog(config.train.timeout_s)
+    watchdog = Watchdog(config.train.timeout_s, config.run_dir)
     layout = layout_of(config)
     with (
         parallel.session(layout, timeout_s=config.collective_timeout_s),
@@ -48,6 +48,7 @@ def run_sft(config: SftConfig) -> int:
         guard = NonFiniteGuard(config.train.nonfinite_limit)
 
         step = progress.resume()
+        signals = StopSignals()
         if step == 0:
             progress.evaluate(step)
         while step < total_steps:
@@ -59,9 +60,9 @@ def run_sft(config: SftConfig) -> int:
             progress.warn(guard.record(step, result.updated, partial(data.names, stats.sample_ids)))
 
             watchdog.beat(f"finishing step {step}")
-            stopping = signals.agreed()
             if progress.evaluation_due(step):
                 progress.evaluate(step)
+            stopping = signals.agreed()
             if stopping or progress.save_due(step):
                 progress.save(step)
             if stopping and step < total_steps:

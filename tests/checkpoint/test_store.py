@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from megaladder.checkpoint import store
-from megaladder.errors import CheckpointError
+from megaladder.errors import CheckpointError, StorageError
 
 
 def _save(root, step, held_out_loss=None):
@@ -74,7 +74,7 @@ def test_retention_keeps_last_listed_and_best(tmp_path):
 def test_a_full_disk_is_told_before_writing_with_both_numbers(tmp_path, monkeypatch):
     _save(tmp_path, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 1199))
-    with pytest.raises(CheckpointError, match=r"1,200 bytes.*1,199 free"):
+    with pytest.raises(StorageError, match=r"1,200 bytes.*1,199 free"):
         store.prepare_folder(store.step_dir(tmp_path, 20), 1000)
     assert store.newest_committed(tmp_path) == 10 and not store.step_dir(tmp_path, 20).exists()
 

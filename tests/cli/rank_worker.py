@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from megaladder.launch import die_with_launcher, may_speak
+from megaladder.process.ranks import die_with_launcher, may_speak
 
 die_with_launcher()
 mode, folder = sys.argv[1], Path(sys.argv[2])

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from megaladder.launch import available_cores, rank_environment, under_launcher
+from megaladder.launch import available_cores, rank_environment
+from megaladder.process.ranks import under_launcher
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 LAUNCH = (
@@ -83,7 +84,7 @@ def test_the_users_thread_count_wins() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "status", "how"),
-    [("exit2", 2, "exited with status 2"), ("SIGKILL", 1, "was killed by SIGKILL")],
+    [("exit2", 2, "exited with status 2"), ("SIGKILL", 3, "was killed by SIGKILL")],
 )
 def test_a_failed_rank_ends_the_others_soon_and_is_named(
     tmp_path, mode: str, status: int, how: str
@@ -143,7 +144,7 @@ def test_one_rank_speaks_for_all_and_leaves_the_status(tmp_path, mode: str, said
 
 
 def test_without_a_launcher_everybody_speaks(monkeypatch, tmp_path) -> None:
-    from megaladder.launch import may_speak
+    from megaladder.process.ranks import may_speak
 
     monkeypatch.setenv("MEGALADDER_STATUS_FILE", str(tmp_path / "status"))
     assert may_speak(2) and may_speak(2) and not (tmp_path / "status").exists()
@@ -156,8 +157,8 @@ def test_without_a_launcher_everybody_speaks(monkeypatch, tmp_path) -> None:
 def test_a_late_signal_does_not_undo_a_finished_rank(tmp_path) -> None:
     """SIGUSR1 while Python ends: status 3 stays 3."""
     code = (
-        "import atexit, os, signal, sys; from megaladder.launch import end_of_rank;"
-        " signal.signal(signal.SIGUSR1, lambda *_: None);end_of_rank(); atexit.register(os.kill,"
+        "import atexit, os, signal, sys; from megaladder.process.signals import ignore;"
+        " signal.signal(signal.SIGUSR1, lambda *_: None); ignore(); atexit.register(os.kill,"
         " os.getpid(), signal.SIGUSR1);signal.raise_signal(signal.SIGUSR1); sys.exit(3)"
     )
     variables = {**os.environ, "RANK": "0", "WORLD_SIZE": "1"}
@@ -173,5 +174,5 @@ def test_a_second_interrupt_kills(tmp_path) -> None:
     time.sleep(0.3)
     launcher.send_signal(signal.SIGINT)
     launcher.communicate(timeout=30)
-    assert launcher.returncode == 1
+    assert launcher.returncode == 3
     assert_gone(ranks, within_s=1)

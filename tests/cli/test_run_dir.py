@@ -19,7 +19,7 @@ from clean_fork import run_in_fork
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaladder.errors import ConfigError, DataError, RunStopped
+from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import (
     JsonlFile,
     RunDir,
@@ -27,7 +27,6 @@ from megaladder.run_dir import (
     drop_rows_after,
     read_jsonl,
     repair_torn_tail,
-    require_free_space,
     to_json,
 )
 
@@ -179,14 +178,6 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_litter(tmp_path) -> None:
     assert run_in_fork(_write_with_a_size_limit, str(target)) == 7
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
-
-
-def test_free_space_is_asked_for_with_a_margin(tmp_path) -> None:
-    require_free_space(tmp_path / "not" / "yet", 1, "a checkpoint")
-    with pytest.raises(RunStopped) as caught:
-        require_free_space(tmp_path, 10**18, "a checkpoint")
-    assert "a checkpoint needs 1,200,000,000,000,000,000 bytes" in str(caught.value)
-    assert caught.value.exit_status == 3
 
 
 _HOLDER = """

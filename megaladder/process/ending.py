@@ -1,0 +1,84 @@
+"""The last lines of a process: what an error or a signal becomes for people, for whoever started
+the process, and for programs.
+
+| status | meaning |
+|---|---|
+| 0 | done |
+| 2 | your input or configuration is wrong; one message that names the fix |
+| 3 | stopped, and the same command goes on: by a signal, by itself, by a disk, by a lost process |
+| 130 | Ctrl-C in a command that has nothing to resume |
+| anything else | a bug |
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from megaladder.errors import MegaladderError
+from megaladder.process import last_word
+from megaladder.process.last_word import Ending
+from megaladder.process.ranks import LAUNCHER_PID, leave_status, may_speak
+from megaladder.process.storage import storage_error
+
+RESUMABLE = 3
+INTERRUPTED = 130  # 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
+BUG = 1
+
+
+def of_error(error: MegaladderError) -> int:
+    """Says an expected error once, leaves it as last word, returns its status."""
+    last_word.leave(Ending(error.reason, error.exit_status, str(error)))
+    sys.stdout.flush()
+    if may_speak(error.exit_status, error.told_elsewhere):
+        print(f"megaladder: {error}", file=sys.stderr, flush=True)
+    return error.exit_status
+
+
+def of_bug(error: BaseException) -> int | None:
+    """The status of any other exception when a disk is behind it (said in words), else None: then
+    it is a bug, whose traceback has to be seen."""
+    words = storage_error(error)
+    if words is not None:
+        return of_error(words)
+    last_word.leave(Ending("bug", BUG, f"{type(error).__name__}: {error}"))
+    leave_status(BUG)
+    return None
+
+
+def at_once(number: int) -> NoReturn:
+    """What a stop signal means where nothing is in memory only: before a run's first step, and in
+    verbs whose results are files that the next start continues."""
+    end_now(number, "signal_at_start", "; what was finished before is on disk")
+
+
+def without_saving(number: int) -> NoReturn:
+    """What a second Ctrl-C means."""
+    end_now(number, "interrupted", " again: not saved, the last committed checkpoint stays")
+
+
+def end_now(number: int, reason: str, how: str) -> NoReturn:
+    """Ends the process from any thread. What it writes survives a kill at any moment, so nothing
+    has to be put in order."""
+    text = f"stopped by {signal.Signals(number).name}{how}; start the same command again"
+    last_word.leave(Ending(reason, RESUMABLE, text))
+    if leave_status(RESUMABLE):
+        print(f"megaladder: {text}", file=sys.stderr, flush=True)
+    os._exit(RESUMABLE)
+
+
+def asked_to_stop(number: int) -> None:
+    """The answer to the first signal in the loop. Ranks of our launcher leave it to that."""
+    if LAUNCHER_PID not in os.environ and os.environ.get("RANK", "0") == "0":
+        print(stopping_line(number), file=sys.stderr, flush=True)
+
+
+def stopping_line(number: int) -> str:
+    again = "; Ctrl-C again ends it now" if number == signal.SIGINT else ""
+    return (
+        f"megaladder: {signal.Signals(number).name}: a step that has begun is finished and saved,"
+        f" then the run ends with status {RESUMABLE}{again}"
+    )

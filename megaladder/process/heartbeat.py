@@ -1,0 +1,133 @@
+"""Signs of life of a job's ranks: one small file each, rewritten every second by a thread.
+
+A file that stands still means a process that does (stopped, or stuck with Python's lock held); one
+that moves tells what the rank's main thread is doing and since when. The launcher's ranks write
+into its temporary folder, those of torchrun and Slurm into the run folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megaladder.process import last_word
+from megaladder.process.ranks import host, rank_from_env
+
+FOLDER_VARIABLE = "MEGALADDER_HEARTBEATS"
+FOLDER = ".heartbeats"  # in the run folder
+PERIOD_S = 1.0
+SILENT_S = 5.0  # several periods, for a loaded machine
+_SIZE = 1024  # always the same: rewriting it needs no room on a full disk
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What one rank said last. turns: how often it went on to something new; doing_s: seconds that
+    it has been doing this; silent_s: seconds since it wrote, by the file system's clock."""
+
+    rank: int
+    host: str
+    pid: int
+    doing: str
+    turns: int
+    doing_s: float
+    timeout_s: float
+    step: int | None
+    saved_step: int | None
+    number: int
+    silent_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (process {self.pid}), {self.doing}"
+
+
+def beat_folder(run: Path) -> Path | None:
+    """Where this rank's file belongs; None before the run folder exists."""
+    told = os.environ.get(FOLDER_VARIABLE)
+    if told:
+        return Path(told)
+    return run / FOLDER if run.is_dir() else None
+
+
+class Heartbeat:
+    """Writes this rank's file."""
+
+    def __init__(self, run: Path, timeout_s: float) -> None:
+        self._run, self._timeout_s = run, timeout_s
+        self._doing, self._turns, self._number = "starting", 0, 0
+        self._since = time.monotonic()
+
+    def turn(self, doing: str) -> None:
+        """The main thread goes on to something new."""
+        self._doing, self._turns, self._since = doing, self._turns + 1, time.monotonic()
+
+    def write(self) -> None:
+        """One sign of life. A folder that cannot be written is none of its business."""
+        folder = beat_folder(self._run)
+        if folder is None:
+            return
+        self._number += 1
+        raw = json.dumps(asdict(self._now())).encode()[:_SIZE].ljust(_SIZE)
+        try:
+            folder.mkdir(exist_ok=True)
+            descriptor = os.open(_file(folder, rank_from_env()), os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.pwrite(descriptor, raw, 0)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return
+
+    def others(self) -> list[Beat]:
+        """What the other ranks said last, as far as it can be read."""
+        folder = beat_folder(self._run)
+        found = read_beats(folder) if folder else []
+        return [beat for beat in found if beat.rank != rank_from_env()]
+
+    def mine(self) -> Beat:
+        return self._now()
+
+    def _now(self) -> Beat:
+        return Beat(
+            rank=rank_from_env(),
+            host=host(),
+            pid=os.getpid(),
+            doing=self._doing[:200],
+            turns=self._turns,
+            doing_s=round(time.monotonic() - self._since, 1),
+            timeout_s=self._timeout_s,
+            step=last_word.finished_step(),
+            saved_step=last_word.saved_step(),
+            number=self._number,
+        )
+
+
+def read_beats(folder: Path) -> list[Beat]:
+    """Every rank's last sign, by rank. The youngest file gives the present time."""
+    found = []
+    for path in folder.glob("rank_*.json"):
+        try:
+            said = json.loads(path.read_bytes())
+            found.append((path.stat().st_mtime, said))
+        except (OSError, ValueError):  # being written, or gone
+            continue
+    now = max((stamp for stamp, _ in found), default=0.0)
+    beats = [Beat(**{**said, "silent_s": now - stamp}) for stamp, said in found]
+    return sorted(beats, key=lambda beat: beat.rank)
+
+
+def suspect(mine: Beat, others: list[Beat]) -> Beat | None:
+    """Whom a rank without progress waits for: the one that gives no sign of life, else the one that
+    has come less far. None when all are at the same place."""
+    silent = max(others, key=lambda beat: beat.silent_s, default=None)
+    if silent is not None and silent.silent_s > SILENT_S:
+        return silent
+    last = min([mine, *others], key=lambda beat: beat.turns)
+    return last if last.turns < max(beat.turns for beat in [mine, *others]) else None
+
+
+def _file(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank}.json"

@@ -1,0 +1,162 @@
+"""`last_word.json` in a run folder: how its latest start ended, for programs.
+
+    {"reason": "signal", "status": 3, "saved": true, "step": 40, "saved_step": 40, "rank": 0,
+     "host": "node17", "message": "stopped by SIGTERM …", "time": "2026-01-31T12:00:00Z", …}
+
+reason is `running` from the moment the folder is locked; the first ending replaces it, whoever
+sees it: the run itself, a rank's watchdog, or the launcher for a rank that was killed. One that
+still says `running` while process `pid` on `host` is gone was ended by SIGKILL or a power cut.
+`saved`: no finished step is missing from the newest committed checkpoint. Steps are null before the
+first one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megaladder.process.ranks import attempt, host, rank_from_env
+
+NAME = "last_word.json"
+RUNNING = "running"
+
+
+@dataclass
+class _Progress:
+    folder: Path | None = None
+    step: int | None = None
+    saved_step: int | None = None
+
+
+_run = _Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One ending in words. rank, host: where the cause is, if not in this process; step: the last
+    finished one, where this process does not know it."""
+
+    reason: str
+    status: int
+    message: str
+    rank: int | None = None
+    host: str | None = None
+
+
+def begin(folder: Path, *, writer: bool) -> None:
+    """Endings of this process belong to the run in `folder` from now on. writer: this process
+    holds its lock."""
+    global _run
+    _run = _Progress(folder)
+    if writer:
+        _write(folder, {"reason": RUNNING, "status": None, "message": "", **_here()})
+
+
+def note_step(step: int) -> None:
+    """`step` is finished: its update is done."""
+    _run.step = step
+
+
+def note_saved(step: int) -> None:
+    """A committed checkpoint holds `step`: it was saved, or resumed from."""
+    _run.saved_step = step
+    _run.step = max(step, _run.step or 0)
+
+
+def finished_step() -> int | None:
+    return _run.step
+
+
+def saved_step() -> int | None:
+    return _run.saved_step
+
+
+def leave(ending: Ending) -> None:
+    """Writes how this start ended, unless another process of it did so before. A failing disk must
+    not hide the ending itself, so errors of writing are dropped."""
+    if _run.folder is None:
+        return
+    with contextlib.suppress(OSError):
+        leave_for(_run.folder, ending, _here())
+
+
+def leave_for(
+    folder: Path,
+    ending: Ending,
+    here: dict[str, Any] | None = None,
+    instead_of: tuple[str, ...] = (RUNNING,),
+) -> None:
+    """The same from outside: for a process of this start that can no longer speak for itself."""
+    found = read(folder)
+    if found is None or found["reason"] not in instead_of or found["attempt"] != attempt():
+        return
+    told = {key: value for key, value in asdict(ending).items() if value is not None}
+    _write(folder, {**found, **(here or {}), **told, "time": _now()})
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The last word in a run folder; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "reason" in found and "attempt" in found else None
+
+
+def committed_step(folder: Path, last: int | None) -> int | None:
+    """The newest committed step up to `last`, from the folder itself: for a process that is gone,
+    whose own word may be a moment old."""
+    found = [
+        int(path.parent.name.removeprefix("step_"))
+        for path in folder.glob("checkpoints/step_*/COMMITTED")
+        if path.parent.name.removeprefix("step_").isdigit()
+    ]
+    return max((step for step in found if last is not None and step <= last), default=None)
+
+
+def in_words(word: dict[str, Any]) -> str:
+    """What of the work is kept, in a few words."""
+    if word["step"] is None:
+        return "no step was finished in this start"
+    if word["saved"]:
+        return f"step {word['step']} is saved"
+    kept = "nothing" if word["saved_step"] is None else f"step {word['saved_step']}"
+    return f"step {word['step']} was finished, {kept} is saved"
+
+
+def _here() -> dict[str, Any]:
+    return {
+        "saved": _run.step == _run.saved_step,
+        "step": _run.step,
+        "saved_step": _run.saved_step,
+        "rank": rank_from_env(),
+        "host": host(),
+        "pid": os.getpid(),
+        "attempt": attempt(),
+        "time": _now(),
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _write(folder: Path, word: dict[str, Any]) -> None:
+    """Atomic; a reader sees the old word or the new one."""
+    temporary = folder / f".{NAME}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            json.dump(word, file, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / NAME)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

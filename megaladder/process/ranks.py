@@ -1,0 +1,90 @@
+"""A rank among the ranks of its job: who started it, which of them speaks, which status is left."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from megaladder.process.signals import die_with_parent
+
+LAUNCHER_PID = "MEGALADDER_LAUNCHER_PID"
+# torchrun makes a 1 of every failure: the first rank that fails leaves its own status here
+STATUS_FILE = "MEGALADDER_STATUS_FILE"
+FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
+LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
+
+
+def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
+    """True in a process that torchrun, Slurm's torchrun, or `launch_local` started."""
+    return "RANK" in environ and "WORLD_SIZE" in environ
+
+
+def rank_from_env() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def host() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+def attempt() -> str:
+    """Names this start of the run, the same on all its ranks."""
+    if LAUNCHER_PID in os.environ:
+        return os.environ[LAUNCHER_PID]
+    names = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "MASTER_PORT")
+    parts = [os.environ[name] for name in names if name in os.environ]
+    return "-".join(parts) if under_launcher() and parts else str(os.getpid())
+
+
+def die_with_launcher() -> None:
+    """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is
+    gone, however that happened (Linux)."""
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(int(launcher or os.getppid()))
+
+
+def may_speak(status: int, told_elsewhere: bool = False) -> bool:
+    """Whether this process should print the error it ends with. Of the ranks of a job one does:
+    rank 0 if it fails too, else the first to fail. Its exit status is left in the status file.
+    `told_elsewhere`: another rank has the cause and says it.
+
+    Without a launcher, and where the status file cannot be written, everybody speaks: twice is
+    better than never.
+    """
+    if not under_launcher() or _status_file() is None:
+        return True
+    if told_elsewhere:
+        time.sleep(LAST_WORD_S)
+        return False
+    if os.environ["RANK"] != "0":
+        time.sleep(FIRST_WORD_S)
+    return leave_status(status)
+
+
+def leave_status(status: int) -> bool:
+    """Writes the status file; False when another rank did so before."""
+    path = _status_file()
+    if path is None:
+        return True
+    try:
+        with path.open("x") as file:
+            file.write(f"{status}\n")
+    except FileExistsError:
+        return False
+    except OSError:  # a full or read-only disk must not cost the message
+        return True
+    return True
+
+
+def _status_file() -> Path | None:
+    """Where the ranks of this job leave the status: as told, else in torchrun's own temporary
+    folder of this node."""
+    told, of_torchrun = os.environ.get(STATUS_FILE), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if told:
+        return Path(told)
+    return Path(of_torchrun).parents[1] / "megaladder_status" if of_torchrun else None

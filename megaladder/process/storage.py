@@ -1,0 +1,83 @@
+"""What a failing disk means: one table from the system's error numbers to words and a way out.
+
+Every one of them leaves what was committed before untouched, so the status is 3: repair the place,
+start the same command again. Errors that are not in the table (a missing file, a folder where a
+file should be) are somebody else's to explain.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from megaladder.errors import MegaladderError, StorageError
+
+# error number -> what happened, what to do
+MEANINGS: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no space left on the disk", "free some space, or use another run_dir"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or ask for a larger quota"),
+    errno.EFBIG: (
+        "the file is too large for the file system or the process's limit (ulimit -f)",
+        "raise the limit, or use another file system",
+    ),
+    errno.EROFS: ("the file system is read-only", "remount it for writing, or use another run_dir"),
+    errno.EACCES: ("permission denied", "correct its permissions, or use another run_dir"),
+    errno.EPERM: ("operation not permitted", "correct its permissions, or use another run_dir"),
+    errno.EIO: (
+        "the device reports an input/output error",
+        "look at the kernel's log (dmesg); use another disk",
+    ),
+    errno.ESTALE: ("the network file system lost the file", "wait until the server is back"),
+    errno.ETIMEDOUT: ("the file system does not answer", "wait until the server is back"),
+    errno.EMFILE: ("too many open files in this process", "raise the limit: ulimit -n 65536"),
+    errno.ENFILE: ("too many open files on this machine", "close some, or raise fs.file-max"),
+    errno.ENOMEM: ("out of memory", "free some memory"),
+    errno.ENOLCK: ("the file system has no locks left", "use another file system for run_dir"),
+}
+# torch's C++ writer drops the error number of a write that failed
+_WRITER_WORDS = ("unexpected pos", "PytorchStreamWriter failed", "file write failed")
+
+
+def storage_error(error: BaseException, place: Path | str | None = None) -> StorageError | None:
+    """The error in words when a disk is behind it, else None.
+
+    place: where was written, for errors that name no file. Looks through the causes too, and knows
+    torch's own words for a write that was cut short.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in MEANINGS:
+            what, fix = MEANINGS[cause.errno]
+            where = cause.filename if isinstance(cause.filename, str | os.PathLike) else place
+            return StorageError(_message(where, what, fix))
+    if isinstance(error, MegaladderError) or not any(w in str(error) for w in _WRITER_WORDS):
+        return None
+    what = f"a file could not be written completely ({str(error).splitlines()[0]})"
+    return StorageError(_message(place, what, "make room there, or use another run_dir"))
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _message(where: object, what: str, fix: str) -> str:
+    return (
+        f"{where or 'writing'}: {what}{_room(where)}; what was committed before is untouched; fix:"
+        f" {fix}, then start the same command again"
+    )
+
+
+def _room(where: object) -> str:
+    """` (1,234 bytes free)`, or nothing where that cannot be asked."""
+    if not isinstance(where, str | os.PathLike):
+        return ""
+    try:
+        folder = next(p for p in (Path(where), *Path(where).parents) if p.exists())
+        return f" ({shutil.disk_usage(folder).free:,} bytes free)"
+    except (OSError, StopIteration):
+        return ""
