@@ -63,6 +63,8 @@ class Heartbeat:
     def turn(self, doing: str) -> None:
         """The main thread goes on to something new."""
         self._doing, self._turns, self._since = doing, self._turns + 1, time.monotonic()
+        if FOLDER_VARIABLE in os.environ:  # a local folder, so at once: a kill may come next
+            self.write()
 
     def write(self) -> None:
         """One sign of life. A folder that cannot be written is none of its business."""
