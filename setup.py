@@ -35,6 +35,7 @@ REQUIRES = [
     "scipy>=1.15",
     "matplotlib>=3.9",
     "math-verify[antlr4_13_2]==0.9.0",  # a grader's version is part of its results
+    "python-flint==0.9.0",  # exact rationals and certified balls of the grader
 ]
 EXTRAS = {
     "gpu": ["vllm>=0.32,<0.33", "transformer-engine[core_cu13,pytorch]>=2.12,<2.17", "triton>=3.6"],

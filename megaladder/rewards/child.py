@@ -21,7 +21,10 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from megaladder.rewards.sandbox import Limits
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_DETAIL_CHARS = 400
@@ -48,7 +51,7 @@ def main() -> None:
     if setup is None:
         return
     try:
-        work, active = _prepare(setup)
+        work, limits, active = _prepare(setup)
     except Exception as error:  # noqa: BLE001  everything that can go wrong at import or in the user's file is reported, then this process ends
         outgoing.write(frame({"error": _describe(error)}))
         return
@@ -57,7 +60,7 @@ def main() -> None:
 
     while (batch := read_frame(incoming)) is not None:
         for task in batch:
-            start_clock(setup["timeout_s"])
+            start_clock(limits)
             answer = work(task)
             stop_clock()
             outgoing.write(frame(answer))
@@ -76,7 +79,7 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 def _prepare(
     setup: Mapping[str, Any],
-) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], list[str]]:
+) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], Limits, list[str]]:
     sys.path[:0] = setup["sys_path"][:1]
     sys.path += setup["sys_path"][1:]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -96,11 +99,11 @@ def _prepare(
     else:
         from megaladder.rewards.grade import grade
 
-        # imports sympy and reads the LaTeX grammar before the limits are set
+        # imports all that grading needs before the limits are set
         assert grade("\\boxed{x+1}", "1+x", "math").correct
         work = partial(_grade, grade)
     limits = Limits(setup["timeout_s"], setup["memory_bytes"], trusted_code=bool(setup["function"]))
-    return work, enter(limits)
+    return work, limits, enter(limits)
 
 
 def _grade(grade: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]:

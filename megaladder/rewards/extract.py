@@ -29,11 +29,12 @@ _SPECIAL_TOKEN = re.compile(r"<\|[a-z_A-Z]{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _ANSWER_PHRASE = re.compile(r"(?i)\banswer(?:\*\*|__)?\s{0,3}(?::|=|\bis\b)(?:\*\*|__|:)*")
 _ANSWER_HEADING = re.compile(r"(?im)^[#*_ \t]{0,12}final answer[*_: \t]{0,12}$")
 _MATH_SPAN = re.compile(
-    r"(?<!\\)\$\$((?:[^$\\]|\\.){1,4096})\$\$|(?<!\\)\$((?:[^$\n\\]|\\.){1,4096})\$|\\\(([^\n]{1,4096}?)\\\)|\\\[(.{1,4096}?)\\\]",
+    r"(?<!\\)\$\$((?:[^$\\]|\\.){1,4096})\$\$|(?<!\\)\$((?:[^$\n\\]|\\.){1,4096})\$|\\\(((?:(?!\\\()[^\n]){1,4096}?)\\\)|\\\[((?:(?!\\\[).){1,4096}?)\\\]",
     re.DOTALL,
 )
 _NUMBER = re.compile(
     r"(?<![\w.])[-−+]?\s?\\?\$?\s?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+)?(?:\s?\\?%)?"
+    r"(?:\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?"
 )
 _WORD = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|arcsin|arccos|arctan|sqrt|inf|abs|min|max|mod|gcd|lcm)(?![A-Za-z]))"
@@ -42,10 +43,15 @@ _WORD = re.compile(
 _TEXT_COMMAND = re.compile(
     r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname|frac|sqrt|left|right)\b"
 )
-_LETTER_LINE = re.compile(r"^\W*(?:(?:option|choice)\s+)?\(?([A-J])\)?(?:\W*$|[).:]\s)")
+_LETTER_LINE = re.compile(
+    r"^\W*(?:(?i:option|choice)\s*:?\s*)?(?:\(?([A-J])\)?(?:\W*$|[).:]\s)|\(?([a-j])[).]\s*(?:\S|$)|\(?([a-j])\)?\W*$)"
+)
+# a small letter counts where brackets or its place show that it is an option: `(c)`, `b.`
+_OPTION = r"[\s*_$\[]*(?:\(([A-Ja-j])\)|\(?([A-J])(?![A-Za-z0-9'’]))"
 _LETTER_PHRASE = re.compile(
-    r"(?i:\banswer\s*(?:is|:|=)|\b(?:choose|select|pick|choice\s+is|option\s+is|answer\s+choice\s+is)|\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:))"
-    r"[\s:*_$]*(?i:the\s+)?(?i:option\s+|choice\s+|letter\s+)?[\s*_$(\[]*([A-J])(?![A-Za-z0-9'’])"
+    r"(?i:\banswer\s*(?:is|:|=|-|–|—)|\b(?:choose|select|pick|choice\s+is|option\s+is|answer\s+choice\s+is"
+    r"|choice\s*:|option\s*:)|\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:))"
+    r"[\s:*_$]*(?i:the\s+)?(?i:option\s+|choice\s+|letter\s+)?" + _OPTION
 )
 _LETTER_CORRECT = re.compile(
     r"(?i:\b(?:option|choice|answer))\s+[*_$(]*([A-J])[*_$)]*\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer))"
@@ -99,7 +105,7 @@ def extract(response: str, kind: str) -> Candidate:
         return Candidate(
             None, "nothing after the reasoning" if len(response) > len(text) else "empty response"
         )
-    found = _marked(text, kind)
+    found = _choice(text) if kind == "choice" else _marked(text, kind)
     if found is None:
         found = Candidate(_last_resort(text, kind), "last line")
     if found.text is None or not found.text.strip():
@@ -109,6 +115,16 @@ def extract(response: str, kind: str) -> Candidate:
             None, f"{found.rule}: {len(found.text)} characters, more than {MAX_ANSWER_CHARS}"
         )
     return Candidate(found.text.strip(), found.rule)
+
+
+def _choice(text: str) -> Candidate | None:
+    """A box or tag that holds a letter; one without a letter (`\\boxed{42}`) does not hide a phrase
+    that names one."""
+    found = _marked(text, "choice")
+    if found is None or found.text is None or letter(found.text) is not None:
+        return found
+    named = _letter_in_text(text)
+    return found if named is None else Candidate(named, "answer phrase")
 
 
 def _marked(text: str, kind: str) -> Candidate | None:
@@ -303,14 +319,19 @@ def letter(text: str) -> str | None:
 
 
 def _letter_in_text(text: str) -> str | None:
-    """The last phrase that names an option, else a last line that is one (`(B)`, `B) Paris`)."""
+    """The last phrase that names an option, else a last line that is one (`(B)`, `b) Paris`)."""
     tail = text[-_TAIL_CHARS:]
     matches = [*_LETTER_PHRASE.finditer(tail), *_LETTER_CORRECT.finditer(tail)]
     if matches:
-        return max(matches, key=lambda match: match.end()).group(1).upper()
+        return _group(max(matches, key=lambda match: match.end()))
     lines = [line for line in tail.split("\n") if line.strip()]
     line_letter = _LETTER_LINE.match(lines[-1].strip())
-    return line_letter.group(1).upper() if line_letter else None
+    return _group(line_letter) if line_letter else None
+
+
+def _group(match: re.Match[str]) -> str:
+    """The letter that one of the pattern's groups holds."""
+    return next(group for group in match.groups() if group).upper()
 
 
 def yes_or_no(response: str) -> str | None:

@@ -11,7 +11,10 @@ import re
 import unicodedata
 
 from megaladder.errors import DataError
-from megaladder.rewards.equal import equal
+from megaladder.rewards.compare.equal import equal
+from megaladder.rewards.compare.evaluate import TooMuch
+from megaladder.rewards.compare.normalize import Number, clean, same_number
+from megaladder.rewards.compare.quantity import read_number
 from megaladder.rewards.extract import (
     Candidate,
     answer_part,
@@ -21,7 +24,6 @@ from megaladder.rewards.extract import (
     letter,
     yes_or_no,
 )
-from megaladder.rewards.normalize import clean, number, same_number
 from megaladder.types import Graded, GradeReason
 
 KINDS = ("math", "gsm8k", "choice", "exact")
@@ -89,14 +91,17 @@ def _math_gold(gold: str) -> str | None:
     return gold if box is None else (box.text or "").strip() or None
 
 
-def _gsm8k_gold(gold: str):
-    return number(clean(gold.rsplit("####", 1)[-1]))
+def _gsm8k_gold(gold: str) -> Number | None:
+    return read_number(clean(gold.rsplit("####", 1)[-1]))
 
 
 def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
     answer = unicodedata.normalize("NFC", candidate.text)
     expected = _math_gold(gold)
-    reason = equal(expected, answer)
+    try:
+        reason = equal(expected, answer)
+    except TooMuch as error:
+        return Graded(None, answer, GradeReason.LIMIT, f"{candidate.rule}: {error}")
     return Graded(
         reason is not None,
         answer,
@@ -107,11 +112,12 @@ def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
 
 def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
     answer = unicodedata.normalize("NFC", candidate.text)
-    found = number(clean(answer))
+    found = read_number(clean(answer))
     if found is None:
         single = last_number(clean(answer))
-        found = number(clean(single)) if single else None
-    correct = found is not None and same_number(_gsm8k_gold(gold), found)
+        found = read_number(clean(single)) if single else None
+    expected = _gsm8k_gold(gold)
+    correct = found is not None and expected is not None and same_number(expected, found)
     reason = GradeReason.NUMERIC if correct else GradeReason.DIFFERENT
     return Graded(
         correct,
@@ -122,7 +128,7 @@ def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
 
 
 def _grade_choice(candidate: Candidate, gold: str, response: str) -> Graded:
-    answer = letter(candidate.text) or candidate.text
+    answer = letter(candidate.text or "") or candidate.text
     correct = answer == letter(gold)
     reason = GradeReason.CHOICE if correct else GradeReason.DIFFERENT
     return Graded(

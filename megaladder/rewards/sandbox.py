@@ -5,8 +5,8 @@ standard library only.
 * a seccomp filter (x86_64 and aarch64): no new process, no exec, no signals to others; for grading
   also no sockets and no file opened for writing, created, renamed or removed. Denied calls fail
   with EPERM, as on any locked-down machine.
-* a timer whose default action ends the process: it ends even in a C-level hang, and even if the
-  process that watched it is gone
+* timers of CPU and wall-clock time whose default action ends the process: it ends even in a C-level
+  hang, and even if the process that watched it is gone
 
 `enter` returns the names of the parts that hold, so that a platform without seccomp is visible. It
 is no virtual machine: do not run untrusted *code* here; model text is data, and this is the second
@@ -27,6 +27,8 @@ _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _LOAD, _JUMP_EQUAL, _JUMP_IF_BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 _CLONE_THREAD = 0x10000
+# wall-clock time of a sample that uses no CPU time: so generous that only a hang takes it
+HANG_S, HANG_FACTOR = 60.0, 30.0
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 # syscall numbers: (audit architecture, {name: number}); names that an architecture lacks are left
@@ -109,12 +111,17 @@ class _Program(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`memory_bytes`: address space beyond what the process has when it enters. `trusted_code`: a
-    user's reward function runs here."""
+    """`timeout_s`: CPU seconds a sample, wall-clock seconds with `trusted_code`: a user's reward
+    function runs here. `memory_bytes`: address space beyond what the process has when it enters."""
 
     timeout_s: float
     memory_bytes: int
     trusted_code: bool = False
+
+    @property
+    def wall_s(self) -> float:
+        """Wall-clock seconds after which a sample hangs, whatever the machine is busy with."""
+        return self.timeout_s if self.trusted_code else HANG_S + HANG_FACTOR * self.timeout_s
 
     @property
     def file_bytes(self) -> int:
@@ -141,20 +148,26 @@ def enter(limits: Limits) -> list[str]:
     return active
 
 
-def start_clock(timeout_s: float) -> None:
-    """The sample's own end: wall-clock timer and CPU seconds, both with the default action. One
-    second later than the parent's kill."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, timeout_s + 1.0)
+def start_clock(limits: Limits) -> None:
+    """The sample's own end, by timers with the default action: they hold even in a C-level hang.
+
+    The grader's limit is CPU time, which no busy machine shortens. A user's function may wait for a
+    server, so its limit is wall-clock time, one second later than the parent's kill.
+    """
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, limits.wall_s + 1.0)
+    if not limits.trusted_code:
+        signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(
-        resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + timeout_s) + 2, hard)
-    )
+    cpu_s = math.ceil(usage.ru_utime + usage.ru_stime + limits.timeout_s) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, hard))
 
 
 def stop_clock() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.0)
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 def _lower(kind: int, value: int) -> None:

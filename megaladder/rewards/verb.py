@@ -9,7 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,10 +19,10 @@ from megaladder.errors import ConfigError, DataError
 from megaladder.rewards.grade import check_gold
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.run_dir import to_json
-from megaladder.types import UNDECIDED_REASONS, Graded, GradeReason
+from megaladder.types import Graded, GradeReason
 
 CHUNK_ROWS = 4096  # rows in memory at once
-MAX_NAMED = 5  # timeouts and crashes that the summary names
+MAX_NAMED = 5  # undecided responses that the summary names
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +47,42 @@ def run_grade(config: GradeConfig) -> int:
             f"{config.input}: no rows; fix: give a file with rows {{'id', 'gold', 'response' or"
             " 'responses'}"
         )
-    num_rows, reasons, correct = 0, Counter(), 0
+    counts = _Counts()
     pool = GradePool(config.workers, config.timeout_s, config.memory_mib << 20)
     with pool, _replaced(config.output) as output:
         chunk = first
         while chunk:
-            graded = pool.grade_many([task for row in chunk for task in _tasks(row, config.kind)])
+            tasks = [task for row in chunk for task in _tasks(row, config.kind)]
+            graded = pool.grade_many(tasks)
             start = 0
             for row in chunk:
                 verdicts = graded[start : start + len(row.responses)]
                 start += len(row.responses)
                 output.write((to_json(_graded_row(row, verdicts)) + "\n").encode("utf-8"))
-            num_rows += len(chunk)
-            reasons.update(verdict.reason for verdict in graded)
-            correct += sum(verdict.correct is True for verdict in graded)
+            counts.add(len(chunk), tasks, graded)
             chunk = list(islice(rows, CHUNK_ROWS))
-    _summarise(config, (num_rows, correct, time.monotonic() - started), reasons, pool)
+    _summarise(config, counts, time.monotonic() - started)
     return 0
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What the summary says. `undecided`: one line a response without a verdict."""
+
+    num_rows: int = 0
+    num_correct: int = 0
+    reasons: Counter[GradeReason] = field(default_factory=Counter)
+    undecided: list[str] = field(default_factory=list)
+
+    def add(self, num_rows: int, tasks: Sequence[GradeTask], graded: Sequence[Graded]) -> None:
+        self.num_rows += num_rows
+        self.num_correct += sum(verdict.correct is True for verdict in graded)
+        self.reasons.update(verdict.reason for verdict in graded)
+        self.undecided += [
+            f"{task.id}: {verdict.reason.value}, {verdict.detail}"
+            for task, verdict in zip(tasks, graded, strict=True)
+            if verdict.correct is None
+        ]
 
 
 def _tasks(row: _Row, kind: str) -> list[GradeTask]:
@@ -200,29 +219,21 @@ def _replaced(path: str) -> Iterator[BinaryIO]:
         raise
 
 
-def _summarise(
-    config: GradeConfig,
-    done: tuple[int, int, float],
-    reasons: Counter[GradeReason],
-    pool: GradePool,
-) -> None:
-    """Totals, reasons, the samples that were killed, and the next command."""
-    num_rows, num_correct, seconds = done
-    total, num_undecided = reasons.total(), sum(reasons[reason] for reason in UNDECIDED_REASONS)
+def _summarise(config: GradeConfig, counts: _Counts, seconds: float) -> None:
+    """Totals, reasons, the responses that stayed undecided, and the next command."""
+    total, num_undecided = counts.reasons.total(), len(counts.undecided)
     num_decided = max(1, total - num_undecided)
-    parts = ", ".join(f"{reason.value} {count}" for reason, count in reasons.most_common())
+    parts = ", ".join(f"{reason.value} {count}" for reason, count in counts.reasons.most_common())
     print(
-        f"graded {total} responses of {num_rows} rows in {seconds:.1f} s"
-        f" ({total / max(seconds, 1e-9):.0f}/s): {num_correct} correct,"
-        f" {total - num_undecided - num_correct} wrong, {num_undecided} undecided;"
-        f" {100 * num_correct / num_decided:.2f} % of the decided"
+        f"graded {total} responses of {counts.num_rows} rows in {seconds:.1f} s"
+        f" ({total / max(seconds, 1e-9):.0f}/s): {counts.num_correct} correct,"
+        f" {total - num_undecided - counts.num_correct} wrong, {num_undecided} undecided;"
+        f" {100 * counts.num_correct / num_decided:.2f} % of the decided"
     )
     print(f"by reason: {parts}")
-    for failure in pool.failures[:MAX_NAMED]:
-        print(f"undecided: {failure.id}: {failure.reason.value}, {failure.detail}")
-    if len(pool.failures) > MAX_NAMED:
-        print(
-            f"… and {len(pool.failures) - MAX_NAMED} more; their rows have reason timeout or crash"
-        )
+    for line in counts.undecided[:MAX_NAMED]:
+        print(f"undecided: {line}")
+    if num_undecided > MAX_NAMED:
+        print(f"… and {num_undecided - MAX_NAMED} more; `correct` is null in their rows")
     print(f"written: {config.output}")
     print(f"next: megaladder analyze pass-at-k --input {config.output} --k 1 --json pass_at_k.json")

@@ -33,13 +33,14 @@ from megaladder.errors import ConfigError, DataError, RewardError
 from megaladder.rewards import child
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
 from megaladder.rewards.grade import KINDS, check_gold
+from megaladder.rewards.sandbox import Limits
 from megaladder.types import Graded, GradeReason
 
 MAX_BATCH_TASKS = 64
 MAX_BATCH_CHARS = 2_000_000
 MAX_ANSWER_BYTES = 1 << 20  # of one answer frame; more means that the process is not ours any more
 START_TIMEOUT_S = 120.0
-_TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGXCPU)
+_TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,8 @@ class GradePool:
     """`num_workers` reusable processes. Not for use from two threads at once (a lock makes the
     second wait).
 
-    `timeout_s`: wall-clock seconds one sample may take before its process is killed.
-    `memory_bytes`: what a process may allocate on top of its imports. `function`: a user's reward
+    `timeout_s`: CPU seconds one sample may take before its process ends (wall-clock seconds for a
+    user's function); it is tried once more, alone, and then undecided. `memory_bytes`: what a process may allocate on top of its imports. `function`: a user's reward
     function instead of the grader. After use: `counts` (verdicts by reason), `failures` (every
     timeout and crash by sample id), `protections` (what the sandbox could apply on this machine).
     """
@@ -105,7 +106,8 @@ class GradePool:
             "timeout_s": timeout_s,
             "memory_bytes": memory_bytes,
         }
-        self.num_workers, self.timeout_s = num_workers, timeout_s
+        self.num_workers = num_workers
+        self.limits = Limits(timeout_s, memory_bytes, trusted_code=function is not None)
         self.counts: Counter[GradeReason] = Counter()
         self.failures: list[Failure] = []
         self.protections: tuple[str, ...] = ()
@@ -163,7 +165,7 @@ class _Run:
         self.todo: deque[int] = deque(range(len(tasks)))
         self.found: list[dict[str, Any] | None] = [None] * len(tasks)
         self.num_missing = len(tasks)
-        self.crashed_once: set[int] = set()
+        self.tried_once: set[int] = set()
         self.selector = selectors.DefaultSelector()
 
     def answers(self) -> list[dict[str, Any]]:
@@ -193,12 +195,12 @@ class _Run:
         batch, num_chars = [], 0
         while self.todo and len(batch) < num_tasks and (not batch or num_chars < MAX_BATCH_CHARS):
             index = self.todo.popleft()
-            if index in self.crashed_once and batch:  # alone, so that nothing else can be to blame
+            if index in self.tried_once and batch:  # alone, so that nothing else can be to blame
                 self.todo.appendleft(index)
                 break
             batch.append(index)
             num_chars += len(self.tasks[index].response)
-            if index in self.crashed_once:
+            if index in self.tried_once:
                 break
         worker.send(batch, [_as_message(self.tasks[index]) for index in batch])
 
@@ -215,13 +217,14 @@ class _Run:
         now = time.monotonic()
         for worker in list(self.pool._workers):
             if now > worker.deadline:
-                self._lost(worker, (GradeReason.TIMEOUT, f"killed after {self.pool.timeout_s:g} s"))
+                seconds = self.pool.limits.wall_s
+                self._lost(worker, (GradeReason.TIMEOUT, f"killed after {seconds:g} s"))
 
     def _take(self, worker: _Worker, message: dict[str, Any]) -> None:
         if not worker.ready:
             if "error" in message:
                 raise ConfigError(_start_message(self.pool._setup["function"], message["error"]))
-            worker.started(self.pool.timeout_s)
+            worker.started(self.pool.limits.wall_s)
             self.pool.protections = tuple(message["ready"])
             return
         index = worker.pending.popleft()
@@ -233,6 +236,8 @@ class _Run:
                 " response"
             )
         if "crash" in message:
+            if self._goes_again(index):
+                return
             message = self._failure(index, GradeReason.CRASH, message["crash"])
         self._store(index, message)
 
@@ -254,15 +259,17 @@ class _Run:
             return
         culprit, *innocent = worker.pending
         self.todo.extendleft(reversed(innocent))
-        if reason is GradeReason.CRASH and culprit not in self.crashed_once:
-            self.crashed_once.add(
-                culprit
-                # once more, alone in a fresh process: memory left by others must not count against
-                # it
-            )
-            self.todo.append(culprit)
+        if self._goes_again(culprit):
             return
         self._store(culprit, self._failure(culprit, reason, detail))
+
+    def _goes_again(self, index: int) -> bool:
+        """Puts a sample back once, alone: what others left behind must not count against it."""
+        if index in self.tried_once:
+            return False
+        self.tried_once.add(index)
+        self.todo.append(index)
+        return True
 
     def _failure(self, index: int, reason: GradeReason, detail: str) -> dict[str, Any]:
         self.pool.failures.append(Failure(self.tasks[index].id, reason, detail))

@@ -46,7 +46,7 @@ def test_hostile_corpus(tmp_path, monkeypatch):
     ]
     assert wrong == []
     killed = [i for i, found in enumerate(graded) if found.reason in KILLED]
-    assert len(HOSTILE) >= 60 and 1 <= len(killed) <= 25
+    assert len(HOSTILE) >= 60 and len(killed) <= 2
     # counted and named, each once
     assert sorted(failure.id for failure in failures) == sorted(f"row {i}" for i in killed)
     assert _files() == files
@@ -54,7 +54,8 @@ def test_hostile_corpus(tmp_path, monkeypatch):
     print(f"hostile: {len(HOSTILE)} responses, {len(killed)} killed, {seconds:.1f} s")
 
 
-def test_a_hang_costs_exactly_one_sample_wherever_it_stands():
+def test_what_is_too_costly_is_undecided_wherever_it_stands():
+    """By counted operations, so no process is killed and no clock is read."""
     hang = GradeTask("hang", "\\boxed{9^{9^{9^{9^9}}}}", "5")
     good = [GradeTask(f"good {i}", f"\\boxed{{{i}}}", str(i)) for i in range(130)]
     with GradePool(num_workers=1, timeout_s=1.0) as pool:
@@ -62,6 +63,5 @@ def test_a_hang_costs_exactly_one_sample_wherever_it_stands():
             graded = pool.grade_many([*good[:place], hang, *good[place:]])
             expected = [None if i == place else True for i in range(131)]
             assert [found.correct for found in graded] == expected
-            assert graded[place].reason is GradeReason.TIMEOUT
-            assert "hang" in graded[place].detail and "1 s" in graded[place].detail
-        assert pool.counts[GradeReason.TIMEOUT] == 3
+            assert graded[place].reason is GradeReason.LIMIT
+        assert pool.counts[GradeReason.LIMIT] == 3 and pool.failures == []

@@ -65,7 +65,7 @@ def test_only_the_worker_process_calls_the_grader(repository):
     comparers |= {
         name
         for name, found in sources.items()
-        if any(one.startswith("megaladder.rewards.equal") for one in found)
+        if any(one.startswith("megaladder.rewards.compare") for one in found)
     }
     assert comparers and all(name.startswith("megaladder/rewards/") for name in comparers)
 

@@ -21,19 +21,20 @@ class GradeConfig(StrictModel):
     input: str
     """JSONL, rows {"id", "gold", "response": text} or {"id", "gold", "responses": [text, …]}."""
     output: str
-    """JSONL: each row plus `answer`, `correct`, `reason` (lists for `responses`). Replaced only
-    when all is graded."""
+    """JSONL: each row plus `answer`, `correct` (null: undecided), `reason` (lists for `responses`);
+    where a row has an `answer` of its own, what was found is `extracted_answer`. Replaced only when
+    all is graded."""
     kind: AnswerKind = "math"
-    """math = numbers, sets, expressions (math-verify); gsm8k = one number; choice = an option
+    """math = numbers, sets, expressions; gsm8k = one number; choice = an option
     letter; exact = the same string."""
     workers: Annotated[int, Field(ge=1, le=256)] = min(8, os.cpu_count() or 1)
     """Grading processes. Default: the machine's cores, at most 8."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
-    """Seconds one response may take before its process is killed; it then counts as wrong, reason
-    timeout."""
+    """CPU seconds one response may take, which a busy machine does not shorten. One that needs more
+    is tried once more, alone, and is then undecided, reason timeout."""
     memory_mib: Annotated[int, Field(ge=64)] = 1024
-    """MiB a grading process may allocate on top of its imports; a response that needs more counts
-    as wrong, reason crash."""
+    """MiB a grading process may allocate on top of its imports; a response that needs more is
+    undecided, reason crash."""
 
 
 class PassAtKConfig(StrictModel):

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 MAX_DIGITS = 256  # longest run of digits that is read as a number
 MAX_EXPONENT = 300  # of scientific notation
+RELATIVE_TOLERANCE = Fraction(1, 1_000_000)  # of decimals, with six significant digits or more
 
 _FRACTIONS = {
     "½": "1/2",
@@ -104,11 +105,18 @@ _RENAMES = [
         re.compile(r"\^\s*\{\s*\\circ\s*\}|\\degree(?![a-zA-Z])|\\textdegree(?![a-zA-Z])"),
         r"^\\circ ",
     ),
-    (re.compile(r"\\(?:text|mbox|mathrm|textbf|textrm)\s*\{\s*,?\s*(?:and|or)\s*\}"), ","),
-    (re.compile(r"(?<=[\d)}\]$])\s*,?\s+(?:and|or)\s+(?=[-\d(\\[x$])"), ", "),
+    (re.compile(r"\\(?:text|mbox|mathrm|textbf|textrm)\s*\{\s*,?\s*and\s*\}"), r"\\land "),
+    (re.compile(r"\\(?:text|mbox|mathrm|textbf|textrm)\s*\{\s*,?\s*or\s*\}"), r"\\lor "),
+    (re.compile(r"(?<=[\d)}\]$])\s*,?\s+and\s+(?=[-\d(\\[$]|[a-z](?![a-zA-Z]))"), r" \\land "),
+    (re.compile(r"(?<=[\d)}\]$])\s*,?\s+or\s+(?=[-\d(\\[$]|[a-z](?![a-zA-Z]))"), r" \\lor "),
+    (re.compile(r"\\(?:vee|lor)(?![a-zA-Z])"), r"\\lor "),
+    (re.compile(r"\\(?:wedge|land)(?![a-zA-Z])"), r"\\land "),
+    (re.compile(r"\\(?:ldots|cdots|dotsc|dotsb)(?![a-zA-Z])|\.\.\."), r"\\dots "),
+    (re.compile(r"\{:\}|\\colon(?![a-zA-Z])"), ":"),
     (re.compile(r"\\(?:text|mbox|mathrm)\s*\{\s*\\?(?:%|percent|percentage)\s*\}"), "%"),
     (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\[$]|[$]"), ""),
+    (re.compile(r"\\[$]"), r"\\dollar "),
+    (re.compile(r"[$]"), ""),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"<="), r"\\le "),
@@ -130,29 +138,16 @@ _RENAMES = [
 _FONT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox|operatorname|boldsymbol)\s*\{([^{}]*)\}"
 )
-_TEXT_UNIT = re.compile(
-    r"(?<=[\d)}\]a-zA-Z%])\s*\\(?:text|textrm|textbf|textit|mathrm|mbox|hbox|mathbf)\s*\{[^{}]*[A-Za-z°%][^{}]*\}\s*(?:\^\s*\{?\s*-?\d\s*\}?)?\s*$"
-)
-_SHORT_UNIT = "cm|mm|km|nm|kg|mg|ml|mL|ft|in|mi|lb|lbs|oz|mph|kph|hr|hrs|min|mins|sec|secs|Hz|kHz|kW|MW|GB|MB|am|pm|yd|sq|cu|rad|deg"
-_PLAIN_UNIT = re.compile(
-    rf"(?<=[\d)}}.])(?:(?:{_SHORT_UNIT}|[A-Za-z]{{4,}})|\s+(?:{_SHORT_UNIT}|[A-Za-z]*[aeiouAEIOU][A-Za-z]*[A-Za-z]))\b\.?"
-    r"(?:[ /·-]+[A-Za-z]+\.?)*\s*(?:\^\s*\{?\s*-?\d\s*\}?)?\s*$"
-)
-_NO_UNIT = re.compile(
-    r"(?i)(?:\b|\\)(?:pi|and|or|sin|cos|tan|log|ln|exp|sqrt|frac|infty|times|cdot|to|mod|i)\b"
-)
-_DEGREES = re.compile(r"\s*(?:\^\s*\\circ|\\circ)\s*[CFcf]?\s*$")
-_CURRENCY = re.compile(r"^([-+]?)\s*(?:USD|US|Rs\.?|[€£¥₹])\s*(?=[-\d.])")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
     """An exact number as it was written. `percent`: it carried a % sign (`value` is what stands
-    before it); `decimal`: it had a point."""
+    before it); `places`: digits after the point, None where it has no point (then it is exact)."""
 
     value: Fraction
     percent: bool = False
-    decimal: bool = False
+    places: int | None = None
 
 
 @lru_cache(maxsize=4096)
@@ -251,47 +246,28 @@ def plain_text(text: str) -> str:
     return text.strip()
 
 
-def strip_unit(cleaned: str) -> str:
-    r"""Without a unit in a text command at the end (`15\mbox{ cm}^2` → `15`), as the published
-    graders do; `\text{east}` stays."""
-    for _ in range(3):
-        shorter = _TEXT_UNIT.sub("", cleaned)
-        if shorter == cleaned or not shorter:
-            break
-        cleaned = shorter
-    return cleaned.strip()
-
-
 @lru_cache(maxsize=4096)
 def number(cleaned: str) -> Number | None:
-    r"""The exact number that a cleaned answer spells, units, currency and degrees aside; None if it
-    is no plain number.
+    r"""The exact number that a cleaned answer spells; None if it is no plain number.
 
     Reads integers, decimals, thousands (`1,000`), fractions, mixed numbers, scientific notation,
     percentages, repeating decimals.
 
-    >>> number("1\\frac{4}{5}").value, number("3 \\times 10^{-2}").value, number("25%").percent,
-    number("2x") (Fraction(9, 5), Fraction(3, 100), True, None)
+    >>> number("1\\frac{4}{5}").value, number("25%").percent, number("2x")
+    (Fraction(9, 5), True, None)
     """
     if len(cleaned) > 2 * MAX_DIGITS + 64 or not re.search(r"\d", cleaned):
         return None
     if re.match(r"\\(?:text|textbf|mathrm|mathbf|mbox|boldsymbol)\s*\{[^{}]*\}$", cleaned):
         cleaned = plain_text(cleaned)
-    text = _DEGREES.sub("", strip_unit(cleaned))
-    text = _CURRENCY.sub(r"\1", text).strip()
-    found = _percent(text)
-    if found is None:
-        unit = _PLAIN_UNIT.search(text)
-        if unit and not _NO_UNIT.search(unit.group()):
-            found = _percent(text[: unit.start()].strip())
-    return found
+    return _percent(cleaned.strip())
 
 
 def _percent(text: str) -> Number | None:
     match = re.search(r"\s*(?:%|(?:percent|percentage|pct)\.?)\s*$", text)
     if match and match.start() > 0:
         found = _plain_number(text[: match.start()].strip())
-        return Number(found.value, percent=True, decimal=found.decimal) if found else None
+        return Number(found.value, percent=True, places=found.places) if found else None
     return _plain_number(text)
 
 
@@ -321,7 +297,8 @@ def _read_decimal(text: str) -> Number | None:
         text = re.sub(r"[, ]", "", text)
     if not re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)", text):
         return None
-    return Number(Fraction(text.rstrip(".")), decimal="." in text.rstrip("."))
+    _, point, decimals = text.rstrip(".").partition(".")
+    return Number(Fraction(text.rstrip(".")), places=len(decimals) if point else None)
 
 
 def _read_fraction(text: str) -> Number | None:
@@ -336,7 +313,7 @@ def _read_fraction(text: str) -> Number | None:
     if divisor == 0:
         return None
     value = Fraction(top.replace(",", "").rstrip(".")) / divisor + (int(whole) if whole else 0)
-    return Number(-value if sign == "-" else value, decimal="." in top + bottom)
+    return Number(-value if sign == "-" else value)
 
 
 def _read_scientific(text: str) -> Number | None:
@@ -368,18 +345,24 @@ def _read_repeating(text: str) -> Number | None:
 
 
 def same_number(gold: Number, answer: Number) -> bool:
-    """Exact, but a decimal counts when it agrees to six decimals (math-verify) and to 1e-4 of the
-    gold; `25` and `25%` are the same."""
+    """Exact but for decimals that were written as approximations (`_close`); `25` and `25%` are the
+    same."""
     if gold.percent == answer.percent:
-        return _close(gold.value, answer.value, gold.decimal or answer.decimal)
+        return _close(gold, answer, Fraction(1))
     percent, plain = (gold, answer) if gold.percent else (answer, gold)
-    decimal = gold.decimal or answer.decimal
-    return _close(plain.value, percent.value, decimal) or _close(
-        plain.value, percent.value / 100, decimal
-    )
+    return _close(plain, percent, Fraction(1)) or _close(plain, percent, Fraction(1, 100))
 
 
-def _close(gold: Fraction, answer: Fraction, decimal: bool) -> bool:
-    if gold == answer or not decimal:
-        return gold == answer
-    return round(gold, 6) == round(answer, 6) and abs(gold - answer) <= abs(gold) / 10_000
+def _close(left: Number, right: Number, factor: Fraction) -> bool:
+    """left = right · factor; where one of them is a decimal, to a relative 1e-6 and to less than one
+    unit of the last place that was written, so that 0.333333 is 1/3 and 12.345678 is not
+    12.345679."""
+    value = right.value * factor
+    if left.value == value:
+        return True
+    places = [one.places for one in (left, right) if one.places is not None]
+    if not places or (len(places) == 2 and places[0] == places[1]):
+        return False
+    gap = abs(left.value - value)
+    last_place = Fraction(1, 10 ** min(places))
+    return gap <= abs(left.value) * RELATIVE_TOLERANCE and gap < last_place
