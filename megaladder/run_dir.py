@@ -194,7 +194,7 @@ def _step_of(row: Mapping[str, Any], path: Path, number: int) -> int:
 def environment() -> dict[str, Any]:
     """What ran: versions of the packages that decide numbers, Python, machine type, command line.
     No environment variables (secrets)."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in FINGERPRINT_PACKAGES:
         try:
             versions[name] = metadata.version(name)
