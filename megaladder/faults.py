@@ -1,6 +1,9 @@
 """Fault points for tests: `MEGALADDER_FAULT="after_save:3:SIGKILL"` makes the third passage through
 `fault_point("after_save")` send that signal to its own process (or raise, with `RAISE`). Without
 the variable a fault point does nothing.
+
+`SIGTERM@launcher` sends it to the process that started the ranks (the rank itself where there is
+none), `SIGTERM@group` to that process's group as well as its own: once a job, by rank 0.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import signal
 from collections import Counter
 
 _passages: Counter[str] = Counter()
+# forked helpers of a rank pass fault points too
+_RANK_PID = os.getpid()
 
 
 def fault_point(name: str) -> None:
@@ -22,6 +27,19 @@ def fault_point(name: str) -> None:
         return
     _passages[name] += 1
     if _passages[name] == int(count):
-        if action == "RAISE":
-            raise RuntimeError(f"fault point {name}")
-        os.kill(os.getpid(), getattr(signal, action))
+        _act(name, *action.split("@"))
+
+
+def _act(name: str, action: str, target: str = "self") -> None:
+    if action == "RAISE":
+        raise RuntimeError(f"fault point {name}")
+    number = getattr(signal, action)
+    if target == "self":
+        os.kill(os.getpid(), number)
+    elif os.environ.get("RANK", "0") == "0":
+        main = int(os.environ.get("MEGALADDER_LAUNCHER_PID") or _RANK_PID)
+        if target == "launcher":
+            os.kill(main, number)
+        else:
+            for group in {os.getpgid(main), os.getpgid(0)}:
+                os.killpg(group, number)

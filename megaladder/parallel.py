@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from megaladder.errors import ConfigError, MegaladderError
 from megaladder.process.storage import storage_error
 
 T = TypeVar("T")
+
+_STOP_KEY, _STOP_POLL = "megaladder/stop", datetime.timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,9 +317,9 @@ def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def wait_for_main(name: str, timeout_s: float) -> None:
+def wait_for_main(name: str, timeout_s: float, asked: Callable[[], bool]) -> None:
     """Ranks other than 0 sleep until rank 0 has called this with the same, never reused `name`; at
-    most `timeout_s`.
+    most `timeout_s`. asked: whether this rank was asked to stop, which rank 0 then hears of.
 
     For long waits before a collective (rollouts): a collective would spin on the device and count
     against its own, shorter timeout.
@@ -326,8 +329,21 @@ def wait_for_main(name: str, timeout_s: float) -> None:
     store = dist.distributed_c10d._get_default_store()
     if is_main():
         store.set(f"megaladder/{name}", "ready")
-    else:
-        store.wait([f"megaladder/{name}"], datetime.timedelta(seconds=timeout_s))
+        return
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return store.wait([f"megaladder/{name}"], _STOP_POLL)
+        except dist.DistStoreError:
+            if time.monotonic() > deadline:
+                raise
+        if asked():
+            store.set(_STOP_KEY, "asked")
+
+
+def asked_by_others() -> bool:
+    """On rank 0: whether a rank that sits in `wait_for_main` was asked to stop."""
+    return world_size() > 1 and dist.distributed_c10d._get_default_store().check([_STOP_KEY])
 
 
 @contextmanager

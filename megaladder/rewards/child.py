@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_DETAIL_CHARS = 400
+MAX_REWARD = 1e9  # beyond it float32 advantages have lost every digit of the others
 # what a reward function may ask for, by name
 ARGUMENTS = ("response", "completion", "gold", "kind", "id", "metadata", "problem")
 
@@ -132,18 +133,19 @@ def _reward(
     if reward is None:
         return {
             "bug": f"returned {type(value).__name__} {_safe_repr(value)}; expected a finite number"
+            f" between -{MAX_REWARD:g} and {MAX_REWARD:g}"
         }
     return {"reward": reward}
 
 
 def _finite(value: Any) -> float | None:
-    """The value as a finite float; None for anything else: None, text, complex, NaN, infinity, an
-    integer beyond floats."""
+    """The value as a float of a size that means, deviations and their squares can be taken of; None
+    for anything else: None, text, complex, NaN, infinity, an integer beyond floats."""
     try:
         number = float(value) if isinstance(value, numbers.Real) else math.nan
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= MAX_REWARD else None
 
 
 def _describe(error: BaseException) -> str:

@@ -424,6 +424,9 @@ def main() -> int:
             "this is an engine's child process; it is started by megaladder itself", file=sys.stderr
         )
         return 2
+    # a signal to the whole group asks the trainer for a stop; it ends us when the rollouts are stored
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(os.environ.pop(SOCKET_VARIABLE))))
     server = _Server(channel, json.loads(os.environ[OPTIONS_VARIABLE]))
     try:

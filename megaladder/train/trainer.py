@@ -177,6 +177,7 @@ class Trainer:
         head: HeadOptions = HeadOptions(),
     ) -> StepSums:
         """Forward only; weights and gradients stay as they are."""
+        fault_point("evaluate")
         for chunk in self.chunks:
             chunk.eval()
         sums = run_micro_batches(

@@ -52,7 +52,8 @@ def misbehave(response):
 
 def bug(response):
     return {"raise": lambda: 1 / 0, "nan": lambda: math.nan, "none": lambda: None, "complex": lambda: 1j, "text": lambda: "1.0",
-            "inf": lambda: math.inf, "list": lambda: [1.0], "exit": lambda: sys.exit(0), "huge": lambda: 10 ** 10_000}[response]()
+            "inf": lambda: math.inf, "list": lambda: [1.0], "exit": lambda: sys.exit(0), "huge": lambda: 10 ** 10_000,
+            "absurd": lambda: 1e308}[response]()
 
 def environment(response):
     return float(dict(os.environ).keys() <= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LC_CTYPE"})
@@ -166,6 +167,7 @@ def test_a_bug_in_a_user_function_stops_with_the_sample(functions):
             "list": "list [1.0]",
             "exit": "SystemExit",
             "huge": "int",
+            "absurd": "float 1e+308; expected a finite number between -1e+09 and 1e+09",
         }
         for kind, said in said_by_kind.items():
             with pytest.raises(RewardError, match=f"sample {kind}: ") as error:

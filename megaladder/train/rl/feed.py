@@ -94,7 +94,8 @@ class RoundFeed:
         """
         self._watchdog.beat(f"waiting for the rollouts of step {step}", patience_s=self.patience_s)
         self._wait()
-        parallel.wait_for_main(f"round {step}", timeout_s=self.patience_s)
+        name = f"round {step}"
+        parallel.wait_for_main(name, self.patience_s, lambda: self._signals.received)
         return parallel.on_main(lambda: self._finished(step))
 
     def close(self) -> None:
@@ -103,11 +104,18 @@ class RoundFeed:
             self._source.close()
 
     def _wait(self) -> None:
-        while self._future is not None and not self._future.done() and not self._signals.received:
+        while self._future is not None and not self._future.done() and not self._asked_to_stop():
             time.sleep(POLL_S / 10)
 
+    def _asked_to_stop(self) -> bool:
+        return self._signals.received or parallel.asked_by_others()
+
     def _finished(self, step: int) -> SampleTable | None:
+        assert self._future is not None
         if not self._future.done():
+            return None
+        # the signal may have reached the engine as well: what was asked for is a stop
+        if self._asked_to_stop() and self._future.exception() is not None:
             return None
         found: Round = self._future.result()
         assert found.step == step, f"round {found.step} was made, {step} asked for"

@@ -27,6 +27,7 @@ from megaladder.data.chat import (
 from megaladder.data.read import BadRowLog
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
+from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
 from megaladder.rollout.sample import Prompt
 from megaladder.types import Problem
@@ -102,6 +103,7 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
 def _read(
     config: GrpoConfig, shape: ModelShape, model_folder: Path
 ) -> tuple[ProblemStream, Any, ProblemFacts]:
+    fault_point("data")
     folder = tokenizer_dir(config.model.tokenizer or str(model_folder), config.model.revision)
     tokenizer = load_tokenizer(
         folder, None, config.model.chat_template, config.model.trust_remote_code

@@ -28,6 +28,7 @@ from megaladder.data.schemas import ReadOptions
 from megaladder.data.store import SampleStore
 from megaladder.data.store_build import DataSpec, open_train_and_holdout
 from megaladder.errors import DataError
+from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
 from megaladder.parallel import Layout
 from megaladder.train.health import Watchdog
@@ -180,6 +181,7 @@ def prepare_data(
         watchdog.beat("tokenising the data", patience_s=24 * 3600.0)
     source = config.model.tokenizer or str(model_folder)
     with parallel.main_rank_first():
+        fault_point("data")
         folder = tokenizer_dir(source, config.model.revision)
         tokenizer = load_tokenizer(
             folder, None, config.model.chat_template, config.model.trust_remote_code

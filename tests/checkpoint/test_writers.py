@@ -1,0 +1,65 @@
+"""The processes that write a checkpoint: killed, failing, asked to stop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from clean_fork import run_in_fork
+
+STOPPED = 3
+
+
+def save(folder: Path, action: str | None) -> int:
+    """Two tensors through megatron-core's own save, by our writers; 3 for a StorageError."""
+    if action:
+        os.environ["MEGALADDER_FAULT"] = f"write_files:1:{action}"
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing import ShardedTensor
+
+    from megaladder import parallel
+    from megaladder.checkpoint import writers
+    from megaladder.errors import StorageError
+
+    state = {
+        name: ShardedTensor.from_rank_offsets(name, torch.full((4, 8), 7.0)) for name in ("a", "b")
+    }
+    with parallel.session(parallel.Layout()):
+        writers.install()
+        try:
+            with writers.failures_in_words(folder):
+                dist_checkpointing.save(state, str(folder))
+        except StorageError as error:
+            (folder.parent / "said").write_text(str(error))
+            return STOPPED
+        again = {
+            name: ShardedTensor.from_rank_offsets(name, torch.zeros(4, 8)) for name in ("a", "b")
+        }
+        loaded = dist_checkpointing.load(again, str(folder))
+    return 0 if all(bool((value == 7).all()) for value in loaded.values()) else 1
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "step_1"
+    path.mkdir()
+    return path
+
+
+def test_a_killed_writer_is_told_at_once(folder) -> None:
+    assert run_in_fork(save, folder, "SIGKILL") == STOPPED
+    said = (folder.parent / "said").read_text()
+    assert said.startswith(f"{folder}/__0_") and "was killed by SIGKILL" in said
+    assert "was committed before is untouched" in said and "dmesg" in said
+
+
+@pytest.mark.parametrize("action", [None, "SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_writer_finishes_whatever_signal_asks_for_a_stop(folder, action) -> None:
+    assert run_in_fork(save, folder, action) == 0
+
+
+def test_a_writer_that_raises_is_told(folder) -> None:
+    assert run_in_fork(save, folder, "RAISE") == STOPPED
+    assert "ended with 1" in (folder.parent / "said").read_text()

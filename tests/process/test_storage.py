@@ -1,0 +1,57 @@
+"""A failing disk becomes one message with path, meaning and fix, and status 3; other errors stay
+what they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from megaladder.errors import ConfigError, StorageError
+from megaladder.process.storage import MEANINGS, storage_error
+
+
+@pytest.mark.parametrize("number", sorted(MEANINGS))
+def test_every_number_has_path_meaning_and_fix(number, tmp_path) -> None:
+    path = tmp_path / "step_4" / "shard"
+    error = storage_error(OSError(number, os.strerror(number), str(path)))
+    assert isinstance(error, StorageError) and error.exit_status == 3 and error.reason == "storage"
+    what, fix = MEANINGS[number]
+    assert str(error).startswith(f"{path}: {what} (") and f"fix: {fix}" in str(error)
+    assert "bytes free" in str(error) and "start the same command again" in str(error)
+
+
+def test_the_issue_s_numbers_are_known() -> None:
+    assert {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE} <= set(
+        MEANINGS
+    )
+
+
+def test_a_cause_is_found_behind_other_errors(tmp_path) -> None:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as cause:
+            raise RuntimeError("unexpected pos 704 vs 598") from cause
+    except RuntimeError as error:
+        found = storage_error(error, tmp_path)
+    assert "no space left on the disk" in str(found) and str(tmp_path) in str(found)
+
+
+def test_torch_words_for_a_short_write_are_known(tmp_path) -> None:
+    found = storage_error(RuntimeError("unexpected pos 704 vs 598"), tmp_path)
+    assert found is not None and "could not be written completely" in str(found)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "no such file", "x"),
+        RuntimeError("shapes differ"),
+        ConfigError("unexpected pos"),
+        OSError("no number"),
+    ],
+)
+def test_other_errors_are_somebody_else_s(error) -> None:
+    assert storage_error(error) is None
