@@ -42,7 +42,8 @@ def backend(device: torch.device) -> str:
     choice = os.environ.get(VARIABLE, "auto").strip().lower() or "auto"
     if choice not in _CHOICES:
         raise ValueError(
-            f"{VARIABLE}={choice!r}: expected one of {', '.join(_CHOICES)}; fix: unset it or name one of them"
+            f"{VARIABLE}={choice!r}: expected one of {', '.join(_CHOICES)}; fix: unset it or name"
+            " one of them"
         )
     chosen = choice if choice != "auto" else ("triton" if device.type == "cuda" else "torch")
     _say_once(chosen, device.type, choice)

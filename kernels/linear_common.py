@@ -1,51 +1,51 @@
-"""What the two linear heads share: chunks of logits under a scratch budget, row compaction, d
-weight, d hidden.
+"""What the two linear heads share: active rows, aligned products, blocks of logits, d weight.
 
-T = tokens, H = hidden size, V = stored local columns, n_valid = those that count (products are only
-formed for these), C = rows of a chunk.
+T = tokens, n = active rows, H = hidden size, V = stored local columns, n_valid = those that count,
+C = rows of a block.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from megaladder.kernels import ops
 from megaladder.kernels.reference import RowSpec, accumulator
-from megaladder.kernels.shard import TensorParallel, gather_tokens, is_split
+from megaladder.kernels.shard import PendingGrad, TensorParallel, gather_tokens, is_split
 from megaladder.kernels.vocab_logprob import ENTROPY_MODES
 
-# elements; Triton uses 128-bit loads only when the row stride is a known multiple of it
-_STRIDE = 16
-_ROW_GROUP = 128  # chunk rows come in multiples of a matrix-product tile
-# bytes; on a CPU the chunk should stay near its caches
-_DEFAULT_SCRATCH = {"cuda": 1200 << 20, "cpu": 8 << 20}
+# Elements. Triton uses 128-bit loads only where the row stride is a known multiple of it, and
+# cuBLAS falls to kernels five times slower where a product's dimension is no multiple of 8.
+ALIGNED = 16
+_ROW_TILE = 128  # rows of a block come in multiples of a matrix-product tile
+# Rows from which a longer block gains nothing: d weight in blocks of 4,096 rows costs what one
+# product over all rows does (measured), and a block twice as long halves the passes over main_grad.
+MOST_ROWS = 8192
+_LEAST_SCRATCH = 1200 << 20  # bytes, where the ranks of a split vocabulary have agreed on nothing
+_CPU_SCRATCH = 8 << 20  # bytes; a block that stays near the caches
 
 
 @dataclass(frozen=True, slots=True)
 class LinearOptions:
-    """Keyword options of `linear_logprob` and `linear_policy_loss`.
+    """Keyword options of `linear_logprob` and `linear_loss`.
 
-    entropy: "none", "value" or "grad"; `linear_policy_loss` knows itself whether its loss needs a
-    gradient. scratch_bytes: memory for a chunk of logits (and their gradient where its type
-    differs); None: 1200 MiB on CUDA, 8 MiB on the CPU. sequence_parallel: `hidden` is this rank's
-    [T/R, H]; it is gathered inside and d hidden is reduce-scattered. compact_rows: leave out
-    ignored rows in the forward and zero-gradient rows in the backward; exact, but counting them
-    makes a GPU wait
-        for the host once or twice per call. False: no waiting, fit for CUDA graphs.
-    bf16_logits: round the logits to the weight's 16-bit type (to mirror an engine that does);
-    default are float32 sums as they are. never_materialise: the forward of `linear_logprob` runs in
-    the `linear_stats` kernel: no logits at all, same result for any batch.
+    entropy: "none", "value" or "grad". scratch_bytes: memory for logits; None: on CUDA half of
+    what is free (1200 MiB where the vocabulary is split: all ranks must cut their rows alike, so a
+    caller that knows more says so), 8 MiB on the CPU. sequence_parallel: `hidden` is this rank's
+    [T/R, H]; it is gathered inside and d hidden is reduce-scattered. bf16_logits: logits are
+    rounded once to the weight's 16-bit type, which costs 0.003 nats of log-prob in the mean (0.044
+    at most, measured at logits of standard deviation 3) and saves half of their memory and 40 % of
+    their traffic; default: the float32 sums of the product as they are.
     """
 
     ignore_index: int = -100
     entropy: str = "none"
     scratch_bytes: int | None = None
     sequence_parallel: bool = False
-    compact_rows: bool = True
     bf16_logits: bool = False
-    never_materialise: bool = False
 
     def __post_init__(self) -> None:
         if self.entropy not in ENTROPY_MODES:
@@ -63,7 +63,9 @@ class Head:
     """One call's fixed surroundings."""
 
     weight: torch.Tensor  # [V, H]
-    spec: RowSpec  # for all T tokens
+    spec: RowSpec  # for the n active rows
+    rows: torch.Tensor | None  # int64 [n], which of the T tokens they are; None: all
+    num_tokens: int  # T
     tp: TensorParallel | None
     options: LinearOptions
 
@@ -71,148 +73,173 @@ class Head:
     def sequence_parallel(self) -> bool:
         return self.options.sequence_parallel and is_split(self.tp)
 
-    def all_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[T, H] in the weight's type, gathered under sequence parallelism."""
+    def active(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, H] in the weight's type, gathered over the ranks under sequence parallelism."""
         full = gather_tokens(hidden, self.tp) if self.sequence_parallel else hidden
-        return full.to(self.weight.dtype)
+        full = full.to(self.weight.dtype)
+        return full if self.rows is None else full.index_select(0, self.rows)
 
-    def kept_rows(self) -> torch.Tensor | None:
-        """Indices of tokens with a target; None means all."""
-        return self._compact(self.spec.targets != self.spec.ignore_index)
+    def everywhere(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, …] laid back on all T tokens; zeros elsewhere."""
+        if self.rows is None:
+            return values
+        return values.new_zeros((self.num_tokens, *values.shape[1:])).index_copy_(
+            0, self.rows, values
+        )
 
-    def _compact(self, keep: torch.Tensor) -> torch.Tensor | None:
-        if not self.options.compact_rows:
-            return None
-        index = keep.nonzero().squeeze(1)
-        return None if index.numel() == keep.numel() else index
-
-    def active_rows(
-        self, d_logp: torch.Tensor, d_entropy: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """Indices of rows through which a gradient flows; None means all."""
-        return self._compact(d_logp != 0 if d_entropy is None else (d_logp != 0) | (d_entropy != 0))
-
-
-def _padded(columns: int) -> int:
-    return -(-max(1, columns) // _STRIDE) * _STRIDE
+    def reduce(self, d_rows: torch.Tensor) -> PendingGrad:
+        """Starts the reduction of d hidden [n, H] over the ranks."""
+        return PendingGrad(
+            self.everywhere(d_rows), self.tp, sequence_parallel=self.sequence_parallel
+        )
 
 
-class Chunks:
-    """Walks over selected tokens; owns the logits buffer, whose row stride is padded to 16
-    elements."""
+def padded(columns: int) -> int:
+    return math.ceil(max(1, columns) / ALIGNED) * ALIGNED
 
-    def __init__(self, head: Head, full: torch.Tensor, rows: torch.Tensor | None) -> None:
-        self._full, self._rows, self._columns = full, rows, head.weight[: head.spec.n_valid]
-        self.num_rows = full.shape[0] if rows is None else rows.numel()
-        narrow = head.options.bf16_logits and full.dtype in (torch.bfloat16, torch.float16)
-        self.logits_dtype = full.dtype if narrow else accumulator(full.dtype)
-        self.grad_dtype = full.dtype
-        self._width = _padded(head.spec.n_valid)
-        # equal on all ranks: they gather chunk by chunk
+
+class Columns:
+    """The weight as the products take it.
+
+    Every dimension of the three products must be a multiple of 16: the columns up to the last such
+    multiple are taken as they lie, the up to 15 others as a block of 16 with rows of zeros. Columns
+    from n_valid on are never read, whatever they hold.
+    """
+
+    def __init__(self, weight: torch.Tensor, n_valid: int) -> None:
+        self.whole, self.n_valid, self.width = (
+            n_valid // ALIGNED * ALIGNED,
+            n_valid,
+            padded(n_valid),
+        )
+        self.main = weight[: self.whole]
+        self.tail: torch.Tensor | None = None
+        if self.whole < n_valid:
+            self.tail = weight.new_zeros((ALIGNED, weight.shape[1]))
+            self.tail[: n_valid - self.whole] = weight[self.whole : n_valid]
+
+    def logits(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """x [C, H] · weightᵀ into out [C, width], summed in the type of `out` where it is wider."""
+        ops.wide_mm(x, self.main.t(), out[:, : self.whole])
+        if self.tail is not None:
+            ops.wide_mm(x, self.tail.t(), out[:, self.whole :])
+        return out
+
+    def d_hidden(self, d_logits: torch.Tensor, out: torch.Tensor) -> None:
+        """d_logits [C, width] · weight into out [C, H]; the sum of both parts is rounded once."""
+        if self.tail is None:
+            torch.mm(d_logits[:, : self.whole], self.main, out=out)
+        else:
+            torch.mm(d_logits[:, self.whole :], self.tail, out=out)
+            out.addmm_(d_logits[:, : self.whole], self.main)
+
+
+class Blocks:
+    """Walks over the active rows; makes their logits and knows where their gradient goes.
+
+    The gradient is written over the logits: in their own type, or in 16 bits over float32 ones,
+    where a row of gradient is the first half of the row's bytes.
+    """
+
+    def __init__(self, head: Head, x: torch.Tensor) -> None:
+        self.columns = Columns(head.weight, head.spec.n_valid)
+        narrow = head.options.bf16_logits and x.dtype in (torch.bfloat16, torch.float16)
+        self.logits_dtype = x.dtype if narrow else accumulator(x.dtype)
+        self._x, self._buffer = x, None
+        # equal on all ranks: they exchange statistics block by block
         widest = (0 if head.tp is None else head.tp.widest) or head.weight.shape[0]
-        row_bytes = _padded(widest) * (
-            self.logits_dtype.itemsize
-            + (0 if self.grad_dtype == self.logits_dtype else self.grad_dtype.itemsize)
-        )
-        budget = head.options.scratch_bytes or _DEFAULT_SCRATCH.get(
-            full.device.type, _DEFAULT_SCRATCH["cuda"]
-        )
-        fit = max(1, budget // row_bytes)
-        self.step = min(
-            max(1, self.num_rows), fit if fit < _ROW_GROUP else fit // _ROW_GROUP * _ROW_GROUP
-        )
-        self._logits_buffer: torch.Tensor | None = None
-        self._grad_buffer: torch.Tensor | None = None
-        self._wide_columns: torch.Tensor | None = None
+        self.row_bytes = padded(widest) * self.logits_dtype.itemsize
+        self.budget = scratch_bytes(head, x.device)
+        self.step = block_rows(x.shape[0], self.budget // self.row_bytes)
 
-    def __iter__(self):
-        """Yields (position slice among the selected, token index slice or tensor)."""
-        for start in range(0, self.num_rows, self.step):
-            block = slice(start, min(self.num_rows, start + self.step))
-            yield block, block if self._rows is None else self._rows[block]
+    def __iter__(self) -> Iterator[slice]:
+        for start in range(0, self._x.shape[0], self.step):
+            yield slice(start, min(self._x.shape[0], start + self.step))
 
-    def hidden(self, tokens: torch.Tensor | slice) -> torch.Tensor:
-        """[C, H]."""
-        return self._full[tokens]
+    def room(self) -> int:
+        """How many blocks' logits the scratch holds beside the one that is overwritten."""
+        fit = self.budget // (self.step * self.row_bytes)
+        return fit if fit * self.step >= self._x.shape[0] else max(0, fit - 1)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[C, n_valid], valid until the next call."""
-        if self._logits_buffer is None:
-            self._logits_buffer = hidden.new_empty(
-                (self.step, self._width), dtype=self.logits_dtype
-            )
-        out = self._logits_buffer[: hidden.shape[0], : self._columns.shape[0]]
-        if hidden.dtype != out.dtype and hidden.device.type != "cuda":
-            if self._wide_columns is None:  # 16-bit weights on a CPU: widened once per call
-                self._wide_columns = self._columns.to(out.dtype)
-            return ops.wide_mm(hidden.to(out.dtype), self._wide_columns.t(), out)
-        return ops.wide_mm(hidden, self._columns.t(), out)
+    def new_buffer(self) -> torch.Tensor:
+        """[step, width], for logits that outlive the next block."""
+        return self._x.new_empty((self.step, self.columns.width), dtype=self.logits_dtype)
+
+    def logits(self, block: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
+        """[C, width]; without `buffer` valid until the next call. Columns from n_valid on hold
+        anything."""
+        if buffer is None:
+            self._buffer = self.new_buffer() if self._buffer is None else self._buffer
+            buffer = self._buffer
+        return self.columns.logits(self._x[block], buffer[: block.stop - block.start])
 
     def gradient_out(self, logits: torch.Tensor) -> torch.Tensor:
-        """Where d logits of a chunk go: over the logits, or into a buffer of the weight's type."""
-        if self.grad_dtype == self.logits_dtype:
+        """Where d logits of a block go: [C, width] in the weight's type, over the logits."""
+        if logits.dtype == self._x.dtype:
             return logits
-        if self._grad_buffer is None:
-            self._grad_buffer = logits.new_empty((self.step, self._width), dtype=self.grad_dtype)
-        return self._grad_buffer[: logits.shape[0], : logits.shape[1]]
+        return logits.view(self._x.dtype)[:, : self.columns.width]
+
+
+def scratch_bytes(head: Head, device: torch.device) -> int:
+    """Bytes that a call may spend on logits; see `LinearOptions`."""
+    if head.options.scratch_bytes is not None:
+        return head.options.scratch_bytes
+    if device.type != "cuda":
+        return _CPU_SCRATCH
+    return _LEAST_SCRATCH if is_split(head.tp) else max(_LEAST_SCRATCH, free_bytes(device) // 2)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the device has left, blocks that the allocator holds unused included; no waiting."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
+def block_rows(num_rows: int, fit: int) -> int:
+    """Rows of a block: as few blocks as `fit` rows at once allow, all but the last equally long."""
+    most = min(max(1, fit), MOST_ROWS)
+    if num_rows <= most:
+        return max(1, num_rows)
+    tile = _ROW_TILE if most >= _ROW_TILE else 1
+    blocks = math.ceil(num_rows / (most // tile * tile))
+    even = math.ceil(num_rows / blocks)
+    return math.ceil(even / tile) * tile
 
 
 class WeightGrad:
-    """d weight in float32 (float64 for float64 weights).
+    """d weight in float32 (float64 for float64 weights), one pass over it for each block of rows.
 
-    Where the weight carries a float32 `main_grad` (megatron's DistributedDataParallel), sums go
-    there and the autograd gradient is the placeholder that megatron-core's own layers return, with
-    `grad_added_to_main_grad` set: see `LinearWithGradAccumulationAndAsyncCommunication` in
-    megatron-core's tensor_parallel/layers.py.
+    Where the weight carries a float32 `main_grad` (megatron's DistributedDataParallel), products
+    are added there and the autograd gradient is the placeholder that megatron-core's own layers
+    return, with `grad_added_to_main_grad` set (`LinearWithGradAccumulationAndAsyncCommunication` in
+    megatron-core's tensor_parallel/layers.py). Elsewhere they wait in a buffer.
     """
 
-    def __init__(self, weight: torch.Tensor, n_valid: int, *, direct: bool) -> None:
-        self._weight, self._n_valid = weight, n_valid
-        self._main = self.main_grad_of(weight)
-        self._direct = direct and self._main is not None
-        if self._direct:
-            self._sum = self._main[:n_valid]
-        else:
-            self._sum = torch.zeros(
-                (n_valid, weight.shape[1]), dtype=accumulator(weight.dtype), device=weight.device
-            )
-
-    @staticmethod
-    def main_grad_of(weight: torch.Tensor) -> torch.Tensor | None:
-        main = getattr(weight, "main_grad", None)
-        usable = (
-            main is not None
-            and main.dtype == torch.float32
-            and main.shape == weight.shape
-            and not hasattr(weight, "__fsdp_param__")
+    def __init__(self, weight: torch.Tensor, columns: Columns) -> None:
+        self._weight, self._columns = weight, columns
+        self.main = main_grad_of(weight)
+        self._sum = (
+            self.main
+            if self.main is not None
+            else torch.zeros_like(weight, dtype=accumulator(weight.dtype))
         )
-        return main if usable else None
 
-    def add(self, d_logits: torch.Tensor, hidden: torch.Tensor) -> None:
-        """Adds d_logits [C, n_valid]ᵀ · hidden [C, H]."""
-        if d_logits.dtype == self._sum.dtype:
-            self._sum.addmm_(d_logits.t(), hidden)
-        elif d_logits.device.type == "cuda":
-            torch.addmm(self._sum, d_logits.t(), hidden, out_dtype=self._sum.dtype, out=self._sum)
-        else:
-            self._sum.addmm_(d_logits.t().to(self._sum.dtype), hidden.to(self._sum.dtype))
+    def add(self, d_logits: torch.Tensor, x: torch.Tensor) -> None:
+        """Adds d_logits [C, width]ᵀ · x [C, H]."""
+        whole, n_valid = self._columns.whole, self._columns.n_valid
+        ops.add_product(self._sum[:whole], d_logits[:, :whole], x)
+        if whole < n_valid:
+            tail = self._sum.new_zeros((ALIGNED, x.shape[1]))
+            ops.add_product(tail, d_logits[:, whole:], x)
+            self._sum[whole:n_valid].add_(tail[: n_valid - whole])
 
     def result(self, factor: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The gradient to hand to autograd, times `factor` (0-d). With `main_grad`: adds what is
-        not there yet; the placeholder."""
-        if self._main is None:
-            full = self._sum if factor is None else self._sum.mul_(factor)
-            if self._n_valid < self._weight.shape[0]:
-                full = torch.cat(
-                    [full, full.new_zeros(self._weight.shape[0] - self._n_valid, full.shape[1])]
-                )
-            return full.to(self._weight.dtype)
-        if not self._direct:
-            one = torch.ones((), dtype=self._sum.dtype, device=self._sum.device)
-            self._main[: self._n_valid].addcmul_(
-                self._sum, one if factor is None else factor.to(self._sum.dtype)
-            )
-        return self._placeholder()
+        """The gradient to hand to autograd, times `factor` (0-d); with `main_grad` the
+        placeholder."""
+        if self.main is not None:
+            return self._placeholder()
+        full = self._sum if factor is None else self._sum.mul_(factor.to(self._sum.dtype))
+        return full.to(self._weight.dtype)
 
     def _placeholder(self) -> torch.Tensor | None:
         weight = self._weight
@@ -223,6 +250,46 @@ class WeightGrad:
         return make(weight.shape, dtype=weight.dtype, device=weight.device)
 
 
-def token_grad(like: torch.Tensor, some_rows_only: bool) -> torch.Tensor:
-    """[T, H] for d hidden: zeros where rows are left out."""
-    return torch.zeros_like(like) if some_rows_only else torch.empty_like(like)
+def main_grad_of(weight: torch.Tensor) -> torch.Tensor | None:
+    """The weight's float32 gradient buffer, if sums may go straight into it."""
+    main = getattr(weight, "main_grad", None)
+    usable = (
+        main is not None
+        and main.dtype == torch.float32
+        and main.shape == weight.shape
+        and not hasattr(weight, "__fsdp_param__")
+    )
+    return main if usable else None
+
+
+def make_head(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    spec: RowSpec,
+    rows: torch.Tensor | None,
+    tp: TensorParallel | None,
+    options: LinearOptions,
+) -> Head:
+    """Checks shapes against each other; `spec` is that of all T tokens.
+
+    Raises:
+        ValueError: shapes that do not fit, with the values.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"expected hidden [T, H] and weight [V, H], found {tuple(hidden.shape)} and"
+            f" {tuple(weight.shape)}"
+        )
+    shards = tp.size if options.sequence_parallel and is_split(tp) else 1
+    num_tokens = spec.targets.shape[0]
+    if hidden.shape[0] * shards != num_tokens:
+        raise ValueError(
+            f"{hidden.shape[0]} hidden rows on {shards} sequence-parallel ranks do not make"
+            f" {num_tokens} targets; fix: pass all T targets on every rank, hidden [T/{shards}, H]"
+        )
+    if not 0 <= spec.n_valid <= weight.shape[0]:
+        raise ValueError(
+            f"n_valid={spec.n_valid} is outside 0 … {weight.shape[0]}, the local columns"
+        )
+    active = spec if rows is None else spec.rows(rows)
+    return Head(weight, active, rows, num_tokens, tp, options)

@@ -1,14 +1,15 @@
-"""Log-prob and entropy of given tokens straight from hidden states; the full logits [T, V] never
-exist.
+"""Log-prob and entropy of given tokens straight from hidden states, differentiable; the full logits
+[T, V] need not exist.
 
-Two phases: the forward reads chunk after chunk of logits and keeps four numbers per token; the
-backward forms each chunk again, writes its gradient in place and multiplies it on. 8·T·H·V
-floating-point operations against the 6 of `linear_policy_loss`; in exchange the losses can be any
-differentiable function of the log-probs.
+Two phases, for losses that may couple tokens (a sequence's ratio, a mask by a sequence's mean): the
+forward reads block after block of logits and keeps four numbers per row; the backward writes each
+block's gradient over its logits and multiplies it on. Blocks that fit into the scratch memory are
+kept from forward to backward (6·n·H·V operations, as in `linear_loss`); those beyond it are formed
+again (8·n·H·V).
 
-Collectives when the vocabulary is split: one all-gather of four float32 per token with a target; d
-hidden once (all-reduce, or reduce-scatter along tokens under sequence parallelism), launched before
-the last chunk's d weight product.
+Collectives when the vocabulary is split: one all-gather of four float32 per active row; d hidden
+once (all-reduce, or reduce-scatter along tokens under sequence parallelism), launched before the
+last block's d weight product. No host synchronisation.
 """
 
 from __future__ import annotations
@@ -18,45 +19,45 @@ from typing import Any
 import torch
 
 from megaladder.kernels import ops
-from megaladder.kernels.linear_common import Chunks, Head, LinearOptions, WeightGrad, token_grad
+from megaladder.kernels.linear_common import Blocks, Head, LinearOptions, WeightGrad, make_head
 from megaladder.kernels.reference import RowGrad, RowSpec, accumulator
-from megaladder.kernels.shard import (
-    PendingGrad,
-    TensorParallel,
-    gather_stats,
-    is_split,
-    vocab_start,
-)
-from megaladder.kernels.vocab_logprob import LogpOut, check_shapes, temperature_tensor
+from megaladder.kernels.shard import TensorParallel, gather_stats, vocab_start
+from megaladder.kernels.vocab_logprob import LogpOut, temperature_tensor
 
 
-def merged_stats(head: Head, full: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """[5, T] as `merge_stats` gives them; tokens that are not in `rows` count as ignored."""
-    chunks, with_entropy = Chunks(head, full, rows), head.options.entropy != "none"
-    stats = torch.empty(4, chunks.num_rows, dtype=accumulator(full.dtype), device=full.device)
-    for block, tokens in chunks:
-        part, hidden = head.spec.rows(tokens), chunks.hidden(tokens)
-        if head.options.never_materialise:
-            stats[:, block] = ops.linear_stats(hidden, head.weight, part, entropy=with_entropy)
-        else:
-            stats[:, block] = ops.ce_stats(chunks.logits(hidden), part, entropy=with_entropy)
-    targets = head.spec.targets if rows is None else head.spec.targets[rows]
-    merged = ops.merge_stats(gather_stats(stats, head.tp), targets, head.spec.ignore_index)
-    if rows is None:
-        return merged
-    everywhere = merged.new_zeros(5, full.shape[0])
-    everywhere[4] = 1.0
-    everywhere[:, rows] = merged
-    return everywhere
+class _Statistics:
+    """The forward's pass over the active rows: their merged statistics and the logits kept."""
+
+    def __init__(self, head: Head, x: torch.Tensor, *, keep: bool) -> None:
+        self.blocks, self.kept = Blocks(head, x), {}
+        stats = x.new_empty((4, x.shape[0]), dtype=accumulator(x.dtype))
+        room = self.blocks.room() if keep else 0
+        for block in self.blocks:
+            spare = self.blocks.new_buffer() if len(self.kept) < room else None
+            logits = self.blocks.logits(block, spare)
+            stats[:, block] = ops.ce_stats(
+                logits, head.spec.rows(block), entropy=head.options.entropy != "none"
+            )
+            if spare is not None:
+                self.kept[block.start] = logits
+        self.merged = ops.merge_stats(
+            gather_stats(stats, head.tp), head.spec.targets, head.spec.ignore_index
+        )
+
+    def logits(self, block: slice) -> torch.Tensor:
+        """Those of the forward, given away; or formed again."""
+        found = self.kept.pop(block.start, None)
+        return self.blocks.logits(block) if found is None else found
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, head: Head):
-        merged = merged_stats(head, head.all_tokens(hidden), head.kept_rows())
-        logp, entropy, lse = merged[:3].unbind(0)
-        ctx.head = head
-        ctx.save_for_backward(hidden, weight, merged)
+    def forward(ctx, hidden, weight, head: Head, keep: bool):
+        x = head.active(hidden)
+        statistics = _Statistics(head, x, keep=keep)
+        logp, entropy, lse = (head.everywhere(values) for values in statistics.merged[:3])
+        ctx.head, ctx.statistics, ctx.dtype = head, statistics, hidden.dtype
+        ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         given = entropy if head.options.entropy != "none" else None
         ctx.mark_non_differentiable(lse, *([given] if head.options.entropy == "value" else []))
@@ -64,76 +65,59 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_logp, d_entropy, _):
-        hidden, _, merged = ctx.saved_tensors
         if d_logp is None and d_entropy is None:
-            return None, None, None
-        _, entropy, _, peak, total = merged.unbind(0)
-        ignored = ctx.head.spec.targets == ctx.head.spec.ignore_index
-        d_logp = torch.zeros_like(total) if d_logp is None else d_logp.masked_fill(ignored, 0.0)
-        d_entropy = None if d_entropy is None else d_entropy.masked_fill(ignored, 0.0)
-        upstream = RowGrad(peak, total, entropy, d_logp, d_entropy)
-        return (*_gradients(ctx.head, hidden, upstream, ctx.needs_input_grad), None)
+            return None, None, None, None
+        if ctx.statistics is None:
+            raise RuntimeError(
+                "linear_logprob: second backward through one call; its logits were overwritten by"
+                " their gradient; fix: call it again"
+            )
+        head, statistics, (x, _) = ctx.head, ctx.statistics, ctx.saved_tensors
+        ctx.statistics = None
+        upstream = _row_grad(head, statistics.merged, d_logp, d_entropy)
+        d_hidden, d_weight = _gradients(head, x, statistics, upstream, ctx.needs_input_grad)
+        return None if d_hidden is None else d_hidden.to(ctx.dtype), d_weight, None, None
+
+
+def _row_grad(
+    head: Head, merged: torch.Tensor, d_logp: torch.Tensor | None, d_entropy: torch.Tensor | None
+) -> RowGrad:
+    def active(values: torch.Tensor | None) -> torch.Tensor | None:
+        return values if values is None or head.rows is None else values[head.rows]
+
+    _, entropy, _, peak, total = merged.unbind(0)
+    slope = active(d_logp)
+    slope = torch.zeros_like(total) if slope is None else slope
+    return RowGrad(peak, total, entropy, slope, active(d_entropy))
 
 
 def _gradients(
-    head: Head, hidden: torch.Tensor, upstream: RowGrad, needed: tuple[bool, ...]
+    head: Head,
+    x: torch.Tensor,
+    statistics: _Statistics,
+    upstream: RowGrad,
+    needed: tuple[bool, ...],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """d hidden (shaped like the given `hidden`) and the gradient for the weight."""
-    full = head.all_tokens(hidden)
-    rows = head.active_rows(upstream.d_logp, upstream.d_entropy)
-    chunks, columns = Chunks(head, full, rows), head.weight[: head.spec.n_valid]
-    d_full = token_grad(full, rows is not None) if needed[0] else None
-    d_weight = WeightGrad(head.weight, head.spec.n_valid, direct=True) if needed[1] else None
+    blocks = statistics.blocks
+    d_rows = torch.empty_like(x) if needed[0] else None
+    d_weight = WeightGrad(head.weight, blocks.columns) if needed[1] else None
     last: tuple[torch.Tensor, torch.Tensor] | None = None
-    for _, tokens in chunks:
+    for block in blocks:
         if last is not None and d_weight is not None:
             d_weight.add(*last)
-        x = chunks.hidden(tokens)
-        logits = chunks.logits(x)
-        part = upstream.rows(tokens)
+        logits = statistics.logits(block)
         d_logits = ops.ce_backward(
-            logits, head.spec.rows(tokens), part, chunks.gradient_out(logits)
+            logits, head.spec.rows(block), upstream.rows(block), blocks.gradient_out(logits)
         )
-        if d_full is not None:
-            d_full[tokens] = d_logits @ columns
-        last = (d_logits, x)
-    pending = (
-        None
-        if d_full is None
-        else PendingGrad(d_full, head.tp, sequence_parallel=head.sequence_parallel)
-    )
+        if d_rows is not None:
+            blocks.columns.d_hidden(d_logits, d_rows[block])
+        last = (d_logits, x[block])
+    pending = None if d_rows is None else head.reduce(d_rows)
     if last is not None and d_weight is not None:
         d_weight.add(*last)
     weight_grad = None if d_weight is None else d_weight.result()
-    return None if pending is None else pending.wait().to(hidden.dtype), weight_grad
-
-
-def make_head(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    spec: RowSpec,
-    tp: TensorParallel | None,
-    options: LinearOptions,
-) -> Head:
-    """Checks shapes against each other.
-
-    Raises:
-        ValueError: shapes that do not fit, with the values.
-    """
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"expected hidden [T, H] and weight [V, H], found {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
-    shards = tp.size if options.sequence_parallel and is_split(tp) else 1
-    if hidden.shape[0] * shards != spec.targets.shape[0]:
-        raise ValueError(
-            f"{hidden.shape[0]} hidden rows on {shards} sequence-parallel ranks do not make {spec.targets.shape[0]} targets; "
-            f"fix: pass all T targets on every rank, hidden [T/{shards}, H]"
-        )
-    check_shapes(
-        hidden.new_empty(spec.targets.shape[0], 0), spec.targets, weight.shape[0], spec.n_valid
-    )
-    return Head(weight=weight, spec=spec, tp=tp, options=options)
+    return None if pending is None else pending.wait(), weight_grad
 
 
 def make_spec(
@@ -162,21 +146,28 @@ def linear_logprob(
     tp: TensorParallel | None = None,
     n_valid: int | None = None,
     inv_temperature: torch.Tensor | float = 1.0,
+    rows: torch.Tensor | None = None,
     **options: Any,
 ) -> LogpOut:
-    """Log-probs of `targets` under softmax(inv_temperature · hidden · weightᵀ); differentiable in
-    hidden and weight. rank, argmax: None.
+    """Log-probs of `targets` under softmax(inv_temperature · hidden · weightᵀ); differentiable.
+
+    Gradients flow into hidden and weight, once.
 
     Args:
         hidden: [T, H], or this rank's [T/R, H] with sequence_parallel=True.
         weight: [V_local, H]; with a float32 `main_grad` the gradient is added there and `.grad` is
-        a placeholder. targets: int64 [T], global columns, all of them on every rank; ignored rows
-        cost nothing. n_valid: columns of this rank that belong to the true vocabulary
-        (`shard.valid_columns`); default all of them. options: fields of `LinearOptions`.
+            a placeholder.
+        targets: int64 [T], global columns, all of them on every rank; `ignore_index` gives 0.
+        n_valid: columns of this rank that belong to the true vocabulary (`shard.valid_columns`);
+            default all of them.
+        rows: int64 [n], the tokens that take part; the others cost nothing and give 0. A caller
+            who knows them spares the device the question. Default all.
+        options: fields of `LinearOptions`.
     """
     settings = LinearOptions(**options)
     spec = make_spec(targets, weight, tp, n_valid, inv_temperature, settings.ignore_index)
+    keep = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     logp, entropy, lse = _LinearLogprob.apply(
-        hidden, weight, make_head(hidden, weight, spec, tp, settings)
+        hidden, weight, make_head(hidden, weight, spec, rows, tp, settings), keep
     )
-    return LogpOut(logp, entropy, lse, None, None)
+    return LogpOut(logp, entropy, lse)

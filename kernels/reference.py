@@ -9,9 +9,6 @@ Statistics per token over this rank's valid columns, with z = inv_temperature·l
 the exchange is log2):
     0  m = max z (−1e30 if there is no column)      1  s = Σ 2^(z−m)
     2  z_y − m (−inf where another rank owns y)     3  t = Σ 2^(z−m)·(z−m); 0 unless `entropy`
-and with `rank`:
-    4  x_y (−inf)   5  max x (−inf)   6  first column with x = max x, global (−1)   7  number of
-       columns with x >= x_y (0 where not owner)
 Differences to m instead of absolute z keep log-prob and entropy exact under any common shift of the
 logits.
 """
@@ -24,14 +21,11 @@ from dataclasses import dataclass
 
 import torch
 
-from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss, policy_terms
-
 LOG2E = 1.0 / math.log(2.0)
 # maximum of no column: finite, so that differences of two of them are 0 and not NaN
 NO_MAX = -1.0e30
 FLAT = -1.0e4  # exp and exp2 of this are 0; keeps 0·(−inf) out of the entropy
 _BLOCK_BYTES = 1 << 20
-_LINEAR_BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +88,18 @@ def _owner(spec: RowSpec, block: slice) -> tuple[torch.Tensor, torch.Tensor, tor
     return local.clamp(0, max(0, spec.n_valid - 1)).unsqueeze(1), owned, ignored
 
 
-def ce_stats(
-    logits: torch.Tensor, spec: RowSpec, *, entropy: bool, rank: bool = False
-) -> torch.Tensor:
-    """[4, T] or, with `rank`, [8, T] statistics (module docstring) of logits [T, V]. Rows of
-    ignored targets are unspecified."""
+def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool) -> torch.Tensor:
+    """[4, T] statistics (module docstring) of logits [T, V]. Rows of ignored targets are
+    unspecified."""
     dtype = accumulator(logits.dtype)
-    stats = torch.zeros(8 if rank else 4, logits.shape[0], dtype=dtype, device=logits.device)
+    stats = torch.zeros(4, logits.shape[0], dtype=dtype, device=logits.device)
     if spec.n_valid == 0 or logits.shape[0] == 0:
         stats[0], stats[2] = NO_MAX, -math.inf
-        if rank:
-            stats[4:6], stats[6] = -math.inf, -1.0
         return stats
     tops = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
     for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):
         wide = logits[block, : spec.n_valid].to(dtype)
         _stats_of_block(wide, tops, spec, block, stats, entropy)
-        if rank:
-            _ranks_of_block(wide, spec, block, stats)
     _rebase(stats, tops, spec)
     return stats
 
@@ -155,27 +143,6 @@ def _rebase(stats: torch.Tensor, tops: torch.Tensor, spec: RowSpec) -> None:
     stats[2] += gap
 
 
-def _ranks_of_block(wide: torch.Tensor, spec: RowSpec, block: slice, stats: torch.Tensor) -> None:
-    local, owned, _ = _owner(spec, block)
-    at_target = torch.where(owned, wide.gather(1, local).squeeze(1), -math.inf)
-    stats[4, block] = at_target
-    stats[5, block] = wide.amax(1)
-    stats[6, block] = (wide.argmax(1) + spec.vocab_start).to(stats.dtype)
-    stats[7, block] = torch.where(
-        owned, (wide >= at_target.unsqueeze(1)).sum(1).to(stats.dtype), 0.0
-    )
-
-
-def count_at_least(logits: torch.Tensor, threshold: torch.Tensor, n_valid: int) -> torch.Tensor:
-    """[T] number of valid columns with x >= threshold: one rank's share of a target's rank when the
-    vocabulary is split."""
-    counts = torch.zeros_like(threshold)
-    for block in row_blocks(logits.shape[0], max(1, n_valid) * threshold.dtype.itemsize):
-        wide = logits[block, :n_valid].to(threshold.dtype)
-        counts[block] = (wide >= threshold[block].unsqueeze(1)).sum(1).to(threshold.dtype)
-    return counts
-
-
 def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """[R, K, T] statistics of all ranks → [5, T]: log-prob, entropy, log-sum-exp in nats, and the
     peak (log2 units) and total that the backward needs; 0, 0, 0, 0, 1 on ignored tokens.
@@ -202,22 +169,6 @@ def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int
     merged.masked_fill_(ignored, 0.0)
     merged[4].masked_fill_(ignored, 1.0)
     return merged
-
-
-def partial_merge(parts: torch.Tensor) -> torch.Tensor:
-    """[S, 4, T] statistics of S column ranges of one rank → [4, T] of their union."""
-    peaks, sums = parts[:, 0], parts[:, 1]
-    top = peaks.amax(0)
-    shift = peaks - top
-    share = torch.exp2(shift)
-    return torch.stack(
-        [
-            top,
-            (sums * share).sum(0),
-            (parts[:, 2] + shift).amax(0),
-            ((parts[:, 3] + sums * shift) * share).sum(0),
-        ]
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,121 +267,6 @@ def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: tor
         _finish(work, slope, spec, block, active, out)
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyRow:
-    """Loss specification and its per-token constants."""
-
-    loss: PolicyLoss
-    inputs: PolicyInputs
-
-
-def ce_policy(
-    logits: torch.Tensor,
-    spec: RowSpec,
-    policy: PolicyRow,
-    gathered: torch.Tensor | None,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Loss, its derivatives and d logits in one go: [5, T] = weighted loss, d/d logp, d/d entropy,
-    logp, entropy; d logits into `out`.
-
-    `gathered` [R, K, T] holds every rank's statistics when the vocabulary is split; None: this rank
-    holds all columns, and the exponentials of the forward are reused for the gradient.
-    """
-    if gathered is not None:
-        return _policy_from_stats(logits, spec, policy, gathered, out)
-    dtype = accumulator(logits.dtype)
-    result = torch.zeros(5, logits.shape[0], dtype=dtype, device=logits.device)
-    for block in row_blocks(logits.shape[0], spec.n_valid * dtype.itemsize):
-        _policy_block(logits, spec, policy, block, out, result)
-    return result
-
-
-def _policy_rows(
-    logp: torch.Tensor,
-    entropy: torch.Tensor | None,
-    policy: PolicyRow,
-    inputs: PolicyInputs,
-    ignored: torch.Tensor,
-) -> torch.Tensor:
-    """[5, n] per-token results, 0 on ignored tokens."""
-    terms = policy_terms(logp, entropy, policy.loss, inputs)
-    zero = torch.zeros_like(logp)
-    rows = torch.stack(
-        [
-            terms.loss,
-            terms.d_logp,
-            zero if terms.d_entropy is None else terms.d_entropy,
-            logp,
-            zero if entropy is None else entropy,
-        ]
-    )
-    return rows.masked_fill_(ignored, 0.0)
-
-
-def _policy_from_stats(
-    logits: torch.Tensor,
-    spec: RowSpec,
-    policy: PolicyRow,
-    gathered: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    merged = merge_stats(gathered, spec.targets, spec.ignore_index)
-    entropy = merged[1] if policy.loss.needs_entropy else None
-    result = _policy_rows(
-        merged[0], entropy, policy, policy.inputs, spec.targets == spec.ignore_index
-    )
-    ce_backward(
-        logits,
-        spec,
-        RowGrad(
-            merged[3],
-            merged[4],
-            merged[1],
-            result[1],
-            result[2] if policy.loss.needs_entropy else None,
-        ),
-        out,
-    )
-    return result
-
-
-def _policy_block(
-    logits: torch.Tensor,
-    spec: RowSpec,
-    policy: PolicyRow,
-    block: slice,
-    out: torch.Tensor,
-    result: torch.Tensor,
-) -> None:
-    dtype, with_entropy = result.dtype, policy.loss.needs_entropy
-    scale = _scale(spec, block, dtype)
-    local, owned, ignored = _owner(spec, block)
-    raw, work = logits[block, : spec.n_valid], _workspace(logits, out, block, spec.n_valid, dtype)
-    top = raw.amax(1).to(dtype).clamp(min=NO_MAX)
-    torch.sub(raw, top.unsqueeze(1), out=work)
-    if scale is not None:
-        work.mul_(scale)
-    at_target = torch.where(owned, work.gather(1, local).squeeze(1), -math.inf)
-    shares = work.clamp_(min=FLAT).exp() if with_entropy else work.exp_()
-    total = shares.sum(1)
-    log_total = total.log()
-    entropy = log_total - torch.linalg.vecdot(shares, work) / total if with_entropy else None
-    rows = _policy_rows(at_target - log_total, entropy, policy, policy.inputs.rows(block), ignored)
-    result[:, block] = rows
-    slope = _times(rows[1], scale)
-    if with_entropy:
-        bend = _times(rows[2], scale)
-        work.sub_((log_total - entropy).unsqueeze(1)).mul_((-bend / total).unsqueeze(1)).sub_(
-            (slope / total).unsqueeze(1)
-        ).mul_(shares)
-        active = (slope != 0) | (bend != 0)
-    else:
-        work.mul_((-slope / total).unsqueeze(1))
-        active = slope != 0
-    _finish(work, slope, spec, block, active, out)
-
-
 def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """out = left @ right with products summed in `out`'s type: bfloat16 times bfloat16 into float32
     without rounding the sums."""
@@ -441,17 +277,15 @@ def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch
     return torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
 
-def linear_stats(
-    hidden: torch.Tensor, weight: torch.Tensor, spec: RowSpec, *, entropy: bool
-) -> torch.Tensor:
-    """[4, T] statistics of hidden [T, H] · weight [V, H]ᵀ, which exists only in blocks of about 16
-    MiB."""
-    dtype = accumulator(hidden.dtype)
-    stats = torch.empty(4, hidden.shape[0], dtype=dtype, device=hidden.device)
-    columns = weight[: spec.n_valid].to(dtype).t()
-    for block in row_blocks(
-        hidden.shape[0], max(1, spec.n_valid) * dtype.itemsize, _LINEAR_BLOCK_BYTES
-    ):
-        logits = torch.mm(hidden[block].to(dtype), columns)
-        stats[:, block] = ce_stats(logits, spec.rows(block), entropy=entropy)
-    return stats
+def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """out += leftᵀ @ right, summed in `out`'s type, in one pass over `out`.
+
+    On CUDA bfloat16 factors add to a float32 `out` inside the product (cuBLAS, beta = 1): `out` is
+    read and written once, and no product of its size is stored.
+    """
+    if left.dtype == out.dtype:
+        out.addmm_(left.t(), right)
+    elif left.device.type == "cuda":
+        torch.addmm(out, left.t(), right, out_dtype=out.dtype, out=out)
+    else:
+        out.addmm_(left.t().to(out.dtype), right.to(out.dtype))

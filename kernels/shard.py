@@ -72,13 +72,6 @@ def gather_stats(stats: torch.Tensor, tp: TensorParallel | None) -> torch.Tensor
     return gathered.view(tp.size, *stats.shape)
 
 
-def sum_over_ranks(values: torch.Tensor, tp: TensorParallel | None) -> torch.Tensor:
-    """Adds `values` over the ranks, in place."""
-    if is_split(tp):
-        dist.all_reduce(values, group=tp.group)
-    return values
-
-
 def gather_tokens(hidden: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
     """Sequence parallelism: [T/R, H] of every rank as [T, H], rank 0's tokens first."""
     full = hidden.new_empty((hidden.shape[0] * tp.size, *hidden.shape[1:]))

@@ -2,8 +2,7 @@
 read, one collective, gradient in place.
 
 T = tokens, V_local = stored columns of this rank. Collectives: one all-gather of four float32 per
-token in the forward, none in the backward; `rank=True` carries four more and, when the vocabulary
-is split, adds one all-reduce of a count per token.
+token in the forward, none in the backward.
 """
 
 from __future__ import annotations
@@ -15,30 +14,18 @@ import torch
 
 from megaladder.kernels import ops
 from megaladder.kernels.reference import RowGrad, RowSpec
-from megaladder.kernels.shard import (
-    TensorParallel,
-    gather_stats,
-    is_split,
-    sum_over_ranks,
-    vocab_start,
-)
+from megaladder.kernels.shard import TensorParallel, gather_stats, vocab_start
 
 ENTROPY_MODES = ("none", "value", "grad")
 
 
 class LogpOut(NamedTuple):
-    """Per token, [T] float32 (float64 for float64 logits), nats; 0 (argmax −1) on ignored tokens.
-    None where not asked for.
-
-    `rank` is 1 + the number of better columns, ties counted as better (vLLM's definition); `argmax`
-    a global column, the first of equals.
-    """
+    """Per token, [T] float32 (float64 for float64 logits), nats; 0 on ignored tokens. entropy: None
+    where not asked for."""
 
     logp: torch.Tensor
     entropy: torch.Tensor | None
     lse: torch.Tensor
-    rank: torch.Tensor | None
-    argmax: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +33,6 @@ class LogpOptions:
     """Keyword options of `vocab_logprob`.
 
     entropy: "none", "value" (no gradient flows into it) or "grad".
-    rank: also give `rank` and `argmax`.
     overwrite_logits: the backward writes the gradient over the logits, which saves their size in
     memory. Any other use of the logits
         by autograd after that raises; reading their values after the backward gives gradients. Leaf
@@ -55,7 +41,6 @@ class LogpOptions:
 
     ignore_index: int = -100
     entropy: str = "none"
-    rank: bool = False
     overwrite_logits: bool = True
 
     def __post_init__(self) -> None:
@@ -73,13 +58,15 @@ def temperature_tensor(
     if not isinstance(inv_temperature, torch.Tensor):
         if not inv_temperature > 0:
             raise ValueError(
-                f"inv_temperature={inv_temperature}: expected a number > 0 (greedy decoding has no log-probs to match)"
+                f"inv_temperature={inv_temperature}: expected a number > 0 (greedy decoding has no"
+                " log-probs to match)"
             )
         return torch.full((1,), inv_temperature, dtype=dtype, device=like.device)
     values = inv_temperature.detach().to(device=like.device, dtype=dtype).reshape(-1)
     if values.numel() not in (1, num_tokens):
         raise ValueError(
-            f"inv_temperature has {values.numel()} values for {num_tokens} tokens; expected 1 or {num_tokens}"
+            f"inv_temperature has {values.numel()} values for {num_tokens} tokens; expected 1"
+            f" or {num_tokens}"
         )
     return values
 
@@ -87,54 +74,37 @@ def temperature_tensor(
 def check_shapes(rows: torch.Tensor, targets: torch.Tensor, columns: int, n_valid: int) -> None:
     if rows.dim() != 2 or targets.dim() != 1 or rows.shape[0] != targets.shape[0]:
         raise ValueError(
-            f"expected [T, …] and targets [T], found {tuple(rows.shape)} and {tuple(targets.shape)}; fix: flatten to tokens"
+            f"expected [T, …] and targets [T], found {tuple(rows.shape)} and"
+            f" {tuple(targets.shape)}; fix: flatten to tokens"
         )
     if not 0 <= n_valid <= columns:
         raise ValueError(f"n_valid={n_valid} is outside 0 … {columns}, the local columns")
 
 
-def _ranks(
-    logits: torch.Tensor, gathered: torch.Tensor, spec: RowSpec, tp: TensorParallel | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [T] rank and argmax from the [R, 8, T] statistics."""
-    ignored = spec.targets == spec.ignore_index
-    best = gathered[:, 5].argmax(0, keepdim=True)
-    argmax = gathered[:, 6].gather(0, best).squeeze(0).to(torch.int64).masked_fill(ignored, -1)
-    counts = gathered[0, 7]
-    if is_split(tp):
-        counts = sum_over_ranks(
-            ops.count_at_least(logits, gathered[:, 4].amax(0), spec.n_valid), tp
-        )
-    return counts.to(torch.int64).masked_fill(ignored, 0), argmax
-
-
 class _VocabLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, spec: RowSpec, tp: TensorParallel | None, options: LogpOptions):
-        stats = ops.ce_stats(logits, spec, entropy=options.entropy != "none", rank=options.rank)
+        stats = ops.ce_stats(logits, spec, entropy=options.entropy != "none")
         gathered = gather_stats(stats, tp)
         logp, entropy, lse, peak, total = ops.merge_stats(
             gathered, spec.targets, spec.ignore_index
         ).unbind(0)
-        rank, argmax = _ranks(logits, gathered, spec, tp) if options.rank else (None, None)
         ctx.spec, ctx.overwrite = spec, options.overwrite_logits
         ctx.save_for_backward(logits, peak, total, entropy)
         ctx.set_materialize_grads(False)
         given = entropy if options.entropy != "none" else None
-        ctx.mark_non_differentiable(
-            *(t for t in (lse, rank, argmax) if t is not None),
-            *([given] if options.entropy == "value" else []),
-        )
-        return logp, given, lse, rank, argmax
+        ctx.mark_non_differentiable(lse, *([given] if options.entropy == "value" else []))
+        return logp, given, lse
 
     @staticmethod
-    def backward(ctx, d_logp, d_entropy, *_):
+    def backward(ctx, d_logp, d_entropy, _):
         try:
             logits, peak, total, entropy = ctx.saved_tensors
         except RuntimeError as caught:
             raise RuntimeError(
-                "vocab_logprob: the logits were overwritten between forward and backward, by another operation or by the backward of an "
-                "earlier vocab_logprob; fix: overwrite_logits=False, or one call for all that is needed of these logits"
+                "vocab_logprob: the logits were overwritten between forward and backward, by"
+                " another operation or by the backward of an earlier vocab_logprob; fix:"
+                " overwrite_logits=False, or one call for all that is needed of these logits"
             ) from caught
         if d_logp is None and d_entropy is None:
             return None, None, None, None
@@ -182,7 +152,5 @@ def vocab_logprob(
         ignore_index=settings.ignore_index,
     )
     if settings.overwrite_logits and logits.is_leaf:
-        settings = LogpOptions(
-            settings.ignore_index, settings.entropy, settings.rank, overwrite_logits=False
-        )
+        settings = LogpOptions(settings.ignore_index, settings.entropy, overwrite_logits=False)
     return LogpOut(*_VocabLogprob.apply(logits, spec, tp, settings))

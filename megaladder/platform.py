@@ -158,6 +158,15 @@ def memory_in_use_bytes() -> int | None:
     return total - free
 
 
+def memory_free_bytes() -> int | None:
+    """What this process's device has left, blocks that torch holds unused included; None without a
+    GPU. Does not wait for the device."""
+    if not has_cuda():
+        return None
+    held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + held
+
+
 def reset_memory_peak() -> None:
     """Starts `memory_peak_bytes` anew on the GPU; the peak of a CPU process is that of its life."""
     if has_cuda():

@@ -1,18 +1,17 @@
 """Times the loss head against its peers and against what the machine could do, in one interleaved
 loop.
 
-    python -m megaladder.tools.bench_kernels --csv docs/bench_kernels.csv --markdown
-    docs/bench_kernels.md   # one GPU; --budget-s 540 python -m megaladder.tools.bench_kernels
-                            --checks      # one GPU: beyond 2^31 elements, determinism, CUDA graph,
-                            torch.compile
-    python -m megaladder.tools.bench_kernels --memory      # CPU: peak bytes per token of an SFT
-    head step
+    python -m megaladder.tools.bench_kernels --head --rounds 7 --csv F --markdown F   # one GPU
+    python -m megaladder.tools.bench_kernels --csv F --markdown F   # one GPU: a sweep of shapes
+    python -m megaladder.tools.bench_kernels --checks   # one GPU: CUDA graph, torch.compile, …
+    python -m megaladder.tools.bench_kernels --memory   # CPU: peak bytes per token of an SFT head
 
 Every round runs all contenders of a shape once, in another order (rotations of a fixed shuffle),
 next to a copy of as many bytes as the logits hold and to the bare three matrix products: ratios
 within a round cancel the clock. A peer that is not installed, or fails, is a row with its reason.
 Shards V/2 … V/8 are shapes on one device: no communication is timed. Figures from a CPU are a smoke
-test only.
+test only. Ours is what training runs (float32 main_grad, active rows known, the trainer's loss with
+its metrics); the device waits before each call, so that no host time is measured.
 """
 
 from __future__ import annotations
@@ -45,7 +44,30 @@ if TYPE_CHECKING:
     # needs pydantic, which a bare GPU machine lacks
     from megaladder.config.verbs.bench import BenchKernelsConfig
 
-CASES = ("logp", "logp+entropy", "sft step", "grpo step", "grpo step 50% inactive")
+CASES = (
+    "logp",
+    "logp+entropy",
+    "sft step",
+    "grpo step",
+    "grpo step 50% inactive",
+    "grpo step 50% inactive, 20% prompt",
+)
+
+
+_H, _V = 5120, 151_936
+HEAD_TABLE = (
+    Shape("sft step", 8192, _H, _V),
+    Shape("grpo step", 8192, _H, _V),
+    Shape("grpo step 50% inactive, 20% prompt", 8192, _H, _V),
+    Shape("grpo step 50% inactive", 8192, _H, _V),
+    Shape(
+        "sft step", 2048, _H, _V // 8
+    ),  # tensor parallel over eight ranks, communication left out
+    Shape("grpo step", 2048, _H, _V // 8),
+    Shape("sft step", 8192, _H, 151_669, stored=_V),  # an odd vocabulary
+    Shape("logp", 8192, _H, _V // 8),
+)
+"""The shapes by which the loss head is judged, most important first: Qwen3-14B's head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +79,7 @@ class Row:
     tokens: int
     hidden: int
     vocab: int
+    stored: int
     contender: str
     rounds: int
     median_ms: float | None
@@ -89,6 +112,9 @@ def _time_ms(call: Call, device: torch.device) -> float:
         call()
         return (time.perf_counter() - start) * 1e3
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    # the device waits about 4 ms first: launches run ahead and no host time is measured, as in a
+    # training step, where the layers before the head keep the device busy
+    torch.cuda._sleep(8_000_000)
     begin.record()
     call()
     end.record()
@@ -112,6 +138,7 @@ def _truth(inputs: Inputs, rows: int = 32) -> torch.Tensor:
     part = Inputs.__new__(Inputs)
     part.shape, part.advantages = inputs.shape, inputs.advantages[:rows]
     part.old_logp = None if inputs.old_logp is None else inputs.old_logp[:rows]
+    part.rows = None
     step_loss(logp, part).backward()
     return x.grad
 
@@ -218,6 +245,8 @@ def markdown(rows: list[Row], device: torch.device) -> str:
 def shapes(arguments: argparse.Namespace) -> list[Shape]:
     """The smallest token count of every combination first, so that a time limit cuts the
     largest."""
+    if arguments.head:
+        return list(HEAD_TABLE)
     combinations = itertools.product(
         arguments.tokens, arguments.hidden, arguments.shards, arguments.cases
     )
@@ -288,6 +317,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--skip", nargs="+", choices=list(CONTENDERS), default=[], help="contenders to leave out"
     )
+    parser.add_argument(
+        "--head", action="store_true", help="the head's own eight shapes instead of the sweep"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--budget-s", type=float, default=540.0)
     parser.add_argument("--csv", type=Path)
@@ -327,7 +359,8 @@ def run_bench_kernels(config: BenchKernelsConfig) -> int:
     for name in ("vocab", "rounds", "budget_s", "device", "csv", "markdown"):
         value = getattr(config, name)
         words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    return main([*words, *(["--checks"] if config.checks else [])])
+    flags = [f"--{name}" for name in ("checks", "head") if getattr(config, name)]
+    return main([*words, *flags])
 
 
 if __name__ == "__main__":

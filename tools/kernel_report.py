@@ -6,14 +6,14 @@ machine code looks like.
 Needs only the triton package (its ptxas, cuobjdump and nvdisasm). Registers and shared memory come
 from `cuobjdump -res-usage`, the rest from the disassembly: spills are local-memory loads and
 stores; a loop is what lies between a backward branch and its label; instructions per element are
-those of the column loop over the elements that a thread handles in it. For `linear_stats` they are
-those of the column-tile loop outside the product loop. It says nothing about time: that needs a GPU
-(`bench_kernels`).
+those of the column loop over the elements that a thread handles in it. It says nothing about time:
+that needs a GPU (`bench_kernels`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -42,7 +42,7 @@ class Variant:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
-    elements_per_vector: int  # of the logits; 0 for linear_stats
+    elements_per_vector: int  # of the logits; 0 without
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,150 +55,58 @@ class Report:
     spills: int
     shared_bytes: int
     instr_per_element: float | None
-    uses_wgmma: bool
     ld_bits_max: int
-    uses_tma: bool
     loop_shuffles: int
     loop_barriers: int
 
 
 def variants() -> list[Variant]:
     """What training launches: bfloat16 and float32 logits with bfloat16 gradients, per-token
-    temperature. Losses differ in the prologue."""
+    temperature, whole vocabularies and shards of them."""
     found = []
-    for dtype, letters in (("bf16", "bf16"), ("fp32", "fp32")):
-        for entropy in (False, True):
-            found += _row_variants(dtype, letters, entropy)
-    found.append(_merge_variant(False))
-    found.append(_merge_variant(True))
-    found += [_linear_variant(entropy) for entropy in (False, True)]
-    return found
+    for letters, entropy in itertools.product(("bf16", "fp32"), (False, True)):
+        found += _row_variants(letters, entropy)
+    return [*found, _merge_variant()]
 
 
-def _row_variants(dtype: str, letters: str, entropy: bool) -> list[Variant]:
+def _row_variants(letters: str, entropy: bool) -> list[Variant]:
     import triton.language as tl
 
     from megaladder.kernels.triton_kernels import configs
     from megaladder.kernels.triton_kernels.ce_backward import ce_backward_kernel
-    from megaladder.kernels.triton_kernels.ce_policy import ce_policy_kernel
-    from megaladder.kernels.triton_kernels.ce_stats import (
-        ce_stats_kernel,
-        ce_stats_rank_kernel,
-        count_kernel,
-    )
+    from megaladder.kernels.triton_kernels.ce_stats import ce_stats_kernel
 
     pointers = {"logits_ptr": f"*{letters}", "out_ptr": "*bf16", "targets_ptr": "*i64"}
-    vector = 8 if dtype == "bf16" else 4
-    suffix = f"{dtype} logits" + (", entropy" if entropy else "")
+    vector = 8 if letters == "bf16" else 4
+    label = f"{letters} logits" + (", entropy" if entropy else "")
+    shared = {"VEC": vector, "ACC": tl.float32, "PER_TOKEN": 1}
 
     def make(name: str, function, config, label: str, **constants) -> Variant:
-        known = {
-            "LANES": config.lanes,
-            "VEC": vector,
-            "ACC": tl.float32,
-            "PER_TOKEN": 1,
-        } | constants
-        fixed = {name: value for name, value in known.items() if name in function.arg_names}
-        return Variant(
-            name,
-            f"{label}, {config.num_warps} warps",
-            function,
-            pointers,
-            fixed,
-            config.num_warps,
-            3,
-            vector,
-        )
+        known = {**shared, "LANES": config.lanes, **constants}
+        label = f"{label}, {config.num_warps} warps"
+        return Variant(name, label, function, pointers, known, config.num_warps, 3, vector)
 
-    everything = {
-        "HAS_WEIGHT": True,
-        "HAS_ADVANTAGE": True,
-        "HAS_OLD": True,
-        "HAS_IMPORTANCE": True,
-        "HAS_REF": True,
-    }
-    nothing = dict.fromkeys(everything, False) | {"HAS_WEIGHT": True}
+    wide, narrow = configs.WIDE, configs.NARROW
     rows = [
-        make("ce_stats", ce_stats_kernel, configs.STATS, suffix, ENTROPY=entropy),
-        make("ce_stats_rank", ce_stats_rank_kernel, configs.STATS, suffix, ENTROPY=entropy),
-        make("ce_backward", ce_backward_kernel, configs.BACKWARD, suffix, HAS_ENTROPY=entropy),
+        make("ce_stats", ce_stats_kernel, config, label, ENTROPY=entropy)
+        for config in (wide["stats"], narrow)
     ]
-    for mode, fused in (("fused", True), ("gathered", False)):
-        for kind, number, inputs in (("sft", 0, nothing), ("ppo + ref KL", 2, everything)):
-            label = f"{suffix}, {mode}, {kind}"
-            rows.append(
-                make(
-                    "ce_policy",
-                    ce_policy_kernel,
-                    configs.POLICY,
-                    label,
-                    FUSED=fused,
-                    HAS_ENTROPY=entropy,
-                    KIND=number,
-                    **inputs,
-                )
-            )
-    if not entropy:
-        rows.append(make("count_at_least", count_kernel, configs.COUNT, f"{dtype} logits"))
-    return rows
+    for config, half in itertools.product((wide["backward"], narrow), (False, letters == "fp32")):
+        constants = {"HAS_ENTROPY": entropy, "HALF": half}
+        place = ", over the logits" if half else ""
+        rows.append(make("ce_backward", ce_backward_kernel, config, label + place, **constants))
+    return list({row.config + row.kernel: row for row in rows}.values())
 
 
-def _merge_variant(union: bool) -> Variant:
+def _merge_variant() -> Variant:
     import triton.language as tl
 
     from megaladder.kernels.triton_kernels import configs
     from megaladder.kernels.triton_kernels.merge_stats import merge_kernel
 
-    constants = {"UNION": union, "BLOCK": configs.MERGE_BLOCK, "ACC": tl.float32}
+    constants = {"BLOCK": configs.MERGE_BLOCK, "ACC": tl.float32}
     signature = {"targets_ptr": "*i64", "part_stride": "i64"}
-    return Variant(
-        "merge_stats",
-        "union of splits" if union else "log-prob",
-        merge_kernel,
-        signature,
-        constants,
-        4,
-        3,
-        0,
-    )
-
-
-def _linear_variant(entropy: bool) -> Variant:
-    from megaladder.kernels.triton_kernels import configs
-    from megaladder.kernels.triton_kernels.linear_stats import linear_stats_kernel
-
-    c = configs.LINEAR
-    constants = {
-        "PER_TOKEN": 1,
-        "ENTROPY": entropy,
-        "ROWS": c.rows,
-        "COLUMNS": c.columns,
-        "INNER": c.inner,
-        "TILES": c.tiles_per_split,
-        "GROUP": c.group,
-        "WIDEN": False,
-    }
-    signature = {
-        "hidden_desc": f"tensordesc<bf16[{c.rows}, {c.inner}]>",
-        "weight_desc": f"tensordesc<bf16[{c.columns}, {c.inner}]>",
-        "targets_ptr": "*i64",
-    }
-    label = f"bf16, {c.rows}x{c.columns}x{c.inner}, {c.num_warps} warps, {c.num_stages} stages" + (
-        ", entropy" if entropy else ""
-    )
-    return Variant(
-        "linear_stats",
-        label,
-        linear_stats_kernel,
-        signature,
-        constants,
-        c.num_warps,
-        c.num_stages,
-        0,
-    )
-
-
-_FLOATS = ("clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef")
+    return Variant("merge_stats", "log-prob", merge_kernel, signature, constants, 4, 3, 0)
 
 
 def _compile(variant: Variant):
@@ -212,7 +120,7 @@ def _compile(variant: Variant):
         if name in variant.constants:
             signature[name] = "constexpr"
             continue
-        default = "*fp32" if name.endswith("_ptr") else "fp32" if name in _FLOATS else "i32"
+        default = "*fp32" if name.endswith("_ptr") else "i32"
         signature[name] = variant.signature.get(name, default)
         if signature[name].startswith("*") or name in ("row_stride", "out_stride"):
             aligned.append(name)
@@ -289,25 +197,11 @@ def _column_loops(loops: list[Loop]) -> list[Loop]:
 
 
 def _per_element(variant: Variant, loops: list[Loop]) -> float | None:
-    if variant.kernel == "linear_stats":
-        product = [loop for loop in loops if loop.count("HGMMA")]
-        if not product:
-            return None
-        inner = min(product, key=lambda loop: len(loop.operations))
-        outer = max(product, key=lambda loop: len(loop.operations))
-        elements = (
-            variant.constants["ROWS"] * variant.constants["COLUMNS"] / (32 * variant.num_warps)
-        )
-        return (len(outer.operations) - len(inner.operations)) / elements
     passes = [_loop_cost(variant, loop) for loop in _column_loops(loops)]
     if not passes:
         return None
-    entropy = variant.constants.get("ENTROPY") or (
-        variant.constants.get("FUSED") and variant.constants["HAS_ENTROPY"]
-    )
-    # the second loop then is the guarded pass, which only rows with −inf columns take
-    again = passes[1] if entropy else 0.0
-    return sum(passes) - again
+    # the second loop is the guarded pass, which only rows with −inf columns take
+    return passes[0] if variant.constants.get("ENTROPY") else sum(passes)
 
 
 def _loop_cost(variant: Variant, loop: Loop) -> float:
@@ -338,9 +232,7 @@ def report_on(variant: Variant) -> Report:
         spills=sum(op.startswith(("LDL", "STL")) for op in operations),
         shared_bytes=int(compiled.metadata.shared),
         instr_per_element=None if per_element is None else round(per_element, 2),
-        uses_wgmma=any(op.startswith("HGMMA") for op in operations),
         ld_bits_max=_load_bits(operations),
-        uses_tma=any(op.startswith("UTMALDG") for op in operations),
         loop_shuffles=sum(loop.count("SHFL") for loop in main),
         loop_barriers=sum(loop.count("BAR") for loop in main),
     )
@@ -357,14 +249,11 @@ def markdown(reports: list[Report]) -> str:
         "instr/elem",
         "loop SHFL/BAR",
         "widest load",
-        "wgmma",
-        "TMA",
     )
     lines = ["| " + " | ".join(columns) + " |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|")
     for r in reports:
         per_element = "–" if r.instr_per_element is None else f"{r.instr_per_element:.1f}"
-        flags = ["yes" if flag else "no" for flag in (r.uses_wgmma, r.uses_tma)]
         loops = f"{r.loop_shuffles}/{r.loop_barriers}"
         cells = (
             r.kernel,
@@ -375,7 +264,6 @@ def markdown(reports: list[Report]) -> str:
             per_element,
             loops,
             r.ld_bits_max,
-            *flags,
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -6,9 +6,7 @@ Loaded at the first launch only. Kernel sources: one per file; shipped launch co
 """
 
 from megaladder.kernels.triton_kernels.ce_backward import ce_backward
-from megaladder.kernels.triton_kernels.ce_policy import ce_policy
-from megaladder.kernels.triton_kernels.ce_stats import ce_stats, count_at_least
-from megaladder.kernels.triton_kernels.linear_stats import linear_stats
+from megaladder.kernels.triton_kernels.ce_stats import ce_stats
 from megaladder.kernels.triton_kernels.merge_stats import merge_stats
 
-__all__ = ["ce_backward", "ce_policy", "ce_stats", "count_at_least", "linear_stats", "merge_stats"]
+__all__ = ["ce_backward", "ce_stats", "merge_stats"]

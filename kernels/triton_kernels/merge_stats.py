@@ -1,5 +1,4 @@
-"""K2: statistics of R parts of the vocabulary → log-prob, entropy, log-sum-exp, peak, total; or,
-within one rank, those of their union.
+"""K2: statistics of R parts of the vocabulary → log-prob, entropy, log-sum-exp, peak, total.
 
 Parts are merged in their given order, so the result is the same for any batch.
 """
@@ -18,10 +17,17 @@ NO_MAX = tl.constexpr(-1.0e30)
 
 @triton.jit
 def merge_kernel(
-    gathered_ptr, targets_ptr, out_ptr, num_parts, part_stride, num_tokens, ignore_index,
-    UNION: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """gathered [parts, K, T]; out [5, T], or [4, T] statistics with UNION."""
+    gathered_ptr,
+    targets_ptr,
+    out_ptr,
+    num_parts,
+    part_stride,
+    num_tokens,
+    ignore_index,
+    BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """gathered [parts, K, T]; out [5, T]."""
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
     top = tl.full([BLOCK], NO_MAX, ACC)
@@ -43,48 +49,39 @@ def merge_kernel(
         at_target = tl.maximum(
             at_target, tl.load(source + 2 * num_tokens, mask=inside, other=float("-inf")) + step
         )
-    if UNION:
-        tl.store(out_ptr + token, top, mask=inside)
-        tl.store(out_ptr + num_tokens + token, total, mask=inside)
-        tl.store(out_ptr + 2 * num_tokens + token, at_target, mask=inside)
-        tl.store(out_ptr + 3 * num_tokens + token, spread, mask=inside)
-    else:
-        kept = tl.load(targets_ptr + token, mask=inside, other=ignore_index) != ignore_index
-        log_total = tl.log2(total)
-        tl.store(out_ptr + token, tl.where(kept, (at_target - log_total) * LN2, 0.0), mask=inside)
-        tl.store(
-            out_ptr + num_tokens + token,
-            tl.where(kept, (log_total - spread / total) * LN2, 0.0),
-            mask=inside,
-        )
-        tl.store(
-            out_ptr + 2 * num_tokens + token,
-            tl.where(kept, (top + log_total) * LN2, 0.0),
-            mask=inside,
-        )
-        tl.store(out_ptr + 3 * num_tokens + token, tl.where(kept, top, 0.0), mask=inside)
-        tl.store(out_ptr + 4 * num_tokens + token, tl.where(kept, total, 1.0), mask=inside)
-
-
-def _launch(
-    gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int, union: bool
-) -> torch.Tensor:
-    parts, _, num_tokens = gathered.shape
-    out = gathered.new_empty((4 if union else 5, num_tokens))
-    if num_tokens:
-        with configs.device_guard(gathered):
-            merge_kernel[(triton.cdiv(num_tokens, configs.MERGE_BLOCK),)](
-                gathered, targets, out, parts, gathered.stride(0), num_tokens, ignore_index,
-                UNION=union, BLOCK=configs.MERGE_BLOCK, ACC=configs.triton_dtype(gathered.dtype), num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
-    return out
+    kept = tl.load(targets_ptr + token, mask=inside, other=ignore_index) != ignore_index
+    log_total = tl.log2(total)
+    tl.store(out_ptr + token, tl.where(kept, (at_target - log_total) * LN2, 0.0), mask=inside)
+    tl.store(
+        out_ptr + num_tokens + token,
+        tl.where(kept, (log_total - spread / total) * LN2, 0.0),
+        mask=inside,
+    )
+    tl.store(
+        out_ptr + 2 * num_tokens + token, tl.where(kept, (top + log_total) * LN2, 0.0), mask=inside
+    )
+    tl.store(out_ptr + 3 * num_tokens + token, tl.where(kept, top, 0.0), mask=inside)
+    tl.store(out_ptr + 4 * num_tokens + token, tl.where(kept, total, 1.0), mask=inside)
 
 
 def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
     """See `reference.merge_stats`."""
-    return _launch(gathered.contiguous(), targets, ignore_index, union=False)
-
-
-def partial_merge(parts: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """See `reference.partial_merge`."""
-    return _launch(parts, targets, 0, union=True)
+    parts, _, num_tokens = gathered.shape
+    out = gathered.new_empty((5, num_tokens))
+    if num_tokens:
+        gathered = gathered.contiguous()
+        with configs.device_guard(gathered):
+            merge_kernel[(triton.cdiv(num_tokens, configs.MERGE_BLOCK),)](
+                gathered,
+                targets,
+                out,
+                parts,
+                gathered.stride(0),
+                num_tokens,
+                ignore_index,
+                BLOCK=configs.MERGE_BLOCK,
+                ACC=configs.triton_dtype(gathered.dtype),
+                num_warps=4,
+                enable_fp_fusion=True,
+            )
+    return out

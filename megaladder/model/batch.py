@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from megaladder import parallel, platform
 from megaladder.model.context_parallel import rank_tokens, whole_order
-from megaladder.types import PackedBatch
+from megaladder.types import IGNORE_INDEX, PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,15 @@ class ContextPart:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBatch:
-    """`types.PackedBatch` as tensors. input_ids, position_ids: int64 [1, T]; labels: int64 [T];
-    cu_seqlens: int32 [S + 1]; per-token floats: float32 [T] or None; sequence_of_token: int64 [T],
-    index of each token's sequence in 0…S-1. Losses read all of it; the model computes on `local_*`,
-    the tokens of its context-parallel rank (all of them without context parallelism).
+    """`types.PackedBatch` as tensors.
+
+    input_ids, position_ids: int64 [1, T]; labels: int64 [T]; cu_seqlens: int32 [S + 1]; per-token
+    floats: float32 [T] or None. loss_mask: bool [T], tokens through which a gradient may flow; their
+    places among this rank's tokens are `active_rows`, among all T `active_tokens` (int64 [n]; None:
+    the batch was made without the question, all tokens go through the head). sequence_of_token:
+    int64 [T], index of each token's sequence in 0…S-1. gradient_factor: 0-d, what the gradient of
+    the summed loss is multiplied with. Losses read all of it; the model computes on `local_*`, the
+    tokens of its context-parallel rank (all of them without context parallelism).
     """
 
     input_ids: torch.Tensor
@@ -34,6 +40,11 @@ class DeviceBatch:
     cu_seqlens: torch.Tensor
     max_seqlen: int
     num_loss_tokens: int
+    loss_mask: torch.Tensor | None = None
+    active_rows: torch.Tensor | None = None
+    active_tokens: torch.Tensor | None = None
+    sequence_of_token: torch.Tensor | None = None
+    gradient_factor: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     loss_weights: torch.Tensor | None = None
     old_logprobs: torch.Tensor | None = None
@@ -42,9 +53,18 @@ class DeviceBatch:
     part: ContextPart | None = None
 
     @property
-    def sequence_of_token(self) -> torch.Tensor:
-        lengths = (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).long()
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    def num_sequences(self) -> int:
+        return self.cu_seqlens.shape[0] - 1
+
+    def tokens(self, index: torch.Tensor | slice) -> DeviceBatch:
+        """What a loss reads of some tokens; `input_ids`, positions and bounds stay those of all."""
+        return replace(
+            self,
+            **{
+                name: None if (values := getattr(self, name)) is None else values[index]
+                for name in _OF_TOKENS
+            },
+        )
 
     @property
     def local_input_ids(self) -> torch.Tensor:
@@ -67,10 +87,35 @@ class DeviceBatch:
         return self.labels if self.part is None else self.labels.index_select(0, self.part.tokens)
 
 
-def to_device(batch: PackedBatch) -> DeviceBatch:
+_OF_TOKENS = (
+    "labels",
+    "loss_mask",
+    "sequence_of_token",
+    "advantages",
+    "loss_weights",
+    "old_logprobs",
+    "rollout_logprobs",
+    "ref_logprobs",
+)
+
+
+def active_tokens(batch: PackedBatch, *, skip_zero_advantage: bool) -> np.ndarray:
+    """bool [T]: tokens with a label and a weight; with `skip_zero_advantage` those of advantage 0
+    are left out too. Known on the host before anything runs, so no device is asked."""
+    active = batch.labels_t != IGNORE_INDEX
+    if batch.loss_weights_t is not None:
+        active &= batch.loss_weights_t != 0
+    if skip_zero_advantage and batch.advantages_t is not None:
+        active &= batch.advantages_t != 0
+    return active
+
+
+def to_device(batch: PackedBatch, *, skip_zero_advantage: bool = False) -> DeviceBatch:
     """Copies a micro-batch to this process's device; under context parallelism with this rank's
-    part."""
+    part. skip_zero_advantage: see `active_tokens`."""
     device = platform.device()
+    active = active_tokens(batch, skip_zero_advantage=skip_zero_advantage)
+    mine = np.arange(len(active))
 
     def move(array: object) -> torch.Tensor | None:
         return None if array is None else torch.as_tensor(array).to(device, non_blocking=True)
@@ -81,7 +126,7 @@ def to_device(batch: PackedBatch) -> DeviceBatch:
             rank_tokens(batch.cu_seqlens, cp, parallel.cp_rank()),
             whole_order(batch.cu_seqlens, cp),
         )
-        part = ContextPart(move(tokens), move(order))
+        part, mine = ContextPart(move(tokens), move(order)), tokens
     return DeviceBatch(
         input_ids=move(batch.input_ids_t).unsqueeze(0),
         position_ids=move(batch.position_ids_t).unsqueeze(0),
@@ -89,6 +134,12 @@ def to_device(batch: PackedBatch) -> DeviceBatch:
         cu_seqlens=move(batch.cu_seqlens),
         max_seqlen=batch.max_seqlen,
         num_loss_tokens=batch.num_loss_tokens,
+        loss_mask=move(active),
+        active_rows=move(np.flatnonzero(active[mine])),
+        active_tokens=move(mine[active[mine]]),
+        sequence_of_token=move(
+            np.repeat(np.arange(len(batch.cu_seqlens) - 1), np.diff(batch.cu_seqlens))
+        ),
         advantages=move(batch.advantages_t),
         loss_weights=move(batch.loss_weights_t),
         old_logprobs=move(batch.old_logprobs_t),

@@ -22,7 +22,7 @@ from megaladder import platform
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
-from megaladder.model.head import HeadOptions, HeadOutput, VocabularyHead
+from megaladder.model.head import HeadOptions, HeadOutput, LossSums, VocabularyHead
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
 from megaladder.model.portable import packed_layout, portable_block_spec
 from megaladder.model.rope import inverse_frequencies
@@ -177,15 +177,15 @@ class LadderGPT(GPTModel):
 
     def forward(
         self, batch: DeviceBatch, options: HeadOptions = HeadOptions()
-    ) -> torch.Tensor | HeadOutput:
+    ) -> torch.Tensor | HeadOutput | LossSums:
         """Inner stages return hidden states [T/cp, 1, H]; the last stage per-token log-probs of its
-        labels (see `HeadOutput`)."""
+        labels, or the sums of `options.loss` (see `VocabularyHead`)."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
         return self.output_layer(
             hidden_states,
-            batch.local_labels,
+            batch,
             options,
             weight=self._output_weight(),
             vocab_size=self.shape.vocab_size,

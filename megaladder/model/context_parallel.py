@@ -93,6 +93,13 @@ def gather_tokens(
     return _Gather.apply(local, tokens, order, group)
 
 
+def largest(values: torch.Tensor, group: Any) -> torch.Tensor:
+    """Elementwise maximum over the ranks; no gradient."""
+    found = values.clone()
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    return found
+
+
 def sum_partial_losses(partial: torch.Tensor, group: Any) -> torch.Tensor:
     """The whole micro-batch's loss from this rank's part; differentiable."""
     return _Sum.apply(partial, group)

@@ -105,7 +105,7 @@ def wrap_chunks(
         for index, chunk in enumerate(chunks)
     ]
     model_config = chunks[0].config
-    model_config.finalize_model_grads_func = finalize_model_grads
+    model_config.finalize_model_grads_func = _finalize_gradients
 
     def of_chunks(method: str) -> Any:
         functions = [getattr(chunk, method) for chunk in wrapped]
@@ -117,6 +117,12 @@ def wrap_chunks(
     if config.align_param_gather:
         model_config.param_sync_func = of_chunks("start_param_sync")
     return wrapped
+
+
+def _finalize_gradients(model: list[Any], num_tokens: Any = None, **options: Any) -> None:
+    """megatron-core's reductions without its division by `num_tokens`: gradients are formed divided
+    (`train.step`), which spares a pass over all of them and a wait for the count."""
+    finalize_model_grads(model, None, **options)
 
 
 def build_optimizer(

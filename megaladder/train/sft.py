@@ -44,7 +44,7 @@ def run_sft(config: SftConfig) -> int:
             clip_low=config.train.clip_ratio_low,
             clip_high=config.train.clip_ratio_high,
         )
-        head = sft_head(config.train.loss)
+        head = sft_head(config.train.loss, loss, config.train.logits)
         guard = NonFiniteGuard(config.train.nonfinite_limit)
 
         step = progress.resume()

@@ -1,15 +1,16 @@
 """One pass of micro-batches through megatron-core's schedule: forward and backward (training) or
 forward only (held-out loss, log-probs).
 
-The loss of a micro-batch is a *sum* over its tokens. megatron-core divides the gradients by the
-global number of loss tokens (`calculate_per_token_loss`), so loss and gradient do not depend on how
-samples fall into micro-batches, rows, or ranks.
+The loss of a micro-batch is a *sum* over its tokens, and the gradient is that of the sum over all
+micro-batches and ranks divided by the global number of loss tokens, so neither depends on how
+samples fall into micro-batches, rows, or ranks. The division is a factor on each token's gradient,
+in the loss head and in float32: megatron-core's own would pass over all gradients once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,24 +19,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megaladder import parallel
 from megaladder.model.batch import DeviceBatch, to_device
-from megaladder.model.context_parallel import gather_tokens, sum_partial_losses
-from megaladder.model.head import HeadOptions, HeadOutput
+from megaladder.model.context_parallel import gather_tokens, largest, sum_partial_losses
+from megaladder.model.head import SCRATCH, HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.types import PackedBatch
-
-
-@dataclass(frozen=True, slots=True)
-class LossSums:
-    """What a loss function returns for one micro-batch: `loss`, a scalar with gradient, summed over
-    tokens; `metrics`, further sums (no gradient) that are added up over micro-batches and ranks;
-    `maxima`, of which the largest counts. The same keys every time.
-    """
-
-    loss: torch.Tensor
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    maxima: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-LossFunction = Callable[[HeadOutput, DeviceBatch], LossSums]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +58,28 @@ def run_micro_batches(
 
     chunks: this rank's model chunks (DDP-wrapped for training). metric_names, maximum_names: the
     keys of the loss function's metrics and maxima, needed on every rank because only the last
-    pipeline stage sees them. After training passes, gradients are reduced and divided by the global
-    count.
+    pipeline stage sees them. With `head.loss` the head forms the loss and `loss_function` is not
+    asked. After training passes, gradients are reduced.
     """
-    device_batches = [to_device(batch) for batch in batches]
+    device_batches = [
+        to_device(batch, skip_zero_advantage=head.skip_zero_advantage) for batch in batches
+    ]
+    if not forward_only:
+        factor = _gradient_factor(device_batches)
+        device_batches = [replace(batch, gradient_factor=factor) for batch in device_batches]
 
     def forward_step(iterator: Any, model: Any, **_: Any) -> tuple[Any, Callable[[Any], tuple]]:
         batch = next(iterator)
 
         def loss_of(
-            output: HeadOutput,
+            output: HeadOutput | LossSums,
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            sums = loss_function(whole_output(output, batch), batch)
-            count = torch.tensor(batch.num_loss_tokens, dtype=torch.int, device=sums.loss.device)
-            # each cp rank has the whole loss; tokens count once
-            counted = count if parallel.cp_rank() == 0 else torch.zeros_like(count)
-            return (
-                sums.loss,
-                counted,
-                {"loss": sums.loss.detach(), "count": count, **sums.metrics, **sums.maxima},
-            )
+            sums = whole_sums(output, batch, loss_function)
+            count = torch.full((), batch.num_loss_tokens, dtype=torch.int, device=sums.loss.device)
+            report = {"loss": sums.loss.detach(), "count": count, **sums.metrics, **sums.maxima}
+            # a loss formed in the head has the factor in its gradient already
+            formed = batch.gradient_factor is None or isinstance(output, LossSums)
+            return sums.loss if formed else sums.loss * batch.gradient_factor, count, report
 
         return model(batch, head), loss_of
 
@@ -107,28 +95,48 @@ def run_micro_batches(
             micro_batch_size=1,
             forward_only=forward_only,
         )
-    return _global_sums(reports, metric_names, maximum_names)
+    return _global_sums(reports, metric_names, maximum_names, training=not forward_only)
 
 
-def whole_output(output: HeadOutput, batch: DeviceBatch) -> HeadOutput:
-    """What a loss function sees: the output for all tokens of the micro-batch, on every
-    context-parallel rank. Differentiable."""
+def _gradient_factor(batches: Sequence[DeviceBatch]) -> torch.Tensor:
+    """0-d: 1 / loss tokens of the step over all data-parallel ranks; the host does not wait for
+    it."""
+    count = torch.full(
+        (),
+        sum(batch.num_loss_tokens for batch in batches),
+        dtype=torch.float32,
+        device=batches[0].labels.device,
+    )
+    torch.distributed.all_reduce(count, group=parallel_state.get_data_parallel_group())
+    return count.clamp_(min=1.0).reciprocal_()
+
+
+def whole_sums(
+    output: HeadOutput | LossSums, batch: DeviceBatch, loss_function: LossFunction
+) -> LossSums:
+    """The loss of the whole micro-batch, on every context-parallel rank. Differentiable."""
     if batch.part is None:
-        return output
+        return output if isinstance(output, LossSums) else loss_function(output, batch)
     group, part = parallel_state.get_context_parallel_group(), batch.part
+    if isinstance(output, LossSums):
+        return LossSums(
+            sum_partial_losses(output.loss, group),
+            {name: sum_partial_losses(value, group) for name, value in output.metrics.items()},
+            {name: largest(value, group) for name, value in output.maxima.items()},
+        )
     gathered = [
         None if values is None else gather_tokens(values, part.tokens, part.order, group)
         for values in (output.logprobs, output.entropy)
     ]
-    return HeadOutput(
-        *gathered, None if output.loss is None else sum_partial_losses(output.loss, group)
-    )
+    return loss_function(HeadOutput(*gathered), batch)
 
 
 def _global_sums(
     reports: list[dict[str, torch.Tensor]],
     metric_names: Sequence[str],
     maximum_names: Sequence[str],
+    *,
+    training: bool,
 ) -> StepSums:
     names = ["loss", "count", *metric_names]
     sums = torch.zeros(len(names), dtype=torch.float64)
@@ -153,10 +161,13 @@ def _global_sums(
                 .cpu()
             )
     loss, count, *metrics = parallel.sum_over_losses(sums).tolist()
-    largest = parallel.max_over_ranks(maxima).tolist() if maximum_names else []
+    free = torch.tensor([-SCRATCH.take_least()], dtype=torch.float64)
+    *greatest, most = parallel.max_over_ranks(torch.cat([maxima, free])).tolist()
+    if training:
+        SCRATCH.agree(-most)
     return StepSums(
         loss=loss,
         num_loss_tokens=round(count),
         metrics=dict(zip(metric_names, metrics, strict=True)),
-        maxima=dict(zip(maximum_names, largest, strict=True)),
+        maxima=dict(zip(maximum_names, greatest, strict=True)),
     )

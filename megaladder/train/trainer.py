@@ -23,7 +23,7 @@ from megaladder.config.sections.run import RunConfig
 from megaladder.errors import CheckpointError
 from megaladder.faults import fault_point
 from megaladder.model.build import BuildOptions, build_chunks
-from megaladder.model.head import HeadOptions
+from megaladder.model.head import HeadOptions, LossFunction
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
 from megaladder.model.source import model_folder, random_tensors
 from megaladder.model.te import start_user_buffers
@@ -39,7 +39,7 @@ from megaladder.train.optimizer import (
 )
 from megaladder.train.profile import StepProfiler
 from megaladder.train.schedule import LrSchedule
-from megaladder.train.step import LossFunction, StepSums, run_micro_batches
+from megaladder.train.step import StepSums, run_micro_batches
 from megaladder.types import PackedBatch
 
 

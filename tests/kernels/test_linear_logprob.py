@@ -1,5 +1,5 @@
-"""linear_logprob: values and gradients against float64, chunking, compaction, main_grad under
-megatron-core's DDP, peak memory, K5."""
+"""linear_logprob: values and gradients against float64, blocks kept or formed again, active rows,
+main_grad under megatron-core's DDP, odd vocabularies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 
 from megaladder.kernels import linear_common, ops
 from megaladder.kernels.linear_logprob import linear_logprob
-from megaladder.kernels.linear_policy_loss import linear_policy_loss
-from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss
-from megaladder.kernels.reference import RowSpec, linear_stats
+from megaladder.kernels.linear_loss import TokenTerms, linear_loss
+from megaladder.kernels.reference import RowSpec
 from megaladder.kernels.vocab_logprob import vocab_logprob
 
 TOKENS, HIDDEN, COLUMNS, VALID = 30, 16, 130, 121
@@ -28,6 +27,10 @@ def make_case(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     case["targets"][::4] = -100
     case["g"][5:15], case["h"][5:12] = 0.0, 0.0
     return case
+
+
+def cross_entropy(logp: torch.Tensor, entropy: torch.Tensor | None, block: slice) -> TokenTerms:
+    return TokenTerms(-logp.sum(), torch.full_like(logp, -1.0))
 
 
 def truth(oracle, case: dict[str, torch.Tensor]):
@@ -48,12 +51,15 @@ def truth(oracle, case: dict[str, torch.Tensor]):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scratch_bytes": 4096}, {"compact_rows": False}, {"never_materialise": True}],
-    ids=str,
+    [{}, {"scratch_bytes": 4096}, {"scratch_bytes": 24_000}, {"rows": True}],
+    ids=["all blocks kept", "every block twice", "some kept", "active rows"],
 )
 def test_values_and_gradients(oracle, dtype, options):
     case = make_case(dtype)
     rows, d_hidden, d_weight = truth(oracle, case)
+    if "rows" in options:
+        options = {"rows": (case["targets"] >= 0).nonzero().squeeze(1)}
+    case["weight"][VALID:] = float("nan")  # padding is never read, whatever it holds
     hidden, weight = case["hidden"].requires_grad_(), case["weight"].requires_grad_()
     out = linear_logprob(
         hidden,
@@ -99,70 +105,68 @@ def test_kernel_twin_and_plain_torch_agree_through_the_whole_head(kernels, monke
             scratch_bytes=8192,
         )
         (out.logp * case["g"] + out.entropy * case["h"]).sum().backward()
-        policy = linear_policy_loss(
+        loss = linear_loss(
             *(t.detach().requires_grad_() for t in (hidden, weight)),
             case["targets"],
-            PolicyLoss("sft"),
-            PolicyInputs(),
+            cross_entropy,
             n_valid=VALID,
         )
-        found[choice] = (out.logp, hidden.grad, weight.grad, policy.loss)
+        found[choice] = (out.logp, hidden.grad, weight.grad, loss)
     for ours, theirs in zip(found["torch"], found["triton"], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(found["triton"][1].double(), d_hidden, rtol=0, atol=2e-5)
     torch.testing.assert_close(found["triton"][2].double(), d_weight, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_zero_logit_kernel(kernels, dtype):
-    """K5 against the twin over ragged rows, splits and valid columns; a row alone gives the same
-    bits as in the batch."""
-    case = make_case(dtype)
-    scale = torch.rand(TOKENS) + 0.5
-    spec = RowSpec(case["targets"], scale, 0, VALID)
-    got = kernels.linear_stats(case["hidden"], case["weight"], spec, entropy=True)
-    expected = linear_stats(case["hidden"], case["weight"], spec, entropy=True)
-    kept = case["targets"] >= 0
-    torch.testing.assert_close(got[:, kept], expected[:, kept], rtol=1e-5, atol=2e-5)
-    for row in (1, 17, 29):
-        one = slice(row, row + 1)
-        alone = kernels.linear_stats(
-            case["hidden"][one],
-            case["weight"],
-            RowSpec(case["targets"][one], scale[one], 0, VALID),
-            entropy=True,
-        )
-        assert torch.equal(alone[:, 0], got[:, row])
-
-
-def test_only_rows_with_targets_and_gradient_are_multiplied(monkeypatch):
+@pytest.mark.parametrize(("scratch", "times"), [(None, 1), (4096, 2)], ids=["kept", "again"])
+def test_only_active_rows_are_multiplied_and_kept_logits_not_twice(monkeypatch, scratch, times):
     case = make_case(torch.float64)
-    rows = []
-    original = linear_common.Chunks.logits
+    seen = []
+    original = linear_common.Columns.logits
 
-    def counting(self, hidden):
-        rows.append(hidden.shape[0])
-        return original(self, hidden)
+    def counting(self, x, out):
+        seen.append(x.shape[0])
+        return original(self, x, out)
 
-    monkeypatch.setattr(linear_common.Chunks, "logits", counting)
+    monkeypatch.setattr(linear_common.Columns, "logits", counting)
     hidden = case["hidden"].requires_grad_()
-    out = linear_logprob(hidden, case["weight"].requires_grad_(), case["targets"], n_valid=VALID)
-    kept = case["targets"] >= 0
-    assert sum(rows) == int(kept.sum())
-    rows.clear()
+    rows = (case["targets"] >= 0).nonzero().squeeze(1)
+    out = linear_logprob(
+        hidden,
+        case["weight"].requires_grad_(),
+        case["targets"],
+        n_valid=VALID,
+        rows=rows,
+        scratch_bytes=scratch,
+    )
     (out.logp * case["g"]).sum().backward()
-    assert sum(rows) == int((kept & (case["g"] != 0)).sum())
+    assert sum(seen) == times * len(rows)
+    with pytest.raises(RuntimeError, match="second backward"):
+        out.logp.sum().backward()
 
 
-@pytest.mark.parametrize("direct", [False, True], ids=["stashed", "upstream promised"])
-def test_main_grad_of_megatron_ddp_receives_float32_sums_once(direct):
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 37])
+def test_a_vocabulary_that_is_no_multiple_of_16(oracle, columns):
+    """Products of 16 columns and zeros stand for the last few; every product is aligned."""
+    random = torch.Generator().manual_seed(columns)
+    hidden, weight = (
+        torch.randn(n, HIDDEN, generator=random, dtype=torch.float64).requires_grad_()
+        for n in (12, columns)
+    )
+    targets = torch.randint(0, columns, (12,), generator=random)
+    g, h = (torch.randn(12, generator=random, dtype=torch.float64) for _ in range(2))
+    rows = oracle((hidden @ weight.t()).detach(), targets, torch.ones(1, dtype=torch.float64), g, h)
+    out = linear_logprob(hidden, weight, targets, entropy="grad")
+    (out.logp * g + out.entropy * h).sum().backward()
+    torch.testing.assert_close(out.logp, rows.logp, rtol=0, atol=1e-12)
+    torch.testing.assert_close(hidden.grad, rows.d_logits @ weight, rtol=0, atol=1e-12)
+    torch.testing.assert_close(weight.grad, rows.d_logits.t() @ hidden, rtol=0, atol=1e-12)
+
+
+def test_main_grad_of_megatron_ddp_receives_float32_sums_once():
     """Attributes as megatron-core's DistributedDataParallel sets them: sums in main_grad over two
     calls, a placeholder in .grad."""
     case = make_case(torch.bfloat16)
-    case["g"], case["h"] = (
-        torch.ones(TOKENS, dtype=torch.float64),
-        torch.zeros(TOKENS, dtype=torch.float64),
-    )
     weight = torch.nn.Parameter(case["weight"].clone())
     weight.main_grad, weight.grad_added_to_main_grad = torch.zeros(COLUMNS, HIDDEN), False
     exact = torch.nn.Parameter(case["weight"].float())
@@ -173,16 +177,14 @@ def test_main_grad_of_megatron_ddp_receives_float32_sums_once(direct):
         assert weight.grad_added_to_main_grad
         assert weight.grad.shape == weight.shape
         weight.grad = None
-        out = linear_policy_loss(
+        linear_loss(
             case["hidden"],
             weight,
             case["targets"],
-            PolicyLoss(),
-            PolicyInputs(),
+            cross_entropy,
             n_valid=VALID,
-            upstream=0.25 if direct else None,
-        )
-        (out.loss * 0.25).backward()
+            factor=torch.tensor(0.25),
+        ).backward()
         weight.grad = None
         plain = linear_logprob(case["hidden"].float(), exact, case["targets"], n_valid=VALID)
         (-plain.logp.sum() * 1.25).backward()
@@ -208,22 +210,37 @@ def test_tied_weight_gets_zeros_as_placeholder():
     assert torch.count_nonzero(weight.main_grad) > 0
 
 
-def test_scratch_bounds_the_logits_buffer():
-    """Chunk rows · padded columns · bytes never exceed scratch_bytes, and the row stride is a
-    multiple of 16 elements."""
+def test_scratch_bounds_the_logits_and_their_gradient():
+    """Rows of a block · padded columns · bytes never exceed scratch_bytes, gradient included: it
+    lies over the logits. Row strides are multiples of 16 elements."""
     case = make_case(torch.bfloat16)
     spec = RowSpec(case["targets"], torch.ones(1), 0, VALID)
     for scratch in (1000, 5000, 10**6):
-        head = linear_common.Head(
-            case["weight"], spec, None, linear_common.LinearOptions(scratch_bytes=scratch)
-        )
-        chunks = linear_common.Chunks(head, case["hidden"], None)
-        logits = chunks.logits(case["hidden"][: chunks.step])
-        out = chunks.gradient_out(logits)
-        used = chunks.step * (logits.stride(0) * 4 + out.stride(0) * 2)
-        assert logits.stride(0) % 16 == 0
-        assert out.stride(0) % 16 == 0
-        assert used <= scratch or chunks.step == 1
+        options = linear_common.LinearOptions(scratch_bytes=scratch)
+        head = linear_common.make_head(case["hidden"], case["weight"], spec, None, None, options)
+        blocks = linear_common.Blocks(head, case["hidden"])
+        logits = blocks.logits(slice(0, blocks.step))
+        out = blocks.gradient_out(logits)
+        assert logits.stride(0) % 16 == out.stride(0) % 16 == 0
+        assert out.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
+        assert logits.untyped_storage().nbytes() <= scratch or blocks.step == 1
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "fit", "expected"),
+    [
+        (8192, 10**6, 8192),  # one block
+        (20_480, 10**6, 6912),  # three alike, none longer than 8,192
+        (8192, 1353, 1280),  # 1200 MiB of float32 logits over 151,936 columns
+        (8192, 4096, 4096),
+        (300, 100, 100),
+        (5, 2, 2),
+        (0, 9, 1),
+        (7, 0, 1),
+    ],
+)
+def test_blocks_are_few_and_even(num_rows, fit, expected):
+    assert linear_common.block_rows(num_rows, fit) == expected
 
 
 def test_overwritten_logits_raise_instead_of_giving_a_wrong_gradient():
@@ -265,11 +282,10 @@ def test_operators_pass_torch_library_checks():
     """Schema, fake tensors and mutation annotations, as torch.compile relies on them."""
     logits, targets, scale = torch.randn(5, 32), torch.tensor([0, 3, -100, 9, 31]), torch.ones(1)
     row = (targets, scale, 0, 30, -100)
-    stats = ops._stats_op(logits, *row, True, False)
+    stats = ops._stats_op(logits, *row, True)
     ones = torch.ones(5)
-    policy = (None, None, None, None, None, "sft", 0.2, 0.2, 0.0, 0.0, 0.0)
     checks = ["test_schema", "test_faketensor"]
-    torch.library.opcheck(ops._stats_op, (logits, *row, True, True), test_utils=checks)
+    torch.library.opcheck(ops._stats_op, (logits, *row, True), test_utils=checks)
     torch.library.opcheck(ops._merge_op, (stats.unsqueeze(0), targets, -100), test_utils=checks)
     torch.library.opcheck(
         ops._backward_in_place,
@@ -282,15 +298,8 @@ def test_operators_pass_torch_library_checks():
         test_utils=checks,
     )
     torch.library.opcheck(
-        ops._policy_in_place, (logits.clone(), *row, None, *policy), test_utils=checks
+        ops._add_op, (torch.zeros(8, 4), torch.randn(5, 8), torch.randn(5, 4)), test_utils=checks
     )
-    torch.library.opcheck(
-        ops._policy_out, (logits, torch.empty_like(logits), *row, None, *policy), test_utils=checks
-    )
-    torch.library.opcheck(
-        ops._linear_op, (torch.randn(5, 8), torch.randn(32, 8), *row, True), test_utils=checks
-    )
-    torch.library.opcheck(ops._count_op, (logits, torch.zeros(5), 30), test_utils=checks)
 
 
 def test_backend_choice_is_validated_and_said_once(monkeypatch, caplog):
@@ -308,7 +317,7 @@ def test_backend_choice_is_validated_and_said_once(monkeypatch, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["vocab_logprob", "linear_logprob", "linear_policy_loss"])
+@pytest.mark.parametrize("head", ["vocab_logprob", "linear_logprob"])
 def test_heads_compile_without_a_graph_break(head):
     """torch.compile(fullgraph=True), traced and differentiated, equals eager bit for bit on the
     CPU."""
@@ -319,13 +328,7 @@ def test_heads_compile_without_a_graph_break(head):
             return vocab_logprob(
                 hidden @ weight.t(), targets, n_valid=VALID, entropy="grad"
             ).logp.sum()
-        if head == "linear_logprob":
-            return linear_logprob(
-                hidden, weight, targets, n_valid=VALID, compact_rows=False
-            ).logp.sum()
-        return linear_policy_loss(
-            hidden, weight, targets, PolicyLoss(), PolicyInputs(), n_valid=VALID, compact_rows=False
-        ).loss
+        return linear_logprob(hidden, weight, targets, n_valid=VALID).logp.sum()
 
     found = []
     for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):

@@ -203,22 +203,28 @@ def test_a_nan_logit_stays_visible(implementation, entropy, column):
     assert logp.isnan().tolist() == [True, False]
 
 
-def test_rank_and_argmax(implementation):
-    """vLLM's rank: columns not below the target's logit; argmax: the first of equals. bfloat16 has
-    many equals."""
-    case = random_case(4, 12, 600, torch.bfloat16, spread=1.0)
-    case["targets"][:2] = torch.tensor([-100, 599])
-    stats = implementation.ce_stats(
-        case["logits"], RowSpec(case["targets"], case["scale"], 0, 590), entropy=True, rank=True
-    )
-    valid, kept = case["logits"][:, :590].float(), case["targets"] >= 0
-    owned = kept & (case["targets"] < 590)
-    at_target = case["logits"].float().gather(1, case["targets"].clamp(min=0).unsqueeze(1))
-    expected = torch.where(owned, (valid >= at_target).sum(1), 0)
-    assert stats[7][kept].tolist() == expected[kept].tolist()
-    assert stats[6][kept].tolist() == valid.argmax(1)[kept].tolist()
-    counts = implementation.count_at_least(case["logits"], at_target.squeeze(1), 590)
-    assert counts.tolist() == (valid >= at_target).sum(1).tolist()
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("columns", [1, 40, 700])
+def test_a_16_bit_gradient_over_float32_logits(implementation, entropy, columns):
+    """The row's first half holds the bits that a buffer of its own would; other rows and padding
+    columns are those of that buffer."""
+    case = random_case(3, 9, columns, torch.float32)
+    case["g"][2] = case["h"][2] = 0.0
+    width = columns + 5
+    stored = torch.full((9, width), 777.0)
+    stored[:, :columns] = case["logits"]
+    spec = RowSpec(case["targets"], case["scale"], 0, columns)
+    stats = implementation.ce_stats(stored, spec, entropy=entropy)
+    _, value, _, peak, total = implementation.merge_stats(
+        stats.unsqueeze(0), spec.targets, -100
+    ).unbind(0)
+    upstream = RowGrad(peak, total, value, case["g"], case["h"] if entropy else None)
+    apart = torch.full((9, width), 777.0, dtype=torch.bfloat16)
+    implementation.ce_backward(stored, spec, upstream, apart)
+    over = stored.view(torch.bfloat16)[:, :width]
+    implementation.ce_backward(stored, spec, upstream, over)
+    assert torch.equal(over, apart)
+    assert torch.count_nonzero(over[:, columns:]) == torch.count_nonzero(over[2]) == 0
 
 
 def test_invariants(implementation):

@@ -11,8 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megaladder.kernels.linear_logprob import linear_logprob
-from megaladder.kernels.linear_policy_loss import linear_policy_loss
-from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss
+from megaladder.kernels.linear_loss import TokenTerms, linear_loss
 from megaladder.kernels.shard import TensorParallel, valid_columns
 from megaladder.kernels.vocab_logprob import vocab_logprob
 
@@ -42,7 +41,19 @@ def _data() -> dict[str, torch.Tensor]:
     return data
 
 
-LOSS = PolicyLoss(kind="ppo", clip_high=0.28, dual_clip=3.0, entropy_coef=0.01)
+def clipped_loss(d: dict[str, torch.Tensor]):
+    """Weighted, clipped ratio with an entropy bonus; ignored tokens weigh nothing."""
+    weight = d["scale"] * (d["targets"] >= 0)
+
+    def terms(logp, entropy, block) -> TokenTerms:
+        with torch.enable_grad():
+            leaves = [values.detach().requires_grad_() for values in (logp, entropy)]
+            ratio = (leaves[0] - d["old"][block]).exp()
+            objective = torch.minimum(ratio * d["g"][block], ratio.clamp(0.8, 1.28) * d["g"][block])
+            loss = -(weight[block] * (objective + 0.01 * leaves[1])).sum()
+            return TokenTerms(loss.detach(), *torch.autograd.grad(loss, leaves))
+
+    return terms
 
 
 def _run(
@@ -54,15 +65,9 @@ def _run(
     shared = {"tp": tp, "n_valid": v_valid, "inv_temperature": d["scale"]}
     out: dict[str, torch.Tensor] = {}
     logits = (d["hidden"] @ d["weight"][start : start + width].t()).requires_grad_()
-    got = vocab_logprob(logits, d["targets"], entropy="grad", rank=True, **shared)
+    got = vocab_logprob(logits, d["targets"], entropy="grad", **shared)
     (got.logp * d["g"] + got.entropy * d["h"]).sum().backward()
-    out |= {
-        "v_logp": got.logp,
-        "v_entropy": got.entropy,
-        "v_rank": got.rank,
-        "v_argmax": got.argmax,
-        "v_grad": logits.grad,
-    }
+    out |= {"v_logp": got.logp, "v_entropy": got.entropy, "v_grad": logits.grad}
 
     share = TOKENS // tp.size if sequence_parallel else TOKENS
     mine = slice(tp.rank * share, (tp.rank + 1) * share) if sequence_parallel else slice(None)
@@ -79,15 +84,12 @@ def _run(
         d["hidden"][mine].clone().requires_grad_(),
         d["weight"][start : start + width].clone().requires_grad_(),
     )
-    inputs = PolicyInputs(weight=d["scale"], advantages=d["g"], old_logp=d["old"])
-    policy = linear_policy_loss(hidden, weight, d["targets"], LOSS, inputs, **options)
-    (policy.loss * 2.5).backward()
-    out |= {
-        "p_loss": policy.loss,
-        "p_entropy": policy.metrics.entropy,
-        "p_hidden": hidden.grad,
-        "p_weight": weight.grad,
-    }
+    factor = torch.tensor(2.5, dtype=torch.float64)
+    loss = linear_loss(
+        hidden, weight, d["targets"], clipped_loss(d), factor=factor, entropy="grad", **options
+    )
+    loss.backward()
+    out |= {"p_loss": loss, "p_hidden": hidden.grad, "p_weight": weight.grad}
     return {name: value.detach() for name, value in out.items()}
 
 
@@ -160,9 +162,10 @@ def _all_ignored(tp: TensorParallel) -> float:
     targets = torch.full((TOKENS,), -100)
     valid = valid_columns(VOCAB, 20, tp)
     linear_logprob(hidden, weight, targets, tp=tp, n_valid=valid).logp.sum().backward()
-    linear_policy_loss(
-        hidden, weight, targets, LOSS, PolicyInputs(), tp=tp, n_valid=valid
-    ).loss.backward()
+    rows = torch.arange(0)
+    everything = {"tp": tp, "n_valid": valid, "entropy": "grad", "rows": rows}
+    linear_loss(hidden, weight, targets, clipped_loss(d), **everything).backward()
+    linear_logprob(hidden, weight, targets, **everything).logp.sum().backward()
     return hidden.grad.abs().sum().item() + weight.grad.abs().sum().item()
 
 
@@ -205,12 +208,12 @@ def whole() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", [*WIDTHS, "sequence_parallel"])
 def test_two_ranks_equal_one_in_values_and_gradients(ranks, whole, case):
-    """float64, so agreement means 1e-12: log-prob, entropy, rank, argmax, loss; d logits, d hidden,
+    """float64, so agreement means 1e-12: log-prob, entropy, loss; d logits, d hidden,
     d weight."""
     widths = WIDTHS.get(case, (20, 20))
     for rank in (0, 1):
         got = ranks[rank][case]
-        for name in ("v_logp", "v_entropy", "v_rank", "v_argmax", "l_logp", "p_loss", "p_entropy"):
+        for name in ("v_logp", "v_entropy", "l_logp", "p_loss"):
             torch.testing.assert_close(
                 got[name], whole[name], rtol=0, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
             )
@@ -233,9 +236,9 @@ def test_no_target_at_all_gives_zero_gradients_on_every_rank(ranks):
 
 
 def test_collectives_are_one_gather_forward_and_one_reduction_backward(ranks):
-    """vocab_logprob: 1 in all. linear: + d hidden once. Sequence parallelism: hidden gathered in
-    forward and again in backward."""
+    """vocab_logprob: 1 in all. linear: + d hidden once. Sequence parallelism: + hidden gathered
+    once."""
     for counts in (ranks[0]["counts"], ranks[1]["counts"]):
         assert counts["vocab"] == {GATHER: 1}
         assert counts["linear"] == {GATHER: 1, "all_reduce": 1}
-        assert counts["linear_sp"] == {GATHER: 3, SCATTER: 1}
+        assert counts["linear_sp"] == {GATHER: 2, SCATTER: 1}

@@ -4,8 +4,9 @@ mini-batch.
     torchrun --nproc-per-node W grpo_layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
 CASES_JSON: list of {"name", "objective", "tp", "pp", "vpp", "sp", "micro", "packing", "order",
-"starved", "num_updates"}. Not a test: `test_grpo_invariance.py` runs it. Each case updates a real
-model through `rl.policy.Policy`'s functions.
+"starved", "num_updates", "fused", "scratch"}. objective: one of OBJECTIVES, or a preset of the
+configuration; scratch: bytes for logits. Not a test: `test_grpo_invariance.py` runs it. Each case
+updates a real model through `rl.policy.Policy`'s functions.
 """
 
 from dataclasses import replace
@@ -48,6 +49,8 @@ OBJECTIVES = {
         "aggregation": "sequence_mean_token_sum_norm",
         "max_tokens": 40,
     },
+    "k1": {"kl": "k1", "kl_coef": 0.1, "aggregation": "sequence_mean_token_sum"},
+    "k2-weighted": {"kl": "k2", "kl_coef": 0.1, "kl_importance_weight": True, "dual_clip": 2.0},
 }
 
 
@@ -75,6 +78,16 @@ def table(vocab_size: int, starved: bool):
     )
 
 
+def options_of(objective: str):
+    from megaladder.config.sections.grpo import GrpoSection, RolloutSection
+    from megaladder.train.objectives.policy_loss import PolicyLossOptions, options_from
+
+    if objective in OBJECTIVES:
+        return PolicyLossOptions(**OBJECTIVES[objective])
+    section = GrpoSection.model_validate({"preset": objective, "dual_clip": 3.0})
+    return options_from(section, RolloutSection(max_tokens=40))
+
+
 def run_case(model_dir: str, case: dict) -> dict:
     import megatron.core.parallel_state as parallel_state
 
@@ -88,14 +101,11 @@ def run_case(model_dir: str, case: dict) -> dict:
     from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
     from megaladder.config.sections.shared import OptimSection
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
+    from megaladder.kernels import linear_common
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.head import HeadOptions
     from megaladder.model.hf_config import model_shape, read_config_json
-    from megaladder.train.objectives.policy_loss import (
-        METRIC_MAX_NAMES,
-        METRIC_NAMES,
-        PolicyLossOptions,
-    )
+    from megaladder.train.objectives.policy_loss import METRIC_MAX_NAMES, METRIC_NAMES
     from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
     from megaladder.train.rl.policy import grpo_loss, token_logprobs
     from megaladder.train.rl.samples import split_round
@@ -107,7 +117,8 @@ def run_case(model_dir: str, case: dict) -> dict:
     wrapped = wrap_chunks(chunks)
     optim = OptimSection(lr=2e-3)
     optimizer = build_optimizer(wrapped, optim, BuildOptions())
-    options = PolicyLossOptions(**OBJECTIVES[case["objective"]])
+    options = options_of(case["objective"])
+    linear_common._CPU_SCRATCH = case.get("scratch", 8 << 20)
     spec = PackSpec(
         seq_length=SEQ_LENGTH,
         micro_batch_size=case.get("micro", 1),
@@ -117,7 +128,13 @@ def run_case(model_dir: str, case: dict) -> dict:
         micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1,
     )
     data = table(shape.vocab_size, case.get("starved", False))
-    head = HeadOptions(temperature=0.9, entropy="grad" if options.needs_entropy else "value")
+    loss = grpo_loss(options)
+    head = HeadOptions(
+        temperature=0.9,
+        entropy="grad" if options.needs_entropy else "value",
+        loss=loss if case.get("fused", True) and not options.couples_tokens else None,
+        skip_zero_advantage=options.only_advantages,
+    )
     minis = []
     for part in split_round(
         data, 1 if case.get("starved") else 3, options.aggregation, options.max_tokens
@@ -130,7 +147,7 @@ def run_case(model_dir: str, case: dict) -> dict:
         batches = build_micro_batches(
             plan, parallel.dp_rank(), lambda i, weight_of=weight_of: data.sample(i, weight_of[i])
         )
-        old = token_logprobs(wrapped, batches, head.temperature)
+        old = token_logprobs(wrapped, batches, head)
         reference = [None if values is None else values + 0.05 for values in old]
         minis.append(
             [
@@ -148,7 +165,7 @@ def run_case(model_dir: str, case: dict) -> dict:
         sums = run_micro_batches(
             wrapped,
             batches,
-            grpo_loss(options),
+            loss,
             metric_names=METRIC_NAMES,
             maximum_names=METRIC_MAX_NAMES,
             head=head,

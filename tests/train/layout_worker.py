@@ -57,6 +57,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
     from megaladder.config.sections.shared import OptimSection
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
+    from megaladder.kernels import linear_common
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.head import HeadOptions
     from megaladder.model.hf_config import model_shape, read_config_json
@@ -65,6 +66,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     from megaladder.train.step import run_micro_batches
     from megaladder.types import TokenWeighting
 
+    linear_common._CPU_SCRATCH = case.get("scratch", 8 << 20)
     shape = model_shape(read_config_json(model_dir))
     options = BuildOptions(recompute=case.get("recompute", "none"))
     chunks = build_chunks(shape, layout, options)
@@ -74,7 +76,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     optimizer = build_optimizer(wrapped, optim, options)
     loss = sft_loss(TokenWeighting(case.get("loss", "vanilla")), clip_low=1.0, clip_high=20.0)
     head = (
-        sft_head(TokenWeighting(case.get("loss", "vanilla")))
+        sft_head(TokenWeighting(case.get("loss", "vanilla")), loss)
         if case.get("fused", True)
         else HeadOptions()
     )

@@ -15,7 +15,8 @@ def use_plain_head_if_asked() -> None:
     from megaladder.model.head import HeadOutput, VocabularyHead
     from megaladder.types import IGNORE_INDEX
 
-    def forward(self, hidden_states, labels, options, *, weight, vocab_size):
+    def forward(self, hidden_states, batch, options, *, weight, vocab_size):
+        labels = torch.where(batch.loss_mask, batch.labels, IGNORE_INDEX)
         logits = (
             torch.nn.functional.linear(hidden_states.squeeze(1), weight[:vocab_size])
             / options.temperature
@@ -29,10 +30,6 @@ def use_plain_head_if_asked() -> None:
         if options.entropy != "none":
             entropy = torch.where(kept, -(logs.exp() * logs).sum(-1), 0.0)
             entropy = entropy if options.entropy == "grad" else entropy.detach()
-        return HeadOutput(
-            logprobs.detach() if options.fused_loss else logprobs,
-            entropy,
-            -logprobs.sum() if options.fused_loss else None,
-        )
+        return HeadOutput(logprobs, entropy)
 
     VocabularyHead.forward = forward

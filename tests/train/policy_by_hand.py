@@ -86,11 +86,10 @@ def by_hand(x: PolicyLossInputs, o: PolicyLossOptions) -> ByHand:
     )
     column = {name: getattr(x, name).tolist() for name in names}
     index, n = x.sequence_of_token.tolist(), len(x.mask)
-    result = ByHand(0.0, [0.0] * n, [0.0] * n, dict.fromkeys(("tokens", "sequences"), 0))
+    result = ByHand(0.0, [0.0] * n, [0.0] * n, {"tokens": 0})
     for sequence in sorted(set(index)):
         tokens = [t for t in range(n) if index[t] == sequence and x.mask[t]]
         if tokens:
-            result.metrics["sequences"] += 1
             _sequence(
                 result, [{name: column[name][t] for name in names} | {"t": t} for t in tokens], o
             )

@@ -22,3 +22,12 @@ def main(run_case: Callable[[str, dict], dict]) -> None:
     if parallel.is_main():
         Path(out).write_text(json.dumps(results))
     parallel.barrier()
+
+
+def numbers(value):
+    """Every number of a worker's result, in order."""
+    if isinstance(value, dict):
+        return [number for key in sorted(value) if key != "name" for number in numbers(value[key])]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, (int, float)) else []

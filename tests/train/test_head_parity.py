@@ -10,6 +10,7 @@ import os
 import pytest
 from distributed import run_ranks
 from tiny_models import build_bare_qwen3
+from train.run_cases import numbers
 
 HEADS = {
     "twin": {},
@@ -33,15 +34,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("head")
     build_bare_qwen3(folder / "model", vocab_size=67, hidden=32, num_layers=2)
     return folder
-
-
-def _numbers(value):
-    """Every number of a worker's result, in order."""
-    if isinstance(value, dict):
-        return [number for key in sorted(value) if key != "name" for number in _numbers(value[key])]
-    if isinstance(value, list):
-        return [number for item in value for number in _numbers(item)]
-    return [value] if isinstance(value, (int, float)) else []
 
 
 def _run(folder, worker, cases, head, world_size=1):
@@ -70,7 +62,7 @@ def test_kernel_twin_and_log_softmax_agree_and_tp2_equals_tp1(model, worker, cas
     }
     for head, results in others.items():
         for name, result in results.items():
-            expected, found = _numbers(twin[name]), _numbers(result)
+            expected, found = numbers(twin[name]), numbers(result)
             assert len(found) == len(expected) >= 4
             tolerance = TOLERANCE if head != "tp2" else 1e-5
             for number, reference in zip(found, expected, strict=True):

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 
 import torch
 
+from megaladder.kernels.linear_loss import TokenLoss, TokenTerms
+
 Call = Callable[[], torch.Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one table block measures. vocab: columns of one shard."""
+    """What one table block measures. vocab: columns of one shard that belong to the vocabulary;
+    stored: those of the weight, padding included (0: the same)."""
 
     case: str
     tokens: int
     hidden: int
     vocab: int
+    stored: int = 0
 
 
 class Inputs:
@@ -43,12 +47,21 @@ class Inputs:
             .to(dtype)
             .requires_grad_()
         )
+        self._padded: torch.Tensor | None = None
         self.targets = torch.randint(
             0, shape.vocab, (shape.tokens,), device=device, generator=generator
         )
         self.advantages = normal(shape.tokens)
-        if "50%" in shape.case:
-            self.advantages[: shape.tokens // 2] = 0.0
+        active = torch.arange(shape.tokens, device=device)
+        if "50% inactive" in shape.case:
+            active = active[active % 2 == 0]
+        if "20% prompt" in shape.case:
+            active = active[active % 5 != 0]
+        inactive = torch.ones(shape.tokens, dtype=torch.bool, device=device)
+        inactive[active] = False
+        self.advantages[inactive] = 0.0
+        # what training knows on the host before the head runs
+        self.rows = None if len(active) == shape.tokens else active
         self.logits = None
         if shape.case.startswith("logp"):
             self.logits = (self.hidden @ self.weight.t()).detach()
@@ -68,6 +81,18 @@ class Inputs:
                     .squeeze(1)
                 )
         return torch.cat(found) + noise
+
+    def with_main_grad(self) -> torch.Tensor:
+        """The weight as Megatron's DistributedDataParallel has it: `stored` rows, the gradient added
+        to a float32 buffer in place."""
+        if self._padded is None:
+            rows = max(self.shape.stored, self.shape.vocab)
+            weight = self.weight.detach().new_zeros((rows, self.shape.hidden))
+            weight[: self.shape.vocab] = self.weight.detach()
+            self._padded = weight.requires_grad_()
+            self._padded.main_grad = torch.zeros_like(weight, dtype=torch.float32)
+            self._padded.grad_added_to_main_grad = False
+        return self._padded
 
     def clear(self) -> None:
         self.hidden.grad = self.weight.grad = None
@@ -124,53 +149,98 @@ def compiled(inputs: Inputs) -> Call:
     return lambda: _backward(loss(), inputs)
 
 
-def ours(inputs: Inputs) -> Call:
-    """vocab_logprob on logits, linear_policy_loss on hidden states."""
-    from megaladder.kernels.linear_policy_loss import linear_policy_loss
-    from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss
-    from megaladder.kernels.vocab_logprob import vocab_logprob
+def _training_step(inputs: Inputs, *, bf16_logits: bool, two_phase: bool = False) -> Call:
+    """A head step as training runs it: float32 `main_grad`, active rows known, and for GRPO the
+    loss of `megaladder grpo` with its metrics."""
+    from megaladder.kernels.linear_logprob import linear_logprob
+    from megaladder.kernels.linear_loss import linear_loss
 
-    if inputs.logits is not None:
-        if "entropy" in inputs.shape.case:
-            return lambda: torch.stack(
-                vocab_logprob(inputs.logits, inputs.targets, entropy="value")[:2]
-            )
-        return lambda: vocab_logprob(inputs.logits, inputs.targets).logp
-    sft = inputs.shape.case.startswith("sft")
-    loss = PolicyLoss("sft") if sft else PolicyLoss("ppo", 0.2, 0.28)
-    constants = (
-        PolicyInputs()
-        if sft
-        else PolicyInputs(advantages=inputs.advantages, old_logp=inputs.old_logp)
-    )
+    weight, rows = inputs.with_main_grad(), inputs.rows
+    terms = _cross_entropy if inputs.shape.case.startswith("sft") else _grpo_terms(inputs)
+    options = {"rows": rows, "n_valid": inputs.shape.vocab, "bf16_logits": bf16_logits}
 
     def step() -> torch.Tensor:
-        return _backward(
-            linear_policy_loss(inputs.hidden, inputs.weight, inputs.targets, loss, constants).loss,
-            inputs,
-        )
+        if two_phase:
+            logp = linear_logprob(inputs.hidden, weight, inputs.targets, **options).logp
+            loss = step_loss(logp, inputs)
+        else:
+            loss = linear_loss(inputs.hidden, weight, inputs.targets, terms, **options)
+        grad = _backward(loss, inputs)
+        weight.grad = None
+        return grad
 
     return step
 
 
-def ours_two_phase(inputs: Inputs) -> Call:
-    """linear_logprob and a loss in plain PyTorch; forward only, never materialised, for the
-    log-prob cases."""
-    from megaladder.kernels.linear_logprob import linear_logprob
+def _cross_entropy(logp: torch.Tensor, entropy: torch.Tensor | None, block: slice) -> TokenTerms:
+    return TokenTerms(-logp.sum(), torch.full_like(logp, -1.0))
 
-    if inputs.logits is not None:
-        mode = "value" if "entropy" in inputs.shape.case else "none"
-        hidden, weight = inputs.hidden.detach(), inputs.weight.detach()
 
-        def forward() -> torch.Tensor:
-            out = linear_logprob(
-                hidden, weight, inputs.targets, entropy=mode, never_materialise=True
+def _grpo_terms(inputs: Inputs) -> TokenLoss:
+    """The loss of the step cases through the trainer's own function."""
+    from megaladder.train.objectives.policy_loss import (
+        PolicyLossInputs,
+        PolicyLossOptions,
+        policy_loss,
+    )
+
+    rows = torch.arange(inputs.shape.tokens, device=inputs.device)
+    rows = rows if inputs.rows is None else inputs.rows
+    old, advantages, ones = inputs.old_logp[rows], inputs.advantages[rows], torch.ones_like(rows)
+
+    def terms(logp: torch.Tensor, entropy: torch.Tensor | None, block: slice) -> TokenTerms:
+        with torch.enable_grad():
+            leaf = logp.detach().requires_grad_()
+            constants = (old[block], None, None, advantages[block], ones[block].to(logp.dtype))
+            given = PolicyLossInputs(
+                leaf, *constants, ones[block].bool(), rows[block], num_sequences=inputs.shape.tokens
             )
-            return out.logp if out.entropy is None else torch.stack([out.logp, out.entropy])
+            loss = policy_loss(given, PolicyLossOptions(clip_high=0.28))[0]
+            return TokenTerms(loss.detach(), *torch.autograd.grad(loss, leaf))
 
-        return forward
+    return terms
+
+
+def ours(inputs: Inputs) -> Call:
+    """As training runs it by default: logits in bfloat16 for SFT, float32 for GRPO; vocab_logprob
+    on logits."""
+    from megaladder.kernels.vocab_logprob import vocab_logprob
+
+    if inputs.logits is None:
+        return _training_step(inputs, bf16_logits=inputs.shape.case.startswith("sft"))
+    if "entropy" in inputs.shape.case:
+        return lambda: torch.stack(
+            vocab_logprob(inputs.logits, inputs.targets, entropy="value")[:2]
+        )
+    return lambda: vocab_logprob(inputs.logits, inputs.targets).logp
+
+
+def ours_other_logits(inputs: Inputs) -> Call:
+    """The same with the other type of logits."""
+    if inputs.logits is not None:
+        raise NotImplementedError("steps only")
+    return _training_step(inputs, bf16_logits=not inputs.shape.case.startswith("sft"))
+
+
+def ours_two_phase(inputs: Inputs) -> Call:
+    """linear_logprob, whose float32 logits are kept for the backward, and a loss in plain PyTorch:
+    the path of GSPO."""
+    if inputs.logits is not None:
+        raise NotImplementedError("steps only")
+    return _training_step(inputs, bf16_logits=False, two_phase=True)
+
+
+def liger_tuned(inputs: Inputs) -> Call:
+    """Liger's fused linear cross-entropy with chunks eight times its default."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    if not inputs.shape.case.startswith("sft"):
+        raise NotImplementedError("SFT only")
     return lambda: _backward(
-        step_loss(linear_logprob(inputs.hidden, inputs.weight, inputs.targets).logp, inputs), inputs
+        liger_fused_linear_cross_entropy(
+            inputs.hidden, inputs.weight, inputs.targets, reduction="sum", chunk_mem_const=8
+        ),
+        inputs,
     )
 
 
@@ -290,10 +360,12 @@ def three_products(inputs: Inputs) -> Call:
 
 CONTENDERS: dict[str, Callable[[Inputs], Call]] = {
     "ours": ours,
-    "ours, two-phase or never materialised": ours_two_phase,
+    "ours, other logits": ours_other_logits,
+    "ours, two-phase": ours_two_phase,
     "torch eager": eager,
     "torch.compile": compiled,
     "Liger": liger,
+    "Liger chunk_mem_const 8": liger_tuned,
     "cut-cross-entropy": cut_cross_entropy,
     "Transformer Engine": transformer_engine,
     "Megatron native": megatron,

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 
 from megaladder.kernels.linear_logprob import linear_logprob
-from megaladder.kernels.linear_policy_loss import linear_policy_loss
-from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss
+from megaladder.kernels.linear_loss import TokenTerms, linear_loss
 from megaladder.kernels.vocab_logprob import vocab_logprob
 
 V = 151_936
@@ -20,6 +19,10 @@ def _head(tokens: int, hidden: int = 2048) -> tuple[torch.Tensor, torch.Tensor, 
     x = torch.randn(tokens, hidden, device="cuda").bfloat16().requires_grad_()
     w = (torch.randn(V, hidden, device="cuda") * (3.0 / hidden**0.5)).bfloat16().requires_grad_()
     return x, w, torch.randint(0, V, (tokens,), device="cuda")
+
+
+def cross_entropy(logp: torch.Tensor, entropy: torch.Tensor | None, block: slice) -> TokenTerms:
+    return TokenTerms(-logp.sum(), torch.full_like(logp, -1.0))
 
 
 def beyond_two_gigaelements() -> str:
@@ -47,7 +50,7 @@ def determinism() -> str:
     first = None
     for _ in range(10):
         x.grad = w.grad = None
-        loss = linear_policy_loss(x, w, y, PolicyLoss("sft"), PolicyInputs()).loss
+        loss = linear_loss(x, w, y, cross_entropy)
         loss.backward()
         now = (loss.detach().clone(), x.grad.clone(), w.grad.clone())
         assert first is None or all(torch.equal(a, b) for a, b in zip(first, now, strict=True)), (
@@ -58,12 +61,11 @@ def determinism() -> str:
 
 
 def cuda_graph() -> str:
-    """linear_logprob, forward and backward, without row compaction (which asks the device for
-    counts)."""
+    """linear_logprob, forward and backward."""
     x, w, y = _head(2048)
 
     def step() -> torch.Tensor:
-        out = linear_logprob(x, w, y, compact_rows=False).logp
+        out = linear_logprob(x, w, y).logp
         return torch.autograd.grad(out.sum(), x)[0]
 
     expected = step()
@@ -81,14 +83,11 @@ def cuda_graph() -> str:
 
 
 def compile_fullgraph() -> str:
-    """torch.compile(fullgraph=True) of all three heads agrees with eager."""
+    """torch.compile(fullgraph=True) of both differentiable heads agrees with eager."""
     x, w, y = _head(1024)
     heads: dict[str, Callable[[], torch.Tensor]] = {
         "vocab_logprob": lambda: vocab_logprob(x @ w.t(), y).logp.sum(),
-        "linear_logprob": lambda: linear_logprob(x, w, y, compact_rows=False).logp.sum(),
-        "linear_policy_loss": lambda: (
-            linear_policy_loss(x, w, y, PolicyLoss(), PolicyInputs(), compact_rows=False).loss
-        ),
+        "linear_logprob": lambda: linear_logprob(x, w, y).logp.sum(),
     }
     for name, head in heads.items():
         torch.testing.assert_close(

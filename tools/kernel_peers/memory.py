@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from megaladder.tools.kernel_peers.contenders import Inputs, Shape
+from megaladder.tools.kernel_peers.gpu_checks import cross_entropy
 
-VARIANTS = ("logits + log_softmax", "vocab_logprob", "linear_logprob", "linear_policy_loss")
+VARIANTS = ("logits + log_softmax", "vocab_logprob", "linear_logprob", "linear_loss")
 
 
 def _status_kib(name: str) -> int:
@@ -34,8 +35,7 @@ def _inputs(tokens: int, hidden: int, vocab: int) -> Inputs:
 
 def _step(variant: str, inputs: Inputs) -> None:
     from megaladder.kernels.linear_logprob import linear_logprob
-    from megaladder.kernels.linear_policy_loss import linear_policy_loss
-    from megaladder.kernels.policy_terms import PolicyInputs, PolicyLoss
+    from megaladder.kernels.linear_loss import linear_loss
     from megaladder.kernels.vocab_logprob import vocab_logprob
 
     x, w, y = inputs.hidden, inputs.weight, inputs.targets
@@ -46,7 +46,7 @@ def _step(variant: str, inputs: Inputs) -> None:
     elif variant == "linear_logprob":
         (-linear_logprob(x, w, y).logp.sum()).backward()
     else:
-        linear_policy_loss(x, w, y, PolicyLoss("sft"), PolicyInputs(), upstream=1.0).loss.backward()
+        linear_loss(x, w, y, cross_entropy).backward()
 
 
 def peak_bytes_per_token(variant: str, tokens: int, hidden: int, vocab: int) -> float:

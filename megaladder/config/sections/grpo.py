@@ -152,6 +152,10 @@ class GrpoSection(StrictModel):
     off_policy_mask: Annotated[float, Field(gt=0)] | None = None
     """Drop sequences with negative advantage whose mean logp_sampled − logp exceeds this, nats;
     sampled: the engine's, else the old ones (DeepSeek-V3.2, arXiv 2512.02556). null = off."""
+    skip_zero_advantage: bool = True
+    """Leave tokens of advantage 0 out of the loss head where they have no gradient (no kl, no
+    entropy bonus): same loss and gradient, less time. Entropy, ratio and mismatch are then means
+    over the tokens that teach something; false = over all tokens of the round."""
     recompute_old_logprobs: Literal["auto", "always", "never"] = "auto"
     """Old log-probs by a forward pass before the first update. auto = only where they can differ
     from the update's own (mini_batches > 1); never = with mini_batches > 1 the engine's stand in

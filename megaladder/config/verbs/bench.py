@@ -99,6 +99,9 @@ class BenchKernelsConfig(StrictModel):
     """Write the rows to this file."""
     markdown: str | None = None
     """Write the table to this file."""
+    head: bool = False
+    """The eight shapes by which the head is judged (SFT, GRPO dense and half inactive, a shard of
+    eight, an odd vocabulary) instead of the sweep."""
     checks: bool = False
     """Instead: beyond 2^31 elements, determinism, CUDA graph, torch.compile."""
 

@@ -3,12 +3,10 @@ micro-batch."""
 
 from __future__ import annotations
 
-from megaladder.kernels.policy_terms import PolicyLoss
 from megaladder.model.batch import DeviceBatch
-from megaladder.model.head import HeadOptions, HeadOutput
+from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.train.objectives.token_loss import NEEDS_SEQUENCES, TokenLossInputs, token_losses
-from megaladder.train.step import LossFunction, LossSums
-from megaladder.types import IGNORE_INDEX, TokenWeighting
+from megaladder.types import TokenWeighting
 
 
 def sft_loss(
@@ -18,11 +16,10 @@ def sft_loss(
     `token_loss`)."""
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
-        if output.loss is not None:
-            return LossSums(output.loss)
+        assert batch.loss_mask is not None
         inputs = TokenLossInputs(
             logprobs=output.logprobs,
-            mask=batch.labels != IGNORE_INDEX,
+            mask=batch.loss_mask,
             old_logprobs=batch.old_logprobs,
             advantages=batch.advantages,
             sequence_of_token=batch.sequence_of_token if mode in NEEDS_SEQUENCES else None,
@@ -34,10 +31,10 @@ def sft_loss(
     return loss
 
 
-def sft_head(mode: TokenWeighting) -> HeadOptions:
-    """The head for this weighting: plain cross-entropy is fused into it, the others weight its
-    log-probs."""
-    return HeadOptions(fused_loss=PolicyLoss("sft") if mode is TokenWeighting.VANILLA else None)
+def sft_head(mode: TokenWeighting, loss: LossFunction, logits: str = "auto") -> HeadOptions:
+    """The head for this weighting: a loss that is a sum over tokens is formed in it, the sequence
+    ratios take its log-probs. logits: as `train.logits`; auto = bf16."""
+    return HeadOptions(loss=None if mode in NEEDS_SEQUENCES else loss, bf16_logits=logits != "fp32")
 
 
 def held_out_loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:

@@ -26,8 +26,8 @@ token loss   policy term + kl_coef·kl − entropy_coef·H
 GRPO, Dr.GRPO and DAPO differ in A and in the weights (`advantages`), not here. Sequence masks and u
 act on the policy term only, as in TRL and slime; with a sequence ratio each token's gradient
 carries its own u, as in verl. The sum is Σ weight·token loss, with weights by global counts
-(`advantages.token_weights`): nothing is divided here. The token-separable cases equal
-`kernels.policy_terms` (tested); this module also does what couples the tokens of a sequence.
+(`advantages.token_weights`): nothing is divided here. A loss that is a sum over tokens may be called on any part of them (the head
+does, block by block); one that couples the tokens of a sequence needs whole sequences.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from megaladder.errors import ConfigError
-from megaladder.kernels.policy_terms import LOG_RATIO_LIMIT
 from megaladder.train.objectives.advantages import Aggregation
 from megaladder.train.objectives.rollout_correction import (
+    LOG_RATIO_LIMIT,
     MISMATCH_NAMES,
     Correction,
     CorrectionWeights,
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
 METRIC_NAMES = (
     "tokens",  # loss tokens
-    "sequences",  # sequences with at least one of them
     "policy_loss_sum",  # Σ weight · policy term, correction included
     "kl_loss_sum",  # Σ weight · kl_coef · kl
     "entropy_loss_sum",  # −Σ weight · entropy_coef · H
@@ -114,6 +113,21 @@ class PolicyLossOptions:
         return self.kl != "none"
 
     @property
+    def couples_tokens(self) -> bool:
+        """Whether a token's gradient depends on others of its sequence: the loss then needs all
+        log-probs before any gradient."""
+        return (
+            self.ratio == "sequence"
+            or self.correction == "sequence_mask"
+            or self.off_policy_mask is not None
+        )
+
+    @property
+    def only_advantages(self) -> bool:
+        """Whether a token of advantage 0 has loss and gradient 0, exactly."""
+        return not self.needs_reference and not self.needs_entropy
+
+    @property
     def needs_entropy(self) -> bool:
         """Whether the entropy enters the loss (with a gradient)."""
         return self.entropy_coef != 0.0
@@ -143,7 +157,8 @@ class PolicyLossInputs:
     ref_logprobs: the reference model's, None = no reference. advantages, weights: as given by
     `advantages`, laid out per token. mask: bool, loss tokens; whatever the others hold (NaN
     included) has no effect. sequence_of_token: int64, index of each token's sequence. entropy:
-    nats, with a gradient if it enters the loss; None = not computed.
+    nats, with a gradient if it enters the loss; None = not computed. num_sequences: S; None = read
+    from sequence_of_token, for which the host waits.
     """
 
     logprobs: torch.Tensor
@@ -155,6 +170,7 @@ class PolicyLossInputs:
     mask: torch.Tensor
     sequence_of_token: torch.Tensor
     entropy: torch.Tensor | None = None
+    num_sequences: int | None = None
 
 
 def policy_loss(
@@ -169,7 +185,7 @@ def policy_loss(
     """
     _check(inputs, options)
     x = _without_masked_tokens(inputs)
-    sequences = Sequences.of(x.sequence_of_token, x.mask)
+    sequences = Sequences.of(x.sequence_of_token, x.mask, inputs.num_sequences)
     token_ratio, ratio = _ratios(x, sequences, options)
     correction, off_policy = _correction(x, sequences, options)
     factor = correction.weight.masked_fill(off_policy, 0.0)
@@ -178,31 +194,40 @@ def policy_loss(
         terms["kl_loss_sum"] = options.kl_coef * _kl_term(x, token_ratio, options)
     if options.needs_entropy:
         terms["entropy_loss_sum"] = -options.entropy_coef * x.entropy
-    loss = (
-        torch.stack([x.weights * term for term in terms.values()])
-        .sum(0)
-        .sum(dtype=torch.float64)
-        .to(x.logprobs.dtype)
-    )
+    weighted = {name: x.weights * term for name, term in terms.items()}
+    loss = torch.stack(list(weighted.values())).sum(0).sum(dtype=torch.float64)
+    with torch.no_grad():
+        columns = {
+            **weighted,
+            **_token_columns(x, token_ratio, ratio, options),
+            "correction_weight_sum": factor,
+            "correction_changed_count": correction.changed,
+        }
+        sums, maxima = _reduce(columns, x.mask, ratio)
+        if options.correction == "sequence_mask":
+            sums["correction_dropped_sequences"] = sequences.count_any(correction.dropped)
+        if options.off_policy_mask is not None:
+            sums["off_policy_dropped_sequences"] = sequences.count_any(off_policy)
+        if x.rollout_logprobs is not None:
+            mismatch, largest = mismatch_stats(_old(x), x.rollout_logprobs, x.mask)
+            sums.update(mismatch)
+            maxima.update(largest)
+    return loss.to(x.logprobs.dtype), sums, maxima
 
-    sums = {name: torch.zeros((), dtype=torch.float64, device=loss.device) for name in METRIC_NAMES}
-    sums.update({name: (x.weights * term).detach().double().sum() for name, term in terms.items()})
-    sums.update(_token_sums(x, token_ratio.detach(), ratio.detach(), options))
-    sums["sequences"] = (sequences.counts > 0).double().sum()
-    sums["correction_weight_sum"] = _total(x.mask, factor)
-    sums["correction_changed_count"] = _total(x.mask, correction.changed)
-    sums["correction_dropped_sequences"] = sequences.count_any(correction.dropped)
-    sums["off_policy_dropped_sequences"] = sequences.count_any(off_policy)
-    maxima = {
-        name: torch.zeros((), dtype=torch.float64, device=loss.device) for name in METRIC_MAX_NAMES
-    }
-    if x.rollout_logprobs is not None:
-        mismatch, largest = mismatch_stats(_old(x), x.rollout_logprobs, x.mask)
-        sums.update(mismatch)
-        maxima.update(largest)
+
+def _reduce(
+    columns: dict[str, torch.Tensor], mask: torch.Tensor, ratio: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The sums of all columns [T] over loss tokens in one reduction, and the largest ratio; 0 for
+    every other name."""
+    table = torch.stack([values.detach().to(ratio.dtype) for values in columns.values()])
+    totals = torch.where(mask, table, 0.0).sum(1, dtype=torch.float64)
+    nothing = totals.new_zeros(())
+    sums = dict.fromkeys(METRIC_NAMES, nothing) | dict(zip(columns, totals, strict=True))
+    maxima = dict.fromkeys(METRIC_MAX_NAMES, nothing)
     if ratio.numel():
-        maxima["ratio_max"] = torch.where(x.mask, ratio.detach().double(), 0.0).max()
-    return loss, sums, maxima
+        maxima["ratio_max"] = torch.where(mask, ratio.detach(), 0.0).max().double()
+    return sums, maxima
 
 
 def _check(inputs: PolicyLossInputs, options: PolicyLossOptions) -> None:
@@ -210,7 +235,7 @@ def _check(inputs: PolicyLossInputs, options: PolicyLossOptions) -> None:
     num_tokens = inputs.logprobs.shape
     for field in fields(inputs):
         tensor = getattr(inputs, field.name)
-        if tensor is not None and tensor.shape != num_tokens:
+        if isinstance(tensor, torch.Tensor) and tensor.shape != num_tokens:
             raise ValueError(
                 f"{field.name} of shape {tuple(tensor.shape)}: expected that of logprobs,"
                 f" {tuple(num_tokens)}"
@@ -325,36 +350,27 @@ def _k3(gap: torch.Tensor) -> torch.Tensor:
     return (-limited).expm1() + limited
 
 
-def _token_sums(
+def _token_columns(
     x: PolicyLossInputs, token_ratio: torch.Tensor, ratio: torch.Tensor, options: PolicyLossOptions
 ) -> dict[str, torch.Tensor]:
-    """The metrics that are sums over loss tokens; no gradient."""
-    log_ratio = (x.logprobs - _old(x)).detach()
+    """The metrics that are sums over loss tokens, [T] each."""
+    log_ratio = x.logprobs - _old(x)
     low, high = ratio < 1.0 - options.clip_low, ratio > 1.0 + options.clip_high
     is_cispo = options.policy_loss == "cispo"
-    sums = {
-        "tokens": x.mask.double().sum(),
-        "logprob_sum": _total(x.mask, x.logprobs.detach()),
-        "ratio_sum": _total(x.mask, ratio),
-        "clip_low_count": _total(
-            x.mask, low & (x.advantages != 0 if is_cispo else x.advantages < 0)
-        ),
-        "clip_high_count": _total(
-            x.mask, high & (x.advantages != 0 if is_cispo else x.advantages > 0)
-        ),
-        "old_kl_k1_sum": _total(x.mask, -log_ratio),
-        "old_kl_k3_sum": _total(x.mask, _k3(-log_ratio.double())),
+    columns = {
+        "tokens": x.mask,
+        "logprob_sum": x.logprobs,
+        "ratio_sum": ratio,
+        "clip_low_count": low & (x.advantages != 0 if is_cispo else x.advantages < 0),
+        "clip_high_count": high & (x.advantages != 0 if is_cispo else x.advantages > 0),
+        "old_kl_k1_sum": -log_ratio,
+        "old_kl_k3_sum": _k3(-log_ratio.double()),
     }
     if options.dual_clip is not None and not is_cispo:
-        sums["dual_clip_count"] = _total(x.mask, (ratio > options.dual_clip) & (x.advantages < 0))
+        columns["dual_clip_count"] = (ratio > options.dual_clip) & (x.advantages < 0)
     if x.entropy is not None:
-        sums["entropy_sum"] = _total(x.mask, x.entropy.detach())
+        columns["entropy_sum"] = x.entropy
     if x.ref_logprobs is not None:
-        gap = (x.logprobs - x.ref_logprobs).detach().double()
-        sums.update(ref_kl_k1_sum=_total(x.mask, gap), ref_kl_k3_sum=_total(x.mask, _k3(gap)))
-    return sums
-
-
-def _total(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """0-d float64: Σ over loss tokens of numbers or flags [T]."""
-    return torch.where(mask, values.double(), 0.0).sum()
+        gap = (x.logprobs - x.ref_logprobs).double()
+        columns |= {"ref_kl_k1_sum": gap, "ref_kl_k3_sum": _k3(gap)}
+    return columns

@@ -23,8 +23,7 @@ from typing import Literal
 
 import torch
 
-from megaladder.kernels.policy_terms import LOG_RATIO_LIMIT
-
+LOG_RATIO_LIMIT = 20.0  # nats; ratios and estimators are flat beyond it
 Correction = Literal["none", "tis", "icepop", "sequence_mask"]
 MISMATCH_NAMES = (
     "mismatch_tokens",
@@ -46,8 +45,12 @@ class Sequences:
     counts: torch.Tensor
 
     @classmethod
-    def of(cls, sequence_of_token: torch.Tensor, mask: torch.Tensor) -> Sequences:
-        size = int(sequence_of_token.max()) + 1 if sequence_of_token.numel() else 0
+    def of(
+        cls, sequence_of_token: torch.Tensor, mask: torch.Tensor, size: int | None = None
+    ) -> Sequences:
+        """`size`: S, where the host knows it; reading it from the tokens waits for the device."""
+        if size is None:
+            size = int(sequence_of_token.max()) + 1 if sequence_of_token.numel() else 0
         counts = torch.zeros(size, dtype=torch.float64, device=mask.device).index_add_(
             0, sequence_of_token, mask.double()
         )
@@ -134,11 +137,8 @@ def mismatch_stats(
     gap = torch.where(mask, (old_logprobs - rollout_logprobs).detach().double(), 0.0)
     limited = gap.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     weight = limited.exp()
-    sums = {
-        "mismatch_tokens": mask.double().sum(),
-        "mismatch_abs_sum": gap.abs().sum(),
-        "mismatch_k1_sum": -gap.sum(),
-        "mismatch_k3_sum": (limited.expm1() - limited).sum(),
-        "mismatch_outside_count": ((weight < OUTSIDE_LOW) | (weight > OUTSIDE_HIGH)).double().sum(),
-    }
-    return sums, {"mismatch_max": gap.abs().max() if gap.numel() else gap.new_zeros(())}
+    size = gap.abs()
+    outside = (weight < OUTSIDE_LOW) | (weight > OUTSIDE_HIGH)
+    columns = (mask.double(), size, -gap, limited.expm1() - limited, outside.double())
+    sums = dict(zip(MISMATCH_NAMES, torch.stack(columns).sum(1), strict=True))
+    return sums, {"mismatch_max": size.max() if size.numel() else size.new_zeros(())}

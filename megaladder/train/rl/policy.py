@@ -23,7 +23,7 @@ from megaladder.data.pack import build_micro_batches, plan_global_batch
 from megaladder.errors import ConfigError
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import build_chunks
-from megaladder.model.head import HeadOptions, HeadOutput
+from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.model.source import model_folder, random_tensors
 from megaladder.train.objectives.policy_loss import (
@@ -36,10 +36,10 @@ from megaladder.train.objectives.policy_loss import (
 )
 from megaladder.train.objectives.rollout_correction import mismatch_stats
 from megaladder.train.rl.samples import MiniBatchSamples, SampleTable, split_round
-from megaladder.train.step import LossFunction, LossSums, run_micro_batches
+from megaladder.train.step import run_micro_batches
 from megaladder.train.supervised.data import pack_spec
 from megaladder.train.trainer import Trainer, UpdateResult, build_options
-from megaladder.types import IGNORE_INDEX, PackedBatch
+from megaladder.types import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> Lo
     the watch over trainer and engine compares the current ones."""
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
-        mask = batch.labels != IGNORE_INDEX
+        mask = batch.loss_mask
         inputs = PolicyLossInputs(
             logprobs=output.logprobs,
             old_logprobs=batch.old_logprobs,
@@ -69,6 +69,7 @@ def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> Lo
             mask=mask,
             sequence_of_token=batch.sequence_of_token,
             entropy=output.entropy,
+            num_sequences=batch.num_sequences,
         )
         total, sums, maxima = policy_loss(inputs, options)
         if old_is_rollout:
@@ -79,6 +80,18 @@ def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> Lo
         return LossSums(total, sums, maxima)
 
     return loss
+
+
+def grpo_head(config: GrpoConfig, options: PolicyLossOptions, loss: LossFunction) -> HeadOptions:
+    """The head of the update: a loss that is a sum over tokens is formed in it; one that couples
+    the tokens of a sequence takes its log-probs, whose logits are kept where memory allows."""
+    return HeadOptions(
+        temperature=config.rollout.temperature,
+        entropy="grad" if options.needs_entropy else "value",
+        loss=None if options.couples_tokens else loss,
+        skip_zero_advantage=config.grpo.skip_zero_advantage and options.only_advantages,
+        bf16_logits=config.train.logits == "bf16",
+    )
 
 
 class Policy:
@@ -97,10 +110,6 @@ class Policy:
         self.options = options_from(config.grpo, config.rollout)
         if config.rollout.engine == "fake":
             self.options = replace(self.options, correction="none")
-        self._head = HeadOptions(
-            temperature=config.rollout.temperature,
-            entropy="grad" if self.options.needs_entropy else "value",
-        )
         self._reference = (
             reference_chunks(config, trainer) if self.options.needs_reference else None
         )
@@ -108,6 +117,7 @@ class Policy:
         self._recompute_old = wanted == "always" or (wanted == "auto" and many)
         self.old_is_rollout = wanted == "never" and many
         self._loss = grpo_loss(self.options, old_is_rollout=self.old_is_rollout)
+        self._head = grpo_head(config, self.options, self._loss)
         self.logprobs_s = 0.0  # seconds of the last `mini_batches` call's forward passes
 
     def mini_batches(self, table: SampleTable) -> list[MiniBatch]:
@@ -168,13 +178,13 @@ class Policy:
     def _with_logprobs(self, mini: MiniBatch) -> MiniBatch:
         batches = mini.batches
         if self._recompute_old:
-            found = token_logprobs(self._trainer.chunks, batches, self._head.temperature)
+            found = token_logprobs(self._trainer.chunks, batches, self._head)
             batches = [
                 replace(batch, old_logprobs_t=values)
                 for batch, values in zip(batches, found, strict=True)
             ]
         if self._reference is not None:
-            found = token_logprobs(self._reference, batches, self._head.temperature)
+            found = token_logprobs(self._reference, batches, self._head)
             batches = [
                 replace(batch, ref_logprobs_t=values)
                 for batch, values in zip(batches, found, strict=True)
@@ -183,10 +193,10 @@ class Policy:
 
 
 def token_logprobs(
-    chunks: Sequence[Any], batches: Sequence[PackedBatch], temperature: float
+    chunks: Sequence[Any], batches: Sequence[PackedBatch], head: HeadOptions
 ) -> list[np.ndarray | None]:
     """Log-probs float32 [T] of the labels of each micro-batch, on the last pipeline stage; None
-    elsewhere. Collective, no gradient."""
+    elsewhere. 0 where `head` of the update computes none. Collective, no gradient."""
     found: list[np.ndarray] = []
 
     def keep(output: HeadOutput, batch: DeviceBatch) -> LossSums:
@@ -196,7 +206,7 @@ def token_logprobs(
     for chunk in chunks:
         chunk.eval()
     run_micro_batches(
-        chunks, batches, keep, head=HeadOptions(temperature=temperature), forward_only=True
+        chunks, batches, keep, head=replace(head, loss=None, entropy="none"), forward_only=True
     )
     for chunk in chunks:
         chunk.train()

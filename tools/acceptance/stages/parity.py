@@ -20,13 +20,13 @@ from megaladder.checkpoints_conv.families import name_table
 from megaladder.checkpoints_conv.live_model import _held, iter_hf_tensors, load_tensors_into_chunks
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks
-from megaladder.model.head import HeadOptions, HeadOutput
+from megaladder.model.head import HeadOptions, HeadOutput, LossSums
 from megaladder.model.hf_config import ModelShape
 from megaladder.parallel import Layout
 from megaladder.tools.acceptance.context import Context
 from megaladder.tools.acceptance.step_bench import Work, random_batches, slice_of
 from megaladder.train.optimizer import wrap_chunks
-from megaladder.train.step import LossSums, run_micro_batches
+from megaladder.train.step import run_micro_batches
 from megaladder.types import PackedBatch
 
 
