@@ -158,8 +158,7 @@ def test_ranks_of_a_split_vocabulary_one_after_another(case, size, monkeypatch):
         pytest.skip("one loss is enough: statistics do not know it")
     edges = [rank * (VOCAB // size // 16 * 16) for rank in range(size)] + [VOCAB]
     parts = [
-        inputs.weight.detach()[a:b].clone().requires_grad_()
-        for a, b in itertools.pairwise(edges)
+        inputs.weight.detach()[a:b].clone().requires_grad_() for a, b in itertools.pairwise(edges)
     ]
     widest = max(len(part) for part in parts)
     stats: list[torch.Tensor] = []
