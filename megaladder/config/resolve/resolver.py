@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from tyro.constructors import (
     MISSING,
     ConstructorRegistry,
@@ -54,7 +55,8 @@ def resolve(
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     default = _unvalidated(config_class, defaults)
     with registry:
-        values = tyro.cli(
+        # the parsed sections are dicts, see `_model_as_dict`
+        values: Any = tyro.cli(
             config_class,
             args=flags,
             prog=usage,
@@ -142,15 +144,15 @@ def _check_section(
             values[name] = _check_section(section, value, here, reading)
         else:
             try:
-                adapter = TypeAdapter(
-                    Annotated[(field.annotation, *field.metadata)]
-                    if field.metadata
-                    else field.annotation
-                )
-                values[name] = adapter.validate_python(value)
+                values[name] = TypeAdapter(_kind(field)).validate_python(value)
             except ValidationError as error:
                 problems.append(f"{file.where(here)}: {'.'.join(here)}: {_sentence(error)}")
     return values
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The field's type with its bounds."""
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
 
 def _example_key(model: type[StrictModel]) -> str:
@@ -281,13 +283,10 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     fields = []
     for name, field in model.model_fields.items():
-        kind = (
-            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        )
         fields.append(
             StructFieldSpec(
                 name=name,
-                type=kind,
+                type=_kind(field),
                 default=getattr(info.default, name),
                 helptext=field.description or "",
             )

@@ -12,9 +12,9 @@ from megaladder.config.sections.shared import (
     CheckpointSection,
     DataSection,
     LogSection,
-    ModelSection,
     OptimSection,
     ParallelSection,
+    TrainedModelSection,
     TrainSection,
 )
 
@@ -24,7 +24,7 @@ class RunConfig(StrictModel):
 
     run_dir: str = "runs/run"
     """Everything this run writes goes here. A second start in the same folder resumes."""
-    model: ModelSection = ModelSection()
+    model: TrainedModelSection = TrainedModelSection()
     data: DataSection = DataSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
