@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from megaladder.data.schemas import ExampleReader, ReadOptions, recognise
 from megaladder.data.store import length_quantiles
 from megaladder.errors import DataError
 from megaladder.run_dir import atomic_write, to_json
+from megaladder.types import Tokenizer
 
 if TYPE_CHECKING:
     from megaladder.config.verbs.data import StatsConfig
@@ -142,7 +143,7 @@ def _digest(text: str) -> bytes:
 
 
 def count_tokens(
-    reader: ExampleReader, tokenizer: Any, options: TemplateOptions, shown: int
+    reader: ExampleReader, tokenizer: Tokenizer, options: TemplateOptions, shown: int
 ) -> TokenCounts:
     """Renders and tokenises every row as training would, without truncation; rows that cannot be
     used are counted by reason."""
@@ -174,7 +175,9 @@ def _token_summary(tokens: TokenCounts) -> Row:
     }
 
 
-def _print(summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Any) -> None:
+def _print(
+    summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Tokenizer
+) -> None:
     for name, value in _lines(summary, reason):
         print(f"{name:<18}{value}")
     if tokens is not None and tokens.shown is not None:

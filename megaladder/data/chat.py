@@ -27,7 +27,7 @@ import numpy as np
 
 from megaladder.data.read import BadRow
 from megaladder.errors import DataError, ModelError
-from megaladder.types import Example, Message, TokenSample
+from megaladder.types import Example, Message, Tokenizer, TokenSample
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -119,7 +119,7 @@ def load_tokenizer(
     revision: str | None = None,
     chat_template: str | Path | None = None,
     trust_remote_code: bool = False,
-) -> Any:
+) -> Tokenizer:
     """The tokenizer with the chat template that training uses set on it (so that saving it writes
     that template).
 
@@ -172,7 +172,7 @@ def tokenizer_fingerprint(folder: str | Path, chat_template: str | None = None) 
     return digest.hexdigest()
 
 
-def special_token_ids(tokenizer: Any) -> frozenset[int]:
+def special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids of all control tokens, among them end-of-turn and end-of-sequence."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset(added | set(tokenizer.all_special_ids))
@@ -197,7 +197,7 @@ def split_turns(example: Example) -> list[Example]:
 
 
 def tokenize_example(
-    example: Example, tokenizer: Any, options: TemplateOptions | None = None
+    example: Example, tokenizer: Tokenizer, options: TemplateOptions | None = None
 ) -> TokenSample:
     """One sample, not truncated. Raises BadRow (a DataError) for a row that cannot be rendered or
     has no usable loss mask."""
@@ -208,7 +208,7 @@ def tokenize_example(
 
 
 def tokenize_batch(
-    examples: Sequence[Example], tokenizer: Any, options: TemplateOptions
+    examples: Sequence[Example], tokenizer: Tokenizer, options: TemplateOptions
 ) -> list[TokenSample | BadRow]:
     """Like tokenize_example for many, with one call of the tokenizer (which uses all cores). A bad
     row is returned in its place."""
@@ -249,7 +249,7 @@ class _Plan:
     finish: Callable[[list[list[int]], frozenset[int]], TokenSample]
 
 
-def _plan(example: Example, tokenizer: Any, options: TemplateOptions) -> _Plan:
+def _plan(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _Plan:
     if example.text is not None:
         if options.reasoning == "strip":
             raise DataError(
@@ -267,7 +267,7 @@ def _plan(example: Example, tokenizer: Any, options: TemplateOptions) -> _Plan:
 
 
 def _render(
-    example: Example, tokenizer: Any, count: int, options: TemplateOptions, prompt: bool
+    example: Example, tokenizer: Tokenizer, count: int, options: TemplateOptions, prompt: bool
 ) -> str:
     """The template over the first `count` messages, with the generation prompt if `prompt`."""
     from jinja2.exceptions import TemplateError
@@ -298,7 +298,7 @@ def _render(
 
 
 def _chat_spans(
-    example: Example, tokenizer: Any, options: TemplateOptions
+    example: Example, tokenizer: Tokenizer, options: TemplateOptions
 ) -> tuple[str, list[tuple[str, str]]]:
     """(rendered text, [(text before the answer, text through it)] per trained turn), each checked
     to be a prefix of the rendered text."""
@@ -406,7 +406,9 @@ def _text_spans(example: Example, response_template: str | None) -> list[tuple[s
     ]
 
 
-def _plan_spans(example: Example, tokenizer: Any, full: str, spans: list[tuple[str, str]]) -> _Plan:
+def _plan_spans(
+    example: Example, tokenizer: Tokenizer, full: str, spans: list[tuple[str, str]]
+) -> _Plan:
     def finish(ids: list[list[int]], special: frozenset[int]) -> TokenSample:
         whole, bounds = ids[0], ids[1:]
         mask = np.zeros(len(whole), bool)
@@ -435,7 +437,7 @@ def _plan_spans(example: Example, tokenizer: Any, full: str, spans: list[tuple[s
 
 
 def _end_of_turn(
-    ids: list[int], begin: int, end: int, special: frozenset[int], tokenizer: Any
+    ids: list[int], begin: int, end: int, special: frozenset[int], tokenizer: Tokenizer
 ) -> int:
     """`end` without white space that follows the turn's last control token: the model stops there
     and never has to write it."""
@@ -445,7 +447,7 @@ def _end_of_turn(
     return end
 
 
-def _plan_raw(example: Example, tokenizer: Any, options: TemplateOptions) -> _Plan:
+def _plan_raw(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _Plan:
     """Prompt through the template, response raw with an end-of-sequence token (Rethinking SFT,
     OurSFTDataset)."""
     eos = tokenizer.eos_token_id
@@ -536,7 +538,7 @@ def _check_mask(example: Example, sample: TokenSample) -> TokenSample:
     return sample
 
 
-def render_sample(sample: TokenSample, tokenizer: Any) -> Text:
+def render_sample(sample: TokenSample, tokenizer: Tokenizer) -> Text:
     """The sample as rich text: loss tokens bold green, the others dim. Control tokens are shown."""
     from rich.text import Text
 

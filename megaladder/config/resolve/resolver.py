@@ -51,7 +51,7 @@ def resolve(
     _take_preset_flags(config_class, flags, defaults)
     registry = ConstructorRegistry()
     registry.struct_rule(_model_as_dict)
-    registry.primitive_rule(_null)
+    registry.primitive_rule(_yaml_words)
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     default = _unvalidated(config_class, defaults)
     with registry:
@@ -299,17 +299,26 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
 
 
-def _null(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
-    """tyro rule: nothing is `null` on the command line and in `--help`, as in YAML."""
-    if info.type is not type(None):
+# words of YAML that tyro would spell in Python's way
+_WORDS: dict[Any, dict[str, Any]] = {
+    type(None): {"null": None},
+    bool: {"true": True, "false": False},
+}
+
+
+def _yaml_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """tyro rule: nothing is `null`, yes is `true` on the command line and in `--help`, as in
+    YAML."""
+    words = _WORDS.get(info.type)
+    if words is None:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="{null}",
-        choices=("null",),
-        instance_from_str=lambda _: None,
-        is_instance=lambda value: value is None,
-        str_from_instance=lambda _: ["null"],
+        metavar="{" + ",".join(words) + "}",
+        choices=tuple(words),
+        instance_from_str=lambda args: words[args[0]],
+        is_instance=lambda value: any(value is one for one in words.values()),
+        str_from_instance=lambda value: [next(w for w, one in words.items() if one is value)],
     )
 
 

@@ -15,7 +15,7 @@ class HasEngine(Protocol):
     def rollout(self) -> EngineSection: ...
 
 
-ENGINE_READ_IF: tuple[ReadIf[HasEngine], ...] = (
+READ_BY_VLLM: tuple[ReadIf[HasEngine], ...] = (
     ReadIf(
         (
             "rollout.tp",

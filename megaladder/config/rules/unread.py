@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -30,11 +30,30 @@ def unread_problems(config: Config, table: Iterable[ReadIf[Config]]) -> list[str
     """A line for each key that was changed from its default and that nothing reads."""
     return [
         f"{key} {_shown(value)} is read with {entry.needs} only; fix: leave it out, or set that"
-        for entry in table
-        if not entry.holds(config)
-        for key in entry.keys
-        if (value := _value(config, key)) != _default(config, key)
+        for entry, key, value in _unread(config, table)
     ]
+
+
+def unread_notes(config: Config, table: Iterable[ReadIf[Config]]) -> list[str]:
+    """The same where a refusal would be in the way: a run file that is tried with another engine or
+    mode keeps its keys, and what of them is not read is said."""
+    return [
+        f"{key} {_shown(value)} is not read here: it needs {entry.needs}"
+        for entry, key, value in _unread(config, table)
+    ]
+
+
+def _unread(
+    config: Config, table: Iterable[ReadIf[Config]]
+) -> Iterator[tuple[ReadIf[Config], str, Any]]:
+    """Changed keys that nothing reads, with the entry that says so."""
+    for entry in table:
+        if entry.holds(config):
+            continue
+        for key in entry.keys:
+            value = _value(config, key)
+            if value != _default(config, key):
+                yield entry, key, value
 
 
 def _value(config: object, key: str) -> Any:

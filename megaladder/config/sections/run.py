@@ -47,3 +47,8 @@ class RunConfig(StrictModel):
     def num_best_kept(self) -> int | None:
         """Checkpoints kept for their held-out loss; None where no such loss is taken."""
         return None
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that were changed and that this run does not read, a line each."""
+        return []

@@ -10,8 +10,8 @@ import tyro
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, Positional, StrictModel
-from megaladder.config.rules.engine import ENGINE_READ_IF
-from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
+from megaladder.config.rules.engine import READ_BY_VLLM
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
@@ -298,7 +298,7 @@ class SampleConfig(StrictModel):
     progress_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between progress lines."""
 
-    @model_validator(mode="after")
-    def _no_unread_key(self) -> SampleConfig:
-        raise_all(unread_problems(self, ENGINE_READ_IF))
-        return self
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine does not read, a line each."""
+        return unread_notes(self, READ_BY_VLLM)

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, StrictModel
-from megaladder.config.rules.engine import ENGINE_READ_IF
-from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
+from megaladder.config.rules.engine import READ_BY_VLLM
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
 from megaladder.config.sections.shared import ModelSection, Positive
 
@@ -180,10 +180,13 @@ class EvalConfig(StrictModel):
                 "budget.reject_above takes no max_thinking and no num_waits; fix: one kind of"
                 " budget a run"
             )
-        raise_all(
-            [*problems, *unread_problems(self, ENGINE_READ_IF), *unread_problems(self, _READ_IF)]
-        )
+        raise_all([*problems, *unread_problems(self, _READ_IF)])
         return self
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine does not read, a line each."""
+        return unread_notes(self, READ_BY_VLLM)
 
 
 _READ_IF: tuple[ReadIf[EvalConfig], ...] = (

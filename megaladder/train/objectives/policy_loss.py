@@ -33,10 +33,11 @@ does, block by block); one that couples the tokens of a sequence needs whole seq
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
+from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 from megaladder.errors import ConfigError
 from megaladder.train.objectives.advantages import Aggregation
 from megaladder.train.objectives.rollout_correction import (
@@ -49,9 +50,6 @@ from megaladder.train.objectives.rollout_correction import (
     mismatch_stats,
     off_policy_tokens,
 )
-
-if TYPE_CHECKING:
-    from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 
 METRIC_NAMES = (
     "tokens",  # loss tokens
@@ -85,7 +83,7 @@ no token counts."""
 @dataclass(frozen=True, slots=True)
 class PolicyLossOptions:
     """What the loss reads of the configuration; names and meaning are those of
-    `config.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
+    `config.sections.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
 
     `aggregation` and `max_tokens` are for `advantages.token_weights`; the loss takes the finished
     weights.
@@ -139,12 +137,24 @@ class PolicyLossOptions:
         return self.correction != "none"
 
 
-def options_from(grpo_section: GrpoSection, rollout_section: RolloutSection) -> PolicyLossOptions:
+def options_from(grpo: GrpoSection, rollout: RolloutSection) -> PolicyLossOptions:
     """The loss's options out of the configuration sections `grpo` and `rollout`."""
-    names = [field.name for field in fields(PolicyLossOptions) if field.name != "max_tokens"]
     return PolicyLossOptions(
-        **{name: getattr(grpo_section, name) for name in names},
-        max_tokens=rollout_section.max_tokens,
+        policy_loss=grpo.policy_loss,
+        ratio=grpo.ratio,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        dual_clip=grpo.dual_clip,
+        kl=grpo.kl,
+        kl_coef=grpo.kl_coef,
+        kl_importance_weight=grpo.kl_importance_weight,
+        entropy_coef=grpo.entropy_coef,
+        correction=grpo.correction,
+        correction_low=grpo.correction_low,
+        correction_high=grpo.correction_high,
+        off_policy_mask=grpo.off_policy_mask,
+        aggregation=grpo.aggregation,
+        max_tokens=rollout.max_tokens,
     )
 
 
