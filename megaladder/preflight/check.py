@@ -83,10 +83,9 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     ranks = config.parallel.ranks or config.parallel.model_ranks
     dp = check_world(config, ranks)
     layout = config.parallel
-    _show(
-        "run folder",
-        f"{config.run_dir}{' (exists: a start there resumes)' if Path(config.run_dir, 'config.yaml').exists() else ''}",
-    )
+    started = Path(config.run_dir, "config.yaml").exists()
+    note = " (exists: a start there resumes)" if started else ""
+    _show("run folder", f"{config.run_dir}{note}")
     _show(
         "layout",
         f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}"

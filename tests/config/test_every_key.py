@@ -1,8 +1,8 @@
 """Every key of every verb has an owner: changing it is either taken, and then some code within the
 verb's reach reads it, or refused with the reason.
 
-`config_reads` finds the readers. `check` is left out where it shows another verb's run: its keys are
-that verb's.
+`config_reads` finds the readers. `check` is left out where it shows another verb's run: its keys
+are that verb's.
 """
 
 from __future__ import annotations

@@ -260,8 +260,10 @@ def test_merged_boundary_tokens_are_refused(base):
 
 
 def test_raw_response_is_rendered_as_rethinking_sft(base):
-    """As Rethinking SFT's code does it: template on the prompt, then tokenizer(response) + [eos]; log-probs aligned
-    with the response and the eos."""
+    """As Rethinking SFT's code does it: template on the prompt, then tokenizer(response) + [eos].
+
+    Log-probs are aligned with the response and the eos.
+    """
     row = {"message": [{"role": "user", "content": "1+1?"}], "response": THINK, "advantage": 0.5}
     response_ids = [*base.encode(THINK, add_special_tokens=False), base.eos_token_id]
     row["logprob"] = [-float(i + 1) for i in range(len(response_ids))]

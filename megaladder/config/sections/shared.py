@@ -123,9 +123,9 @@ class TrainSection(StrictModel):
     anyway), mlp (the widest activations), both."""
     logits: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the loss head's logits where weights are bf16. fp32 = sums of the product as they
-    are; bf16 = rounded once: log-probs move by 0.003 nats on average (0.044 at most, measured), half
-    the memory, about 2 % of the head's time less. auto = bf16 in SFT, fp32 in GRPO, whose ratios
-    would cross the clip by rounding."""
+    are; bf16 = rounded once: log-probs move by 0.003 nats on average (0.044 at most, measured),
+    half the memory, about 2 % of the head's time less. auto = bf16 in SFT, fp32 in GRPO, whose
+    ratios would cross the clip by rounding."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sample order, random initialisation and dropout."""
     nonfinite_limit: Positive = 3

@@ -22,8 +22,8 @@ class BenchTrainConfig(StrictModel):
     with --shape."""
     shape: Literal["qwen3-14b", "qwen3-8b", "tiny"] | None = None
     """Instead: our step alone at a model's real layer shapes, with random weights and tokens, on
-    this device: tokens/s/GPU, TFLOP/s, MFU, peak memory, phases. Uses layers, rounds, precision and the keys that
-    say so; the other keys are refused."""
+    this device: tokens/s/GPU, TFLOP/s, MFU, peak memory, phases. Uses layers, rounds, precision and
+    the keys that say so; the other keys are refused."""
     sequence: Positive = 8192
     """With shape: tokens per sequence."""
     micro_batch_tokens: Positive = 8192

@@ -26,8 +26,9 @@ token loss   policy term + kl_coef·kl − entropy_coef·H
 GRPO, Dr.GRPO and DAPO differ in A and in the weights (`advantages`), not here. Sequence masks and u
 act on the policy term only, as in TRL and slime; with a sequence ratio each token's gradient
 carries its own u, as in verl. The sum is Σ weight·token loss, with weights by global counts
-(`advantages.token_weights`): nothing is divided here. A loss that is a sum over tokens may be called on any part of them (the head
-does, block by block); one that couples the tokens of a sequence needs whole sequences.
+(`advantages.token_weights`): nothing is divided here. A loss that is a sum over tokens may be
+called on any part of them (the head does, block by block); one that couples the tokens of a
+sequence needs whole sequences.
 """
 
 from __future__ import annotations
