@@ -19,9 +19,12 @@ import numpy as np
 
 from megaladder.curate.ngrams import words
 from megaladder.curate.rows import Row, prompt_text, text_leaves
-from megaladder.data.chat import TemplateOptions, load_tokenizer, render_sample, tokenize_batch
+from megaladder.data.chat.samples import render_sample, tokenize_batch
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import load_tokenizer
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, RawRow, open_source
-from megaladder.data.schemas import ExampleReader, ReadOptions, recognise
+from megaladder.data.schemas import ExampleReader, recognise
 from megaladder.data.store import length_quantiles
 from megaladder.errors import DataError
 from megaladder.run_dir import atomic_write, to_json

@@ -19,9 +19,12 @@ from typing import Literal
 
 import numpy as np
 
-from megaladder.data.chat import TemplateOptions, special_token_ids, split_turns, tokenize_batch
+from megaladder.data.chat.samples import split_turns, tokenize_batch
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import special_token_ids
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, BadRowLog, open_source
-from megaladder.data.schemas import ExampleReader, ReadOptions
+from megaladder.data.schemas import ExampleReader
 from megaladder.data.store import (
     DataReport,
     SampleStore,

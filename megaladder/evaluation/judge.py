@@ -194,7 +194,7 @@ class RewardJudge:
             )
         from transformers import AutoModelForSequenceClassification
 
-        from megaladder.data.chat import load_tokenizer
+        from megaladder.data.chat.tokenizer import load_tokenizer
         from megaladder.platform import has_cuda
 
         self._section = section

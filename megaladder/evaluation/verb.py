@@ -19,7 +19,7 @@ from megaladder import __version__
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import EvalConfig, PromptSection, section_values
-from megaladder.data.chat import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.errors import ConfigError
 from megaladder.evaluation import judge, lm_eval_format, report
 from megaladder.evaluation.benchmarks.problems import build_problems

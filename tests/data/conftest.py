@@ -131,21 +131,21 @@ def llama3_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def qwen3(qwen3_dir):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(qwen3_dir)
 
 
 @pytest.fixture(scope="session")
 def base(base_dir):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(base_dir)
 
 
 @pytest.fixture(scope="session")
 def llama3(llama3_dir):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(llama3_dir)
 
@@ -153,7 +153,7 @@ def llama3(llama3_dir):
 @pytest.fixture
 def tokenizer_of():
     """(folder, texts, vocab_size) → a ChatML tokenizer trained on these texts."""
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return lambda folder, texts, vocab_size: load_tokenizer(
         build_tokenizer(

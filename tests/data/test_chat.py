@@ -10,16 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaladder.data.chat import (
-    TemplateOptions,
-    load_tokenizer,
-    render_sample,
-    split_turns,
-    tokenize_example,
-    tokenizer_fingerprint,
-)
+from megaladder.data.chat.samples import render_sample, split_turns, tokenize_example
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, RawRow
-from megaladder.data.schemas import SCHEMAS, ReadOptions
+from megaladder.data.schemas import SCHEMAS
 from megaladder.errors import DataError, ModelError
 from megaladder.types import Example, Message
 

@@ -31,7 +31,7 @@ from megaladder import __version__
 from megaladder.config.verbs.evaluation import section_values
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
-from megaladder.data.chat import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter

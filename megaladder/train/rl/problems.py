@@ -18,7 +18,7 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
-from megaladder.data.chat import (
+from megaladder.data.chat.tokenizer import (
     load_tokenizer,
     special_token_ids,
     tokenizer_dir,
