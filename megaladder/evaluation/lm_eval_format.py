@@ -47,6 +47,8 @@ def sample_rows(
     """One row per problem, in the benchmark's order."""
     decoding = gen_kwargs(task)
     out = []
+    graded = [problem.id for problem in task.problems if problem.id not in scores.left_out]
+    place_of = {name: place for place, name in enumerate(graded)}
     for index, problem in enumerate(task.problems):
         samples = [records[problem.id, sample] for sample in range(scores.num_samples)]
         doc = {
@@ -56,7 +58,12 @@ def sample_rows(
             "kind": problem.kind,
             "samples": _sample_lists(samples, fingerprint),
         }
-        values = {name: float(value_p[index]) for name, value_p in scores.values_p.items()}
+        place = place_of.get(problem.id)
+        values = (
+            {}
+            if place is None
+            else {name: float(value_p[place]) for name, value_p in scores.values_p.items()}
+        )
         out.append(
             {
                 "doc_id": index,

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from megaladder.config.verbs.evaluation import BudgetSection
+from megaladder.errors import DataError
 from megaladder.evaluation import metrics
 from megaladder.evaluation.metrics import Interval
 from megaladder.evaluation.run import Timing
 from megaladder.evaluation.store import Record
-from megaladder.types import GradeReason, Problem
+from megaladder.types import UNDECIDED_REASONS, GradeReason, Problem
 
 LENGTHS = ("response_length", "thinking_tokens")
 PLAIN_NUMBERS = ("reward", "harm_score")  # not shares: printed as they are
@@ -43,6 +44,7 @@ class Scores:
     counts: dict[str, int]
     # tier → (mean of the headline, problems)
     groups: dict[str, tuple[float, int]] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()  # problems without any verdict; not in `values_p`
 
     def mean(self, metric: str) -> float:
         return float(self.values_p[metric].mean())
@@ -55,19 +57,34 @@ def score(
     seed: int,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Scores:
-    """Scores of a finished benchmark. Every (problem, sample) below n must be there and graded."""
-    rows = [[records[problem.id, sample] for sample in range(n)] for problem in problems]
-    correct_pn = np.array([[record.correct for record in row] for row in rows], dtype=bool)
-    answers_pn = [[record.answer for record in row] for row in rows]
+    """Scores of a finished benchmark. Every (problem, sample) below n must be there and graded.
+
+    Undecided samples are left out (and counted): avg@n and pass@k take a problem's decided samples,
+    what needs the same number of each takes the first m, the fewest that any problem has.
+
+    Raises:
+        DataError: every sample is undecided.
+    """
+    all_rows = [[records[problem.id, sample] for sample in range(n)] for problem in problems]
+    asked = {problem.id for problem in problems}
+    problems, rows = decided_rows(problems, all_rows)
+    m = min(map(len, rows))
+    correct_pn = np.array([[record.correct for record in row[:m]] for row in rows], dtype=bool)
+    answers_pn = [[record.answer for record in row[:m]] for row in rows]
+    num_samples_p = np.array([len(row) for row in rows])
+    num_correct_p = np.array([sum(record.correct is True for record in row) for row in rows])
     headline = f"avg@{n}"
     values = {
-        headline: metrics.avg_at_n(correct_pn),
+        headline: (
+            metrics.avg_at_n(correct_pn)
+            if m == n
+            else metrics.pass_at_k(num_samples_p, num_correct_p, 1)
+        ),
         "exact_match": correct_pn[:, 0].astype(np.float64),
     }
-    num_correct_p = correct_pn.sum(axis=1)
-    for k in (k for k in PASS_AT if k <= n):
-        values[f"pass@{k}"] = metrics.pass_at_k(np.full(len(rows), n), num_correct_p, k)
-    for k in (k for k in PASS_AT if 1 < k <= n):
+    for k in (k for k in PASS_AT if k <= m):
+        values[f"pass@{k}"] = metrics.pass_at_k(num_samples_p, num_correct_p, k)
+    for k in (k for k in PASS_AT if 1 < k <= m):
         values[f"cov@{k}"] = metrics.cov_at_n(correct_pn, k)
         values[f"maj@{k}"] = metrics.maj_at_n(answers_pn, correct_pn, k)
     values |= length_values(rows)
@@ -78,9 +95,24 @@ def score(
         headline,
         values,
         metrics.bootstrap_intervals(values, seed=seed),
-        count(rows),
+        count(all_rows),
         group_means(problems, values[headline], groups or {}),
+        frozenset(asked - {problem.id for problem in problems}),
     )
+
+
+def decided_rows(
+    problems: Sequence[Problem], rows: Sequence[Sequence[Record]]
+) -> tuple[list[Problem], list[list[Record]]]:
+    """The problems that have a verdict, with their decided samples. Raises DataError without any."""
+    decided = [[record for record in row if record.correct is not None] for row in rows]
+    kept = [(problem, row) for problem, row in zip(problems, decided, strict=True) if row]
+    if not kept:
+        raise DataError(
+            f"{problems[0].source}: none of {len(problems)} problems has a decided sample; fix: a"
+            " larger --grade-timeout-s, another --out"
+        )
+    return [problem for problem, _ in kept], [row for _, row in kept]
 
 
 def length_values(rows: Sequence[Sequence[Record]]) -> dict[str, np.ndarray]:
@@ -106,8 +138,7 @@ def count(rows: Sequence[Sequence[Record]]) -> dict[str, int]:
         "truncated": sum(record.finish_reason == "length" for record in flat),
         "aborted": sum(record.finish_reason == "abort" for record in flat),
         "no_answer": reasons[GradeReason.NO_ANSWER.value],
-        "grading_timeout": reasons[GradeReason.TIMEOUT.value],
-        "grading_crash": reasons[GradeReason.CRASH.value],
+        "undecided": sum(reasons[reason.value] for reason in UNDECIDED_REASONS),
     }
 
 
@@ -230,6 +261,7 @@ def protocol_line(protocol: Mapping[str, Any]) -> str:
         f"{protocol['prompt']['style']} prompt",
         f"{engine['engine']} {engine['version']} {engine['dtype']}",
         f"data {protocol['data']['revision'][:19]}",
+        f"grader {protocol['grader']}",
     ]
     if protocol.get("limit"):
         parts.append(f"first {protocol['limit']} problems only")

@@ -98,11 +98,13 @@ def _prepare(
         function = load_function(setup["function"])
         work = partial(_reward, function)
     else:
-        from megaladder.rewards.grade import grade
+        from megaladder.rewards.grade import OWN, grade
 
         # imports all that grading needs before the limits are set
         assert grade("\\boxed{x+1}", "1+x", "math").correct
-        work = partial(_grade, grade)
+        if setup["grader"] != OWN:
+            import math_verify  # noqa: F401
+        work = partial(_grade, partial(grade, grader=setup["grader"]))
     limits = Limits(setup["timeout_s"], setup["memory_bytes"], trusted_code=bool(setup["function"]))
     return work, limits, enter(limits)
 

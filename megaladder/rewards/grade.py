@@ -26,10 +26,11 @@ from megaladder.rewards.extract import (
 )
 from megaladder.types import Graded, GradeReason
 
+OWN = "megaladder"  # the name of our own grader
 KINDS = ("math", "gsm8k", "choice", "exact")
 
 
-def grade(response: str, gold: str, kind: str = "math") -> Graded:
+def grade(response: str, gold: str, kind: str = "math", grader: str = OWN) -> Graded:
     r"""Whether a response answers with `gold`. How the answer is found: `extract`. What is equal,
     per kind:
 
@@ -43,6 +44,8 @@ def grade(response: str, gold: str, kind: str = "math") -> Graded:
     exact   the same string (Unicode NFC, white space collapsed, a final full stop aside); for gold
             yes/no, any case and the last whole word Yes or No (HaluEval's rule).
 
+    `grader`: a name of `published.GRADERS` in place of our own rules for math and gsm8k.
+
     Raises DataError if `gold` is empty or cannot be a gold of its kind, and ValueError for an
     unknown kind.
 
@@ -54,6 +57,10 @@ def grade(response: str, gold: str, kind: str = "math") -> Graded:
     check_gold(gold, kind)
     if kind == "exact" and gold.strip().casefold() in ("yes", "no"):
         return _grade_yes_no(response, gold.strip().casefold())
+    if grader != OWN and kind in ("math", "gsm8k"):
+        from megaladder.rewards.published import published_grade
+
+        return published_grade(response, gold.rsplit("####", 1)[-1].strip(), grader)
     candidate = extract(response, kind)
     if candidate.text is None:
         return Graded(False, None, GradeReason.NO_ANSWER, candidate.rule)
@@ -96,8 +103,8 @@ def _gsm8k_gold(gold: str) -> Number | None:
 
 
 def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
-    answer = unicodedata.normalize("NFC", candidate.text)
-    expected = _math_gold(gold)
+    answer = unicodedata.normalize("NFC", candidate.text or "")
+    expected = _math_gold(gold) or ""
     try:
         reason = equal(expected, answer)
     except TooMuch as error:
@@ -111,7 +118,7 @@ def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
 
 
 def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
-    answer = unicodedata.normalize("NFC", candidate.text)
+    answer = unicodedata.normalize("NFC", candidate.text or "")
     found = read_number(clean(answer))
     if found is None:
         single = last_number(clean(answer))
@@ -128,7 +135,7 @@ def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
 
 
 def _grade_choice(candidate: Candidate, gold: str, response: str) -> Graded:
-    answer = letter(candidate.text or "") or candidate.text
+    answer = letter(candidate.text or "") or candidate.text or ""
     correct = answer == letter(gold)
     reason = GradeReason.CHOICE if correct else GradeReason.DIFFERENT
     return Graded(
@@ -138,7 +145,7 @@ def _grade_choice(candidate: Candidate, gold: str, response: str) -> Graded:
 
 def _grade_exact(candidate: Candidate, gold: str, response: str) -> Graded:
     expected = _collapse(gold)
-    answer, whole = _collapse(candidate.text), _collapse(answer_part(response) or "")
+    answer, whole = _collapse(candidate.text or ""), _collapse(answer_part(response) or "")
     if whole == expected:
         answer = whole
     correct = answer == expected or (answer.endswith(".") and answer[:-1].strip() == expected)
@@ -152,9 +159,8 @@ def _grade_yes_no(response: str, gold: str) -> Graded:
     marked = extract(response, "exact")
     if marked.text is None and not marked.rule.startswith("last line"):
         return Graded(False, None, GradeReason.NO_ANSWER, marked.rule)
-    answer = (marked.text or "").strip("*. ").casefold()
-    if answer not in ("yes", "no"):
-        answer = yes_or_no(response)
+    said = (marked.text or "").strip("*. ").casefold()
+    answer = said if said in ("yes", "no") else yes_or_no(response)
     if answer is None:
         return Graded(False, None, GradeReason.NO_ANSWER, "neither Yes nor No")
     return Graded(

@@ -48,7 +48,9 @@ def run_grade(config: GradeConfig) -> int:
             " 'responses'}"
         )
     counts = _Counts()
-    pool = GradePool(config.workers, config.timeout_s, config.memory_mib << 20)
+    pool = GradePool(
+        config.workers, config.timeout_s, config.memory_mib << 20, grader=config.grader
+    )
     with pool, _replaced(config.output) as output:
         chunk = first
         while chunk:
@@ -58,7 +60,9 @@ def run_grade(config: GradeConfig) -> int:
             for row in chunk:
                 verdicts = graded[start : start + len(row.responses)]
                 start += len(row.responses)
-                output.write((to_json(_graded_row(row, verdicts)) + "\n").encode("utf-8"))
+                output.write(
+                    (to_json(_graded_row(row, verdicts, config.grader)) + "\n").encode("utf-8")
+                )
             counts.add(len(chunk), tasks, graded)
             chunk = list(islice(rows, CHUNK_ROWS))
     _summarise(config, counts, time.monotonic() - started)
@@ -96,7 +100,7 @@ def _tasks(row: _Row, kind: str) -> list[GradeTask]:
     ]
 
 
-def _graded_row(row: _Row, verdicts: Sequence[Graded]) -> dict[str, Any]:
+def _graded_row(row: _Row, verdicts: Sequence[Graded], grader: str) -> dict[str, Any]:
     # a row's own `answer` is often its gold
     answer = "extracted_answer" if "answer" in row.fields else "answer"
     columns = {
@@ -106,6 +110,7 @@ def _graded_row(row: _Row, verdicts: Sequence[Graded]) -> dict[str, Any]:
     }
     return {
         **row.fields,
+        "grader": grader,
         **(columns if row.listed else {name: values[0] for name, values in columns.items()}),
     }
 
@@ -225,7 +230,7 @@ def _summarise(config: GradeConfig, counts: _Counts, seconds: float) -> None:
     num_decided = max(1, total - num_undecided)
     parts = ", ".join(f"{reason.value} {count}" for reason, count in counts.reasons.most_common())
     print(
-        f"graded {total} responses of {counts.num_rows} rows in {seconds:.1f} s"
+        f"grader {config.grader}: graded {total} responses of {counts.num_rows} rows in {seconds:.1f} s"
         f" ({total / max(seconds, 1e-9):.0f}/s): {counts.num_correct} correct,"
         f" {total - num_undecided - counts.num_correct} wrong, {num_undecided} undecided;"
         f" {100 * counts.num_correct / num_decided:.2f} % of the decided"

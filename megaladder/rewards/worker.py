@@ -32,7 +32,7 @@ import megaladder
 from megaladder.errors import ConfigError, DataError, RewardError
 from megaladder.rewards import child
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
-from megaladder.rewards.grade import KINDS, check_gold
+from megaladder.rewards.grade import KINDS, OWN, check_gold
 from megaladder.rewards.sandbox import Limits
 from megaladder.types import Graded, GradeReason
 
@@ -83,10 +83,10 @@ class GradePool:
     second wait).
 
     `timeout_s`: CPU seconds one sample may take before its process ends (wall-clock seconds for a
-    user's function); it is tried once more, alone, and then undecided. `memory_bytes`: what a
-    process may allocate on top of its imports. `function`: a user's reward function instead of the
-    grader. After use: `counts` (verdicts by reason), `failures` (every timeout and crash by sample
-    id), `protections` (what the sandbox could apply on this machine).
+    user's function); it is tried once more, alone, and then undecided.
+    `memory_bytes`: what a process may allocate on top of its imports. `function`: a user's reward
+    function instead of the grader. `grader`: ours, or a name of `published.GRADERS`. After use: `counts` (verdicts by reason), `failures` (every
+    timeout and crash by sample id), `protections` (what the sandbox could apply on this machine).
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class GradePool:
         timeout_s: float = 5.0,
         memory_bytes: int = 1 << 30,
         function: str | None = None,
+        grader: str = OWN,
     ):
         if num_workers < 1 or timeout_s <= 0 or memory_bytes < 1 << 20:
             raise ConfigError(
@@ -104,6 +105,7 @@ class GradePool:
         self._setup = {
             "sys_path": _import_paths(),
             "function": _function_path(function),
+            "grader": grader,
             "timeout_s": timeout_s,
             "memory_bytes": memory_bytes,
         }

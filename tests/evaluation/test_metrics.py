@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megaladder.evaluation import report
 from megaladder.evaluation.metrics import (
     avg_at_n,
     bootstrap_interval,
@@ -23,6 +24,8 @@ from megaladder.evaluation.metrics import (
     maj_at_n,
     pass_at_k,
 )
+from megaladder.evaluation.store import Record
+from megaladder.types import Message, Problem
 
 matrices = st.integers(1, 6).flatmap(
     lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=8).map(
@@ -187,3 +190,20 @@ def test_no_torch():
         ).stdout.strip()
         == "False"
     )
+
+
+def test_undecided_samples_are_counted_apart_and_left_out():
+    """Problem a: right, undecided; b: wrong, right; c: nothing decided."""
+    verdicts = {"a": (True, None), "b": (False, True), "c": (None, None)}
+    problems = [Problem(name, (Message("user", "?"),), "5", source="toy") for name in verdicts]
+    records = {
+        (name, i): Record(
+            name, i, "", [1], "stop", correct, "5", "limit" if correct is None else "exact"
+        )
+        for name, row in verdicts.items()
+        for i, correct in enumerate(row)
+    }
+    found = report.score(problems, records, 2, seed=0)
+    assert found.values_p["avg@2"].tolist() == [1.0, 0.5] and found.left_out == {"c"}
+    assert found.values_p["pass@1"].tolist() == [1.0, 0.5] and "pass@2" not in found.values_p
+    assert (found.num_problems, found.counts["samples"], found.counts["undecided"]) == (2, 6, 3)

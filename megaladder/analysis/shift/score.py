@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from megaladder.errors import MissingDependencyError, ModelError
-from megaladder.types import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class ModelPair:
 
     base: Any
     tuned: Any
-    tokenizer: Tokenizer
+    tokenizer: Any
     vocab_size: int  # logits compared: the smaller of the two
 
 

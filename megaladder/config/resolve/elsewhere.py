@@ -33,8 +33,7 @@ def verbs_with(key: str, config_class: type[StrictModel]) -> str | None:
     if not names:
         return None
     text = ", ".join(f"`megaladder {name}`" for name in names)
-    which = "that" if len(names) == 1 else "one of those"
-    return f"only {text} reads it; fix: leave it out, or run {which}"
+    return f"only {text} reads it; fix: leave it out, or run {'that' if len(names) == 1 else 'one of those'}"
 
 
 @cache

@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, StrictModel
-from megaladder.config.rules.engine import READ_BY_VLLM
-from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
 from megaladder.config.sections.shared import ModelSection, Positive
+from megaladder.config.verbs.grade import GraderName
 
 # `--n 16` for `--rollout.n 16`: the flags that cli.md promises without their section
 SHORT_FLAGS = {
@@ -44,20 +43,15 @@ class PromptSection(StrictModel):
     style: Literal["auto", "chat", "raw"] = "auto"
     """chat = the tokenizer's chat template; raw = the text alone; auto = chat where the tokenizer
     has a template."""
-    system: str | None = None
-    """System message. null = none."""
-    suffix: str = ""
-    """Put after the problem's prompt."""
-    thinking: bool | None = None
-    """Given to the template as enable_thinking (Qwen3). null = the template's default."""
-
-
-class BenchmarkPromptSection(PromptSection):
-    """How a problem becomes a prompt."""
-
     template: str | None = None
     """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields.
     \\n is a line break."""
+    system: str | None = None
+    """System message. null = none."""
+    suffix: str = ""
+    """Put after the benchmark's prompt."""
+    thinking: bool | None = None
+    """Given to the template as enable_thinking (Qwen3). null = the template's default."""
 
 
 class BudgetSection(StrictModel):
@@ -148,16 +142,19 @@ class EvalConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sampling, option shuffles and intervals."""
     rollout: EvalRolloutSection = EvalRolloutSection()
-    prompt: BenchmarkPromptSection = BenchmarkPromptSection()
+    prompt: PromptSection = PromptSection()
     budget: BudgetSection = BudgetSection()
     judge: JudgeSection = JudgeSection()
     sandbox: str | None = None
     """Command that runs generated code in isolation (reads one JSON object, prints one); for
     livecodebench. null = no execution."""
+    grader: GraderName = "megaladder"
+    """megaladder = our own rules; else the grader of a published study (`grade --help`), for math
+    and gsm8k. Part of the protocol that the summary records."""
     grade_workers: Positive = 2
     """Processes that grade."""
     grade_timeout_s: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds one answer may take to grade."""
+    """CPU seconds one answer may take to grade; one that needs more is undecided."""
     progress_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between progress lines."""
     json_path: JsonPath = None
@@ -180,38 +177,9 @@ class EvalConfig(StrictModel):
                 "budget.reject_above takes no max_thinking and no num_waits; fix: one kind of"
                 " budget a run"
             )
-        raise_all([*problems, *unread_problems(self, _READ_IF)])
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
-
-    @property
-    def unread(self) -> list[str]:
-        """Keys that the chosen engine does not read, a line each."""
-        return unread_notes(self, READ_BY_VLLM)
-
-
-_READ_IF: tuple[ReadIf[EvalConfig], ...] = (
-    ReadIf(
-        ("budget.start", "budget.end", "budget.end_forced", "budget.stop"),
-        lambda run: run.budget.forces,
-        "budget.max_thinking, num_waits or reject_above",
-    ),
-    ReadIf(
-        ("budget.wait", "budget.accounting"),
-        lambda run: run.budget.num_waits > 0,
-        "budget.num_waits",
-    ),
-    ReadIf(
-        ("budget.max_tries",),
-        lambda run: run.budget.reject_above is not None,
-        "budget.reject_above",
-    ),
-    ReadIf(
-        ("judge.key_variable", "judge.retries"), lambda run: run.judge.url is not None, "judge.url"
-    ),
-    ReadIf(
-        ("judge.url", "judge.max_tokens"), lambda run: run.judge.model is not None, "judge.model"
-    ),
-)
 
 
 def section_values(section: StrictModel, names: Sequence[str]) -> dict[str, Any]:

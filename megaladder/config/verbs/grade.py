@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from megaladder.config.base import CommaInts, StrictModel
 from megaladder.config.verbs.analysis import Draws, JsonPath
 
+GraderName = Literal[
+    "megaladder", "qwen", "limo", "minerva", "prime", "rethinking", "math_verify", "box_match"
+]
 AnswerKind = Literal["math", "gsm8k", "choice", "exact"]
 
 
@@ -27,6 +30,9 @@ class GradeConfig(StrictModel):
     kind: AnswerKind = "math"
     """math = numbers, sets, expressions; gsm8k = one number; choice = an option
     letter; exact = the same string."""
+    grader: GraderName = "megaladder"
+    """megaladder = our own rules; else the grader of a published study, for kinds math and gsm8k.
+    Every output row says which it was."""
     workers: Annotated[int, Field(ge=1, le=256)] = min(8, os.cpu_count() or 1)
     """Grading processes. Default: the machine's cores, at most 8."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0

@@ -231,9 +231,9 @@ def _same_relation(gold: Relation, answer: Relation, depth: int) -> Reason:
     if gold.operators[-1] == answer.operators[-1] == "in":
         same = squash(gold.sides[-2]) == squash(answer.sides[-2])
         return equal(gold.sides[-1], answer.sides[-1], depth + 1) if same else None
-    intervals = _relation_interval(gold), _relation_interval(answer)
-    if intervals[0] is not None and intervals[1] is not None:
-        (name, left), (other_name, right) = intervals
+    first, second = _relation_interval(gold), _relation_interval(answer)
+    if first is not None and second is not None:
+        (name, left), (other_name, right) = first, second
         if name != other_name or left.brackets != right.brackets:
             return None
         return _same_sequence(left.items, right.items, depth)

@@ -14,7 +14,7 @@ from math import gcd, lcm
 
 from flint import acb, arb, ctx, fmpq, fmpz
 
-from megaladder.rewards.compare.syntax import Node
+from megaladder.rewards.compare.syntax import Node, rational_of
 
 MAX_BITS = 200_000  # of an exact rational
 MAX_FACTORIAL = 5_000  # computed exactly
@@ -56,7 +56,7 @@ def _bits(value: fmpq) -> int:
 def rational(node: Node, point: Point, budget: Budget) -> fmpq:
     """The exact value at a rational point. Raises NotRational, Undefined or TooMuch."""
     if node.op == "number":
-        return node.value  # type: ignore[return-value]
+        return rational_of(node)
     if node.op == "symbol":
         return point[str(node.value)]
     if node.op == "constant":
@@ -129,7 +129,7 @@ def _factorial(value: fmpq) -> fmpq:
         raise NotRational("factorial")
     if value > MAX_FACTORIAL:
         raise NotRational("factorial too large for exact arithmetic")
-    return fmpq(fmpz.fac_ui(int(value.p)))
+    return fmpq(fmpz(math.factorial(int(value.p))))
 
 
 def _binomial(n: fmpq, k: fmpq) -> fmpq:
@@ -200,7 +200,7 @@ def ball(node: Node, point: Point, precision: int, budget: Budget) -> acb:
 def _ball(node: Node, point: Point, precision: int, budget: Budget) -> acb:
     budget.spend(precision)
     if node.op == "number":
-        return acb(arb(node.value))
+        return acb(arb(rational_of(node)))
     if node.op == "symbol":
         return acb(arb(point[str(node.value)]))
     if node.op == "constant":

@@ -28,7 +28,7 @@ from megaladder.rewards.compare.evaluate import (
     ball,
     rational,
 )
-from megaladder.rewards.compare.syntax import Node, number, symbols, walk
+from megaladder.rewards.compare.syntax import Node, number, rational_of, symbols, walk
 
 PRECISIONS = (128, 512, 2_048, 4_096, 16_384, MAX_PRECISION)
 TRANSCENDENTAL_BITS = 3_800  # agreement that counts as equality where no bound is known
@@ -161,7 +161,7 @@ def _bounds(node: Node) -> tuple[float, float, int] | None:
     """(log2 u, log2 l, degree) of the cited bound: the value is a quotient of algebraic integers
     whose conjugates are at most u and l."""
     if node.op == "number":
-        value: fmpq = node.value  # type: ignore[assignment]
+        value = rational_of(node)
         return float(max(1, abs(value.p).bit_length())), float(value.q.bit_length()), 1
     if node.op == "constant":
         return (0.0, 0.0, 2) if node.value == "i" else None

@@ -58,12 +58,18 @@ class Node:
 
     op: str
     args: tuple[Node, ...] = ()
-    value: object = None
+    value: fmpq | str | None = None
 
 
-def number(value: object) -> Node:
+def number(value: int | fmpz | fmpq) -> Node:
     """A leaf that holds an exact rational."""
-    return Node("number", (), fmpq(value))  # type: ignore[arg-type]
+    return Node("number", (), fmpq(value))
+
+
+def rational_of(node: Node) -> fmpq:
+    """The value of a number's leaf."""
+    assert isinstance(node.value, fmpq)
+    return node.value
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -213,8 +219,8 @@ class _Parser:
             after_integer
             and right.op == "div"
             and all(arg.op == "number" for arg in right.args)
-            and all(node.value.q == 1 for node in (left, *right.args))  # type: ignore[attr-defined]
-            and right.args[0].value < right.args[1].value  # type: ignore[operator]
+            and all(rational_of(node).q == 1 for node in (left, *right.args))
+            and rational_of(right.args[0]) < rational_of(right.args[1])
         )
         return Node("add", (left, right)) if mixed else _times(left, right)
 
@@ -345,7 +351,8 @@ class _Parser:
                 text = text[0]
             self.position += 1
             return text
-        depth, parts = 1, []
+        depth = 1
+        parts: list[str] = []
         while self.kind != "end":
             depth += (self.text == "{") - (self.text == "}")
             if depth == 0:

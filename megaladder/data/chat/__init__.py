@@ -1,1 +1,0 @@
-"""Conversations → token ids and loss masks: tokenizer, chat templates, samples."""
