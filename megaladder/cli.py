@@ -17,11 +17,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
 from megaladder.process import ending, last_word, signals
+
+if TYPE_CHECKING:
+    # pydantic is imported when a verb runs
+    from megaladder.config.sections.run import RunConfig
 
 
 @dataclass(frozen=True)
@@ -370,7 +374,7 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     return load(verb.run)(config) or 0
 
 
-def _place_ranks(config: Any, args: list[str]) -> int | None:
+def _place_ranks(config: RunConfig, args: list[str]) -> int | None:
     """Checks the number of ranks against the layout; starts local ranks where none were started.
     None = this process is a rank."""
     from megaladder.config.rules.layout import check_world

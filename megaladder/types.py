@@ -12,12 +12,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 # label of a token that takes no part in the loss; same value as torch.nn.functional.cross_entropy
 IGNORE_INDEX = -100
+
+
+class Tokenizer(Protocol):
+    """What this program asks of a tokenizer: the part of Hugging Face's fast tokenizers in use."""
+
+    chat_template: Any  # Jinja text, or a mapping of them by name; None where there is none
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, text: Any, **options: Any) -> Any: ...
+
+    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> str: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
 
 
 class TokenWeighting(StrEnum):

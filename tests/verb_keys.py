@@ -157,7 +157,7 @@ def flag_of(config_class: type[StrictModel], key: str) -> str:
 def _words(config_class: type[StrictModel], key: str, value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         field = leaf_keys(config_class)[key]
-        commas = any("Primitive" in type(part).__name__ for part in field.metadata)
+        commas = "PrimitiveConstructorSpec" in f"{field.annotation}{field.metadata}"
         words = [spelled(one).strip("'\"") for one in value]
         return [",".join(words)] if commas else words
     text = spelled(value)

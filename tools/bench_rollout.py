@@ -38,7 +38,10 @@ if __name__ == "__main__":
     begun = time.monotonic()
     from vllm import LLM, SamplingParams
     llm = LLM(**job["arguments"])
-    params = SamplingParams(max_tokens=job["max_tokens"], ignore_eos=True, temperature=1.0, logprobs=0 if job["logprobs"] else None)
+    logprobs = 0 if job["logprobs"] else None
+    params = SamplingParams(
+        max_tokens=job["max_tokens"], ignore_eos=True, temperature=1.0, logprobs=logprobs
+    )
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
     print(json.dumps({"start_s": time.monotonic() - begun}), file=sys.stderr, flush=True)
     for line in sys.stdin:
@@ -46,7 +49,8 @@ if __name__ == "__main__":
         outputs = llm.generate(prompts, params, use_tqdm=False)
         tokens = sum(len(one.token_ids) for output in outputs for one in output.outputs)
         llm.reset_prefix_cache()
-        print(json.dumps({"seconds": time.monotonic() - begun, "tokens": tokens}), file=sys.stderr, flush=True)
+        row = {"seconds": time.monotonic() - begun, "tokens": tokens}
+        print(json.dumps(row), file=sys.stderr, flush=True)
 """
 
 

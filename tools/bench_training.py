@@ -62,7 +62,11 @@ class Workload:
 
 
 def workload(config: BenchTrainConfig, model: Path) -> Workload:
-    from megaladder.data.chat import load_tokenizer, tokenizer_fingerprint
+    """The samples of a bench and their packed micro-batches of one global batch, on one rank.
+
+    Raises ConfigError when the data has fewer samples than asked for.
+    """
+    from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
     from megaladder.data.store_build import DataSpec, open_store
 

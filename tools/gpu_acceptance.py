@@ -97,6 +97,7 @@ def chosen(names: str | None) -> list[Stage]:
 
 
 def stage_command(stage: Stage, given: argparse.Namespace, folder: Path, result: Path) -> list[str]:
+    """The command line of one stage in a process of its own; it writes its result to `result`."""
     return [
         sys.executable,
         "-m",

@@ -143,7 +143,7 @@ def train_tokenizer(lines: Iterator[str], vocab_size: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from megaladder.data.chat import DEFAULT_CHAT_TEMPLATE
+    from megaladder.data.chat.tokenizer import DEFAULT_CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
     digits, space = (

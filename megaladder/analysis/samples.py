@@ -45,8 +45,10 @@ class NoVerdictError(DataError):
 
 @dataclass(slots=True)
 class ProblemSamples:
-    """The n samples of one problem that have a verdict. `answers` and `num_tokens` have length n, or are empty
-    where the file has none."""
+    """The n samples of one problem that have a verdict.
+
+    `answers` and `num_tokens` have length n, or are empty where the file has none.
+    """
 
     id: str
     where: str  # file:line of its first row

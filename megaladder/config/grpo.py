@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from megaladder.config.rules.grpo import grpo_problems
-from megaladder.config.rules.run import raise_all, run_problems
+from megaladder.config.rules.grpo import READ_BY_ENGINE, READ_IF, grpo_problems
+from megaladder.config.rules.run import run_problems
+from megaladder.config.rules.unread import raise_all, unread_notes, unread_problems
 from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 from megaladder.config.sections.reward import RewardSection
 from megaladder.config.sections.run import RunConfig
@@ -29,6 +30,15 @@ class GrpoConfig(RunConfig):
     @model_validator(mode="after")
     def _cross_field_rules(self) -> GrpoConfig:
         raise_all(
-            [*run_problems(self), *grpo_problems(self.rollout, self.grpo, self.reward, self.data)]
+            [
+                *run_problems(self),
+                *grpo_problems(self.rollout, self.grpo, self.reward, self.data),
+                *unread_problems(self, READ_IF),
+            ]
         )
         return self
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine or mode does not read, a line each."""
+        return unread_notes(self, READ_BY_ENGINE)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from megaladder.config.rules.run import raise_all, run_problems
+from megaladder.config.rules.run import run_problems
 from megaladder.config.rules.sft import sft_problems
+from megaladder.config.rules.unread import raise_all
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.sft import SftCheckpointSection, SftDataSection, SftTrainSection
 

@@ -13,18 +13,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megaladder.curate.ngrams import words
 from megaladder.curate.rows import Row, prompt_text, text_leaves
-from megaladder.data.chat import TemplateOptions, load_tokenizer, render_sample, tokenize_batch
+from megaladder.data.chat.samples import render_sample, tokenize_batch
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import load_tokenizer
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, RawRow, open_source
-from megaladder.data.schemas import ExampleReader, ReadOptions, recognise
+from megaladder.data.schemas import ExampleReader, recognise
 from megaladder.data.store import length_quantiles
 from megaladder.errors import DataError
 from megaladder.run_dir import atomic_write, to_json
+from megaladder.types import Tokenizer
 
 if TYPE_CHECKING:
     from megaladder.config.verbs.data import StatsConfig
@@ -142,7 +146,7 @@ def _digest(text: str) -> bytes:
 
 
 def count_tokens(
-    reader: ExampleReader, tokenizer: Any, options: TemplateOptions, shown: int
+    reader: ExampleReader, tokenizer: Tokenizer, options: TemplateOptions, shown: int
 ) -> TokenCounts:
     """Renders and tokenises every row as training would, without truncation; rows that cannot be
     used are counted by reason."""
@@ -174,7 +178,9 @@ def _token_summary(tokens: TokenCounts) -> Row:
     }
 
 
-def _print(summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Any) -> None:
+def _print(
+    summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Tokenizer
+) -> None:
     for name, value in _lines(summary, reason):
         print(f"{name:<18}{value}")
     if tokens is not None and tokens.shown is not None:

@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from megaladder.data.chat import TemplateOptions, special_token_ids, split_turns, tokenize_batch
+from megaladder.data.chat.samples import split_turns, tokenize_batch
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import special_token_ids
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, BadRowLog, open_source
-from megaladder.data.schemas import ExampleReader, ReadOptions
+from megaladder.data.schemas import ExampleReader
 from megaladder.data.store import (
     DataReport,
     SampleStore,
@@ -32,7 +35,7 @@ from megaladder.data.store import (
 )
 from megaladder.errors import DataError
 from megaladder.run_dir import to_json
-from megaladder.types import Example, TokenSample
+from megaladder.types import Example, Tokenizer, TokenSample
 
 CODE_VERSION = 1  # raise it when the same input would give other tokens or masks
 TOKENIZE_BATCH_ROWS = 64
@@ -57,7 +60,7 @@ class DataSpec:
     lock_timeout_s: float = 3600.0
 
 
-def data_fingerprint(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> str:
+def data_fingerprint(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> str:
     """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`.
     Reads the data file once."""
     source = open_source(spec.path, spec.read.revision)
@@ -94,7 +97,7 @@ def truncate(sample: TokenSample, seq_length: int) -> TokenSample | None:
 class _Build:
     """One pass over a data file: the samples, and the counts of what happened."""
 
-    def __init__(self, spec: DataSpec, tokenizer: Any) -> None:
+    def __init__(self, spec: DataSpec, tokenizer: Tokenizer) -> None:
         self.spec, self.tokenizer = spec, tokenizer
         self.bad_rows = BadRowLog(spec.read.on_bad_row)
         self.reader = ExampleReader(spec.path, spec.read, self.bad_rows)
@@ -178,7 +181,7 @@ def _run(build: _Build, writer: StoreWriter) -> DataReport:
     return build.report(num_samples)
 
 
-def open_store(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> SampleStore:
+def open_store(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> SampleStore:
     """The tokenised samples of a data file, from the cache if they are there. Every rank may call
     this at the same time.
 
@@ -197,7 +200,7 @@ def open_store(spec: DataSpec, tokenizer: Any, tokenizer_hash: str) -> SampleSto
     return SampleStore.open(target)
 
 
-def _build_cache(spec: DataSpec, tokenizer: Any, target: Path, fingerprint: str) -> None:
+def _build_cache(spec: DataSpec, tokenizer: Tokenizer, target: Path, fingerprint: str) -> None:
     """Builds `target` under a lock. A process that waited finds it done; what a killed builder left
     is removed first."""
     from filelock import FileLock, Timeout
@@ -230,7 +233,7 @@ def open_train_and_holdout(
     spec: DataSpec,
     holdout: int | float | str | None,
     seed: int,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     tokenizer_hash: str,
 ) -> tuple[SampleStore, SampleStore | None]:
     """Training samples, and the held-out ones: a number or share of the training samples, or a file

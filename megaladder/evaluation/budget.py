@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from megaladder.config.verbs.evaluation import BudgetSection
 from megaladder.errors import ConfigError
 from megaladder.evaluation.run import Drawn
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, sample_seed
-from megaladder.types import Completion, FinishReason
+from megaladder.types import Completion, FinishReason, Tokenizer
 
 AUTO_MARGIN = 100  # tokens that `auto` keeps free, as in s1's code
 WAVE = 256  # samples whose phases run together; a kill loses at most the waves under way
@@ -70,7 +69,7 @@ class BudgetSampler:
     """A `run.Sampler` that forces budgets. `tokenizer` must be the model's; `longest_prompt`
     (tokens) is for max_thinking "auto"."""
 
-    def __init__(self, section: BudgetSection, tokenizer: Any, longest_prompt: int = 0):
+    def __init__(self, section: BudgetSection, tokenizer: Tokenizer, longest_prompt: int = 0):
         self._section, self._tokenizer = section, tokenizer
         self._start = self._encode(section.start)
         self._end = section.end

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from megaladder import __version__
+from megaladder.config.sections.engine import EngineSection
+from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import EvalConfig, PromptSection, section_values
-from megaladder.data.chat import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.errors import ConfigError
 from megaladder.evaluation import judge, lm_eval_format, report
 from megaladder.evaluation.benchmarks.problems import build_problems
@@ -34,6 +36,7 @@ from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 from megaladder.run_dir import atomic_write, to_json
+from megaladder.types import Tokenizer
 
 MAX_NAMED = 5  # timeouts and crashes of the grader that are named
 
@@ -54,6 +57,8 @@ def run_eval(config: EvalConfig) -> int:
     if config.benchmark == ("list",):
         print(describe_registry())
         return 0
+    for note in config.unread:
+        print(f"note: {note}")
     specs = [find_benchmark(name) for name in dict.fromkeys(config.benchmark)]
     tokenizer = _tokenizer(config)
     prompter = make_prompter(tokenizer, config.prompt, instruction(config.budget))
@@ -69,7 +74,10 @@ def run_eval(config: EvalConfig) -> int:
         lm_eval_tasks.require_installed()
     summaries: dict[str, Any] = {}
     judged: list[tuple[_Job, dict[str, Any], Timing]] = []
-    with _warm_pool(config) as pool, make_engine(config, tokenizer, out) as engine:
+    with (
+        _warm_pool(config) as pool,
+        make_engine(config.model, config.rollout, config.seed, tokenizer, out) as engine,
+    ):
         for job in jobs:
             parts = fingerprint_parts(job, config, prompter, engine)
             timing = _generate(job, config, engine, pool, parts)
@@ -88,19 +96,20 @@ def run_eval(config: EvalConfig) -> int:
     return 0
 
 
-def make_engine(config: EvalConfig, tokenizer: Any, log_dir: Path) -> Any:
+def make_engine(
+    model: ModelSection, section: EngineSection, seed: int, tokenizer: Tokenizer, log_dir: Path
+) -> FakeEngine | VllmEngine:
     """The engine that the `rollout` section asks for; a context manager."""
-    section = config.rollout
     if section.engine == "fake":
         return FakeEngine(
             tokenizer=tokenizer, vocab_size=len(tokenizer), max_restarts=section.max_restarts
         )
     options = VllmOptions(
-        model=config.model.path,
-        revision=config.model.revision,
-        tokenizer=config.model.tokenizer,
-        seed=config.seed,
-        trust_remote_code=config.model.trust_remote_code,
+        model=model.path,
+        revision=model.revision,
+        tokenizer=model.tokenizer,
+        seed=seed,
+        trust_remote_code=model.trust_remote_code,
         log_dir=str(log_dir / "logs"),
         **section_values(
             section,
@@ -132,7 +141,7 @@ def sampling(spec: BenchmarkSpec, config: EvalConfig) -> SamplingParams:
     )
 
 
-def _tokenizer(config: EvalConfig) -> Any:
+def _tokenizer(config: EvalConfig) -> Tokenizer:
     model = config.model
     if model.path and not Path(model.path).is_dir() and model.revision is None:
         missing = f"model.path {model.path}: no such folder, and a hub id needs its commit"

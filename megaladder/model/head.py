@@ -5,8 +5,8 @@ The last stage's output layer with another forward. Rows that can carry no gradi
 weight 0, advantage 0 where only it counts) are known on the host and never computed. A loss that is
 a sum over tokens (`HeadOptions.loss`) forms its gradient in the forward, block by block of logits
 (`kernels.linear_loss`: three matrix products of the head's size); a loss that couples tokens gets
-differentiable log-probs (`kernels.linear_logprob`), whose logits are kept for the backward as far as
-memory allows. One collective of 16 bytes a row. Padded vocabulary columns take no part in the
+differentiable log-probs (`kernels.linear_logprob`), whose logits are kept for the backward as far
+as memory allows. One collective of 16 bytes a row. Padded vocabulary columns take no part in the
 softmax. The weight gradient goes straight to DDP's fp32 `main_grad`, once for each block.
 """
 
@@ -53,9 +53,9 @@ LossFunction = Callable[[HeadOutput, DeviceBatch], LossSums]
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
     """temperature divides the logits before the softmax (1.0 in SFT). entropy of each active
-    position, in nats: none, value (without gradient) or grad. loss: a sum over tokens, formed in the
-    head with its gradient; None = log-probs that carry a gradient. skip_zero_advantage: tokens of
-    advantage 0 have no gradient. bf16_logits: round logits to the weight's 16-bit type.
+    position, in nats: none, value (without gradient) or grad. loss: a sum over tokens, formed in
+    the head with its gradient; None = log-probs that carry a gradient. skip_zero_advantage: tokens
+    of advantage 0 have no gradient. bf16_logits: round logits to the weight's 16-bit type.
     """
 
     temperature: float = 1.0

@@ -34,37 +34,51 @@ HEAD = (
 )
 Priors = Mapping[str, tuple[float, str]]
 
-INTRODUCTION = """Written by `python tools/study/calibrate_plan.py --write`; the gate in `tests/plan/` reads the same data.
-Layouts and times for our own runs are **predicted**: none was measured on an H200."""
+INTRODUCTION = """\
+Written by `python tools/study/calibrate_plan.py --write`; the gate in `tests/plan/` reads the
+same data. Layouts and times for our own runs are **predicted**: none was measured on an H200."""
 
-RULES = """Which rows, and which of them calibrate: `megaladder/plan/published.yaml`, written down before anything was fitted. Error =
-predicted / published − 1; predicted from the source's own layout, batch, GPU and precision.
+RULES = """\
+Which rows, and which of them calibrate: `megaladder/plan/published.yaml`, written down before
+anything was fitted. Error = predicted / published − 1; predicted from the source's own layout,
+batch, GPU and precision.
 
-- Compared are tokens/s/GPU (or seconds), never TFLOP/s or MFU: sources count FLOPs differently (causal attention halved or not,
-  none for packed rows, FP8 over the bf16 or the FP8 peak). `plan` and `metrics.jsonl` count 6 a matrix parameter and token plus
-  causal attention, over the bf16 peak of the data sheet.
-- LoRA rows: no weight gradients, no gradient traffic, no optimizer. SQuAD rows: packed samples of about 200 tokens attend to
-  themselves only.
-- What a source leaves open is not guessed in our favour: NeMo's fine-tuning table names no virtual stages, so none are assumed;
-  Bridge's FSDP recipe recomputes some layers and its page does not say how many, so none are.
-- After the first fit was seen, the structure changed once (the best measured matrix product of each GPU instead of its data-sheet
-  peak, and FlashAttention-2 for the PyTorch-native systems), and one row's software was corrected from its own recipe
-  (Automodel's 8B LoRA does not compile). Held-out figures never entered a fit, but they were in view then: a new figure is the
-  harder test. In the same way the cache and the share of the GPUs that an engine gets in GRPO were settled with all five GRPO
-  figures in view, and a latency a node of a ring (10 µs, assumed) was added then."""
+- Compared are tokens/s/GPU (or seconds), never TFLOP/s or MFU: sources count FLOPs differently
+  (causal attention halved or not, none for packed rows, FP8 over the bf16 or the FP8 peak).
+  `plan` and `metrics.jsonl` count 6 a matrix parameter and token plus causal attention, over the
+  bf16 peak of the data sheet.
+- LoRA rows: no weight gradients, no gradient traffic, no optimizer. SQuAD rows: packed samples of
+  about 200 tokens attend to themselves only.
+- What a source leaves open is not guessed in our favour: NeMo's fine-tuning table names no
+  virtual stages, so none are assumed; Bridge's FSDP recipe recomputes some layers and its page
+  does not say how many, so none are.
+- After the first fit was seen, the structure changed once (the best measured matrix product of
+  each GPU instead of its data-sheet peak, and FlashAttention-2 for the PyTorch-native systems),
+  and one row's software was corrected from its own recipe (Automodel's 8B LoRA does not compile).
+  Held-out figures never entered a fit, but they were in view then: a new figure is the harder
+  test. In the same way the cache and the share of the GPUs that an engine gets in GRPO were
+  settled with all five GRPO figures in view, and a latency a node of a ring (10 µs, assumed) was
+  added then."""
 
-UNTUNED = """A model of good runs cannot predict them. They enter no fit and no average; the distance is
-shown because it is worth knowing."""
+UNTUNED = """\
+A model of good runs cannot predict them. They enter no fit and no average; the distance is shown
+because it is worth knowing."""
 
-SFT_TEXT = """SFT (`examples/configs/sft_qwen3_14b.yaml`): 256 samples a step, rows of 20,480 tokens, bf16. The time is that of 256
-full rows, the slowest case: packed shorter samples need fewer rows and less attention (`--sample-length`)."""
+SFT_TEXT = """\
+SFT (`examples/configs/sft_qwen3_14b.yaml`): 256 samples a step, rows of 20,480 tokens, bf16. The
+time is that of 256 full rows, the slowest case: packed shorter samples need fewer rows and less
+attention (`--sample-length`)."""
 
-GRPO_TEXT = """GRPO (`examples/configs/grpo_qwen3_14b.yaml`): 512 prompts × 16 a round, 16 updates, engine and trainer on the same GPUs,
-rows of 22,528; answers of 8,000 tokens on average assumed. Phases in seconds: generation / log-probs / updates."""
+GRPO_TEXT = """\
+GRPO (`examples/configs/grpo_qwen3_14b.yaml`): 512 prompts × 16 a round, 16 updates, engine and
+trainer on the same GPUs, rows of 22,528; answers of 8,000 tokens on average assumed. Phases in
+seconds: generation / log-probs / updates."""
 
-SCALING_TEXT = """bf16 on H200, rows of 8,192 tokens, 4 rows a GPU and step (at least 256): weak scaling. Stragglers, congestion and
-failures are not in the model; where sources span clusters it is off by what these cost: torchtitan lost 2–3 % from 8 to 128 GPUs,
-and 405B on 1,024 H100 is predicted within 4 %. Beyond that nothing here was checked."""
+SCALING_TEXT = """\
+bf16 on H200, rows of 8,192 tokens, 4 rows a GPU and step (at least 256): weak scaling.
+Stragglers, congestion and failures are not in the model; where sources span clusters it is off by
+what these cost: torchtitan lost 2–3 % from 8 to 128 GPUs, and 405B on 1,024 H100 is predicted
+within 4 %. Beyond that nothing here was checked."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -159,11 +173,13 @@ def _memory() -> str:
     )
     unfused = 8192 * shape.vocab_size / 4 * 4 * 2  # their head keeps fp32 logits and their gradient
     total = estimate.total - estimate.head + unfused
-    return f"""States: 6 + 12 / (dp·cp) bytes a parameter in bf16 (2 weight, 4 gradient, 12 sharded optimizer), checked against
-megatron-core's own tensors on a CPU (`tests/plan/test_measured.py`). Published peak of a layout that we have too: ms-swift,
-Qwen2.5-14B, TP4 DP2, 8,192 tokens: **64 GiB** a GPU (its script says 65); by our formulas, with logits kept as there:
-**{total / GIB:.1f} GiB** ({total / GIB / 64 - 1:+.1%}), of which {estimate.reserve / GIB:.1f} are the reserve for framework and
-fragmentation. One figure is no calibration: watch the first step."""
+    return f"""\
+States: 6 + 12 / (dp·cp) bytes a parameter in bf16 (2 weight, 4 gradient, 12 sharded optimizer),
+checked against megatron-core's own tensors on a CPU (`tests/plan/test_measured.py`). Published
+peak of a layout that we have too: ms-swift, Qwen2.5-14B, TP4 DP2, 8,192 tokens: **64 GiB** a GPU
+(its script says 65); by our formulas, with logits kept as there: **{total / GIB:.1f} GiB**
+({total / GIB / 64 - 1:+.1%}), of which {estimate.reserve / GIB:.1f} are the reserve for framework
+and fragmentation. One figure is no calibration: watch the first step."""
 
 
 def _numbers(priors: Priors, grpo_priors: Priors) -> str:

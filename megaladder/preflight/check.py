@@ -83,10 +83,9 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     ranks = config.parallel.ranks or config.parallel.model_ranks
     dp = check_world(config, ranks)
     layout = config.parallel
-    _show(
-        "run folder",
-        f"{config.run_dir}{' (exists: a start there resumes)' if Path(config.run_dir, 'config.yaml').exists() else ''}",
-    )
+    started = Path(config.run_dir, "config.yaml").exists()
+    note = " (exists: a start there resumes)" if started else ""
+    _show("run folder", f"{config.run_dir}{note}")
     _show(
         "layout",
         f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}"
@@ -269,8 +268,8 @@ def _size(num_bytes: int) -> str:
 
 def data_spec(config: SftConfig) -> DataSpec:
     """The data section as the data folder reads it."""
-    from megaladder.data.chat import TemplateOptions
-    from megaladder.data.schemas import ReadOptions
+    from megaladder.data.chat.templates import TemplateOptions
+    from megaladder.data.convert import ReadOptions
     from megaladder.data.store_build import DataSpec
 
     data = config.data
@@ -299,12 +298,8 @@ def _check_data(config: SftConfig | GrpoConfig) -> list[str]:
         or not Path(config.model.tokenizer or config.model.path).is_dir()
     ):
         return missing
-    from megaladder.data.chat import (
-        load_tokenizer,
-        render_sample,
-        tokenizer_dir,
-        tokenizer_fingerprint,
-    )
+    from megaladder.data.chat.samples import render_sample
+    from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
     from megaladder.data.store_build import open_train_and_holdout
 
     source = config.model.tokenizer or config.model.path

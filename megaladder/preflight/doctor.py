@@ -156,9 +156,11 @@ def _no_apex_reason() -> str | None:
     reason = no_cuda_reason() or (
         f"its CUDA kernels {', '.join(missing)} are not built" if missing else None
     )
+    if reason is None:
+        return None
     return (
-        reason
-        and f"{reason}. Never needed: with Transformer Engine it adds nothing; without, a fused Adam and weight-gradient sums"
+        f"{reason}. Never needed: with Transformer Engine it adds nothing; without, a fused Adam"
+        " and weight-gradient sums"
     )
 
 

@@ -83,10 +83,11 @@ class GradePool:
     second wait).
 
     `timeout_s`: CPU seconds one sample may take before its process ends (wall-clock seconds for a
-    user's function); it is tried once more, alone, and then undecided.
-    `memory_bytes`: what a process may allocate on top of its imports. `function`: a user's reward
-    function instead of the grader. `grader`: ours, or a name of `published.GRADERS`. After use: `counts` (verdicts by reason), `failures` (every
-    timeout and crash by sample id), `protections` (what the sandbox could apply on this machine).
+    user's function); it is tried once more, alone, and then undecided. `memory_bytes`: what a
+    process may allocate on top of its imports. `function`: a user's reward function instead of the
+    grader. `grader`: ours, or a name of `published.GRADERS`. After use: `counts` (verdicts by
+    reason), `failures` (every timeout and crash by sample id), `protections` (what the sandbox
+    could apply on this machine).
     """
 
     def __init__(

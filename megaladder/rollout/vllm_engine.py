@@ -162,7 +162,7 @@ def _devices(options: VllmOptions, index: int) -> str:
 
 
 # --- child process
-# -----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _engine_arguments(
@@ -424,7 +424,8 @@ def main() -> int:
             "this is an engine's child process; it is started by megaladder itself", file=sys.stderr
         )
         return 2
-    # a signal to the whole group asks the trainer for a stop; it ends us when the rollouts are stored
+    # a signal to the whole group asks the trainer for a stop; it ends us when the rollouts are
+    # stored
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=int(os.environ.pop(SOCKET_VARIABLE))))

@@ -224,7 +224,8 @@ import sys
 for name in {modules.split()}: __import__("megaladder.analysis." + name)
 from megaladder.cli import main
 main(["analyze", "--help"])
-print([m for m in ("torch", "transformers", "matplotlib", "pandas", "scipy.stats") if m in sys.modules])"""
+heavy = ("torch", "transformers", "matplotlib", "pandas", "scipy.stats")
+print([name for name in heavy if name in sys.modules])"""
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120
     )

@@ -142,7 +142,10 @@ def test_transfer_intervals_resample_problems_together(verb, write, tmp_path):
 
 
 def test_scaling_through_the_command_line(verb, write):
-    rows = "method,setting,tokens,accuracy,instructed_min,instructed_max\nm,a,1000,10,,1000\nm,b,2000,20,1500,\nm,c,8000,50,9000,\n"
+    rows = (
+        "method,setting,tokens,accuracy,instructed_min,instructed_max\n"
+        "m,a,1000,10,,1000\nm,b,2000,20,1500,\nm,c,8000,50,9000,\n"
+    )
     done = verb("analyze scaling", "--runs", write("r.csv", rows))
     # slopes per doubling: a–b 10, b–c 15, a–c 40/3
     assert done.json["methods"] == {

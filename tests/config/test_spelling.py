@@ -55,6 +55,7 @@ def test_help_shows_the_spellings(name: str, capsys, monkeypatch) -> None:
         words = [spelled(value) for value in choices(field.annotation)]
         assert not words or ",".join(words) in text, words
     assert "{None}" not in text
+    assert "{True,False}" not in text
 
 
 @pytest.mark.parametrize("name", VERBS)

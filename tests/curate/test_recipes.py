@@ -178,7 +178,7 @@ def test_names_outside_the_grammar(name: str, message: str) -> None:
 
 
 # --- base files
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_overlay_wins_key_by_key_and_the_command_line_over_both(tmp_path) -> None:

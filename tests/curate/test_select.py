@@ -17,7 +17,8 @@ from megaladder.curate.select.plans import Plan, equal_budget
 from megaladder.curate.select.recipe import load_recipes
 from megaladder.curate.select.run import STAGES, run_select
 from megaladder.curate.select.similar import tfidf_cosine
-from megaladder.data.schemas import ExampleReader, ReadOptions
+from megaladder.data.convert import ReadOptions
+from megaladder.data.schemas import ExampleReader
 from megaladder.errors import ConfigError, DataError
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
@@ -59,7 +60,7 @@ def recipe_of(*stages: str) -> str:
 
 
 # --- LIMO
-# ------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def limo_pool(num_questions: int = 30, per_question: int = 3) -> list[dict]:
@@ -140,7 +141,7 @@ def test_quality_levels_as_a_grid(tmp_path) -> None:
 
 
 # --- lengths, grids, plans
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_instance_level_subsets(tmp_path) -> None:
@@ -216,7 +217,7 @@ def test_length_stage_in_words_characters_and_tokens(tmp_path) -> None:
 
 
 # --- similarity
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_tfidf_is_the_textbook_formula() -> None:
@@ -283,7 +284,7 @@ def test_similar_by_an_embedding_column(tmp_path) -> None:
 
 
 # --- Rethinking
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def teacher_samples() -> list[dict]:

@@ -14,11 +14,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The behaviour of Qwen3's template that matters here: reasoning is printed only after the last user
 # turn, and there always.
 QWEN3_TEMPLATE = """\
-{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
 {%- set ns = namespace(last_query_index=messages|length - 1, found=false) %}
 {%- for message in messages[::-1] %}
     {%- set index = messages|length - 1 - loop.index0 %}
-    {%- if not ns.found and message.role == 'user' %}{%- set ns.found = true %}{%- set ns.last_query_index = index %}{%- endif %}
+    {%- if not ns.found and message.role == 'user' %}
+        {%- set ns.found = true %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
 {%- endfor %}
 {%- for message in messages %}
     {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
@@ -29,11 +34,13 @@ QWEN3_TEMPLATE = """\
         {%- if message.reasoning_content is defined and message.reasoning_content is not none %}
             {%- set reasoning_content = message.reasoning_content %}
         {%- elif '</think>' in content %}
-            {%- set reasoning_content = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set before = content.split('</think>')[0].rstrip('\\n') %}
+            {%- set reasoning_content = before.split('<think>')[-1].lstrip('\\n') %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning_content.strip('\\n') }}
+            {{- '\\n</think>\\n\\n' + content.lstrip('\\n') }}
         {%- else %}
             {{- '<|im_start|>assistant\\n' + content }}
         {%- endif %}
@@ -124,21 +131,21 @@ def llama3_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def qwen3(qwen3_dir):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(qwen3_dir)
 
 
 @pytest.fixture(scope="session")
 def base(base_dir):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(base_dir)
 
 
 @pytest.fixture(scope="session")
 def llama3(llama3_dir):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return load_tokenizer(llama3_dir)
 
@@ -146,7 +153,7 @@ def llama3(llama3_dir):
 @pytest.fixture
 def tokenizer_of():
     """(folder, texts, vocab_size) → a ChatML tokenizer trained on these texts."""
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     return lambda folder, texts, vocab_size: load_tokenizer(
         build_tokenizer(

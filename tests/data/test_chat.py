@@ -10,16 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaladder.data.chat import (
-    TemplateOptions,
-    load_tokenizer,
-    render_sample,
-    split_turns,
-    tokenize_example,
-    tokenizer_fingerprint,
-)
+from megaladder.data.chat.samples import render_sample, split_turns, tokenize_example
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, RawRow
-from megaladder.data.schemas import SCHEMAS, ReadOptions
+from megaladder.data.schemas import SCHEMAS
 from megaladder.errors import DataError, ModelError
 from megaladder.types import Example, Message
 
@@ -260,8 +256,10 @@ def test_merged_boundary_tokens_are_refused(base):
 
 
 def test_raw_response_is_rendered_as_rethinking_sft(base):
-    """As Rethinking SFT's code does it: template on the prompt, then tokenizer(response) + [eos]; log-probs aligned
-    with the response and the eos."""
+    """As Rethinking SFT's code does it: template on the prompt, then tokenizer(response) + [eos].
+
+    Log-probs are aligned with the response and the eos.
+    """
     row = {"message": [{"role": "user", "content": "1+1?"}], "response": THINK, "advantage": 0.5}
     response_ids = [*base.encode(THINK, add_special_tokens=False), base.eos_token_id]
     row["logprob"] = [-float(i + 1) for i in range(len(response_ids))]

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, RawRow, open_source
-from megaladder.data.schemas import LIMO_SYSTEM_PROMPT, SCHEMAS, ExampleReader, ReadOptions
+from megaladder.data.schemas import LIMO_SYSTEM_PROMPT, SCHEMAS, ExampleReader
 from megaladder.errors import DataError
 from megaladder.types import Message
 

@@ -14,8 +14,9 @@ import pytest
 from clean_fork import start_fork
 from real_data import REAL_DATA
 
-from megaladder.data.chat import TemplateOptions, tokenizer_fingerprint
-from megaladder.data.schemas import ReadOptions
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import tokenizer_fingerprint
+from megaladder.data.convert import ReadOptions
 from megaladder.data.store import DataReport, SampleStore, split_holdout
 from megaladder.data.store_build import (
     DataSpec,

@@ -121,7 +121,7 @@ def test_rubric_holds_question_and_reply_as_they_are():
 
 
 def test_local_chat_judge_uses_the_engine(tmp_path):
-    from megaladder.data.chat import load_tokenizer
+    from megaladder.data.chat.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(build_tokenizer(tmp_path / "t"))
     engine = FakeEngine(lambda request: "#thereason: r\n#thescore: 3", tokenizer=tokenizer)

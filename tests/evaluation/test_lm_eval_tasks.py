@@ -11,7 +11,7 @@ import pytest
 from tiny_models import build_tokenizer
 
 from megaladder.config.verbs.evaluation import EvalConfig, PromptSection
-from megaladder.data.chat import load_tokenizer
+from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.evaluation import lm_eval_tasks
 from megaladder.evaluation.benchmarks.prompting import make_prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, registry

@@ -47,11 +47,8 @@ def trial_plan(number: int, duration_s: float) -> dict:
     if number % 2:
         return {"kill_after_s": rng.uniform(0.05, 1.1) * duration_s}
     point = POINTS[number // 2 % len(POINTS)]
-    return {
-        "fault": (
-            f"{point}:{rng.randint(1, 60 if point == 'completion' else 4 if 'commit' not in point else 2)}:SIGKILL"
-        )
-    }
+    last = 60 if point == "completion" else 2 if "commit" in point else 4
+    return {"fault": f"{point}:{rng.randint(1, last)}:SIGKILL"}
 
 
 @pytest.mark.parametrize("number", range(20))

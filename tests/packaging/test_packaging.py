@@ -15,9 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("megaladder", "kernels", "tools", "checkpoints_conv", "setup.py", "pyproject.toml")
 PROBE = """
-import importlib.util, megaladder, megaladder.checkpoints_conv.mapping as mapping, megaladder.kernels, megaladder.tools
-import megaladder.config.grpo
-print(mapping.__file__); print(importlib.util.find_spec("kernels").origin); print(len(megaladder.config.grpo.presets()))
+import importlib.util
+import megaladder.checkpoints_conv.mapping as mapping
+import megaladder.config.sections.grpo, megaladder.kernels, megaladder.tools
+print(mapping.__file__)
+print(importlib.util.find_spec("kernels").origin)
+print(len(megaladder.config.sections.grpo.presets()))
 """
 
 

@@ -51,12 +51,15 @@ def misbehave(response):
     return 1.0
 
 def bug(response):
-    return {"raise": lambda: 1 / 0, "nan": lambda: math.nan, "none": lambda: None, "complex": lambda: 1j, "text": lambda: "1.0",
-            "inf": lambda: math.inf, "list": lambda: [1.0], "exit": lambda: sys.exit(0), "huge": lambda: 10 ** 10_000,
+    return {"raise": lambda: 1 / 0, "nan": lambda: math.nan, "none": lambda: None,
+            "complex": lambda: 1j, "text": lambda: "1.0",
+            "inf": lambda: math.inf, "list": lambda: [1.0], "exit": lambda: sys.exit(0),
+            "huge": lambda: 10 ** 10_000,
             "absurd": lambda: 1e308}[response]()
 
 def environment(response):
-    return float(dict(os.environ).keys() <= {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LC_CTYPE"})
+    threads = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
+    return float(dict(os.environ).keys() <= {*threads, "LC_CTYPE"})
 
 def start_process(response):
     try:
@@ -216,9 +219,16 @@ def denied(call, *arguments):
     except OSError as error: return error.errno
     return 0
 result = dict(
-    write=denied(open, {target!r}, "w"), append=denied(os.open, {kept!r}, os.O_APPEND | os.O_WRONLY), mkdir=denied(os.mkdir, {target!r}),
-    remove=denied(os.remove, {kept!r}), rename=denied(os.rename, {kept!r}, {target!r}), link=denied(os.link, {kept!r}, {target!r}),
-    truncate=denied(os.truncate, {kept!r}, 0), chmod=denied(os.chmod, {kept!r}, 0), socket=denied(socket.socket), fork=denied(os.fork),
+    write=denied(open, {target!r}, "w"),
+    append=denied(os.open, {kept!r}, os.O_APPEND | os.O_WRONLY),
+    mkdir=denied(os.mkdir, {target!r}),
+    remove=denied(os.remove, {kept!r}),
+    rename=denied(os.rename, {kept!r}, {target!r}),
+    link=denied(os.link, {kept!r}, {target!r}),
+    truncate=denied(os.truncate, {kept!r}, 0),
+    chmod=denied(os.chmod, {kept!r}, 0),
+    socket=denied(socket.socket),
+    fork=denied(os.fork),
     run=denied(os.execv, "/bin/true", ["true"]), kill=denied(os.kill, os.getppid(), 0))
 open({kept!r}).read()
 print(json.dumps([active, result]))

@@ -83,8 +83,8 @@ class Inputs:
         return torch.cat(found) + noise
 
     def with_main_grad(self) -> torch.Tensor:
-        """The weight as Megatron's DistributedDataParallel has it: `stored` rows, the gradient added
-        to a float32 buffer in place."""
+        """The weight as Megatron's DistributedDataParallel has it: `stored` rows, the gradient
+        added to a float32 buffer in place."""
         if self._padded is None:
             rows = max(self.shape.stored, self.shape.vocab)
             weight = self.weight.detach().new_zeros((rows, self.shape.hidden))

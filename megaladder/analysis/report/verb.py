@@ -15,17 +15,15 @@ from pathlib import Path
 
 from megaladder import __version__
 from megaladder.analysis.report.blocks import CsvRow, Prose, Section
+from megaladder.analysis.report.cells import palette
 from megaladder.analysis.report.collect import Inputs, collect
 from megaladder.analysis.report.findings import finding_sections
 from megaladder.analysis.report.rollouts import rollout_section, visible
-from megaladder.analysis.report.sections import (
+from megaladder.analysis.report.run_sections import learning_section, reward_section, runs_section
+from megaladder.analysis.report.score_sections import (
     accuracy_section,
-    learning_section,
     length_section,
-    palette,
     pass_at_k_section,
-    reward_section,
-    runs_section,
     summary,
 )
 from megaladder.analysis.report.svg import legend_key

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from megaladder.errors import MissingDependencyError, ModelError
+from megaladder.types import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class ModelPair:
 
     base: Any
     tuned: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     vocab_size: int  # logits compared: the smaller of the two
 
 

@@ -33,7 +33,8 @@ def verbs_with(key: str, config_class: type[StrictModel]) -> str | None:
     if not names:
         return None
     text = ", ".join(f"`megaladder {name}`" for name in names)
-    return f"only {text} reads it; fix: leave it out, or run {'that' if len(names) == 1 else 'one of those'}"
+    which = "that" if len(names) == 1 else "one of those"
+    return f"only {text} reads it; fix: leave it out, or run {which}"
 
 
 @cache

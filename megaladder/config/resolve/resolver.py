@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from tyro.constructors import (
     MISSING,
     ConstructorRegistry,
@@ -50,11 +51,12 @@ def resolve(
     _take_preset_flags(config_class, flags, defaults)
     registry = ConstructorRegistry()
     registry.struct_rule(_model_as_dict)
-    registry.primitive_rule(_null)
+    registry.primitive_rule(_yaml_words)
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     default = _unvalidated(config_class, defaults)
     with registry:
-        values = tyro.cli(
+        # the parsed sections are dicts, see `_model_as_dict`
+        values: Any = tyro.cli(
             config_class,
             args=flags,
             prog=usage,
@@ -142,15 +144,15 @@ def _check_section(
             values[name] = _check_section(section, value, here, reading)
         else:
             try:
-                adapter = TypeAdapter(
-                    Annotated[(field.annotation, *field.metadata)]
-                    if field.metadata
-                    else field.annotation
-                )
-                values[name] = adapter.validate_python(value)
+                values[name] = TypeAdapter(_kind(field)).validate_python(value)
             except ValidationError as error:
                 problems.append(f"{file.where(here)}: {'.'.join(here)}: {_sentence(error)}")
     return values
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The field's type with its bounds."""
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
 
 def _example_key(model: type[StrictModel]) -> str:
@@ -281,13 +283,10 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     fields = []
     for name, field in model.model_fields.items():
-        kind = (
-            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        )
         fields.append(
             StructFieldSpec(
                 name=name,
-                type=kind,
+                type=_kind(field),
                 default=getattr(info.default, name),
                 helptext=field.description or "",
             )
@@ -300,17 +299,26 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=instantiate, fields=tuple(fields))
 
 
-def _null(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
-    """tyro rule: nothing is `null` on the command line and in `--help`, as in YAML."""
-    if info.type is not type(None):
+# words of YAML that tyro would spell in Python's way
+_WORDS: dict[Any, dict[str, Any]] = {
+    type(None): {"null": None},
+    bool: {"true": True, "false": False},
+}
+
+
+def _yaml_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """tyro rule: nothing is `null`, yes is `true` on the command line and in `--help`, as in
+    YAML."""
+    words = _WORDS.get(info.type)
+    if words is None:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="{null}",
-        choices=("null",),
-        instance_from_str=lambda _: None,
-        is_instance=lambda value: value is None,
-        str_from_instance=lambda _: ["null"],
+        metavar="{" + ",".join(words) + "}",
+        choices=tuple(words),
+        instance_from_str=lambda args: words[args[0]],
+        is_instance=lambda value: any(value is one for one in words.values()),
+        str_from_instance=lambda value: [next(w for w, one in words.items() if one is value)],
     )
 
 

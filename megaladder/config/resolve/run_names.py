@@ -60,7 +60,8 @@ class RunName:
         return DATA_ROWS[self.data] // self.batch * self.epochs
 
     def __str__(self) -> str:
-        return f"{self.model}_{self.data}_lr{self.lr}_ep{self.epochs}_bs{self.batch}{'_ConstLR' if self.constant else ''}"
+        constant = "_ConstLR" if self.constant else ""
+        return f"{self.model}_{self.data}_lr{self.lr}_ep{self.epochs}_bs{self.batch}{constant}"
 
 
 def parse_run_name(name: str) -> RunName:

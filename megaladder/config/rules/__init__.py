@@ -1,2 +1,4 @@
-"""Rules between keys: pure functions of the sections. Each violation is a line with the values and a
-fix; all are reported at once."""
+"""Rules between keys, as pure functions of the sections.
+
+Each violation is a line with the values and a fix; all are reported at once.
+"""

@@ -259,7 +259,8 @@ def platform_problems(config: RunConfig, machine: Machine) -> list[str]:
     ):
         problems.append(
             "gpu.precision_aware_optimizer needs Transformer Engine"
-            f" {version_text(_PRECISION_AWARE_TE)}, found {version_text(machine.te)}; fix: a newer one, or"
+            f" {version_text(_PRECISION_AWARE_TE)}, found {version_text(machine.te)}; fix: a newer"
+            " one, or"
             " precision_aware_optimizer false"
         )
     if config.train.profile_steps and config.train.profiler == "nsys" and not machine.has_cuda:

@@ -2,9 +2,96 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 from megaladder.config.sections.reward import RewardSection
-from megaladder.config.sections.shared import DataSection
+from megaladder.config.sections.shared import DataSection, OptimSection
+
+
+class GrpoRun(Protocol):
+    """The sections that GRPO's conditions look at."""
+
+    @property
+    def rollout(self) -> RolloutSection: ...
+
+    @property
+    def grpo(self) -> GrpoSection: ...
+
+    @property
+    def reward(self) -> RewardSection: ...
+
+
+READ_IF: tuple[ReadIf[GrpoRun], ...] = (
+    ReadIf(
+        ("grpo.kl_coef", "grpo.kl_importance_weight", "grpo.reference"),
+        lambda run: run.grpo.kl != "none",
+        "grpo.kl k1, k2 or k3",
+    ),
+    ReadIf(
+        ("grpo.correction_low", "grpo.correction_high"),
+        lambda run: run.grpo.correction != "none",
+        "grpo.correction tis, icepop or sequence_mask",
+    ),
+    ReadIf(
+        ("grpo.dual_clip",), lambda run: run.grpo.policy_loss == "clip", "grpo.policy_loss clip"
+    ),
+    ReadIf(
+        ("grpo.max_resamples",), lambda run: run.grpo.dynamic_sampling, "grpo.dynamic_sampling true"
+    ),
+    ReadIf(
+        ("grpo.recompute_old_logprobs",),
+        lambda run: run.grpo.mini_batches > 1 or run.grpo.recompute_old_logprobs == "always",
+        "grpo.mini_batches above 1",
+    ),
+    ReadIf(
+        ("rollout.replay_dir",), lambda run: run.rollout.engine == "replay", "rollout.engine replay"
+    ),
+    ReadIf(
+        ("rollout.server_concurrency",), lambda run: bool(run.rollout.servers), "rollout.servers"
+    ),
+    ReadIf(
+        ("reward.overlong_penalty",), lambda run: run.reward.overlong is not None, "reward.overlong"
+    ),
+)
+"""Refused where they are changed and not read."""
+READ_BY_ENGINE: tuple[ReadIf[GrpoRun], ...] = (
+    ReadIf(
+        ("grpo.correction",),
+        lambda run: run.rollout.engine != "fake",
+        "an engine that has log-probs, so not rollout.engine fake,",
+    ),
+    ReadIf(("rollout.sync",), lambda run: run.rollout.engine == "vllm", "rollout.engine vllm"),
+    ReadIf(("rollout.tp",), lambda run: run.rollout.engine == "vllm", "rollout.engine vllm"),
+    ReadIf(
+        ("rollout.gpu_memory_utilization", "rollout.cpu_kv_cache_gib"),
+        lambda run: run.rollout.engine == "vllm" and not run.rollout.servers,
+        "rollout.engine vllm and no rollout.servers",
+    ),
+    ReadIf(
+        ("rollout.sync_bucket_mib", "rollout.check_sync"),
+        lambda run: run.rollout.engine != "replay" and run.grpo.mode == "train",
+        "an engine that takes weights (rollout.engine vllm or fake, grpo.mode train)",
+    ),
+    ReadIf(
+        tuple(f"reward.{name}" for name in RewardSection.model_fields),
+        lambda run: run.rollout.engine != "replay",
+        "answers that are graded anew (rollout.engine vllm or fake)",
+    ),
+    ReadIf(
+        ("rollout.top_p", "rollout.top_k", "grpo.dynamic_sampling"),
+        lambda run: run.rollout.engine != "replay",
+        "an engine that samples (rollout.engine vllm or fake)",
+    ),
+    ReadIf(
+        tuple(f"optim.{name}" for name in OptimSection.model_fields),
+        lambda run: run.grpo.mode == "train",
+        "grpo.mode train",
+    ),
+)
+"""Said where they are changed and the engine or mode does not read them: the same file is tried
+with another one."""
 
 
 def grpo_problems(

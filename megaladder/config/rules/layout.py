@@ -167,7 +167,7 @@ def check_platform(config: RunConfig, machine: Machine) -> None:
 
 def layout_notes(config: RunConfig) -> list[str]:
     """Settings that are allowed and have no effect here."""
-    notes = []
+    notes = config.unread
     if config.parallel.sequence_parallel and config.parallel.tp == 1:
         notes.append("parallel.sequence_parallel has no effect at tp 1")
     return notes

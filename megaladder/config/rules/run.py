@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megaladder.config.rules.gpu import gpu_problems
 from megaladder.config.rules.layout import values_problems
+from megaladder.config.rules.unread import ReadIf, unread_problems
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import (
     CheckpointSection,
@@ -12,11 +13,49 @@ from megaladder.config.sections.shared import (
     TrainSection,
 )
 
-
-def raise_all(problems: list[str]) -> None:
-    """One ValueError with every problem on its own line, or nothing."""
-    if problems:
-        raise ValueError("\n".join(problems))
+READ_IF: tuple[ReadIf[RunConfig], ...] = (
+    ReadIf(
+        ("train.recompute_modules",),
+        lambda run: run.train.recompute == "selective",
+        "train.recompute selective",
+    ),
+    ReadIf(
+        ("train.profiler", "train.profile_ranks"),
+        lambda run: bool(run.train.profile_steps),
+        "train.profile_steps",
+    ),
+    ReadIf(
+        ("optim.min_lr",),
+        lambda run: run.optim.schedule != "constant",
+        "optim.schedule cosine, linear or wsd",
+    ),
+    ReadIf(
+        ("optim.warmup_ratio",),
+        lambda run: run.optim.warmup_steps is None,
+        "optim.warmup_steps null",
+    ),
+    ReadIf(
+        ("optim.wsd_decay_ratio",), lambda run: run.optim.schedule == "wsd", "optim.schedule wsd"
+    ),
+    ReadIf(("log.wandb_project",), lambda run: run.log.wandb, "log.wandb true"),
+    ReadIf(("gpu.fp8_format",), lambda run: run.train.fp8 is not None, "train.fp8"),
+    ReadIf(
+        ("gpu.fp8_amax_history_len", "gpu.fp8_amax_compute_algo"),
+        lambda run: run.train.fp8 == "delayed",
+        "train.fp8 delayed",
+    ),
+    ReadIf(
+        ("gpu.num_layers_at_start_in_bf16", "gpu.num_layers_at_end_in_bf16"),
+        lambda run: run.gpu.first_last_layers_bf16,
+        "gpu.first_last_layers_bf16 true",
+    ),
+    ReadIf(("gpu.cp_comm_type",), lambda run: run.parallel.cp > 1, "parallel.cp above 1"),
+    ReadIf(
+        ("gpu.optimizer_offload_fraction",),
+        lambda run: run.gpu.optimizer_cpu_offload,
+        "gpu.optimizer_cpu_offload true",
+    ),
+)
 
 
 def run_problems(config: RunConfig) -> list[str]:
@@ -27,6 +66,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_checkpoint(config.checkpoint),
         *_profile(config.train, config.parallel),
         *gpu_problems(config),
+        *unread_problems(config, READ_IF),
     ]
     if not config.data.path:
         problems.insert(

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from megaladder.config.sections.sft import SftCheckpointSection, SftDataSection, SftTrainSection
+from megaladder.types import TokenWeighting
+
+# train/objectives/token_loss.py: the modes whose formula has no clip(…)
+NO_CLIP = (TokenWeighting.VANILLA, TokenWeighting.TEACHER_WEIGHTED, TokenWeighting.ADV_ONLY)
+CLIPPED = tuple(mode.value for mode in TokenWeighting if mode not in NO_CLIP)
 
 
 def sft_problems(
@@ -30,4 +35,11 @@ def sft_problems(
             f"checkpoint.keep_best {checkpoint.keep_best} needs a held-out loss; fix: data.holdout"
             " 0.02 or a file, or keep_best null"
         )
+    if train.loss in NO_CLIP:
+        problems += [
+            f"train.{name} {value:g} is read by losses that clip a ratio only, train.loss is"
+            f" {train.loss}; fix: leave it out, or train.loss {', '.join(CLIPPED)}"
+            for name in ("clip_ratio_low", "clip_ratio_high")
+            if (value := getattr(train, name)) != SftTrainSection.model_fields[name].default
+        ]
     return problems

@@ -12,9 +12,9 @@ from megaladder.config.sections.shared import (
     CheckpointSection,
     DataSection,
     LogSection,
-    ModelSection,
     OptimSection,
     ParallelSection,
+    TrainedModelSection,
     TrainSection,
 )
 
@@ -24,7 +24,7 @@ class RunConfig(StrictModel):
 
     run_dir: str = "runs/run"
     """Everything this run writes goes here. A second start in the same folder resumes."""
-    model: ModelSection = ModelSection()
+    model: TrainedModelSection = TrainedModelSection()
     data: DataSection = DataSection()
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
@@ -47,3 +47,8 @@ class RunConfig(StrictModel):
     def num_best_kept(self) -> int | None:
         """Checkpoints kept for their held-out loss; None where no such loss is taken."""
         return None
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that were changed and that this run does not read, a line each."""
+        return []

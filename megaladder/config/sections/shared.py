@@ -18,11 +18,10 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ModelSection(StrictModel):
-    """Which model is trained, and its tokenizer."""
+    """Which model, and its tokenizer."""
 
     path: str = ""
-    """Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id. Required. A folder
-    with only config.json needs init=random."""
+    """Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id. Required."""
     revision: str | None = None
     """Commit of the hub repository; required for a hub id, so that a run can be repeated. Ignored
     for a folder."""
@@ -33,9 +32,14 @@ class ModelSection(StrictModel):
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. Off: that code would have all your
     rights."""
+
+
+class TrainedModelSection(ModelSection):
+    """Which model is trained, and its tokenizer."""
+
     init: Literal["pretrained", "random"] = "pretrained"
-    """pretrained = load the folder's weights; random = only its config.json counts, weights are
-    drawn from train.seed."""
+    """pretrained = load the folder's weights; random = only its config.json counts (no weights
+    need to be there), weights are drawn from train.seed."""
 
 
 class DataSection(StrictModel):
@@ -119,9 +123,9 @@ class TrainSection(StrictModel):
     anyway), mlp (the widest activations), both."""
     logits: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the loss head's logits where weights are bf16. fp32 = sums of the product as they
-    are; bf16 = rounded once: log-probs move by 0.003 nats on average (0.044 at most, measured), half
-    the memory, about 2 % of the head's time less. auto = bf16 in SFT, fp32 in GRPO, whose ratios
-    would cross the clip by rounding."""
+    are; bf16 = rounded once: log-probs move by 0.003 nats on average (0.044 at most, measured),
+    half the memory, about 2 % of the head's time less. auto = bf16 in SFT, fp32 in GRPO, whose
+    ratios would cross the clip by rounding."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sample order, random initialisation and dropout."""
     nonfinite_limit: Positive = 3

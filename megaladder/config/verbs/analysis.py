@@ -7,16 +7,27 @@ random, `--seed`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import tyro
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaFloats, CommaInts, CommaStrs, Positional, StrictModel
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
 
 # a field named `json` would hide BaseModel.json
 JsonPath = Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")]
 Draws = Annotated[int, Field(ge=100, le=1_000_000)]
+
+
+class _HasSamples(Protocol):
+    @property
+    def samples(self) -> str | None: ...
+
+
+_IF_SAMPLES: tuple[ReadIf[_HasSamples], ...] = (
+    ReadIf(("draws", "seed"), lambda run: run.samples is not None, "--samples"),
+)
 
 
 class TransferConfig(StrictModel):
@@ -53,6 +64,7 @@ class TransferConfig(StrictModel):
             )
         if self.sigma is not None and self.variant == "v1":
             raise ValueError("sigma belongs to v2 only; fix: --variant v2, or leave --sigma out")
+        raise_all(unread_problems(self, _IF_SAMPLES))
         return self
 
 
@@ -80,6 +92,7 @@ class ScalingConfig(StrictModel):
                 "runs is required; fix: --runs R.csv (and/or --samples graded.jsonl for the"
                 " parallel curve)"
             )
+        raise_all(unread_problems(self, _IF_SAMPLES))
         return self
 
 
@@ -185,7 +198,13 @@ class PredictConfig(StrictModel):
             )
         if self.series and not self.flag_loss and not self.lower_is_better:
             raise ValueError("flag_loss is required for the over-fit flag; fix: --flag-loss COLUMN")
+        raise_all(unread_problems(self, _PREDICT))
         return self
+
+
+_PREDICT: tuple[ReadIf[PredictConfig], ...] = (
+    ReadIf(("flag_loss",), lambda run: run.series is not None, "--series, --order, --flag-score"),
+)
 
 
 class TrajectoryConfig(StrictModel):
@@ -232,6 +251,14 @@ class ShiftConfig(StrictModel):
     shift.json."""
     json_path: JsonPath = None
     """Write the result here."""
+
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> ShiftConfig:
+        pca: ReadIf[ShiftConfig] = ReadIf(
+            ("pca_max_length",), lambda run: run.pca_texts > 0, "--pca-texts above 0"
+        )
+        raise_all(unread_problems(self, [pca]))
+        return self
 
 
 class BudgetConfig(StrictModel):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaInts, CommaStrs, StrictModel
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
 from megaladder.config.sections.engine import JsonPath
 
 Positive = Annotated[int, Field(ge=1)]
@@ -21,8 +22,8 @@ class BenchTrainConfig(StrictModel):
     with --shape."""
     shape: Literal["qwen3-14b", "qwen3-8b", "tiny"] | None = None
     """Instead: our step alone at a model's real layer shapes, with random weights and tokens, on
-    this device: tokens/s/GPU, TFLOP/s, MFU, peak memory, phases. Uses layers, sequence … recompute
-    below; the other keys are not read."""
+    this device: tokens/s/GPU, TFLOP/s, MFU, peak memory, phases. Uses layers, rounds, precision and
+    the keys that say so; the other keys are refused."""
     sequence: Positive = 8192
     """With shape: tokens per sequence."""
     micro_batch_tokens: Positive = 8192
@@ -74,7 +75,30 @@ class BenchTrainConfig(StrictModel):
                 f"micro_batch_tokens {self.micro_batch_tokens} is no multiple of sequence"
                 f" {self.sequence}; fix: a multiple"
             )
+        raise_all(unread_problems(self, _TRAIN_READ_IF))
         return self
+
+
+_TRAIN_READ_IF: tuple[ReadIf[BenchTrainConfig], ...] = (
+    ReadIf(
+        (
+            "sequence",
+            "micro_batch_tokens",
+            "micro_batches",
+            "fp8",
+            "recompute",
+            "warmup",
+            "profile_dir",
+        ),
+        lambda bench: bench.shape is not None,
+        "--shape NAME",
+    ),
+    ReadIf(
+        ("hidden_sizes", "vocab_size", "samples", "seq_length", "contenders", "profile", "seed"),
+        lambda bench: bench.data is not None,
+        "--data FILE",
+    ),
+)
 
 
 class BenchKernelsConfig(StrictModel):
@@ -104,6 +128,15 @@ class BenchKernelsConfig(StrictModel):
     eight, an odd vocabulary) instead of the sweep."""
     checks: bool = False
     """Instead: beyond 2^31 elements, determinism, CUDA graph, torch.compile."""
+
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> BenchKernelsConfig:
+        others = tuple(name for name in type(self).model_fields if name != "checks")
+        timed: ReadIf[BenchKernelsConfig] = ReadIf(
+            others, lambda bench: not bench.checks, "--checks false"
+        )
+        raise_all(unread_problems(self, [timed]))
+        return self
 
 
 class BenchRolloutConfig(StrictModel):

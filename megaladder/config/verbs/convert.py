@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from tyro.conf import arg
 
 from megaladder.config.base import StrictModel
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -65,6 +66,14 @@ class VerifyConfig(StrictModel):
     """Seed of the random tokens."""
     json_file: Annotated[Path | None, arg(name="json")] = None
     """Write the report as one JSON object."""
+
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> VerifyConfig:
+        logits: ReadIf[VerifyConfig] = ReadIf(
+            ("tolerance", "seed"), lambda run: run.logits, "--logits true"
+        )
+        raise_all(unread_problems(self, [logits]))
+        return self
 
 
 class BenchConvertConfig(StrictModel):

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, Positional, StrictModel
+from megaladder.config.rules.engine import READ_BY_VLLM
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
@@ -55,6 +57,14 @@ class MakeConfig(StrictModel):
     test_rows: Positive = 500
     """Rows of test_out."""
 
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> MakeConfig:
+        table: tuple[ReadIf[MakeConfig], ...] = (
+            ReadIf(("test_rows",), lambda run: run.test_out is not None, "--test-out"),
+        )
+        raise_all(unread_problems(self, table))
+        return self
+
 
 class MakeArithmeticConfig(MakeConfig):
     """Generated arithmetic with worked steps in <think>, the answer in \\boxed{}; every line
@@ -80,6 +90,14 @@ class MakeArithmeticConfig(MakeConfig):
     to unlearn by GRPO."""
     direct_from: Count = 0
     """Rows before this one all show their work: a curriculum for data.order file."""
+
+    @model_validator(mode="after")
+    def _no_unread_arithmetic_key(self) -> MakeArithmeticConfig:
+        table: tuple[ReadIf[MakeArithmeticConfig], ...] = (
+            ReadIf(("direct_from",), lambda run: run.direct_share > 0, "--direct-share above 0"),
+        )
+        raise_all(unread_problems(self, table))
+        return self
 
 
 class MakeCountdownConfig(MakeConfig):
@@ -141,6 +159,14 @@ class DecontaminateConfig(StrictModel):
     """Column with unique ids; null = id, unique_id, question_hash or uuid if there, else a hash of
     the row."""
 
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> DecontaminateConfig:
+        table: tuple[ReadIf[DecontaminateConfig], ...] = (
+            ReadIf(("near_threshold",), lambda run: run.dedup == "near", "--dedup near"),
+        )
+        raise_all(unread_problems(self, table))
+        return self
+
 
 class ScoreConfig(StrictModel):
     """Rule score, its parts and style features of every row, as new columns."""
@@ -150,12 +176,10 @@ class ScoreConfig(StrictModel):
     out: str
     """File to write (.jsonl or .parquet): the rows with `score`, `score_parts`, `style` and, with
     --levels, `level`."""
-    rule: Literal["limo"] = "limo"
-    """limo = 0.30 length + 0.20 verification + 0.25 exploration + 0.25 connectives, each scaled
-    over the file."""
     rule_file: str | None = None
-    """YAML with weights, word lists and scale (minmax, rank, per_1k); null = the published weights
-    and our word lists."""
+    """YAML with weights, word lists and scale (minmax, rank, per_1k). null = LIMO's published
+    weights and our word lists: 0.30 length + 0.20 verification + 0.25 exploration + 0.25
+    connectives, each scaled over the file."""
     column: str | None = None
     """Column of the reasoning text; null = solution, response, completion, a trace column, or the
     assistant's turns."""
@@ -205,6 +229,18 @@ class StatsConfig(StrictModel):
     """Which sample to show, counted from 0."""
     json_file: Annotated[str | None, tyro.conf.arg(name="json", metavar="FILE|null")] = None
     """Also write everything as JSON to this file (--json FILE)."""
+
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> StatsConfig:
+        table: tuple[ReadIf[StatsConfig], ...] = (
+            ReadIf(
+                ("chat_template", "response_template", "sample"),
+                lambda run: run.tokenizer is not None,
+                "--tokenizer",
+            ),
+        )
+        raise_all(unread_problems(self, table))
+        return self
 
 
 class TeacherRolloutSection(EngineSection):
@@ -261,3 +297,8 @@ class SampleConfig(StrictModel):
     """Seconds one answer may take to grade."""
     progress_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds between progress lines."""
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine does not read, a line each."""
+        return unread_notes(self, READ_BY_VLLM)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, StrictModel
+from megaladder.config.rules.engine import READ_BY_VLLM
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
 from megaladder.config.sections.shared import ModelSection, Positive
 from megaladder.config.verbs.grade import GraderName
@@ -43,15 +45,20 @@ class PromptSection(StrictModel):
     style: Literal["auto", "chat", "raw"] = "auto"
     """chat = the tokenizer's chat template; raw = the text alone; auto = chat where the tokenizer
     has a template."""
-    template: str | None = None
-    """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields.
-    \\n is a line break."""
     system: str | None = None
     """System message. null = none."""
     suffix: str = ""
-    """Put after the benchmark's prompt."""
+    """Put after the problem's prompt."""
     thinking: bool | None = None
     """Given to the template as enable_thinking (Qwen3). null = the template's default."""
+
+
+class BenchmarkPromptSection(PromptSection):
+    """How a problem becomes a prompt."""
+
+    template: str | None = None
+    """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields.
+    \\n is a line break."""
 
 
 class BudgetSection(StrictModel):
@@ -142,7 +149,7 @@ class EvalConfig(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sampling, option shuffles and intervals."""
     rollout: EvalRolloutSection = EvalRolloutSection()
-    prompt: PromptSection = PromptSection()
+    prompt: BenchmarkPromptSection = BenchmarkPromptSection()
     budget: BudgetSection = BudgetSection()
     judge: JudgeSection = JudgeSection()
     sandbox: str | None = None
@@ -177,9 +184,38 @@ class EvalConfig(StrictModel):
                 "budget.reject_above takes no max_thinking and no num_waits; fix: one kind of"
                 " budget a run"
             )
-        if problems:
-            raise ValueError("\n".join(problems))
+        raise_all([*problems, *unread_problems(self, _READ_IF)])
         return self
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine does not read, a line each."""
+        return unread_notes(self, READ_BY_VLLM)
+
+
+_READ_IF: tuple[ReadIf[EvalConfig], ...] = (
+    ReadIf(
+        ("budget.start", "budget.end", "budget.end_forced", "budget.stop"),
+        lambda run: run.budget.forces,
+        "budget.max_thinking, num_waits or reject_above",
+    ),
+    ReadIf(
+        ("budget.wait", "budget.accounting"),
+        lambda run: run.budget.num_waits > 0,
+        "budget.num_waits",
+    ),
+    ReadIf(
+        ("budget.max_tries",),
+        lambda run: run.budget.reject_above is not None,
+        "budget.reject_above",
+    ),
+    ReadIf(
+        ("judge.key_variable", "judge.retries"), lambda run: run.judge.url is not None, "judge.url"
+    ),
+    ReadIf(
+        ("judge.url", "judge.max_tokens"), lambda run: run.judge.model is not None, "judge.model"
+    ),
+)
 
 
 def section_values(section: StrictModel, names: Sequence[str]) -> dict[str, Any]:

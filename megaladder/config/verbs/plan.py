@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from tyro.conf import arg
 
 from megaladder.config.base import StrictModel
-from megaladder.config.rules.run import raise_all
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
 
 Positive = Annotated[int, Field(ge=1)]
 GRPO_FLAGS = ("prompts_per_step", "n", "response_length", "max_tokens")
@@ -92,7 +92,8 @@ class PlanConfig(StrictModel):
 
     @model_validator(mode="after")
     def _rules(self) -> PlanConfig:
-        raise_all(_sft_problems(self) if self.workload == "sft" else _grpo_problems(self))
+        problems = _sft_problems(self) if self.workload == "sft" else _grpo_problems(self)
+        raise_all([*problems, *unread_problems(self, _READ_IF)])
         return self
 
 
@@ -111,15 +112,16 @@ def _sft_problems(config: PlanConfig) -> list[str]:
 
 
 def _grpo_problems(config: PlanConfig) -> list[str]:
-    problems = [
-        f"--{name.replace('_', '-')} is required for --workload grpo; fix:"
-        f" --{name.replace('_', '-')} NUMBER"
-        for name in GRPO_FLAGS
-        if getattr(config, name) is None
-    ]
-    if problems:
-        return problems
-    samples = config.prompts_per_step * config.n
+    prompts, n = config.prompts_per_step, config.n
+    response_length, max_tokens = config.response_length, config.max_tokens
+    if prompts is None or n is None or response_length is None or max_tokens is None:
+        return [
+            f"--{name.replace('_', '-')} is required for --workload grpo; fix:"
+            f" --{name.replace('_', '-')} NUMBER"
+            for name in GRPO_FLAGS
+            if getattr(config, name) is None
+        ]
+    problems, samples = [], prompts * n
     if samples % config.mini_batches:
         problems.append(
             f"--mini-batches {config.mini_batches} does not divide {samples} completions; fix: a"
@@ -130,16 +132,16 @@ def _grpo_problems(config: PlanConfig) -> list[str]:
             f"--global-batch-size {config.global_batch_size} is not prompts · n / mini-batches ="
             f" {samples // config.mini_batches}; fix: leave it out"
         )
-    if config.response_length > config.max_tokens:
+    if response_length > max_tokens:
         problems.append(
-            f"--response-length {config.response_length} is the mean, and above --max-tokens"
-            f" {config.max_tokens}; fix: at most that"
+            f"--response-length {response_length} is the mean, and above --max-tokens"
+            f" {max_tokens}; fix: at most that"
         )
-    if config.prompt_length + config.max_tokens > config.seq_length:
+    if config.prompt_length + max_tokens > config.seq_length:
         problems.append(
-            f"--prompt-length {config.prompt_length} and --max-tokens {config.max_tokens} do not"
+            f"--prompt-length {config.prompt_length} and --max-tokens {max_tokens} do not"
             f" fit --seq-length {config.seq_length}; fix: --seq-length"
-            f" {config.prompt_length + config.max_tokens}"
+            f" {config.prompt_length + max_tokens}"
         )
     if config.lag and config.engine_gpus is None:
         problems.append("--lag 1 needs GPUs for the engine alone; fix: --engine-gpus N")
@@ -148,3 +150,13 @@ def _grpo_problems(config: PlanConfig) -> list[str]:
             f"--engine-gpus {config.engine_gpus} leaves none of {config.gpus} to train; fix: fewer"
         )
     return problems
+
+
+_READ_IF: tuple[ReadIf[PlanConfig], ...] = (
+    ReadIf(
+        (*GRPO_FLAGS, "mini_batches", "prompt_length", "engine_tp", "engine_gpus", "lag"),
+        lambda plan: plan.workload == "grpo",
+        "--workload grpo",
+    ),
+    ReadIf(("sample_length",), lambda plan: plan.workload == "sft", "--workload sft"),
+)

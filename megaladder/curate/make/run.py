@@ -6,16 +6,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from megaladder.config.verbs.data import MakeArithmeticConfig, MakeConfig, MakeCountdownConfig
 from megaladder.curate.make.arithmetic import ArithmeticSpec, arithmetic_rows
 from megaladder.curate.make.check import check_arithmetic, check_countdown
 from megaladder.curate.make.countdown import CountdownSpec, countdown_rows
 from megaladder.curate.rows import Row, RowWriter
-
-if TYPE_CHECKING:
-    from megaladder.config.verbs.data import MakeArithmeticConfig, MakeConfig, MakeCountdownConfig
 
 Rows = Callable[[Any, int, int, bool], Iterator[Row]]
 Check = Callable[[Row], list[str]]
@@ -23,19 +20,34 @@ Check = Callable[[Row], list[str]]
 
 def run_make(config: MakeArithmeticConfig | MakeCountdownConfig) -> None:
     """The verb `data make arithmetic|countdown`."""
-    if config.kind == "arithmetic":
-        arithmetic = ArithmeticSpec(
-            **{field.name: getattr(config, field.name) for field in fields(ArithmeticSpec)}
-        )
-        _make(config, arithmetic, (arithmetic_rows, check_arithmetic), "largest")
+    if isinstance(config, MakeArithmeticConfig):
+        _make(config, _arithmetic(config), (arithmetic_rows, check_arithmetic), "largest")
     else:
-        limits = (config.max_target, config.breadth, config.max_backtracks, config.min_backtracks)
-        _make(
-            config,
-            CountdownSpec(config.numbers, config.largest, *limits),
-            (countdown_rows, check_countdown),
-            "backtracks",
-        )
+        _make(config, _countdown(config), (countdown_rows, check_countdown), "backtracks")
+
+
+def _arithmetic(config: MakeArithmeticConfig) -> ArithmeticSpec:
+    return ArithmeticSpec(
+        digits=config.digits,
+        factor_digits=config.factor_digits,
+        steps=config.steps,
+        operations=config.operations,
+        shuffle=config.shuffle,
+        recheck_share=config.recheck_share,
+        direct_share=config.direct_share,
+        direct_from=config.direct_from,
+    )
+
+
+def _countdown(config: MakeCountdownConfig) -> CountdownSpec:
+    return CountdownSpec(
+        config.numbers,
+        config.largest,
+        config.max_target,
+        config.breadth,
+        config.max_backtracks,
+        config.min_backtracks,
+    )
 
 
 def problem_row(row: Row) -> Row:

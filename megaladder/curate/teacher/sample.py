@@ -31,7 +31,7 @@ from megaladder import __version__
 from megaladder.config.verbs.evaluation import section_values
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
-from megaladder.data.chat import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
@@ -41,7 +41,7 @@ from megaladder.evaluation.verb import make_engine
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
 from megaladder.run_dir import to_json
-from megaladder.types import Completion, FinishReason, Problem
+from megaladder.types import Completion, FinishReason, Problem, Tokenizer
 
 if TYPE_CHECKING:
     from megaladder.config.verbs.data import SampleConfig
@@ -77,7 +77,11 @@ def run_sample(config: SampleConfig) -> None:
     task, prompter = prepare(config)
     folder = Path(f"{config.out}.samples")
     check_target(config.out)
-    with make_engine(config, prompter.tokenizer, folder) as engine:
+    for note in config.unread:
+        print(f"note: {note}")
+    with make_engine(
+        config.model, config.rollout, config.seed, prompter.tokenizer, folder
+    ) as engine:
         with TeacherJournal(folder, fingerprint_parts(config, task, prompter, engine)) as journal:
             if journal.num_resumed:
                 print(
@@ -253,7 +257,7 @@ def _verdicts(journal: TeacherJournal, problem: Problem, n: int) -> dict[int, bo
     }
 
 
-def training_row(problem: Problem, stored: Row, tokenizer: Any, counts: Counts) -> Row:
+def training_row(problem: Problem, stored: Row, tokenizer: Tokenizer, counts: Counts) -> Row:
     """A journal line as a training row. advantage: 1 for a correct answer, −1 for a wrong one (only
     advantage-weighted losses read it)."""
     logprobs = stored["logprobs"]
@@ -286,7 +290,7 @@ def training_row(problem: Problem, stored: Row, tokenizer: Any, counts: Counts) 
     }
 
 
-def _no_logprob_reason(stored: Row, tokenizer: Any) -> str | None:
+def _no_logprob_reason(stored: Row, tokenizer: Tokenizer) -> str | None:
     """Why the log-probs would not fit tokenizer(response) + [end of sequence]; None if they do."""
     if not stored["logprobs"]:
         return "the engine gave none"

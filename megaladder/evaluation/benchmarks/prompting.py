@@ -10,14 +10,14 @@ from typing import Any
 
 from megaladder.config.verbs.evaluation import PromptSection
 from megaladder.errors import ConfigError
-from megaladder.types import Message, Problem
+from megaladder.types import Message, Problem, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class Prompter:
     """How messages become ids. Build it with `make_prompter`."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     style: str  # chat or raw
     system: str | None = None
     suffix: str = ""
@@ -63,7 +63,7 @@ class Prompter:
         }
 
 
-def make_prompter(tokenizer: Any, section: PromptSection, extra_suffix: str = "") -> Prompter:
+def make_prompter(tokenizer: Tokenizer, section: PromptSection, extra_suffix: str = "") -> Prompter:
     """`section.style` auto: chat where the tokenizer has a template. `extra_suffix`: budget
     instructions (`budget.instruction`)."""
     has_template = getattr(tokenizer, "chat_template", None) is not None

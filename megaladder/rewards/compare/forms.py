@@ -1,5 +1,5 @@
-r"""What kind of answer a cleaned string is: a list, a set, a tuple or interval, a union, a matrix, a
-relation, or a single value. One level is taken apart at a time; pieces stay strings.
+r"""What kind of answer a cleaned string is: a list, a set, a tuple or interval, a union, a matrix,
+a relation, or a single value. One level is taken apart at a time; pieces stay strings.
 
     read("x \\in (1,2]")  → Relation, whose right side reads as Pair("(]", ("1", "2"))
     read("\\{2,1\\}")     → Listing(("2", "1"), is_set=True)

@@ -1,5 +1,5 @@
-"""math-verify on two LaTeX expressions: for the sums, integrals and limits that our own grammar does
-not read, and as the published grader of that name.
+"""math-verify on two LaTeX expressions: for the sums, integrals and limits that our own grammar
+does not read, and as the published grader of that name.
 
 Its expression grammar calls Python's `eval`; only its LaTeX grammar is used here. sympy can hang or
 eat memory on hostile text: callers run this inside `worker`. No timeouts here.

@@ -354,8 +354,8 @@ def same_number(gold: Number, answer: Number) -> bool:
 
 
 def _close(left: Number, right: Number, factor: Fraction) -> bool:
-    """left = right · factor; where one of them is a decimal, to a relative 1e-6 and to less than one
-    unit of the last place that was written, so that 0.333333 is 1/3 and 12.345678 is not
+    """left = right · factor; where one of them is a decimal, to a relative 1e-6 and to less than
+    one unit of the last place that was written, so that 0.333333 is 1/3 and 12.345678 is not
     12.345679."""
     value = right.value * factor
     if left.value == value:

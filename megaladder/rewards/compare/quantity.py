@@ -1,7 +1,7 @@
 r"""A single value: an expression, perhaps with a percent sign, a unit or a scale word; or words.
 
-A unit is taken off only where `units` knows every word of it. A letter alone is a variable, unless a
-text command says that it is a word (`12\,\mathrm{m}`).
+A unit is taken off only where `units` knows every word of it. A letter alone is a variable, unless
+a text command says that it is a word (`12\,\mathrm{m}`).
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def _unwrapped(text: str) -> str:
 
 
 def _words(text: str) -> Words | None:
-    r"""Plain words: in a text command, or with a word of four letters or of a short list (`xyz` is a
-    product)."""
+    r"""Plain words: in a text command, or with a word of four letters or of a short list (`xyz` is
+    a product)."""
     unwrapped = plain_text(text)
     commanded = bool(re.fullmatch(_TEXT + r"\{[^{}]*\}", text.strip())) and "\\" not in unwrapped
     bare = unwrapped.strip("()[]{}\"' .")

@@ -100,7 +100,8 @@ for _base_name, _spellings in {
     _add(_base_name, {_spellings: 1})
 
 # what is counted; "units" measures nothing either
-_COUNTED_WORDS = """unit units item items thing things people person persons student students child children kid
+_COUNTED_WORDS = """unit units item items thing things people person persons student students child
+children kid
     kids boy boys girl girls man men woman women adult adults teacher teachers worker workers player
     players team teams friend friends member members customer customers guest guests passenger
     passengers apple apples orange oranges pear pears banana bananas egg eggs cookie cookies cake
@@ -108,24 +109,24 @@ _COUNTED_WORDS = """unit units item items thing things people person persons stu
     bottles can cans bag bags box boxes basket baskets bucket buckets jar jars pack packs package
     packages pile piles row rows column columns page pages book books pencil pencils pen pens crayon
     crayons notebook notebooks sheet sheets card cards sticker stickers stamp stamps marble marbles
-    ball balls toy toys doll dolls balloon balloons flower flowers rose roses plant plants tree trees
-    leaf leaves seed seeds animal animals dog dogs cat cats puppy puppies kitten kittens cow cows pig
-    pigs horse horses sheep chicken chickens duck ducks bird birds fish rabbit rabbits bee bees ant
-    ants car cars truck trucks bus buses train trains boat boats bike bikes bicycle bicycles wheel
-    wheels room rooms floor floors house houses chair chairs table tables seat seats desk desks door
-    doors window windows ticket tickets point points goal goals game games match matches vote votes
-    step steps lap laps trip trips time times way ways method methods solution solutions number
-    numbers digit digits integer integers term terms element elements factor factors root roots value
-    values pair pairs triple triples group groups set sets subset subsets arrangement arrangements
-    permutation permutations combination combinations outcome outcomes path paths route routes
-    triangle triangles square squares rectangle rectangles circle circles side sides edge edges
-    vertex vertices face faces corner corners diagonal diagonals line lines region regions cube cubes
-    block blocks tile tiles coin coins penny pennies nickel nickels dime dimes quarter quarters bill
-    bills piece pieces part parts serving servings meal meals shirt shirts shoe shoes hat hats sock
-    socks dress dresses button buttons battery batteries brick bricks stone stones rock rocks shell
-    shells message messages question questions problem problems word words letter letters song songs
-    movie movies photo photos picture pictures problem calorie calories vote handshake handshakes
-    bacteria cell cells atom atoms molecule molecules star stars"""
+    ball balls toy toys doll dolls balloon balloons flower flowers rose roses plant plants tree
+    trees leaf leaves seed seeds animal animals dog dogs cat cats puppy puppies kitten kittens cow
+    cows pig pigs horse horses sheep chicken chickens duck ducks bird birds fish rabbit rabbits bee
+    bees ant ants car cars truck trucks bus buses train trains boat boats bike bikes bicycle
+    bicycles wheel wheels room rooms floor floors house houses chair chairs table tables seat seats
+    desk desks door doors window windows ticket tickets point points goal goals game games match
+    matches vote votes step steps lap laps trip trips time times way ways method methods solution
+    solutions number numbers digit digits integer integers term terms element elements factor
+    factors root roots value values pair pairs triple triples group groups set sets subset subsets
+    arrangement arrangements permutation permutations combination combinations outcome outcomes path
+    paths route routes triangle triangles square squares rectangle rectangles circle circles side
+    sides edge edges vertex vertices face faces corner corners diagonal diagonals line lines region
+    regions cube cubes block blocks tile tiles coin coins penny pennies nickel nickels dime dimes
+    quarter quarters bill bills piece pieces part parts serving servings meal meals shirt shirts
+    shoe shoes hat hats sock socks dress dresses button buttons battery batteries brick bricks stone
+    stones rock rocks shell shells message messages question questions problem problems word words
+    letter letters song songs movie movies photo photos picture pictures problem calorie calories
+    vote handshake handshakes bacteria cell cells atom atoms molecule molecules star stars"""
 _COUNTED = frozenset(_COUNTED_WORDS.split())
 _SPEEDS = {"mph": (("mile", 1), ("hour", -1)), "kph": (("km", 1), ("hour", -1))}
 _PREFIX_POWER = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}

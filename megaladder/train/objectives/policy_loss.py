@@ -26,17 +26,19 @@ token loss   policy term + kl_coef·kl − entropy_coef·H
 GRPO, Dr.GRPO and DAPO differ in A and in the weights (`advantages`), not here. Sequence masks and u
 act on the policy term only, as in TRL and slime; with a sequence ratio each token's gradient
 carries its own u, as in verl. The sum is Σ weight·token loss, with weights by global counts
-(`advantages.token_weights`): nothing is divided here. A loss that is a sum over tokens may be called on any part of them (the head
-does, block by block); one that couples the tokens of a sequence needs whole sequences.
+(`advantages.token_weights`): nothing is divided here. A loss that is a sum over tokens may be
+called on any part of them (the head does, block by block); one that couples the tokens of a
+sequence needs whole sequences.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
+from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 from megaladder.errors import ConfigError
 from megaladder.train.objectives.advantages import Aggregation
 from megaladder.train.objectives.rollout_correction import (
@@ -49,9 +51,6 @@ from megaladder.train.objectives.rollout_correction import (
     mismatch_stats,
     off_policy_tokens,
 )
-
-if TYPE_CHECKING:
-    from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 
 METRIC_NAMES = (
     "tokens",  # loss tokens
@@ -85,7 +84,7 @@ no token counts."""
 @dataclass(frozen=True, slots=True)
 class PolicyLossOptions:
     """What the loss reads of the configuration; names and meaning are those of
-    `config.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
+    `config.sections.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
 
     `aggregation` and `max_tokens` are for `advantages.token_weights`; the loss takes the finished
     weights.
@@ -139,12 +138,24 @@ class PolicyLossOptions:
         return self.correction != "none"
 
 
-def options_from(grpo_section: GrpoSection, rollout_section: RolloutSection) -> PolicyLossOptions:
+def options_from(grpo: GrpoSection, rollout: RolloutSection) -> PolicyLossOptions:
     """The loss's options out of the configuration sections `grpo` and `rollout`."""
-    names = [field.name for field in fields(PolicyLossOptions) if field.name != "max_tokens"]
     return PolicyLossOptions(
-        **{name: getattr(grpo_section, name) for name in names},
-        max_tokens=rollout_section.max_tokens,
+        policy_loss=grpo.policy_loss,
+        ratio=grpo.ratio,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        dual_clip=grpo.dual_clip,
+        kl=grpo.kl,
+        kl_coef=grpo.kl_coef,
+        kl_importance_weight=grpo.kl_importance_weight,
+        entropy_coef=grpo.entropy_coef,
+        correction=grpo.correction,
+        correction_low=grpo.correction_low,
+        correction_high=grpo.correction_high,
+        off_policy_mask=grpo.off_policy_mask,
+        aggregation=grpo.aggregation,
+        max_tokens=rollout.max_tokens,
     )
 
 

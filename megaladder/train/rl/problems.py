@@ -18,7 +18,7 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
-from megaladder.data.chat import (
+from megaladder.data.chat.tokenizer import (
     load_tokenizer,
     special_token_ids,
     tokenizer_dir,
@@ -30,7 +30,7 @@ from megaladder.errors import DataError
 from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
 from megaladder.rollout.sample import Prompt
-from megaladder.types import Problem
+from megaladder.types import Problem, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ProblemData:
 
     facts: ProblemFacts
     stream: ProblemStream | None = None
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
 
 
 def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) -> ProblemData:
@@ -88,7 +88,7 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
     Raises:
         DataError: unreadable rows, or no problem whose prompt is short enough; on every rank.
     """
-    box: list[tuple[ProblemStream, Any]] = []
+    box: list[tuple[ProblemStream, Tokenizer]] = []
 
     def read() -> ProblemFacts:
         stream, tokenizer, facts = _read(config, shape, model_folder)
@@ -102,7 +102,7 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
 
 def _read(
     config: GrpoConfig, shape: ModelShape, model_folder: Path
-) -> tuple[ProblemStream, Any, ProblemFacts]:
+) -> tuple[ProblemStream, Tokenizer, ProblemFacts]:
     fault_point("data")
     folder = tokenizer_dir(config.model.tokenizer or str(model_folder), config.model.revision)
     tokenizer = load_tokenizer(
@@ -158,7 +158,7 @@ def _read(
     return stream, tokenizer, facts
 
 
-def render_prompts(problems: Sequence[Problem], tokenizer: Any) -> list[tuple[int, ...]]:
+def render_prompts(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """Token ids of each prompt up to where the answer starts: raw text as it is, messages through
     the chat template.
 
@@ -199,7 +199,7 @@ def render_prompts(problems: Sequence[Problem], tokenizer: Any) -> list[tuple[in
     return ids
 
 
-def stop_token_ids(tokenizer: Any) -> tuple[int, ...]:
+def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """End-of-sequence, and the control token with which the chat template ends an assistant's turn
     where that is another one."""
     stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

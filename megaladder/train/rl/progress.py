@@ -70,7 +70,7 @@ class GrpoProgress:
                 f" parameters; layout {self._trainer.layout}·dp{parallel.dp_size()} on"
                 f" {platform.device().type}, {parallel.world_size()} rank(s)"
             )
-        for line in self._facts.lines:
+        for line in (*self._facts.lines, *config.unread):
             self.log.info(line)
         per_step = config.grpo.prompts_per_step * config.rollout.n
         self.log.info(

@@ -16,15 +16,11 @@ from megaladder.config.rules.gpu import needs_static_shapes
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.config.sections.shared import DataSection, ParallelSection, TrainSection
 from megaladder.config.sft import SftConfig
-from megaladder.data.chat import (
-    TemplateOptions,
-    load_tokenizer,
-    tokenizer_dir,
-    tokenizer_fingerprint,
-)
+from megaladder.data.chat.templates import TemplateOptions
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.convert import ReadOptions
 from megaladder.data.loader import BatchStats, SftLoader, eval_batches
 from megaladder.data.pack import PackSpec
-from megaladder.data.schemas import ReadOptions
 from megaladder.data.store import SampleStore
 from megaladder.data.store_build import DataSpec, open_train_and_holdout
 from megaladder.errors import DataError

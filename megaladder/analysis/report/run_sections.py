@@ -1,0 +1,264 @@
+"""The sections that come from run folders: runs and protocols, learning curves, rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megaladder.analysis.report.blocks import Block, CsvRow, Panels, Prose, Section, Table
+from megaladder.analysis.report.cells import Palette, amount, number
+from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun
+from megaladder.analysis.report.svg import Chart, Series
+from megaladder.analysis.samples import flatten
+from megaladder.analysis.studies.compute import read_compute
+from megaladder.analysis.tables import Warnings
+
+LEARNING = (
+    "loss",
+    "held_out_loss",
+    "holdout_loss",
+    "val_loss",
+    "grad_norm",
+    "lr",
+    "tokens_per_s",
+    "mfu",
+    "non_padding_share",
+)
+
+
+HIDDEN = {
+    "step",
+    "total_steps",
+    "epoch",
+    "tokens",
+    "loss_tokens",
+    "time",
+    "timestamp",
+    "memory_bytes",
+    "step_s",
+}
+
+
+REWARD_WORDS = (
+    "reward",
+    "correct",
+    "accuracy",
+    "response",
+    "length",
+    "truncat",
+    "solve",
+    "entropy",
+    "kl",
+    "clip",
+    "advantage",
+    "ratio",
+    "group",
+)
+
+
+CONFIG_KEYS = (
+    "model.path",
+    "data.path",
+    "grpo.preset",
+    "train.loss",
+    "train.global_batch_size",
+    "optim.lr",
+    "train.precision",
+    "train.seed",
+)
+
+
+PROTOCOL_WORDS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "seed",
+    "engine",
+    "version",
+    "style",
+    "fingerprint",
+    "revision",
+    "dtype",
+)
+
+
+def runs_section(inputs: Inputs) -> Section:
+    """What ran: training runs with their cost, and the protocol of each evaluation."""
+    section = Section(
+        "runs", "Runs and protocol", missing="a training run folder (metrics.jsonl) or eval results"
+    )
+    if inputs.runs:
+        section.blocks.append(_runs_table(inputs))
+    protocols = [(item, item.protocol) for item in inputs.evals]
+    if protocols:
+        section.blocks.append(_protocol_table(protocols))
+        section.blocks += _mixed_protocols(inputs)
+    return section
+
+
+def _runs_table(inputs: Inputs) -> Table:
+    rows, numbers = [], []
+    for run in inputs.runs:
+        config, warnings = flatten(run.config), Warnings()
+        cost = (
+            read_compute(run.path, warnings).totals()
+            if any(row.get("step", 0) > 0 for row in run.rows)
+            else {}
+        )
+        last = next(
+            (
+                row["loss"]
+                for row in reversed(run.rows)
+                if isinstance(row.get("loss"), (int, float))
+            ),
+            None,
+        )
+        settings = ", ".join(
+            f"{key} {config[key]}" for key in CONFIG_KEYS if config.get(key) not in (None, "")
+        )
+        steps = run.rows[-1]["step"] if run.rows else 0
+        cells = [
+            run.name,
+            str(steps),
+            amount(cost.get("tokens")),
+            number(cost.get("flops"), ".3g"),
+            number(cost.get("gpu_hours"), ".3g"),
+            number(last, ".4f"),
+        ]
+        rows.append([*cells, settings or "no config.yaml"])
+        for name, value in {**cost, "last loss": last, "steps": float(steps)}.items():
+            numbers.append(CsvRow("runs", "training runs", run.name, name, value))
+    caption = (
+        "Tokens through the model; FLOPs = 6 · parameters · tokens where the parameter count is"
+        " known; GPU-hours = seconds · ranks."
+    )
+    return Table(
+        ("run", "steps", "tokens", "FLOPs", "GPU-hours", "last loss", "settings"),
+        rows,
+        caption,
+        numbers,
+        frozenset({1, 2, 3, 4, 5}),
+    )
+
+
+def _protocol_table(protocols: list[tuple[EvalResult, dict[str, Any]]]) -> Table:
+    rows = []
+    for item, protocol in protocols:
+        s = item.samples
+        chosen = [
+            f"{key} {value}" for key, value in protocol.items() if _is_protocol(key.split(".")[-1])
+        ]
+        rows.append(
+            [
+                s.model,
+                s.benchmark,
+                str(len(s.problems)),
+                str(s.num_samples),
+                ", ".join(chosen)[:400] or "not recorded",
+            ]
+        )
+    return Table(
+        ("model", "benchmark", "problems", "samples", "protocol"),
+        rows,
+        "How each score was made.",
+        (),
+        frozenset({2, 3}),
+    )
+
+
+def _is_protocol(key: str) -> bool:
+    return key in PROTOCOL_WORDS or any(part in PROTOCOL_WORDS for part in key.split("_"))
+
+
+def _mixed_protocols(inputs: Inputs) -> list[Block]:
+    """Says where models of one benchmark were not measured alike."""
+    lines = []
+    for benchmark in inputs.benchmarks:
+        sets = [item.samples for item in inputs.evals if item.samples.benchmark == benchmark]
+        for what, values in (
+            ("samples a problem", {s.num_samples for s in sets}),
+            ("problems", {len(s.problems) for s in sets}),
+        ):
+            if len(values) > 1:
+                lines.append(
+                    f"{benchmark}: models have {min(values)} to {max(values)} {what}; compare with"
+                    " care."
+                )
+    return [Prose(lines, as_list=True)] if lines else []
+
+
+def learning_section(inputs: Inputs, styles: Palette) -> Section:
+    """Loss, gradient norm, rate and speed over steps."""
+    section = Section(
+        "learning", "Learning curves", missing="a training run folder with metrics.jsonl"
+    )
+    keys = _numeric_keys(inputs.runs)
+    first = [key for key in LEARNING if key in keys]
+    rest = [key for key in keys if key not in LEARNING and not _is_reward(key)]
+    _add_curves(section, inputs.runs, first, styles, "")
+    _add_curves(section, inputs.runs, rest, styles, "more curves")
+    return section
+
+
+def reward_section(inputs: Inputs, styles: Palette) -> Section:
+    """Rewards, lengths and policy health over steps (GRPO)."""
+    section = Section("rewards", "Rewards and rollouts over time", missing="a GRPO run folder")
+    keys = [key for key in _numeric_keys(inputs.runs) if _is_reward(key) and key not in LEARNING]
+    _add_curves(section, inputs.runs, keys[:12], styles, "")
+    _add_curves(section, inputs.runs, keys[12:], styles, "more curves")
+    return section
+
+
+def _is_reward(key: str) -> bool:
+    return any(word in key.lower() for word in REWARD_WORDS)
+
+
+def _numeric_keys(runs: Sequence[TrainRun]) -> list[str]:
+    """Keys of metrics.jsonl with numbers that are not bookkeeping, in order of appearance."""
+    keys: dict[str, None] = {}
+    for run in runs:
+        for row in run.rows:
+            keys.update(
+                {
+                    k: None
+                    for k, v in row.items()
+                    if isinstance(v, (int, float)) and not isinstance(v, bool) and k not in HIDDEN
+                }
+            )
+    return list(keys)
+
+
+def _add_curves(
+    section: Section, runs: Sequence[TrainRun], keys: Sequence[str], styles: Palette, folded: str
+) -> None:
+    """A panel for each key that changes; keys that keep one value (counters of what did not happen)
+    become one sentence a run."""
+    charts, shown = [], []
+    constant: dict[str, list[CsvRow]] = {}
+    for key in keys:
+        title = key.replace("_", " ")
+        series = []
+        for run in runs:
+            points = [
+                (row["step"], float(row[key]))
+                for row in run.rows
+                if isinstance(row.get(key), (int, float))
+            ]
+            if len({value for _, value in points}) > 1:
+                series.append(Series(run.name, points, styles[run.name]))
+                shown.append(run.name)
+            elif points:
+                constant.setdefault(run.name, []).append(
+                    CsvRow(section.id, title, run.name, "constant", points[0][1], n=len(points))
+                )
+        if series:
+            charts.append(Chart(title, "step", title, series, csv_name=key))
+    if charts:
+        section.blocks.append(Panels(charts, styles.legend(shown), folded))
+    for name, rows in constant.items():
+        text = ", ".join(
+            f"{row.figure} {row.y:.6g}{' (one value)' if row.n == 1 else ''}" for row in rows
+        )
+        section.blocks.append(Prose([f"Unchanged in {name}: {text}."], numbers=rows))

@@ -1,0 +1,1 @@
+"""Conversations → token ids and loss masks: tokenizer, chat templates, samples."""

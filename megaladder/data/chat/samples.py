@@ -1,0 +1,231 @@
+"""Example → TokenSample: token ids and the loss mask.
+
+Loss is on every assistant turn including its end-of-turn token (not on white space that a template
+prints after it). Which text that is comes from `templates`; its tokens must be a prefix of the
+sample's, which is checked again here, since tokens can merge across a boundary of turns. Raw
+responses (Rethinking SFT) are tokenizer(response) + [eos]. No special token is ever added by the
+tokenizer: templates and pre-templated text carry theirs. Not done here: truncation and storage
+(`store_build`), batching (`pack`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from megaladder.data.chat.templates import (
+    TemplateOptions,
+    chat_spans,
+    render,
+    strip_reasoning,
+    text_spans,
+)
+from megaladder.data.chat.tokenizer import special_token_ids
+from megaladder.data.read import BadRow
+from megaladder.errors import DataError
+from megaladder.types import Example, Tokenizer, TokenSample
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def split_turns(example: Example) -> list[Example]:
+    """One example per assistant turn, each ending with it (`reasoning: split`). Ids get `#1`, `#2`…
+    when there are several."""
+    ends = [
+        index + 1 for index, message in enumerate(example.messages) if message.role == "assistant"
+    ]
+    if len(ends) < 2:
+        return [example]
+    return [
+        replace(example, id=f"{example.id}#{turn}", messages=example.messages[:end])
+        for turn, end in enumerate(ends, 1)
+    ]
+
+
+def tokenize_example(
+    example: Example, tokenizer: Tokenizer, options: TemplateOptions | None = None
+) -> TokenSample:
+    """One sample, not truncated. Raises BadRow (a DataError) for a row that cannot be rendered or
+    has no usable loss mask."""
+    result = tokenize_batch([example], tokenizer, options or TemplateOptions())[0]
+    if isinstance(result, BadRow):
+        raise result
+    return result
+
+
+def tokenize_batch(
+    examples: Sequence[Example], tokenizer: Tokenizer, options: TemplateOptions
+) -> list[TokenSample | BadRow]:
+    """Like tokenize_example for many, with one call of the tokenizer (which uses all cores). A bad
+    row is returned in its place."""
+    special = special_token_ids(tokenizer)
+    plans: list[_Plan | BadRow] = []
+    for example in examples:
+        try:
+            plans.append(_plan(example, tokenizer, options))
+        except BadRow as bad:
+            plans.append(bad)
+    texts = list(
+        dict.fromkeys(text for plan in plans if isinstance(plan, _Plan) for text in plan.texts)
+    )
+    ids = (
+        dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+        if texts
+        else {}
+    )
+    results: list[TokenSample | BadRow] = []
+    for example, plan in zip(examples, plans, strict=True):
+        try:
+            if isinstance(plan, BadRow):
+                raise plan
+            results.append(
+                _check_mask(example, plan.finish([ids[text] for text in plan.texts], special))
+            )
+        except BadRow as bad:
+            results.append(bad)
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Texts to tokenise, and what to do with their ids (in the same order) and the special token
+    ids."""
+
+    texts: list[str]
+    finish: Callable[[list[list[int]], frozenset[int]], TokenSample]
+
+
+def _plan(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _Plan:
+    if example.text is not None:
+        if options.reasoning == "strip":
+            raise DataError(
+                f"{example.where}: data.reasoning: strip needs conversations, found pre-templated"
+                " text; fix: strip it in the data file"
+            )
+        return _plan_spans(
+            example, tokenizer, example.text, text_spans(example, options.response_template)
+        )
+    if options.reasoning == "strip":
+        example = strip_reasoning(example)
+    if example.raw_response:
+        return _plan_raw(example, tokenizer, options)
+    return _plan_spans(example, tokenizer, *chat_spans(example, tokenizer, options))
+
+
+def _plan_spans(
+    example: Example, tokenizer: Tokenizer, full: str, spans: list[tuple[str, str]]
+) -> _Plan:
+    def finish(ids: list[list[int]], special: frozenset[int]) -> TokenSample:
+        whole, bounds = ids[0], ids[1:]
+        mask = np.zeros(len(whole), bool)
+        for part in bounds:
+            if whole[: len(part)] != part:
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b),
+                    len(whole),
+                )
+                found = (
+                    f"that the token {tokenizer.decode(whole[at : at + 1])!r} spans the boundary of"
+                    " prompt and answer"
+                )
+                expected, fix = (
+                    "the prompt's tokens to be the sample's first tokens",
+                    "remove white space at the answer's start",
+                )
+                raise BadRow(example.where, "tokens merge at a turn boundary", expected, found, fix)
+        for before, through in zip(bounds[::2], bounds[1::2], strict=True):
+            mask[
+                len(before) : _end_of_turn(whole, len(before), len(through), special, tokenizer)
+            ] = True
+        return TokenSample(example.id, np.array(whole, np.int32), mask, advantage=example.advantage)
+
+    return _Plan([full, *(text for span in spans for text in span)], finish)
+
+
+def _end_of_turn(
+    ids: list[int], begin: int, end: int, special: frozenset[int], tokenizer: Tokenizer
+) -> int:
+    """`end` without white space that follows the turn's last control token: the model stops there
+    and never has to write it."""
+    last = next((index for index in range(end - 1, begin - 1, -1) if ids[index] in special), None)
+    if last is not None and not tokenizer.decode(ids[last + 1 : end]).strip():
+        return last + 1
+    return end
+
+
+def _plan_raw(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _Plan:
+    """Prompt through the template, response raw with an end-of-sequence token (Rethinking SFT,
+    OurSFTDataset)."""
+    eos = tokenizer.eos_token_id
+    if eos is None:
+        raise DataError(
+            f"{example.where}: raw responses need an end-of-sequence token, the tokenizer has none;"
+            " fix: set eos_token in it"
+        )
+    prompt = render(example, tokenizer, len(example.messages) - 1, options, prompt=True)
+
+    def finish(ids: list[list[int]], special: frozenset[int]) -> TokenSample:
+        prompt_ids, response_ids = ids[0], [*ids[1], eos]
+        mask = np.zeros(len(prompt_ids) + len(response_ids), bool)
+        mask[len(prompt_ids) :] = True
+        old_logprobs_n = None
+        if example.response_logprobs is not None:
+            if len(example.response_logprobs) != len(response_ids):
+                raise BadRow(
+                    example.where,
+                    "logprob length",
+                    f"{len(response_ids)} log-probs (response tokens with end-of-sequence)",
+                    f"{len(example.response_logprobs)}",
+                    "use the tokenizer that they were computed with",
+                )
+            old_logprobs_n = np.zeros(len(mask), np.float32)
+            old_logprobs_n[len(prompt_ids) :] = example.response_logprobs
+        return TokenSample(
+            example.id,
+            np.array(prompt_ids + response_ids, np.int32),
+            mask,
+            advantage=example.advantage,
+            old_logprobs_n=old_logprobs_n,
+        )
+
+    return _Plan([prompt, example.messages[-1].content], finish)
+
+
+def _check_mask(example: Example, sample: TokenSample) -> TokenSample:
+    if not sample.loss_mask.any():
+        raise BadRow(
+            example.where,
+            "no loss token",
+            "at least one token with loss",
+            f"none in {sample.num_tokens} tokens",
+            "fill the answer",
+        )
+    if sample.loss_mask[0]:
+        raise BadRow(
+            example.where,
+            "loss on every token",
+            "a prompt before the answer",
+            "loss from the first token on",
+            "add the prompt",
+        )
+    return sample
+
+
+def render_sample(sample: TokenSample, tokenizer: Tokenizer) -> Text:
+    """The sample as rich text: loss tokens bold green, the others dim. Control tokens are shown."""
+    from rich.text import Text
+
+    text = Text()
+    bounds = [0, *(np.flatnonzero(np.diff(sample.loss_mask)) + 1).tolist(), sample.num_tokens]
+    for begin, end in pairwise(bounds):
+        style = "bold green" if sample.loss_mask[begin] else "dim"
+        text.append(
+            tokenizer.decode(sample.input_ids[begin:end].tolist(), skip_special_tokens=False),
+            style=style,
+        )
+    return text

@@ -1,0 +1,345 @@
+"""Raw row → `Example`, one function a schema (`schemas` decides which one a file has).
+
+Rules that are not visible in the field names:
+- `prompt`+`completion` strings become a user and an assistant turn and go through the chat template
+  like `messages`.
+- `question,solution` (LIMO): the answer to learn is `solution`; `answer` is only its final value.
+  `question,answer` (GSM8K): `answer`.
+- `system_prompt` of the options is put before every conversation without a system turn, in all
+  schemas but `text`. LIMO trained with LIMO_SYSTEM_PROMPT; it is never added by itself.
+- s1K rows are rendered as `<|im_start|>think\\n…\\n<|im_start|>answer\\nAnswer: …` (s1's
+  tokenization.py).
+- `message`/`messages`,`response`,`advantage` (Rethinking SFT): the response is tokenised raw and
+  ends in the end-of-sequence token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from megaladder.data.read import BadRow, RawRow, describe
+from megaladder.errors import DataError
+from megaladder.types import Example, Message
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+
+
+# they change what is trained; ignoring them would be a guess
+REFUSED_KEYS = ("tool_calls", "function_call", "weight", "train")
+
+
+# whose reasoning → (trajectory field, attempt field); the plain s1K columns are Gemini's
+_S1_TRACES = {
+    "deepseek": ("deepseek_thinking_trajectory", "deepseek_attempt"),
+    "gemini": ("gemini_thinking_trajectory", "gemini_attempt"),
+}
+
+
+_S1_PLAIN = ("thinking_trajectories", "attempt")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a file is read. `format`: auto or a schema name. `s1_teacher`: gemini or deepseek, only
+    for s1K rows that hold both."""
+
+    format: str = "auto"
+    revision: str | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+    system_prompt: str | None = None
+    s1_teacher: str | None = None
+
+
+def _string(row: RawRow, key: str) -> str:
+    value = row.data.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(
+            row.where,
+            f"no text in {key}",
+            f"text in field {key!r}",
+            describe(value),
+            f"fill {key!r} or remove the row",
+        )
+    return value
+
+
+def _turn(
+    row: RawRow, place: str, value: Any, keys: tuple[str, str], roles: dict[str, str]
+) -> Message:
+    role_key, text_key = keys
+    if not isinstance(value, dict):
+        raise BadRow(
+            row.where,
+            "malformed turn",
+            f"an object with {role_key!r} and {text_key!r} as {place}",
+            describe(value),
+            "repair the turn",
+        )
+    refused = [key for key in REFUSED_KEYS if value.get(key) is not None]
+    if refused:
+        raise BadRow(
+            row.where,
+            "unsupported turn",
+            f"plain text turns ({place})",
+            f"the field {refused[0]!r}",
+            "write the turn as text, or remove it",
+        )
+    role, content, reasoning = (
+        value.get(role_key),
+        value.get(text_key),
+        value.get("reasoning_content"),
+    )
+    if not isinstance(role, str) or role not in roles:
+        raise BadRow(
+            row.where,
+            "unknown role",
+            f"{role_key} of {place} in {sorted(roles)}",
+            describe(role),
+            "rename the role",
+        )
+    if not isinstance(content, str):
+        raise BadRow(
+            row.where,
+            "malformed turn",
+            f"a string as {text_key} of {place}",
+            describe(content),
+            "only text turns can be trained on",
+        )
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise BadRow(
+            row.where,
+            "malformed turn",
+            f"a string as reasoning_content of {place}",
+            describe(reasoning),
+            "repair the turn",
+        )
+    return Message(roles[role], content, reasoning or None)
+
+
+def _turns(
+    row: RawRow,
+    key: str,
+    keys: tuple[str, str] = ("role", "content"),
+    roles: dict[str, str] | None = None,
+) -> tuple[Message, ...]:
+    value = row.data.get(key)
+    if not isinstance(value, list) or not value:
+        raise BadRow(
+            row.where,
+            "no turns",
+            f"a list of turns in {key!r}",
+            describe(value),
+            f"fill {key!r} or remove the row",
+        )
+    return tuple(
+        _turn(row, f"{key}[{i}]", turn, keys, roles or {role: role for role in ROLES})
+        for i, turn in enumerate(value)
+    )
+
+
+def _string_or_turns(row: RawRow, key: str, role: str) -> tuple[Message, ...]:
+    return (
+        _turns(row, key)
+        if isinstance(row.data.get(key), list)
+        else (Message(role, _string(row, key)),)
+    )
+
+
+def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptions) -> Example:
+    """Checks that there is something to learn and adds the system prompt."""
+    answers = [message for message in messages if message.role == "assistant"]
+    if not any(answer.content.strip() for answer in answers):
+        raise BadRow(
+            row.where,
+            "no assistant text",
+            "at least one assistant turn with text",
+            f"roles {[m.role for m in messages]}",
+            "add the answer, or remove the row",
+        )
+    if not all(answer.content.strip() or answer.reasoning_content for answer in answers):
+        raise BadRow(
+            row.where,
+            "empty assistant turn",
+            "text in every assistant turn",
+            "an empty one",
+            "fill it, or remove the row",
+        )
+    if messages[-1].role != "assistant":
+        found = f"a last turn of {messages[-1].role}"
+        raise BadRow(
+            row.where,
+            "last turn not assistant",
+            "a conversation that ends with the assistant",
+            found,
+            "remove the last turn",
+        )
+    if messages[0].role == "assistant":
+        raise BadRow(
+            row.where,
+            "no prompt",
+            "a user turn before the first answer",
+            "the assistant first",
+            "add the prompt, or remove the turn",
+        )
+    if options.system_prompt and messages[0].role != "system":
+        messages = (Message("system", options.system_prompt), *messages)
+    return Example(id="", where=row.where, messages=messages)
+
+
+def from_messages(row: RawRow, options: ReadOptions) -> Example:
+    return _conversation(row, _turns(row, "messages"), options)
+
+
+def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
+    completion = _string_or_turns(row, "completion", "assistant")
+    if completion[0].role != "assistant":
+        raise BadRow(
+            row.where,
+            "malformed turn",
+            "a completion that starts with the assistant",
+            f"role {completion[0].role}",
+            "move it to prompt",
+        )
+    return _conversation(row, (*_string_or_turns(row, "prompt", "user"), *completion), options)
+
+
+def from_sharegpt(row: RawRow, options: ReadOptions) -> Example:
+    turns = _turns(row, "conversations", ("from", "value"), SHAREGPT_ROLES)
+    system = row.data.get("system")
+    if isinstance(system, str) and system.strip() and turns[0].role != "system":
+        turns = (Message("system", system), *turns)
+    return _conversation(row, turns, options)
+
+
+def from_question(answer_key: str) -> Callable[[RawRow, ReadOptions], Example]:
+    def convert(row: RawRow, options: ReadOptions) -> Example:
+        turns = (
+            Message("user", _string(row, "question")),
+            Message("assistant", _string(row, answer_key)),
+        )
+        return _conversation(row, turns, options)
+
+    return convert
+
+
+def s1_fields(keys: frozenset[str]) -> dict[str, tuple[str, str]]:
+    """Teacher → fields, for the traces that a row has."""
+    found = {teacher: fields for teacher, fields in _S1_TRACES.items() if keys.issuperset(fields)}
+    if keys.issuperset(_S1_PLAIN):
+        found.setdefault("gemini", _S1_PLAIN)
+    return found
+
+
+def from_s1k(row: RawRow, options: ReadOptions) -> Example:
+    """A row of s1K as s1 trains on it, with the reasoning of the teacher that was asked for."""
+    traces = s1_fields(frozenset(row.data))
+    if options.s1_teacher is None and len(traces) > 1:
+        raise DataError(
+            f"{row.where}: expected the reasoning of one teacher, found {sorted(traces)}; fix:"
+            " data.s1_teacher: deepseek (or gemini)"
+        )
+    teacher = options.s1_teacher or next(iter(traces), "gemini")
+    if teacher not in traces:
+        raise BadRow(
+            row.where,
+            "no trace of the teacher",
+            f"reasoning of {teacher}",
+            f"that of {sorted(traces)}",
+            "data.s1_teacher, or remove the row",
+        )
+    trajectory_key, attempt_key = traces[teacher]
+    trajectory, attempt = row.data[trajectory_key], _string(row, attempt_key)
+    steps = trajectory if isinstance(trajectory, list) else [trajectory]
+    if not all(isinstance(step, str) for step in steps) or not "".join(steps).strip():
+        raise BadRow(
+            row.where,
+            f"no text in {trajectory_key}",
+            f"text in {trajectory_key!r}",
+            describe(trajectory),
+            "remove the row",
+        )
+    return _conversation(
+        row,
+        (
+            Message("user", _string(row, "question")),
+            Message("assistant", s1_answer(steps, attempt)),
+        ),
+        options,
+    )
+
+
+def s1_answer(trajectory: list[str], attempt: str) -> str:
+    """The assistant turn that s1 trains on (simplescaling/s1, data/tokenization.py)."""
+    answer = attempt if "Answer:" in attempt else "Answer: " + attempt
+    return (
+        "<|im_start|>think\n"
+        + "\n".join(trajectory).strip()
+        + "\n<|im_start|>answer\n"
+        + answer.strip()
+    )
+
+
+def from_text(row: RawRow, options: ReadOptions) -> Example:
+    return Example(id="", where=row.where, text=_string(row, "text"))
+
+
+def from_scored(row: RawRow, options: ReadOptions) -> Example:
+    """A response with its advantage and, optionally, the log-probs of its tokens."""
+    keys = [key for key in ("message", "messages") if key in row.data]
+    if len(keys) != 1:
+        raise BadRow(
+            row.where,
+            "malformed prompt",
+            "one of 'message' and 'messages'",
+            f"{keys or 'none'}",
+            "keep one of them",
+        )
+    turns = (
+        *_string_or_turns(row, keys[0], "user"),
+        Message("assistant", _string(row, "response")),
+    )
+    advantage, logprobs = row.data.get("advantage"), row.data.get("logprob")
+    if not _is_finite(advantage):
+        raise BadRow(
+            row.where,
+            "bad advantage",
+            "a finite number as 'advantage'",
+            describe(advantage),
+            "compute it again, or remove the row",
+        )
+    if logprobs is not None and not (
+        isinstance(logprobs, list) and all(_is_finite(value) for value in logprobs)
+    ):
+        raise BadRow(
+            row.where,
+            "bad logprob",
+            "a list of finite numbers as 'logprob'",
+            describe(logprobs),
+            "compute them again, or remove the row",
+        )
+    return replace(
+        _conversation(row, turns, options),
+        advantage=float(advantage),
+        response_logprobs=None if logprobs is None else tuple(float(value) for value in logprobs),
+        raw_response=True,
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,104 @@
+"""Every key of every verb has an owner: changing it is either taken, and then some code within the
+verb's reach reads it, or refused with the reason.
+
+`config_reads` finds the readers. `check` is left out where it shows another verb's run: its keys
+are that verb's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+from config_reads import readers
+from verb_keys import VerbConfig, choices, command_line, spelled, verb_configs
+
+from megaladder.config.resolve import resolve, to_yaml
+from megaladder.config.sections.shared import TrainedModelSection
+from megaladder.config.verbs.data import SampleConfig
+from megaladder.config.verbs.evaluation import BenchmarkPromptSection, EvalConfig
+from megaladder.errors import ConfigError
+
+VERBS = {verb.name: verb for verb in verb_configs() if verb.name not in ("check sft", "check grpo")}
+KEYS = [(name, key) for name, verb in VERBS.items() for key in verb.keys]
+# the first word after `data make` chooses the class of the configuration
+CHOOSES_THE_CLASS = {("data make arithmetic", "kind"), ("data make countdown", "kind")}
+# another value of its own kind, where the one that is made up below means nothing
+VALUES: dict[str, Any] = {
+    "parallel.vpp": 2,
+    "rollout.servers": ["http://a:1"],
+    "budget.max_thinking": 5,
+    "calibration": 0.4,
+    "grpo.dual_clip": 3.0,
+    "grpo.dynamic_sampling": False,  # the preset switches it on
+    "data.holdout": 0.1,
+    "sigma": [1.0, 1.1, 1.2],
+    "train.recompute_modules": ["mlp"],
+}
+
+
+def changed(verb: VerbConfig, key: str) -> Any:
+    """A value that the field takes and that differs from its default (or from what is required)."""
+    if key in VALUES:
+        return VALUES[key]
+    field = verb.keys[key]
+    now = verb.required.get(key, field.get_default(call_default_factory=True))
+    named = [value for value in choices(field.annotation) if value != now]
+    if named:
+        return getattr(named[0], "value", named[0])
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if bool in kinds:
+        return not now
+    if isinstance(now, (tuple, list)) or any(str(kind).startswith("tuple") for kind in kinds):
+        return _another_list(str(field.annotation), now)
+    if kinds & {int, float} or any("int" in str(kind) or "float" in str(kind) for kind in kinds):
+        return _another_number(now, float in kinds or "float" in str(kinds))
+    return "another"
+
+
+def _another_list(kind: str, now: Any) -> list[Any]:
+    if "float" in kind:
+        return [0.5, 0.6] if len(now or ()) == 2 else [0.5]
+    return [7] if "int" in kind else ["another"]
+
+
+def _another_number(now: Any, fraction: bool) -> Any:
+    if fraction:
+        return now / 2 if now else 0.5
+    return now * 2 if now else 7
+
+
+@pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}:{key}" for name, key in KEYS])
+def test_a_changed_key_is_taken_and_read_or_refused_with_the_reason(name: str, key: str) -> None:
+    verb = VERBS[name]
+    if (name, key) in CHOOSES_THE_CLASS:
+        return
+    base = command_line(verb.config_class, verb.required)
+    flat = {**verb.required, key: changed(verb, key)}
+    args = command_line(verb.config_class, flat)
+    try:
+        config = resolve(verb.config_class, args, "test", takes_yaml=False)
+    except ConfigError as error:
+        leaf = key.rpartition(".")[2]
+        said = [line for line in str(error).splitlines() if leaf in line.replace("-", "_")]
+        assert said, f"{key} = {spelled(flat[key])} was refused without being named: {error}"
+        assert all("fix:" in line or "should be" in line for line in said)
+    else:
+        plain = resolve(verb.config_class, base, "test", takes_yaml=False)
+        assert to_yaml(config) != to_yaml(plain)
+    assert readers(verb.config_class, key, verb.run.partition(":")[0]), f"nothing reads {key}"
+
+
+def test_a_key_without_a_reader_is_found() -> None:
+    """`eval` once had model.init, `data sample` prompt.template: taken, and read by nothing."""
+
+    class OldEval(EvalConfig):
+        model: TrainedModelSection = TrainedModelSection()
+
+    class OldSample(SampleConfig):
+        prompt: BenchmarkPromptSection = BenchmarkPromptSection()
+
+    assert readers(OldEval, "model.init", VERBS["eval"].run.partition(":")[0]) == set()
+    assert readers(OldEval, "model.path", VERBS["eval"].run.partition(":")[0])
+    sample = VERBS["data sample"].run.partition(":")[0]
+    assert readers(OldSample, "prompt.template", sample) == set()
