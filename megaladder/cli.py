@@ -368,6 +368,10 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     if verb.distributed:
+        from megaladder.finished import answer_if_finished
+
+        if answer_if_finished(config):
+            return 0
         status = _place_ranks(config, args)
         if status is not None:
             return status

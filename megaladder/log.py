@@ -18,7 +18,7 @@ from typing import Any, Protocol, TextIO
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import MissingDependencyError
 from megaladder.process import last_word
-from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after
+from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after, read_jsonl
 
 GIB = 1024**3
 
@@ -239,6 +239,19 @@ class RunLog:
         for name in list(self._sinks):
             self._guard(name, "log", step, {"held_out_loss": loss})
 
+    def sync(self) -> None:
+        """Makes every row so far durable."""
+        if self._run is not None:
+            self._metrics.sync()
+            self._held_out.sync()
+
+    def missing_rows(self, after: int, until: int) -> str:
+        """The steps in (after, until] that metrics.jsonl has no row of, e.g. '3, 7–9'; '' if none."""
+        if self._run is None:
+            return ""
+        there = {row["step"] for row in read_jsonl(self._run.metrics)}
+        return _spans([step for step in range(after + 1, until + 1) if step not in there])
+
     def finish(
         self,
         title: str,
@@ -296,6 +309,17 @@ def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> Ru
             sinks["tensorboard"] = TensorBoardSink(run.path, max(resumed_step, 0) + 1)
         log.start_sinks(sinks, config.model_dump(mode="json"))
     return log
+
+
+def _spans(steps: Sequence[int]) -> str:
+    """Ascending numbers with runs drawn together: 1, 3–5."""
+    spans: list[list[int]] = []
+    for step in steps:
+        if spans and step == spans[-1][1] + 1:
+            spans[-1][1] = step
+        else:
+            spans.append([step, step])
+    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in spans)
 
 
 def _print_line(text: str, stream: TextIO) -> None:

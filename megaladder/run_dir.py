@@ -2,6 +2,7 @@
 can be read and resumed.
 
     run_dir/config.yaml        the resolved config (atomic)
+    run_dir/config_history.jsonl   every config that a start began with, and what had changed
     run_dir/fingerprint.json   what the run was made of: versions, hashes of tokenizer and data
                                (atomic)
     run_dir/metrics.jsonl      one object a step (append-only, torn tail repaired on open)
@@ -19,7 +20,7 @@ import math
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,11 @@ class JsonlFile:
         self._file.flush()
         if durable:
             os.fsync(self._file.fileno())
+
+    def sync(self) -> None:
+        """Waits until every row is on the disk: none is lost to a power cut."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -271,6 +277,16 @@ class RunDir:
     def write_config(self, resolved_yaml: str) -> None:
         self._assert_writer()
         atomic_write(self.path / "config.yaml", resolved_yaml)
+
+    def append_history(self, step: int, changes: Sequence[str], config: Mapping[str, Any]) -> None:
+        """One row of config_history.jsonl: what a start after `step` steps began with."""
+        self._assert_writer()
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        with JsonlFile(self.path / "config_history.jsonl") as history:
+            history.append(
+                {"after_step": step, "time": now, "changes": list(changes), "config": config},
+                durable=True,
+            )
 
     def read_fingerprint(self) -> dict[str, Any] | None:
         return self._read("fingerprint.json", json.loads)

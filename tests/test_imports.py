@@ -53,6 +53,7 @@ ROOT_FILES = {
     "faults",
     "launch",
     "process",
+    "finished",
 }
 # `analyze shift` may inside functions
 TORCH_FREE = ("process", "config", "rewards", "plan", "analysis")
@@ -65,6 +66,7 @@ TORCH_FREE_FILES = (
     "log.py",
     "cli.py",
     "launch.py",
+    "finished.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
 MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/log.py")

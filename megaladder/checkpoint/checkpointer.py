@@ -184,14 +184,18 @@ class Checkpointer:
         if self._queue is not None:
             self._queue.close()
 
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint's files, None for a good one; the same on every rank."""
+        return _damage(path)
+
     def load(self, path: Path) -> dict[str, Any]:
-        """Restores model, optimizer and RNG from a committed checkpoint and returns its
-        `trainer.json`.
+        """Restores model, optimizer and RNG from a checkpoint that `damage` found good.
+
+        Returns its `trainer.json`.
 
         Raises:
-            CheckpointError: damaged, or of another model; on every rank.
+            CheckpointError: of another model; on every rank.
         """
-        _verify_on_all_ranks(path)
         trainer = store.read_trainer(path)
         last_word.note_saved(trainer["step"])
         with_rng = trainer.get("num_ranks") == parallel.world_size()
@@ -211,22 +215,22 @@ class Checkpointer:
 def load_model_only(path: Path, chunks: Sequence[Any]) -> None:
     """Loads the weights of a checkpoint (of a run, or made by `convert hf-to-megatron`) into bare
     chunks; no optimizer, no RNG."""
-    _verify_on_all_ranks(path)
+    problem = _damage(path)
+    if problem is not None:
+        raise CheckpointError(problem)
     loaded = dist_checkpointing.load(_model_state(chunks, _stored_keys(path)), str(path))
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         _load_chunk(chunk, loaded[name])
 
 
-def _verify_on_all_ranks(path: Path) -> None:
-    """Ranks hash a share of the files each; a fault found by one is raised by all."""
+def _damage(path: Path) -> str | None:
+    """Ranks hash a share of the files each; a fault found by one is told to all. Collective."""
     problem = None
     try:
         store.verify(path, part=parallel.rank(), parts=parallel.world_size())
     except CheckpointError as error:
         problem = str(error)
-    problems = [found for found in parallel.all_gather(problem) if found]
-    if problems:
-        raise CheckpointError(problems[0])
+    return next((found for found in parallel.all_gather(problem) if found), None)
 
 
 def remove_leftovers(root: Path) -> list[str]:

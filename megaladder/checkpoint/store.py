@@ -4,7 +4,7 @@ retention rule.
 `checkpoints/step_N/` holds megatron-core's dist_checkpointing files (readable at any TP·PP·DP),
 `trainer.json` (step, loader, metrics), `hf/` (config and tokenizer of the model, so that the folder
 converts by itself), `integrity.json` (sha256 and size of every file) and, last of all, `COMMITTED`.
-A folder without that marker does not exist for `newest_committed` and is removed by the next start.
+A folder without that marker does not exist for `committed_steps` and is removed by the next start.
 
 torch reads a distributed checkpoint's `.metadata` with pickle: load checkpoints of your own runs
 only; exchange models as safetensors.
@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,27 +59,33 @@ def step_dir(root: Path, step: int) -> Path:
 
 
 def committed_steps(root: Path) -> list[int]:
-    """Steps with a commit marker, ascending."""
+    """Steps with a commit marker, ascending. Links and files that are called so do not count."""
+    return sorted(step for path, step in _step_folders(root) if (path / MARKER).is_file())
+
+
+def _step_folders(root: Path) -> Iterator[tuple[Path, int]]:
+    """The real folders `step_N`: a link may lead to somebody else's data."""
+    for path in root.iterdir() if root.is_dir() else ():
+        match = _STEP.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            yield path, int(match[1])
+
+
+def strangers(root: Path) -> list[str]:
+    """What is called like a checkpoint and is none of ours: a link, or a plain file."""
     if not root.is_dir():
         return []
-    found = (_STEP.fullmatch(path.name) for path in root.iterdir() if (path / MARKER).is_file())
-    return sorted(int(match[1]) for match in found if match)
-
-
-def newest_committed(root: Path) -> int | None:
-    steps = committed_steps(root)
-    return steps[-1] if steps else None
+    ours = {path for path, _ in _step_folders(root)}
+    return sorted(
+        f"{path} is a {'link' if path.is_symlink() else 'file'}, not a checkpoint folder: left alone"
+        for path in root.iterdir()
+        if _STEP.fullmatch(path.name) and path not in ours
+    )
 
 
 def remove_uncommitted(root: Path) -> list[str]:
     """Deletes what a killed save left behind and returns the folders' names. Main rank only."""
-    if not root.is_dir():
-        return []
-    stale = [
-        path
-        for path in root.iterdir()
-        if _STEP.fullmatch(path.name) and not (path / MARKER).is_file()
-    ]
+    stale = [path for path, _ in _step_folders(root) if not (path / MARKER).is_file()]
     for path in stale:
         shutil.rmtree(path)
     return sorted(path.name for path in stale)
@@ -92,6 +98,8 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
         StorageError: the disk has less than 1.2 × `needed_bytes` free; the message gives the
         numbers.
     """
+    if path.is_symlink() or path.is_file():
+        raise CheckpointError(f"{path}: is in the way of a checkpoint; fix: move it elsewhere")
     if path.exists():
         (path / MARKER).unlink(missing_ok=True)
         shutil.rmtree(path)

@@ -17,13 +17,14 @@ from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.run_dir import RunDir
-from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog
+from megaladder.train.health import Watchdog
 from megaladder.train.rl.engines import EngineStart, open_weight_sync
 from megaladder.train.rl.feed import RoundFeed
 from megaladder.train.rl.policy import Policy
 from megaladder.train.rl.problems import ProblemData, prepare_problems
-from megaladder.train.rl.progress import GrpoProgress
+from megaladder.train.rl.report import GrpoReport
 from megaladder.train.rl.rounds import open_source
+from megaladder.train.run_life import RunLife
 from megaladder.train.schedule import build_schedule
 from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
 
@@ -80,42 +81,42 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
         config, parts.run, parts.model, build_schedule(config.optim, facts.total_steps)
     )
     policy = Policy(config, trainer, facts.pad_token_id)
-    progress = GrpoProgress(config, parts.run, facts, trainer)
-    guard = NonFiniteGuard(config.train.nonfinite_limit)
-    step, total_steps = progress.resume(), progress.total_steps
+    report = GrpoReport(config, parts.run, facts, trainer)
+    life = RunLife(config, parts.run, report, trainer, facts.total_steps)
+    step, total_steps = life.resume(), facts.total_steps
 
     watchdog.beat("starting the engine", patience_s=3600.0)
     engine = starting.result(trainer)
-    signals = StopSignals()
     rollouts = RoundFeed(
         config,
         parts.run.path / "rollouts",
-        open_source(config, parts.data, engine, progress.cursor),
+        open_source(config, parts.data, engine, report.cursor),
         watchdog,
-        signals,
+        life.listen(),
     )
     weights = open_weight_sync(config, trainer, parts.run, engine, version=0 if step == 0 else None)
     for part in (weights, rollouts):
         parts.closing.callback(part.close)
-    progress.note_engine(engine)
+    report.note_engine(engine)
+    report.rollouts = rollouts
     rollouts.resume_after(step)
 
     while step < total_steps:
         step += 1
-        progress.start_step()
+        report.start_step()
         if not rollouts.begun(step):  # always with lag 0; with lag 1 the first round of a start
             watchdog.beat(f"weights version {step - 1} to the engine", patience_s=3600.0)
-            with progress.phase("sync"):
-                progress.note_sync(weights.send(step - 1))
+            with report.phase("sync"):
+                report.note_sync(weights.send(step - 1))
             rollouts.begin(step, version=step - 1)
-        with progress.phase("rollouts"):
+        with report.phase("rollouts"):
             # whole groups, graded, with advantages; stored before anything trains on them
             samples = rollouts.take(step)
         if samples is None:
-            progress.stop(step - 1)
+            life.stop(step - 1)
         if config.grpo.lag and step < total_steps:
-            with progress.phase("sync"):
-                progress.note_sync(weights.send(step - 1))
+            with report.phase("sync"):
+                report.note_sync(weights.send(step - 1))
             rollouts.begin(step + 1, version=step - 1)
         weights.rest()
 
@@ -125,36 +126,33 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
         minis = policy.mini_batches(samples)
         for mini in minis:
             updates.append(policy.update(step, mini))
-            progress.warn(guard.record(step, updates[-1].updated, partial(list, mini.names)))
-        progress.record(step, samples, minis, updates, policy)
+            life.note_update(step, updates[-1].updated, partial(list, mini.names))
+        report.record(step, samples, minis, updates, policy)
 
         watchdog.beat(f"finishing step {step}", patience_s=rollouts.patience_s)
-        stopping = signals.agreed()
-        if stopping or progress.save_due(step):
-            # files are written by forked processes: no thread may hold a lock then
-            rollouts.settle()
-            progress.save(step)
-        if stopping and step < total_steps:
-            progress.stop(step)
-    progress.finish(step)
+        life.end_of_step(step)
+    life.finish(step)
 
 
 def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
     """Rounds by the model as it is, graded and stored; nothing is trained. Rounds that are stored
     already are not made again."""
     engine = EngineStart(config, parts.model, parts.data, parts.run).result()
-    progress = GrpoProgress(config, parts.run, parts.data.facts, None)
+    total_steps = parts.data.facts.total_steps
+    report = GrpoReport(config, parts.run, parts.data.facts, None)
+    life = RunLife(config, parts.run, report, None, total_steps)
     source = open_source(config, parts.data, engine, 0)
-    rollouts = RoundFeed(config, parts.run.path / "rollouts", source, parts.watchdog, StopSignals())
+    signals = life.listen()
+    rollouts = RoundFeed(config, parts.run.path / "rollouts", source, parts.watchdog, signals)
     parts.closing.callback(rollouts.close)
-    progress.resume()
-    progress.note_engine(engine)
-    for step in range(1, progress.total_steps + 1):
-        progress.start_step()
+    life.resume()
+    report.note_engine(engine)
+    for step in range(1, total_steps + 1):
+        report.start_step()
         rollouts.begin(step, version=0)
-        with progress.phase("rollouts"):
+        with report.phase("rollouts"):
             samples = rollouts.take(step)
         if samples is None:
-            progress.stop(step - 1)
-        progress.record(step, samples, [], [], None)
-    progress.finish(progress.total_steps)
+            life.stop(step - 1)
+        report.record(step, samples, [], [], None)
+    life.finish(total_steps)

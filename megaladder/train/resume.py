@@ -3,6 +3,7 @@ later start in it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from megaladder import parallel
@@ -10,6 +11,7 @@ from megaladder.config.resolve import to_yaml
 from megaladder.config.resume import compare_for_resume
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import ConfigError
+from megaladder.finished import forget_finished
 from megaladder.run_dir import RunDir
 
 
@@ -35,8 +37,17 @@ def check_same_run(config: RunConfig, run: RunDir, *, resuming: bool) -> list[st
     return changes
 
 
-def write_run_identity(config: RunConfig, run: RunDir, identity: dict[str, Any]) -> None:
-    """Stores the resolved configuration and the hashes of what went in. Main rank writes."""
+def write_run_identity(
+    config: RunConfig, run: RunDir, identity: dict[str, Any], step: int, changes: Sequence[str]
+) -> None:
+    """Stores the resolved configuration and the hashes of what went in. Main rank writes.
+
+    `config.yaml` is the configuration of now; `config_history.jsonl` keeps every one that a start
+    after `step` steps began with, and what had changed.
+    """
     if parallel.is_main():
+        forget_finished(run)
+        if changes or run.read_config() is None:
+            run.append_history(step, changes, config.model_dump(mode="json"))
         run.write_config(to_yaml(config))
         run.write_fingerprint(identity)

@@ -8,11 +8,12 @@ from megaladder import parallel, platform
 from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.config.sft import SftConfig
 from megaladder.run_dir import RunDir
-from megaladder.train.health import NonFiniteGuard, StopSignals, Watchdog, stopped
+from megaladder.train.health import Watchdog
 from megaladder.train.objectives.losses import sft_head, sft_loss
+from megaladder.train.run_life import RunLife
 from megaladder.train.schedule import build_schedule
 from megaladder.train.supervised.data import prepare_data
-from megaladder.train.supervised.progress import SftProgress
+from megaladder.train.supervised.report import SftReport
 from megaladder.train.trainer import Trainer, layout_of, open_model
 
 
@@ -38,39 +39,26 @@ def run_sft(config: SftConfig) -> int:
         loader, total_steps = data.loader, data.total_steps
         watchdog.beat("building the model")
         trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps))
-        progress = SftProgress(config, run, trainer, data)
+        report = SftReport(config, trainer, data)
+        life = RunLife(config, run, report, trainer, total_steps)
         loss = sft_loss(
             config.train.loss,
             clip_low=config.train.clip_ratio_low,
             clip_high=config.train.clip_ratio_high,
         )
         head = sft_head(config.train.loss, loss, config.train.logits)
-        guard = NonFiniteGuard(config.train.nonfinite_limit)
 
-        step = progress.resume()
-        signals = StopSignals()
-        if step == 0:
-            progress.evaluate(step)
+        step = life.resume()
+        life.listen()
         while step < total_steps:
             step += 1
             watchdog.beat(f"training step {step}")
             batches, stats = next(loader)
             result = trainer.update(step, batches, loss, head=head)
-            progress.record(step, result, stats)
-            progress.warn(guard.record(step, result.updated, partial(data.names, stats.sample_ids)))
-
+            report.record(step, result, stats)
+            life.note_update(step, result.updated, partial(data.names, stats.sample_ids))
             watchdog.beat(f"finishing step {step}")
-            if progress.evaluation_due(step):
-                progress.evaluate(step)
-            stopping = signals.agreed()
-            if stopping or progress.save_due(step):
-                progress.save(step)
-            if stopping and step < total_steps:
-                trainer.checkpoints.close()
-                raise stopped(
-                    f"stopped by a signal after step {step} of {total_steps}; saved;"
-                    f" {progress.resume_hint()}"
-                )
-        progress.finish(step)
+            life.end_of_step(step)
+        life.finish(step)
         watchdog.stop()
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from megaladder import parallel, platform
 from megaladder.checkpoint import store
-from megaladder.checkpoint.checkpointer import Checkpointer, remove_leftovers
+from megaladder.checkpoint.checkpointer import Checkpointer
 from megaladder.checkpoints_conv.live_model import (
     export_hf,
     load_hf_into_chunks,
@@ -20,7 +20,6 @@ from megaladder.checkpoints_conv.live_model import (
 from megaladder.checkpoints_conv.reader import auxiliary_files
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
-from megaladder.errors import CheckpointError
 from megaladder.faults import fault_point
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, LossFunction
@@ -186,34 +185,6 @@ class Trainer:
         for chunk in self.chunks:
             chunk.train()
         return sums
-
-    def resume_from(self) -> Path | None:
-        """The checkpoint that this start continues from, None for a fresh run. Clears what a killed
-        save left behind.
-
-        Raises:
-            CheckpointError: `never` in a folder that has checkpoints, or a named step that is not
-            committed.
-        """
-        wanted, root = self.config.checkpoint.resume, self._run.checkpoints
-        remove_leftovers(root)
-        steps = parallel.broadcast(store.committed_steps(root))
-        if wanted == "never":
-            if steps:
-                raise CheckpointError(
-                    f"{root} holds step {steps[-1]} and checkpoint.resume is 'never'; fix: another"
-                    " run_dir, delete it, or resume auto"
-                )
-            return None
-        if wanted == "auto":
-            return store.step_dir(root, steps[-1]) if steps else None
-        path = Path(wanted)
-        if not (path / store.MARKER).is_file():
-            raise CheckpointError(
-                f"{path}: no committed checkpoint (checkpoint.resume); committed steps in {root}:"
-                f" {steps or 'none'}"
-            )
-        return path
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Model, optimizer and RNG of a committed checkpoint; returns its `trainer.json`."""

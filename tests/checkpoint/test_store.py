@@ -24,7 +24,7 @@ def test_only_committed_folders_count(tmp_path):
     _save(tmp_path, 10)
     newer = _save(tmp_path, 20)
     (newer / store.MARKER).unlink()
-    assert store.newest_committed(tmp_path) == 10
+    assert store.committed_steps(tmp_path) == [10]
     assert store.remove_uncommitted(tmp_path) == ["step_20"]
     assert not newer.exists() and store.committed_steps(tmp_path) == [10]
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_told_before_writing_with_both_numbers(tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 1199))
     with pytest.raises(StorageError, match=r"1,200 bytes.*1,199 free"):
         store.prepare_folder(store.step_dir(tmp_path, 20), 1000)
-    assert store.newest_committed(tmp_path) == 10 and not store.step_dir(tmp_path, 20).exists()
+    assert store.committed_steps(tmp_path) == [10] and not store.step_dir(tmp_path, 20).exists()
 
 
 def test_marker_is_the_last_file_written(tmp_path):

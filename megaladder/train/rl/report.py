@@ -1,24 +1,21 @@
-"""What happens around the steps of a GRPO run: resume, each step's line and row, the mismatch
-limit, checkpoints, the last words."""
+"""What a GRPO run says and remembers: step lines with phases, the mismatch limit, the final table."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import RunStopped
-from megaladder.log import RunLog, StepMetrics, open_run_log
+from megaladder.log import RunLog, StepMetrics
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
 from megaladder.run_dir import RunDir
-from megaladder.train.health import stopped
-from megaladder.train.resume import check_same_run, write_run_identity
+from megaladder.train.rl.feed import RoundFeed
 from megaladder.train.rl.policy import MiniBatch, Policy
 from megaladder.train.rl.problems import ProblemFacts
 from megaladder.train.rl.samples import SampleTable
@@ -27,62 +24,75 @@ from megaladder.train.trainer import Trainer, UpdateResult
 CONSOLE_KEYS = ("reward", "accuracy", "entropy", "mismatch_mean")
 
 
-class GrpoProgress:
-    """The bookkeeping of one run. Built on every rank; only the main rank prints and writes.
-    `trainer`: None when nothing is trained."""
+class GrpoReport:
+    """The contents of a GRPO run's life (`run_life.RunContents`). Built on every rank.
+
+    trainer: None when nothing is trained. rollouts: set once they are open.
+    """
+
+    log: RunLog
+    rollouts: RoundFeed | None = None
 
     def __init__(
         self, config: GrpoConfig, run: RunDir, facts: ProblemFacts, trainer: Trainer | None
     ) -> None:
         self._config, self._run, self._facts, self._trainer = config, run, facts, trainer
-        self.total_steps = facts.total_steps
+        self.title = "GRPO finished" if trainer is not None else "rollouts finished"
         self.cursor = 0  # the problem stream's position after the last step
         self._left_out: Counter[str] = Counter()
         self._rewards: dict[int, float] = {}
-        self._began = self._step_began = time.perf_counter()
+        self._step_began = time.perf_counter()
         self._phases: Counter[str] = Counter()
-        self._saved: int | None = None
-        self.log: RunLog | None = None
 
-    def resume(self) -> int:
-        """The number of steps already done (0 for a fresh run); model, optimizer, RNG and stream
-        position are restored to it."""
-        path = self._trainer.resume_from() if self._trainer else None
-        check_same_run(self._config, self._run, resuming=path is not None)
-        step = 0
-        if path is not None:
-            saved = self._trainer.restore(path)
-            step = self._saved = saved["step"]
-            self.cursor = saved["cursor"]
-            self._left_out.update(saved["left_out"])
-            self._rewards = {int(key): value for key, value in saved["rewards"].items()}
-        write_run_identity(self._config, self._run, self._facts.identity)
-        self.log = open_run_log(self._run if parallel.is_main() else None, self._config, step)
-        self._introduce(step)
-        return step
+    def identity(self) -> dict[str, Any]:
+        """Hashes of problems and tokenizer."""
+        return self._facts.identity
 
-    def _introduce(self, step: int) -> None:
+    def state(self, step: int) -> dict[str, Any]:
+        """Stream position, rewards and counts after `step`, for the checkpoint."""
+        return {
+            "cursor": self.cursor,
+            "left_out": dict(self._left_out),
+            "rewards": {str(key): value for key, value in self._rewards.items()},
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        self.cursor = saved["cursor"]
+        self._left_out.update(saved["left_out"])
+        self._rewards = {int(key): value for key, value in saved["rewards"].items()}
+
+    def begin(self, log: RunLog, step: int) -> None:
+        """Says what is trained on what."""
+        self.log = log
         config = self._config
         if self._trainer is not None:
             shape = self._trainer.shape
-            self.log.info(
+            log.info(
                 f"model {config.model.path}: {shape.hf_family}, {shape.num_parameters:,}"
                 f" parameters; layout {self._trainer.layout}·dp{parallel.dp_size()} on"
                 f" {platform.device().type}, {parallel.world_size()} rank(s)"
             )
         for line in (*self._facts.lines, *config.unread):
-            self.log.info(line)
+            log.info(line)
         per_step = config.grpo.prompts_per_step * config.rollout.n
-        self.log.info(
+        log.info(
             f"{config.grpo.preset}: {config.grpo.prompts_per_step} prompts × {config.rollout.n} ="
             f" {per_step} completions a step, {config.grpo.mini_batches} update(s), lag"
             f" {config.grpo.lag}; engine {config.rollout.engine}"
         )
-        self.log.info(
-            f"resumed after step {step} of {self.total_steps}"
-            if step
-            else f"{self.total_steps} steps"
-        )
+
+    def evaluation_due(self, step: int, saving: bool) -> bool:
+        """Nothing is evaluated beside the rewards."""
+        return False
+
+    def evaluate(self, step: int) -> None:
+        """Never asked for."""
+
+    def before_save(self) -> None:
+        """Waits for the round that is being made: no thread may hold a lock when writers fork."""
+        if self.rollouts is not None:
+            self.rollouts.settle()
 
     def note_engine(self, engine: Engine | None) -> None:
         if engine is not None:
@@ -143,7 +153,7 @@ class GrpoProgress:
         self.log.step(
             StepMetrics(
                 step=step,
-                total_steps=self.total_steps,
+                total_steps=self._facts.total_steps,
                 loss=_mean([result.sums.mean_loss for result in results]),
                 lr=results[-1].lr if results else 0.0,
                 grad_norm=_mean(norms),
@@ -169,7 +179,7 @@ class GrpoProgress:
             raise RunStopped(
                 f"step {step}: mean |Δ log-prob| between trainer and engine is"
                 f" {learned['mismatch_mean']:.4g} nats, above grpo.mismatch_limit {limit:g}; fix:"
-                f" rollout.sync file, train.precision, a smaller optim.lr; {self.resume_hint()}"
+                " rollout.sync file, train.precision, a smaller optim.lr; then start again"
             )
 
     def note_sync(self, report: SyncReport | None) -> None:
@@ -180,103 +190,19 @@ class GrpoProgress:
                 f" in {report.seconds:.3f} s; {report.check}"
             )
 
-    def warn(self, text: str | None) -> None:
-        if text:
-            self.log.warn(text)
-
-    def save_due(self, step: int) -> bool:
-        section = self._config.checkpoint
-        return (
-            step == self.total_steps
-            or step in section.keep_steps
-            or bool(section.every and step % section.every == 0)
-        )
-
-    def save(self, step: int) -> None:
-        """A checkpoint of this step; an HF folder beside it where the step is kept for good."""
-        if self._trainer is None or self._saved == step:
-            return
-        began = time.monotonic()
-        self._trainer.checkpoints.save(
-            step,
-            {
-                "step": step,
-                "cursor": self.cursor,
-                "num_ranks": parallel.world_size(),
-                "layout": str(self._trainer.layout),
-                "left_out": dict(self._left_out),
-                "rewards": {str(key): value for key, value in self._rewards.items()},
-            },
-        )
-        self._saved = step
-        self.log.info(
-            f"checkpoint step_{step} {'started' if self._config.checkpoint.async_save else 'saved'}"
-            f" in {time.monotonic() - began:.2f} s"
-        )
-        if (
-            self._config.checkpoint.export_hf
-            and step in self._config.checkpoint.keep_steps
-            and step != self.total_steps
-        ):
-            self.log.info(f"exported {self._trainer.export(step)}")
-
-    def stop(self, step: int) -> None:
-        """Saves and ends a run that a signal asked to stop."""
-        self.save(step)
-        if self._trainer is not None:
-            self._trainer.checkpoints.close()
-        raise stopped(
-            f"stopped by a signal after step {step} of {self.total_steps}; saved;"
-            f" {self.resume_hint()}"
-        )
-
-    def finish(self, step: int) -> None:
-        """Last checkpoint, export, and the table that ends with the next command."""
-        self.save(step)
-        rows = [("steps", f"{step}")]
+    def rows(self) -> list[tuple[str, str]]:
+        """Rewards and what was left out, for the final table."""
+        rows = []
         if self._rewards:
             first, last = min(self._rewards), max(self._rewards)
-            rows.append(
-                (
-                    "reward",
-                    (
-                        f"{self._rewards[first]:.3f} (step {first}) → {self._rewards[last]:.3f}"
-                        f" (step {last})"
-                    ),
-                )
+            shown = (
+                f"{self._rewards[first]:.3f} (step {first}) → {self._rewards[last]:.3f}"
+                f" (step {last})"
             )
-        rows += [
-            (
-                "left out",
-                ", ".join(
-                    f"{count:,} {name.replace('_', ' ')}" for name, count in self._left_out.items()
-                )
-                or "nothing",
-            ),
-            ("time", f"{time.perf_counter() - self._began:.1f} s"),
-            ("rollouts", str(self._run.path / "rollouts")),
-        ]
-        following = None
-        if self._trainer is not None:
-            self._trainer.checkpoints.close()
-            rows.append(("checkpoints", str(self._run.checkpoints)))
-            folder = self._run.hf_folder(step)
-            following = (
-                f"megaladder convert megatron-to-hf --megatron {self._run.checkpoints}/step_{step}"
-                f" --out {folder}"
-            )
-            if self._config.checkpoint.export_hf:
-                if not (folder / "config.json").is_file():
-                    self._trainer.export(step)
-                rows.append(("HF model", str(folder)))
-                following = f"megaladder eval --model {folder} --benchmark gsm8k --data-dir DIR"
-        parallel.barrier()
-        self.log.finish(
-            "GRPO finished" if self._trainer is not None else "rollouts finished", rows, following
-        )
-
-    def resume_hint(self) -> str:
-        return "resume with: " + shlex.join(["megaladder", *sys.argv[1:]])
+            rows.append(("reward", shown))
+        left_out = (f"{count:,} {name.replace('_', ' ')}" for name, count in self._left_out.items())
+        rows.append(("left out", ", ".join(left_out) or "nothing"))
+        return [*rows, ("rollouts", str(self._run.path / "rollouts"))]
 
 
 LEFT_OUT = (

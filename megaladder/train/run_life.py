@@ -1,0 +1,276 @@
+"""The life of a training run around its steps, told once for SFT and GRPO.
+
+    step = life.resume()                     where this start begins; the log is open from here on
+    life.listen()                            stop signals count from here on
+    while step < total_steps:
+        step += 1
+        …                                    one step of the algorithm
+        life.note_update(step, updated, …)   progress is updates, not steps or checkpoints
+        life.end_of_step(step)               background saves, evaluation, checkpoint, stop
+    life.finish(step)                        last checkpoint, export, the final table
+
+What differs between the two (what is evaluated, what else a checkpoint holds, what is printed) is a
+`RunContents`. Every method is collective; the main rank alone writes and prints.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from megaladder import parallel
+from megaladder.checkpoint import lineage
+from megaladder.checkpoint.store import step_dir
+from megaladder.config.sections.run import RunConfig
+from megaladder.errors import RunStopped
+from megaladder.finished import write_finished
+from megaladder.log import RunLog, open_run_log
+from megaladder.run_dir import RunDir
+from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
+from megaladder.train.resume import check_same_run, write_run_identity
+from megaladder.train.start import Start, find_start
+from megaladder.train.trainer import Trainer
+
+
+class RunContents(Protocol):
+    """What one kind of training adds to the life of its runs."""
+
+    title: str
+    """What has ended when the run is finished, e.g. 'SFT finished'."""
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes of what goes in, for fingerprint.json."""
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds beside model and optimizer; plain JSON."""
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+
+    def begin(self, log: RunLog, step: int) -> None:
+        """The log is open and `step` steps are done: say what a person should know."""
+
+    def evaluation_due(self, step: int, saving: bool) -> bool:
+        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows."""
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates the model as it is after `step`."""
+
+    def before_save(self) -> None:
+        """Brings background work to rest: files are written by forked processes."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The rows of the final table that are about the training itself."""
+
+
+class RunLife:
+    """Resume, save, evaluate, export, stop and finish of one run."""
+
+    log: RunLog
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        contents: RunContents,
+        trainer: Trainer | None,
+        total_steps: int,
+    ) -> None:
+        """trainer: None when nothing is trained, and so nothing is saved."""
+        self._config, self._run, self._contents = config, run, contents
+        self._trainer, self._total_steps = trainer, total_steps
+        self._signals: StopSignals | None = None
+        self._guard = NonFiniteGuard(config.train.nonfinite_limit)
+        self._updates = 0
+        self._line = lineage.Line()
+        self._saved: int | None = None
+        self._began = time.monotonic()
+
+    # ---- the beginning
+
+    def resume(self) -> int:
+        """The number of steps already done; everything is restored to it. 0 for a fresh run.
+
+        Raises:
+            ConfigError: the run was started with settings that may not change.
+            CheckpointError: there is no good checkpoint where one is needed.
+        """
+        start = Start(None, 0, lineage.Line(), [])
+        if self._trainer is not None:
+            start = find_start(self._config, self._run, self._trainer.checkpoints.damage)
+        changes = check_same_run(self._config, self._run, resuming=start.path is not None)
+        self._line = start.line
+        if start.path is not None:
+            self._restore(start.path)
+        write_run_identity(self._config, self._run, self._contents.identity(), start.step, changes)
+        # a fresh start measures the held-out loss of step 0 again
+        main = self._run if parallel.is_main() else None
+        self.log = open_run_log(main, self._config, start.step or -1)
+        self._tell_start(start, changes)
+        self._contents.begin(self.log, start.step)
+        where = f"resumed after step {start.step} of" if start.step else ""
+        self.log.info(f"{where} {self._total_steps} steps".strip())
+        if start.step == 0 and self._contents.evaluation_due(0, saving=False):
+            self._contents.evaluate(0)
+        return start.step
+
+    def _restore(self, path: Path) -> None:
+        assert self._trainer is not None
+        saved = self._trainer.restore(path)
+        self._contents.restore(saved)
+        self._saved = saved["step"]
+        self._updates = saved.get("updates", saved["step"])
+        self._guard.in_a_row = saved.get("skipped_in_a_row", 0)
+        self._guard.skipped = saved.get("skipped_steps", [])
+
+    def _tell_start(self, start: Start, changes: Sequence[str]) -> None:
+        for note in start.notes:
+            self.log.warn(note)
+        if changes:
+            self.log.info("settings changed since the last start:")
+        for change in changes:
+            self.log.info(f"  {change}")
+        gap = self.log.missing_rows(max(start.line.fork, 0), start.step)
+        if gap:
+            self.log.warn(
+                f"{self._run.metrics}: no rows of steps {gap}, which the checkpoint has (lost in a"
+                " power cut, or edited)"
+            )
+
+    def listen(self) -> StopSignals:
+        """From here on a stop signal ends the run after its step. Called right before the loop:
+        until then nothing has to be saved."""
+        self._signals = StopSignals()
+        return self._signals
+
+    # ---- each step
+
+    def note_update(self, step: int, updated: bool, names: Callable[[], Sequence[str]]) -> None:
+        """Counts an optimizer update, or warns that `step` changed nothing.
+
+        Raises:
+            RunStopped: too many updates in a row were not finite, over all starts of the run.
+        """
+        self._updates += updated
+        warning = self._guard.record(step, updated, names)
+        if warning:
+            self.log.warn(warning)
+
+    def end_of_step(self, step: int) -> None:
+        """What is due after `step`: a background save's commit, evaluation, checkpoint, stop.
+
+        Raises:
+            RunStopped: a signal asked for it; the step is saved.
+        """
+        if self._trainer is not None:
+            self._trainer.checkpoints.poll()
+        saving = self._save_due(step)
+        if self._contents.evaluation_due(step, saving):
+            self._contents.evaluate(step)
+        stopping = self._signals is not None and self._signals.agreed()
+        if saving or stopping:
+            self.save(step)
+        if stopping and step < self._total_steps:
+            self.stop(step)
+
+    def _save_due(self, step: int) -> bool:
+        section = self._config.checkpoint
+        last_or_listed = step == self._total_steps or step in section.keep_steps
+        return last_or_listed or bool(section.every and step % section.every == 0)
+
+    def save(self, step: int, *, at_rest: bool = True) -> None:
+        """A checkpoint of this step; a Hugging Face folder beside it where it is kept for good.
+
+        at_rest: wait for background work first.
+        """
+        if self._trainer is None or self._saved == step:
+            return
+        if at_rest:
+            self._contents.before_save()
+        began = time.monotonic()
+        self.log.sync()  # a committed checkpoint implies durable rows of its steps
+        self._trainer.checkpoints.save(step, self._state(step))
+        self._saved = step
+        done = "started" if self._config.checkpoint.async_save else "saved"
+        self.log.info(f"checkpoint step_{step} {done} in {time.monotonic() - began:.2f} s")
+        section = self._config.checkpoint
+        if section.export_hf and step in section.keep_steps and step != self._total_steps:
+            self.log.info(f"exported {self._trainer.export(step)}")
+
+    def _state(self, step: int) -> dict[str, Any]:
+        assert self._trainer is not None
+        return {
+            "step": step,
+            "line": self._line.name,
+            "num_ranks": parallel.world_size(),
+            "layout": str(self._trainer.layout),
+            "updates": self._updates,
+            "skipped_in_a_row": self._guard.in_a_row,
+            "skipped_steps": self._guard.skipped,
+            **self._contents.state(step),
+        }
+
+    # ---- the end
+
+    def stop(self, step: int) -> NoReturn:
+        """Saves and ends a run that a signal asked to stop, whatever the background is at."""
+        self.save(step, at_rest=False)
+        if self._trainer is not None:
+            self._trainer.checkpoints.close()
+        raise stopped(
+            f"stopped by a signal after step {step} of {self._total_steps}; saved;"
+            f" {self.resume_hint()}"
+        )
+
+    def finish(self, step: int) -> None:
+        """Last checkpoint, export, and the table that ends with the next command.
+
+        Raises:
+            RunStopped: not one step changed the weights: nothing was trained.
+        """
+        self.save(step)
+        rows = [("steps", f"{step}"), *self._contents.rows()]
+        following = None
+        if self._trainer is not None:
+            self._trainer.checkpoints.close()
+            self._refuse_untrained(step)
+            more, following = self._weights(step)
+            rows += more
+        rows.append(("time", f"{time.monotonic() - self._began:.1f} s"))
+        parallel.barrier()
+        self.log.finish(self._contents.title, rows, following)
+        if parallel.is_main():
+            write_finished(self._config, self._run, self._contents.title, rows, following)
+
+    def _refuse_untrained(self, step: int) -> None:
+        if self._updates == 0 and step > 0:
+            raise RunStopped(
+                f"none of {step} steps changed the weights: loss or gradient was not finite in all"
+                " of them; fix: lower optim.lr, look at the data, or train.precision; then another"
+                " run_dir"
+            )
+
+    def _weights(self, step: int) -> tuple[list[tuple[str, str]], str]:
+        """Rows about what was written, and the command that comes next."""
+        assert self._trainer is not None
+        rows = [("checkpoints", str(self._run.checkpoints))]
+        if self._guard.skipped:
+            rows.append(("skipped updates", f"{len(self._guard.skipped)} (not finite)"))
+        folder = self._run.hf_folder(step)
+        if not self._config.checkpoint.export_hf:
+            checkpoint = step_dir(self._run.checkpoints, step)
+            return rows, (
+                f"megaladder convert megatron-to-hf --megatron {checkpoint} --out {folder}"
+            )
+        if not (folder / "config.json").is_file():
+            self._trainer.export(step)
+        rows.append(("HF model", str(folder)))
+        return rows, f"megaladder eval --model {folder} --benchmark NAME --data-dir DIR"
+
+    def resume_hint(self) -> str:
+        """The command that goes on from here."""
+        return "resume with: " + shlex.join(["megaladder", *sys.argv[1:]])
