@@ -22,10 +22,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megaladder.errors import ConfigError, DataError
-from megaladder.run_dir import fsync_folder, to_json
+from megaladder.run_dir import atomic_write, fsync_folder, to_json
 from megaladder.types import TokenSample
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HOLDOUT_STREAM = 0x401D  # keeps the holdout draw apart from other uses of the same seed
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 # array → (dtype, one entry per). "token": as many as there are tokens; "sample": one a sample;
@@ -40,6 +40,10 @@ ARRAYS = {
 }
 # array → field of TokenSample
 OPTIONAL = {"advantages": "advantage", "old_logprobs": "old_logprobs_n"}
+
+
+class DamagedStoreError(DataError):
+    """Tokenised data that is not what was written. It can be made again from the data file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,34 +253,48 @@ class SampleStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> SampleStore:
-        """Opens a folder that `commit` wrote. Raises DataError when a file is missing, cut short or
-        of another format version."""
+        """Opens a folder that `commit` wrote, and compares every file with its digest.
+
+        Raises:
+            DamagedStoreError: a file is missing, cut short or changed, or of another format.
+        """
         folder = Path(folder)
         fix = f"fix: delete the folder {folder}, it is rebuilt from the data file"
         try:
             meta = json.loads((folder / "meta.json").read_text("utf-8"))
-            names = json.loads((folder / "names.json").read_text("utf-8"))
             if meta["version"] != FORMAT_VERSION:
-                raise DataError(
+                raise DamagedStoreError(
                     f"{folder}: expected tokenised data of version {FORMAT_VERSION}, found"
                     f" {meta['version']}; {fix}"
                 )
-            arrays = {}
-            for array, size in meta["sizes"].items():
-                arrays[array] = _map_file(folder / f"{array}.bin", ARRAYS[array][0])
-                if len(arrays[array]) != size:
-                    raise DataError(
-                        f"{folder}/{array}.bin: expected {size} entries, found"
-                        f" {len(arrays[array])}; {fix}"
+            if meta.pop("digest") != _digest_of(meta):
+                raise DamagedStoreError(f"{folder / 'meta.json'}: its content has changed; {fix}")
+            for name, digest in meta["sha256"].items():
+                if _sha256(folder / name) != digest:
+                    raise DamagedStoreError(
+                        f"{folder / name}: its content has changed since it was written; {fix}"
                     )
+            names = json.loads((folder / "names.json").read_text("utf-8"))
+            arrays = {
+                array: _map_file(folder / f"{array}.bin", ARRAYS[array][0])
+                for array in meta["arrays"]
+            }
             return cls(arrays, names, meta["fingerprint"], DataReport.from_dict(meta["report"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
+            raise DamagedStoreError(
                 f"{folder}: expected complete tokenised data, found {type(error).__name__}:"
                 f" {error}; {fix}"
             ) from error
+
+
+def _digest_of(meta: dict[str, Any]) -> str:
+    """sha256 of the values, whatever the layout of the file."""
+    return hashlib.sha256(to_json(meta, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_totals(report: DataReport, arrays: dict[str, np.ndarray]) -> DataReport:
@@ -297,21 +315,17 @@ def commit(
     """Finishes `writer` (whose folder is `temporary`) and renames the folder to `target`: all of it
     appears at once, or nothing."""
     arrays, names = writer.finish()
+    atomic_write(temporary / "names.json", to_json(names))
+    files = ["names.json", *(f"{array}.bin" for array in arrays)]
     meta = {
         "version": FORMAT_VERSION,
         "fingerprint": fingerprint,
-        "sizes": {array: len(values) for array, values in arrays.items()},
+        "arrays": list(arrays),
+        "sha256": {name: _sha256(temporary / name) for name in files},
         "report": with_totals(report, arrays).as_dict(),
     }
-    for name, content in (
-        ("names.json", to_json(names)),
-        ("meta.json", to_json(meta, sort_keys=True, indent=1)),
-    ):
-        with open(temporary / name, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    fsync_folder(temporary)
+    meta["digest"] = _digest_of(meta)
+    atomic_write(temporary / "meta.json", to_json(meta, sort_keys=True, indent=1))
     if target.exists():
         shutil.rmtree(target)
     os.replace(temporary, target)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, BadRowLog, open_source
 from megaladder.data.schemas import ExampleReader
 from megaladder.data.store import (
+    DamagedStoreError,
     DataReport,
     SampleStore,
     StoreWriter,
@@ -195,22 +197,24 @@ def open_store(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> Sam
         arrays, names = writer.finish()
         return SampleStore(arrays, names, fingerprint, with_totals(report, arrays))
     target = Path(spec.cache_dir) / f"data-{fingerprint[:24]}"
-    if not target.is_dir():
-        _build_cache(spec, tokenizer, target, fingerprint)
-    return SampleStore.open(target)
+    return _good_store(target) or _build_cache(spec, tokenizer, target, fingerprint)
 
 
-def _build_cache(spec: DataSpec, tokenizer: Tokenizer, target: Path, fingerprint: str) -> None:
-    """Builds `target` under a lock. A process that waited finds it done; what a killed builder left
-    is removed first."""
+def _build_cache(spec: DataSpec, tokenizer: Tokenizer, target: Path, fingerprint: str) -> SampleStore:
+    """Makes `target` under a lock and opens it.
+
+    A process that waited finds it done; what a killed builder left is removed first; what has been
+    damaged since is said and made again.
+    """
     from filelock import FileLock, Timeout
 
     target.parent.mkdir(parents=True, exist_ok=True)
     lock_path = target.parent / f"{target.name}.lock"
     try:
         with FileLock(lock_path, timeout=spec.lock_timeout_s):
-            if target.is_dir():
-                return
+            store = _good_store(target)
+            if store is not None:
+                return store
             temporary = target.parent / f".tmp-{target.name}"
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
@@ -221,12 +225,23 @@ def _build_cache(spec: DataSpec, tokenizer: Tokenizer, target: Path, fingerprint
                 )
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+            return SampleStore.open(target)
     except Timeout as error:
         raise DataError(
             f"{spec.path}: expected another process to finish tokenising within"
             f" {spec.lock_timeout_s:g} s, found {lock_path} still held; fix: look whether that"
             " process hangs, or use another data.cache_dir"
         ) from error
+
+
+def _good_store(target: Path) -> SampleStore | None:
+    if not target.is_dir():
+        return None
+    try:
+        return SampleStore.open(target)
+    except DamagedStoreError as error:
+        print(f"warning: {error}; tokenising again", file=sys.stderr)
+        return None
 
 
 def open_train_and_holdout(

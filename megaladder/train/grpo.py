@@ -24,7 +24,7 @@ from megaladder.train.rl.policy import Policy
 from megaladder.train.rl.problems import ProblemData, prepare_problems
 from megaladder.train.rl.report import GrpoReport
 from megaladder.train.rl.rounds import open_source
-from megaladder.train.run_life import RunLife
+from megaladder.train.life.run_life import RunLife
 from megaladder.train.schedule import build_schedule
 from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
 

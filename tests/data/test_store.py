@@ -17,7 +17,7 @@ from real_data import REAL_DATA
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import tokenizer_fingerprint
 from megaladder.data.convert import ReadOptions
-from megaladder.data.store import DataReport, SampleStore, split_holdout
+from megaladder.data.store import DamagedStoreError, DataReport, SampleStore, split_holdout
 from megaladder.data.store_build import (
     DataSpec,
     data_fingerprint,
@@ -234,27 +234,24 @@ def test_advantages_and_logprobs_are_stored_and_cut(tmp_path, base):
         open_store(spec, base, "k")
 
 
-def test_damaged_cache_is_named_not_used(tmp_path, base):
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+@pytest.mark.parametrize(
+    "name", ["ids.bin", "mask.bin", "offsets.bin", "loss_lengths.bin", "names.json", "meta.json"]
+)
+def test_damaged_cache_is_named_and_made_again(tmp_path, base, capsys, name, damage):
     spec = DataSpec(write_rows(tmp_path / "d.jsonl", ["2", "3"]), 64, cache_dir=str(tmp_path / "c"))
-    open_store(spec, base, "k")
+    right = [sample.input_ids.tolist() for sample in open_store(spec, base, "k")]
     (folder,) = [p for p in (tmp_path / "c").iterdir() if p.is_dir()]
-    for name in (
-        "ids.bin",
-        "mask.bin",
-        "offsets.bin",
-        "loss_lengths.bin",
-        "names.json",
-        "meta.json",
-    ):
-        file = folder / name
-        whole = file.read_bytes()
-        file.write_bytes(whole[: len(whole) // 2 // 8 * 8])
-        with pytest.raises(
-            DataError, match=rf"{folder}.*; fix: delete the folder {folder}, it is rebuilt"
-        ):
-            open_store(spec, base, "k")
-        file.write_bytes(whole)
-    assert len(open_store(spec, base, "k")) == 2
+    file = folder / name
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    file.write_bytes(whole[:middle] if damage == "cut" else flipped)
+    with pytest.raises(DamagedStoreError, match=rf"{folder}.*fix: delete the folder {folder}"):
+        SampleStore.open(folder)
+    again = open_store(spec, base, "k")
+    assert f"{folder}" in capsys.readouterr().err and file.read_bytes() == whole
+    assert [sample.input_ids.tolist() for sample in again] == right
 
 
 def build_and_tell(spec: DataSpec, tokenizer, told: Path) -> None:

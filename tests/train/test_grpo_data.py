@@ -146,8 +146,12 @@ def test_a_stored_round_comes_back_as_it_was(round_, tmp_path):
         "version",
         "finish_reason",
     } <= json.loads(lines[0]).keys()
-    (tmp_path / "step_4.jsonl").write_text("\n".join(lines[:2]) + "\n")  # a group is gone
-    assert read_round(tmp_path, 4, "k") is None
+    changed = (tmp_path / "step_4.jsonl").read_text().replace("0.5", "0.6", 1)
+    (tmp_path / "step_4.jsonl").write_text(changed)
+    assert read_round(tmp_path, 4, "k") is None  # so it is made again
+    with pytest.raises(DataError, match=r"step_4.jsonl: is not what step_4.summary.json says"):
+        read_round(tmp_path, 4)
+    (tmp_path / "step_4.summary.json").unlink()
     (tmp_path / "step_4.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(
         DataError, match=r"step_4.jsonl:1: expected a completion of a GRPO run, found KeyError"
@@ -155,10 +159,7 @@ def test_a_stored_round_comes_back_as_it_was(round_, tmp_path):
         read_round(tmp_path, 4)
     write_round(tmp_path, replace(round_, step=6))
     remove_after(tmp_path, 4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step_4.jsonl",
-        "step_4.summary.json",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_4.jsonl"]
 
 
 def test_the_stream_is_a_function_of_seed_and_position():

@@ -68,8 +68,8 @@ def summary_file(folder: Path, step: int) -> Path:
 def write_round(folder: Path, found: Round, key: str = "") -> None:
     """Stores a round. `key` names the settings it was sampled with: `read_round` gives it back only
     for the same."""
-    lines = [to_json(row) + "\n" for row in _rows(found)]
-    atomic_write(rollouts_file(folder, found.step), "".join(lines))
+    text = "".join(to_json(row) + "\n" for row in _rows(found)).encode()
+    atomic_write(rollouts_file(folder, found.step), text)
     summary = {
         "step": found.step,
         "version": found.version,
@@ -78,7 +78,7 @@ def write_round(folder: Path, found: Round, key: str = "") -> None:
         "key": key,
         "counts": dict(found.counts),
         "seconds": dict(found.seconds),
-        "digest": found.digest(),
+        "sha256": hashlib.sha256(text).hexdigest(),
     }
     atomic_write(
         summary_file(folder, found.step), to_json(summary, sort_keys=True, indent=1) + "\n"
@@ -86,27 +86,32 @@ def write_round(folder: Path, found: Round, key: str = "") -> None:
 
 
 def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
-    """A stored round, None where there is none (or one of another `key`).
+    """A stored round. With `key`: None where there is none, or one of other settings, or one that
+    has changed since it was written, and so has to be made again.
 
     Raises:
-        DataError: the file is no rollout file; names the line.
+        DataError: without `key`, a file that is not a rollout file, or has changed.
     """
     path, summary_path = rollouts_file(folder, step), summary_file(folder, step)
     if not path.is_file():
         return None
     summary = json.loads(summary_path.read_text("utf-8")) if summary_path.is_file() else {}
-    if key is not None and summary.get("key") != key:
+    written = summary.get("sha256")
+    changed = written is not None and written != hashlib.sha256(path.read_bytes()).hexdigest()
+    if key is not None and (summary.get("key") != key or changed or written is None):
         return None
+    if changed:
+        raise DataError(
+            f"{path}: is not what {summary_path.name} says (sha256); fix: copy both files again"
+        )
     groups = tuple(
         _group(path, list(rows))
         for _, rows in groupby(
             enumerate(read_jsonl(path), 1), key=lambda item: item[1].get("group")
         )
     )
-    if key is not None and len(groups) != summary.get("num_groups"):
-        return None
     versions = [completion.policy_version for group in groups for completion in group.completions]
-    found = Round(
+    return Round(
         step,
         min(versions, default=0),
         groups,
@@ -114,7 +119,6 @@ def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
         summary.get("counts", {}),
         summary.get("seconds", {}),
     )
-    return found if key is None or found.digest() == summary.get("digest") else None
 
 
 def stored_steps(folder: Path) -> list[int]:

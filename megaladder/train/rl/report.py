@@ -25,7 +25,7 @@ CONSOLE_KEYS = ("reward", "accuracy", "entropy", "mismatch_mean")
 
 
 class GrpoReport:
-    """The contents of a GRPO run's life (`run_life.RunContents`). Built on every rank.
+    """The contents of a GRPO run's life (`life.run_life.RunContents`). Built on every rank.
 
     trainer: None when nothing is trained. rollouts: set once they are open.
     """

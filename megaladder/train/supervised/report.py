@@ -14,7 +14,7 @@ from megaladder.train.trainer import Trainer, UpdateResult
 
 
 class SftReport:
-    """The contents of an SFT run's life (`run_life.RunContents`). Built on every rank."""
+    """The contents of an SFT run's life (`life.run_life.RunContents`). Built on every rank."""
 
     title = "SFT finished"
     log: RunLog

@@ -31,8 +31,8 @@ from megaladder.finished import write_finished
 from megaladder.log import RunLog, open_run_log
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
-from megaladder.train.resume import check_same_run, write_run_identity
-from megaladder.train.start import Start, find_start
+from megaladder.train.life.resume import check_same_run, write_run_identity
+from megaladder.train.life.start import Start, find_start
 from megaladder.train.trainer import Trainer
 
 

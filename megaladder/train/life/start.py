@@ -15,7 +15,7 @@ from megaladder.checkpoint.checkpointer import remove_leftovers
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import CheckpointError
 from megaladder.run_dir import RunDir
-from megaladder.train.resume import check_same_run
+from megaladder.train.life.resume import check_same_run
 
 Damage = Callable[[Path], str | None]
 """What is wrong with a checkpoint, None for a good one. Collective."""

@@ -1,0 +1,126 @@
+"""The joints of a run's life, on one rank in a clean fork: rewind, damage, progress, finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from clean_fork import run_in_fork
+from tiny_models import build_tiny_model
+
+SMALL = (
+    "--data.seq-length 128 --train.global-batch-size 8 --train.epochs 10 --optim.lr 1e-2"
+    " --checkpoint.every 2 --checkpoint.keep-last 20"
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("life")
+    rows = [
+        {"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
+        for a in range(10)
+        for b in range(10)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build_tiny_model(folder / "model", hidden=32), folder / "data.jsonl"
+
+
+class Run:
+    """`megaladder sft` in one run folder."""
+
+    def __init__(self, inputs, folder: Path):
+        self.model, self.data = inputs
+        self.folder = folder / "run"
+        self.out, self.err = folder / "out.txt", folder / "err.txt"
+
+    def __call__(self, *more: str, fault: str | None = None) -> int:
+        flags = ["--run-dir", str(self.folder), "--model.path", str(self.model)]
+        flags += ["--data.path", str(self.data), *SMALL.split(), *more]
+
+        def start() -> int:
+            import os
+
+            from megaladder.cli import main
+
+            if fault:
+                os.environ["MEGALADDER_FAULT"] = fault
+            return main(["sft", *flags])
+
+        return run_in_fork(start, stdout=self.out, stderr=self.err)
+
+    @property
+    def said(self) -> str:
+        return self.out.read_text() + self.err.read_text()
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step_*"))
+
+    def rows(self, file: str = "metrics.jsonl") -> list[dict]:
+        return [json.loads(line) for line in (self.folder / file).read_text().splitlines()]
+
+
+@pytest.fixture
+def run(inputs, tmp_path):
+    return Run(inputs, tmp_path)
+
+
+def test_a_rewound_run_goes_on_from_its_own_newest_step(run):
+    assert run("--train.max-steps", "8") == 0 and run.steps == [2, 4, 6, 8]
+    rewind = ["--train.max-steps", "8", "--optim.lr", "1e-3"]
+    rewind += ["--checkpoint.resume", str(run.folder / "checkpoints/step_4")]
+    assert run(*rewind, fault="update:3:SIGKILL") == -9
+    assert run.steps == [2, 4, 6]
+    assert run(*rewind) == 0  # a requeue repeats the command
+    assert "resumed after step 6" in run.said and run.steps == [2, 4, 6, 8]
+    assert [row["step"] for row in run.rows()] == list(range(1, 9))
+    aside = run.rows("set_aside/line_1/metrics.jsonl")
+    assert [row["step"] for row in aside] == [5, 6, 7, 8]
+    assert run.rows()[5]["lr"] != aside[1]["lr"]
+    history = run.rows("config_history.jsonl")
+    assert [row["after_step"] for row in history] == [0, 4]
+    assert history[1]["changes"] == ["optim.lr: 0.01 → 0.001"]
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_last_good_one_taken(run):
+    assert run("--train.max-steps", "6") == 0
+    expected = [row["loss"] for row in run.rows()]
+    for step in (6, 4):
+        (file, *_) = (run.folder / f"checkpoints/step_{step}").glob("*.distcp")
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    (run.folder / "finished.json").unlink()
+    assert run("--train.max-steps", "6") == 0
+    assert "resumed after step 2" in run.said and "content has changed" in run.said
+    assert [row["loss"] for row in run.rows()] == expected
+    aside = run.folder / "set_aside/damaged"
+    assert sorted(path.name for path in aside.glob("step_*")) == ["step_4", "step_6"]
+
+
+def test_rows_that_a_power_cut_took_are_told(run):
+    assert run("--train.max-steps", "4") == 0
+    rows = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run.folder / "metrics.jsonl").write_text(rows[0] + rows[3])
+    assert run("--train.max-steps", "5") == 0
+    assert "no rows of steps 2–3" in run.said
+
+
+def test_progress_is_updates_not_checkpoints(run):
+    """Every start allows no new series of updates that are not finite."""
+    broken = ["--train.max-steps", "8", "--checkpoint.every", "1", "--optim.lr", "1e30"]
+    assert run(*broken) == 3 and "in a row" in run.said
+    newest = run.steps[-1]
+    assert run(*broken) == 3 and "in a row" in run.said
+    assert run.steps[-1] == newest
+
+
+def test_a_finished_run_answers_at_once_and_only_for_the_same_settings_and_inputs(run):
+    assert run("--train.max-steps", "2") == 0 and "SFT finished" in run.said
+    log = (run.folder / "log.txt").read_text()
+    assert run("--train.max-steps", "2", "--log.every", "5") == 0
+    assert "nothing to do" in run.said and (run.folder / "log.txt").read_text() == log
+    assert run("--train.max-steps", "3") == 0  # goes on
+    assert "resumed after step 2" in run.said and "nothing to do" not in run.said
+    run.data.touch()
+    assert run("--train.max-steps", "3") == 0 and "nothing to do" not in run.said
