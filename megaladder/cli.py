@@ -38,6 +38,8 @@ class Verb:
     run: str
     help: str
     group: str
+    # function `(config) -> bool`: whether it is all done already, and was said
+    finished: str | None = None
     takes_yaml: bool = False  # a first argument without dashes is a run.yaml
     # config.parallel says how many ranks; started here unless torchrun did
     distributed: bool = False
@@ -60,6 +62,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.train.sft:run_sft",
         "supervised fine-tuning; starts as many ranks as the layout needs, resumes by itself",
         "Train",
+        finished="megaladder.finished:answer_training",
         takes_yaml=True,
         distributed=True,
         resumes=True,
@@ -71,6 +74,7 @@ VERBS: tuple[Verb, ...] = (
         "GRPO, Dr.GRPO, DAPO, GSPO, CISPO; starts the engine and as many ranks as the layout needs,"
         " resumes by itself",
         "Train",
+        finished="megaladder.finished:answer_training",
         takes_yaml=True,
         distributed=True,
         resumes=True,
@@ -139,6 +143,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.evaluation.verb:run_eval",
         "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals",
         "Evaluate",
+        finished="megaladder.finished:answer_evaluation",
         takes_yaml=True,
         resumes=True,
     ),
@@ -367,11 +372,9 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     if print_config:
         print(to_yaml(config), end="")
         return 0
+    if verb.finished and load(verb.finished)(config):
+        return 0
     if verb.distributed:
-        from megaladder.finished import answer_if_finished
-
-        if answer_if_finished(config):
-            return 0
         status = _place_ranks(config, args)
         if status is not None:
             return status

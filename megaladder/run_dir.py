@@ -19,6 +19,7 @@ import json
 import math
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata

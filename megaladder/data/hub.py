@@ -32,7 +32,7 @@ def resolve_commit(repo: str, revision: str | None = None) -> str:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise DataError(
             f"{repo}: expected the hub to say which commit {revision or 'main'} is, found"
-            f" {type(error).__name__}; fix: name the commit (40 hex digits, shown at"
+            f" {type(error).__name__}; fix: name the commit, --revision COMMIT (40 hex digits, shown at"
             f" https://huggingface.co/datasets/{repo}/commits/main), or try again with network"
         ) from error
     if commit is None:

@@ -200,7 +200,9 @@ def open_store(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> Sam
     return _good_store(target) or _build_cache(spec, tokenizer, target, fingerprint)
 
 
-def _build_cache(spec: DataSpec, tokenizer: Tokenizer, target: Path, fingerprint: str) -> SampleStore:
+def _build_cache(
+    spec: DataSpec, tokenizer: Tokenizer, target: Path, fingerprint: str
+) -> SampleStore:
     """Makes `target` under a lock and opens it.
 
     A process that waited finds it done; what a killed builder left is removed first; what has been

@@ -30,6 +30,7 @@ from megaladder.evaluation.budget import BudgetSampler, instruction
 from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run_task
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal, model_fingerprint
+from megaladder.finished import write_evaluated
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
@@ -92,8 +93,24 @@ def run_eval(config: EvalConfig) -> int:
     for job, parts, timing in judged:  # the engine has left: a local judge may need its memory
         summaries[job.spec.name] = _finish(job, config, parts, timing)
         _write_summary(config, out, summaries)
-    print(f"next: megaladder report {out} --out {out / 'report.html'}")
+    following = f"next: megaladder report {out} --out {out / 'report.html'}"
+    print(following)
+    written = [out / "summary.json", *(out / name / "summary.json" for name in summaries)]
+    written += [Path(config.json_path)] if config.json_path else []
+    write_evaluated(config, [*_score_lines(summaries), following], written)
     return 0
+
+
+def _score_lines(summaries: dict[str, Any]) -> list[str]:
+    """The headline of each benchmark, for a start that finds all done."""
+    found = []
+    for name, summary in summaries.items():
+        headline = summary["headline"]
+        interval = summary["ci95"].get(headline)
+        around = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
+        score = f"{headline} = {100 * summary['metrics'][headline]:.1f}{around}"
+        found.append(f"{name}  {score}  ({summary['num_problems']} problems × {summary['n']})")
+    return found
 
 
 def make_engine(

@@ -18,13 +18,13 @@ from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.run_dir import RunDir
 from megaladder.train.health import Watchdog
+from megaladder.train.life.run_life import RunLife
 from megaladder.train.rl.engines import EngineStart, open_weight_sync
 from megaladder.train.rl.feed import RoundFeed
 from megaladder.train.rl.policy import Policy
 from megaladder.train.rl.problems import ProblemData, prepare_problems
 from megaladder.train.rl.report import GrpoReport
 from megaladder.train.rl.rounds import open_source
-from megaladder.train.life.run_life import RunLife
 from megaladder.train.schedule import build_schedule
 from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
 

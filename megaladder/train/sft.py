@@ -9,8 +9,8 @@ from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.config.sft import SftConfig
 from megaladder.run_dir import RunDir
 from megaladder.train.health import Watchdog
-from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.life.run_life import RunLife
+from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.schedule import build_schedule
 from megaladder.train.supervised.data import prepare_data
 from megaladder.train.supervised.report import SftReport

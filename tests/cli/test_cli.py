@@ -77,6 +77,7 @@ def test_every_verb_has_a_config_whose_keys_its_help_shows_and_a_function(
         config_class = config_class([])
     assert issubclass(config_class, StrictModel)
     assert callable(load(verb.run))
+    assert verb.finished is None or callable(load(verb.finished))
     # one rule for every entry: run_ and the verb's last words
     entry = verb.run.split(":")[1].removeprefix("run_")
     assert verb.name.replace(" ", "_").replace("-", "_").endswith(entry)

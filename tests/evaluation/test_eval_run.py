@@ -304,6 +304,13 @@ def test_the_verb_killed_and_resumed_gives_the_same_files(toy, tmp_path, capsys)
     assert (a / "samples_aime24.jsonl").read_bytes() == (b / "samples_aime24.jsonl").read_bytes()
     first, second = (json.loads((side / "summary.json").read_text()) for side in (a, b))
     assert first["metrics"] == second["metrics"] and first["ci95"] == second["ci95"]
+    capsys.readouterr()
+    assert main(command(toy, tmp_path / "a")) == 0
+    again = capsys.readouterr().out
+    assert again.startswith("finished by an earlier start") and "aime24  avg@4 = " in again
+    (a / "summary.json").write_text("{}")  # not what was written: scored again
+    assert main(command(toy, tmp_path / "a")) == 0 and "finished" not in capsys.readouterr().out
+    assert json.loads((a / "summary.json").read_text())["metrics"] == first["metrics"]
     assert main(command(toy, tmp_path / "a", "--temperature", "1.0")) == 2
     assert "decoding.temperature 0.6 → 1.0" in capsys.readouterr().err
 

@@ -119,8 +119,10 @@ def test_a_finished_run_answers_at_once_and_only_for_the_same_settings_and_input
     assert run("--train.max-steps", "2") == 0 and "SFT finished" in run.said
     log = (run.folder / "log.txt").read_text()
     assert run("--train.max-steps", "2", "--log.every", "5") == 0
-    assert "nothing to do" in run.said and (run.folder / "log.txt").read_text() == log
+    assert (
+        "finished by an earlier start" in run.said and (run.folder / "log.txt").read_text() == log
+    )
     assert run("--train.max-steps", "3") == 0  # goes on
-    assert "resumed after step 2" in run.said and "nothing to do" not in run.said
+    assert "resumed after step 2" in run.said and "finished by an earlier start" not in run.said
     run.data.touch()
-    assert run("--train.max-steps", "3") == 0 and "nothing to do" not in run.said
+    assert run("--train.max-steps", "3") == 0 and "finished by an earlier start" not in run.said

@@ -28,7 +28,7 @@ from megaladder.checkpoint.store import step_dir
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
 from megaladder.finished import write_finished
-from megaladder.log import RunLog, open_run_log
+from megaladder.log import RunLog, format_table, open_run_log
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity
@@ -244,7 +244,9 @@ class RunLife:
         parallel.barrier()
         self.log.finish(self._contents.title, rows, following)
         if parallel.is_main():
-            write_finished(self._config, self._run, self._contents.title, rows, following)
+            lines = [format_table(self._contents.title, rows)]
+            lines += [f"next: {following}"] if following else []
+            write_finished(self._config, self._run, lines)
 
     def _refuse_untrained(self, step: int) -> None:
         if self._updates == 0 and step > 0:
