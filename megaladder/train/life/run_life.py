@@ -249,10 +249,10 @@ class RunLife:
             write_finished(self._config, self._run, lines)
 
     def _refuse_untrained(self, step: int) -> None:
-        if self._updates == 0 and step > 0:
+        if self._updates == 0 and self._guard.skipped:
             raise RunStopped(
-                f"none of {step} steps changed the weights: loss or gradient was not finite in all"
-                " of them; fix: lower optim.lr, look at the data, or train.precision; then another"
+                f"none of {step} steps changed the weights: loss or gradient was not finite in"
+                f" {len(self._guard.skipped)} of them; fix: lower optim.lr, look at the data, or train.precision; then another"
                 " run_dir"
             )
 
