@@ -252,8 +252,8 @@ class RunLife:
         if self._updates == 0 and self._guard.skipped:
             raise RunStopped(
                 f"none of {step} steps changed the weights: loss or gradient was not finite in"
-                f" {len(self._guard.skipped)} of them; fix: lower optim.lr, look at the data, or train.precision; then another"
-                " run_dir"
+                f" {len(self._guard.skipped)} of them; fix: lower optim.lr, look at the data, or"
+                " train.precision; then another run_dir"
             )
 
     def _weights(self, step: int) -> tuple[list[tuple[str, str]], str]:
