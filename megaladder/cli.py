@@ -57,6 +57,15 @@ VERBS: tuple[Verb, ...] = (
         takes_yaml=True,
     ),
     Verb(
+        "dryrun",
+        "megaladder.dryrun.verb:config_class",
+        "megaladder.dryrun.verb:run_dryrun",
+        "one update of a run.yaml on all its ranks, without GPUs: bytes, every collective, and"
+        " whether the ranks fit together",
+        "Train",
+        takes_yaml=True,
+    ),
+    Verb(
         "sft",
         "megaladder.config.sft:SftConfig",
         "megaladder.train.sft:run_sft",

@@ -31,6 +31,8 @@ import resource
 import sys
 import types
 import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ from megaladder.capabilities import Machine
 from megaladder.errors import ConfigError
 
 _CPU = torch.device("cpu")
+_STANDS_FOR_CUDA: ContextVar[bool] = ContextVar("stands_for_cuda", default=False)
 _FACTORIES = (
     "empty",
     "zeros",
@@ -74,6 +77,23 @@ def has_cuda() -> bool:
     """True when this process computes on a CUDA device. MEGALADDER_PLATFORM=cpu forces the CPU (for
     tests on a GPU machine)."""
     return os.environ.get("MEGALADDER_PLATFORM") != "cpu" and torch.cuda.is_available()
+
+
+def overlaps() -> bool:
+    """True where collectives run beside computation: on CUDA, and in a dry run, which stands for
+    it."""
+    return has_cuda() or _STANDS_FOR_CUDA.get()
+
+
+@contextlib.contextmanager
+def standing_for_cuda() -> Iterator[None]:
+    """Inside it this process chooses what it would on CUDA, as far as tensors without data can
+    follow: precision, communication schedule. A dry run's."""
+    token = _STANDS_FOR_CUDA.set(True)
+    try:
+        yield
+    finally:
+        _STANDS_FOR_CUDA.reset(token)
 
 
 def device() -> torch.device:
@@ -140,7 +160,7 @@ def synchronize() -> None:
 
 def default_precision() -> str:
     """What `precision: auto` means here."""
-    return "bf16" if has_cuda() else "fp32"
+    return "bf16" if overlaps() else "fp32"
 
 
 def memory_peak_bytes() -> int:

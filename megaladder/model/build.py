@@ -107,7 +107,7 @@ def transformer_config(
         use_cpu_initialization=not on_cuda,
         perform_initialization=False,
         calculate_per_token_loss=True,
-        batch_p2p_comm=on_cuda,
+        batch_p2p_comm=platform.overlaps(),
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,

@@ -162,12 +162,16 @@ def layer_activation_bytes(shape: ModelShape, layout: Layout, work: Work) -> flo
 
 
 def micro_batches_in_flight(layout: Layout, work: Work, stage: int) -> float:
-    """Forward passes whose activations a stage holds: 1F1B keeps pp − stage of them; interleaving
-    adds (pp−1)/(pp·vpp) of that on the first stage (arXiv 2205.05198 §4.2.3). Never more than a
-    step has."""
-    held = layout.pp - stage
+    """Forward passes whose activations a stage holds, never more than a step has.
+
+    1F1B keeps pp − stage of them. Interleaved, megatron-core warms up with 2·(pp − stage − 1) +
+    (vpp − 1)·pp chunks and holds one more, each 1/vpp of a stage; on the first stage that is
+    pp·(1 + (pp − 1)/(pp·vpp)) (arXiv 2205.05198 §4.2.3).
+    """
+    held: float = layout.pp - stage
     if layout.vpp:
-        held *= 1 + (layout.pp - 1) / (layout.pp * layout.vpp)
+        chunks = 2 * (layout.pp - stage - 1) + (layout.vpp - 1) * layout.pp + 1
+        held = chunks / layout.vpp
     return min(held, work.micro_batches(layout))
 
 

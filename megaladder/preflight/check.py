@@ -62,15 +62,17 @@ def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo] | type
     is a data recipe."""
     if args and not args[0].startswith("-") and is_recipe(args[0]):
         return CheckRecipe
+    return CheckGrpo if is_grpo(args) else CheckSft
+
+
+def is_grpo(args: Sequence[str]) -> bool:
+    """Whether the file or a flag names a section that only GRPO has."""
     if any(arg.startswith(f"--{section}.") for arg in args for section in GRPO_SECTIONS):
-        return CheckGrpo
-    if (
-        args
-        and not args[0].startswith("-")
-        and any(section in load_yaml(args[0]).values for section in GRPO_SECTIONS)
-    ):
-        return CheckGrpo
-    return CheckSft
+        return True
+    if not args or args[0].startswith("-"):
+        return False
+    sections = load_yaml(args[0]).values
+    return any(section in sections for section in GRPO_SECTIONS)
 
 
 def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:

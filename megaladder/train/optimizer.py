@@ -92,7 +92,7 @@ def wrap_chunks(
     chunks: list[LadderGPT], options: BuildOptions = BuildOptions()
 ) -> list[DistributedDataParallel]:
     """megatron-core DDP around each chunk, see `ddp_fields`."""
-    config = DistributedDataParallelConfig(**ddp_fields(options, on_cuda=platform.has_cuda()))
+    config = DistributedDataParallelConfig(**ddp_fields(options, on_cuda=platform.overlaps()))
     # Pipeline stages reduce at the same time: a stage that does so alone slows down the others'
     # compute. Only the interleaved schedule
     # starts gathers for all stages; elsewhere each bucket starts the next.
@@ -134,7 +134,7 @@ def build_optimizer(
     weight decay.
     """
     optimizer = get_megatron_optimizer(
-        OptimizerConfig(**optimizer_fields(optim, options, on_cuda=platform.has_cuda())), wrapped
+        OptimizerConfig(**optimizer_fields(optim, options, on_cuda=platform.overlaps())), wrapped
     )
     wrapped[0].module.config.grad_scale_func = optimizer.scale_loss
     _initialize_torch_state(optimizer)

@@ -149,6 +149,10 @@ def test_pipeline_stages_keep_as_many_micro_batches_as_are_in_flight() -> None:
         1,
     ]
     assert micro_batches_in_flight(Layout(pp=4, vpp=5), many, 0) == pytest.approx(4 * (1 + 3 / 20))
+    assert [micro_batches_in_flight(Layout(pp=2, vpp=2), many, stage) for stage in (0, 1)] == [
+        5 / 2,
+        3 / 2,
+    ]
     assert micro_batches_in_flight(Layout(pp=4), few, 0) == 2
 
 

@@ -143,7 +143,7 @@ class Policy:
         )
         packed = [self._pack(table, part) for part in parts]
         began = time.perf_counter()
-        packed = [self._with_logprobs(mini) for mini in packed]
+        packed = [self.with_logprobs(mini) for mini in packed]
         self.logprobs_s = time.perf_counter() - began
         return packed
 
@@ -175,7 +175,7 @@ class Policy:
             batches, tuple(table.names[i] for i in part.indices), plan.num_tokens, plan.total_tokens
         )
 
-    def _with_logprobs(self, mini: MiniBatch) -> MiniBatch:
+    def with_logprobs(self, mini: MiniBatch) -> MiniBatch:
         batches = mini.batches
         if self._recompute_old:
             found = token_logprobs(self._trainer.chunks, batches, self._head)
