@@ -19,9 +19,10 @@ from megaladder.dryrun.step import RankProgram
 
 
 def differences(reference: RankProgram, other: RankProgram) -> str | None:
-    """The first place where two ranks of one stage ask for different things."""
+    """The first place where two ranks of one stage ask for different things, see `_asked`."""
     for index, (left, right) in enumerate(zip(reference.events, other.events, strict=False)):
-        if left.signature != right.signature or (left.batch is None) != (right.batch is None):
+        together = other.rank in left.group.ranks
+        if _asked(left, together) != _asked(right, together):
             return _differ(reference, other, index, str(left), str(right))
     index = min(len(reference.events), len(other.events))
     ends = [
@@ -31,6 +32,14 @@ def differences(reference: RankProgram, other: RankProgram) -> str | None:
     if ends[0] == ends[1]:
         return None
     return _differ(reference, other, index, *ends)
+
+
+def _asked(event: Event, together: bool) -> tuple[object, ...]:
+    """What has to be equal: everything in a communicator that both are in. Where each is in one of
+    its own, bytes may follow the data (tokens with a loss), the order may not."""
+    if together:
+        return event.signature
+    return (event.op, event.group.name, event.group.size, event.dtype, event.where)
 
 
 def _differ(left: RankProgram, right: RankProgram, index: int, asks: str, asks_too: str) -> str:

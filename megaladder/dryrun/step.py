@@ -22,13 +22,13 @@ from megaladder.dryrun.record import Event, Recorder
 from megaladder.dryrun.world import Place, simulated_rank
 from megaladder.model import portable
 from megaladder.model.build import LadderGPT, build_chunks
-from megaladder.model.head import HeadOptions
+from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.portable import PackedCoreAttention
 from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
 from megaladder.train.rl import policy as rl_policy
-from megaladder.train.step import LossFunction, run_micro_batches
+from megaladder.train.step import run_micro_batches
 from megaladder.train.supervised.data import pack_spec
 from megaladder.train.trainer import UpdateResult, build_options, layout_of
 from megaladder.types import PackedBatch, TokenSample
@@ -167,8 +167,8 @@ def _label(chunk: LadderGPT, name: str, recorder: Recorder) -> None:
         recorder.where = f"forward {counted['forward']}{name}"
 
     def after(_module: Any, _args: Any, output: Any) -> None:
-        result = output if isinstance(output, torch.Tensor) else output.loss
-        result = output.logprobs if result is None else result
+        result = output.logprobs if isinstance(output, HeadOutput) else output
+        result = result.loss if isinstance(result, LossSums) else result
         if result.requires_grad:
             label = f"backward {counted['forward']}{name}"
             result.register_hook(lambda _gradient: setattr(recorder, "where", label))
@@ -211,7 +211,7 @@ def run_objective(job: Job, trainer: _Trainer, batches: list[PackedBatch]) -> No
     if isinstance(config, SftConfig):
         train = config.train
         loss = sft_loss(train.loss, clip_low=train.clip_ratio_low, clip_high=train.clip_ratio_high)
-        trainer.update(1, batches, loss, head=sft_head(train.loss))
+        trainer.update(1, batches, loss, head=sft_head(train.loss, loss, train.logits))
         return
     random = config.model_copy(
         update={

@@ -8,7 +8,7 @@ which values are not zero, all are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,8 +70,6 @@ def simulated_rank(layout: Layout, world_size: int, rank: int) -> Iterator[Recor
         recorder.clear()
         for target, name, stand_in in _stand_ins(recorder):
             stack.enter_context(patch.object(target, name, stand_in))
-        scratch = linear_common._DEFAULT_SCRATCH
-        stack.enter_context(patch.dict(scratch, {"cpu": scratch["cuda"]}))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_Ones())
         yield recorder
@@ -85,11 +83,13 @@ def _start_groups(recorder: Recorder, rank: int, world_size: int) -> None:
     dist.init_process_group(BACKEND, store=dist.HashStore(), rank=rank, world_size=world_size)
 
 
-def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Callable[..., Any]]]:
+def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Any]]:
     """What cannot run without data, with what takes its place."""
     from megatron.core.optimizer import clip_grads
 
+    from megaladder.model import head
     from megaladder.model.build import LadderGPT
+    from megaladder.train import step
 
     send_together = dist.batch_isend_irecv
 
@@ -112,7 +112,12 @@ def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Callable[..., Any]]]:
         kind = np.float32 if tensor.dtype.is_floating_point else np.int64
         return np.ones(tuple(tensor.shape), kind)
 
+    budget = head.ScratchBudget()
     return [
+        (head, "SCRATCH", budget),
+        (step, "SCRATCH", budget),
+        # blocks of logits as in the first step on CUDA
+        (linear_common, "_CPU_SCRATCH", linear_common._LEAST_SCRATCH),
         (dist, "batch_isend_irecv", batched),
         (dist, "all_gather_object", gathered_objects),
         (clip_grads, "l2_norm_impl", norm),

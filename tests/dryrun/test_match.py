@@ -109,6 +109,9 @@ def test_ranks_of_one_stage_are_compared_operation_by_operation() -> None:
     assert found is not None
     assert found.startswith("operation 0: rank 0 (pp 0 dp 0 cp 0 tp 0) asks for all_gather")
     assert "rank 1 (pp 0 dp 0 cp 0 tp 1) asks for reduce_scatter" in found
+    apart = replace(first, rank=2, events=(replace(gather, num_bytes=16), scatter))
+    assert differences(first, apart) is None  # of another tensor parallel group: its own tokens
+    assert differences(first, replace(apart, rank=1)) is not None
     shorter = differences(first, replace(swapped, events=(gather,)))
     assert shorter is not None
     assert shorter.startswith("operation 1")
