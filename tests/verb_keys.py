@@ -47,6 +47,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "check sft": {"model.path": "m", "data.path": "d"},
     "check grpo": {"model.path": "m", "data.path": "d"},
     "check recipe": {"recipe": "r"},
+    "dryrun sft": {"model.path": "m", "data.path": "d"},
+    "dryrun grpo": {"model.path": "m", "data.path": "d"},
 }
 
 
@@ -70,12 +72,16 @@ class VerbConfig:
 
 
 def verb_configs() -> Iterator[VerbConfig]:
-    """All of them. `check` and `data make` have a class for each kind of argument."""
+    """All of them. `check`, `dryrun` and `data make` have a class for each kind of argument."""
     forms = {
         "check": {
             "sft": "megaladder.preflight.check:CheckSft",
             "grpo": "megaladder.preflight.check:CheckGrpo",
             "recipe": "megaladder.preflight.check_recipe:CheckRecipe",
+        },
+        "dryrun": {
+            "sft": "megaladder.dryrun.verb:DryrunSft",
+            "grpo": "megaladder.dryrun.verb:DryrunGrpo",
         },
         "data make": {
             "arithmetic": "megaladder.config.verbs.data:MakeArithmeticConfig",

@@ -2,17 +2,15 @@
 layouts, figures from data files.
 
     hardware.yaml, models.yaml     GPUs and links, known models: data with sources
-    layout.py                      the nouns: Layout, Work, Software
+    layout.py                      the nouns: PlannedLayout, Work, Software
     memory.py                      bytes per GPU, by part
     throughput.py                  seconds per step, by part; calibration.yaml holds its few fitted
                                    numbers
     grpo.py                        phases of a GRPO round
     search.py                      every layout that divides the model and fits the memory, fastest
                                    first
-    published.py, published.yaml   what others measured, and what this model says about it
-    (docs/plan.md; tools/study/calibrate_plan.py)
     verb.py                        `megaladder plan`
 
 No torch, megatron or vllm. Not here: whether this machine can do it (`preflight`), what a run
-really took (`metrics.jsonl`).
+really took (`metrics.jsonl`), what others measured (tools/study/, docs/plan.md).
 """

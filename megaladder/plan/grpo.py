@@ -15,9 +15,9 @@ from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.hardware import HERE
-from megaladder.plan.layout import Layout, Work
+from megaladder.plan.layout import PlannedLayout, Work
 from megaladder.plan.memory import FRAMEWORK, MemoryEstimate
-from megaladder.plan.throughput import Machine, forward_time, step_time
+from megaladder.plan.throughput import Cluster, forward_time, step_time
 
 # of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
 _ALL_REDUCE_S = 1e-5
@@ -26,7 +26,7 @@ ENGINE_SHARE = 0.9  # of a GPU that an engine with GPUs of its own takes (vLLM's
 
 @dataclass(frozen=True, slots=True)
 class GrpoCalibration:
-    """Fitted to published rounds (published.yaml, `grpo`)."""
+    """Fitted to published rounds (published_runs.yaml, `grpo`)."""
 
     decode_memory: float  # share of the memory's bandwidth that decoding reaches
     decode_step_s: float  # per decoding step besides memory traffic: scheduling, sampling, launches
@@ -108,9 +108,9 @@ class RoundTime:
 
 def round_time(
     shape: ModelShape,
-    layout: Layout,
+    layout: PlannedLayout,
     work: Round,
-    machine: Machine,
+    machine: Cluster,
     engine_bytes: float,
     fitted: GrpoCalibration,
 ) -> RoundTime:
@@ -143,7 +143,7 @@ def kv_bytes_per_token(shape: ModelShape) -> int:
 
 
 def generation_time(
-    shape: ModelShape, work: Round, machine: Machine, engine_bytes: float, fitted: GrpoCalibration
+    shape: ModelShape, work: Round, machine: Cluster, engine_bytes: float, fitted: GrpoCalibration
 ) -> float:
     """All completions of a round on all engines. More than fit the key-value cache at once run in
     turns."""
@@ -181,7 +181,7 @@ def generation_time(
     return steps * per_step + sequences * work.response_length * (keys_read + flops) + prefill
 
 
-def sync_time(shape: ModelShape, layout: Layout, work: Round, machine: Machine) -> float:
+def sync_time(shape: ModelShape, layout: PlannedLayout, work: Round, machine: Cluster) -> float:
     """Weights to the engines: gathered over tensor and pipeline ranks, then written; over the
     network where they leave the node."""
     spans_nodes = (

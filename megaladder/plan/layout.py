@@ -13,7 +13,7 @@ RECOMPUTE_MODES = ("none", "selective", "full")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PlannedLayout:
     """GPUs = tp · pp · cp · dp. `recompute`: none, selective (the attention core), full (each layer
     again from its input), or, for other systems' runs only, selective_op (torchtitan: every second
     product and all that is element-wise).
@@ -80,7 +80,7 @@ class Work:
         """Tokens of one step over all ranks."""
         return self.global_batch_size * self.context
 
-    def micro_batches(self, layout: Layout) -> int:
+    def micro_batches(self, layout: PlannedLayout) -> int:
         """Micro-batches of one data-parallel rank: as many full rows as the samples make, rounded
         up to what the pipeline takes."""
         rows = self.tokens / self.seq_length / layout.dp

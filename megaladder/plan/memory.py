@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
-from megaladder.plan.layout import OURS, Layout, Software, Work
+from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 
 GIB = 1024**3
 FP32_BYTES = 4
@@ -59,7 +59,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     shape: ModelShape,
-    layout: Layout,
+    layout: PlannedLayout,
     work: Work,
     colocated_engine: bool = False,
     software: Software = OURS,
@@ -98,7 +98,7 @@ def layer_parameters(shape: ModelShape, tp: int) -> int:
     return (matrices + bias) // tp + norms
 
 
-def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> int:
+def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> int:
     """Parameters of a rank in this stage. Tied embeddings: the last stage holds a copy of its own
     when there is more than one."""
     table = padded_vocab_size(shape.vocab_size, layout.tp) // layout.tp * shape.hidden_size
@@ -111,13 +111,13 @@ def stage_parameters(shape: ModelShape, layout: Layout, stage: int) -> int:
     )
 
 
-def micro_batch_tokens(layout: Layout, work: Work) -> int:
+def micro_batch_tokens(layout: PlannedLayout, work: Work) -> int:
     """T."""
     return layout.micro_batch_size * work.seq_length // layout.cp
 
 
 def stage_memory(
-    shape: ModelShape, layout: Layout, work: Work, stage: int, software: Software = OURS
+    shape: ModelShape, layout: PlannedLayout, work: Work, stage: int, software: Software = OURS
 ) -> MemoryEstimate:
     """A rank of one pipeline stage, without engine and reserve."""
     parameters = stage_parameters(shape, layout, stage)
@@ -141,7 +141,7 @@ def stage_memory(
     )
 
 
-def layer_activation_bytes(shape: ModelShape, layout: Layout, work: Work) -> float:
+def layer_activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work) -> float:
     """What one layer keeps for backward per token: inputs and outputs of two norms, q, k, v (before
     their norms too, where they have them), the attention's output, the gated MLP's two halves and
     their product. No score matrix: attention is fused, so `selective` saves nothing more here. In
@@ -161,7 +161,7 @@ def layer_activation_bytes(shape: ModelShape, layout: Layout, work: Work) -> flo
     return linear_inputs * (1 if work.precision == "fp8" else value_bytes) + others * value_bytes
 
 
-def micro_batches_in_flight(layout: Layout, work: Work, stage: int) -> float:
+def micro_batches_in_flight(layout: PlannedLayout, work: Work, stage: int) -> float:
     """Forward passes whose activations a stage holds, never more than a step has.
 
     1F1B keeps pp − stage of them. Interleaved, megatron-core warms up with 2·(pp − stage − 1) +
@@ -175,7 +175,7 @@ def micro_batches_in_flight(layout: Layout, work: Work, stage: int) -> float:
     return min(held, work.micro_batches(layout))
 
 
-def _activation_bytes(shape: ModelShape, layout: Layout, work: Work, stage: int) -> int:
+def _activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, stage: int) -> int:
     """Kept by all micro-batches in flight, and one layer at work: gathered hidden states, the MLP's
     gradients."""
     tokens, value_bytes = (
@@ -193,7 +193,7 @@ def _activation_bytes(shape: ModelShape, layout: Layout, work: Work, stage: int)
     return int(tokens * (layers * kept + at_work))
 
 
-def _head_bytes(shape: ModelShape, layout: Layout, work: Work, value_bytes: int) -> int:
+def _head_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, value_bytes: int) -> int:
     """A chunk of logits within the scratch budget, the hidden states gathered over tp and their
     gradient, four fp32 numbers a token."""
     tokens = micro_batch_tokens(layout, work)

@@ -18,9 +18,9 @@ from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.grpo import Round, RoundTime, engine_budget, grpo_calibration, round_time
 from megaladder.plan.hardware import Gpu, gpus
-from megaladder.plan.layout import OURS, RECOMPUTE_MODES, Layout, Software, Work
+from megaladder.plan.layout import OURS, RECOMPUTE_MODES, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
-from megaladder.plan.throughput import Machine, StepTime, step_time
+from megaladder.plan.throughput import Cluster, StepTime, step_time
 
 MICRO_BATCH_SIZES = (1, 2, 4, 8)
 SAME = 0.01  # relative difference in time that is none
@@ -70,7 +70,7 @@ class Task:
 class Plan:
     """A layout with its predictions. `phases` is set for GRPO; `seconds` is then a round."""
 
-    layout: Layout
+    layout: PlannedLayout
     micro_batches: int
     memory: MemoryEstimate
     step: StepTime
@@ -82,9 +82,9 @@ class Plan:
     engine_tp: int | None = None
 
 
-def predict(task: Task, layout: Layout) -> Plan:
+def predict(task: Task, layout: PlannedLayout) -> Plan:
     """Memory and time of one layout, whether it fits or not."""
-    machine, work = Machine(task.gpu, task.software), task.work
+    machine, work = Cluster(task.gpu, task.software), task.work
     memory = estimate_memory(task.shape, layout, work, task.colocated_engine, task.software)
     step = step_time(task.shape, layout, work, machine)
     phases, engine_tp, seconds, tokens = None, None, step.total, work.tokens
@@ -145,7 +145,7 @@ def _rank(plan: Plan, fastest: float) -> tuple[float, int, int]:
     return (fastest if equal else plan.seconds, plan.layout.chunks, plan.memory.total)
 
 
-def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
+def _plans(task: Task, layout: PlannedLayout) -> Iterator[Plan]:
     """The layout's prediction; for GRPO with the engine's best tensor parallelism, none where no
     engine fits beside the trainer."""
     if task.round is None:
@@ -168,7 +168,7 @@ def _plans(task: Task, layout: Layout) -> Iterator[Plan]:
     yield from sorted(found, key=lambda plan: plan.seconds)[:1]
 
 
-def _spare(task: Task, layout: Layout) -> int:
+def _spare(task: Task, layout: PlannedLayout) -> int:
     """Bytes left on the fullest GPU; negative: missing."""
     return (
         task.gpu.memory_bytes
@@ -186,7 +186,7 @@ def context_parallel_sizes() -> tuple[int, ...]:
     return get_args(ParallelSection.model_fields["cp"].annotation) or (1, 2, 4, 8, 16)
 
 
-def _layouts(task: Task, pins: Pins) -> Iterator[Layout]:
+def _layouts(task: Task, pins: Pins) -> Iterator[PlannedLayout]:
     """Layouts whose sizes divide, pinned ones kept."""
     shape, total = task.shape, task.trainer_gpus
     for tp in [pins.tp] if pins.tp else _divisors(task.gpu.gpus_per_node):
@@ -198,7 +198,9 @@ def _layouts(task: Task, pins: Pins) -> Iterator[Layout]:
                     continue  # ranks without a sample
                 for vpp in _interleavings(shape, pp, pins):
                     if not shape_problems(shape, tp, pp, vpp):
-                        yield from _variants(Layout(tp, pp, vpp, cp, total // (tp * pp * cp)), pins)
+                        yield from _variants(
+                            PlannedLayout(tp, pp, vpp, cp, total // (tp * pp * cp)), pins
+                        )
 
 
 def _row_multiple(tp: int, cp: int) -> int:
@@ -220,7 +222,7 @@ def _interleavings(shape: ModelShape, pp: int, pins: Pins) -> list[int | None]:
     ]
 
 
-def _variants(layout: Layout, pins: Pins) -> Iterator[Layout]:
+def _variants(layout: PlannedLayout, pins: Pins) -> Iterator[PlannedLayout]:
     for size in [pins.micro_batch_size] if pins.micro_batch_size else MICRO_BATCH_SIZES:
         for recompute in [pins.recompute] if pins.recompute else RECOMPUTE_MODES:
             yield replace(layout, micro_batch_size=size, recompute=recompute)
@@ -254,7 +256,7 @@ def _why_none(task: Task, pins: Pins) -> str:
     )
 
 
-def _shortfall(task: Task, pins: Pins, layouts: list[Layout]) -> str:
+def _shortfall(task: Task, pins: Pins, layouts: list[PlannedLayout]) -> str:
     """The layout that misses by least, by how much, and what would make one fit."""
     nearest = max(layouts, key=lambda layout: _spare(task, layout))
     memory, missing = (

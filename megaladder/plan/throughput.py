@@ -19,7 +19,7 @@ from functools import cache
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.hardware import HERE, Gpu
-from megaladder.plan.layout import OURS, Layout, Software, Work
+from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import micro_batch_tokens, stage_layers, stage_parameters
 
 # What is done again in backward, as a share of the forward: (products, attention, element-wise).
@@ -102,7 +102,7 @@ class StepTime:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Cluster:
     """What a time depends on besides model, layout and work."""
 
     gpu: Gpu
@@ -145,7 +145,7 @@ def bubble_share(pp: int, vpp: int | None, micro_batches: int) -> float:
     return (pp - 1) / ((vpp or 1) * micro_batches)
 
 
-def step_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> StepTime:
+def step_time(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> StepTime:
     """One optimizer step."""
     parts = max(
         (_micro_batch(shape, layout, work, machine, stage) for stage in sorted({0, layout.pp - 1})),
@@ -161,7 +161,7 @@ def step_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -
     )
 
 
-def forward_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
+def forward_time(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
     """Seconds of a pass over the step's tokens without backward (log-probs): a third of the
     products, no recomputation."""
     parts = {**_layers(shape, layout, work, machine, backward=False)}
@@ -173,7 +173,7 @@ def forward_time(shape: ModelShape, layout: Layout, work: Work, machine: Machine
 
 
 def _micro_batch(
-    shape: ModelShape, layout: Layout, work: Work, machine: Machine, stage: int
+    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, stage: int
 ) -> dict[str, float]:
     """Forward and backward of one micro-batch on a stage, by part."""
     layers = stage_layers(shape.num_layers, layout.pp, stage)
@@ -186,7 +186,7 @@ def _micro_batch(
 
 
 def _layers(
-    shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool = True
+    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, backward: bool = True
 ) -> dict[str, float]:
     """One layer, one micro-batch."""
     numbers, tokens = machine.numbers, micro_batch_tokens(layout, work)
@@ -239,7 +239,9 @@ def _linears(shape: ModelShape, tp: int) -> list[tuple[float, float]]:
     ]
 
 
-def _elementwise_bytes(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
+def _elementwise_bytes(
+    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster
+) -> float:
     """Forward traffic of norms, residuals, rotary embedding and gating (reads and writes, 2 bytes a
     value), and of FP8 casts."""
     tokens, hidden = micro_batch_tokens(layout, work), shape.hidden_size / layout.sequence_split
@@ -264,7 +266,7 @@ def _elementwise_bytes(shape: ModelShape, layout: Layout, work: Work, machine: M
 
 
 def _head(
-    shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool = True
+    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, backward: bool = True
 ) -> float:
     """The loss head of the last stage: three products with the vocabulary (two with frozen weights,
     one forward only), and its logits."""
@@ -280,9 +282,9 @@ def _head(
 
 def _tensor_parallel(
     shape: ModelShape,
-    layout: Layout,
+    layout: PlannedLayout,
     work: Work,
-    machine: Machine,
+    machine: Cluster,
     product_passes: float,
     backward: bool,
 ) -> float:
@@ -297,7 +299,7 @@ def _tensor_parallel(
 
 
 def _context_parallel(
-    shape: ModelShape, layout: Layout, work: Work, machine: Machine, backward: bool
+    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, backward: bool
 ) -> float:
     """Keys and values travel round the ring once, in backward with their gradients."""
     whole = (
@@ -315,7 +317,7 @@ def _context_parallel(
     )
 
 
-def _pipeline(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
+def _pipeline(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
     """Hidden states to the next stage and their gradient back, once per chunk; each GPU over its
     own adapter once stages leave the node."""
     if layout.pp == 1:
@@ -330,7 +332,7 @@ def _pipeline(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -
     return 2 * (layout.vpp or 1) * sent / link * (1 - machine.numbers.overlap)
 
 
-def _data_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
+def _data_parallel(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
     """Gradients scattered and parameters gathered over dp·cp, once a step; FSDP gathers twice and
     scatters once per micro-batch."""
     parameters, group = stage_parameters(shape, layout, 0), layout.dp * layout.cp
@@ -350,7 +352,7 @@ def _data_parallel(shape: ModelShape, layout: Layout, work: Work, machine: Machi
     )
 
 
-def _optimizer(shape: ModelShape, layout: Layout, work: Work, machine: Machine) -> float:
+def _optimizer(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
     """AdamW on this rank's shard, and the gradient norm over all its gradients."""
     if work.lora:
         return 0.0

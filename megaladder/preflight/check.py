@@ -26,7 +26,7 @@ from megaladder.config.rules.layout import (
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
-from megaladder.plan.layout import OURS, Layout, Software, Work
+from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.search import Task, predict, search
 from megaladder.preflight.check_recipe import CheckRecipe, is_recipe, run_check_recipe
@@ -183,12 +183,14 @@ def _count(shape: ModelShape) -> str:
 
 def planned(
     config: SftConfig | GrpoConfig, dp: int, precision: str
-) -> tuple[Layout, Work, Software]:
+) -> tuple[PlannedLayout, Work, Software]:
     """The run in `plan`'s words; every sample taken to fill its row, since the data may not be
     there."""
     parallel, train = config.parallel, config.train
     sizes = (parallel.tp, parallel.pp, parallel.vpp, parallel.cp, dp)
-    layout = Layout(*sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel)
+    layout = PlannedLayout(
+        *sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel
+    )
     work = Work(
         config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision
     )
@@ -211,7 +213,7 @@ def planned(
     )
 
 
-def plan_line(layout: Layout, task: Task) -> str:
+def plan_line(layout: PlannedLayout, task: Task) -> str:
     """What `plan` predicts for this layout, and whether it would take another."""
     gpu, own = task.gpu, predict(task, layout)
     fits = "fits" if own.memory.total <= gpu.memory_bytes else "DOES NOT FIT"

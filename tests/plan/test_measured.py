@@ -10,7 +10,7 @@ from distributed import run_ranks
 from tiny_models import build_tiny_model
 
 from megaladder.model.hf_config import model_shape, read_config_json
-from megaladder.plan.layout import Layout, Work
+from megaladder.plan.layout import PlannedLayout, Work
 from megaladder.plan.memory import layer_activation_bytes, stage_memory
 
 
@@ -26,7 +26,7 @@ def test_states_of_every_rank(model, tmp_path, tp: int, pp: int) -> None:
     out = tmp_path / "bytes.json"
     run_ranks("plan/memory_worker.py", 2, str(model), str(tp), str(pp), str(out))
     shape = model_shape(read_config_json(model))
-    layout = Layout(tp=tp, pp=pp, dp=2 // (tp * pp))
+    layout = PlannedLayout(tp=tp, pp=pp, dp=2 // (tp * pp))
     for rank, row in enumerate(json.loads(out.read_text())):
         estimate = stage_memory(shape, layout, Work(row["tokens"], 2), rank if pp == 2 else 0)
         assert row["weights"] == estimate.weights

@@ -9,7 +9,7 @@ import pytest
 
 from megaladder.model.hf_config import ModelShape
 from megaladder.plan.hardware import find_model, known_models
-from megaladder.plan.layout import OURS, Layout, Work
+from megaladder.plan.layout import OURS, PlannedLayout, Work
 from megaladder.plan.memory import (
     FRAMEWORK,
     HEAD_SCRATCH,
@@ -74,23 +74,23 @@ def test_qwen3_14b_by_hand(shape) -> None:
 
 
 def test_state_bytes_are_the_published_ones(shape) -> None:
-    one = estimate_memory(shape, Layout(dp=8), WORK)
+    one = estimate_memory(shape, PlannedLayout(dp=8), WORK)
     assert (
         one.states
         == pytest.approx((6 + 12 / 8) * shape.num_parameters, rel=1e-9)
         == pytest.approx(111e9, rel=0.01)
     )
-    with_cp = estimate_memory(shape, Layout(dp=4, cp=2), WORK)
+    with_cp = estimate_memory(shape, PlannedLayout(dp=4, cp=2), WORK)
     assert with_cp.states == one.states  # states are sharded over context-parallel ranks too
-    fp32 = estimate_memory(shape, Layout(), replace(WORK, precision="fp32"))
+    fp32 = estimate_memory(shape, PlannedLayout(), replace(WORK, precision="fp32"))
     assert fp32.states == 16 * shape.num_parameters
-    lora = estimate_memory(shape, Layout(), replace(WORK, lora=True))
+    lora = estimate_memory(shape, PlannedLayout(), replace(WORK, lora=True))
     assert (lora.gradients, lora.optimizer, lora.weights) == (0, 0, one.weights)
 
 
 def test_fp8_keeps_two_more_copies_of_the_layers_and_smaller_activations(shape) -> None:
     bf16, fp8 = (
-        estimate_memory(shape, Layout(dp=8), replace(WORK, precision=precision))
+        estimate_memory(shape, PlannedLayout(dp=8), replace(WORK, precision=precision))
         for precision in ("bf16", "fp8")
     )
     layers = shape.num_parameters - 2 * 151936 * 5120 - 5120
@@ -101,24 +101,26 @@ def test_fp8_keeps_two_more_copies_of_the_layers_and_smaller_activations(shape) 
 def test_what_a_run_may_choose_changes_the_states(shape) -> None:
     """bf16 moments and a 16-bit master copy: 6 bytes instead of 12. FP8 weights alone: 2 bytes of
     the layers instead of 2 + 2."""
-    small = estimate_memory(shape, Layout(dp=8), WORK, software=replace(OURS, optimizer_bytes=6.0))
+    small = estimate_memory(
+        shape, PlannedLayout(dp=8), WORK, software=replace(OURS, optimizer_bytes=6.0)
+    )
     assert small.optimizer == pytest.approx(6 / 8 * shape.num_parameters, rel=1e-9)
     fp8 = replace(WORK, precision="fp8")
     beside, alone = (
-        estimate_memory(shape, Layout(dp=8), fp8, software=replace(OURS, fp8_params=only))
+        estimate_memory(shape, PlannedLayout(dp=8), fp8, software=replace(OURS, fp8_params=only))
         for only in (False, True)
     )
     assert beside.states - alone.states == 2 * (shape.num_parameters - 2 * 151936 * 5120 - 5120)
 
 
 def test_tensor_parallelism_divides_state_and_activations(shape) -> None:
-    one, four = (estimate_memory(shape, Layout(tp=tp), WORK) for tp in (1, 4))
+    one, four = (estimate_memory(shape, PlannedLayout(tp=tp), WORK) for tp in (1, 4))
     assert four.weights == pytest.approx(one.weights / 4, rel=1e-3)  # norms are not split
     assert (
-        layer_activation_bytes(shape, Layout(tp=4), WORK)
-        == layer_activation_bytes(shape, Layout(), WORK) / 4
+        layer_activation_bytes(shape, PlannedLayout(tp=4), WORK)
+        == layer_activation_bytes(shape, PlannedLayout(), WORK) / 4
     )
-    unsplit = layer_activation_bytes(shape, Layout(tp=4, sequence_parallel=False), WORK)
+    unsplit = layer_activation_bytes(shape, PlannedLayout(tp=4, sequence_parallel=False), WORK)
     assert unsplit == 2 * (
         4 * 5120 + (5120 + 17408 + 5120 + 2 * 1024 + 5120 + 1024 + 2 * 17408) / 4
     )
@@ -128,12 +130,14 @@ def test_activations_per_token_and_layer(shape) -> None:
     """Norms 4·5120, q k v o 128·(2·40 + 2·8), q and k before their norms 128·48, MLP 3·17408:
     91,136 values of two bytes."""
     values = 4 * 5120 + 128 * (2 * 40 + 2 * 8) + 128 * 48 + 3 * 17408
-    assert layer_activation_bytes(shape, Layout(), WORK) == 2 * values == 2 * 91_136
+    assert layer_activation_bytes(shape, PlannedLayout(), WORK) == 2 * values == 2 * 91_136
     working = 2 * (2 * 5120 + 3 * 17408)
-    assert estimate_memory(shape, Layout(), WORK).activations == 4096 * (40 * 2 * values + working)
-    full = estimate_memory(shape, Layout(recompute="full"), WORK)
+    assert estimate_memory(shape, PlannedLayout(), WORK).activations == 4096 * (
+        40 * 2 * values + working
+    )
+    full = estimate_memory(shape, PlannedLayout(recompute="full"), WORK)
     assert full.activations == 4096 * (40 * 2 * 5120 + working + 2 * values)
-    assert estimate_memory(shape, Layout(cp=4), WORK).activations == 1024 * (
+    assert estimate_memory(shape, PlannedLayout(cp=4), WORK).activations == 1024 * (
         40 * 2 * values + working
     )
 
@@ -142,25 +146,26 @@ def test_pipeline_stages_keep_as_many_micro_batches_as_are_in_flight() -> None:
     """1F1B: the first of pp stages holds pp, the last one; interleaving adds (pp-1)/(pp·vpp); never
     more than the step has."""
     many, few = Work(4096, 256), Work(4096, 2)
-    assert [micro_batches_in_flight(Layout(pp=4), many, stage) for stage in range(4)] == [
+    assert [micro_batches_in_flight(PlannedLayout(pp=4), many, stage) for stage in range(4)] == [
         4,
         3,
         2,
         1,
     ]
-    assert micro_batches_in_flight(Layout(pp=4, vpp=5), many, 0) == pytest.approx(4 * (1 + 3 / 20))
-    assert [micro_batches_in_flight(Layout(pp=2, vpp=2), many, stage) for stage in (0, 1)] == [
-        5 / 2,
-        3 / 2,
-    ]
-    assert micro_batches_in_flight(Layout(pp=4), few, 0) == 2
+    assert micro_batches_in_flight(PlannedLayout(pp=4, vpp=5), many, 0) == pytest.approx(
+        4 * (1 + 3 / 20)
+    )
+    assert [
+        micro_batches_in_flight(PlannedLayout(pp=2, vpp=2), many, stage) for stage in (0, 1)
+    ] == [5 / 2, 3 / 2]
+    assert micro_batches_in_flight(PlannedLayout(pp=4), few, 0) == 2
 
 
 def test_stages_share_layers_and_embeddings(shape) -> None:
-    layout = Layout(pp=4)
+    layout = PlannedLayout(pp=4)
     assert sum(stage_parameters(shape, layout, stage) for stage in range(4)) == shape.num_parameters
     tied = find_model("Qwen3-4B")
-    both_ends = sum(stage_parameters(tied, Layout(pp=2), stage) for stage in range(2))
+    both_ends = sum(stage_parameters(tied, PlannedLayout(pp=2), stage) for stage in range(2))
     # each end holds a copy of the tied table
     assert both_ends == tied.num_parameters + tied.vocab_size * tied.hidden_size
     assert [stage_layers(126, 8, stage) for stage in (0, 7)] == [16, 14]
@@ -169,14 +174,14 @@ def test_stages_share_layers_and_embeddings(shape) -> None:
 def test_the_head_does_not_grow_with_the_vocabulary(shape) -> None:
     """A chunk of logits within its budget and the hidden states with their gradient, not 2 · T ·
     V."""
-    head = estimate_memory(shape, Layout(), WORK).head
+    head = estimate_memory(shape, PlannedLayout(), WORK).head
     assert head == HEAD_SCRATCH + 4096 * (2 * 5120 * 2 + 16)
     assert head < 2 * 4096 * 151936 * 4 / 3
 
 
 def test_reserve_and_engine(shape) -> None:
     alone, beside = (
-        estimate_memory(shape, Layout(dp=8), WORK, colocated_engine=engine)
+        estimate_memory(shape, PlannedLayout(dp=8), WORK, colocated_engine=engine)
         for engine in (False, True)
     )
     assert beside.total - alone.total == SLEEPING_ENGINE
@@ -192,6 +197,8 @@ def test_a_published_peak_is_met() -> None:
     """ms-swift's Qwen2.5-14B at TP4 DP2 and 8,192 tokens: 64 GiB a GPU; its head keeps fp32 logits
     and their gradient."""
     shape = find_model("Qwen2.5-14B")
-    estimate = estimate_memory(shape, Layout(tp=4, dp=2, recompute="selective"), Work(8192, 16))
+    estimate = estimate_memory(
+        shape, PlannedLayout(tp=4, dp=2, recompute="selective"), Work(8192, 16)
+    )
     total = estimate.total - estimate.head + 2 * 4 * 8192 * shape.vocab_size / 4
     assert total / 1024**3 == pytest.approx(64, rel=0.05)

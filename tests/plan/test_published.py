@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from megaladder.plan import published
 from megaladder.tools.study import calibrate_plan
+from megaladder.tools.study import published_runs as published
 
 TRAINING, ROUNDS = published.training_comparisons(), published.round_comparisons()
 TUNED = [row for row in TRAINING if row.role != "untuned"]

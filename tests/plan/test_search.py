@@ -15,9 +15,9 @@ from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.plan.grpo import Round
 from megaladder.plan.hardware import find_gpu, find_model
-from megaladder.plan.layout import Layout, Work
-from megaladder.plan.page import grpo_task, sft_task
+from megaladder.plan.layout import PlannedLayout, Work
 from megaladder.plan.search import Pins, Task, predict, search
+from megaladder.tools.study.plan_page import grpo_task, sft_task
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "configs"
 TASK = Task(find_model("Qwen3-14B"), find_gpu("h200"), 16, Work(8192, 256))
@@ -51,7 +51,7 @@ def test_ranking_is_by_time_and_among_equals_by_simplicity_and_memory() -> None:
 
 def test_pins_are_kept() -> None:
     plans = search(TASK, Pins(tp=4, pp=2, vpp=5, micro_batch_size=2, recompute="full"))
-    assert [plan.layout for plan in plans] == [Layout(4, 2, 5, 1, 2, 2, "full")]
+    assert [plan.layout for plan in plans] == [PlannedLayout(4, 2, 5, 1, 2, 2, "full")]
 
 
 def test_mfu_is_the_logs() -> None:

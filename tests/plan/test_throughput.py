@@ -15,8 +15,8 @@ from megaladder.plan.grpo import (
     round_time,
 )
 from megaladder.plan.hardware import find_gpu, find_model, gpus
-from megaladder.plan.layout import SOFTWARE, Layout, Work
-from megaladder.plan.throughput import Calibration, Machine, bubble_share, forward_time, step_time
+from megaladder.plan.layout import SOFTWARE, PlannedLayout, Work
+from megaladder.plan.throughput import Calibration, Cluster, bubble_share, forward_time, step_time
 
 PERFECT = Calibration(
     gemm_bf16=1.0,
@@ -31,13 +31,13 @@ PERFECT = Calibration(
 )
 SHAPE, H200 = find_model("Qwen3-14B"), find_gpu("h200")
 WORK = Work(seq_length=4096, global_batch_size=64)
-MACHINE = Machine(H200, fitted=PERFECT)
+MACHINE = Cluster(H200, fitted=PERFECT)
 
 
 def test_products_take_their_flops_and_their_bytes() -> None:
     """One GPU, 64 rows of 4,096: 6 FLOPs a layer parameter and token at the measured peak, and
     every operand through the memory once."""
-    part = step_time(SHAPE, Layout(), WORK, MACHINE).gemm
+    part = step_time(SHAPE, PlannedLayout(), WORK, MACHINE).gemm
     matrices = 40 * (2 * 5120 * 5120 + 2 * 5120 * 1024 + 3 * 5120 * 17408)
     flops = 6 * matrices * WORK.tokens / H200.matmul("bf16")
     widths = [(5120, 7168), (5120, 5120), (5120, 34816), (17408, 5120)]
@@ -47,14 +47,14 @@ def test_products_take_their_flops_and_their_bytes() -> None:
 
 def test_recompute_and_lora_change_products_as_they_should() -> None:
     plain, again, lora = (
-        step_time(SHAPE, Layout(recompute=mode), replace(WORK, lora=frozen), MACHINE)
+        step_time(SHAPE, PlannedLayout(recompute=mode), replace(WORK, lora=frozen), MACHINE)
         for mode, frozen in (("none", False), ("full", False), ("none", True))
     )
     assert again.gemm == pytest.approx(plain.gemm * 4 / 3)
     assert again.head == plain.head
     assert lora.gemm == pytest.approx(plain.gemm * 2 / 3)
     assert (lora.dp_comm, lora.optimizer) == (0, 0)
-    core = step_time(SHAPE, Layout(recompute="selective"), WORK, MACHINE)
+    core = step_time(SHAPE, PlannedLayout(recompute="selective"), WORK, MACHINE)
     assert (core.gemm, core.attention) == (plain.gemm, pytest.approx(plain.attention * 4.5 / 3.5))
 
 
@@ -63,7 +63,10 @@ def test_attention_follows_the_samples_not_the_rows() -> None:
     backward."""
     whole, packed = (
         step_time(
-            SHAPE, Layout(), replace(WORK, global_batch_size=count, sample_length=length), MACHINE
+            SHAPE,
+            PlannedLayout(),
+            replace(WORK, global_batch_size=count, sample_length=length),
+            MACHINE,
         )
         for count, length in ((64, None), (256, 1024))
     )
@@ -81,26 +84,26 @@ def test_bubble_formula(pp: int, vpp: int | None, count: int, share: float) -> N
 
 
 def test_the_bubble_is_that_share_of_a_step() -> None:
-    step = step_time(SHAPE, Layout(pp=4, dp=2), WORK, MACHINE)
+    step = step_time(SHAPE, PlannedLayout(pp=4, dp=2), WORK, MACHINE)
     busy = step.total - step.bubble - step.dp_comm - step.optimizer
     assert step.bubble == pytest.approx(busy * 3 / 32)
 
 
 def test_micro_batches_round_up_to_what_the_pipeline_takes() -> None:
-    assert Work(4096, 100).micro_batches(Layout(dp=8)) == 13
-    assert Work(4096, 100).micro_batches(Layout(dp=8, pp=4, vpp=2)) == 16
-    assert Work(4096, 100, sample_length=1024).micro_batches(Layout(dp=8)) == 4
+    assert Work(4096, 100).micro_batches(PlannedLayout(dp=8)) == 13
+    assert Work(4096, 100).micro_batches(PlannedLayout(dp=8, pp=4, vpp=2)) == 16
+    assert Work(4096, 100, sample_length=1024).micro_batches(PlannedLayout(dp=8)) == 4
 
 
 def test_tensor_parallel_traffic_by_hand() -> None:
     """Four collectives forward, four backward and two more for weight gradients, each 3/4 of T·H·2
     bytes over NVLink."""
-    step = step_time(SHAPE, Layout(tp=4), WORK, MACHINE)
+    step = step_time(SHAPE, PlannedLayout(tp=4), WORK, MACHINE)
     assert step.tp_comm == pytest.approx(10 * 40 * 64 * 0.75 * 2 * 4096 * 5120 / 450e9)
     machine = replace(
         MACHINE, software=SOFTWARE["megatron"], fitted=replace(PERFECT, tp_overlap=0.8)
     )
-    overlapped = step_time(SHAPE, Layout(tp=4), WORK, machine)
+    overlapped = step_time(SHAPE, PlannedLayout(tp=4), WORK, machine)
     assert overlapped.tp_comm == pytest.approx(step.tp_comm * 0.2)
 
 
@@ -108,7 +111,7 @@ def test_data_parallel_traffic_crosses_the_network_with_all_adapters_of_a_node()
     """fp32 gradients out, bf16 parameters in: 6 bytes a parameter. Eight GPUs a node share eight
     adapters; one GPU of eight brings one."""
     inside, across = (
-        step_time(SHAPE, Layout(dp=dp), replace(WORK, global_batch_size=64), MACHINE).dp_comm
+        step_time(SHAPE, PlannedLayout(dp=dp), replace(WORK, global_batch_size=64), MACHINE).dp_comm
         for dp in (8, 64)
     )
     assert inside == pytest.approx(6 * SHAPE.num_parameters * 7 / 8 / 450e9)
@@ -122,7 +125,7 @@ def test_data_parallel_traffic_crosses_the_network_with_all_adapters_of_a_node()
 def test_more_gpus_make_a_step_shorter_and_never_more_efficient() -> None:
     work = Work(8192, 4096)
     steps = [
-        step_time(SHAPE, Layout(tp=2, dp=gpus // 2), work, Machine(H200)).total
+        step_time(SHAPE, PlannedLayout(tp=2, dp=gpus // 2), work, Cluster(H200)).total
         for gpus in (8, 16, 64, 256, 1024, 4096)
     ]
     assert steps == sorted(steps, reverse=True)
@@ -135,26 +138,26 @@ def test_more_gpus_make_a_step_shorter_and_never_more_efficient() -> None:
 @pytest.mark.parametrize("change", [{"seq_length": 8192}, {"global_batch_size": 128}])
 def test_more_work_takes_longer(change: dict) -> None:
     assert (
-        step_time(SHAPE, Layout(tp=4, pp=2), replace(WORK, **change), Machine(H200)).total
-        > step_time(SHAPE, Layout(tp=4, pp=2), WORK, Machine(H200)).total
+        step_time(SHAPE, PlannedLayout(tp=4, pp=2), replace(WORK, **change), Cluster(H200)).total
+        > step_time(SHAPE, PlannedLayout(tp=4, pp=2), WORK, Cluster(H200)).total
     )
 
 
 def test_fp8_is_faster_on_products_only() -> None:
     bf16, fp8 = (
-        step_time(SHAPE, Layout(), replace(WORK, precision=precision), Machine(H200))
+        step_time(SHAPE, PlannedLayout(), replace(WORK, precision=precision), Cluster(H200))
         for precision in ("bf16", "fp8")
     )
     assert 1.5 < bf16.gemm / fp8.gemm < 2.0
     assert (fp8.attention, fp8.head) == (bf16.attention, bf16.head)
     assert fp8.elementwise > bf16.elementwise  # the casts
     with pytest.raises(ConfigError, match="no FP8 units"):
-        step_time(SHAPE, Layout(), replace(WORK, precision="fp8"), Machine(find_gpu("a800")))
+        step_time(SHAPE, PlannedLayout(), replace(WORK, precision="fp8"), Cluster(find_gpu("a800")))
 
 
 def test_a_forward_pass_is_about_a_third() -> None:
-    step = step_time(SHAPE, Layout(dp=8), WORK, MACHINE)
-    share = forward_time(SHAPE, Layout(dp=8), WORK, MACHINE) / (
+    step = step_time(SHAPE, PlannedLayout(dp=8), WORK, MACHINE)
+    share = forward_time(SHAPE, PlannedLayout(dp=8), WORK, MACHINE) / (
         step.gemm + step.attention + step.elementwise + step.head
     )
     assert 0.3 < share < 0.36
@@ -211,7 +214,7 @@ def test_generation_runs_in_turns_when_the_cache_is_small() -> None:
 
 
 def test_round_phases_add_up_and_overlap_hides_the_shorter_side() -> None:
-    layout = Layout(tp=2, dp=4)
+    layout = PlannedLayout(tp=2, dp=4)
     turns = round_time(SHAPE, layout, ROUND, MACHINE, 60e9, RL)
     assert turns.total == pytest.approx(sum(getattr(turns, field.name) for field in fields(turns)))
     assert turns.waiting == 0

@@ -6,7 +6,7 @@ predicted, published, error.
     calibration.yaml that is there
     python tools/study/calibrate_plan.py             # the summary only
 
-Least squares of log(predicted / published) over the calibrating groups of published.yaml (one
+Least squares of log(predicted / published) over the calibrating groups of published_runs.yaml (one
 configuration counts once, however many releases measured it), with a prior on every number: a
 handful of figures cannot settle nine numbers alone, so each is held near what is known of it unless
 the figures speak against it. Held-out and untuned rows are never seen by the fit.
@@ -28,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from megaladder.plan import published  # noqa: E402
 from megaladder.plan.grpo import GrpoCalibration, grpo_calibration  # noqa: E402
-from megaladder.plan.page import page  # noqa: E402
 from megaladder.plan.throughput import Calibration, calibration  # noqa: E402
 from megaladder.run_dir import atomic_write  # noqa: E402
+from megaladder.tools.study import published_runs as published  # noqa: E402
+from megaladder.tools.study.plan_page import page  # noqa: E402
 
 # a published figure is repeated within about 6 %: the releases of one configuration differ by as
 # much

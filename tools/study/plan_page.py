@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from megaladder.errors import ConfigError
-from megaladder.plan import published
 from megaladder.plan.grpo import Round, grpo_calibration
 from megaladder.plan.hardware import find_gpu, find_model, gpus
-from megaladder.plan.layout import Layout, Work
+from megaladder.plan.layout import PlannedLayout, Work
 from megaladder.plan.memory import GIB, estimate_memory
 from megaladder.plan.search import Plan, Task, search
 from megaladder.plan.throughput import calibration
+from megaladder.tools.study import published_runs as published
 
 SFT_LENGTH, GRPO_LENGTH = 20480, 22528  # data.seq_length of the two shipped recipes
 ANSWER_LENGTH = 8000  # tokens, an assumption: nobody publishes the mean
@@ -39,7 +39,7 @@ Written by `python tools/study/calibrate_plan.py --write`; the gate in `tests/pl
 same data. Layouts and times for our own runs are **predicted**: none was measured on an H200."""
 
 RULES = """\
-Which rows, and which of them calibrate: `megaladder/plan/published.yaml`, written down before
+Which rows, and which of them calibrate: `tools/study/published_runs.yaml`, written down before
 anything was fitted. Error = predicted / published − 1; predicted from the source's own layout,
 batch, GPU and precision.
 
@@ -169,7 +169,7 @@ def _memory() -> str:
     """The one published peak of a layout that this program has, and states per parameter."""
     shape = find_model("Qwen2.5-14B")
     estimate = estimate_memory(
-        shape, Layout(tp=4, dp=2, recompute="selective"), Work(8192, 16, "bf16")
+        shape, PlannedLayout(tp=4, dp=2, recompute="selective"), Work(8192, 16, "bf16")
     )
     unfused = 8192 * shape.vocab_size / 4 * 4 * 2  # their head keeps fp32 logits and their gradient
     total = estimate.total - estimate.head + unfused

@@ -1,7 +1,7 @@
-"""What others measured (published.yaml) and what this model predicts for it; which figures
+"""What others measured (published_runs.yaml) and what this model predicts for it; which figures
 calibrate and which are held out.
 
-The rules of choice and split are stated in published.yaml and were written before anything was
+The rules of choice and split are stated in published_runs.yaml and were written before anything was
 fitted. docs/plan.md and the gate in tests/plan/ read the same `comparisons()`.
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.plan.grpo import GrpoCalibration, Round, grpo_calibration, round_time
-from megaladder.plan.hardware import HERE, find_gpu, find_model
-from megaladder.plan.layout import SOFTWARE, Layout, Work
-from megaladder.plan.throughput import Calibration, Machine, step_time
+from megaladder.plan.hardware import find_gpu, find_model
+from megaladder.plan.layout import SOFTWARE, PlannedLayout, Work
+from megaladder.plan.throughput import Calibration, Cluster, step_time
 
+HERE = Path(__file__).parent
 UNITS = {"tokens_per_s_gpu": "tokens/s/GPU", "step_s": "s/step"}
 
 
@@ -30,7 +32,7 @@ class Run:
     model: str
     gpu: str
     gpus: int
-    layout: Layout
+    layout: PlannedLayout
     work: Work
     software: str
     measure: str
@@ -50,7 +52,7 @@ class Run:
 
     def predict(self, fitted: Calibration | None = None) -> float:
         """The same measure by this model."""
-        machine = Machine(find_gpu(self.gpu), SOFTWARE[self.software], fitted)
+        machine = Cluster(find_gpu(self.gpu), SOFTWARE[self.software], fitted)
         seconds = step_time(find_model(self.model), self.layout, self.work, machine).total
         if self.measure == "step_s":
             return seconds
@@ -83,7 +85,7 @@ class RoundRun:
     id: str
     model: str
     gpu: str
-    layout: Layout
+    layout: PlannedLayout
     round: Round
     engine_share: float
     value: float
@@ -94,7 +96,7 @@ class RoundRun:
         shape, gpu = find_model(self.model), find_gpu(self.gpu)
         budget, machine = (
             self.engine_share * gpu.memory_bytes,
-            Machine(gpu, SOFTWARE["megatron-plain"]),
+            Cluster(gpu, SOFTWARE["megatron-plain"]),
         )
         return round_time(
             shape, self.layout, self.round, machine, budget, fitted or grpo_calibration()
@@ -104,7 +106,7 @@ class RoundRun:
 def _round_run(row: dict[str, Any]) -> RoundRun:
     colocated = row["colocated"]
     training = row["gpus"] - (0 if colocated else row["engine_gpus"])
-    layout = Layout(
+    layout = PlannedLayout(
         tp=row["tp"],
         pp=row["pp"],
         dp=training // row["tp"] // row["pp"],
@@ -148,7 +150,7 @@ def _run(row: dict[str, Any]) -> Run:
         for name, default in (("tp", 1), ("pp", 1), ("vpp", None), ("cp", 1))
     }
     dp = row["gpus"] // (parts["tp"] * parts["pp"] * parts["cp"])
-    layout = Layout(
+    layout = PlannedLayout(
         **parts, dp=dp, micro_batch_size=row["micro_batch"], recompute=row.get("recompute", "none")
     )
     # the sources count packed rows as one
@@ -177,8 +179,8 @@ def _run(row: dict[str, Any]) -> Run:
 
 
 def training_runs() -> list[Run]:
-    """Every training row of published.yaml, in its order."""
-    return [_run(row) for row in load_yaml(HERE / "published.yaml").values["training"]]
+    """Every training row of published_runs.yaml, in its order."""
+    return [_run(row) for row in load_yaml(HERE / "published_runs.yaml").values["training"]]
 
 
 def calibrating(groups: Sequence[str]) -> set[str]:
@@ -212,8 +214,8 @@ def training_comparisons(fitted: Calibration | None = None) -> list[Comparison]:
 
 
 def round_runs() -> list[RoundRun]:
-    """Every GRPO row of published.yaml."""
-    return [_round_run(row) for row in load_yaml(HERE / "published.yaml").values["grpo"]]
+    """Every GRPO row of published_runs.yaml."""
+    return [_round_run(row) for row in load_yaml(HERE / "published_runs.yaml").values["grpo"]]
 
 
 def round_comparisons(fitted: GrpoCalibration | None = None) -> list[Comparison]:
@@ -237,7 +239,7 @@ def round_comparisons(fitted: GrpoCalibration | None = None) -> list[Comparison]
 
 def not_modelled() -> list[dict[str, str]]:
     """Published figures without a row, with the reason."""
-    return load_yaml(HERE / "published.yaml").values["not_modelled"]
+    return load_yaml(HERE / "published_runs.yaml").values["not_modelled"]
 
 
 def summary(comparisons: Sequence[Comparison]) -> tuple[float, float]:

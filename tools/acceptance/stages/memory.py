@@ -91,7 +91,7 @@ def _planned(work: Work) -> int | None:
     holds neither."""
     if not find_spec("megaladder.plan"):
         return None
-    from megaladder.plan.layout import Layout as PlanLayout
+    from megaladder.plan.layout import PlannedLayout
     from megaladder.plan.layout import Work as PlanWork
     from megaladder.plan.memory import estimate_memory
 
@@ -102,5 +102,5 @@ def _planned(work: Work) -> int | None:
         sample_length=work.sequence,
         precision="fp8" if work.fp8 else work.precision,
     )
-    estimate = estimate_memory(shape, PlanLayout(recompute=work.recompute), plan_work)
+    estimate = estimate_memory(shape, PlannedLayout(recompute=work.recompute), plan_work)
     return estimate.total - estimate.reserve
