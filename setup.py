@@ -9,6 +9,9 @@ The requirements below are ranges for use as a library; exact pins of a CPU mach
 tools/env/cpu.txt (`make env`).
 """
 
+import runpy
+from pathlib import Path
+
 from setuptools import find_namespace_packages, setup
 
 MAPPED = ("kernels", "tools", "checkpoints_conv")
@@ -37,8 +40,9 @@ REQUIRES = [
     "math-verify[antlr4_13_2]==0.9.0",  # a grader's version is part of its results
     "python-flint==0.9.0",  # exact rationals and certified balls of the grader
 ]
+GPU_STACK = runpy.run_path(str(Path(__file__).parent / "megaladder" / "process" / "gpu_stack.py"))
 EXTRAS = {
-    "gpu": ["vllm>=0.32,<0.33", "transformer-engine[core_cu13,pytorch]>=2.12,<2.17", "triton>=3.6"],
+    "gpu": list(GPU_STACK["GPU_EXTRA"]),
     "wandb": ["wandb>=0.20"],
     "tensorboard": ["tensorboard>=2.18"],
     "test": ["pytest>=8", "pytest-timeout>=2.4", "hypothesis>=6.130", "ruff>=0.12"],

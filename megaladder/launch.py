@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from megaladder.process import ending, heartbeat, last_word, signals
+from megaladder.process.gpu_stack import cudnn_environment
 from megaladder.process.heartbeat import Beat
 from megaladder.process.last_word import Ending
 from megaladder.process.ranks import LAUNCHER_PID, STATUS_FILE, host, under_launcher
@@ -87,6 +88,7 @@ def rank_environment(
     return {
         "OMP_NUM_THREADS": str(threads),
         **own,
+        **cudnn_environment(own),
         "USE_HUB_KERNELS": "NO",  # transformers would download and run compiled code
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

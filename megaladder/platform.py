@@ -39,6 +39,7 @@ import torch
 
 from megaladder.capabilities import Machine
 from megaladder.errors import ConfigError
+from megaladder.process.gpu_stack import cudnn_remedy
 
 _CPU = torch.device("cpu")
 _STANDS_FOR_CUDA: ContextVar[bool] = ContextVar("stands_for_cuda", default=False)
@@ -240,7 +241,8 @@ def transformer_engine_problem() -> str | None:
         OSError,
         RuntimeError,
     ) as error:  # a build for another torch, CUDA or C library
-        return f"it cannot be imported: {' '.join(str(error).split())[:200]}"
+        text = " ".join(str(error).split())
+        return f"it cannot be imported: {cudnn_remedy(text) or text[:200]}"
     return None
 
 

@@ -9,6 +9,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((${SLURM_CPUS_ON_NODE:-1} + ranks -
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}                       # says why a collective failed; INFO also says which network it chose
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}   # a rank whose peer died ends instead of waiting
+# torch's own cuDNN before the system's: two of them in one process fail with undefined symbols.
+cudnn=$("${PYTHON:-python3}" -c 'import nvidia.cudnn as c; print(list(c.__path__)[0])' 2>/dev/null || true)
+[ -z "$cudnn" ] || export CUDNN_HOME=$cudnn LD_LIBRARY_PATH=$cudnn/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 # Several network interfaces and a hang at the start? Name the right one: NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0 sbatch …
 # Compiler caches on the node's own disk: a home folder on NFS that 64 ranks write at once is slow and sometimes wrong.
 local_disk=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/megaladder-$(id -u)

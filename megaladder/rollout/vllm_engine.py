@@ -67,6 +67,8 @@ class VllmOptions:
     weight_transfer: str | None = None  # vLLM's weight transfer backend: ipc, nccl
     trust_remote_code: bool = False
     log_dir: str | None = None  # None = a temporary folder, named in every error
+    # names of the GPUs for all replicas; None = what CUDA_VISIBLE_DEVICES of this process says
+    devices: tuple[str, ...] | None = None
 
 
 class VllmEngine(ProcessEngine):
@@ -134,8 +136,11 @@ def child_environment(options: VllmOptions, index: int) -> dict[str, str]:
         options.tokenizer is None or Path(options.tokenizer).is_dir()
     ):
         environment["HF_HUB_OFFLINE"] = "1"  # nothing to fetch: a folder is complete
-    if options.replicas > 1:
+    if options.replicas > 1 or options.devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = _devices(options, index)
+    if options.weight_transfer == "ipc":
+        # CUDA handles are pickled; they go over connections that only we hold
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return environment
 
 
@@ -149,6 +154,8 @@ def _default_threads(num_processes: int) -> int:
 def _devices(options: VllmOptions, index: int) -> str:
     """The GPUs of one replica, out of those this process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if options.devices is not None:
+        visible = ",".join(options.devices)
     names = (
         visible.split(",") if visible else [str(i) for i in range(options.replicas * options.tp)]
     )

@@ -64,6 +64,10 @@ class EngineStart:
         self._needs_folder = config.rollout.engine == "vllm" and config.model.init == "random"
         if not self._needs_folder:
             self._begin(model.folder)
+            if config.rollout.engine == "vllm" and platform.has_cuda() and colocated(config):
+                # vLLM counts all that its GPU takes in since its start as its own: on a shared one
+                # the trainer is built after the engine is ready, never beside it
+                self._wait()
 
     def _meet(self) -> None:
         """Tells every rank where rank 0 takes in the other nodes' engines; a stand-in engine needs
@@ -115,6 +119,9 @@ class EngineStart:
                 options=WriteOptions(force=True),
             )
             self._begin(folder)
+        return self._wait()
+
+    def _wait(self) -> Engine | None:
         box: list[Engine] = []
         parallel.on_main(
             lambda: box.append(self._future.result()) if self._future is not None else None
@@ -184,16 +191,13 @@ def node_replicas(
             )
         ]
     transport = chosen_transport(rollout.sync)
-    replicas = _place_on_gpus(config) if platform.has_cuda() else 1
-    if transport == "ipc":
-        # CUDA handles are pickled; they go over connections that only we hold
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    devices = _engine_gpus(config) if platform.has_cuda() else None
     return vllm_children(
         VllmOptions(
             model=str(folder),
             tokenizer=config.model.tokenizer,
             tp=rollout.tp,
-            replicas=replicas,
+            replicas=1 if devices is None else len(devices) // rollout.tp,
             dtype=_DTYPES[precision_of(config)],
             max_model_len=config.data.seq_length,
             seed=config.train.seed,
@@ -203,6 +207,7 @@ def node_replicas(
             trust_remote_code=config.model.trust_remote_code,
             weight_transfer=None if transport == "file" else transport,
             log_dir=str(log_dir),
+            devices=devices,
         )
     )
 
@@ -258,9 +263,9 @@ def colocated(config: GrpoConfig) -> bool:
     )
 
 
-def _place_on_gpus(config: GrpoConfig) -> int:
-    """Replicas of the engine: on the GPUs of this machine that no training rank has, else on those
-    of the training ranks."""
+def _engine_gpus(config: GrpoConfig) -> tuple[str, ...]:
+    """Names of the engine's GPUs: those of this machine that no training rank has, else those of
+    the training ranks. As many as whole replicas take."""
     local = parallel.local_world_size_from_env()
     spare, tp = platform.spare_devices(local), config.rollout.tp
     first, count = (local, spare) if spare else (0, local)
@@ -276,6 +281,4 @@ def _place_on_gpus(config: GrpoConfig) -> int:
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(index) for index in range(local + spare)]
-    # of child processes; this one has its device already
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[first : first + count])
-    return count // tp
+    return tuple(names[first : first + count // tp * tp])
