@@ -19,7 +19,9 @@ from megaladder.config.verbs.data import SampleConfig
 from megaladder.config.verbs.evaluation import BenchmarkPromptSection, EvalConfig
 from megaladder.errors import ConfigError
 
-VERBS = {verb.name: verb for verb in verb_configs() if verb.name not in ("check sft", "check grpo")}
+# their keys are those of the runs that they look at
+OTHERS_KEYS = ("check sft", "check grpo", "dryrun sft", "dryrun grpo")
+VERBS = {verb.name: verb for verb in verb_configs() if verb.name not in OTHERS_KEYS}
 KEYS = [(name, key) for name, verb in VERBS.items() for key in verb.keys]
 # the first word after `data make` chooses the class of the configuration
 CHOOSES_THE_CLASS = {("data make arithmetic", "kind"), ("data make countdown", "kind")}
