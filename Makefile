@@ -1,24 +1,27 @@
 # make quickstart   install, then data → SFT → GRPO → evaluation → report on this machine's CPU, with the numbers to expect
-# make test         install, then the tests (no GPU needed; the slow ones: make test-slow; on a GPU machine: make test-gpu)
+# make test         install, then the tests of every part that take seconds (no GPU needed)
+# make test-slow    the tests marked slow: layouts on many ranks, a real vLLM, killed runs (on a GPU machine: make test-gpu)
+# make lint         ruff's rules; make format: is everything formatted; make types: mypy
 # make env          only install: .venv with exact pins, nothing outside this folder
 # Another Python: make PYTHON=/path/to/python3.12 …      More test arguments: make test ARGS="-k resume -x"
+# Paths reach the shell as its own variables, never as make's: a folder's name may hold spaces, quotes, $ and backticks.
 PYTHON ?= python3
-MEGALADDER_VENV ?= $(CURDIR)/.venv
-export MEGALADDER_VENV
+export PYTHON
 export USE_HUB_KERNELS = NO
-RUN := $(MEGALADDER_VENV)/bin/python
+VENV = "$${MEGALADDER_VENV:-$$PWD/.venv}"
+RUN = $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: env quickstart test test-slow test-gpu lint clean
+.PHONY: env quickstart test test-slow test-gpu lint format types clean
 
 env:
-	@$(PYTHON) tools/env/setup_env.py
+	@"$$PYTHON" tools/env/setup_env.py
 
 quickstart: env
-	@PATH="$(MEGALADDER_VENV)/bin:$$PATH" bash examples/quickstart.sh
+	@PATH=$(VENV)/bin:"$$PATH" bash examples/quickstart.sh
 
 test: env
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: env
 	@$(RUN) -m pytest -m "slow and not gpu" $(ARGS)
@@ -29,5 +32,11 @@ test-gpu: env
 lint: env
 	@$(RUN) -m ruff check .
 
+format: env
+	@$(RUN) -m ruff format --check .
+
+types: env
+	@$(RUN) -m mypy
+
 clean:
-	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

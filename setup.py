@@ -24,6 +24,7 @@ REQUIRES = [
     "einops>=0.8",
     "transformers>=5.16.1,<5.20",
     "tokenizers>=0.23.2",
+    "huggingface_hub>=2,<3",
     "safetensors>=0.6.2",
     "numpy>=2.1,<2.5",
     "pyarrow>=18",
@@ -36,7 +37,6 @@ REQUIRES = [
     "rich>=14",
     "Jinja2>=3.1",
     "scipy>=1.15",
-    "matplotlib>=3.9",
     "math-verify[antlr4_13_2]==0.9.0",  # a grader's version is part of its results
     "python-flint==0.9.0",  # exact rationals and certified balls of the grader
 ]
@@ -45,7 +45,15 @@ EXTRAS = {
     "gpu": list(GPU_STACK["GPU_EXTRA"]),
     "wandb": ["wandb>=0.20"],
     "tensorboard": ["tensorboard>=2.18"],
-    "test": ["pytest>=8", "pytest-timeout>=2.4", "hypothesis>=6.130", "ruff>=0.12"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
+        "hypothesis>=6.130",
+        "ruff>=0.12",
+        "mypy>=2.4",
+        "types-PyYAML>=6",
+    ],
 }
 
 

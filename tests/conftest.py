@@ -4,6 +4,8 @@ hypothesis, the real data where it is there."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -18,6 +20,7 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from real_data import REAL_DATA  # noqa: E402
+from waiting import descendants, wait_until  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -34,6 +37,19 @@ settings.register_profile(
     "search", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Fails the session, and names them, when processes that tests started outlive all tests."""
+    yield
+    # these two serve Python's multiprocessing in this process until it ends
+    forkserver._forkserver._stop()
+    resource_tracker._resource_tracker._stop()
+    try:
+        wait_until(lambda: not descendants(), "the end of all child processes", timeout=30)
+    except AssertionError:
+        pytest.fail(f"tests left processes behind: {descendants()}")
 
 
 @pytest.fixture(scope="session")

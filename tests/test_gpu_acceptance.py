@@ -13,10 +13,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import descendants, is_alive, wait_until
 
 from megaladder.errors import ConfigError
 from megaladder.tools import gpu_acceptance
@@ -172,9 +172,11 @@ def test_a_killed_run_leaves_no_half_record_and_goes_on(tmp_path: Path) -> None:
     )
     assert begun.stdout is not None
     assert begun.stdout.readline().split() == ["kernel_checks", "…"]
-    time.sleep(0.5)
+    wait_until(lambda: descendants(begun.pid), "the stage's process")
+    stage = list(descendants(begun.pid))
     begun.send_signal(signal.SIGINT)
-    begun.wait(60)
+    begun.wait(240)
+    wait_until(lambda: not any(is_alive(pid) for pid in stage), "end of the stage's processes")
     assert not (tmp_path / "out" / "te_parity.json").exists()
     done = subprocess.run(
         command(tmp_path, "--stages", "kernel_checks"),

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("megaladder", "kernels", "checkpoints_conv", "tools")
 MAX_FUNCTION, MAX_KERNEL, P90_FUNCTION = 100, 150, 45
 MAX_FILE, MAX_KERNEL_FILE, MAX_TEST_FILE = 500, 600, 600
+MAX_SHARE_OF_LONG_LINES = 0.03
 MAX_PARAMETERS, MAX_FILES_PER_FOLDER = 7, 10
 MAX_LOOP_FILE = {"megaladder/train/sft.py": 150, "megaladder/train/grpo.py": 200}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -87,6 +88,29 @@ def test_no_file_is_too_long() -> None:
         if count > MAX_LOOP_FILE.get(name, limit):
             too_long.append(f"{name}: {count} lines")
     assert too_long == []
+
+
+def test_lines_of_code_and_text_fit_into_100_columns() -> None:
+    """A few cannot be broken (tables of formulas, templates); they stay few."""
+    lines = [
+        line
+        for path in files(*CODE, "tests")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip()
+    ]
+    assert sum(len(line) > 100 for line in lines) <= MAX_SHARE_OF_LONG_LINES * len(lines)
+
+
+def test_no_test_sleeps() -> None:
+    """A test waits for a condition (`waiting.wait_until`), not for a time."""
+    sleeping = [
+        where(path, node)
+        for path in files("tests")
+        if path.name != "waiting.py"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "sleep")
+    ]
+    assert sleeping == []
 
 
 def test_parameter_lists_are_short() -> None:

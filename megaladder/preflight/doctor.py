@@ -224,7 +224,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     Feature("grade mathematics", (("math-verify",), ("python-flint",), ("sympy",)), BASE),
     Feature("parquet and Arrow data", (("pyarrow",), ("datasets",)), BASE),
-    Feature("analyses and reports", (("scipy",), ("matplotlib",), ("jinja2",)), BASE),
+    Feature("analyses and reports", (("scipy",), ("jinja2",)), BASE),
     Feature("Weights & Biases", (("wandb",),), "pip install -e '.[wandb]'"),
     Feature("TensorBoard", (("tensorboard",),), "pip install -e '.[tensorboard]'"),
     Feature(

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from megaladder.process.ranks import die_with_launcher, may_speak
@@ -42,7 +41,7 @@ if mode == "ok":
     sys.exit(0)
 if mode in ("all fail", "rank 1 fails", "rank 1 has the cause"):
     if mode == "rank 1 fails" and rank != 1:
-        time.sleep(60)
+        signal.pause()
     if may_speak(2, told_elsewhere=mode == "rank 1 has the cause" and rank != 1):
         print(f"megaladder: from rank {rank}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -50,4 +49,4 @@ if mode.startswith("exit") and rank == 1:
     sys.exit(int(mode[4:]))
 if mode.startswith("SIG") and rank == 1:
     os.kill(os.getpid(), getattr(signal, mode))
-time.sleep(60)
+signal.pause()

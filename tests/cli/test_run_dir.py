@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 from clean_fork import run_in_fork
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import pause
 
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import (
@@ -153,7 +153,7 @@ def test_killed_writers_leave_old_or_new_content_never_a_mixture(tmp_path) -> No
             [sys.executable, "-c", _WRITER, str(target)], stdout=subprocess.PIPE
         )
         assert writer.stdout.readline() == b"go\n"
-        time.sleep(float(rng.uniform(0, 0.05)))
+        pause(float(rng.uniform(0, 0.05)))
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         content = target.read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from clean_fork import start_fork
 from real_data import REAL_DATA
+from waiting import wait_until
 
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import tokenizer_fingerprint
@@ -265,9 +265,7 @@ def test_killed_builder_leaves_nothing_and_concurrent_builders_agree(tmp_path, b
     answers = [f"{i} is the answer. " * 100 for i in range(1500)]
     spec = DataSpec(write_rows(tmp_path / "d.jsonl", answers), 4096, cache_dir=str(cache))
     victim = start_fork(build_and_tell, spec, base, tmp_path / "victim")
-    deadline = time.monotonic() + 60
-    while not list(cache.glob(".tmp-*/ids.bin")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: list(cache.glob(".tmp-*/ids.bin")), "the first file of the builder")
     victim.kill()
     victim.join()
     assert list(cache.glob(".tmp-*")) and not list(cache.glob("data-*/meta.json")), (

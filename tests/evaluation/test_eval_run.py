@@ -9,12 +9,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from clean_fork import start_fork
 from tiny_models import build_tokenizer
+from waiting import pause, wait_until
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, DataError, EngineError
@@ -117,7 +117,7 @@ def test_journal_cut_at_every_boundary_and_around_it(tmp_path, whole):
 
 def _run_until_killed(folder: Path) -> None:
     def slow(request):
-        time.sleep(0.002)
+        pause(0.002)
         return answers(request)
 
     (folder / "started").touch()
@@ -130,9 +130,8 @@ def test_twenty_kills_at_random_moments(tmp_path):
     survived = []
     for _ in range(20):
         child = start_fork(_run_until_killed, tmp_path)
-        while not (tmp_path / "started").exists():
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0.01, 0.06))
+        wait_until((tmp_path / "started").exists, "start of the run")
+        pause(rng.uniform(0.01, 0.06))
         child.kill()
         child.join()
         (tmp_path / "started").unlink()

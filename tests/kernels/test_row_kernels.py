@@ -248,7 +248,10 @@ def test_invariants(implementation):
     torch.testing.assert_close(again[2][:, back], grad, rtol=0, atol=2e-6)
 
 
-def test_a_row_alone_gives_the_same_bits_as_in_a_batch(implementation):
+def test_a_row_alone_gives_the_same_as_in_a_batch(implementation):
+    """The same bits from the Triton kernel, which sums each row by itself. The twin is PyTorch,
+    which may sum a tensor of another shape in another order."""
+    rounding = 0.0 if implementation.__name__.endswith("triton_kernels") else 2e-6
     case = random_case(6, 8, 700, torch.float32)
     together = implementation.ce_stats(
         case["logits"], RowSpec(case["targets"], case["scale"], 0, 700), entropy=True
@@ -262,7 +265,7 @@ def test_a_row_alone_gives_the_same_bits_as_in_a_batch(implementation):
             RowSpec(case["targets"][one], case["scale"][one], 0, 700),
             entropy=True,
         )
-        assert torch.equal(alone[:, 0], together[:, row])
+        torch.testing.assert_close(alone[:, 0], together[:, row], rtol=rounding, atol=rounding)
 
 
 def test_target_outside_the_vocabulary_is_minus_infinity_not_a_plausible_number(implementation):

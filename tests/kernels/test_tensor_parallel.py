@@ -3,8 +3,6 @@ rank that holds the whole vocabulary."""
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -169,9 +167,11 @@ def _all_ignored(tp: TensorParallel) -> float:
     return hidden.grad.abs().sum().item() + weight.grad.abs().sum().item()
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
+def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    # a file instead of a port, which another process could take in between
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     results = {}
     for name, widths in WIDTHS.items():
         start = 0 if rank == 0 else widths[0]
@@ -194,10 +194,7 @@ def _worker(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("gloo")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_worker, args=(port, str(folder)), nprocs=2)
+    mp.spawn(_worker, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 

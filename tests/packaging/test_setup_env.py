@@ -109,7 +109,7 @@ def test_nothing_to_do_is_fast_and_touches_nothing(tmp_path, monkeypatch) -> Non
     module = load("setup_env")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    (tmp_path / "megaladder-stamp.txt").write_text(module.stamp())
+    (tmp_path / "megaladder-stamp.txt").write_text(f"{module.stamp()}\n{ROOT}\n")
     assert setup("--check", MEGALADDER_VENV=str(tmp_path)).returncode == 0
     done = setup(MEGALADDER_VENV=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -156,7 +156,7 @@ def test_what_a_killed_pip_leaves_is_found(tmp_path) -> None:
     assert not (site / "recordless-1.0.dist-info").exists()
 
 
-@pytest.mark.parametrize("target", ["env", "test", "quickstart", "lint"])
+@pytest.mark.parametrize("target", ["env", "test", "quickstart", "lint", "format", "types"])
 def test_make_targets_exist(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
@@ -171,11 +171,62 @@ def test_make_targets_exist(target: str) -> None:
     assert "tools/env/setup_env.py" in done.stdout
 
 
-def test_ci_runs_exactly_make_test() -> None:
-    lines = [
-        line
-        for line in (ROOT / ".ci" / "run").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
-    assert lines == ['cd "$(dirname "$0")/.." && exec make test']
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+def test_an_environment_of_another_checkout_is_refused_and_kept(tmp_path) -> None:
+    venv, other = tmp_path / "venv", tmp_path / "other"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").symlink_to(sys.executable)
+    (other / "tools" / "env").mkdir(parents=True)
+    stamp = venv / "megaladder-stamp.txt"
+    stamp.write_text(f"0000\n{other}\n")
+    done = setup(MEGALADDER_VENV=str(venv))
+    assert done.returncode == 2
+    assert f"is the environment of the checkout {other}, this one is {ROOT}; fix: " in done.stderr
+    assert stamp.read_text() == f"0000\n{other}\n"
+
+
+def test_make_works_in_a_folder_of_any_name(tmp_path) -> None:
+    """The folder's name holds a space, a command substitution, quotes and backticks."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    odd = tmp_path / "a b $(touch PWNED) `touch PWNED` 'c' \"d\" $HOME"
+    stub = odd / ".venv" / "bin" / "python"
+    stub.parent.mkdir(parents=True)
+    stub.write_text("#!/bin/sh\necho OK\n")
+    stub.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", odd)
+    variables = {k: v for k, v in os.environ.items() if k not in ("MEGALADDER_VENV", "MAKEFLAGS")}
+    for target in ("lint", "test", "test-slow"):
+        done = subprocess.run(
+            ["make", "-o", "env", target],
+            cwd=odd,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "OK\n", "")
+    assert list(tmp_path.rglob("PWNED")) == []
+
+
+def test_ci_runs_the_newcomers_command_first_and_stops_at_a_failure(tmp_path) -> None:
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    make = tmp_path / "bin" / "make"
+    make.parent.mkdir()
+    make.write_text('#!/bin/sh\necho "made $1"\n[ "$1" != "$FAILS" ]\n')
+    make.chmod(0o755)
+
+    def ci(fails: str) -> tuple[int, list[str]]:
+        path = f"{make.parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [str(tmp_path / ".ci" / "run")],
+            env={**os.environ, "PATH": path, "FAILS": fails},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        made = [line[5:] for line in done.stdout.splitlines() if line.startswith("made ")]
+        return done.returncode, made
+
+    parts = ["test", "lint", "format", "types", "test-slow"]
+    assert ci("") == (0, parts)
+    assert ci("lint") == (1, parts[:2])

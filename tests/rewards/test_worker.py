@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from rewards.grader_corpus import children_of
+from waiting import is_alive, pause, wait_until
 
 from megaladder.errors import ConfigError, DataError, RewardError
 from megaladder.rewards import sandbox
@@ -264,20 +264,11 @@ pool.reward_many([GradeTask("a", "sleep", "5")] * 8)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
-    time.sleep(0.5)
+    pause(0.5)  # at whatever moment: before, in or between samples
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and any(_alive(pid) for pid in pids):
-        time.sleep(0.1)
-    assert pids and not any(_alive(pid) for pid in pids)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert pids
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), "end of the workers")
 
 
 def test_throughput_is_far_above_what_a_step_needs():

@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 from megaladder.rollout.replica import SOCKET_VARIABLE
@@ -63,12 +62,12 @@ def generate(command: dict) -> None:
         if faulty and generate.done == plan.get("die_after"):
             os.kill(os.getpid(), signal.SIGKILL)
         if faulty and generate.done == plan.get("hang_after"):
-            time.sleep(1000)
+            signal.pause()
         if faulty and generate.done == plan.get("break_after"):
             print("RuntimeError: the device fell over", file=sys.stderr, flush=True)
             channel.send({"op": "broken", "message": "RuntimeError: the device fell over"})
             sys.exit(1)
-        time.sleep(plan.get("slow_s", 0.0))
+        threading.Event().wait(plan.get("slow_s", 0.0))  # how long an answer takes
         item = {
             "id": number,
             "ids": answer(ids, seed),

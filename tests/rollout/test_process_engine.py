@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import is_alive, wait_until
 
 from megaladder.errors import ConfigError, EngineError, ModelError
 from megaladder.rollout.engine import SamplingParams, expand
@@ -138,10 +138,8 @@ def test_weights_go_to_all_and_after_a_restart_to_the_new_child_only(tmp_path):
 def test_death_between_calls_is_healed_by_the_next(tmp_path, expected):
     with engine(tmp_path, {}, {}) as two:
         os.kill(two.pids[1], signal.SIGKILL)
-        assert (
-            not _wait_until(lambda: not two.health().ok)
-            and "killed by SIGKILL" in two.health().detail
-        )
+        wait_until(lambda: not two.health().ok, "news of the death")
+        assert "killed by SIGKILL" in two.health().detail
         assert two.generate(PROMPTS, PARAMS) == expected
         assert two.restarts == 1
 
@@ -162,21 +160,4 @@ def test_children_die_with_a_killed_parent(tmp_path):
     assert len(pids) == 2
     parent.kill()
     parent.wait()
-    assert not _wait_until(lambda: all(_gone(pid) for pid in pids))
-
-
-def _gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def _wait_until(condition, seconds: float = 10.0) -> bool:
-    """True if it never came."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return True
-        time.sleep(0.02)
-    return False
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), "end of the children")

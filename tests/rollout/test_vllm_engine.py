@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from dataclasses import replace
 
 import pytest
 from tiny_models import build_tiny_model
+from waiting import is_alive, wait_until
 
 from megaladder.errors import ConfigError, EngineError
 from megaladder.evaluation import lm_eval_format, report
@@ -165,6 +165,7 @@ def test_files_downstream_do_not_depend_on_who_generated(engine, tmp_path):
     assert len(kept) == 12 and files["vllm"] == files["fake"]
 
 
+@pytest.mark.slow
 def test_killed_engine_is_restarted_once_then_the_call_ends(engine, models):
     engine.update_weights(str(models[1]), 3)
     params = SamplingParams(n=24, ignore_eos=True, seed=4, logprobs=True)
@@ -178,8 +179,8 @@ def test_killed_engine_is_restarted_once_then_the_call_ends(engine, models):
         for index, completion in engine.stream(requests):
             seen.append((index, completion))
             if len(seen) in (4, 12):  # the second kill hits the restarted engine
-                os.kill(engine.pids[0], signal.SIGKILL)
-                time.sleep(0.2)
+                os.kill(victim := engine.pids[0], signal.SIGKILL)
+                wait_until(lambda pid=victim: not is_alive(pid), "end of the engine")
     assert error.value.exit_status == 3 and "killed by SIGKILL" in str(error.value)
     indices = [index for index, _ in seen]
     # none twice; the longest were lost with the second kill

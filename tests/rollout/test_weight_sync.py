@@ -19,6 +19,7 @@ import pytest
 import torch
 from distributed import environment, run_ranks
 from tiny_models import build_tiny_model
+from waiting import wait_until
 
 from megaladder.errors import EngineError, MissingDependencyError
 from megaladder.rollout import weight_sync
@@ -315,8 +316,8 @@ def test_an_engine_that_dies_between_rounds_is_started_again(model, tmp_path):
         stderr=log,
     )
     rounds = tmp_path / "run" / "rollouts"
-    while running.poll() is None and not (rounds / "step_2.summary.json").exists():
-        time.sleep(0.002)
+    second = rounds / "step_2.summary.json"
+    wait_until(lambda: second.exists() or running.poll() is not None, "the second round")
     for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split():
         if "vllm_engine" in Path(f"/proc/{child}/cmdline").read_text():
             os.killpg(int(child), signal.SIGKILL)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tiny_models import build_tiny_model
+from waiting import wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
 from two_nodes import ROOT, TwoNodes, missing
@@ -70,10 +70,7 @@ def rows(work: Path, name: str) -> list[tuple]:
 
 
 def wait_for_steps(work: Path, name: str, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while len(rows(work, name)) < count:
-        assert time.monotonic() < deadline, (work / f"{name}.log").read_text()
-        time.sleep(0.2)
+    wait_until(lambda: len(rows(work, name)) >= count, f"{count} steps of {work / name}.log")
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +121,8 @@ def test_time_is_up_requeued_resumed_to_the_bit(cluster, work, plain) -> None:
     job = submit(cluster, work, "timed", "--time=60", "--signal=B:USR1@300")
     wait_for_steps(work, "timed", 5)
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=5")
-    while ": requeueing" not in (work / "timed.log").read_text():
-        assert cluster.state(job)["JobState"] in ("RUNNING", "COMPLETING"), (
-            work / "timed.log"
-        ).read_text()
-        time.sleep(0.5)
+    log = work / "timed.log"
+    wait_until(lambda: ": requeueing" in log.read_text(), f"the requeueing in {log}")
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT")["JobState"] == "COMPLETED", (
         work / "timed.log"

@@ -8,10 +8,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "slurm"
@@ -201,7 +201,7 @@ def stop(*_):
     sys.exit(3)
 signal.signal(signal.SIGUSR1, stop)
 pathlib.Path(os.environ["FAKE_RUN"], "up").touch()
-time.sleep(25)
+signal.pause()
 END
 """
 
@@ -210,12 +210,10 @@ def test_the_warning_reaches_the_ranks_and_progress_is_requeued(fakes) -> None:
     """A rank that saves and ends with 3 (torchrun makes a 1 of it): requeued. The ranks are told
     although torchrun hears nothing."""
     job = fakes.start("sft", "run.yaml", ranks=SAVES_AND_STOPS)
-    deadline = time.monotonic() + 20
-    while not (fakes.run / "up").exists():
-        assert time.monotonic() < deadline and job.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: (fakes.run / "up").exists() or job.poll() is not None, "start of the ranks")
+    assert job.poll() is None
     job.send_signal(signal.SIGUSR1)
-    out, _ = job.communicate(timeout=30)
+    out, _ = job.communicate(timeout=240)
     assert job.returncode == 3, out
     assert fakes.calls()[-1] == "scontrol requeue 41"
     assert "after step 7 (this attempt began at 0): requeueing" in out

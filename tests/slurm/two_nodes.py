@@ -23,8 +23,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -73,13 +74,11 @@ class TwoNodes:
         self._run("slurmctld")
         for node in ("n1", "n2"):
             self._run("slurmd", "-N", node)
-        deadline = time.monotonic() + 60
-        while sorted(set(self.run("sinfo", "-h", "-N", "-o", "%N-%t").split())) != [
-            "n1-idle",
-            "n2-idle",
-        ]:
-            assert time.monotonic() < deadline, self.run("sinfo")
-            time.sleep(0.3)
+        wait_until(self._is_idle, "both nodes idle")
+
+    def _is_idle(self) -> bool:
+        said = set(self.run("sinfo", "-h", "-N", "-o", "%N-%t").split())
+        return said == {"n1-idle", "n2-idle"}
 
     def stop(self) -> None:
         """Ends the jobs, then the daemons that this object started."""
@@ -119,13 +118,9 @@ class TwoNodes:
 
     def wait(self, job: int, *states: str, timeout_s: float = 240.0) -> dict[str, str]:
         """Until the job is in one of these states."""
-        deadline = time.monotonic() + timeout_s
-        while (found := self.state(job))["JobState"] not in states:
-            assert time.monotonic() < deadline, (
-                f"job {job} is {found['JobState']}, waited for {states}"
-            )
-            time.sleep(0.3)
-        return found
+        what = f"job {job} in {' or '.join(states)}"
+        wait_until(lambda: self.state(job)["JobState"] in states, what, timeout_s)
+        return self.state(job)
 
     def _run(self, *command: str) -> None:
         subprocess.run(

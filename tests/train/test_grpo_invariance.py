@@ -60,6 +60,7 @@ def updates(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("starved", [False, True])
 def test_layouts_agree(updates, objective, starved):

@@ -7,11 +7,11 @@ import json
 import queue
 import socket
 import threading
-import time
 
 import pytest
 from grpo_runs import GrpoRuns
 from nodes import run_nodes, start_nodes
+from waiting import wait_until
 
 from megaladder.errors import ConfigError, EngineError, MegaladderError
 from megaladder.rollout.engine import SamplingParams
@@ -74,12 +74,10 @@ def test_a_node_that_dies_ends_the_run_and_the_same_command_resumes(runs):
     one = runs.run("undisturbed", "--train.max-steps", "12")
     arguments = flags(runs, "killed", "--train.max-steps", "12")
     nodes = start_nodes(2, 1, *arguments)
-    deadline = time.monotonic() + 60
-    while len(runs.rows("killed")) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(runs.rows("killed")) >= 4, "four steps of the run that is killed")
     nodes[1].kill()  # torchrun and, by the kernel's parent-death signal, its rank
-    nodes[0].communicate(timeout=60)
-    nodes[1].communicate(timeout=60)
+    nodes[0].communicate(timeout=240)
+    nodes[1].communicate(timeout=240)
     assert nodes[0].returncode != 0
     assert len(runs.rows("killed")) < 12, "the run was over before the node was killed"
     done = run_nodes(2, 1, *arguments)

@@ -50,6 +50,7 @@ def _run(folder, worker, cases, head, world_size=1):
     return {result["name"]: result for result in json.loads(out.read_text())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("worker", "cases"), [("layout_worker", SFT_CASES), ("grpo_layout_worker", GRPO_CASES)]
 )

@@ -43,9 +43,12 @@ def main(args):
     try:
         # two `make` at once: the second waits, then finds the work done
         lock = os.open(ROOT, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_current(wanted):
-            build(wanted)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not is_current(wanted):
+                build(wanted)
+        finally:
+            os.close(lock)
     except SetupError as error:
         sys.stderr.write("setup: %s\n" % error)
         return 2
@@ -68,9 +71,26 @@ def stamp():
 def is_current(wanted):
     try:
         with open(STAMP) as file:
-            return file.read().strip() == wanted and os.access(venv_python(), os.X_OK)
+            found = file.readline().strip()
+        return found == wanted and os.access(venv_python(), os.X_OK)
     except OSError:
         return False
+
+
+def refuse_foreign():
+    """An environment whose stamp names another checkout that is still there belongs to it: an
+    installation from here would leave that one with this code."""
+    try:
+        with open(STAMP) as file:
+            owner = file.read().splitlines()[1:2]
+    except OSError:
+        return
+    if owner and owner[0] != ROOT and os.path.isdir(os.path.join(owner[0], "tools", "env")):
+        raise SetupError(
+            "%s is the environment of the checkout %s, this one is %s; fix: another"
+            " MEGALADDER_VENV (or none: .venv in this folder), or remove that environment"
+            % (VENV, owner[0], ROOT)
+        )
 
 
 def venv_python():
@@ -80,6 +100,7 @@ def venv_python():
 def build(wanted):
     """Everything between nothing (or a half) and a stamped environment."""
     began = time.time()
+    refuse_foreign()
     if os.path.exists(STAMP):
         os.unlink(STAMP)
     python = find_python()
@@ -93,7 +114,7 @@ def build(wanted):
     install(["--no-deps", "--no-build-isolation", "-e", ROOT])
     temporary = STAMP + ".tmp"
     with open(temporary, "w") as file:
-        file.write(wanted + "\n")
+        file.write("%s\n%s\n" % (wanted, ROOT))
     os.replace(temporary, STAMP)
     say("ready: %s (%.0f s)" % (VENV, time.time() - began))
 
