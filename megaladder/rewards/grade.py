@@ -34,12 +34,9 @@ def grade(response: str, gold: str, kind: str = "math", grader: str = OWN) -> Gr
     r"""Whether a response answers with `gold`. How the answer is found: `extract`. What is equal,
     per kind:
 
-    math    the same string after normalisation, the same number (fractions, decimals to six places,
-    thousands, mixed numbers,
-            scientific notation; `25` = `25\%` = 0.25 when one side has the %), units, degrees and
-            currency aside; lists and sets in any order, tuples, intervals and matrices piece by
-            piece with their brackets; `x=5` is `5`; words without case; else math-verify.
-    gsm8k   the same number, nothing else; gold may be a whole GSM8K solution ending in `#### N`.
+    math    the same kind of answer and the same value: see `compare.equal` for the rule of each
+            kind. What is too costly to decide is undecided (reason limit), never wrong.
+    gsm8k   the same number, its unit aside; gold may be a whole GSM8K solution ending in `#### N`.
     choice  the same option letter; gold may be `B`, `(B)`, `\text{(B)}`.
     exact   the same string (Unicode NFC, white space collapsed, a final full stop aside); for gold
             yes/no, any case and the last whole word Yes or No (HaluEval's rule).

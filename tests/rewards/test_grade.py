@@ -188,6 +188,31 @@ def test_grading_is_idempotent_on_its_own_answer():
         ), row
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "expected"),
+    [
+        (r"\sqrt{x^2}", "x", False),
+        (r"\sqrt{x^2}", "|x|", True),
+        (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}", True),
+        (r"\sqrt{2+\sqrt3}", r"\frac{\sqrt6+\sqrt2}{2}", True),
+        (r"\sqrt[3]{-8}", "-2", True),
+        ("(-1)^n", r"\cos(n\pi)", True),
+        (r"\frac{1}{20!}", r"\frac{1}{19!}", False),
+        ("2^{10^{15}}", "2^{10^{15}}+1", False),
+        (r"5\text{ m}", r"500\text{ cm}", True),
+        (r"5\text{ m}", r"5\text{ cm}", False),
+        (r"2\text{ hours}", r"120\text{ minutes}", True),
+        (r"\$10", r"10\text{ cents}", False),
+        ("12345.678", "12345.679", False),
+        (r"x \ne 2", r"(-\infty,2)\cup(2,\infty)", True),
+        (r"\log 100", "2", True),
+        (r"\ln 100", "2", False),
+    ],
+)
+def test_values_are_compared_exactly(gold, answer, expected):
+    assert grade(f"\\boxed{{{answer}}}", gold).correct is expected
+
+
 def test_helpers():
     assert last_box("no box") is None
     assert last_box("\\boxed{a\\}b}").text == "a\\}b"

@@ -276,23 +276,25 @@ def _whole_names(node: Node) -> frozenset[str]:
 
 
 def _point(draw: random.Random, names: list[str], whole: frozenset[str], attempt: int) -> Point:
-    """Coordinates of growing size; every third point is small and positive, for domains such as
-    that of the inverse sine; negative ones come in between."""
+    """Random coordinates: all positive, all negative (a root of x² is not x), in (0, 1) for domains
+    such as that of the inverse sine, of mixed signs, and so on."""
     point = {}
     for name in names:
         if name in whole:
             point[name] = fmpq(draw.randint(1, 11 + attempt))
-        elif attempt % 3 == 2:
+        elif attempt % 4 == 2:
             point[name] = fmpq(draw.randint(1, 9_999), 10_000)
         else:
-            sign = draw.choice((1, 1, -1)) if attempt % 2 else 1
+            sign = -1 if attempt % 4 == 1 else draw.choice((1, -1)) if attempt % 4 == 3 else 1
             point[name] = fmpq(sign * draw.randint(1, 1 << 12), draw.randint(1, 1 << 8))
     return point
 
 
 def _is_real_at(node: Node, point: Point) -> bool:
-    value = ball(node, point, 128, Budget())
-    return bool(value.imag.contains(0))
+    """Whether no part of the expression leaves the real numbers at a point: at x = y = -1 the
+    product of the roots of x and y has no real value, and so says nothing about sqrt(xy)."""
+    budget = Budget()
+    return all(ball(one, point, 128, budget).imag.contains(0) for one in walk(node))
 
 
 def ratio_is_constant(left: Node, right: Node, positive: bool) -> bool:

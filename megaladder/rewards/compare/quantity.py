@@ -143,7 +143,7 @@ def _quantity(text: str, letters_are_units: bool) -> Quantity | None:
     found = _with_plain_unit(text, letters_are_units)  # first: `12cm` is no product of letters
     if found is not None:
         return found
-    for reader in (_with_degrees, _plain, _with_currency, _with_percent, _with_text_unit):
+    for reader in (_with_degrees, _with_text_unit, _plain, _with_currency, _with_percent):
         found = reader(text)
         if found is not None:
             return found
