@@ -20,6 +20,12 @@ import numpy as np
 IGNORE_INDEX = -100
 
 
+Kind = Literal[
+    "math", "gsm8k", "choice", "exact", "countdown", "ifeval", "regex", "json_schema", "code"
+]
+"""Names of the verifiers (`rewards.verifiers`)."""
+
+
 class Tokenizer(Protocol):
     """What this program asks of a tokenizer: the part of Hugging Face's fast tokenizers in use."""
 
@@ -204,16 +210,19 @@ class Problem:
     """A question with a checkable answer. `id` is stable: given by the data, else a content hash.
 
     `prompt` are chat messages (rendered with the model's template) unless `prompt_text` gives a raw
-    string. `gold` is what the grader of kind `kind` compares with; for `choice` it is the letter.
+    string. `gold` is what the verifier `kind` compares with (for `choice` the letter); its further
+    parameters stand in `metadata`.
     """
 
     id: str
     prompt: tuple[Message, ...]
     gold: str
-    kind: Literal["math", "gsm8k", "choice", "exact"] = "math"
+    kind: Kind = "math"
     prompt_text: str | None = None
     source: str = ""  # data set or benchmark name
     metadata: dict[str, Any] = field(default_factory=dict)
+    # the row's prompt was a list of messages: TRL's reward functions then get such lists
+    conversational: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +274,12 @@ class RolloutGroup:
     problem: Problem
     prompt_ids: tuple[int, ...]
     completions: tuple[Completion, ...]
-    rewards: tuple[float, ...] = ()
+    rewards: tuple[float | None, ...] = ()  # None: undecided, takes no part in training
     reward_terms: tuple[dict[str, float], ...] = ()
     graded: tuple[Graded, ...] = ()
     advantages: tuple[float, ...] = ()
+
+    @property
+    def decided_rewards(self) -> tuple[float, ...]:
+        """The rewards that there are, in order."""
+        return tuple(reward for reward in self.rewards if reward is not None)

@@ -21,7 +21,8 @@ HEAVY = ("torch", "megatron", "vllm", "transformer_engine", "triton", "transform
 # anything.
 MAY_IMPORT = {
     "config": {"types", "errors", "config"},
-    "data": {"config", "data"},
+    # rows name their verifier, which says whether they can be graded
+    "data": {"config", "data", "rewards"},
     "model": {"config", "data", "model", "kernels", "checkpoints_conv"},
     "train": {
         "config",
@@ -35,7 +36,7 @@ MAY_IMPORT = {
         "train",
     },
     "rollout": {"config", "data", "model", "kernels", "checkpoints_conv", "rollout", "rewards"},
-    "rewards": {"config", "data", "rewards"},
+    "rewards": {"config", "rewards"},
     "evaluation": {"config", "data", "rollout", "rewards", "evaluation"},
     # curation asks a teacher through the evaluation's engine and grader
     "curate": {"config", "data", "rollout", "rewards", "evaluation", "curate"},

@@ -112,6 +112,8 @@ def choices(annotation: Any) -> list[Any]:
 def spelled(value: Any) -> str:
     """The value as `--print-config` writes it."""
     plain = value.value if isinstance(value, Enum) else value
+    if isinstance(plain, dict):  # one word on the command line
+        return yaml.safe_dump(plain, default_flow_style=True, width=10**6).strip()
     return yaml.safe_dump({"value": plain}, width=10**6).removeprefix("value: ").strip()
 
 

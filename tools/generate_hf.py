@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from megaladder.config.base import StrictModel
 from megaladder.config.resolve import resolve
 from megaladder.errors import MegaladderError
-from megaladder.types import Problem
+from megaladder.types import Kind, Problem
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -31,7 +31,7 @@ class GenerateHfConfig(StrictModel):
     """Hugging Face folder."""
     data: str
     """Problems: `question,answer` rows, verl rows or a benchmark file."""
-    kind: Literal["math", "gsm8k", "choice", "exact"] | None = None
+    kind: Kind | None = None
     """Grader; null = as the file's rows say."""
     num_problems: Positive = 200
     """The first N problems."""
@@ -97,14 +97,17 @@ def run(config: GenerateHfConfig) -> int:
 
     from megaladder.data.read_problems import ProblemOptions, read_problems
     from megaladder.evaluation.metrics import bootstrap_interval
-    from megaladder.rewards.grade import grade
+    from megaladder.rewards.verifiers import verify
 
     problems = read_problems(config.data, ProblemOptions(kind=config.kind))[: config.num_problems]
     began = time.monotonic()
     responses = answer(config, problems)
     seconds = time.monotonic() - began
     correct = np.array(
-        [grade(text, p.gold, p.kind).correct for text, p in zip(responses, problems, strict=True)],
+        [
+            verify(p.kind, text, p.gold, p.metadata).correct is True
+            for text, p in zip(responses, problems, strict=True)
+        ],
         dtype=float,
     )
     for problem, text in list(zip(problems, responses, strict=True))[: config.show]:

@@ -57,7 +57,6 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "grpo.kl",
         "grpo.reference",
         "reward.kind",
-        "reward.function",
     ),
     Resume.MAY_CHANGE: (
         "data.packing",
@@ -132,9 +131,7 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "grpo.filter_truncated",
         "grpo.mismatch_limit",
         "grpo.skip_zero_advantage",
-        "reward.format_weight",
-        "reward.overlong",
-        "reward.overlong_penalty",
+        "reward.terms",
     ),
     Resume.IGNORED: (
         "run_dir",

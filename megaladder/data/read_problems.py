@@ -2,27 +2,30 @@
 files, for GRPO and for trials.
 
 Recognised per row: verl (`prompt`, `reward_model.ground_truth`), and a question (`problem` or
-`question`) with a final answer (`answer`, `golden_answer` or `ground_truth`). Kind of grading,
-unless given: verl rows whose data_source contains gsm8k and answers with `#### N` are gsm8k,
-everything else is math. Published benchmarks with their own field names are `evaluation`'s
-business.
+`question`) with a final answer (`answer`, `golden_answer` or `ground_truth`; none where the verifier
+needs none). The verifier, unless given: the row's column `verifier`; verl rows whose ground truth
+has numbers and a target are countdown; those whose data_source contains gsm8k and answers with
+`#### N` are gsm8k, everything else is math. A row that its verifier cannot grade is a bad row.
+Published benchmarks with their own field names are `evaluation`'s business.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from megaladder.data.read import BadRow, BadRowLog, RawRow, describe, open_source
 from megaladder.errors import DataError
-from megaladder.types import Message, Problem
+from megaladder.rewards.verifiers import VERIFIERS, check_row
+from megaladder.types import Kind, Message, Problem
 
-Kind = Literal["math", "gsm8k", "choice", "exact"]
 QUESTION_KEYS = ("problem", "question")
 GOLD_KEYS = ("answer", "golden_answer", "ground_truth")
 ID_KEYS = ("id", "unique_id")
+VERIFIER_KEY = "verifier"
 GSM8K_MARK = "####"
 
 
@@ -82,35 +85,28 @@ def read_problems(
 
 
 def _problem(row: RawRow, options: ProblemOptions) -> Problem:
-    if {"prompt", "reward_model"} <= set(row.data):
-        prompt, gold, used = (
-            _verl_prompt(row),
-            _verl_gold(row),
-            ("prompt", "reward_model", "data_source"),
-        )
+    named = _named_verifier(row)
+    is_verl = {"prompt", "reward_model"} <= set(row.data)
+    if is_verl:
+        prompt, gold = _verl_prompt(row), _verl_gold(row)
+        used: tuple[str, ...] = ("prompt", "reward_model", "data_source", VERIFIER_KEY)
     else:
         question_key = _key(row, QUESTION_KEYS, "a question")
-        gold_key = _key(row, GOLD_KEYS, "a final answer")
-        question = row.data[question_key]
-        if not isinstance(question, str) or not question.strip():
-            raise BadRow(
-                row.where,
-                "no question",
-                f"text in {question_key!r}",
-                describe(question),
-                "fill it, or remove the row",
-            )
-        system = (Message("system", options.system_prompt),) if options.system_prompt else ()
-        prompt, gold = (
-            (*system, Message("user", question + options.prompt_suffix)),
-            row.data[gold_key],
-        )
-        used = (question_key, gold_key)
-    source = str(row.data.get("data_source", ""))
-    kind, text = _kind_and_gold(row, gold, source, options.kind)
+        prompt = _asked(row, row.data[question_key], question_key, options)
+        kind = options.kind or named
+        if kind is not None and not VERIFIERS[kind].needs_gold and not _has_gold(row):
+            gold, used = "", (question_key, VERIFIER_KEY)
+        else:
+            gold_key = _key(row, GOLD_KEYS, "a final answer")
+            gold, used = row.data[gold_key], (question_key, gold_key, VERIFIER_KEY)
     metadata = {
         key: value for key, value in row.data.items() if key not in used and key not in ID_KEYS
     }
+    source = str(row.data.get("data_source", ""))
+    if isinstance(gold, dict) and {"numbers", "target"} <= set(gold):
+        named, metadata, gold = named or "countdown", {**metadata, **gold}, str(gold["target"])
+    kind, text = _kind_and_gold(row, gold, source, options.kind or named)
+    _check(row, kind, text, metadata)
     return Problem(
         id=_identify(row, prompt, text),
         prompt=prompt,
@@ -118,7 +114,52 @@ def _problem(row: RawRow, options: ProblemOptions) -> Problem:
         kind=kind,
         source=source,
         metadata=metadata,
+        conversational=is_verl and isinstance(row.data["prompt"], list),
     )
+
+
+def _asked(row: RawRow, question: Any, key: str, options: ProblemOptions) -> tuple[Message, ...]:
+    if not isinstance(question, str) or not question.strip():
+        raise BadRow(
+            row.where,
+            "no question",
+            f"text in {key!r}",
+            describe(question),
+            "fill it, or remove the row",
+        )
+    system = (Message("system", options.system_prompt),) if options.system_prompt else ()
+    return (*system, Message("user", question + options.prompt_suffix))
+
+
+def _has_gold(row: RawRow) -> bool:
+    return any(row.data.get(key) is not None for key in GOLD_KEYS)
+
+
+def _named_verifier(row: RawRow) -> Kind | None:
+    name = row.data.get(VERIFIER_KEY)
+    if name is None or name in get_args(Kind):
+        return name
+    raise BadRow(
+        row.where,
+        "unknown verifier",
+        f"one of {', '.join(get_args(Kind))} in {VERIFIER_KEY!r}",
+        describe(name),
+        "name one of them, or remove the column",
+    )
+
+
+def _check(row: RawRow, kind: Kind, gold: str, metadata: dict[str, Any]) -> None:
+    """Refuses a row that no answer could satisfy, before anything is generated for it."""
+    try:
+        check_row(kind, gold, metadata)
+    except DataError as error:
+        raise BadRow(
+            row.where,
+            f"not gradable as {kind}",
+            f"what the verifier {kind} needs",
+            str(error),
+            "repair the row",
+        ) from None
 
 
 def _key(row: RawRow, keys: tuple[str, ...], what: str) -> str:
@@ -173,14 +214,16 @@ def _kind_and_gold(row: RawRow, gold: Any, source: str, kind: Kind | None) -> tu
         gold = gold[0]
     if isinstance(gold, float) and gold.is_integer():
         gold = int(gold)
+    if isinstance(gold, (list, dict)) and kind == "code":
+        gold = json.dumps(gold)
     text = (
         str(gold).strip()
         if isinstance(gold, (str, int, float)) and not isinstance(gold, bool)
         else ""
     )
-    if GSM8K_MARK in text:
+    if GSM8K_MARK in text and kind in (None, "gsm8k"):
         kind, text = kind or "gsm8k", text.rsplit(GSM8K_MARK, 1)[1].strip().replace(",", "")
-    if not text:
+    if not text and (kind is None or VERIFIERS[kind].needs_gold):
         raise BadRow(
             row.where,
             "empty gold answer",

@@ -124,7 +124,7 @@ def clock(seconds: float) -> str:
 
 
 class Grader(Protocol):
-    """`rewards.worker.GradePool`, or `sandbox.SandboxPool` where programs are run."""
+    """`rewards.verifiers.pool.VerifierPool`, or `sandbox.SandboxPool` for a command of the user's."""
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]: ...
 

@@ -1,28 +1,30 @@
-"""Generated programs (LiveCodeBench) are run by a command of the user's, never by us: without
---sandbox nothing is executed.
+"""Generated programs (LiveCodeBench) run by a command of the user's (`--sandbox`) instead of our own
+sandbox.
 
 The command gets one JSON object on stdin, `{"code": str, "tests": …}` (the benchmark's test cases
 as they stand in its data; on the hub those are the public ones), and prints one: `{"passed": bool,
-"detail": str}`. Isolation (container, network, limits) is its business; we bound its wall time. A
-command that fails or prints anything else stops the run: that is no wrong answer.
+"detail": str}`. Isolation (container, network, limits) is its business; we bound its wall time, and
+end every process that it left behind. A command that fails or prints anything else stops the run:
+that is no wrong answer.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from megaladder.errors import ConfigError, RewardError
-from megaladder.rewards.extract import answer_part
+from megaladder.rewards.programs import reap
+from megaladder.rewards.verifiers.code import last_program
 from megaladder.rewards.worker import Failure, GradeTask
 from megaladder.types import Graded, GradeReason
 
-_BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-MAX_CODE_CHARS = 200_000
+REAPER = str(reap.__file__)
+CANNOT_START = 127
 
 
 class SandboxPool:
@@ -57,13 +59,7 @@ class SandboxPool:
         except ValueError:
             tests = task.gold
         try:
-            done = subprocess.run(
-                self._command,
-                input=json.dumps({"code": code, "tests": tests}),
-                capture_output=True,
-                text=True,
-                timeout=self._timeout_s,
-            )
+            done = _run(self._command, json.dumps({"code": code, "tests": tests}), self._timeout_s)
         except subprocess.TimeoutExpired:
             self.failures.append(
                 Failure(task.id, GradeReason.TIMEOUT, f"no verdict within {self._timeout_s} s")
@@ -71,17 +67,35 @@ class SandboxPool:
             return Graded(
                 False, None, GradeReason.TIMEOUT, f"no verdict within {self._timeout_s} s"
             )
-        except OSError as error:
+        if done.returncode == CANNOT_START:
             raise ConfigError(
-                f"sandbox {self._command[0]}: cannot be started ({error}); fix: --sandbox"
-            ) from None
+                f"sandbox {self._command[0]}: cannot be started ({done.stderr.strip()[-200:]});"
+                " fix: --sandbox"
+            )
         return _verdict(task, done)
 
 
-def last_program(response: str) -> str | None:
-    """The last fenced block of the answer part; None without one, or where it is absurdly long."""
-    blocks = _BLOCK.findall(answer_part(response) or "")
-    return blocks[-1] if blocks and len(blocks[-1]) <= MAX_CODE_CHARS else None
+def _run(command: list[str], job: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """The command's end. It runs under `reap`, which leaves none of its processes behind.
+
+    Raises:
+        subprocess.TimeoutExpired: no end within `timeout_s`.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", REAPER, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(job, timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            process.terminate()  # the reaper ends what it watches, then itself
+            process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def _verdict(task: GradeTask, done: subprocess.CompletedProcess[str]) -> Graded:

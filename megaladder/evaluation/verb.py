@@ -31,13 +31,16 @@ from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal, model_fingerprint
 from megaladder.finished import write_evaluated
-from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rewards.programs.runner import isolation
+from megaladder.rewards.verifiers import VERIFIERS, parameters_of
+from megaladder.rewards.verifiers.pool import VerifierPool
+from megaladder.rewards.worker import GradeTask
 from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 from megaladder.run_dir import atomic_write, to_json
-from megaladder.types import Tokenizer
+from megaladder.types import Problem, Tokenizer
 
 MAX_NAMED = 5  # timeouts and crashes of the grader that are named
 
@@ -177,11 +180,6 @@ def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: P
             f"{spec.name} needs a judge; fix: --judge.model DIR, or --judge.url ADDRESS with"
             " --judge.model NAME"
         )
-    if spec.runner == "sandbox" and config.sandbox is None:
-        raise ConfigError(
-            f"{spec.name} runs generated programs, which is off; fix: --sandbox COMMAND (see"
-            " evaluation/sandbox.py)"
-        )
     template = (
         config.prompt.template.replace("\\n", "\n") if config.prompt.template is not None else None
     )
@@ -208,15 +206,15 @@ def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: P
 
 
 def _generate(
-    job: _Job, config: EvalConfig, engine: Engine, pool: GradePool, parts: dict[str, Any]
+    job: _Job, config: EvalConfig, engine: Engine, pool: VerifierPool, parts: dict[str, Any]
 ) -> Timing:
     """Brings the benchmark's journal to n samples per problem."""
-    sandboxed = job.spec.runner == "sandbox"
-    grader = (
-        SandboxPool(str(config.sandbox), config.grade_workers, config.grade_timeout_s)
-        if sandboxed
-        else pool
-    )
+    grader: VerifierPool | SandboxPool = pool
+    if VERIFIERS[job.spec.kind].runs_programs:
+        if config.sandbox is not None:
+            grader = SandboxPool(config.sandbox, config.grade_workers, config.grade_timeout_s)
+        else:
+            print(isolation(), flush=True)
     seen = len(grader.failures)
     with Journal(job.folder, parts) as journal:
         if journal.num_resumed or journal.repaired_bytes:
@@ -239,9 +237,9 @@ def _generate(
 
 
 @contextmanager
-def _warm_pool(config: EvalConfig) -> Iterator[GradePool]:
+def _warm_pool(config: EvalConfig) -> Iterator[VerifierPool]:
     """One pool for all benchmarks; its processes import sympy while the engine loads the model."""
-    with GradePool(config.grade_workers, config.grade_timeout_s, grader=config.grader) as pool:
+    with VerifierPool(config.grade_workers, config.grade_timeout_s, grader=config.grader) as pool:
         warm_up = threading.Thread(
             target=pool.grade_many, args=([GradeTask("warm-up", "1", "1")],), daemon=True
         )
@@ -312,7 +310,7 @@ def fingerprint_parts(
         if name not in ("n", "logprobs")
     }
     problems = [
-        [problem.id, prompt, problem.gold, problem.kind]
+        [problem.id, prompt, problem.gold, problem.kind, *_parameters(problem)]
         for problem, prompt in zip(task.problems, task.prompts, strict=True)
     ]
     tokenizer_folder = tokenizer_dir(
@@ -343,6 +341,12 @@ def fingerprint_parts(
         "grader": config.grader,
         "megaladder": __version__,
     }
+
+
+def _parameters(problem: Problem) -> list[dict[str, Any]]:
+    """What the verifier reads beside the gold answer, if anything."""
+    found = parameters_of(problem.kind, problem.metadata)
+    return [found] if found else []
 
 
 def _write_summary(config: EvalConfig, out: Path, summaries: dict[str, Any]) -> None:

@@ -2,18 +2,15 @@
 answer each at once.
 
 Started by `worker.GradePool` as a script with an empty environment. Frames on both pipes: 4 bytes
-length (big endian), then JSON. First frame in: {"sys_path", "function", "timeout_s",
-"memory_bytes"}; first frame out: {"ready": [protections]} or {"error": text}. Then lists of tasks
+length (big endian), then JSON. First frame in: {"sys_path", "timeout_s", "memory_bytes"}; first
+frame out: {"ready": [protections]} or {"error": text}. Then lists of tasks
 in, one answer a task out. JSON and not pickle: what comes out of this process is not trusted by its
 reader.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
-import numbers
 import os
 import struct
 import sys
@@ -28,9 +25,6 @@ if TYPE_CHECKING:
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_DETAIL_CHARS = 400
-MAX_REWARD = 1e9  # beyond it float32 advantages have lost every digit of the others
-# what a reward function may ask for, by name
-ARGUMENTS = ("response", "completion", "gold", "kind", "id", "metadata", "problem")
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -94,24 +88,20 @@ def _prepare(
         # a working directory that is already gone: nothing can be created in it and nothing is left
         # behind
     )
-    if setup["function"]:
-        function = load_function(setup["function"])
-        work = partial(_reward, function)
-    else:
-        from megaladder.rewards.grade import OWN, grade
+    from megaladder.rewards.grade import OWN
+    from megaladder.rewards.verifiers import verify
 
-        # imports all that grading needs before the limits are set
-        assert grade("\\boxed{x+1}", "1+x", "math").correct
-        if setup["grader"] != OWN:
-            import math_verify  # noqa: F401
-        work = partial(_grade, partial(grade, grader=setup["grader"]))
-    limits = Limits(setup["timeout_s"], setup["memory_bytes"], trusted_code=bool(setup["function"]))
-    return work, limits, enter(limits)
+    # imports all that grading needs before the limits are set
+    assert verify("math", "\\boxed{x+1}", "1+x", {}).correct
+    if setup["grader"] != OWN:
+        import math_verify  # noqa: F401
+    limits = Limits(setup["timeout_s"], setup["memory_bytes"])
+    return partial(_grade, partial(verify, grader=setup["grader"])), limits, enter(limits)
 
 
-def _grade(grade: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]:
+def _grade(verify: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        graded = grade(task["response"], task["gold"], task["kind"])
+        graded = verify(task["kind"], task["response"], task["gold"], task["metadata"])
     except Exception as error:  # noqa: BLE001  model text may break a parser in new ways: one sample, counted and named as a crash
         return {"crash": _describe(error)}
     return {
@@ -120,34 +110,6 @@ def _grade(grade: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]
         "reason": graded.reason.value,
         "detail": graded.detail[:MAX_DETAIL_CHARS],
     }
-
-
-def _reward(
-    function: Callable[[Mapping[str, Any]], Any], task: Mapping[str, Any]
-) -> dict[str, Any]:
-    try:
-        value = function(task)
-    except MemoryError:
-        return {"crash": "MemoryError: the function needs more memory than memory_bytes allows"}
-    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001  a bug of theirs, whatever it is: the parent raises it
-        return {"bug": _describe(error)}
-    reward = _finite(value)
-    if reward is None:
-        return {
-            "bug": f"returned {type(value).__name__} {_safe_repr(value)}; expected a finite number"
-            f" between -{MAX_REWARD:g} and {MAX_REWARD:g}"
-        }
-    return {"reward": reward}
-
-
-def _finite(value: Any) -> float | None:
-    """The value as a float of a size that means, deviations and their squares can be taken of; None
-    for anything else: None, text, complex, NaN, infinity, an integer beyond floats."""
-    try:
-        number = float(value) if isinstance(value, numbers.Real) else math.nan
-    except OverflowError:
-        return None
-    return number if abs(number) <= MAX_REWARD else None
 
 
 def _describe(error: BaseException) -> str:
@@ -162,64 +124,6 @@ def _safe_text(error: BaseException) -> str:
         return str(error)[:MAX_DETAIL_CHARS]
     except Exception:  # noqa: BLE001  their __str__
         return "(no message)"
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)[:80]
-    except Exception:  # noqa: BLE001  their __repr__
-        return "(no repr)"
-
-
-def load_function(spec: str) -> Callable[[Mapping[str, Any]], Any]:
-    """`path.py:function` → a callable that takes a task. The function names the arguments it wants
-    out of `ARGUMENTS`.
-
-    Raises ValueError with what is wrong and the way out.
-    """
-    path, _, name = spec.rpartition(":")
-    namespace: dict[str, Any] = {"__name__": "megaladder_user_reward", "__file__": path}
-    with open(path, encoding="utf-8") as file:
-        # the user's own file, named by the user
-        exec(compile(file.read(), path, "exec"), namespace)
-    function = namespace.get(name)
-    if not callable(function):
-        found = (
-            ", ".join(sorted(key for key, value in namespace.items() if inspect.isfunction(value)))
-            or "no function"
-        )
-        raise ValueError(f"{path} has no function {name!r}; it has {found}")
-    parameters = inspect.signature(function).parameters.values()
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    named = [
-        parameter
-        for parameter in parameters
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    ]
-    unknown = [p.name for p in named if p.name not in ARGUMENTS and p.default is p.empty]
-    if unknown:
-        raise ValueError(
-            f"{name} wants {', '.join(unknown)}; a reward function gets any of"
-            f" {', '.join(ARGUMENTS)}, by name"
-        )
-    wanted = (
-        ARGUMENTS
-        if takes_all
-        else [parameter.name for parameter in named if parameter.name in ARGUMENTS]
-    )
-    return lambda task: function(**{argument: _argument(task, argument) for argument in wanted})
-
-
-def _argument(task: Mapping[str, Any], name: str) -> Any:
-    """`completion` is the response's text; `problem` is everything but it: {"id", "gold", "kind",
-    "metadata"}."""
-    if name == "completion":
-        return task["response"]
-    return (
-        {key: value for key, value in task.items() if key != "response"}
-        if name == "problem"
-        else task[name]
-    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 standard library only.
 
 * resource limits: address space, file size, core dumps, processes, CPU seconds per sample
-* a seccomp filter (x86_64 and aarch64): no new process, no exec, no signals to others; for grading
-  also no sockets and no file opened for writing, created, renamed or removed. Denied calls fail
-  with EPERM, as on any locked-down machine.
+* a seccomp filter (x86_64 and aarch64): no new process, no exec, no signals to others, no sockets
+  and no file opened for writing, created, renamed or removed. Denied calls fail with EPERM, as on
+  any locked-down machine.
 * timers of CPU and wall-clock time whose default action ends the process: it ends even in a C-level
   hang, and even if the process that watched it is gone
 
@@ -111,22 +111,16 @@ class _Program(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout_s`: CPU seconds a sample, wall-clock seconds with `trusted_code`: a user's reward
-    function runs here. `memory_bytes`: address space beyond what the process has when it enters."""
+    """`timeout_s`: CPU seconds a sample. `memory_bytes`: address space beyond what the process has
+    when it enters."""
 
     timeout_s: float
     memory_bytes: int
-    trusted_code: bool = False
 
     @property
     def wall_s(self) -> float:
         """Wall-clock seconds after which a sample hangs, whatever the machine is busy with."""
-        return self.timeout_s if self.trusted_code else HANG_S + HANG_FACTOR * self.timeout_s
-
-    @property
-    def file_bytes(self) -> int:
-        """Largest file that may be written."""
-        return 64 << 20 if self.trusted_code else 0
+        return HANG_S + HANG_FACTOR * self.timeout_s
 
 
 def enter(limits: Limits) -> list[str]:
@@ -136,29 +130,26 @@ def enter(limits: Limits) -> list[str]:
         used_bytes = int(file.read().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, used_bytes + limits.memory_bytes)
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
+    _lower(resource.RLIMIT_FSIZE, 0)
     active = ["memory", "files"]
-    if _filter_syscalls(limits.trusted_code):
+    if _filter_syscalls():
         active.append("seccomp")
-    # counts threads too, which a user's function may want
-    if not limits.trusted_code or "seccomp" not in active:
-        _lower(resource.RLIMIT_NPROC, 0)
-        if os.geteuid() != 0:  # root is exempt
-            active.append("processes")
+    _lower(resource.RLIMIT_NPROC, 0)
+    if os.geteuid() != 0:  # root is exempt
+        active.append("processes")
     return active
 
 
 def start_clock(limits: Limits) -> None:
     """The sample's own end, by timers with the default action: they hold even in a C-level hang.
 
-    The grader's limit is CPU time, which no busy machine shortens. A user's function may wait for a
-    server, so its limit is wall-clock time, one second later than the parent's kill.
+    The limit is CPU time, which no busy machine shortens; wall-clock time ends what only waits, one
+    second later than the parent's kill.
     """
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limits.wall_s + 1.0)
-    if not limits.trusted_code:
-        signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
+    signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     cpu_s = math.ceil(usage.ru_utime + usage.ru_stime + limits.timeout_s) + 2
@@ -176,12 +167,12 @@ def _lower(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def _filter_syscalls(trusted_code: bool) -> bool:
+def _filter_syscalls() -> bool:
     """Installs the filter; False where the kernel or the architecture does not have it."""
     if platform.machine() not in _ARCHITECTURES:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    instructions = _program(platform.machine(), trusted_code)
+    instructions = _program(platform.machine())
     array = (_Instruction * len(instructions))(*instructions)
     program = _Program(len(instructions), array)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
@@ -189,7 +180,7 @@ def _filter_syscalls(trusted_code: bool) -> bool:
     return libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program)) == 0
 
 
-def _program(machine: str, trusted_code: bool) -> list[_Instruction]:
+def _program(machine: str) -> list[_Instruction]:
     """Classic BPF over `struct seccomp_data`: number at byte 0, architecture at 4, arguments (64
     bits each) from 16."""
     architecture, calls = _ARCHITECTURES[machine]
@@ -204,12 +195,11 @@ def _program(machine: str, trusted_code: bool) -> list[_Instruction]:
     code += _if_flags(calls["clone"], 0, _CLONE_THREAD, hit=_ALLOW, miss=_EPERM)
     for number in calls["process"]:
         code += _deny(number, _EPERM)
-    if not trusted_code:
-        for number in (*calls["socket"], *calls["write"]):
-            code += _deny(number, _EPERM)
-        code += _if_flags(calls["openat"], 2, _WRITE_FLAGS, hit=_EPERM, miss=_ALLOW)
-        if "open" in calls:
-            code += _if_flags(calls["open"], 1, _WRITE_FLAGS, hit=_EPERM, miss=_ALLOW)
+    for number in (*calls["socket"], *calls["write"]):
+        code += _deny(number, _EPERM)
+    code += _if_flags(calls["openat"], 2, _WRITE_FLAGS, hit=_EPERM, miss=_ALLOW)
+    if "open" in calls:
+        code += _if_flags(calls["open"], 1, _WRITE_FLAGS, hit=_EPERM, miss=_ALLOW)
     return [*code, _Instruction(_RETURN, 0, 0, _ALLOW)]
 
 

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 from megaladder.config.verbs.grade import GradeConfig
 from megaladder.errors import ConfigError, DataError
-from megaladder.rewards.grade import check_gold
-from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rewards.verifiers import VERIFIERS, check_row
+from megaladder.rewards.verifiers.pool import VerifierPool
+from megaladder.rewards.worker import GradeTask
 from megaladder.run_dir import to_json
 from megaladder.types import Graded, GradeReason
 
@@ -32,6 +33,7 @@ class _Row:
     where: str
     fields: dict[str, Any]
     gold: str
+    kind: str
     responses: tuple[str, ...]
     listed: bool
 
@@ -48,13 +50,13 @@ def run_grade(config: GradeConfig) -> int:
             " 'responses'}"
         )
     counts = _Counts()
-    pool = GradePool(
+    pool = VerifierPool(
         config.workers, config.timeout_s, config.memory_mib << 20, grader=config.grader
     )
     with pool, _replaced(config.output) as output:
         chunk = first
         while chunk:
-            tasks = [task for row in chunk for task in _tasks(row, config.kind)]
+            tasks = [task for row in chunk for task in _tasks(row)]
             graded = pool.grade_many(tasks)
             start = 0
             for row in chunk:
@@ -89,13 +91,13 @@ class _Counts:
         ]
 
 
-def _tasks(row: _Row, kind: str) -> list[GradeTask]:
+def _tasks(row: _Row) -> list[GradeTask]:
     name = str(row.fields.get("id", row.where))
     names = (
         [f"{name}, response {i + 1}" for i in range(len(row.responses))] if row.listed else [name]
     )
     return [
-        GradeTask(each, response, row.gold, kind)
+        GradeTask(each, response, row.gold, row.kind, row.fields)
         for each, response in zip(names, row.responses, strict=True)
     ]
 
@@ -152,7 +154,8 @@ def _parse_row(line: bytes, where: str, kind: str) -> _Row:
             " as proper Unicode"
         ) from None
     responses, listed = _responses(fields, where)
-    return _Row(where, fields, _gold(fields, where, kind), responses, listed)
+    kind = str(fields.get("verifier") or "math") if kind == "auto" else kind
+    return _Row(where, fields, _gold(fields, where, kind), kind, responses, listed)
 
 
 def _no_constant(name: str) -> None:
@@ -160,6 +163,12 @@ def _no_constant(name: str) -> None:
 
 
 def _gold(fields: dict[str, Any], where: str, kind: str) -> str:
+    if kind not in VERIFIERS:
+        raise DataError(
+            f"{where}: verifier {kind!r}; fix: one of {', '.join(VERIFIERS)}, or --kind"
+        )
+    if "gold" not in fields and not VERIFIERS[kind].needs_gold:
+        fields = {**fields, "gold": ""}
     if "gold" not in fields:
         raise DataError(
             f"{where}: no field 'gold'; it has"
@@ -169,7 +178,7 @@ def _gold(fields: dict[str, Any], where: str, kind: str) -> str:
     if isinstance(gold, (int, float)) and not isinstance(gold, bool):
         gold = str(gold)
     try:
-        check_gold(gold, kind)
+        check_row(kind, gold, fields)
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
     return gold

@@ -6,8 +6,8 @@ counted and named.
 
 The pool's processes (`child`) start once, import sympy once, and are fed batches; each answers a
 sample as soon as it is done, so the first sample without an answer is the one that hangs. What they
-may not do: `sandbox`. The verdict itself: `grade.grade`, nothing else. User reward functions run in
-the same processes (`function="path.py:function"`, `reward_many`); their bugs raise.
+may not do: `sandbox`. The verdict itself: `verifiers.verify`, nothing else. Generated programs run
+elsewhere: `verifiers.pool`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import megaladder
-from megaladder.errors import ConfigError, DataError, RewardError
+from megaladder.errors import ConfigError, DataError
 from megaladder.rewards import child
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
-from megaladder.rewards.grade import KINDS, OWN, check_gold
+from megaladder.rewards.grade import OWN
 from megaladder.rewards.sandbox import Limits
+from megaladder.rewards.verifiers import VERIFIERS, check_row, parameters_of
 from megaladder.types import Graded, GradeReason
 
 MAX_BATCH_TASKS = 64
@@ -45,8 +46,8 @@ _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
 @dataclass(frozen=True, slots=True)
 class GradeTask:
-    """One response to grade. `id` names it in messages; `metadata` (JSON values) is what a user's
-    reward function may ask for.
+    """One response to grade. `id` names it in messages; `metadata` (JSON values) holds
+    the verifier's parameters.
 
     >>> GradeTask("gsm8k/7/sample 3", response="… #### 18", gold="18", kind="gsm8k")    # doctest:
     +SKIP
@@ -57,16 +58,6 @@ class GradeTask:
     gold: str
     kind: str = "math"
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionReward:
-    """What a user's reward function said about one sample. `failure` is set (TIMEOUT or CRASH) when
-    it was killed: then there is no reward, and the sample must not be trained on."""
-
-    reward: float | None
-    failure: GradeReason | None = None
-    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +73,11 @@ class GradePool:
     """`num_workers` reusable processes. Not for use from two threads at once (a lock makes the
     second wait).
 
-    `timeout_s`: CPU seconds one sample may take before its process ends (wall-clock seconds for a
-    user's function); it is tried once more, alone, and then undecided. `memory_bytes`: what a
-    process may allocate on top of its imports. `function`: a user's reward function instead of the
-    grader. `grader`: ours, or a name of `published.GRADERS`. After use: `counts` (verdicts by
-    reason), `failures` (every timeout and crash by sample id), `protections` (what the sandbox
-    could apply on this machine).
+    `timeout_s`: CPU seconds one sample may take before its process ends; it is tried once more,
+    alone, and then undecided. `memory_bytes`: what a process may allocate on top of its imports.
+    `grader`: ours, or a name of `published.GRADERS`. After use: `counts` (verdicts by reason),
+    `failures` (every timeout and crash by sample id), `protections` (what the sandbox could apply
+    on this machine).
     """
 
     def __init__(
@@ -95,7 +85,6 @@ class GradePool:
         num_workers: int = 2,
         timeout_s: float = 5.0,
         memory_bytes: int = 1 << 30,
-        function: str | None = None,
         grader: str = OWN,
     ):
         if num_workers < 1 or timeout_s <= 0 or memory_bytes < 1 << 20:
@@ -105,13 +94,12 @@ class GradePool:
             )
         self._setup = {
             "sys_path": _import_paths(),
-            "function": _function_path(function),
             "grader": grader,
             "timeout_s": timeout_s,
             "memory_bytes": memory_bytes,
         }
         self.num_workers = num_workers
-        self.limits = Limits(timeout_s, memory_bytes, trusted_code=function is not None)
+        self.limits = Limits(timeout_s, memory_bytes)
         self.counts: Counter[GradeReason] = Counter()
         self.failures: list[Failure] = []
         self.protections: tuple[str, ...] = ()
@@ -121,21 +109,12 @@ class GradePool:
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
         """Verdicts in the order of `tasks`. Raises DataError for a gold answer that cannot be one,
         before anything is graded."""
-        assert self._setup["function"] is None, "this pool runs a reward function: use reward_many"
         for task in tasks:
             _check_task(task)
         answers = self._run(tasks)
         graded = [_as_graded(answer) for answer in answers]
         self.counts.update(verdict.reason for verdict in graded)
         return graded
-
-    def reward_many(self, tasks: Sequence[GradeTask]) -> list[FunctionReward]:
-        """The user's function on each task, in order. Raises RewardError, naming the sample, if it
-        raises or returns no finite number."""
-        assert self._setup["function"] is not None, (
-            "this pool has no reward function: use grade_many"
-        )
-        return [_as_reward(answer) for answer in self._run(tasks)]
 
     def close(self) -> None:
         """Ends every process; the pool may be used again and then starts new ones."""
@@ -227,18 +206,12 @@ class _Run:
     def _take(self, worker: _Worker, message: dict[str, Any]) -> None:
         if not worker.ready:
             if "error" in message:
-                raise ConfigError(_start_message(self.pool._setup["function"], message["error"]))
+                raise ConfigError(_start_message(message["error"]))
             worker.started(self.pool.limits.wall_s)
             self.pool.protections = tuple(message["ready"])
             return
         index = worker.pending.popleft()
         worker.restart_clock()
-        if "bug" in message:
-            raise RewardError(
-                f"sample {self.tasks[index].id}: reward function {self.pool._setup['function']}"
-                f" {message['bug']}; fix: the function must return a finite number for every"
-                " response"
-            )
         if "crash" in message:
             if self._goes_again(index):
                 return
@@ -253,12 +226,7 @@ class _Run:
         self.pool._workers.remove(worker)
         worker.kill()
         if not worker.ready:
-            raise ConfigError(
-                _start_message(
-                    self.pool._setup["function"],
-                    f"the process ended before it was ready ({detail})",
-                )
-            )
+            raise ConfigError(_start_message(f"the process ended before it was ready ({detail})"))
         if not worker.pending:
             return
         culprit, *innocent = worker.pending
@@ -381,14 +349,14 @@ class _Worker:
 
 
 def _check_task(task: GradeTask) -> None:
-    if task.kind not in KINDS:
-        raise DataError(f"sample {task.id}: kind {task.kind!r}; fix: one of {', '.join(KINDS)}")
+    if task.kind not in VERIFIERS:
+        raise DataError(f"sample {task.id}: kind {task.kind!r}; fix: one of {', '.join(VERIFIERS)}")
     if not isinstance(task.response, str):
         raise DataError(
             f"sample {task.id}: response is {type(task.response).__name__}, expected a string"
         )
     try:
-        check_gold(task.gold, task.kind)
+        check_row(task.kind, task.gold, task.metadata)
     except DataError as error:
         raise DataError(f"sample {task.id}: {error}") from None
 
@@ -399,7 +367,7 @@ def _as_message(task: GradeTask) -> dict[str, Any]:
         "response": task.response[-MAX_RESPONSE_CHARS:],
         "gold": task.gold,
         "kind": task.kind,
-        "metadata": dict(task.metadata),
+        "metadata": parameters_of(task.kind, task.metadata),
     }
 
 
@@ -409,12 +377,6 @@ def _as_graded(answer: Mapping[str, Any]) -> Graded:
     )
 
 
-def _as_reward(answer: Mapping[str, Any]) -> FunctionReward:
-    if "reward" in answer:
-        return FunctionReward(answer["reward"])
-    return FunctionReward(None, GradeReason(answer["reason"]), answer["detail"])
-
-
 def _import_paths() -> list[str]:
     """Where this package is, then where this process imports from; absolute, so that a worker's
     other working directory does not matter."""
@@ -422,25 +384,7 @@ def _import_paths() -> list[str]:
     return [root, *(os.path.abspath(path) for path in sys.path if path)]
 
 
-def _function_path(spec: str | None) -> str | None:
-    if spec is None:
-        return None
-    path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not name.isidentifier():
-        raise ConfigError(f"reward function {spec!r}: expected 'path.py:function'")
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"reward function {spec!r}: no file {path}; fix: a path that exists from {Path.cwd()}"
-        )
-    return f"{Path(path).resolve()}:{name}"
-
-
-def _start_message(function: str | None, why: str) -> str:
-    if function:
-        return (
-            f"reward function {function} cannot be loaded: {why}; fix: the file must import without"
-            " your shell's environment variables"
-        )
+def _start_message(why: str) -> str:
     return (
         f"grading process cannot start: {why}; fix: pip install 'math-verify[antlr4_13_2]==0.9.0',"
         " and more memory_bytes if it is low"

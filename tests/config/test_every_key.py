@@ -32,7 +32,8 @@ VALUES: dict[str, Any] = {
     "budget.max_thinking": 5,
     "calibration": 0.4,
     "grpo.dual_clip": 3.0,
-    "grpo.dynamic_sampling": False,  # the preset switches it on
+    "grpo.dynamic_sampling": "none",  # the preset switches it on
+    "reward.terms": [{"name": "repetition", "weight": 2.0}],
     "data.holdout": 0.1,
     "sigma": [1.0, 1.1, 1.2],
     "train.recompute_modules": ["mlp"],

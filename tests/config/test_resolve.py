@@ -122,8 +122,7 @@ def test_the_contracts_keys_exist_with_the_contracts_defaults() -> None:
         "grpo.clip_high",
         "grpo.correction",
         "reward.kind",
-        "reward.function",
-        "reward.overlong",
+        "reward.terms",
     }
     only_sft = {
         "data.format",
@@ -284,7 +283,7 @@ def test_presets_are_defaults_that_anything_written_beats(run_yaml) -> None:
         0.2,
         0.28,
         "token_mean",
-        True,
+        "accuracy",
         "none",
     )
     assert (gspo.clip_low, gspo.clip_high, gspo.ratio, gspo.aggregation) == (

@@ -107,7 +107,12 @@ def test_every_violation_is_listed() -> None:
         ({"rollout": {"temperature": 0}}, "a temperature above 0"),
         ({"rollout": {"engine": "replay"}}, "needs rollout.replay_dir"),
         ({"grpo": {"correction_low": 2.5}}, "is not below correction_high 2"),
-        ({"reward": {"overlong": 600}}, "reward.overlong 600 is more than rollout.max_tokens 512"),
+        (
+            {"reward": {"terms": [{"name": "overlong", "tokens": 600}]}},
+            "reward.terms overlong 600 tokens is more than rollout.max_tokens 512",
+        ),
+        ({"reward": {"terms": ["a.py:f", "b.py:f"]}}, "reward.terms has f more than once"),
+        ({"reward": {"terms": []}}, "reward.terms is empty"),
         ({"parallel": {"vpp": 2}}, "fix: pp ≥ 2"),
     ],
 )

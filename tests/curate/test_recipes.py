@@ -159,7 +159,7 @@ def test_s1_and_dapo_values_are_the_published_ones() -> None:
         rl.optim.lr,
         rl.optim.warmup_steps,
         rl.grpo.kl,
-        rl.reward.overlong,
+        rl.reward.terms[1].tokens,
         rl.grpo.dual_clip,
     ) == (1e-6, 10, "none", 4096, 10.0)
 

@@ -15,7 +15,7 @@ from megaladder.errors import ConfigError, DataError
 from megaladder.evaluation.benchmarks.problems import build_problems, fill, shuffled
 from megaladder.evaluation.benchmarks.source import load_rows
 from megaladder.evaluation.benchmarks.spec import find_benchmark, registry
-from megaladder.rewards.grade import KINDS
+from megaladder.rewards.verifiers import VERIFIERS
 
 REAL = {
     "aime24": (30, "204"),
@@ -40,7 +40,7 @@ def write(folder, name: str, rows: list[dict]):
 
 def test_every_entry_is_complete():
     for name, spec in registry().items():
-        assert spec.kind in KINDS and "question" in spec.fields, name
+        assert spec.kind in VERIFIERS and "question" in spec.fields, name
         assert "{question}" in spec.prompt or spec.runner == "lm_eval", name
         assert spec.hub is None or spec.hub.revision is None or len(spec.hub.revision) == 40, name
         assert (spec.task is not None) == (spec.runner == "lm_eval") and (

@@ -21,8 +21,8 @@ from megaladder.errors import ConfigError, DataError, EngineError
 from megaladder.evaluation import report, verb
 from megaladder.evaluation.run import Progress, Task, run_task
 from megaladder.evaluation.store import Journal
-from megaladder.rewards import worker
 from megaladder.rewards.grade import grade
+from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradePool
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine, Faults
@@ -195,9 +195,9 @@ def test_lost_engine_keeps_what_was_finished_and_resumes(tmp_path, whole):
 
 
 def test_grader_of_evaluation_is_the_grader_of_rl(tmp_path, pool):
-    """One object: the loop hands its tasks to rewards.worker.GradePool, as RL does, and verdicts
-    are those of rewards.grade.grade."""
-    assert verb.GradePool is worker.GradePool
+    """One object: the loop hands its tasks to the pool of verifiers, as RL does, and verdicts are
+    those of rewards.grade.grade."""
+    assert verb.VerifierPool is VerifierPool
     with Journal(tmp_path, PARTS) as journal:
         run_task(task(graded=True), FakeEngine(answers), pool, journal)
         for record in journal.records.values():

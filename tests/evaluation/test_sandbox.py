@@ -1,17 +1,19 @@
-"""Generated code is run by the user's command only; its verdict counts, its failure stops the
-run."""
+"""Programs judged by a command of the user's: its verdict counts, its failure stops the run, none of
+its processes stays behind."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_models import build_tokenizer
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, RewardError
-from megaladder.evaluation.sandbox import SandboxPool, last_program
+from megaladder.evaluation.sandbox import SandboxPool
+from megaladder.rewards.verifiers.code import last_program
 from megaladder.rewards.worker import GradeTask
 from megaladder.types import GradeReason
 
@@ -63,29 +65,35 @@ def test_hang_is_one_wrong_answer_and_a_broken_sandbox_is_none(command):
         SandboxPool("/no/such/sandbox", 1, 1.0).grade_many([task("```python\nx\n```")])
 
 
-def test_the_verb_runs_nothing_without_a_sandbox(tmp_path, command, capsys):
+def test_what_a_command_leaves_behind_is_ended(tmp_path):
+    """A child in the background, one in a session of its own, and one whose parent has ended."""
+    note = tmp_path / "pids"
+    script = (
+        f"sleep 1000 & echo $! >> {note}; setsid sleep 1000 & echo $! >> {note};"
+        f" (sleep 1000 & echo $! >> {note}); sleep 1000"
+    )
+    with SandboxPool(f"bash -c '{script}'", 1, 1.0) as pool:
+        [verdict] = pool.grade_many([task("```python\nprint(1)\n```")])
+    pids = [int(line) for line in note.read_text().split()]
+    assert verdict.reason is GradeReason.TIMEOUT and len(pids) == 3
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_verb_runs_programs_in_our_sandbox_or_the_users(tmp_path, command, capsys):
     (tmp_path / "data" / "livecodebench").mkdir(parents=True)
     row = {
         "question_id": "a",
         "question_content": "Print 42.",
         "starter_code": "",
-        "tests": [{"input": "", "output": "42"}],
+        "public_test_cases": json.dumps([{"input": "", "output": "42", "testtype": "stdin"}]),
     }
     (tmp_path / "data" / "livecodebench" / "test.jsonl").write_text(json.dumps(row) + "\n")
-    arguments = [
-        "eval",
-        "--engine",
-        "fake",
-        "--tokenizer",
-        str(build_tokenizer(tmp_path / "t")),
-        "--benchmark",
-        "livecodebench",
-        "--data-dir",
-        str(tmp_path / "data"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(arguments) == 2
-    assert "runs generated programs, which is off" in capsys.readouterr().err
-    assert main([*arguments, "--sandbox", command]) == 0
-    assert "livecodebench  avg@3 = 0.0 % [no interval: one problem]" in capsys.readouterr().out
+    arguments = ["eval", "--engine", "fake", "--benchmark", "livecodebench"]
+    arguments += ["--tokenizer", str(build_tokenizer(tmp_path / "t"))]
+    arguments += ["--data-dir", str(tmp_path / "data"), "--out"]
+    assert main([*arguments, str(tmp_path / "ours")]) == 0
+    said = capsys.readouterr().out
+    assert "programs run with no network" in said
+    assert "livecodebench  avg@3 = 0.0 % [no interval: one problem]" in said
+    assert main([*arguments, str(tmp_path / "theirs"), "--sandbox", command]) == 0
+    assert "avg@3 = 0.0 %" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from megaladder.evaluation.store import Journal
 from megaladder.rewards import verb as grade_verb
 from megaladder.rewards import worker
 from megaladder.rewards.grade import grade
+from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rollout import vllm_engine
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
@@ -48,14 +49,17 @@ def imports(path: Path) -> set[str]:
 
 
 def test_only_the_worker_process_calls_the_grader(repository):
-    """`grade` runs in the killable child alone, and nobody else compares answers: math-verify is
-    for rewards/ only."""
+    """`grade` is called by the registry of verifiers alone, that by the killable child (and a trial
+    on Hugging Face models); nobody else compares answers: math-verify is for rewards/ only."""
     sources = {
         path.relative_to(repository).as_posix(): imports(path)
         for path in (repository / "megaladder").rglob("*.py")
     }
     assert [
         name for name, found in sources.items() if "megaladder.rewards.grade.grade" in found
+    ] == ["megaladder/rewards/verifiers/__init__.py"]
+    assert [
+        name for name, found in sources.items() if "megaladder.rewards.verifiers.verify" in found
     ] == ["megaladder/rewards/child.py"]
     comparers = {
         name
@@ -72,7 +76,7 @@ def test_only_the_worker_process_calls_the_grader(repository):
 
 def test_training_evaluation_and_sampling_share_grader_and_engine():
     for module in (rounds, evaluation_verb, teacher_sample, grade_verb):
-        assert module.GradePool is worker.GradePool, module
+        assert module.VerifierPool is VerifierPool, module
     assert (
         evaluation_verb.VllmEngine is vllm_engine.VllmEngine
         and engines.ProcessEngine in vllm_engine.VllmEngine.__mro__

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.grpo import GrpoSection, RolloutSection
-from megaladder.config.sections.reward import RewardSection
+from megaladder.config.sections.reward import OverlongTerm, RewardSection
 from megaladder.config.sections.shared import DataSection, OptimSection
 
 
@@ -38,7 +38,9 @@ READ_IF: tuple[ReadIf[GrpoRun], ...] = (
         ("grpo.dual_clip",), lambda run: run.grpo.policy_loss == "clip", "grpo.policy_loss clip"
     ),
     ReadIf(
-        ("grpo.max_resamples",), lambda run: run.grpo.dynamic_sampling, "grpo.dynamic_sampling true"
+        ("grpo.max_resamples",),
+        lambda run: run.grpo.dynamic_sampling != "none",
+        "grpo.dynamic_sampling accuracy or reward",
     ),
     ReadIf(
         ("grpo.recompute_old_logprobs",),
@@ -50,9 +52,6 @@ READ_IF: tuple[ReadIf[GrpoRun], ...] = (
     ),
     ReadIf(
         ("rollout.server_concurrency",), lambda run: bool(run.rollout.servers), "rollout.servers"
-    ),
-    ReadIf(
-        ("reward.overlong_penalty",), lambda run: run.reward.overlong is not None, "reward.overlong"
     ),
 )
 """Refused where they are changed and not read."""
@@ -131,11 +130,7 @@ def grpo_problems(
             f"grpo.correction_low {grpo.correction_low:g} is not below correction_high"
             f" {grpo.correction_high:g}; fix: below it"
         )
-    if reward.overlong is not None and reward.overlong > rollout.max_tokens:
-        problems.append(
-            f"reward.overlong {reward.overlong} is more than rollout.max_tokens"
-            f" {rollout.max_tokens}; fix: at most that"
-        )
+    problems += _reward_terms(reward, rollout.max_tokens)
     return problems
 
 
@@ -171,4 +166,25 @@ def _servers(rollout: RolloutSection, grpo: GrpoSection) -> list[str]:
             "grpo.mode rollout_only sends no weights, and who knows what rollout.servers hold; fix:"
             " no servers, or mode train"
         )
+    return problems
+
+
+def _reward_terms(reward: RewardSection, max_tokens: int) -> list[str]:
+    """Terms that need more room than there is, or a name of their own."""
+    problems = []
+    for term in reward.terms_of(OverlongTerm):
+        if term.tokens > max_tokens:
+            problems.append(
+                f"reward.terms overlong {term.tokens} tokens is more than rollout.max_tokens"
+                f" {max_tokens}; fix: at most that"
+            )
+    labels = [term.label for term in reward.terms]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        problems.append(
+            f"reward.terms has {', '.join(twice)} more than once; fix: one term each, or a `name:`"
+            " for functions"
+        )
+    if not reward.terms:
+        problems.append("reward.terms is empty; fix: at least one term, such as correctness")
     return problems

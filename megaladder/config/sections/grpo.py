@@ -160,9 +160,9 @@ class GrpoSection(StrictModel):
     """Old log-probs by a forward pass before the first update. auto = only where they can differ
     from the update's own (mini_batches > 1); never = with mini_batches > 1 the engine's stand in
     for them (bypass: the ratio itself is then the correction, so correction none)."""
-    dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by fresh ones (DAPO), at most max_resamples
-    rounds."""
+    dynamic_sampling: Literal["none", "accuracy", "reward"] = "none"
+    """Replace groups that teach nothing by fresh ones, at most max_resamples rounds: accuracy = all
+    answers correct or none (DAPO, arXiv 2503.14476); reward = all rewards equal."""
     max_resamples: Positive = 3
     """Cap of dynamic sampling; what is missing then is left out and counted."""
     filter_truncated: bool = False

@@ -1,36 +1,226 @@
-"""The section `reward` of GRPO."""
+"""The section `reward`: how answers are verified, and the weighted terms whose sum is the reward."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+import tyro
+import yaml
+from pydantic import BeforeValidator, Field
 
 from megaladder.config.base import StrictModel
-from megaladder.config.sections.shared import Positive
+from megaladder.types import Kind
 
-NonNegative = Annotated[float, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0)]
+Tokens = Annotated[int, Field(ge=1)]
+
+
+Language = Literal[
+    "ar",
+    "bg",
+    "bn",
+    "de",
+    "el",
+    "en",
+    "es",
+    "fa",
+    "fi",
+    "fr",
+    "gu",
+    "he",
+    "hi",
+    "it",
+    "ja",
+    "kn",
+    "ko",
+    "ml",
+    "mr",
+    "ne",
+    "nl",
+    "pa",
+    "pl",
+    "pt",
+    "ru",
+    "sw",
+    "ta",
+    "te",
+    "th",
+    "uk",
+    "ur",
+    "vi",
+    "zh",
+]
+
+
+class Term(StrictModel):
+    """One summand of the reward: weight × value."""
+
+    weight: Finite = 1.0
+    """Factor on the term's value."""
+
+    @property
+    def label(self) -> str:
+        """Its name in logs and rollouts."""
+        return str(self.name)  # type: ignore[attr-defined]  every term but a function has one
+
+
+class CorrectnessTerm(Term):
+    """1 for a correct answer, else 0; undecided answers are never trained on."""
+
+    name: Literal["correctness"]
+
+
+class FormatTerm(Term):
+    """1 if the response has the asked form, whatever it answers; else 0."""
+
+    name: Literal["format"]
+    rule: Literal[
+        "auto", "boxed", "think", "think-opened", "answer-tag", "hashes", "code", "letter"
+    ] = "auto"
+    """auto = the form of the row's verifier; think = one <think>…</think> pair and text after it;
+    think-opened = the same where the template opened it."""
+
+
+class LengthTerm(Term):
+    """−1 to 0: length over `tokens`, linear from 0 tokens on, −1 from there; only for correct
+    answers unless `correct_only` is false."""
+
+    name: Literal["length"]
+    tokens: Tokens
+    """Length that costs the whole weight."""
+    correct_only: bool = True
+    """Shorter wrong answers are no better than longer ones."""
+
+
+class OverlongTerm(Term):
+    """0 up to rollout.max_tokens − tokens, falling linearly to −1 at rollout.max_tokens (DAPO,
+    arXiv 2503.14476)."""
+
+    name: Literal["overlong"]
+    tokens: Tokens
+    """Size of the zone before rollout.max_tokens."""
+
+
+class RepetitionTerm(Term):
+    """−(share of n-grams of tokens that occurred before)."""
+
+    name: Literal["repetition"]
+    ngram: Tokens = 20
+    """Tokens of an n-gram."""
+
+
+class LanguageTerm(Term):
+    """Share of the response's text that is in the asked language, 0 to 1."""
+
+    name: Literal["language"]
+    language: Language
+    """ISO 639-1 code."""
+
+
+class FunctionTerm(Term):
+    """A number from your own function."""
+
+    function: str
+    """path.py:function. Signatures: arguments by name (prompt, completion, gold, …, any column);
+    TRL's (completions, **columns); verl's (data_source, solution_str, ground_truth, extra_info)."""
+    timeout_s: Seconds = 60.0
+    """Seconds that one call may take; its samples are then left out of training and counted."""
+    name: str | None = None
+    """Its name in logs. null = the function's."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.function.rpartition(":")[2]
+
+
+AnyTerm = (
+    CorrectnessTerm
+    | FormatTerm
+    | LengthTerm
+    | OverlongTerm
+    | RepetitionTerm
+    | LanguageTerm
+    | FunctionTerm
+)
+BUILT_IN: dict[str, type[Term]] = {
+    "correctness": CorrectnessTerm,
+    "format": FormatTerm,
+    "length": LengthTerm,
+    "overlong": OverlongTerm,
+    "repetition": RepetitionTerm,
+    "language": LanguageTerm,
+}
+
+
+def read_term(value: Any) -> Any:
+    """A term from what stands in YAML: a mapping, or only a name or `path.py:function`.
+
+    >>> read_term("correctness"), read_term("mine.py:score").function
+    (CorrectnessTerm(weight=1.0, name='correctness'), 'mine.py:score')
+    """
+    if isinstance(value, Term):
+        return value
+    if isinstance(value, str):
+        value = {"function": value} if ".py:" in value else {"name": value}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a term should be a name or a mapping, found {value!r}")
+    if "function" in value:
+        return FunctionTerm.model_validate(value)
+    if value.get("name") not in BUILT_IN:
+        known = ", ".join(BUILT_IN)
+        raise ValueError(f"unknown term {value.get('name')!r}: one of {known}, or a `function`")
+    return BUILT_IN[value["name"]].model_validate(value)
+
+
+def _from_flag(texts: list[str]) -> Any:
+    """What the command line gives: a name, path.py:function, or a mapping in YAML's short form.
+
+    Whether it is a term is said by the validation of the whole configuration, as for files.
+    """
+    try:
+        return yaml.safe_load(texts[0])
+    except yaml.YAMLError:
+        return texts[0]
+
+
+def _to_flag(term: Any) -> list[str]:
+    given = term.model_dump(mode="json", exclude_defaults=True)
+    return [yaml.safe_dump(given, default_flow_style=True, width=10_000).strip()]
+
+
+RewardTerm = Annotated[
+    AnyTerm,
+    BeforeValidator(read_term),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TERM",
+        instance_from_str=_from_flag,
+        is_instance=lambda value: isinstance(value, Term),
+        str_from_instance=_to_flag,
+    ),
+]
 
 
 class RewardSection(StrictModel):
-    """What a completion earns."""
+    """What a completion earns: Σ weight × value over `terms`. Whether it is correct is kept beside
+    it, whatever the terms."""
 
-    kind: Literal["auto", "math", "gsm8k", "choice", "exact"] = "auto"
-    """Grader: 1 for a correct answer, else 0. The same grader as in evaluation. auto = by the row:
-    gsm8k for `#### N`, else math."""
-    function: str | None = None
-    """Your own reward instead: path.py:function(problem, completion) → number. Runs in a worker
-    process with the limits below."""
-    format_weight: NonNegative = 0.0
-    """Added when the answer stands where it is asked for (one closed \\boxed{} or the format of
-    `kind`)."""
-    overlong: Positive | None = None
-    """Soft punishment of length: the last N tokens before rollout.max_tokens cost linearly up to
-    overlong_penalty (DAPO). null = off."""
-    overlong_penalty: NonNegative = 1.0
-    """Largest such punishment."""
-    workers: Positive = 2
-    """Grading processes."""
-    timeout_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds a completion may take to grade before its worker is killed; it then counts as
-    wrong."""
+    DEFAULT_TERMS: ClassVar[tuple[Term, ...]] = (CorrectnessTerm(name="correctness"),)
+
+    kind: Literal["auto"] | Kind = "auto"
+    """Verifier of all rows, the same as in evaluation. auto = by the row: its column `verifier`,
+    else gsm8k for `#### N`, else math."""
+    terms: tuple[RewardTerm, ...] = DEFAULT_TERMS
+    """Terms: correctness, format, length, overlong, repetition, language, or path.py:function; as a
+    name, or a mapping with weight and settings, e.g. {name: overlong, tokens: 4096}."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Grading processes, and sandboxes for programs."""
+    timeout_s: Seconds = 10.0
+    """CPU seconds that a completion may take to grade; without a verdict by then it is left out of
+    training and counted."""
+
+    def terms_of(self, kind: type[Term]) -> list[Any]:
+        """The terms of one class, in order."""
+        return [term for term in self.terms if isinstance(term, kind)]

@@ -15,6 +15,7 @@ from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unre
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
+from megaladder.types import Kind
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -283,8 +284,8 @@ class SampleConfig(StrictModel):
     keep: Literal["all", "correct", "one_correct", "mixed"] = "correct"
     """all; correct ones; one correct one a problem, at random; mixed = all samples of problems that
     are neither always nor never solved."""
-    kind: Literal["math", "gsm8k", "choice", "exact"] | None = None
-    """How answers are graded; null = by the row (#### is gsm8k, else math)."""
+    kind: Kind | None = None
+    """Verifier of all rows; null = by the row (its column `verifier`, #### is gsm8k, else math)."""
     limit: Positive | None = None
     """Only the first problems, for trials."""
     seed: Count = 42

@@ -153,8 +153,8 @@ class EvalConfig(StrictModel):
     budget: BudgetSection = BudgetSection()
     judge: JudgeSection = JudgeSection()
     sandbox: str | None = None
-    """Command that runs generated code in isolation (reads one JSON object, prints one); for
-    livecodebench. null = no execution."""
+    """Command that judges generated programs (reads one JSON object, prints one), for livecodebench.
+    null = our own sandbox: no network, no files but Python's, limits on CPU and memory."""
     grader: GraderName = "megaladder"
     """megaladder = our own rules; else the grader of a published study (`grade --help`), for math
     and gsm8k. Part of the protocol that the summary records."""

@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaInts, StrictModel
 from megaladder.config.verbs.analysis import Draws, JsonPath
+from megaladder.types import Kind
 
 GraderName = Literal[
     "megaladder", "qwen", "limo", "minerva", "prime", "rethinking", "math_verify", "box_match"
 ]
-AnswerKind = Literal["math", "gsm8k", "choice", "exact"]
 
 
 class GradeConfig(StrictModel):
@@ -27,9 +27,9 @@ class GradeConfig(StrictModel):
     """JSONL: each row plus `answer`, `correct` (null: undecided), `reason` (lists for `responses`);
     where a row has an `answer` of its own, what was found is `extracted_answer`. Replaced only when
     all is graded."""
-    kind: AnswerKind = "math"
-    """math = numbers, sets, expressions; gsm8k = one number; choice = an option
-    letter; exact = the same string."""
+    kind: Literal["auto"] | Kind = "auto"
+    """Verifier; auto = the row's column `verifier`, else math. math = numbers, sets, expressions;
+    gsm8k = one number; choice = an option letter; exact = the same string."""
     grader: GraderName = "megaladder"
     """megaladder = our own rules; else the grader of a published study, for kinds math and gsm8k.
     Every output row says which it was."""

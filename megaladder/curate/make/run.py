@@ -51,14 +51,16 @@ def _countdown(config: MakeCountdownConfig) -> CountdownSpec:
 
 
 def problem_row(row: Row) -> Row:
-    """The row as a problem for evaluation and RL: `id, question, answer` and the measures, without
-    the worked answer."""
+    """The row as a problem for evaluation and RL: `id, question, answer`, its verifier with what that
+    needs, and the measures, without the worked answer."""
+    verifier = "countdown" if "target" in row else "math"
     rest = {
         name: value
         for name, value in row.items()
         if name not in ("messages", "gold", "id", "question", "worked", "rechecks")
     }
-    return {"id": row["id"], "question": row["question"], "answer": row["gold"], **rest}
+    asked = {"id": row["id"], "question": row["question"], "answer": row["gold"]}
+    return {**asked, "verifier": verifier, **rest}
 
 
 def _make(config: MakeConfig, spec: Any, kind: tuple[Rows, Check], measure: str) -> None:

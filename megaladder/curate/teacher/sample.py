@@ -38,7 +38,9 @@ from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.run import clock
 from megaladder.evaluation.store import model_fingerprint
 from megaladder.evaluation.verb import make_engine
-from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rewards.verifiers import parameters_of
+from megaladder.rewards.verifiers.pool import VerifierPool
+from megaladder.rewards.worker import GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
 from megaladder.run_dir import to_json
 from megaladder.types import Completion, FinishReason, Problem, Tokenizer
@@ -89,7 +91,7 @@ def run_sample(config: SampleConfig) -> None:
                     " samples are there",
                     flush=True,
                 )
-            with GradePool(config.grade_workers, config.grade_timeout_s) as pool:
+            with VerifierPool(config.grade_workers, config.grade_timeout_s) as pool:
                 counts = draw(task, engine, pool, journal, config.progress_s)
                 failures = list(pool.failures)
             with RowWriter(config.out) as writer:
@@ -128,7 +130,11 @@ def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:
 
 
 def draw(
-    task: TeacherTask, engine: Engine, pool: GradePool, journal: TeacherJournal, progress_s: float
+    task: TeacherTask,
+    engine: Engine,
+    pool: VerifierPool,
+    journal: TeacherJournal,
+    progress_s: float,
 ) -> Counts:
     """Brings the journal to n samples per problem; graded in batches while the engine goes on.
     EngineError: start again to resume."""
@@ -174,7 +180,7 @@ def _missing(
 def _grade_and_append(
     task: TeacherTask,
     waiting: list[tuple[int, int, Completion]],
-    pool: GradePool,
+    pool: VerifierPool,
     journal: TeacherJournal,
 ) -> None:
     problems = [task.problems[index] for index, _, _ in waiting]
@@ -339,7 +345,7 @@ def fingerprint_parts(
         if name not in ("n", "logprobs")
     }
     problems = [
-        [problem.id, prompt, problem.gold, problem.kind]
+        [problem.id, prompt, problem.gold, problem.kind, *_parameters(problem)]
         for problem, prompt in zip(task.problems, task.prompts, strict=True)
     ]
     folder = tokenizer_dir(
@@ -357,6 +363,12 @@ def fingerprint_parts(
         },
         "megaladder": __version__,
     }
+
+
+def _parameters(problem: Problem) -> list[dict[str, Any]]:
+    """What the verifier reads beside the gold answer, if anything."""
+    found = parameters_of(problem.kind, problem.metadata)
+    return [found] if found else []
 
 
 def _lines(

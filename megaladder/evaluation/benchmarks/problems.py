@@ -19,7 +19,7 @@ from typing import Any
 from megaladder.errors import DataError
 from megaladder.evaluation.benchmarks.source import BenchmarkRows, Row
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
-from megaladder.rewards.grade import check_gold
+from megaladder.rewards.verifiers import VERIFIERS, check_row
 from megaladder.types import Message, Problem
 
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
@@ -52,9 +52,10 @@ def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem
             f" {', '.join(row.values)}"
         )
     values = {name: _text(value) for name, value in found.items()}
-    gold = ""
+    gold, parameters = "", {}
     if spec.runner != "judge":
         gold, values["options"] = _gold_and_options(spec, row, found, seed)
+        parameters = _parameters(spec, row, gold, found)
     text = fill(template, values)
     return Problem(
         id=values.get("id")
@@ -66,7 +67,7 @@ def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem
         gold=gold,
         kind=spec.kind,  # type: ignore[arg-type]  (the registry's kinds are the grader's)
         source=spec.name,
-        metadata={"question": values["question"], "where": row.where},
+        metadata={"question": values["question"], "where": row.where, **parameters},
     )
 
 
@@ -115,6 +116,8 @@ def _gold_and_options(
     """Gold in the grader's form, and the options as the prompt shows them ("" where there are
     none)."""
     if found.get("gold") in (None, "", []):
+        if not VERIFIERS[spec.kind].needs_gold:
+            return "", ""
         raise DataError(
             f"{row.where}: expected a gold answer under {' or '.join(spec.fields['gold'])}, found"
             f" {', '.join(row.values)}"
@@ -133,12 +136,20 @@ def _gold_and_options(
         gold = gold.rsplit("####", 1)[-1].strip()
     elif spec.shape == "code":
         gold = gold if isinstance(found["gold"], str) else json.dumps(found["gold"])
-    if spec.runner == "ours":
-        try:
-            check_gold(gold, spec.kind)
-        except DataError as error:
-            raise DataError(f"{row.where}: {error}") from None
     return gold, options
+
+
+def _parameters(
+    spec: BenchmarkSpec, row: Row, gold: str, found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields that the benchmark's verifier reads beside the gold answer, checked with it."""
+    names = VERIFIERS[spec.kind].parameters
+    parameters = {name: found[name] for name in names if found.get(name) is not None}
+    try:
+        check_row(spec.kind, gold, parameters)
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from None
+    return parameters
 
 
 def shuffled(items: list[str], key: str) -> list[str]:

@@ -12,7 +12,7 @@ from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
 
 SHAPES = ("plain", "options", "gpqa", "yes_no", "code")
-RUNNERS = ("ours", "lm_eval", "judge", "sandbox")
+RUNNERS = ("ours", "lm_eval", "judge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,9 @@ def _how(spec: BenchmarkSpec) -> str:
         if not decoding["temperature"]
         else f"T {decoding['temperature']} top-p {decoding['top_p']}"
     )
-    ours = f"n {decoding['n']}, {drawn}, {decoding['max_tokens']} tokens, graded as {spec.kind}"
+    ours = f"n {decoding['n']}, {drawn}, {decoding['max_tokens']} tokens, verified as {spec.kind}"
     return {
         "ours": ours,
         "lm_eval": f"lm-eval's task {spec.task} on our engine",
         "judge": f"n {decoding['n']}, {drawn}, judged ({spec.judge})",
-        "sandbox": f"{ours.rsplit(',', 1)[0]}, needs --sandbox",
     }[spec.runner]

@@ -58,7 +58,8 @@ class RoundFeed:
         )
         self._filter_truncated = config.grpo.filter_truncated
         self._store = config.rollout.engine != "replay"
-        waves = 1 + (config.grpo.max_resamples if config.grpo.dynamic_sampling else 0)
+        filters = config.grpo.dynamic_sampling != "none"
+        waves = 1 + (config.grpo.max_resamples if filters else 0)
         self.patience_s = waves * (config.rollout.timeout_s + GRADING_PATIENCE_S)
         self._begun: set[int] = set()
         self._future: Future | None = None

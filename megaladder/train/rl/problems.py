@@ -29,7 +29,9 @@ from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
 from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
+from megaladder.rewards.verifiers import parameters_of
 from megaladder.rollout.sample import Prompt
+from megaladder.run_dir import to_json
 from megaladder.types import Problem, Tokenizer
 
 
@@ -217,10 +219,11 @@ def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def problems_fingerprint(stream: ProblemStream) -> str:
-    """sha256 over ids, golds, kinds and prompt ids."""
+    """sha256 over ids, golds, kinds with their parameters, and prompt ids."""
     digest = hashlib.sha256()
     for problem, ids in zip(stream.problems, stream.prompt_ids, strict=True):
-        digest.update(f"{problem.id}\0{problem.gold}\0{problem.kind}\0{ids}\n".encode())
+        asked = to_json(parameters_of(problem.kind, problem.metadata), sort_keys=True)
+        digest.update(f"{problem.id}\0{problem.gold}\0{problem.kind}{asked}\0{ids}\n".encode())
     return digest.hexdigest()
 
 

@@ -214,7 +214,7 @@ LEFT_OUT = (
     "truncated_left_out",
     "truncated_completions",
     "undecided_answers",
-    "undecided_groups",
+    "undecided_left_out",
     "engine_restarts",
 )
 

@@ -1,8 +1,8 @@
 """Where rounds come from: an engine and the grader, or the stored rollouts of an earlier run. Rank
 0 only.
 
-prompts → groups of n samples → rewards → advantages; under dynamic sampling groups whose rewards
-are all equal give way to fresh ones. Nothing here knows of training ranks; `feed` hands the rounds
+prompts → groups of n samples → verdicts and rewards → advantages; under dynamic sampling groups that
+teach nothing give way to fresh ones. Nothing here knows of training ranks; `feed` hands the rounds
 out.
 """
 
@@ -12,10 +12,10 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -23,8 +23,10 @@ from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import ConfigError
 from megaladder.faults import fault_point
-from megaladder.rewards.shaping import Shaping, reward
-from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rewards.terms.builtin import Sample
+from megaladder.rewards.terms.total import RewardTerms, Scored
+from megaladder.rewards.verifiers.pool import VerifierPool
+from megaladder.rewards.worker import GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams
 from megaladder.rollout.fake_engine import Responder, TextTokenizer
 from megaladder.rollout.sample import Prompt, sample_groups
@@ -32,7 +34,7 @@ from megaladder.run_dir import to_json
 from megaladder.train.objectives.advantages import group_advantages, zero_variance
 from megaladder.train.rl.problems import ProblemData, ProblemStream
 from megaladder.train.rl.records import Round, read_round, stored_steps
-from megaladder.types import FinishReason, Graded, RolloutGroup
+from megaladder.types import FinishReason, RolloutGroup
 
 COUNTS = (
     "sampled_groups",
@@ -42,7 +44,6 @@ COUNTS = (
     "truncated_completions",
     "empty_completions",
     "undecided_answers",
-    "undecided_groups",
     "resample_rounds",
     "surplus_groups",
     "engine_restarts",
@@ -66,94 +67,90 @@ class RoundSource(Protocol):
 
 def with_advantages(groups: Sequence[RolloutGroup], config: GrpoConfig) -> tuple[RolloutGroup, ...]:
     """The groups with the advantages that the configuration asks for (see
-    `advantages.group_advantages`)."""
-    if not groups:
-        return ()
-    rewards_gn = np.array([group.rewards for group in groups], dtype=np.float64)
-    advantages_gn = group_advantages(rewards_gn, baseline=config.grpo.baseline, std=config.grpo.std)
-    return tuple(
-        replace(group, advantages=tuple(row))
-        for group, row in zip(groups, advantages_gn.tolist(), strict=True)
+    `advantages.group_advantages`); an undecided sample has 0 and does not count in its group."""
+    return tuple(replace(group, advantages=_advantages(group, config)) for group in groups)
+
+
+def _advantages(group: RolloutGroup, config: GrpoConfig) -> tuple[float, ...]:
+    rewards = np.array([group.decided_rewards], dtype=np.float64)
+    found = iter(
+        group_advantages(rewards, baseline=config.grpo.baseline, std=config.grpo.std)[0].tolist()
     )
+    return tuple(0.0 if reward is None else next(found) for reward in group.rewards)
 
 
 class Rewarder:
-    """Rewards of groups: the grader (or the user's function) in worker processes, then shaping."""
+    """Verdicts and rewards of groups: the row's verifier, then the weighted terms."""
 
     def __init__(self, config: GrpoConfig) -> None:
-        section = config.reward
-        self._is_function = section.function is not None
-        self._pool = GradePool(section.workers, section.timeout_s, function=section.function)
-        self._shaping = Shaping(
-            format_weight=section.format_weight,
-            overlong_tokens=section.overlong,
-            overlong_penalty=section.overlong_penalty,
-            max_tokens=config.rollout.max_tokens,
-        )
+        self._max_tokens = config.rollout.max_tokens
+        self._pool = VerifierPool(config.reward.workers, config.reward.timeout_s)
+        self._terms = RewardTerms(config.reward)
 
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], Counter[str]]:
-        """The groups with rewards and verdicts, and how many answers stayed undecided.
+        """The groups with verdicts and rewards, and how many answers stayed undecided.
 
-        A group with an undecided answer comes back as it was, without rewards: it cannot be trained
-        on.
+        An undecided answer has reward None: it takes no part in its group's statistics and is not
+        trained on.
 
         Raises:
-            RewardError: the user's function raised or returned no finite number; names the sample.
+            RewardError: a user's function raised or returned no finite number; names the sample.
         """
-        tasks = []
-        for group in groups:
-            problem = group.problem
-            tasks += [
-                GradeTask(
-                    f"{problem.id}/sample {number}",
-                    completion.text,
-                    problem.gold,
-                    problem.kind,
-                    problem.metadata,
-                )
-                for number, completion in enumerate(group.completions)
+        names = [
+            (f"{group.problem.id}/sample {number}", group.problem, completion)
+            for group in groups
+            for number, completion in enumerate(group.completions)
+        ]
+        verdicts = self._pool.grade_many(
+            [
+                GradeTask(name, completion.text, problem.gold, problem.kind, problem.metadata)
+                for name, problem, completion in names
             ]
-        verdicts, counts = self._verdicts(tasks)
-        scored, start = [], 0
-        for group in groups:
-            own = verdicts[start : start + len(group.completions)]
-            start += len(own)
-            if any(_is_undecided(verdict) for verdict in own):
-                scored.append(group)
-                counts["undecided_groups"] += 1
-                continue
-            terms = [
-                reward(self._shaping, completion, verdict)
-                for completion, verdict in zip(group.completions, own, strict=True)
-            ]
-            graded = () if self._is_function else tuple(own)
-            scored.append(
-                replace(
-                    group,
-                    rewards=tuple(total for total, _ in terms),
-                    reward_terms=tuple(parts for _, parts in terms),
-                    graded=graded,
-                )
+        )
+        samples = [
+            Sample(*named, graded, self._max_tokens)
+            for named, graded in zip(names, verdicts, strict=True)
+        ]
+        scored = self._terms.score(samples)
+        found = [
+            replace(
+                group,
+                rewards=tuple(one.reward for one in own),
+                reward_terms=tuple(one.terms for one in own),
+                graded=tuple(verdicts[start : start + len(own)]),
             )
-        return scored, counts
-
-    def _verdicts(
-        self, tasks: Sequence[GradeTask]
-    ) -> tuple[list[Graded] | list[float | None], Counter[str]]:
-        found: list[Graded] | list[float | None]
-        if self._is_function:
-            found = [one.reward for one in self._pool.reward_many(tasks)]
-        else:
-            found = self._pool.grade_many(tasks)
-        num_undecided = sum(map(_is_undecided, found))
-        return found, Counter(undecided_answers=num_undecided) if num_undecided else Counter()
+            for group, start, own in _by_group(groups, scored)
+        ]
+        undecided = sum(one.reward is None for one in scored)
+        return found, Counter(undecided_answers=undecided) if undecided else Counter()
 
     def close(self) -> None:
         self._pool.close()
+        self._terms.close()
 
 
-def _is_undecided(verdict: Graded | float | None) -> bool:
-    return (verdict.correct if isinstance(verdict, Graded) else verdict) is None
+def _by_group(
+    groups: Sequence[RolloutGroup], scored: Sequence[Scored]
+) -> Iterator[tuple[RolloutGroup, int, Sequence[Scored]]]:
+    """Each group with where its samples start and what they scored."""
+    start = 0
+    for group in groups:
+        yield group, start, scored[start : start + len(group.completions)]
+        start += len(group.completions)
+
+
+def teaches_nothing(group: RolloutGroup, by: Literal["none", "accuracy", "reward"]) -> bool:
+    """Whether dynamic sampling replaces a group: fewer than two decided answers, or all of them
+    equal.
+
+    accuracy is DAPO's published filter (`filter_groups.metric acc`, arXiv 2503.14476): a group of
+    wrong answers of different lengths says nothing about the task, whatever its shaped rewards.
+    """
+    if by == "accuracy":
+        pairs = zip(group.graded, group.rewards, strict=True)
+        verdicts = {one.correct for one, reward in pairs if reward is not None}
+        return len(verdicts - {None}) < 2
+    return bool(zero_variance(np.array([group.decided_rewards]))[0])
 
 
 class EngineRounds:
@@ -191,23 +188,18 @@ class EngineRounds:
         kept: list[RolloutGroup] = []
         counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         seconds: Counter[str] = Counter()
-        for wave in range(1 + (grpo.max_resamples if grpo.dynamic_sampling else 0)):
+        filters = grpo.dynamic_sampling != "none"
+        for wave in range(1 + (grpo.max_resamples if filters else 0)):
             counts["resample_rounds"] = wave
             missing = wanted - len(kept)
             usable = max(len(kept) / counts["sampled_groups"], LEAST_USABLE_SHARE) if wave else 1.0
             prompts = self._stream.take(self.cursor, min(wanted, math.ceil(missing / usable)))
             groups, found = self._wave(prompts, version, seconds)
             counts.update(found)
-            flat = (
-                zero_variance(np.array([group.rewards for _, group in groups]))
-                if groups
-                else np.zeros(0, bool)
-            )
-            counts["zero_variance_groups"] += int(flat.sum())
+            dull = [teaches_nothing(group, grpo.dynamic_sampling) for _, group in groups]
+            counts["zero_variance_groups"] += sum(dull)
             good = [
-                item
-                for item, equal in zip(groups, flat, strict=True)
-                if not (grpo.dynamic_sampling and equal)
+                item for item, equal in zip(groups, dull, strict=True) if not (filters and equal)
             ]
             kept += [group for _, group in good[:missing]]
             counts["surplus_groups"] += max(0, len(good) - missing)
@@ -216,7 +208,7 @@ class EngineRounds:
             self.cursor = (
                 good[missing - 1][0] + 1 if len(good) > missing else prompts[-1].position + 1
             )
-            if len(kept) == wanted or not grpo.dynamic_sampling:
+            if len(kept) == wanted or not filters:
                 break
         counts["missing_groups"] = wanted - len(kept)
         counts["engine_restarts"], self._restarts = (
@@ -254,8 +246,7 @@ class EngineRounds:
                 one.finish_reason is FinishReason.LENGTH for one in group.completions
             )
             counts["empty_completions"] += sum(not one.token_ids for one in group.completions)
-        pairs = zip(sampled.positions, groups, strict=True)
-        return [(position, group) for position, group in pairs if group.rewards], counts
+        return list(zip(sampled.positions, groups, strict=True)), counts
 
     def close(self) -> None:
         self.engine.close()

@@ -1,7 +1,7 @@
 """A round as flat arrays that travel to every rank, and its mini-batches. Pure; numpy, no torch.
 
 Legend: B = trainable samples of a round, |o_b| = response tokens of sample b. Left out, and
-counted: empty completions, and truncated ones where they are filtered. A sample has loss on every
+counted: empty completions, undecided ones, and truncated ones where they are filtered. A sample has loss on every
 token of its response, the end-of-sequence token included.
 """
 
@@ -77,12 +77,14 @@ class SampleTable:
 def table_of(found: Round, filter_truncated: bool) -> SampleTable:
     """The trainable samples of a round, and its numbers for the log."""
     names, group_b, prompts, responses, logprobs, advantages = [], [], [], [], [], []
-    filtered = empty = 0
+    filtered = empty = undecided = 0
     for number, group in enumerate(found.groups):
         for sample, completion in enumerate(group.completions):
             cut = filter_truncated and completion.finish_reason is FinishReason.LENGTH
+            unknown = group.rewards[sample] is None
             filtered, empty = filtered + cut, empty + (not completion.token_ids)
-            if cut or not completion.token_ids:
+            undecided += unknown
+            if cut or unknown or not completion.token_ids:
                 continue
             names.append(f"{group.problem.id}/sample {sample}")
             group_b.append(number)
@@ -104,7 +106,12 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
         _flat([ids for pair in zip(prompts, responses, strict=True) for ids in pair], np.int32),
         _flat(logprobs, np.float32) if known else None,
         np.array(advantages, np.float64),
-        {**round_metrics(found), "empty_left_out": empty, "truncated_left_out": filtered},
+        {
+            **round_metrics(found),
+            "empty_left_out": empty,
+            "truncated_left_out": filtered,
+            "undecided_left_out": undecided,
+        },
         dict(found.seconds),
     )
 
@@ -113,8 +120,8 @@ def round_metrics(found: Round) -> dict[str, float | int | str]:
     """What the log says about a round: rewards, lengths, what was left out, and the record of its
     groups."""
     completions = [completion for group in found.groups for completion in group.completions]
-    rewards_gn = np.array([group.rewards for group in found.groups], np.float64)
-    statistics = group_statistics(rewards_gn if found.groups else np.zeros((0, 0)))
+    statistics = [group_statistics(np.array([group.decided_rewards])) for group in found.groups]
+    rewards = [reward for group in found.groups for reward in group.decided_rewards]
     graded = [one.correct for group in found.groups for one in group.graded]
     verdicts = [correct for correct in graded if correct is not None]
     lengths = [len(completion.token_ids) for completion in completions]
@@ -124,9 +131,9 @@ def round_metrics(found: Round) -> dict[str, float | int | str]:
             for name, value in parts.items():
                 terms.setdefault(name, []).append(value)
     metrics: dict[str, float | int | str] = {
-        "reward": statistics.reward_mean,
-        "reward_std": statistics.reward_std_mean,
-        "num_groups": statistics.num_groups,
+        "reward": float(np.mean(rewards)) if rewards else 0.0,
+        "reward_std": float(np.mean([one.reward_std_mean for one in statistics] or [0.0])),
+        "num_groups": len(found.groups),
         "response_tokens_mean": float(np.mean(lengths)) if lengths else 0.0,
         "response_tokens_max": max(lengths, default=0),
         "groups_sha256": found.digest(),

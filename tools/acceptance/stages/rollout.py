@@ -133,7 +133,7 @@ def grpo_overrides(context: Context, model: Path, folder: Path, steps: int) -> d
         "train__precision": "bf16",
         "checkpoint__every": 0,
         "rollout__gpu_memory_utilization": 0.35,
-        "grpo__dynamic_sampling": False,
+        "grpo__dynamic_sampling": "none",
         "grpo__mismatch_limit": 5.0,
         "reward__kind": "math",
         "reward__workers": 1,
