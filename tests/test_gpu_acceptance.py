@@ -21,7 +21,8 @@ from waiting import descendants, is_alive, wait_until
 from megaladder.errors import ConfigError
 from megaladder.tools import gpu_acceptance
 from megaladder.tools.acceptance import page, record
-from megaladder.tools.acceptance.table import BY_NAME, LIMIT_S, STAGES
+from megaladder.tools.acceptance.context import Context, kept_cases
+from megaladder.tools.acceptance.table import BY_NAME, BY_VALUE, LIMIT_S, STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = {"device": "cuda", "gpu": "NVIDIA H200", "driver": "580.1", "cuda": "13.0"}
@@ -58,14 +59,34 @@ def test_the_table_covers_the_issue_and_fits_a_lent_machine() -> None:
         (target.figure, target.goal, target.at_least)
         for stage in STAGES
         for target in stage.targets
-        if target.source == "issue 8"
+        if target.source == "our goal"
     }
     assert goals == {
         ("extrapolated.mfu", 0.46, True),
         ("speedup", 1.3, True),
         ("extrapolated.tflops", 630.0, True),
         ("mismatch_mean", 0.012, False),
+        ("sync_14b_s", 2.0, False),
     }
+    assert [stage.name for stage in BY_VALUE][:2] == ["throughput_bf16", "throughput_fp8"]
+    assert sum(stage.expected_s for stage in STAGES) <= 780
+
+
+def test_figures_are_kept_one_by_one(tmp_path: Path) -> None:
+    """A stage that goes on does not measure again what it has."""
+    context = Context("memory", "cpu", "tiny", tmp_path, tmp_path, 0.0)
+    assert context.case("first", lambda: {"seconds": 1.0}) == {"seconds": 1.0}
+    again = Context("memory", "cpu", "tiny", tmp_path, tmp_path, 0.0)
+    assert again.case("first", lambda: {"seconds": 2.0}) == {"seconds": 1.0}
+    assert kept_cases(tmp_path, "memory") == {"first": {"seconds": 1.0}}
+    assert kept_cases(tmp_path, "convert") == {}
+
+
+def test_a_small_budget_starts_nothing_and_says_so(tmp_path: Path, capsys) -> None:
+    assert gpu_acceptance.main(command(tmp_path, "--budget-s", "30")[2:]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [stage.name for stage in BY_VALUE]
+    assert all("left for the next call" in line for line in lines)
 
 
 @pytest.mark.parametrize(

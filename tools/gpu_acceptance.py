@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # run as a file from a checkout that is not installed
 
 from megaladder.errors import MegaladderError  # noqa: E402
+from megaladder.process.gpu_stack import cudnn_environment  # noqa: E402
 from megaladder.tools.acceptance import kit, page, record  # noqa: E402
-from megaladder.tools.acceptance.context import read_json  # noqa: E402
-from megaladder.tools.acceptance.table import BY_NAME, STAGES, Stage  # noqa: E402
+from megaladder.tools.acceptance.context import cases_path, kept_cases, read_json  # noqa: E402
+from megaladder.tools.acceptance.table import BY_NAME, BY_VALUE, STAGES, Stage  # noqa: E402
 
 _GRACE_S = 25.0  # beyond a stage's limit: it ends its own commands and writes its reason first
 
@@ -68,7 +70,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--budget-s",
         type=float,
         default=float("inf"),
-        help="start no stage that could not end within this many seconds",
+        help="all stages within this many seconds (780: a machine lent for 15 minutes), what"
+        " decides most first; a stage gets what is left, figures are kept one by one",
     )
     given = parser.parse_args(argv)
     given.size = given.size or ("tiny" if given.device == "cpu" else "full")
@@ -97,6 +100,7 @@ def chosen(names: str | None) -> list[Stage]:
 
 
 def stage_command(stage: Stage, given: argparse.Namespace, folder: Path, result: Path) -> list[str]:
+    """The process of a stage, as words."""
     """The command line of one stage in a process of its own; it writes its result to `result`."""
     return [
         sys.executable,
@@ -125,13 +129,15 @@ def run_stage(stage: Stage, given: argparse.Namespace, folder: Path) -> dict[str
     result.unlink(missing_ok=True)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     forced = {"MEGALADDER_PLATFORM": "cpu"} if given.device == "cpu" else {}
+    if not given.resume:
+        cases_path(given.work, stage.name).unlink(missing_ok=True)
     with log.open("wb") as stream:
         process = subprocess.Popen(
             stage_command(stage, given, folder, result),
             cwd=ROOT,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path, **forced},
+            env={**os.environ, **cudnn_environment(), "PYTHONPATH": path, **forced},
             start_new_session=True,
         )
         timed_out = False
@@ -178,7 +184,7 @@ def _lost(
     return {
         "status": record.FAILED,
         "reason": reason,
-        "figures": {},
+        "figures": {"cases": kept_cases(given.work, stage.name)},
         "device": given.device,
         "gpu": None,
     }
@@ -221,16 +227,20 @@ def run_all(stages: list[Stage], given: argparse.Namespace, folder: Path) -> int
     """Runs what is not done; 1 when a stage failed. The page is rendered after each stage of a GPU
     run."""
     began, failed = time.monotonic(), []
+    if given.budget_s < float("inf"):
+        stages = [stage for stage in BY_VALUE if stage in stages]
     for stage, why in plan_of_run(stages, given, folder):
         if why:
             print(f"{stage.name:<16} {why}", flush=True)
             continue
-        if time.monotonic() - began + stage.limit_s > given.budget_s:
+        left = given.budget_s - (time.monotonic() - began) - _GRACE_S
+        if left < stage.expected_s:
             print(
-                f"{stage.name:<16} left for the next call: it may take {stage.limit_s:.0f} s of"
-                f" --budget-s {given.budget_s:.0f}"
+                f"{stage.name:<16} left for the next call: it takes about {stage.expected_s:.0f} s,"
+                f" {max(left, 0):.0f} s of --budget-s {given.budget_s:.0f} are left"
             )
             continue
+        stage = replace(stage, limit_s=min(stage.limit_s, left))
         print(f"{stage.name:<16} …", flush=True)
         made = run_stage(stage, given, folder)
         reason = f": {made['reason']}" if made.get("reason") else ""

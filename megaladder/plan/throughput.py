@@ -32,9 +32,9 @@ _AGAIN = {
 # FlashAttention forms the scores again: five products against two (arXiv 2205.14135)
 _ATTENTION_BACKWARD = 2.5
 _ELEMENTWISE_BACKWARD = 1.5
-# per input or output gradient of a linear layer: read for the maximum, read, write (and write
-# transposed)
-_FP8_CAST_BYTES = 5
+# per value of a linear layer's input, and of its output's gradient: read for the maximum, read,
+# write, write transposed (Hopper's FP8 products take one layout only)
+_FP8_CAST_BYTES = 6
 # per logit with ours: fp32 chunk out, read for statistics, read and overwritten by its bf16
 # gradient
 _FUSED_LOGIT_BYTES = 14
@@ -45,9 +45,11 @@ _UNFUSED_LOGIT_BYTES = 20
 _HOP_S = 1e-5
 # megatron-core's DDP: a bucket holds max(40 M, 1 M · dp) parameters, to hide that latency
 _BUCKET_PARAMETERS, _BUCKET_PER_RANK = (40e6, 1e6)
-# per parameter and step: read gradient, read and write master copy and two moments in fp32, write
-# bf16
-_OPTIMIZER_BYTES = 30
+# per parameter of the shard and step, as profiled on an H200: AdamW on fp32 gradient, master copy
+# and two moments (28), norm (4), clipping (8), master copy to bf16 weight (6)
+_OPTIMIZER_BYTES = 46
+# per parameter of the rank: its gradient buffer is set to zero
+_ZERO_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,7 @@ def _layers(
         ),
         "elementwise": (
             elementwise_passes * machine.bytes_s(_elementwise_bytes(shape, layout, work, machine))
+            + machine.bytes_s(_cast_bytes(shape, layout, work, backward))
         ),
         "tp_comm": _tensor_parallel(shape, layout, work, machine, product_passes, backward),
         "cp_comm": _context_parallel(shape, layout, work, machine, backward),
@@ -243,7 +246,7 @@ def _elementwise_bytes(
     shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster
 ) -> float:
     """Forward traffic of norms, residuals, rotary embedding and gating (reads and writes, 2 bytes a
-    value), and of FP8 casts."""
+    value)."""
     tokens, hidden = micro_batch_tokens(layout, work), shape.hidden_size / layout.sequence_split
     attention = shape.num_attention_heads * shape.head_dim / layout.tp
     keys, ffn = (
@@ -260,9 +263,19 @@ def _elementwise_bytes(
         * (norms_and_residuals + rotary_and_norms + gating)
         * (1.0 if machine.software.compiled else machine.numbers.eager)
     )
-    if work.precision == "fp8":
-        traffic += _FP8_CAST_BYTES * (2 * shape.hidden_size + attention + ffn)
     return tokens * traffic
+
+
+def _cast_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, backward: bool) -> float:
+    """FP8 only: inputs of the four linear layers are cast in forward, the gradients of their
+    outputs in backward. The side that tensor parallelism does not split is cast whole."""
+    if work.precision != "fp8":
+        return 0.0
+    sizes = _linears(shape, layout.tp)
+    widths = sum(width_in for width_in, _ in sizes)
+    if backward:
+        widths += sum(width_out for _, width_out in sizes)
+    return _FP8_CAST_BYTES * micro_batch_tokens(layout, work) * widths
 
 
 def _head(
@@ -353,8 +366,8 @@ def _data_parallel(shape: ModelShape, layout: PlannedLayout, work: Work, machine
 
 
 def _optimizer(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
-    """AdamW on this rank's shard, and the gradient norm over all its gradients."""
+    """AdamW, norm and clipping on this rank's shard, and its gradients set to zero."""
     if work.lora:
         return 0.0
     parameters = stage_parameters(shape, layout, 0)
-    return machine.bytes_s(parameters * (_OPTIMIZER_BYTES / (layout.dp * layout.cp) + 4))
+    return machine.bytes_s(parameters * (_OPTIMIZER_BYTES / (layout.dp * layout.cp) + _ZERO_BYTES))

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaladder.errors import MegaladderError
-from megaladder.run_dir import read_jsonl
+from megaladder.process.gpu_stack import cudnn_environment
+from megaladder.run_dir import atomic_write, read_jsonl, to_json
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 3000  # characters of a failed command's output in the error
@@ -50,6 +52,15 @@ class Context:
 
     def seconds_left(self) -> float:
         return self.deadline - time.monotonic() - _RESERVE_S
+
+    def case(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """One figure of the stage, kept as soon as it is there: a stage that is ended by its limit
+        keeps what it had, and the next call goes on behind it."""
+        kept = kept_cases(self.work, self.stage)
+        if name not in kept:
+            kept[name] = measure()
+            atomic_write(cases_path(self.work, self.stage), to_json(kept) + "\n")
+        return kept[name]
 
     def figures_of(self, stage: str) -> dict[str, Any]:
         """What an earlier stage found on this device at this size; empty where it did not run
@@ -106,6 +117,7 @@ class Context:
         return {
             **os.environ,
             "PYTHONPATH": path,
+            **(cudnn_environment() if self.on_cuda else {}),
             "HF_HUB_OFFLINE": "1",
             "USE_HUB_KERNELS": "NO",
             **forced,
@@ -114,6 +126,17 @@ class Context:
     def metrics(self, run: Path) -> list[dict[str, Any]]:
         """The rows of a run's metrics.jsonl."""
         return list(read_jsonl(run / "metrics.jsonl"))
+
+
+def cases_path(work: Path, stage: str) -> Path:
+    """Where a stage keeps its figures while it runs."""
+    return work / f"{stage}.cases.json"
+
+
+def kept_cases(work: Path, stage: str) -> dict[str, Any]:
+    """The figures that a stage has kept so far."""
+    path = cases_path(work, stage)
+    return read_json(path) if path.exists() else {}
 
 
 def _text(value: Any) -> str:

@@ -1,5 +1,4 @@
-"""What an offline GPU machine lacks and how it gets there: the parts of ../shared/gpu_kit, by
-stage, as commands to copy."""
+"""What an offline GPU machine lacks and how it gets there: parts by stage, as commands to copy."""
 
 from __future__ import annotations
 
@@ -12,27 +11,26 @@ PARTS = {
 }
 
 TEXT = """\
-The GPU machine (CPython 3.12, torch 2.11+cu130, triton 3.6) has no network and lacks megatron-core,
-Transformer Engine, vLLM and pydantic.
+The GPU machine (CPython 3.12, torch 2.11.0+cu130, triton 3.6) has no network and lacks
+megatron-core, Transformer Engine, vLLM and pydantic. Versions: megaladder/process/gpu_stack.py.
 
-Here (with network), in the checkout:
-    echo '/.gpu*/' >> .git/info/exclude
-    bash ../shared/gpu_kit/prepare_wheels.sh .gpu core te     # 4 parts of at most 57 MiB
-    bash ../shared/gpu_kit/prepare_wheels.sh .gpu-vllm vllm   # 7 parts, for rollout and grpo
+Here (with network, CPython 3.12), in the checkout:
+    echo '/.gpu*/' >> "$(git rev-parse --git-path info/exclude)"
+    python3 -m pip download --no-deps -d .gpu -r tools/env/gpu_kit_core_te.txt
+    NVTE_FRAMEWORK=pytorch NVTE_CUDA_ARCHS=90 MAX_JOBS=2 python3 -m pip wheel -w .gpu \\
+        --no-build-isolation --no-deps transformer_engine_torch==2.12.0   # with torch 2.11.0
+    python3 -m pip download --no-deps -d .gpu-vllm -r tools/env/gpu_kit_vllm.txt
 
-There, once per part (a transfer takes 64 MiB, the tree included: copy one part at a time, then):
-    bash .gpu/partN/unpack.sh       # pieces gather in /tmp/wheels and join themselves
-After the last part:
-    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site /tmp/wheels/*.whl
-    export PYTHONPATH=/tmp/site:$PWD
-    python3 tools/gpu_acceptance.py # repeat until every stage is done: finished ones are kept
+There:
+    python3 -m pip install -q --no-index --no-deps --no-compile --target /tmp/site .gpu/*.whl
+    export PYTHONPATH=/tmp/site:$PWD VLLM_USE_FLASHINFER_SAMPLER=0
+    python3 tools/gpu_acceptance.py --budget-s 780     # again in the next call: it goes on
 
-Stages kernel_checks and kernel_table need nothing of this. Figures: docs/h200/*.json, page:
-docs/h200.md; where only a few files come back: tar czf $OUT/h200.tgz docs/h200 docs/h200.md. On a
-machine lent for ten minutes at a time, --budget-s 560 starts no stage that could not end in time;
-the same command in the next call goes on, as long as --work (runs/acceptance-cuda) and docs/h200
-are still there. vLLM 0.25.1 of the kit has no trainer-side weight transfer: `file` is measured,
-`ipc` says why it was not (it needs vLLM 0.28 or later)."""
+Stages kernel_checks and kernel_table need nothing of this. torch's own cuDNN is put before the
+system's for every stage. Figures are kept case by case in --work (runs/acceptance-cuda); records:
+docs/h200/*.json, page: docs/h200.md; where only a few files come back:
+tar czf $OUT/h200.tgz docs/h200 docs/h200.md. vLLM 0.25.1 of the lists has no trainer's side of the
+weight transfer: `file` is measured, `ipc` says why it was not (it needs vLLM 0.28 or later)."""
 
 
 def missing(needs: tuple[str, ...]) -> list[str]:

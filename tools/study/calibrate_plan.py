@@ -6,10 +6,11 @@ predicted, published, error.
     calibration.yaml that is there
     python tools/study/calibrate_plan.py             # the summary only
 
-Least squares of log(predicted / published) over the calibrating groups of published_runs.yaml (one
-configuration counts once, however many releases measured it), with a prior on every number: a
+Least squares of log(predicted / published) over the tuned and measured rows of published_runs.yaml
+(one configuration counts once, however many releases measured it), with a prior on every number: a
 handful of figures cannot settle nine numbers alone, so each is held near what is known of it unless
-the figures speak against it. Held-out and untuned rows are never seen by the fit.
+the figures speak against it. Untuned rows are never seen by the fit. How well it predicts what it
+has not seen: each source in turn is left out, and predicted by what the others say.
 """
 
 from __future__ import annotations
@@ -100,10 +101,22 @@ def _bound(name: str, value: float) -> float:
 
 
 def fit_training() -> Calibration:
-    """From the calibrating groups; each group weighs one figure."""
-    runs = [run for run in published.training_runs() if run.status == "tuned"]
-    groups = published.calibrating([run.group for run in runs])
-    runs = [run for run in runs if run.group in groups]
+    """From every tuned figure and our own measurements."""
+    return fit_runs(published.calibrating_runs())
+
+
+def without_their_source() -> list[published.Comparison]:
+    """Every calibrating figure, predicted by numbers that were fitted to the other sources only."""
+    runs = published.calibrating_runs()
+    found = []
+    for family in sorted({run.family for run in runs}):
+        fitted = fit_runs([run for run in runs if run.family != family])
+        found += [run.compare("held out", fitted) for run in runs if run.family == family]
+    return found
+
+
+def fit_runs(runs: list[published.Run]) -> Calibration:
+    """The numbers from these runs; each configuration weighs one figure."""
     releases = Counter(run.group for run in runs)
 
     def residuals(numbers: dict[str, float]) -> list[float]:
@@ -156,9 +169,9 @@ def main(argv: list[str] | None = None) -> int:
         atomic_write(path, calibration_text(training, fit_grpo()))
         grpo_calibration.cache_clear()
     if args.write or args.doc:
-        atomic_write(ROOT / "docs" / "plan.md", page(PRIORS, GRPO_PRIORS))
+        atomic_write(ROOT / "docs" / "plan.md", page(PRIORS, GRPO_PRIORS, without_their_source()))
     for name, rows in (
-        ("training", published.training_comparisons()),
+        ("training", [*published.training_comparisons(), *without_their_source()]),
         ("GRPO", published.round_comparisons()),
     ):
         for role in ("calibration", "held out", "untuned"):

@@ -1,5 +1,4 @@
-"""What others measured (published_runs.yaml) and what this model predicts for it; which figures
-calibrate and which are held out.
+"""What others (and we) measured (published_runs.yaml) and what this model predicts for it.
 
 The rules of choice and split are stated in published_runs.yaml and were written before anything was
 fitted. docs/plan.md and the gate in tests/plan/ read the same `comparisons()`.
@@ -8,12 +7,13 @@ fitted. docs/plan.md and the gate in tests/plan/ read the same `comparisons()`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from megaladder.config.strict_yaml import load_yaml
+from megaladder.model.hf_config import ModelShape
 from megaladder.plan.grpo import GrpoCalibration, Round, grpo_calibration, round_time
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import SOFTWARE, PlannedLayout, Work
@@ -21,6 +21,11 @@ from megaladder.plan.throughput import Calibration, Cluster, step_time
 
 HERE = Path(__file__).parent
 UNITS = {"tokens_per_s_gpu": "tokens/s/GPU", "step_s": "s/step"}
+
+
+def family_of(source: str) -> str:
+    """The repository, or the first word, of a source."""
+    return source.split()[0].split("/")[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +45,45 @@ class Run:
     source: str
     status: str
     reason: str
+    layers: int | None = None  # of a slice; None: the whole model
+
+    @property
+    def shape(self) -> ModelShape:
+        whole = find_model(self.model)
+        return whole if self.layers is None else replace(whole, num_layers=self.layers)
+
+    @property
+    def family(self) -> str:
+        """Who measured."""
+        return family_of(self.source)
 
     @property
     def group(self) -> str:
         layout, work = self.layout, self.work
+        cut = "" if self.layers is None else f" {self.layers} layers"
         return (
-            f"{self.model} {self.gpu} {'lora' if work.lora else 'full'} {work.precision}"
+            f"{self.model}{cut} {self.gpu} {'lora' if work.lora else 'full'} {work.precision}"
             f" {self.software} tp{layout.tp} pp{layout.pp} vpp{layout.vpp or 1} cp{layout.cp}"
             f" mbs{layout.micro_batch_size} seq{work.seq_length}/{work.context:g}"
+        )
+
+    def compare(self, role: str, fitted: Calibration | None = None) -> Comparison:
+        """The figure beside the prediction."""
+        return Comparison(
+            self.id,
+            self.group,
+            self.measure,
+            self.value,
+            self.predict(fitted),
+            role,
+            self.source,
+            self.reason,
         )
 
     def predict(self, fitted: Calibration | None = None) -> float:
         """The same measure by this model."""
         machine = Cluster(find_gpu(self.gpu), SOFTWARE[self.software], fitted)
-        seconds = step_time(find_model(self.model), self.layout, self.work, machine).total
+        seconds = step_time(self.shape, self.layout, self.work, machine).total
         if self.measure == "step_s":
             return seconds
         return self.work.tokens / seconds / self.gpus
@@ -71,6 +101,11 @@ class Comparison:
     role: str
     source: str
     reason: str
+
+    @property
+    def family(self) -> str:
+        """Who measured."""
+        return family_of(self.source)
 
     @property
     def error(self) -> float:
@@ -175,6 +210,7 @@ def _run(row: dict[str, Any]) -> Run:
         row["source"],
         row.get("status", "tuned"),
         row.get("reason", ""),
+        row.get("layers"),
     )
 
 
@@ -188,28 +224,16 @@ def calibrating(groups: Sequence[str]) -> set[str]:
     return set(sorted(set(groups))[::2])
 
 
-def role_of(run: Run, calibrates: set[str]) -> str:
-    if run.status != "tuned":
-        return run.status
-    return "calibration" if run.group in calibrates else "held out"
+def calibrating_runs() -> list[Run]:
+    """The rows of training that the fit sees: tuned ones, and our own measurements."""
+    return [run for run in training_runs() if run.status != "untuned"]
 
 
 def training_comparisons(fitted: Calibration | None = None) -> list[Comparison]:
     """All training rows with predictions."""
-    runs = training_runs()
-    calibrates = calibrating([run.group for run in runs if run.status == "tuned"])
     return [
-        Comparison(
-            run.id,
-            run.group,
-            run.measure,
-            run.value,
-            run.predict(fitted),
-            role_of(run, calibrates),
-            run.source,
-            run.reason,
-        )
-        for run in runs
+        run.compare("untuned" if run.status == "untuned" else "calibration", fitted)
+        for run in training_runs()
     ]
 
 

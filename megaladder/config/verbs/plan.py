@@ -28,7 +28,7 @@ class PlanConfig(StrictModel):
       --response-length 8000 --max-tokens 20480
 
     Predictions are calibrated on published runs; how far they can be trusted: docs/plan.md (median
-    error about 6 %, largest 19 %).
+    error about 6 %, largest 18 %, on sources that were left out).
     """
 
     model: str

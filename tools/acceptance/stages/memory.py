@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,7 +28,7 @@ def run(context: Context) -> dict[str, Any]:
             rows.append({**_key(work), "not_run": "no time left in this stage; fix: run it again"})
             continue
         try:
-            rows.append(_row(work))
+            rows.append(context.case(str(_key(work)), partial(_row, work)))
         except torch.OutOfMemoryError as error:
             rows.append(
                 {

@@ -94,7 +94,9 @@ def _impossible(context: Context, transport: str) -> str | None:
         return None
     if not context.on_cuda:
         return "it moves CUDA memory; this is a CPU"
-    if find_spec("vllm.distributed.weight_transfer") is None:
+    # the engine's half came earlier than the trainer's, `clients`
+    halves = ("vllm.distributed.weight_transfer", "vllm.distributed.weight_transfer.clients")
+    if any(find_spec(half) is None for half in halves):
         return "this vLLM has no native weight transfer; fix: vLLM 0.28 or later"
     if transport == "nccl" and torch.cuda.device_count() < 2:
         return "NCCL joins two devices, the trainer's and the engine's; there is one GPU here"

@@ -4,6 +4,7 @@ layers by extrapolation, said as such."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ import torch
 from megaladder import parallel, platform
 from megaladder.capabilities import fp8_problem
 from megaladder.parallel import Layout
+from megaladder.plan.layout import PlannedLayout
+from megaladder.plan.layout import Work as PlannedWork
+from megaladder.plan.memory import estimate_memory
 from megaladder.tools.acceptance.context import Context, StageSkipped
 from megaladder.tools.acceptance.step_bench import (
     Work,
@@ -51,9 +55,11 @@ def _bf16(context: Context) -> dict[str, Any]:
     candidates = [4] if context.tiny else list(range(20, 3, -2))
     if not context.tiny and platform.machine().te_problem:
         raise StageSkipped(f"Transformer Engine: {platform.machine().te_problem}")
-    deepest, too_deep = deepest_that_fits(work, _start_from(candidates, work))
+    found = context.case("deepest", lambda: _deepest(work, candidates))
+    deepest, too_deep = found["slice"], found["too_deep"]
     platform.release_memory()
-    shallow = measure(replace(work, layers=max(1, deepest["layers"] // 2)))
+    half = replace(work, layers=max(1, deepest["layers"] // 2))
+    shallow = context.case("half", lambda: measure(half))
     full = 40 if not context.tiny else 8
     return {
         "slice": deepest,
@@ -64,17 +70,24 @@ def _bf16(context: Context) -> dict[str, Any]:
     }
 
 
+def _deepest(work: Work, candidates: list[int]) -> dict[str, Any]:
+    deepest, too_deep = deepest_that_fits(work, _start_from(candidates, work))
+    return {"slice": deepest, "too_deep": too_deep}
+
+
 def _start_from(candidates: list[int], work: Work) -> list[int]:
-    """Leaves out depths whose weights, gradients and optimizer alone (18 bytes a parameter) exceed
-    the device."""
+    """Leaves out depths that `plan` says exceed the device, activations included."""
     if not platform.has_cuda():
         return candidates
     memory = torch.cuda.get_device_properties(0).total_memory
     return [
-        layers
-        for layers in candidates
-        if 18 * slice_of(work.shape, layers).num_parameters < 0.97 * memory
+        layers for layers in candidates if _planned_bytes(work, layers) < 0.97 * memory
     ] or candidates[-1:]
+
+
+def _planned_bytes(work: Work, layers: int) -> int:
+    planned = PlannedWork(work.micro_batch_tokens, work.micro_batches, sample_length=work.sequence)
+    return estimate_memory(slice_of(work.shape, layers), PlannedLayout(), planned).total
 
 
 def _note(deepest: dict[str, Any], full: int) -> str:
@@ -98,9 +111,11 @@ def _fp8(context: Context) -> dict[str, Any]:
             not_run[recipe] = problem or "no time left in this stage; fix: run it again"
             continue
         wanted = replace(work, fp8=recipe if context.on_cuda else None)
-        deep = measure(replace(wanted, layers=base["layers"]))
+        deep = context.case(recipe, partial(measure, replace(wanted, layers=base["layers"])))
         platform.release_memory()
-        shallow = measure(replace(wanted, layers=half["layers"]))
+        shallow = context.case(
+            f"{recipe}, half", partial(measure, replace(wanted, layers=half["layers"]))
+        )
         platform.release_memory()
         whole = extrapolate(shallow, deep, before["extrapolated"]["layers"])
         recipes[recipe] = {
