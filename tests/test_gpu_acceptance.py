@@ -237,4 +237,4 @@ def test_without_a_gpu_nothing_is_started(tmp_path: Path, capsys) -> None:
     assert "torch finds no CUDA device here; fix:" in capsys.readouterr().err
     assert gpu_acceptance.main(["--stages", "nonsense"]) == 2
     assert gpu_acceptance.main(["--kit"]) == 0
-    assert "prepare_wheels.sh" in capsys.readouterr().out
+    assert "tools/env/gpu_kit_core_te.txt" in capsys.readouterr().out
