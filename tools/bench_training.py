@@ -107,7 +107,9 @@ def ours(model: Path, work: Workload, precision: str) -> Callable[[], float]:
 
     def step() -> float:
         zero_grad(wrapped, optimizer)
-        sums = run_micro_batches(wrapped, work.batches, loss, head=sft_head(TokenWeighting.VANILLA))
+        sums = run_micro_batches(
+            wrapped, work.batches, loss, head=sft_head(TokenWeighting.VANILLA, loss)
+        )
         guarded_update(optimizer, sums.loss, OPTIMIZER.lr)
         return sums.mean_loss
 

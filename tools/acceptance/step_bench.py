@@ -139,7 +139,8 @@ class Step:
         self.wrapped = wrap_chunks(chunks, options)
         self.optimizer = build_optimizer(self.wrapped, OPTIMIZER, options)
         self.batches = random_batches(work, self.shape)
-        self._loss, self._head = sft_loss(TokenWeighting.VANILLA), sft_head(TokenWeighting.VANILLA)
+        self._loss = sft_loss(TokenWeighting.VANILLA)
+        self._head = sft_head(TokenWeighting.VANILLA, self._loss)
         self.losses: list[float] = []
 
     def zero(self) -> None:
