@@ -94,7 +94,7 @@ class Software:
     with Transformer Engine.
 
     grad_bytes: of a gradient on the wire. tp_overlap: tensor-parallel traffic runs under the matrix
-    products. fused_head: logits are formed chunk by chunk and never kept (kernels.linear_logprob).
+    products. fused_head: logits are formed chunk by chunk and never kept (kernels.linear_loss).
     fsdp: parameters are gathered for every micro-batch. compiled: element-wise operations are
     fused. optimizer_bytes: on the GPU per parameter before sharding, in bf16 runs (fp32 master copy
     and two moments). fp8_params: FP8 weights replace the bf16 ones instead of being kept beside

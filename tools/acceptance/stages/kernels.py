@@ -87,7 +87,13 @@ def _relative(value: torch.Tensor, truth: torch.Tensor) -> float:
 
 def _table(context: Context) -> dict[str, Any]:
     path, page = context.work / "bench_kernels.csv", context.work / "bench_kernels.md"
-    sizes = ["--budget-s", str(int(min(context.seconds_left() - 30, 400)))]
+    sizes = [
+        "--head",
+        "--rounds",
+        "7",
+        "--budget-s",
+        str(int(min(context.seconds_left() - 30, 400))),
+    ]
     if context.tiny:
         sizes = [
             "--tokens",
