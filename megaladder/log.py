@@ -322,6 +322,17 @@ def _spans(steps: Sequence[int]) -> str:
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in spans)
 
 
+def evaluation_command(model: Path, data_path: str) -> str:
+    """The command that evaluates a model after its training: on the benchmark that the data belongs
+    to where its path says so (…/gsm8k/train.jsonl, as `data get` writes it), else to be chosen."""
+    data = Path(data_path)
+    if data.stem in ("train", "test") and data.parent.name:
+        chosen = f"{data.parent.name} --data-dir {data.parent.parent}"
+    else:
+        chosen = "NAME (--benchmark list prints the names)"
+    return f"megaladder eval --model {model} --benchmark {chosen}"
+
+
 def _print_line(text: str, stream: TextIO) -> None:
     """Plain text; a console that went away (closed pipe) does not stop a run, log.txt has it
     all."""

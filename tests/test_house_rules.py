@@ -134,6 +134,20 @@ def test_parameter_lists_are_short() -> None:
     assert too_many == []
 
 
+def test_what_travels_has_a_type() -> None:
+    """A configuration, a section, a model's shape and a tokenizer are never `Any`, nor without an
+    annotation: their keys would be read unchecked."""
+    untyped = []
+    for path in files(*CODE):
+        for function in functions(path):
+            arguments = function.args
+            for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+                bare = arg.annotation is None or ast.unparse(arg.annotation) == "Any"
+                if arg.arg in ("config", "optim", "section", "shape", "tokenizer") and bare:
+                    untyped.append(f"{where(path, function)} {function.name}: {arg.arg}")
+    assert untyped == [], "\n".join(untyped)
+
+
 def test_folders_are_small() -> None:
     """Python files with content, `__init__.py` apart."""
     crowded = []

@@ -81,7 +81,7 @@ def _row_variants(letters: str, entropy: bool) -> list[Variant]:
     label = f"{letters} logits" + (", entropy" if entropy else "")
     shared = {"VEC": vector, "ACC": tl.float32, "PER_TOKEN": 1}
 
-    def make(name: str, function, config, label: str, **constants) -> Variant:
+    def make(name: str, function, config: configs.RowConfig, label: str, **constants) -> Variant:
         known = {**shared, "LANES": config.lanes, **constants}
         label = f"{label}, {config.num_warps} warps"
         return Variant(name, label, function, pointers, known, config.num_warps, 3, vector)

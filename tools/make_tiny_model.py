@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,9 @@ from megaladder.config.base import StrictModel
 from megaladder.config.resolve import resolve
 from megaladder.errors import ConfigError, DataError, MegaladderError
 from megaladder.run_dir import atomic_write, to_json
+
+if TYPE_CHECKING:
+    from megaladder.model.hf_config import ModelShape
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 THINK_TOKENS = ("<think>", "</think>")
@@ -104,7 +107,7 @@ def write_tiny_model(config: TinyModelConfig) -> int:
     return described.num_parameters
 
 
-def write_random_weights(out: Path, shape: Any, seed: int) -> None:
+def write_random_weights(out: Path, shape: ModelShape, seed: int) -> None:
     """model.safetensors in fp32, every tensor drawn as a trainer with `model.init: random` and
     `train.seed` would."""
     from safetensors.torch import save

@@ -8,11 +8,10 @@ is only not here (model, data, a GPU) is named: `needs`, `not here`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
@@ -29,16 +28,15 @@ from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.search import Task, predict, search
+from megaladder.preflight.check_data import check_data, show
 from megaladder.preflight.check_recipe import CheckRecipe, is_recipe, run_check_recipe
 
 if TYPE_CHECKING:
-    from megaladder.data.store_build import DataSpec
     from megaladder.model.hf_config import ModelShape
 
 GRPO_SECTIONS = ("rollout", "grpo", "reward")
 TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 SAME_SPEED = 0.03  # relative; the predictions err by more
-SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 
 
 class CheckSft(SftConfig):
@@ -47,6 +45,9 @@ class CheckSft(SftConfig):
     plan_gpu: str | None = None
     """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200
     where it has none. Not for fp32."""
+    strict: bool = False
+    """For scripts: status 2 where the data or the model is not here or this machine cannot run it;
+    off = that is only named."""
 
 
 class CheckGrpo(GrpoConfig):
@@ -55,6 +56,9 @@ class CheckGrpo(GrpoConfig):
     plan_gpu: str | None = None
     """GPU that the layout is compared with `plan`'s for: h100, h200, … null = this machine's, h200
     where it has none. Not for fp32."""
+    strict: bool = False
+    """For scripts: status 2 where the data or the model is not here or this machine cannot run it;
+    off = that is only named."""
 
 
 def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo] | type[CheckRecipe]:
@@ -80,39 +84,59 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     before anything is fetched."""
     if isinstance(config, CheckRecipe):
         for name, text in run_check_recipe(config):
-            _show(name, text)
+            show(name, text)
         return
     ranks = config.parallel.ranks or config.parallel.model_ranks
     dp = check_world(config, ranks)
     layout = config.parallel
     started = Path(config.run_dir, "config.yaml").exists()
     note = " (exists: a start there resumes)" if started else ""
-    _show("run folder", f"{config.run_dir}{note}")
-    _show(
+    show("run folder", f"{config.run_dir}{note}")
+    show(
         "layout",
         f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}"
         + (f" (vpp {layout.vpp})" if layout.vpp else ""),
     )
-    _show("batch", batch_line(config, ranks))
+    show("batch", batch_line(config, ranks))
     if isinstance(config, CheckGrpo):
-        _show("rollouts", _rollout_line(config))
+        show("rollouts", _rollout_line(config))
     for note in layout_notes(config):
-        _show("note", note)
+        show("note", note)
     if isinstance(config, CheckSft) and config.data.truncation == "right":
-        _show(
+        show(
             "note",
             f"samples above {config.data.seq_length:,} tokens are cut at the end (data.truncation"
             " right) and counted",
         )
-    needs = [*_check_model(config, dp), *_check_data(config)]
+    not_here = _not_here(config)
+    if not_here:
+        show("not here", not_here)
+    needs = [*_check_model(config, dp), *check_data(config)]
     for need in needs:
-        _show("needs", need)
+        show("needs", need)
     if needs:
-        _show(
+        show(
             "",
             "the comments on top of the run.yaml say how to make or download what a shipped example"
             " needs",
         )
+    if config.strict and (needs or not_here):
+        raise ConfigError(
+            "strict: "
+            + "; ".join([*needs, *([not_here] if not_here else [])])
+            + "; fix: what is named above, or no --strict"
+        )
+
+
+def _not_here(config: SftConfig | GrpoConfig) -> str | None:
+    """What this machine cannot do of the run, with the reasons."""
+    from megaladder import platform
+
+    try:
+        check_platform(config, platform.machine())
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _rollout_line(config: CheckGrpo) -> str:
@@ -140,28 +164,24 @@ def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
         platform.default_precision() if config.train.precision == "auto" else config.train.precision
     )
     where = f"weights {config.model.init}" if here else "as published (the folder is not here)"
-    _show(
+    show(
         "model",
         f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}",
     )
     layout, work, software = planned(config, dp, precision)
     colocated = isinstance(config, GrpoConfig) and config.rollout.engine == "vllm"
     estimate = estimate_memory(shape, layout, work, colocated, software)
-    _show(
+    show(
         "memory/rank",
         _memory_line(replace(estimate, reserve=0, engine=0) if precision == "fp32" else estimate),
     )  # fp32: a CPU
     if precision != "fp32":
-        _show(
+        show(
             "plan",
             plan_line(
                 layout, Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)
             ),
         )
-    try:
-        check_platform(config, platform.machine())
-    except ConfigError as error:
-        _show("not here", str(error))
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
@@ -268,118 +288,3 @@ def _size(num_bytes: int) -> str:
         if num_bytes >= 1024**3
         else f"{num_bytes / 1024**2:.1f} MiB"
     )
-
-
-def data_spec(config: SftConfig) -> DataSpec:
-    """The data section as the data folder reads it."""
-    from megaladder.data.chat.templates import TemplateOptions
-    from megaladder.data.convert import ReadOptions
-    from megaladder.data.store_build import DataSpec
-
-    data = config.data
-    return DataSpec(
-        path=data.path,
-        seq_length=data.seq_length,
-        truncation=data.truncation,
-        read=ReadOptions(
-            data.format, data.revision, data.on_bad_row, data.system_prompt, data.s1_teacher
-        ),
-        template=TemplateOptions(data.reasoning, data.response_template),
-        cache_dir=data.cache_dir,
-    )
-
-
-def _check_data(config: SftConfig | GrpoConfig) -> list[str]:
-    """Prints what the data became and one sample; returns what is missing."""
-    files = [config.data.path]
-    if isinstance(config, SftConfig) and isinstance(config.data.holdout, str):
-        files.append(config.data.holdout)
-    absent = [path for path in files if not Path(path).exists()]
-    missing = [f"data file {path}: not found here" for path in absent]
-    if (
-        missing
-        or not isinstance(config, SftConfig)
-        or not Path(config.model.tokenizer or config.model.path).is_dir()
-    ):
-        return missing
-    from megaladder.data.chat.samples import render_sample
-    from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
-    from megaladder.data.store_build import open_train_and_holdout
-
-    source = config.model.tokenizer or config.model.path
-    tokenizer = load_tokenizer(
-        source, config.model.revision, config.model.chat_template, config.model.trust_remote_code
-    )
-    fingerprint = tokenizer_fingerprint(
-        tokenizer_dir(source, config.model.revision), tokenizer.chat_template
-    )
-    store, held_out = open_train_and_holdout(
-        data_spec(config), config.data.holdout, config.train.seed, tokenizer, fingerprint
-    )
-    report = store.report
-    _show(
-        "data",
-        f"{report.path}: {report.rows:,} rows of schema {report.schema}, {len(store):,} training"
-        " samples" + (f", {len(held_out):,} held out" if held_out else ""),
-    )
-    _show(
-        "tokens",
-        f"{report.num_tokens:,}, {report.loss_token_share:.1%} with loss; lengths "
-        + ", ".join(f"{name} {length:,}" for name, length in report.token_quantiles.items()),
-    )
-    counts = {
-        **report.bad_rows,
-        **report.dropped,
-        "cut to seq_length": report.truncated,
-        "duplicate rows": report.duplicate_rows,
-    }
-    for reason, count in {**counts, "without an end-of-turn token": report.no_end_of_turn}.items():
-        if count:
-            _show("counted", f"{reason}: {count:,}")
-    _show("steps", _steps_line(config, len(store)))
-    _show_sample(render_sample(store[0], tokenizer), store[0].id)
-    return []
-
-
-def _steps_line(config: SftConfig, num_samples: int) -> str:
-    from fractions import Fraction
-    from math import ceil
-
-    batch = config.train.global_batch_size
-    if batch > num_samples:
-        raise ConfigError(
-            f"train.global_batch_size {batch} is more than the {num_samples} training samples; fix:"
-            f" at most {num_samples}"
-        )
-    steps = ceil(num_samples // batch * Fraction(str(config.train.epochs)))
-    capped = (
-        f", train.max_steps ends it at {config.train.max_steps}"
-        if config.train.max_steps and config.train.max_steps < steps
-        else ""
-    )
-    return f"{num_samples // batch} an epoch × {config.train.epochs:g} epochs = {steps}{capped}"
-
-
-def _show_sample(text: Any, sample_id: str) -> None:
-    """Colours on a terminal, ⟦…⟧ around loss tokens elsewhere."""
-    from rich.console import Console
-
-    if sys.stdout.isatty():
-        _show("sample", f"{sample_id} (loss tokens bold green)")
-        Console(highlight=False).print(text)
-        return
-    plain = text.plain
-    for span in sorted(text.spans, key=lambda span: -span.start):
-        if "bold" in str(span.style):
-            plain = f"{plain[: span.start]}⟦{plain[span.start : span.end]}⟧{plain[span.end :]}"
-    if len(plain) > SAMPLE_CHARACTERS:
-        plain = (
-            f"{plain[: SAMPLE_CHARACTERS // 2]}\n… {len(plain) - SAMPLE_CHARACTERS:,} characters"
-            f" …\n{plain[-SAMPLE_CHARACTERS // 2 :]}"
-        )
-    _show("sample", f"{sample_id} (loss tokens between ⟦ and ⟧)")
-    print(plain)
-
-
-def _show(name: str, value: str) -> None:
-    print(f"{name:<12}{value}")

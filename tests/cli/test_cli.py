@@ -255,7 +255,11 @@ def test_check_without_the_data(tiny, tmp_path, capsys) -> None:
         f"needs       data file {tmp_path / 'absent.jsonl'}: not found here"
         in capsys.readouterr().out
     )
+    assert main([*flags, "--strict"]) == 2
+    assert "strict: data file" in capsys.readouterr().err
     data = _rows(tmp_path / "d.jsonl", 40)
+    assert main(["check", "--model.path", str(tiny), "--data.path", data, "--strict"]) == 0
+    capsys.readouterr()
     assert main(["check", "--model.path", "some/hub-id", "--data.path", data]) == 0
     assert (
         "model.path some/hub-id: no such folder here, and no known model" in capsys.readouterr().out
@@ -299,8 +303,12 @@ def test_check_without_the_data(tiny, tmp_path, capsys) -> None:
 def test_check_of_a_grpo_run_and_of_a_layout_that_does_not_fit(tiny, tmp_path, capsys) -> None:
     flags = ["check", "--model.path", str(tiny), "--data.path", _rows(tmp_path / "d.jsonl", 8)]
     assert main([*flags, "--grpo.mini-batches", "4"]) == 0
-    assert (
-        "16 prompts × 16 completions = 256 a step, in 4 update(s) of 64" in capsys.readouterr().out
-    )
+    text = capsys.readouterr().out
+    assert "16 prompts × 16 completions = 256 a step, in 4 update(s) of 64" in text
+    assert "8 problems, 8 with prompts of at most 1,536 tokens" in text
+    assert "<|im_start|>user\nWhat is 0 + 0?<|im_end|>\n<|im_start|>assistant\n" in text
+    assert "answer      0 (graded as gsm8k)" in text
+    assert main([*flags, "--rollout.max_tokens", "2047"]) == 2
+    assert "no prompt of at most 1 tokens" in capsys.readouterr().err
     assert main([*flags, "--parallel.pp", "3"]) == 2
     assert "do not divide the model's 2 layers" in capsys.readouterr().err

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 
-from megaladder.log import RunLog, StepMetrics, TensorBoardSink, WandbSink, format_table
+from megaladder.log import (
+    RunLog,
+    StepMetrics,
+    TensorBoardSink,
+    WandbSink,
+    evaluation_command,
+    format_table,
+)
 from megaladder.run_dir import RunDir, read_jsonl
 
 
@@ -178,3 +186,19 @@ def test_final_table_is_aligned() -> None:
         "held-out loss  1.2 → 0.8",
         "------------------------",
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "chosen"),
+    [
+        ("data/gsm8k/train.jsonl", "--benchmark gsm8k --data-dir data"),
+        ("traces.parquet", "--benchmark NAME (--benchmark list prints the names)"),
+        ("train.jsonl", "--benchmark NAME (--benchmark list prints the names)"),
+    ],
+)
+def test_the_command_after_training_names_the_benchmark_that_the_data_belongs_to(
+    data: str, chosen: str
+) -> None:
+    assert evaluation_command(Path("hf/step_8"), data) == (
+        f"megaladder eval --model hf/step_8 {chosen}"
+    )

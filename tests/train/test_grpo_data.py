@@ -11,16 +11,12 @@ import pytest
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.config.grpo import GrpoConfig
+from megaladder.data.prompts import render_prompts, stop_token_ids
 from megaladder.errors import DataError
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.sample import Prompt, group_seed, sample_groups
-from megaladder.train.rl.problems import (
-    ProblemStream,
-    prepare_problems,
-    render_prompts,
-    stop_token_ids,
-)
+from megaladder.train.rl.problems import ProblemStream, prepare_problems
 from megaladder.train.rl.records import Round, read_round, remove_after, write_round
 from megaladder.train.rl.samples import split_round, table_of
 from megaladder.types import (
@@ -176,6 +172,9 @@ def test_the_stream_is_a_function_of_seed_and_position():
         p.problem.id for p in ProblemStream(problems, stream.prompt_ids, seed=4).take(0, 7)
     ] != epochs[0]
     assert [p.position for p in whole] == list(range(21))
+    as_in_the_file = ProblemStream(problems, stream.prompt_ids, seed=3, shuffled=False)
+    in_order = [f"p{i}" for i in range(7)]
+    assert [p.problem.id for p in as_in_the_file.take(0, 14)] == in_order * 2
 
 
 def test_samples_of_a_group_depend_on_its_position_only():

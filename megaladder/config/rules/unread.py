@@ -56,17 +56,17 @@ def _unread(
                 yield entry, key, value
 
 
-def _value(config: object, key: str) -> Any:
-    value: Any = config
+def _value(root: object, key: str) -> Any:
+    value: Any = root
     for name in key.split("."):
         value = getattr(value, name)
     return value
 
 
-def _default(config: object, key: str) -> Any:
+def _default(root: object, key: str) -> Any:
     """The field's default, as its section's presets have it."""
     *sections, leaf = key.split(".")
-    section: Any = _value(config, ".".join(sections)) if sections else config
+    section: Any = _value(root, ".".join(sections)) if sections else root
     given = {name: getattr(section, name) for name in type(section).model_fields}
     field = type(section).model_fields[leaf]
     return type(section).defaults(given).get(leaf, field.get_default(call_default_factory=True))

@@ -42,8 +42,8 @@ class SftTrainSection(TrainSection):
     """Samples per step over all ranks. Packing keeps it: only the number of rows they fill
     varies."""
     loss: TokenWeighting = TokenWeighting.VANILLA
-    """Token weighting of the SFT loss, the ten modes of arXiv 2604.06628 (docs: papers §6.2).
-    vanilla = plain cross-entropy."""
+    """Token weighting of the SFT loss, the ten modes of arXiv 2604.06628 (formulas:
+    train/objectives/token_loss.py). vanilla = plain cross-entropy."""
     clip_ratio_low: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Lower clip of ratio-based losses: ratio ≥ 1 − low. 1.0 as in that paper's runs. Not read by
     vanilla, teacher-weighted, adv-only."""

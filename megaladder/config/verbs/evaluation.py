@@ -15,7 +15,7 @@ from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
 from megaladder.config.sections.shared import ModelSection, Positive
 from megaladder.config.verbs.grade import GraderName
 
-# `--n 16` for `--rollout.n 16`: the flags that cli.md promises without their section
+# `--n 16` for `--rollout.n 16`: the flags that people know without their section
 SHORT_FLAGS = {
     "--model": "--model.path",
     "--tokenizer": "--model.tokenizer",

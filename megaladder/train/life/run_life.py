@@ -28,7 +28,7 @@ from megaladder.checkpoint.store import step_dir
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
 from megaladder.finished import write_finished
-from megaladder.log import RunLog, format_table, open_run_log
+from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity
@@ -271,7 +271,7 @@ class RunLife:
         if not (folder / "config.json").is_file():
             self._trainer.export(step)
         rows.append(("HF model", str(folder)))
-        return rows, f"megaladder eval --model {folder} --benchmark NAME --data-dir DIR"
+        return rows, evaluation_command(folder, self._config.data.path)
 
     def resume_hint(self) -> str:
         """The command that goes on from here."""

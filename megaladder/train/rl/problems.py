@@ -18,12 +18,8 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
-from megaladder.data.chat.tokenizer import (
-    load_tokenizer,
-    special_token_ids,
-    tokenizer_dir,
-    tokenizer_fingerprint,
-)
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.prompts import render_prompts, stop_token_ids
 from megaladder.data.read import BadRowLog
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
@@ -158,64 +154,6 @@ def _read(
         identity,
     )
     return stream, tokenizer, facts
-
-
-def render_prompts(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """Token ids of each prompt up to where the answer starts: raw text as it is, messages through
-    the chat template.
-
-    A tokenizer without any template gets the messages' text, with its own special tokens, as a base
-    model would.
-    """
-    rendered: list[tuple[str, bool]] = []
-    for problem in problems:
-        if problem.prompt_text is not None or tokenizer.chat_template is None:
-            rendered.append(
-                (
-                    problem.prompt_text
-                    or "\n\n".join(message.content for message in problem.prompt) + "\n",
-                    True,
-                )
-            )
-        else:
-            turns = [
-                {"role": message.role, "content": message.content} for message in problem.prompt
-            ]
-            rendered.append(
-                (
-                    tokenizer.apply_chat_template(
-                        turns, tokenize=False, add_generation_prompt=True
-                    ),
-                    False,
-                )
-            )
-    ids: list[tuple[int, ...]] = [()] * len(rendered)
-    for raw in (False, True):
-        places = [place for place, (_, is_raw) in enumerate(rendered) if is_raw is raw]
-        if places:
-            found = tokenizer([rendered[place][0] for place in places], add_special_tokens=raw)[
-                "input_ids"
-            ]
-            for place, one in zip(places, found, strict=True):
-                ids[place] = tuple(one)
-    return ids
-
-
-def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """End-of-sequence, and the control token with which the chat template ends an assistant's turn
-    where that is another one."""
-    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template is not None:
-        turns = [
-            {"role": "user", "content": "question"},
-            {"role": "assistant", "content": "ANSWER"},
-        ]
-        tail = tokenizer.apply_chat_template(turns, tokenize=False).rsplit("ANSWER", 1)[-1]
-        special = special_token_ids(tokenizer)
-        stops += [
-            token for token in tokenizer.encode(tail, add_special_tokens=False) if token in special
-        ][:1]
-    return tuple(dict.fromkeys(stops))
 
 
 def problems_fingerprint(stream: ProblemStream) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from megaladder import parallel, platform
 from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_hf_into_chunks
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.model.build import BuildOptions, build_chunks
-from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
 from megaladder.parallel import Layout
 from megaladder.tools.acceptance.context import Context, read_json
 from megaladder.tools.bench_convert import random_model
@@ -52,7 +53,9 @@ def run(context: Context) -> dict[str, Any]:
     return figures | {"offline": read_json(report)}
 
 
-def _round_trip(folder: Any, shape: Any, options: BuildOptions, num_bytes: int) -> dict[str, Any]:
+def _round_trip(
+    folder: Path, shape: ModelShape, options: BuildOptions, num_bytes: int
+) -> dict[str, Any]:
     chunks = build_chunks(shape, Layout(), options)
     platform.synchronize()
     began = time.perf_counter()
