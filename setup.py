@@ -37,6 +37,7 @@ REQUIRES = [
     "rich>=14",
     "Jinja2>=3.1",
     "scipy>=1.15",
+    "jsonschema>=4.23,<5",
     "math-verify[antlr4_13_2]==0.9.0",  # a grader's version is part of its results
     "python-flint==0.9.0",  # exact rationals and certified balls of the grader
 ]
