@@ -51,10 +51,8 @@ ROOT_FILES = {
     "log",
     "platform",
     "parallel",
-    "faults",
     "launch",
     "process",
-    "finished",
 }
 # `analyze shift` may inside functions
 TORCH_FREE = ("process", "config", "rewards", "plan", "analysis")
@@ -67,7 +65,6 @@ TORCH_FREE_FILES = (
     "log.py",
     "cli.py",
     "launch.py",
-    "finished.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
 MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/log.py")
@@ -278,3 +275,16 @@ def test_the_configuration_has_no_circle_of_files() -> None:
     for name, edge in edges.items():
         if name.startswith("megaladder.config.sections"):
             assert not {to for to in edge if ".rules" in to or ".resolve" in to}, name
+
+
+def test_the_two_trainings_do_not_know_each_other() -> None:
+    """What SFT and GRPO share has a room of its own."""
+    folders = {"supervised": "rl", "rl": "supervised"}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for folder, other in folders.items()
+        for path in (ROOT / "megaladder" / "train" / folder).rglob("*.py")
+        for name, _, line in _imports(path)
+        if name.startswith(f"megaladder.train.{other}")
+    ]
+    assert wrong == []

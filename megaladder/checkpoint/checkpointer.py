@@ -22,9 +22,9 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megaladder import parallel
 from megaladder.checkpoint import store, writers
 from megaladder.errors import CheckpointError
-from megaladder.faults import fault_point
 from megaladder.model.weights import gathered
 from megaladder.process import last_word
+from megaladder.process.faults import fault_point
 
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 _OPTIMIZER_BYTES_PER_PARAMETER = 12  # fp32 master weight and two moments

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import CheckpointError, StorageError
-from megaladder.faults import fault_point
+from megaladder.process.faults import fault_point
 
 MARKER = "COMMITTED"
 INTEGRITY = "integrity.json"

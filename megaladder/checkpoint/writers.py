@@ -25,7 +25,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megaladder.errors import StorageError
-from megaladder.faults import fault_point
+from megaladder.process.faults import fault_point
 from megaladder.process.signals import deaf_helper
 from megaladder.process.storage import storage_error
 

@@ -27,9 +27,9 @@ from megaladder.model.hf_config import ModelShape
 from megaladder.model.portable import PackedCoreAttention
 from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
+from megaladder.train.packing import pack_spec
 from megaladder.train.rl import policy as rl_policy
 from megaladder.train.step import run_micro_batches
-from megaladder.train.supervised.data import pack_spec
 from megaladder.train.trainer import UpdateResult, build_options, layout_of
 from megaladder.types import PackedBatch, TokenSample
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ConfigError, DataError
-from megaladder.faults import fault_point
+from megaladder.process.faults import fault_point
 from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_jsonl, to_json
 
 HEADER_BYTES = 1 << 20

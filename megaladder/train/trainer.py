@@ -20,7 +20,6 @@ from megaladder.checkpoints_conv.live_model import (
 from megaladder.checkpoints_conv.reader import auxiliary_files
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
-from megaladder.faults import fault_point
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, LossFunction
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
@@ -28,6 +27,7 @@ from megaladder.model.source import model_folder, random_tensors
 from megaladder.model.te import start_user_buffers
 from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
+from megaladder.process.faults import fault_point
 from megaladder.run_dir import RunDir
 from megaladder.train.optimizer import (
     build_optimizer,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from megaladder.errors import DataError
 from megaladder.evaluation.store import Journal
-from megaladder.faults import fault_point
+from megaladder.process.faults import fault_point
 from megaladder.run_dir import read_jsonl
 from megaladder.types import Completion, Graded
 

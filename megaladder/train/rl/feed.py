@@ -12,7 +12,7 @@ from typing import Any
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
-from megaladder.faults import fault_point
+from megaladder.process.faults import fault_point
 from megaladder.train.health import StopSignals, Watchdog
 from megaladder.train.rl.records import Round, read_round, remove_after, write_round
 from megaladder.train.rl.rounds import RoundSource

@@ -35,9 +35,9 @@ from megaladder.train.objectives.policy_loss import (
     policy_loss,
 )
 from megaladder.train.objectives.rollout_correction import mismatch_stats
+from megaladder.train.packing import pack_spec
 from megaladder.train.rl.samples import MiniBatchSamples, SampleTable, split_round
 from megaladder.train.step import run_micro_batches
-from megaladder.train.supervised.data import pack_spec
 from megaladder.train.trainer import Trainer, UpdateResult, build_options
 from megaladder.types import PackedBatch
 

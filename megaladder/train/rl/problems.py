@@ -23,11 +23,12 @@ from megaladder.data.prompts import render_prompts, stop_token_ids
 from megaladder.data.read import BadRowLog
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
-from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
+from megaladder.process.faults import fault_point
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rollout.sample import Prompt
 from megaladder.run_dir import to_json
+from megaladder.train.packing import check_vocabulary
 from megaladder.types import Problem, Tokenizer
 
 
@@ -123,7 +124,8 @@ def _read(
             f" longer ones (shortest {min(map(len, prompts))}); fix: a larger data.seq_length, or a"
             " smaller rollout.max_tokens"
         )
-    _check_vocabulary(prompts, shape, folder)
+    largest = max((max(ids) for ids in prompts if ids), default=0)
+    check_vocabulary(largest, shape, folder)
     stream = ProblemStream(
         tuple(problems[i] for i in kept),
         tuple(prompts[i] for i in kept),
@@ -172,12 +174,3 @@ def _total_steps(config: GrpoConfig, num_problems: int) -> int:
 
 def _quantile(stream: ProblemStream, share: float) -> int:
     return int(np.quantile([len(ids) for ids in stream.prompt_ids], share, method="higher"))
-
-
-def _check_vocabulary(prompts: Sequence[tuple[int, ...]], shape: ModelShape, folder: Path) -> None:
-    largest = max((max(ids) for ids in prompts if ids), default=0)
-    if largest >= shape.vocab_size:
-        raise DataError(
-            f"the tokenizer {folder} gives token id {largest}, the model's vocabulary has"
-            f" {shape.vocab_size} rows; fix: model.tokenizer: the one that belongs to model.path"
-        )

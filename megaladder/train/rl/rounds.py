@@ -22,7 +22,7 @@ import numpy as np
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import ConfigError
-from megaladder.faults import fault_point
+from megaladder.process.faults import fault_point
 from megaladder.rewards.terms.builtin import Sample
 from megaladder.rewards.terms.total import RewardTerms, Scored
 from megaladder.rewards.verifiers.pool import VerifierPool

@@ -11,10 +11,6 @@ from typing import Any
 import numpy as np
 
 from megaladder import parallel
-from megaladder.capabilities import sequence_alignment, token_alignment
-from megaladder.config.rules.gpu import needs_static_shapes
-from megaladder.config.sections.gpu import GpuSection
-from megaladder.config.sections.shared import DataSection, ParallelSection, TrainSection
 from megaladder.config.sft import SftConfig
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
@@ -24,42 +20,13 @@ from megaladder.data.pack import PackSpec
 from megaladder.data.store import SampleStore
 from megaladder.data.store_build import DataSpec, open_train_and_holdout
 from megaladder.errors import DataError
-from megaladder.faults import fault_point
 from megaladder.model.hf_config import ModelShape
 from megaladder.parallel import Layout
+from megaladder.process.faults import fault_point
 from megaladder.train.health import Watchdog
 from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LOGPROBS
+from megaladder.train.packing import check_vocabulary, pack_spec
 from megaladder.types import PackedBatch
-
-
-def pack_spec(
-    data: DataSection,
-    train: TrainSection,
-    parallel: ParallelSection,
-    gpu: GpuSection,
-    *,
-    pad_token_id: int = 0,
-    hidden_size: int | None = None,
-) -> PackSpec:
-    """How this run's samples become micro-batches: static shapes where they are needed, token
-    counts that the layout and FP8 divide."""
-    cost = {"attention_cost_tokens": 12 * hidden_size} if hidden_size else {}
-    return PackSpec(
-        seq_length=data.seq_length,
-        micro_batch_size=train.micro_batch_size,
-        packing=data.packing,
-        static=needs_static_shapes(parallel, gpu),
-        align=token_alignment(
-            tp=parallel.tp,
-            cp=parallel.cp,
-            sequence_parallel=parallel.uses_sequence_parallel,
-            fp8=train.fp8,
-        ),
-        sequence_align=sequence_alignment(parallel.cp),
-        pad_token_id=pad_token_id,
-        micro_batches_multiple_of=parallel.pp if parallel.vpp else 1,
-        **cost,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +159,7 @@ def prepare_data(
             data_spec(config), config.data.holdout, config.train.seed, tokenizer, tokenizer_hash
         )
     _check_columns(config, train)
-    _check_vocabulary(train, shape, source)
+    check_vocabulary(train.largest_token_id, shape, source)
     spec = pack_spec(
         config.data,
         config.train,
@@ -228,13 +195,4 @@ def _check_columns(config: SftConfig, store: SampleStore) -> None:
             f"{config.data.path}: train.loss {mode} needs `logprob` (one number a response token,"
             " end of sequence included) in every row; fix: add the column (`megaladder data"
             " sample` writes it), or train.loss vanilla"
-        )
-
-
-def _check_vocabulary(store: SampleStore, shape: ModelShape, tokenizer: str) -> None:
-    largest = store.largest_token_id
-    if largest >= shape.vocab_size:
-        raise DataError(
-            f"the tokenizer {tokenizer} gives token id {largest}, the model's vocabulary has"
-            f" {shape.vocab_size} rows; fix: model.tokenizer: the one that belongs to model.path"
         )
