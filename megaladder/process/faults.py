@@ -3,13 +3,15 @@
 the variable a fault point does nothing.
 
 `SIGTERM@launcher` sends it to the process that started the ranks (the rank itself where there is
-none), `SIGTERM@group` to that process's group as well as its own: once a job, by rank 0.
+none), `SIGTERM@group` to that process's group as well as its own: once a job, by rank 0;
+`SIGTERM@rank1` is for rank 1 alone. What is done is said on stderr first.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 
 _passages: Counter[str] = Counter()
@@ -33,10 +35,12 @@ def fault_point(name: str) -> None:
 def _act(name: str, action: str, target: str = "self") -> None:
     if action == "RAISE":
         raise RuntimeError(f"fault point {name}")
-    number = getattr(signal, action)
-    if target == "self":
+    number, rank = getattr(signal, action), os.environ.get("RANK", "0")
+    if target in ("self", f"rank{rank}"):
+        print(f"fault point {name}: {action}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), number)
-    elif os.environ.get("RANK", "0") == "0":
+    elif target in ("launcher", "group") and rank == "0":
+        print(f"fault point {name}: {action}", file=sys.stderr, flush=True)
         main = int(os.environ.get("MEGALADDER_LAUNCHER_PID") or _RANK_PID)
         if target == "launcher":
             os.kill(main, number)

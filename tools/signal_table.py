@@ -1,0 +1,181 @@
+"""What a stop signal does, moment by moment: real runs, each stopped once, as a Markdown table.
+
+    python -m megaladder.tools.signal_table --out runs/signals                the whole table
+    python -m megaladder.tools.signal_table --out runs/signals --layouts tp1 --signals SIGINT
+
+A cell is a run of a tiny model on the CPU that sends itself the signal at that moment (a fault
+point, so never a moment earlier or later): to the process that was started, or to its whole group.
+Printed for each: exit status, whether the last finished step is in a committed checkpoint, and
+seconds from the signal to the end. Expected everywhere: status 3, nothing unsaved. Exit status 1
+when a cell shows anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaladder.process.last_word import read
+from megaladder.tools.make_tiny_model import TinyModelConfig, write_tiny_model
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+TARGETS = {"one": "launcher", "group": "group"}
+# moment -> fault point and passage
+MOMENTS = {
+    "sft": {
+        "data": "data:1",
+        "first step": "update:1",
+        "mid-save": "write_files:1",
+        "evaluation": "evaluate:2",
+    },
+    "grpo": {
+        "data": "data:1",
+        "first step": "update:1",
+        "mid-save": "write_files:1",
+        "generation": "completion:2",
+    },
+}
+LAYOUTS = {
+    "tp1": (),
+    "tp2·pp2": ("--parallel.tp", "2", "--parallel.pp", "2", "--parallel.ranks", "4"),
+}
+COMMON = ("--train.max-steps", "40", "--checkpoint.every", "2", "--optim.lr", "1e-3")
+FLAGS = {
+    "sft": (
+        *("--data.seq-length", "128", "--train.global-batch-size", "8", "--train.epochs", "50"),
+        *("--data.holdout", "0.1", "--train.eval-every", "1"),
+    ),
+    "grpo": (
+        *("--data.seq-length", "256", "--rollout.engine", "fake", "--rollout.n", "4"),
+        *("--rollout.max-tokens", "40", "--grpo.preset", "dr_grpo", "--grpo.prompts-per-step", "3"),
+        *("--reward.workers", "1"),
+    ),
+}
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the table, and its name there."""
+
+    verb: str
+    layout: str
+    moment: str
+    signal: str
+    target: str
+
+    @property
+    def fault(self) -> str:
+        return f"{MOMENTS[self.verb][self.moment]}:{self.signal}@{TARGETS[self.target]}"
+
+    @property
+    def folder(self) -> str:
+        parts = (self.verb, self.layout, self.moment, self.signal, self.target)
+        return "_".join(part.replace(" ", "-").replace("·", "") for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. saved: None where no step was finished yet."""
+
+    status: int
+    saved: bool | None
+    step: int | None
+    seconds: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.status == 3 and self.saved is not False
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--verbs", nargs="+", default=list(MOMENTS), choices=list(MOMENTS))
+    parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
+    parser.add_argument("--signals", nargs="+", default=list(SIGNALS), choices=SIGNALS)
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    asked = parser.parse_args(argv)
+    prepare(asked.out)
+    outcomes = {}
+    for verb, layout in itertools.product(asked.verbs, asked.layouts):
+        for moment, name, target in itertools.product(MOMENTS[verb], asked.signals, asked.targets):
+            cell = Cell(verb, layout, moment, name, target)
+            outcomes[cell] = run(cell, asked.out)
+            print(f"{cell.folder}: {outcomes[cell]}", file=sys.stderr, flush=True)
+    print("\n".join(table(outcomes)))
+    return 0 if all(outcome.is_right for outcome in outcomes.values()) else 1
+
+
+def prepare(out: Path) -> None:
+    """A tiny model, and additions to learn."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"id": f"{a}+{b}", "question": f"What is {a} + {b}?", "answer": f"#### {a + b}"}
+        for a in range(10)
+        for b in range(10)
+    ]
+    data = out / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if not (out / "model" / "config.json").is_file():
+        write_tiny_model(
+            TinyModelConfig(data=str(data), out=str(out / "model"), hidden=32, layers=2, ffn=64)
+        )
+
+
+def run(cell: Cell, out: Path) -> Outcome:
+    """One run, from its start to its end."""
+    folder = out / cell.folder
+    command = [
+        *(sys.executable, "-m", "megaladder", cell.verb, "--run-dir", str(folder)),
+        *("--model.path", str(out / "model"), "--data.path", str(out / "data.jsonl")),
+        *(*COMMON, *FLAGS[cell.verb], *LAYOUTS[cell.layout]),
+    ]
+    environ = {**os.environ, "MEGALADDER_FAULT": cell.fault, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(
+        command,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stderr is not None
+    signalled = time.monotonic()
+    with (out / f"{cell.folder}.stderr").open("w") as log:
+        for line in child.stderr:
+            log.write(line)
+            if line.startswith("fault point "):
+                signalled = time.monotonic()
+    status = child.wait(LIMIT_S)
+    word = read(folder) or {"saved": None, "step": None}
+    saved = None if word["step"] is None else bool(word["saved"])
+    return Outcome(status, saved, word["step"], time.monotonic() - signalled)
+
+
+def table(outcomes: dict[Cell, Outcome]) -> Iterator[str]:
+    """Rows: verb, layout, moment; columns: signal to one process or to the group."""
+    columns = list(dict.fromkeys((cell.signal, cell.target) for cell in outcomes))
+    rows = list(dict.fromkeys((cell.verb, cell.layout, cell.moment) for cell in outcomes))
+    yield "| run | moment | " + " | ".join(f"{name}, {target}" for name, target in columns) + " |"
+    yield "|---" * (2 + len(columns)) + "|"
+    for verb, layout, moment in rows:
+        cells = [outcomes[Cell(verb, layout, moment, *column)] for column in columns]
+        yield f"| {verb} {layout} | {moment} | " + " | ".join(map(_in_words, cells)) + " |"
+
+
+def _in_words(outcome: Outcome) -> str:
+    saved = {None: "no step yet", True: f"step {outcome.step} saved", False: "NOT SAVED"}
+    return f"{outcome.status}, {saved[outcome.saved]}, {outcome.seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
