@@ -4,7 +4,7 @@
     python -m megaladder.tools.signal_table --out runs/signals --layouts tp1 --signals SIGINT
 
 A cell is a run of a tiny model on the CPU that sends itself the signal at that moment (a fault
-point, so never a moment earlier or later): to the process that was started, or to its whole group.
+point, never a moment earlier or later): to the process that was started, or to its whole group.
 Printed for each: exit status, whether the last finished step is in a committed checkpoint, and
 seconds from the signal to the end. Expected everywhere: status 3, nothing unsaved. Exit status 1
 when a cell shows anything else.
@@ -33,13 +33,13 @@ MOMENTS = {
     "sft": {
         "data": "data:1",
         "first step": "update:1",
-        "mid-save": "write_files:1",
+        "mid-save": "writing:1",
         "evaluation": "evaluate:2",
     },
     "grpo": {
         "data": "data:1",
         "first step": "update:1",
-        "mid-save": "write_files:1",
+        "mid-save": "writing:1",
         "generation": "completion:2",
     },
 }
@@ -103,11 +103,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--signals", nargs="+", default=list(SIGNALS), choices=SIGNALS)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    every = list(dict.fromkeys(moment for moments in MOMENTS.values() for moment in moments))
+    parser.add_argument("--moments", nargs="+", default=every, choices=every)
     asked = parser.parse_args(argv)
     prepare(asked.out)
     outcomes = {}
     for verb, layout in itertools.product(asked.verbs, asked.layouts):
-        for moment, name, target in itertools.product(MOMENTS[verb], asked.signals, asked.targets):
+        moments = [moment for moment in MOMENTS[verb] if moment in asked.moments]
+        for moment, name, target in itertools.product(moments, asked.signals, asked.targets):
             cell = Cell(verb, layout, moment, name, target)
             outcomes[cell] = run(cell, asked.out)
             print(f"{cell.folder}: {outcomes[cell]}", file=sys.stderr, flush=True)

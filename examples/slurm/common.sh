@@ -30,6 +30,9 @@ first_address() {
 # Newest committed checkpoint of a run folder, 0 for none. A folder without the marker is an unfinished save and does not count.
 newest_step() { ls -d "$1"/checkpoints/step_*/COMMITTED 2>/dev/null | sed -E 's|.*/step_([0-9]+)/.*|\1|' | sort -n | tail -n 1 | grep . || echo 0; }
 
+# Says how the run itself saw its end (docs/operators.md, "How a run ended").
+last_word() { [ ! -f "$1/last_word.json" ] || say "last word: $("$PYTHON" -m megaladder.process.last_word "$1")"; }
+
 # Runs an srun in the background, so that bash can act on signals meanwhile. Leaves `code` and `why` (time, term or nothing).
 watch_over() {
   local interrupted
@@ -65,7 +68,10 @@ train() {
   # --wait: the nodes finish within moments of each other; what is left two minutes after the first one hangs.
   watch_over srun --kill-on-bad-exit=0 --wait="${SRUN_WAIT_S:-120}" bash "$ROOT/examples/slurm/node.sh" "$@"
   local status; status=$(cat "$MEGALADDER_STATUS_FILE" 2>/dev/null || echo "$code")
+  # No rank left a status and yet it failed: one was killed (out of memory, a lost node) before it could. That is 3: the run can go on.
+  if [ ! -e "$MEGALADDER_STATUS_FILE" ] && [ "$code" != 0 ]; then status=3; fi
   rm -f "$MEGALADDER_STATUS_FILE"
+  last_word "$run_dir"
   settle "$status" "$before" "$(newest_step "$run_dir")"
 }
 
@@ -84,8 +90,10 @@ settle() {
   local status=$1 before=$2 after=$3
   if [ "$status" = 0 ]; then
     say "done"
+  elif [ "$status" = 2 ]; then
+    say "ended with status 2, the input or the configuration is wrong; not requeued"
   elif [ "$status" != 3 ] && [ "$why" != time ]; then
-    say "ended with status $status; not requeued"
+    say "ended with status $status, a bug; not requeued"
   elif [ "$why" = term ]; then
     say "stopped with status $status at step $after; a pre-empted job is requeued by Slurm itself"
   elif [ "$after" -gt "$before" ]; then

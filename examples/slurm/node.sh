@@ -26,13 +26,14 @@ esac
 
 # --- torchrun. Slurm may send SIGTERM more than once (from srun and from slurmstepd), and a second one makes torchrun drop the ranks that
 # are saving (seen; torch 2.13). So torchrun is deaf to SIGTERM and SIGUSR1, and the ranks are told below, by their own parent's number.
-# shutdown-timeout: once a rank has ended, the others may take that long for their part of a checkpoint.
+# shutdown-timeout: once a rank has ended, the others may take that long. When ranks agree to stop they save together before the first of
+# them ends; what is left after that closes an engine, or hangs.
 (
   trap '' TERM USR1
   exec "${PYTHON:-python3}" -m torch.distributed.run \
     --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --nproc-per-node "$ranks" \
     --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
-    --signals-to-handle SIGINT,SIGHUP,SIGQUIT --shutdown-timeout "${SHUTDOWN_TIMEOUT_S:-600}" \
+    --signals-to-handle SIGINT,SIGHUP,SIGQUIT --shutdown-timeout "${SHUTDOWN_TIMEOUT_S:-60}" \
     -m megaladder "$@"
 ) &
 torchrun=$! asked=

@@ -126,6 +126,7 @@ def _write_all(transforms: list[Any], buckets: list[Bucket]) -> dict[int, list[A
     writers = [_start(transforms, bucket) for bucket in buckets]
     waiting = {receiver: index for index, (_, receiver) in enumerate(writers)}
     written: dict[int, list[Any]] = {}
+    fault_point("writing")
     try:
         while waiting:
             for ready in connection.wait(list(waiting)):

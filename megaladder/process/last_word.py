@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -160,3 +161,18 @@ def _write(folder: Path, word: dict[str, Any]) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def main(folder: str) -> int:
+    """`python -m megaladder.process.last_word RUN_DIR`: one line for job scripts."""
+    word = read(Path(folder))
+    if word is None:
+        print(f"{folder}: none")
+        return 2
+    where = f"rank {word['rank']} on {word['host']}, {word['time']}"
+    print(f"{word['reason']}, status {word['status']}, {in_words(word)} ({where})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -73,3 +73,15 @@ def test_what_is_saved_is_read_from_the_folder_for_a_process_that_is_gone(tmp_pa
     (tmp_path / "checkpoints" / "step_5").mkdir()
     assert last_word.committed_step(tmp_path, 6) == 4
     assert last_word.committed_step(tmp_path, None) is None
+
+
+def test_one_line_for_job_scripts(tmp_path, capsys) -> None:
+    assert last_word.main(str(tmp_path)) == 2
+    last_word.begin(tmp_path, writer=True)
+    last_word.note_step(7)
+    last_word.leave(Ending("storage", 3, "no space", rank=1, host="node7"))
+    assert last_word.main(str(tmp_path)) == 0
+    said = capsys.readouterr().out.splitlines()[1]
+    assert said.startswith(
+        "storage, status 3, step 7 was finished, nothing is saved (rank 1 on node7, "
+    )

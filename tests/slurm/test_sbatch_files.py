@@ -151,7 +151,7 @@ def test_the_command_of_a_node(fakes, verb: str) -> None:
     assert (
         python == "python3 -m torch.distributed.run --nnodes 2 --node-rank 0 --nproc-per-node 8"
         " --master-addr 10.0.0.7 --master-port 20041 --signals-to-handle SIGINT,SIGHUP,SIGQUIT"
-        f" --shutdown-timeout 600 -m megaladder {verb} run.yaml --optim.lr 1e-5"
+        f" --shutdown-timeout 60 -m megaladder {verb} run.yaml --optim.lr 1e-5"
         " --parallel.ranks 16"
     )
     environment = (fakes.folder / "log.env").read_text().splitlines()
@@ -231,5 +231,17 @@ def test_a_stop_without_progress_is_not_requeued(fakes) -> None:
     status, out = fakes.finish(
         "grpo", "run.yaml", ranks='echo 2 >"$MEGALADDER_STATUS_FILE"; exit 1'
     )
-    assert status == 2 and "ended with status 2; not requeued" in out
+    assert status == 2 and "ended with status 2, the input" in out
     assert not [line for line in fakes.calls() if line.startswith("scontrol")]
+
+
+def test_a_killed_rank_goes_on_where_a_bug_does_not(fakes) -> None:
+    """A rank that was killed leaves no status; one with a bug leaves 1."""
+    folder = fakes.run / "checkpoints" / "step_5"
+    saved = f"mkdir -p {folder}; touch {folder}/COMMITTED"
+    status, out = fakes.finish("sft", "run.yaml", ranks=f"{saved}; exit 1")
+    assert status == 3 and fakes.calls()[-1] == "scontrol requeue 41", out
+    status, out = fakes.finish(
+        "sft", "run.yaml", ranks=f'{saved}; echo 1 >"$MEGALADDER_STATUS_FILE"; exit 1'
+    )
+    assert status == 1 and "status 1, a bug; not requeued" in out
