@@ -22,7 +22,7 @@ def test_every_number_has_path_meaning_and_fix(number, tmp_path) -> None:
     assert "bytes free" in str(error) and "start the same command again" in str(error)
 
 
-def test_the_issue_s_numbers_are_known() -> None:
+def test_the_usual_numbers_are_known() -> None:
     assert {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE} <= set(
         MEANINGS
     )
