@@ -238,7 +238,7 @@ def test_a_stop_without_progress_is_not_requeued(fakes) -> None:
 def test_a_killed_rank_goes_on_where_a_bug_does_not(fakes) -> None:
     """A rank that was killed leaves no status; one with a bug leaves 1."""
     folder = fakes.run / "checkpoints" / "step_5"
-    saved = f"mkdir -p {folder}; touch {folder}/COMMITTED"
+    saved = f"mkdir -p '{folder}'; touch '{folder}/COMMITTED'"
     status, out = fakes.finish("sft", "run.yaml", ranks=f"{saved}; exit 1")
     assert status == 3 and fakes.calls()[-1] == "scontrol requeue 41", out
     status, out = fakes.finish(
