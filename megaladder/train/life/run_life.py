@@ -171,10 +171,10 @@ class RunLife:
         saving = self._save_due(step)
         if self._contents.evaluation_due(step, saving):
             self._contents.evaluate(step)
-        stopping = self._signals is not None and self._signals.agreed()
-        if saving or stopping:
+        if saving:
             self.save(step)
-        if stopping and step < self._total_steps:
+        # asked after the save: a signal that came meanwhile costs no further step
+        if self._signals is not None and self._signals.agreed() and step < self._total_steps:
             self.stop(step)
 
     def _save_due(self, step: int) -> bool:
