@@ -175,6 +175,7 @@ class RunLife:
             self.save(step)
         # asked after the save: a signal that came meanwhile costs no further step
         if self._signals is not None and self._signals.agreed() and step < self._total_steps:
+            self.save(step)
             self.stop(step)
 
     def _save_due(self, step: int) -> bool:
