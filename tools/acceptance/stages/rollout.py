@@ -82,11 +82,22 @@ def _transport(context: Context, model: Path, transport: str) -> dict[str, Any]:
         "sync_s": sorted(syncs)[len(syncs) // 2],
         "sync_s_all": syncs,
         "precision": "bf16",
-        "mismatch_mean": sum(row["mismatch_mean"] for row in rows) / len(rows),
-        "mismatch_max": max(row["mismatch_max"] for row in rows),
-        "mismatch_k3": sum(row["mismatch_k3"] for row in rows) / len(rows),
+        **_mismatch(rows),
         "checks": [line for line in log if "weights version" in line],
     }
+
+
+def _mismatch(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the steps that trained on tokens: one whose advantages are all zero compares
+    none."""
+    compared = [row for row in rows if "mismatch_mean" in row]
+    if not compared:
+        return {"mismatch_mean": None, "mismatch_note": "no step had a token with an advantage"}
+    means = {
+        name: sum(row[name] for row in compared) / len(compared)
+        for name in ("mismatch_mean", "mismatch_k3")
+    }
+    return {**means, "mismatch_max": max(row["mismatch_max"] for row in compared)}
 
 
 def _impossible(context: Context, transport: str) -> str | None:
