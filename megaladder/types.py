@@ -103,13 +103,15 @@ class GradeReason(StrEnum):
 
 UNDECIDED_REASONS = (GradeReason.LIMIT, GradeReason.TIMEOUT, GradeReason.CRASH)
 
+Role = Literal["system", "user", "assistant", "tool"]
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `reasoning_content` is the `<think>` part where a data set stores it apart;
     templates that know it render it."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: str
     reasoning_content: str | None = None
 

@@ -357,7 +357,7 @@ def _token_counts(row: dict[str, Any], num_samples: int, where: str) -> list[int
         value = row.get(name)
         items = value if isinstance(value, list) else [value]
         if len(items) == num_samples and all(_is_token(item) for item in items):
-            return items
+            return [int(item) for item in items if item is not None]
     return []
 
 

@@ -110,7 +110,9 @@ def run_stats(config: StatsConfig) -> None:
 
 def count_rows(path: str) -> RowCounts:
     """Counts over the raw rows; bad rows are counted by reason, an empty file is a DataError."""
-    counts, seen_rows, seen_questions = RowCounts(), set(), set()
+    counts = RowCounts()
+    seen_rows: set[bytes] = set()
+    seen_questions: set[bytes] = set()
     for row in open_source(path).rows():
         counts.rows += 1
         if isinstance(row, BadRow):

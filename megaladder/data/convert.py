@@ -22,12 +22,10 @@ from typing import Any, Literal
 
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.errors import DataError
-from megaladder.types import Example, Message
+from megaladder.types import Example, Message, Role
 
-ROLES = ("system", "user", "assistant", "tool")
-
-
-SHAREGPT_ROLES = {
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+SHAREGPT_ROLES: dict[str, Role] = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -80,7 +78,7 @@ def _string(row: RawRow, key: str) -> str:
 
 
 def _turn(
-    row: RawRow, place: str, value: Any, keys: tuple[str, str], roles: dict[str, str]
+    row: RawRow, place: str, value: Any, keys: tuple[str, str], roles: dict[str, Role]
 ) -> Message:
     role_key, text_key = keys
     if not isinstance(value, dict):
@@ -136,7 +134,7 @@ def _turns(
     row: RawRow,
     key: str,
     keys: tuple[str, str] = ("role", "content"),
-    roles: dict[str, str] | None = None,
+    roles: dict[str, Role] | None = None,
 ) -> tuple[Message, ...]:
     value = row.data.get(key)
     if not isinstance(value, list) or not value:
@@ -153,7 +151,7 @@ def _turns(
     )
 
 
-def _string_or_turns(row: RawRow, key: str, role: str) -> tuple[Message, ...]:
+def _string_or_turns(row: RawRow, key: str, role: Role) -> tuple[Message, ...]:
     return (
         _turns(row, key)
         if isinstance(row.data.get(key), list)
@@ -335,7 +333,7 @@ def from_scored(row: RawRow, options: ReadOptions) -> Example:
         )
     return replace(
         _conversation(row, turns, options),
-        advantage=float(advantage),
+        advantage=float(row.data["advantage"]),
         response_logprobs=None if logprobs is None else tuple(float(value) for value in logprobs),
         raw_response=True,
     )

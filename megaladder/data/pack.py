@@ -268,7 +268,7 @@ def _optional_arrays(samples: dict[int, TokenSample], probe: TokenSample | None)
             if (getattr(sample, name) is not None) != (name in wanted):
                 state = "has no" if name in wanted else "has"
                 raise DataError(
-                    f"sample {index} ({sample.id}) {state} {name}, sample {probe.id} is the"
+                    f"sample {index} ({sample.id}) {state} {name}, sample {probe and probe.id} is the"
                     " opposite; fix: give it to all or none"
                 )
     return wanted

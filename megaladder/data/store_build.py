@@ -66,13 +66,13 @@ def data_fingerprint(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) 
     """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`.
     Reads the data file once."""
     source = open_source(spec.path, spec.read.revision)
-    files = []
+    files: list[list[str]] = []
     for path in source.files():
         with path.open("rb") as file:
             files.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     parts = {
         "code": CODE_VERSION,
-        "data": files or [spec.path, spec.read.revision],
+        "data": files if files else [spec.path, spec.read.revision],
         "tokenizer": tokenizer_hash,
         "chat_template": tokenizer.chat_template,
         "seq_length": spec.seq_length,

@@ -61,7 +61,7 @@ def pass_at_k(num_samples_p: np.ndarray, num_correct_p: np.ndarray, k: int) -> n
         return (pairs[1] / pairs[0])[inverse.reshape(-1)]
     steps = np.arange(k)[:, None]
     all_wrong = np.prod(np.clip(pairs[0] - pairs[1] - steps, 0, None) / (pairs[0] - steps), axis=0)
-    return (1.0 - all_wrong)[inverse.reshape(-1)]
+    return np.asarray(1.0 - all_wrong)[inverse.reshape(-1)]
 
 
 def cov_at_n(correct_pn: np.ndarray, n: int | None = None) -> np.ndarray:

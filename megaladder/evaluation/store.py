@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from megaladder.errors import ConfigError, DataError
 from megaladder.process.faults import fault_point
@@ -78,9 +78,16 @@ def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
     return {"sha256": digest.hexdigest()}
 
 
-class Journal:
-    """The samples of one benchmark, opened for appending. Raises ConfigError for another
-    fingerprint, DataError for a foreign row."""
+Entry = TypeVar("Entry")
+Kept = TypeVar("Kept")
+
+
+class SampleJournal(Generic[Entry, Kept]):
+    """Samples in a file under one fingerprint, opened for appending.
+
+    `Entry` is what is appended, `Kept` what stays in memory of it, by (problem id, sample). Raises
+    ConfigError for another fingerprint, DataError for a foreign row.
+    """
 
     def __init__(self, folder: str | Path, parts: Mapping[str, Any]):
         self.folder, self.parts = Path(folder), dict(parts)
@@ -90,7 +97,7 @@ class Journal:
         try:
             self._check_fingerprint()
             self._file = JsonlFile(self.path)  # cuts a torn last line off
-            self.records = self._read()
+            self.records: dict[tuple[str, int], Kept] = self._read()
         except BaseException:
             self._lock.release()
             raise
@@ -105,13 +112,12 @@ class Journal:
         """Bytes of a torn last line that were cut off."""
         return self._file.repaired_bytes
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Entry) -> None:
         """One finished sample; on disk when this returns (a kill loses nothing before it)."""
-        assert record.key not in self.records, f"sample {record.key} is there already"
-        fault_point("before_append")
-        self._file.append({**asdict(record), "fingerprint": self.fingerprint})
-        self.records[record.key] = record
-        fault_point("after_append")
+        raise NotImplementedError
+
+    def _read(self) -> dict[tuple[str, int], Kept]:
+        raise NotImplementedError
 
     def missing(self, problem_id: str, num_samples: int) -> list[int]:
         """Sample indices below `num_samples` that a problem still lacks."""
@@ -121,7 +127,7 @@ class Journal:
         self._file.close()
         self._lock.release()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -158,6 +164,17 @@ class Journal:
                 )
                 + "\n",
             )
+
+
+class Journal(SampleJournal[Record, Record]):
+    """The samples of one benchmark."""
+
+    def append(self, record: Record) -> None:
+        assert record.key not in self.records, f"sample {record.key} is there already"
+        fault_point("before_append")
+        self._file.append({**asdict(record), "fingerprint": self.fingerprint})
+        self.records[record.key] = record
+        fault_point("after_append")
 
     def _read(self) -> dict[tuple[str, int], Record]:
         records: dict[tuple[str, int], Record] = {}

@@ -126,18 +126,30 @@ def _run_until_killed(folder: Path) -> None:
 
 
 def test_twenty_kills_at_random_moments(tmp_path):
+    """A moment is a number of samples since the start, so that slow machines are killed in the
+    same places; the last write may be torn or not."""
     rng = random.Random(5)
-    survived = []
+    survived: list[int] = []
     for _ in range(20):
         child = start_fork(_run_until_killed, tmp_path)
         wait_until((tmp_path / "started").exists, "start of the run")
-        pause(rng.uniform(0.01, 0.06))
+        wanted = (survived[-1] if survived else 0) + rng.randint(1, 8)
+        wait_until(
+            lambda child=child, wanted=wanted: (
+                child.exitcode is not None
+                or (
+                    (tmp_path / "journal.jsonl").exists()
+                    and (tmp_path / "journal.jsonl").read_bytes().count(b"\n") >= wanted
+                )
+            ),
+            f"{wanted} samples",
+        )
         child.kill()
         child.join()
         (tmp_path / "started").unlink()
         path = tmp_path / "journal.jsonl"
         survived.append(len(keyed(path.read_bytes().rpartition(b"\n")[0])) if path.exists() else 0)
-    assert survived == sorted(survived) and survived[0] < survived[-1] < 320
+    assert survived == sorted(survived) and survived[0] < survived[-1]
     with Journal(tmp_path, PARTS) as journal:
         assert journal.num_resumed == survived[-1]
         run_task(task(n=40), FakeEngine(answers), None, journal)

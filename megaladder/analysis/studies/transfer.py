@@ -25,7 +25,8 @@ from megaladder.errors import DataError
 GROUPS = ("math", "other", "non")
 CSV_TOLERANCE_POINTS = 0.1  # a score table is rounded to one decimal
 
-GroupScores = Mapping[str, Sequence[float]]  # group → scores in %, benchmarks in one fixed order
+Scores = Sequence[float] | np.ndarray
+GroupScores = Mapping[str, Scores]  # group → scores in %, benchmarks in one fixed order
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,20 @@ def shared_sigma(base: GroupScores, models: Sequence[GroupScores]) -> dict[str, 
     }
 
 
-def gain_v1(model: Sequence[float], base: Sequence[float]) -> float | None:
+def gain_v1(model: Scores, base: Scores) -> float | None:
     """Mean relative gain (a ratio, not %); None where a base score is 0."""
-    model, base = np.asarray(model, dtype=float), np.asarray(base, dtype=float)
-    return float(np.mean((model - base) / base)) if (base > 0).all() else None
+    after, before = np.asarray(model, dtype=float), np.asarray(base, dtype=float)
+    return float(np.mean((after - before) / before)) if (before > 0).all() else None
 
 
-def gain_v2(model: Sequence[float], base: Sequence[float], sigma: float) -> float | None:
+def gain_v2(model: Scores, base: Scores, sigma: float) -> float | None:
     """Headroom-weighted mean of signed roots of gains in σ; None where σ is 0 or no benchmark has
     headroom."""
-    model, base = np.asarray(model, dtype=float), np.asarray(base, dtype=float)
-    headroom = 100.0 - base
+    after, before = np.asarray(model, dtype=float), np.asarray(base, dtype=float)
+    headroom = 100.0 - before
     if sigma <= 0 or headroom.sum() <= 0:
         return None
-    delta = (model - base) / sigma
+    delta = (after - before) / sigma
     return float(headroom @ (np.sign(delta) * np.sqrt(np.abs(delta))) / headroom.sum())
 
 
@@ -174,9 +175,9 @@ def read_scores(path: str, base: str) -> ScoreTable:
         raise DataError(
             f"{path}: {base} has no scores in group math, which the index divides by; fix: add them"
         )
-    for model, cells in scores.items():
+    for model, found in scores.items():
         have, want = (
-            {b for g in cells.values() for b in g},
+            {b for g in found.values() for b in g},
             {b for names in order.values() for b in names},
         )
         if have != want:
@@ -191,8 +192,8 @@ def read_scores(path: str, base: str) -> ScoreTable:
     return ScoreTable(
         base,
         {
-            m: {g: {b: cells[g][b] for b in names} for g, names in order.items()}
-            for m, cells in scores.items()
+            m: {g: {b: found[g][b] for b in names} for g, names in order.items()}
+            for m, found in scores.items()
         },
     )
 

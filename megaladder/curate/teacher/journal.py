@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from megaladder.errors import DataError
-from megaladder.evaluation.store import Journal
+from megaladder.evaluation.store import SampleJournal
 from megaladder.process.faults import fault_point
 from megaladder.run_dir import read_jsonl
 from megaladder.types import Completion, Graded
@@ -53,7 +53,7 @@ class TeacherSample:
         }
 
 
-class TeacherJournal(Journal):
+class TeacherJournal(SampleJournal[TeacherSample, Verdict]):
     """Opened for appending; `records` maps (problem id, sample) to a `Verdict`."""
 
     def append(self, record: TeacherSample) -> None:
