@@ -63,7 +63,8 @@ class Term(StrictModel):
     @property
     def label(self) -> str:
         """Its name in logs and rollouts."""
-        return str(self.name)  # type: ignore[attr-defined]  every term but a function has one
+        # every term but a function has a name, and a function has a label of its own
+        return str(getattr(self, "name", ""))
 
 
 class CorrectnessTerm(Term):
@@ -207,7 +208,7 @@ class RewardSection(StrictModel):
     """What a completion earns: Σ weight × value over `terms`. Whether it is correct is kept beside
     it, whatever the terms."""
 
-    DEFAULT_TERMS: ClassVar[tuple[Term, ...]] = (CorrectnessTerm(name="correctness"),)
+    DEFAULT_TERMS: ClassVar[tuple[AnyTerm, ...]] = (CorrectnessTerm(name="correctness"),)
 
     kind: Literal["auto"] | Kind = "auto"
     """Verifier of all rows, the same as in evaluation. auto = by the row: its column `verifier`,

@@ -96,10 +96,10 @@ def pickled_text(data: bytes) -> str:
     """The text in a pickle that holds nothing else; no opcode is executed. Raises ValueError."""
     if data[:1] in (b"[", b"{"):
         return data.decode("utf-8")
-    texts = []
+    texts: list[str] = []
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in _TEXT_OPCODES:
-            texts.append(argument)
+            texts.append(str(argument))
         elif opcode.name not in _OTHER_OPCODES:
             raise ValueError(f"a pickle with {opcode.name}: only one text is read")
     if len(texts) != 1:

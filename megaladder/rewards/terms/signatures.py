@@ -167,8 +167,9 @@ def as_number(value: Any, index: int) -> float:
     score = value.get("score") if isinstance(value, Mapping) else value
     if isinstance(score, tuple) and score:
         score = score[0]
-    if hasattr(score, "item") and not isinstance(score, (bool, int, float)):
-        score = score.item()
+    to_scalar = getattr(score, "item", None)  # of numpy and torch
+    if callable(to_scalar) and not isinstance(score, (bool, int, float)):
+        score = to_scalar()
     try:
         number = float(score) if isinstance(score, (bool, int, float)) else math.nan
     except OverflowError:

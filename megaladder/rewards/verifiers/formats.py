@@ -53,10 +53,10 @@ def verify_schema(response: str, gold: str, parameters: Parameters) -> Graded:
         value = strict_json(fenced[1] if fenced else text)
     except (ValueError, RecursionError) as error:
         return failed(text[:MAX_DETAIL], f"no JSON: {str(error)[:MAX_DETAIL]}")
-    error = next(_validator(parameters).iter_errors(value), None)
-    if error is None:
+    broken = next(_validator(parameters).iter_errors(value), None)
+    if broken is None:
         return passed(text)
-    return failed(text[:MAX_DETAIL], f"{error.json_path}: {error.message[:MAX_DETAIL]}")
+    return failed(text[:MAX_DETAIL], f"{broken.json_path}: {broken.message[:MAX_DETAIL]}")
 
 
 def check_schema(gold: str, parameters: Parameters) -> None:
