@@ -22,7 +22,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -120,6 +120,8 @@ class DistCheckpointWriter:
                 TensorProperties(dtype=tensor.dtype), torch.Size(size), []
             )
             self._metadata.state_dict_metadata[key] = stored
+        # the keys of objects end in their shard's name, so no tensor's key is one of them
+        assert isinstance(stored, TensorStorageMetadata), key
         assert (stored.size, stored.properties.dtype) == (torch.Size(size), tensor.dtype), (
             key,
             stored,
@@ -166,7 +168,8 @@ class DistCheckpointWriter:
         start = self._file.num_bytes
         with room_needed(self.folder), _without_crc32():
             try:
-                torch.save(value, self._file)
+                # torch.save asks no more of a file than `write` and `flush`
+                torch.save(value, cast(IO[bytes], self._file))
             except (OSError, RuntimeError) as error:
                 raise (self._file.failure or error) from None
         self._metadata.storage_data[index] = _StorageInfo(

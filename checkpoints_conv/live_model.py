@@ -284,6 +284,7 @@ def _all_shards(
     tp_size = _tp_size()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
     if dist.get_rank(pp_group) == owner.stage:
+        assert parameter is not None, f"{entry.megatron}: not held by the stage that owns it"
         local = plain_weight(parameter)
     else:
         local = torch.empty(entry.mapping.local_shape(tp_size), dtype=owner.dtype, device=device)

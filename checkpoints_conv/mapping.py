@@ -202,6 +202,8 @@ class Replicated(Mapping):
 class _Split(Mapping):
     """One HF tensor cut into equal parts along `tp_axis`."""
 
+    tp_axis: ClassVar[int]
+
     def local_shape(self, tp_size: int = 1) -> Shape:
         shape = list(self.hf_shapes[0])
         shape[self.tp_axis] //= tp_size
@@ -220,14 +222,14 @@ class _Split(Mapping):
 class ColumnParallel(_Split):
     """A weight [out, in] (or bias [out]) whose output features are split: dim 0."""
 
-    tp_axis: ClassVar[int | None] = 0
+    tp_axis: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
 class RowParallel(_Split):
     """A weight [out, in] whose input features are split: dim 1 (attention output, MLP down)."""
 
-    tp_axis: ClassVar[int | None] = 1
+    tp_axis: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class HFWriter:
             .numpy()
         )
         with room_needed(self.out_dir):
-            _write_at(shard.fd, memoryview(data).cast("B"), offset)
+            _write_at(shard.fd, data.data.cast("B"), offset)
         self._written.add(name)
         shard.remaining -= 1
         if shard.remaining == 0:

@@ -145,7 +145,8 @@ class Blocks:
         self.columns = Columns(head.weight, head.spec.n_valid)
         narrow = head.options.bf16_logits and x.dtype in (torch.bfloat16, torch.float16)
         self.logits_dtype = x.dtype if narrow else accumulator(x.dtype)
-        self._x, self._buffer = x, None
+        self._x = x
+        self._buffer: torch.Tensor | None = None
         # equal on all ranks: they exchange statistics block by block
         widest = (0 if head.tp is None else head.tp.widest) or head.weight.shape[0]
         self.row_bytes = padded(widest) * self.logits_dtype.itemsize
@@ -169,7 +170,8 @@ class Blocks:
         """[C, width]; without `buffer` valid until the next call. Columns from n_valid on hold
         anything."""
         if buffer is None:
-            self._buffer = self.new_buffer() if self._buffer is None else self._buffer
+            if self._buffer is None:
+                self._buffer = self.new_buffer()
             buffer = self._buffer
         return self.columns.logits(self._x[block], buffer[: block.stop - block.start])
 
@@ -280,7 +282,7 @@ def make_head(
             f"expected hidden [T, H] and weight [V, H], found {tuple(hidden.shape)} and"
             f" {tuple(weight.shape)}"
         )
-    shards = tp.size if options.sequence_parallel and is_split(tp) else 1
+    shards = tp.size if tp is not None and options.sequence_parallel else 1
     num_tokens = spec.targets.shape[0]
     if hidden.shape[0] * shards != num_tokens:
         raise ValueError(

@@ -29,7 +29,8 @@ class _Statistics:
     """The forward's pass over the active rows: their merged statistics and the logits kept."""
 
     def __init__(self, head: Head, x: torch.Tensor, *, keep: bool) -> None:
-        self.blocks, self.kept = Blocks(head, x), {}
+        self.blocks = Blocks(head, x)
+        self.kept: dict[int, torch.Tensor] = {}
         stats = x.new_empty((4, x.shape[0]), dtype=accumulator(x.dtype))
         room = self.blocks.room() if keep else 0
         for block in self.blocks:

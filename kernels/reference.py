@@ -184,8 +184,13 @@ class RowGrad:
 
     def rows(self, index: torch.Tensor | slice) -> RowGrad:
         """The same for some tokens."""
-        values = (self.peak, self.total, self.entropy, self.d_logp, self.d_entropy)
-        return RowGrad(*(None if value is None else value[index] for value in values))
+        return RowGrad(
+            self.peak[index],
+            self.total[index],
+            None if self.entropy is None else self.entropy[index],
+            self.d_logp[index],
+            None if self.d_entropy is None else self.d_entropy[index],
+        )
 
 
 def _finish(
@@ -259,6 +264,7 @@ def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: tor
         if bend is None:
             work.exp_().mul_((-slope * unit).unsqueeze(1))
         else:
+            assert upstream.entropy is not None, "d_entropy without entropy"
             shares = work.exp()
             work.clamp_(min=FLAT).add_(
                 (unit.log() + upstream.entropy[block].to(dtype)).unsqueeze(1)

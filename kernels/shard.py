@@ -7,7 +7,7 @@ Every rank holds equal `targets`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ def vocab_start(tp: TensorParallel | None) -> int:
     return 0 if tp is None else tp.vocab_start
 
 
-def is_split(tp: TensorParallel | None) -> bool:
+def is_split(tp: TensorParallel | None) -> TypeGuard[TensorParallel]:
     return tp is not None and tp.size > 1
 
 
@@ -86,7 +86,8 @@ class PendingGrad:
     def __init__(
         self, d_hidden: torch.Tensor, tp: TensorParallel | None, *, sequence_parallel: bool
     ) -> None:
-        self._result, self._work, self._input = d_hidden, None, d_hidden
+        self._result, self._input = d_hidden, d_hidden
+        self._work: dist.Work | None = None
         if not is_split(tp):
             return
         if sequence_parallel:

@@ -97,7 +97,7 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     if not dist.is_initialized():
         # A process by itself meets nobody: no port, and nothing in the environment that its
         # children would take for theirs.
-        alone = (
+        alone: dict[str, Any] = (
             {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         )
         platform.bind_device(local_rank_from_env())

@@ -269,7 +269,7 @@ def machine() -> Machine:
         True,
         torch.cuda.get_device_name(),
         torch.cuda.get_device_capability(),
-        _major_minor(torch.version.cuda),
+        _major_minor(torch.version.cuda) if torch.version.cuda else None,
         te,
         problem,
     )
@@ -308,15 +308,17 @@ def _no_op(*args: Any, **kwargs: Any) -> None:
 def _cuda_namespace() -> types.ModuleType:
     """`torch.cuda` of a machine whose only device is the CPU."""
     real, fake = torch.cuda, types.ModuleType("torch.cuda")
-    fake.__getattr__ = lambda name: getattr(real, name)  # type: ignore[method-assign]
-    fake.current_device = lambda: _CPU
-    fake.current_stream = fake.default_stream = _NoStream
-    fake.Stream = fake.Event = _NoStream
-    fake.stream = lambda *a, **k: contextlib.nullcontext()
+    for name in ("current_stream", "default_stream", "Stream", "Event"):
+        setattr(fake, name, _NoStream)
     for name in ("synchronize", "empty_cache", "manual_seed", "set_device", "set_rng_state"):
         setattr(fake, name, _no_op)
-    fake.get_rng_state = lambda *a, **k: torch.empty(0, dtype=torch.uint8)
-    fake.nvtx = types.SimpleNamespace(range_push=_no_op, range_pop=_no_op)
+    vars(fake).update(
+        __getattr__=lambda name: getattr(real, name),
+        current_device=lambda: _CPU,
+        stream=lambda *a, **k: contextlib.nullcontext(),
+        get_rng_state=lambda *a, **k: torch.empty(0, dtype=torch.uint8),
+        nvtx=types.SimpleNamespace(range_push=_no_op, range_pop=_no_op),
+    )
     return fake
 
 
@@ -340,10 +342,9 @@ def _on_cpu(factory: Any) -> Any:
 def _torch_proxy() -> types.ModuleType:
     """What megatron-core's modules see as `torch`: the real one, but "cuda" means the CPU."""
     proxy = types.ModuleType("torch")
-    proxy.__getattr__ = lambda name: getattr(torch, name)  # type: ignore[method-assign]
     for name in _FACTORIES:
         setattr(proxy, name, _on_cpu(getattr(torch, name)))
-    proxy.cuda = _cuda_namespace()
+    vars(proxy).update(__getattr__=lambda name: getattr(torch, name), cuda=_cuda_namespace())
     return proxy
 
 
@@ -367,7 +368,9 @@ def _patch_tensor_methods() -> None:
             else real_cuda(self, *args, **kwargs)
         )
 
-    torch.Tensor.type, torch.Tensor.cuda = tensor_type, tensor_cuda  # type: ignore[method-assign]
+    # wrappers that pass on whatever the real methods take; their signatures do not repeat it
+    torch.Tensor.type = tensor_type  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = tensor_cuda  # type: ignore[method-assign, assignment]
 
 
 class _FusedAdamW(torch.optim.AdamW):
@@ -397,9 +400,8 @@ def prepare_megatron() -> None:
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
             module.torch = proxy  # type: ignore[attr-defined]
     random = importlib.import_module("megatron.core.tensor_parallel.random")
-    random._set_cuda_rng_state = _no_op
-    random._get_cuda_rng_state = proxy.cuda.get_rng_state
-    importlib.import_module("megatron.core.optimizer").Adam = _FusedAdamW
+    vars(random).update(_set_cuda_rng_state=_no_op, _get_cuda_rng_state=proxy.cuda.get_rng_state)
+    vars(importlib.import_module("megatron.core.optimizer"))["Adam"] = _FusedAdamW
     _patch_tensor_methods()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,13 +60,11 @@ class DeviceBatch:
 
     def tokens(self, index: torch.Tensor | slice) -> DeviceBatch:
         """What a loss reads of some tokens; `input_ids`, positions and bounds stay those of all."""
-        return replace(
-            self,
-            **{
-                name: None if (values := getattr(self, name)) is None else values[index]
-                for name in _OF_TOKENS
-            },
-        )
+        chosen: dict[str, Any] = {
+            name: None if (values := getattr(self, name)) is None else values[index]
+            for name in _OF_TOKENS
+        }
+        return replace(self, **chosen)
 
     @property
     def local_input_ids(self) -> torch.Tensor:
@@ -118,8 +117,11 @@ def to_device(batch: PackedBatch, *, skip_zero_advantage: bool = False) -> Devic
     active = active_tokens(batch, skip_zero_advantage=skip_zero_advantage)
     mine = np.arange(len(active))
 
-    def move(array: object) -> torch.Tensor | None:
-        return None if array is None else torch.as_tensor(array).to(device, non_blocking=True)
+    def move(array: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(array).to(device, non_blocking=True)
+
+    def move_given(array: np.ndarray | None) -> torch.Tensor | None:
+        return None if array is None else move(array)
 
     cp, part = parallel.cp_size(), None
     if cp > 1:
@@ -141,10 +143,10 @@ def to_device(batch: PackedBatch, *, skip_zero_advantage: bool = False) -> Devic
         sequence_of_token=move(
             np.repeat(np.arange(len(batch.cu_seqlens) - 1), np.diff(batch.cu_seqlens))
         ),
-        advantages=move(batch.advantages_t),
-        loss_weights=move(batch.loss_weights_t),
-        old_logprobs=move(batch.old_logprobs_t),
-        rollout_logprobs=move(batch.rollout_logprobs_t),
-        ref_logprobs=move(batch.ref_logprobs_t),
+        advantages=move_given(batch.advantages_t),
+        loss_weights=move_given(batch.loss_weights_t),
+        old_logprobs=move_given(batch.old_logprobs_t),
+        rollout_logprobs=move_given(batch.rollout_logprobs_t),
+        ref_logprobs=move_given(batch.ref_logprobs_t),
         part=part,
     )

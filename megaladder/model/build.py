@@ -7,6 +7,7 @@ log-probs (last stage).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -236,17 +237,15 @@ def _mark_sharded(chunk: LadderGPT) -> None:
                 and isinstance(parameter, torch.nn.Parameter)
                 and not (name == "bias" and dim == 1)
             ):
-                (
-                    parameter.tensor_model_parallel,
-                    parameter.partition_dim,
-                    parameter.partition_stride,
-                ) = (True, dim, 1)
+                marks = {"tensor_model_parallel": True, "partition_dim": dim, "partition_stride": 1}
+                for mark, value in marks.items():
+                    setattr(parameter, mark, value)
 
 
 def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> list[LadderGPT]:
     """This rank's model chunks (1, or `vpp` of them) on its device, weights not yet loaded."""
     config = transformer_config(shape, layout, options)
-    stages = range(layout.vpp) if layout.num_chunks > 1 else [None]
+    stages: Sequence[int | None] = range(layout.num_chunks) if layout.num_chunks > 1 else [None]
     chunks = [LadderGPT(shape, config, vp_stage=stage, use_te=options.uses_te) for stage in stages]
     for chunk in chunks:
         # Transformer Engine makes its parameters where and as they stay; a cast would turn FP8 ones

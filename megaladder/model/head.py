@@ -110,7 +110,7 @@ class VocabularyHead(tensor_parallel.ColumnParallelLinear):
         # for `logits`: megatron-core's product would need apex's kernel and a gradient buffer
         layer.gradient_accumulation_fusion = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: torch.Tensor,
         batch: DeviceBatch,

@@ -34,7 +34,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 _MAX_PADDED_COST = 2.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PackedLayout(PackedSeqParams):
     """What every layer needs to know of one micro-batch, computed once: rotary tables and how
     tokens fall into sequences.
@@ -45,9 +45,9 @@ class PackedLayout(PackedSeqParams):
     unpad_index: int64 [T], slot of each token.
     """
 
-    cos: torch.Tensor | None = None
-    sin: torch.Tensor | None = None
-    lengths: tuple[int, ...] = ()
+    cos: torch.Tensor
+    sin: torch.Tensor
+    lengths: tuple[int, ...]
     pad_index: torch.Tensor | None = None
     unpad_index: torch.Tensor | None = None
 
@@ -92,7 +92,8 @@ class RMSNorm(torch.nn.Module):
         self.eps = eps
         self.hidden_size = hidden_size
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        # a mark that megatron-core reads off the parameter; no class declares it
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(hidden_states, (self.hidden_size,), self.weight, self.eps)
@@ -140,6 +141,7 @@ class PackedCoreAttention(torch.nn.Module):
     def _padded(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout
     ) -> torch.Tensor:
+        assert layout.pad_index is not None and layout.unpad_index is not None  # made together
         num_sequences = len(layout.lengths)
         padded = [
             x.index_select(0, layout.pad_index).unflatten(0, (num_sequences, -1))

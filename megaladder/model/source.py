@@ -26,10 +26,11 @@ def model_folder(path: str, revision: str | None) -> Path:
         ModelError: no such folder, no revision given for a hub id, or the hub cannot be reached;
         says the command that fetches it.
     """
-    require_model(path, revision)
     folder = Path(path)
     if folder.is_dir():
         return folder
+    require_model(path, revision)
+    assert revision is not None  # a hub id without one is refused
     with parallel.main_rank_first():
         return Path(_download(path, revision))
 

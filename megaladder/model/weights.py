@@ -40,9 +40,11 @@ def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
     """Quantises `values` into an FP8 weight, and leaves them where the optimizer takes its fp32
     master copy from."""
     parameter.data.copy_(values)
-    # Transformer Engine keeps what the weight was made from, on the CPU
+    # Transformer Engine keeps what the weight was made from, on the CPU, in an attribute that it
+    # adds to the parameter: no class declares it
     if hasattr(parameter, "get_high_precision_init_val"):
-        parameter._high_precision_init_val = values.detach().to("cpu", copy=True)
+        values = values.detach().to("cpu", copy=True)
+        parameter._high_precision_init_val = values  # type: ignore[attr-defined]
 
 
 def plain_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
