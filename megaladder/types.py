@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,15 @@ Kind = Literal[
     "math", "gsm8k", "choice", "exact", "countdown", "ifeval", "regex", "json_schema", "code"
 ]
 """Names of the verifiers (`rewards.verifiers`)."""
+
+
+T = TypeVar("T")
+
+
+def required(value: T | None, name: str) -> T:
+    """`value`, which is optional in its class but set wherever this is called."""
+    assert value is not None, f"{name} is missing: whoever chose this computation supplies it"
+    return value
 
 
 class Tokenizer(Protocol):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import GroupName
 
 BACKEND = "megaladder_dryrun"
 _REDUCTIONS = ("SUM", "AVG", "MIN", "MAX")
@@ -116,12 +119,13 @@ class RecordingGroup(dist.ProcessGroup):
     """A communicator of the simulated rank. Torch calls these methods; each name is its own."""
 
     def __init__(self, recorder: Recorder, rank: int, group: Group, name: str = BACKEND) -> None:
-        super().__init__(rank, group.size)
+        # the constructor without a store is missing from torch's stub
+        super().__init__(rank, group.size)  # type: ignore[call-arg]
         self._recorder, self._group, self._name = recorder, group, name
 
     @property
-    def group_name(self) -> str:
-        return self._name
+    def group_name(self) -> GroupName:
+        return cast("GroupName", self._name)
 
     def shutdown(self) -> None:
         """Nothing is open."""
@@ -143,12 +147,18 @@ class RecordingGroup(dist.ProcessGroup):
         self._recorder.add(op, self._group, tensors)
         return Done()
 
-    def allreduce(self, tensors: Sequence[torch.Tensor], opts: Any = None) -> Done:
+    # of the stub's overloads (a list, or one tensor with its options spread out) torch calls the
+    # first only: [override] below
+    def allreduce(  # type: ignore[override]
+        self, tensors: Sequence[torch.Tensor], opts: Any = None
+    ) -> Done:
         return self._add(f"all_reduce {_reduction(opts)}", tensors)
 
     allreduce_coalesced = allreduce
 
-    def broadcast(self, tensors: Sequence[torch.Tensor], opts: Any = None) -> Done:
+    def broadcast(  # type: ignore[override]
+        self, tensors: Sequence[torch.Tensor], opts: Any = None
+    ) -> Done:
         return self._add("broadcast", tensors)
 
     def barrier(self, opts: Any = None) -> Done:
@@ -162,7 +172,7 @@ class RecordingGroup(dist.ProcessGroup):
     ) -> Done:
         return self._add(f"reduce_scatter {_reduction(opts)}", [whole])
 
-    def allgather(
+    def allgather(  # type: ignore[override]
         self, outputs: Sequence[Sequence[torch.Tensor]], _inputs: Any, opts: Any = None
     ) -> Done:
         return self._add("all_gather", [part for parts in outputs for part in parts])
@@ -177,11 +187,11 @@ class RecordingGroup(dist.ProcessGroup):
     ) -> Done:
         return self._add(f"reduce_scatter {_reduction(opts)}", wholes)
 
-    # the names of newer torch versions
-    all_gather_single = _allgather_base
-    reduce_scatter_single = _reduce_scatter_base
-    all_gather_single_coalesced = allgather_into_tensor_coalesced
-    reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced
+    # the names of newer torch versions; arguments go by place, those that do not count unnamed
+    all_gather_single = _allgather_base  # type: ignore[assignment]
+    reduce_scatter_single = _reduce_scatter_base  # type: ignore[assignment]
+    all_gather_single_coalesced = allgather_into_tensor_coalesced  # type: ignore[assignment]
+    reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced  # type: ignore[assignment]
 
     def send(self, tensors: Sequence[torch.Tensor], dst: int, tag: int = 0) -> Done:
         return self._transfer("send", tensors, dst)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -103,9 +104,13 @@ class _Trainer:
     optimizer: Any
     layout: parallel.Layout
 
+    @property
+    def folder(self) -> Path:
+        raise AssertionError("a dry run reads no weights")
+
     def update(
         self,
-        _step: int,
+        step: int,
         batches: Sequence[PackedBatch],
         loss: LossFunction,
         *,

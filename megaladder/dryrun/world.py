@@ -101,8 +101,9 @@ def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Any]]:
             recorder.open_batch = None
 
     def gathered_objects(objects: list[Any], value: Any, group: Any = None) -> None:
-        own = (group or dist.group.WORLD)._group
-        recorder.events.append(Event("object", own, where=recorder.where))
+        asked = group or dist.group.WORLD
+        assert isinstance(asked, RecordingGroup), "every group of a simulated rank records"
+        recorder.events.append(Event("object", asked._group, where=recorder.where))
         objects[:] = [value] * len(objects)
 
     def norm(_size: int, _flag: Any, _lists: Any, _per_tensor: bool) -> tuple[Any, None]:

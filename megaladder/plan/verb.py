@@ -13,6 +13,7 @@ from megaladder.plan.layout import Work
 from megaladder.plan.memory import GIB
 from megaladder.plan.search import Pins, Plan, Task, context_parallel_sizes, search
 from megaladder.run_dir import atomic_write, to_json
+from megaladder.types import required
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -53,16 +54,19 @@ def task_of(config: PlanConfig) -> Task:
             gpu,
             config.gpus,
             Work(
-                config.seq_length, config.global_batch_size, config.precision, config.sample_length
+                config.seq_length,
+                required(config.global_batch_size, "global_batch_size"),
+                config.precision,
+                config.sample_length,
             ),
         )
     asked = Round(
-        config.prompts_per_step,
-        config.n,
+        required(config.prompts_per_step, "prompts_per_step"),
+        required(config.n, "n"),
         config.mini_batches,
         config.prompt_length,
-        config.response_length,
-        config.max_tokens,
+        required(config.response_length, "response_length"),
+        required(config.max_tokens, "max_tokens"),
         config.seq_length,
         config.precision,
         logprob_passes=int(config.mini_batches > 1),
@@ -101,7 +105,7 @@ def as_dict(plan: Plan, task: Task) -> dict[str, Any]:
     }
     if task.work.precision == "fp8":
         values["mfu_of_fp8_peak"] = plan.mfu * task.gpu.peak("bf16") / task.gpu.peak("fp8")
-    if plan.phases:
+    if plan.phases and task.round:
         budget = engine_budget(plan.memory, task.gpu.memory_bytes, task.round.colocated)
         values |= {
             "phases_seconds": plan.phases.by_part(),

@@ -245,7 +245,7 @@ class _Server:
         self._llm = vllm.LLM(**self._arguments)
         self._engine = self._llm.llm_engine
         self._params = _params_builder(vllm)
-        self._refusals = (ValueError, TypeError, *_refusal_types())
+        self._refusals: tuple[type[Exception], ...] = (ValueError, TypeError, *_refusal_types())
         self._channel.send(
             {"op": "ready", "describe": self._describe(), "features": self._features()}
         )

@@ -52,15 +52,17 @@ def compare_checksums(
     """`tensors`: the trainer's, by Hugging Face name; `workers`: what each of the engine's says.
     Holds one fused group at a time."""
     said = [
-        (int(_WORKER.match(name)[1]), name, digest)
+        (int(found[1]), name, digest)
         for worker in workers
         for name, digest in worker.items()
-        if _WORKER.match(name)
+        if (found := _WORKER.match(name)) is not None
     ]
     by_name: dict[str, list[tuple[int, str, str]]] = {}
     for rank, name, digest in said:
         by_name.setdefault(_WORKER.sub("", name), []).append((rank, name, digest))
-    equal, differing, unseen = [], [], []
+    equal: list[str] = []
+    differing: list[str] = []
+    unseen: list[str] = []
     for engine_name, hf_names, parts in _fused_groups(tensors):
         entries = [entry for entry in by_name.get(engine_name, []) if entry[2] != EMPTY]
         if not entries:
@@ -129,5 +131,5 @@ def _heads(tensor: torch.Tensor, num_heads: int, rank: int, tp: int) -> torch.Te
 
 def _digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(
-        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     ).hexdigest()

@@ -42,6 +42,7 @@ from megaladder.process.faults import fault_point
 from megaladder.rollout.engine import Engine, FileWeights, WeightClient
 from megaladder.rollout.remote.clients import PickledHandles, RankedWorkers
 from megaladder.rollout.weight_check import CheckResult, compare_checksums
+from megaladder.types import required
 
 Transport = Literal["file", "ipc", "nccl"]
 SHARED_MEMORY = Path("/dev/shm")
@@ -146,8 +147,12 @@ class WeightSync:
         self.version = version  # None: nothing that the trainer knows of
         self._resting = False
         self._checked = False
-        carriers = {"file": FileCarrier, "ipc": IpcCarrier, "nccl": NcclCarrier}
-        self._carrier: Carrier = carriers[options.transport](model, options)
+        carriers: dict[Transport, Callable[[TrainedModel, SyncOptions], Carrier]] = {
+            "file": FileCarrier,
+            "ipc": IpcCarrier,
+            "nccl": NcclCarrier,
+        }
+        self._carrier = carriers[options.transport](model, options)
 
     def send(self, version: int) -> SyncReport | None:
         """Brings the model to the engine as `version`; None when it holds that version already.
@@ -166,11 +171,11 @@ class WeightSync:
     def _send_complete(self, version: int, began: float) -> SyncReport:
         if self._resting:
             parallel.on_main(
-                lambda: _unless_dead(self._engine, lambda: self._engine.wake(["weights"]))
+                lambda: _unless_dead(_main(self._engine), lambda engine: engine.wake(["weights"]))
             )
         self._carrier.send(self._engine, version)
         if self._resting:
-            parallel.on_main(lambda: self._engine.wake(["kv_cache"]))
+            parallel.on_main(lambda: _main(self._engine).wake(["kv_cache"]))
         seconds = time.perf_counter() - began
         self.version, self._resting = version, False
         fault_point("after_sync")
@@ -181,7 +186,7 @@ class WeightSync:
         Collective."""
         if self._options.colocated and not self._resting:
             self._resting = parallel.on_main(
-                lambda: _unless_dead(self._engine, lambda: self._engine.sleep(2))
+                lambda: _unless_dead(_main(self._engine), lambda engine: engine.sleep(2))
             )
 
     def close(self) -> None:
@@ -196,23 +201,28 @@ class WeightSync:
         if not due:
             return None
         self._checked = True
-        said: list[Any] = []
-        if not parallel.on_main(
-            lambda: said.append(_checksums(self._engine)) or said[0] is not None
-        ):
+        said: list[dict[str, str]] = []
+
+        def ask() -> bool:
+            found = _checksums(_main(self._engine))
+            said.extend(found or ())
+            return found is not None
+
+        if not parallel.on_main(ask):
             return None
         result: CheckResult | None = None
         if parallel.dp_rank() == 0:  # one data-parallel replica gathers
             tensors = iter_hf_tensors(self._model.chunks, self._model.shape)
             if parallel.is_main():
                 result = compare_checksums(
-                    tensors, said[0], self._model.shape, self._options.engine_tp
+                    tensors, said, self._model.shape, self._options.engine_tp
                 )
             else:
                 for _ in tensors:
                     pass
 
         def verdict() -> None:
+            assert result is not None, "rank 0 compares"
             if result.differing:
                 raise EngineError(
                     f"after the update to weights version {self.version} the engine holds other"
@@ -224,12 +234,17 @@ class WeightSync:
         return result
 
 
-def _unless_dead(engine: Engine, action: Callable[[], object]) -> bool:
+def _main(engine: Engine | None) -> Engine:
+    """For what runs on rank 0 only."""
+    return required(engine, "rank 0's engine")
+
+
+def _unless_dead(engine: Engine, action: Callable[[Engine], object]) -> bool:
     """Sleeping and waking are of no use to an engine whose process has died: the next
     `update_weights` starts it again, and counts that. Returns whether the action was carried
     out."""
     try:
-        action()
+        action(engine)
         return True
     except EngineError:
         if not getattr(engine, "dead_replicas", []):
@@ -286,7 +301,8 @@ class FileCarrier:
         """Writes, then has the engine reload."""
         self.write()
         first, *others = map(str, self.folders)
-        parallel.on_main(lambda: engine.update_weights(FileWeights(first, tuple(others)), version))
+        weights = FileWeights(first, tuple(others))
+        parallel.on_main(lambda: _main(engine).update_weights(weights, version))
 
     def close(self) -> None:
         if parallel.rank() in self._writers:
@@ -339,7 +355,7 @@ class _NativeCarrier:
         the gathering at the same time."""
         self._engine = engine
         if parallel.is_main():
-            engine.update_weights(_Transport(self), version)
+            _main(engine).update_weights(_Transport(self), version)
         else:
             self._transfer(_NoClient())
 

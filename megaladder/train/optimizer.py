@@ -150,7 +150,7 @@ def separate_steps(optimizer: Any) -> None:
                 state["step"] = state["step"].clone()
 
 
-def _let_torch_adam_load(cls: type) -> None:
+def _let_torch_adam_load(cls: Any) -> None:
     """megatron-core's loader of `fully_reshardable` states copies every entry of a parameter's
     state, but torch AdamW's `step` is not among what it loaded (it was restored before): hand it
     the value that is already there."""

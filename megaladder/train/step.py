@@ -124,11 +124,13 @@ def whole_sums(
             {name: sum_partial_losses(value, group) for name, value in output.metrics.items()},
             {name: largest(value, group) for name, value in output.maxima.items()},
         )
-    gathered = [
-        None if values is None else gather_tokens(values, part.tokens, part.order, group)
-        for values in (output.logprobs, output.entropy)
-    ]
-    return loss_function(HeadOutput(*gathered), batch)
+
+    def whole(values: torch.Tensor) -> torch.Tensor:
+        return gather_tokens(values, part.tokens, part.order, group)
+
+    logprobs = whole(output.logprobs)
+    entropy = None if output.entropy is None else whole(output.entropy)
+    return loss_function(HeadOutput(logprobs, entropy), batch)
 
 
 def _global_sums(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megaladder.rollout.engine import WeightClient
@@ -20,14 +21,13 @@ class PickledHandles:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        handles = update_info.pop("ipc_handles", None)
+    def update_weights(self, update_info: Mapping[str, Any]) -> None:
+        info = dict(update_info)
+        handles = info.pop("ipc_handles", None)
         if handles is not None:
-            update_info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode(
-                "ascii"
-            )
+            info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode("ascii")
         self._client.update_weights(
-            {key: value for key, value in update_info.items() if value is not None}
+            {key: value for key, value in info.items() if value is not None}
         )
 
 
@@ -41,7 +41,10 @@ class RankedWorkers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    def init_weight_transfer_engine(
+        self, init_info: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    ) -> None:
+        assert isinstance(init_info, Mapping), "vLLM's trainer side speaks of one engine"
         first = init_info["rank_offset"]
         self._client.init_weight_transfer_engine(
             [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from megaladder import parallel
@@ -86,7 +87,7 @@ def _newest_good(run: RunDir, damage: Damage, notes: list[str]) -> Start:
         if problem is None:
             return Start(path, step, line, notes)
         notes = [*notes, f"{problem}; set aside, going back to an earlier checkpoint"]
-        parallel.on_main(lambda path=path: _set_damaged_aside(run, path))
+        parallel.on_main(partial(_set_damaged_aside, run, path))
     if steps:
         raise CheckpointError(
             f"{run.checkpoints}: none of the checkpoints {steps} is good: {'; '.join(notes)}; they"

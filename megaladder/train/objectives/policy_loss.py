@@ -51,6 +51,7 @@ from megaladder.train.objectives.rollout_correction import (
     mismatch_stats,
     off_policy_tokens,
 )
+from megaladder.types import required
 
 METRIC_NAMES = (
     "tokens",  # loss tokens
@@ -204,7 +205,7 @@ def policy_loss(
     if options.needs_reference:
         terms["kl_loss_sum"] = options.kl_coef * _kl_term(x, token_ratio, options)
     if options.needs_entropy:
-        terms["entropy_loss_sum"] = -options.entropy_coef * x.entropy
+        terms["entropy_loss_sum"] = -options.entropy_coef * required(x.entropy, "entropy")
     weighted = {name: x.weights * term for name, term in terms.items()}
     loss = torch.stack(list(weighted.values())).sum(0).sum(dtype=torch.float64)
     with torch.no_grad():
@@ -271,23 +272,23 @@ def _check(inputs: PolicyLossInputs, options: PolicyLossOptions) -> None:
 def _without_masked_tokens(inputs: PolicyLossInputs) -> PolicyLossInputs:
     """The same with every number 0 outside the mask, in the dtype of logprobs: nothing there can
     reach the loss or its gradient."""
-    names = (
-        "logprobs",
-        "old_logprobs",
-        "rollout_logprobs",
-        "ref_logprobs",
-        "advantages",
-        "weights",
-        "entropy",
-    )
     zero = inputs.logprobs.new_zeros(())
-    given = {name: getattr(inputs, name) for name in names}
+
+    def kept(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(inputs.mask, values.to(zero.dtype), zero)
+
+    def kept_if_given(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else kept(values)
+
     return replace(
         inputs,
-        **{
-            name: None if values is None else torch.where(inputs.mask, values.to(zero.dtype), zero)
-            for name, values in given.items()
-        },
+        logprobs=kept(inputs.logprobs),
+        old_logprobs=kept_if_given(inputs.old_logprobs),
+        rollout_logprobs=kept_if_given(inputs.rollout_logprobs),
+        ref_logprobs=kept_if_given(inputs.ref_logprobs),
+        advantages=kept(inputs.advantages),
+        weights=kept(inputs.weights),
+        entropy=kept_if_given(inputs.entropy),
     )
 
 
@@ -346,7 +347,7 @@ def _policy_term(
 def _kl_term(
     x: PolicyLossInputs, token_ratio: torch.Tensor, options: PolicyLossOptions
 ) -> torch.Tensor:
-    gap = x.logprobs - x.ref_logprobs
+    gap = x.logprobs - required(x.ref_logprobs, "ref_logprobs")
     weight = token_ratio if options.kl_importance_weight else torch.ones_like(gap)
     if options.kl == "k1":
         return weight * gap

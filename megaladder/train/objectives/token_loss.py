@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megaladder.types import TokenWeighting
+from megaladder.types import TokenWeighting, required
 
 NEEDS_OLD_LOGPROBS = frozenset(TokenWeighting) - {
     TokenWeighting.VANILLA,
@@ -53,8 +53,18 @@ class TokenLossInputs:
         return ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
 
     @property
+    def old(self) -> torch.Tensor:
+        """`old_logprobs`, of a mode that needs them."""
+        return required(self.old_logprobs, "old_logprobs")
+
+    @property
+    def advantage(self) -> torch.Tensor:
+        """`advantages`, of a mode that needs them."""
+        return required(self.advantages, "advantages")
+
+    @property
     def ratio(self) -> torch.Tensor:
-        return (self.logprobs - self.old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT).exp()
+        return (self.logprobs - self.old).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT).exp()
 
 
 def sequence_mean(
@@ -72,34 +82,35 @@ def sequence_mean(
 def _sequence_ratio(x: TokenLossInputs) -> torch.Tensor:
     """GSPO's sequence-level ratio with a token-level gradient: exp(min(logp − sg logp + sg
     mean(logp − old), 10))."""
-    mean = sequence_mean((x.logprobs - x.old_logprobs).detach(), x.mask, x.sequence_of_token)
+    sequences = required(x.sequence_of_token, "sequence_of_token")
+    mean = sequence_mean((x.logprobs - x.old).detach(), x.mask, sequences)
     return (x.logprobs - x.logprobs.detach() + mean).clamp(max=_GSPO_LOG_RATIO_LIMIT).exp()
 
 
 def _clip(x: TokenLossInputs) -> torch.Tensor:
     ratio = x.ratio.detach()
     inside = (ratio >= 1.0 - x.clip_low) & (ratio <= 1.0 + x.clip_high)
-    return -x.advantages * x.logprobs * inside
+    return -x.advantage * x.logprobs * inside
 
 
 def _gspo_ori(x: TokenLossInputs) -> torch.Tensor:
     ratio = _sequence_ratio(x)
-    return torch.maximum(-x.advantages * ratio, -x.advantages * x.clip(ratio))
+    return torch.maximum(-x.advantage * ratio, -x.advantage * x.clip(ratio))
 
 
 _LOSSES: dict[TokenWeighting, Callable[[TokenLossInputs], torch.Tensor]] = {
     TokenWeighting.VANILLA: lambda x: -x.logprobs,
-    TokenWeighting.TEACHER_WEIGHTED: lambda x: -x.old_logprobs.exp() * x.logprobs,
+    TokenWeighting.TEACHER_WEIGHTED: lambda x: -x.old.exp() * x.logprobs,
     TokenWeighting.DFT: lambda x: -x.clip(x.logprobs.detach().exp()) * x.logprobs,
-    TokenWeighting.ADV_ONLY: lambda x: -x.advantages * x.logprobs,
+    TokenWeighting.ADV_ONLY: lambda x: -x.advantage * x.logprobs,
     TokenWeighting.PPO_ORI: lambda x: torch.maximum(
-        -x.advantages * x.ratio, -x.advantages * x.clip(x.ratio)
+        -x.advantage * x.ratio, -x.advantage * x.clip(x.ratio)
     ),
-    TokenWeighting.PPO: lambda x: -x.advantages * x.clip(x.ratio),
+    TokenWeighting.PPO: lambda x: -x.advantage * x.clip(x.ratio),
     TokenWeighting.CLIP: _clip,
-    TokenWeighting.CISPO: lambda x: -x.advantages * x.clip(x.ratio.detach()) * x.logprobs,
+    TokenWeighting.CISPO: lambda x: -x.advantage * x.clip(x.ratio.detach()) * x.logprobs,
     TokenWeighting.GSPO_ORI: _gspo_ori,
-    TokenWeighting.GSPO: lambda x: -x.advantages * x.clip(_sequence_ratio(x)),
+    TokenWeighting.GSPO: lambda x: -x.advantage * x.clip(_sequence_ratio(x)),
 }
 
 

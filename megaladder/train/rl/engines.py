@@ -38,6 +38,7 @@ from megaladder.train.rl.feed import in_background
 from megaladder.train.rl.problems import ProblemData
 from megaladder.train.rl.rounds import fake_answers
 from megaladder.train.trainer import ModelSource, Trainer, precision_of
+from megaladder.types import required
 
 MIB = 1 << 20
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -80,7 +81,7 @@ class EngineStart:
             self._data = replace(self._data, stream=stream, tokenizer=tokenizer)
 
     def _begin(self, folder: Path) -> None:
-        config, data = self._config, self._data
+        config, data, meeting = self._config, self._data, self._meeting
         log_dir = (
             self._run.path / "engine" / (f"node_{self._nodes.mine}" if self._nodes.mine else "")
         )
@@ -88,12 +89,10 @@ class EngineStart:
             self._future = in_background(
                 lambda: open_engine(config, folder, data, log_dir, self._listener)
             )
-        elif self._nodes.leading and self._meeting is not None:
+        elif self._nodes.leading and meeting is not None:
             in_background(
                 lambda: offer(
-                    self._meeting,
-                    self._nodes.mine,
-                    lambda: node_replicas(config, folder, data, log_dir),
+                    meeting, self._nodes.mine, lambda: node_replicas(config, folder, data, log_dir)
                 )
             )
 
@@ -142,11 +141,16 @@ def open_engine(
     if rollout.servers:
         return _open_servers(config, limits)
     if rollout.engine == "fake" and others is None:
-        return FakeEngine(
-            responder=fake_answers(data.stream, data.tokenizer), tokenizer=data.tokenizer
-        )
+        return _fake_engine(data)
     own = node_replicas(config, folder, data, log_dir)
     return ProcessEngine([*own, *(others.accept(limits.start_s) if others else [])], limits)
+
+
+def _fake_engine(data: ProblemData) -> FakeEngine:
+    """One that knows the problems' answers."""
+    tokenizer = required(data.tokenizer, "the problems' tokenizer")
+    stream = required(data.stream, "the stream of problems")
+    return FakeEngine(responder=fake_answers(stream, tokenizer), tokenizer=tokenizer)
 
 
 def _open_servers(config: GrpoConfig, limits: Limits) -> Engine:
@@ -183,13 +187,7 @@ def node_replicas(
     """What this node contributes, not started yet."""
     rollout = config.rollout
     if rollout.engine == "fake":
-        return [
-            FakeSpec(
-                lambda: FakeEngine(
-                    responder=fake_answers(data.stream, data.tokenizer), tokenizer=data.tokenizer
-                )
-            )
-        ]
+        return [FakeSpec(lambda: _fake_engine(data))]
     transport = chosen_transport(rollout.sync)
     devices = _engine_gpus(config) if platform.has_cuda() else None
     return vllm_children(

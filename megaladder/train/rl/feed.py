@@ -17,6 +17,7 @@ from megaladder.train.health import StopSignals, Watchdog
 from megaladder.train.rl.records import Round, read_round, remove_after, write_round
 from megaladder.train.rl.rounds import RoundSource
 from megaladder.train.rl.samples import SampleTable, table_of
+from megaladder.types import required
 
 POLL_S = 0.2
 # on top of generation: a full round of hanging rewards is slower than that only with a very long
@@ -125,13 +126,14 @@ class RoundFeed:
     def _make(self, step: int, version: int) -> Round:
         """A round that lies on disk already (of a killed run, same settings) is used again: its
         samples are as good as new ones."""
-        stored = read_round(self._folder, step, self._source.key) if self._store else None
+        source = required(self._source, "rank 0's source of rounds")
+        stored = read_round(self._folder, step, source.key) if self._store else None
         if stored is not None:
-            self._source.cursor = stored.cursor
+            source.cursor = stored.cursor
             return stored
-        found = self._source.collect(step, version)
+        found = source.collect(step, version)
         if self._store:
             fault_point("before_rollouts_stored")
-            write_round(self._folder, found, self._source.key)
+            write_round(self._folder, found, source.key)
             fault_point("rollouts_stored")
         return found

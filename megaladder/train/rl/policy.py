@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from megaladder.errors import ConfigError
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
-from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
 from megaladder.model.source import model_folder, random_tensors
+from megaladder.parallel import Layout
 from megaladder.train.objectives.policy_loss import (
     METRIC_MAX_NAMES,
     METRIC_NAMES,
@@ -38,8 +39,8 @@ from megaladder.train.objectives.rollout_correction import mismatch_stats
 from megaladder.train.packing import pack_spec
 from megaladder.train.rl.samples import MiniBatchSamples, SampleTable, split_round
 from megaladder.train.step import run_micro_batches
-from megaladder.train.trainer import Trainer, UpdateResult, build_options
-from megaladder.types import PackedBatch
+from megaladder.train.trainer import UpdateResult, build_options
+from megaladder.types import PackedBatch, required
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +59,23 @@ def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> Lo
     the watch over trainer and engine compares the current ones."""
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
-        mask = batch.loss_mask
+        mask = required(batch.loss_mask, "loss_mask")
         inputs = PolicyLossInputs(
             logprobs=output.logprobs,
             old_logprobs=batch.old_logprobs,
             rollout_logprobs=batch.rollout_logprobs,
             ref_logprobs=batch.ref_logprobs,
-            advantages=batch.advantages,
-            weights=batch.loss_weights,
+            advantages=required(batch.advantages, "advantages"),
+            weights=required(batch.loss_weights, "loss_weights"),
             mask=mask,
-            sequence_of_token=batch.sequence_of_token,
+            sequence_of_token=required(batch.sequence_of_token, "sequence_of_token"),
             entropy=output.entropy,
             num_sequences=batch.num_sequences,
         )
         total, sums, maxima = policy_loss(inputs, options)
         if old_is_rollout:
             mismatch, largest = mismatch_stats(
-                output.logprobs.detach(), batch.rollout_logprobs, mask
+                output.logprobs.detach(), required(batch.rollout_logprobs, "rollout_logprobs"), mask
             )
             sums, maxima = {**sums, **mismatch}, {**maxima, **largest}
         return LossSums(total, sums, maxima)
@@ -94,10 +95,37 @@ def grpo_head(config: GrpoConfig, options: PolicyLossOptions, loss: LossFunction
     )
 
 
+class PolicyTrainer(Protocol):
+    """What a policy asks of a trainer. `folder`: the model's, read for the reference."""
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def chunks(self) -> list[Any]: ...
+
+    def update(
+        self,
+        step: int,
+        batches: Sequence[PackedBatch],
+        loss: LossFunction,
+        *,
+        metrics: Sequence[str] = ...,
+        maxima: Sequence[str] = ...,
+        head: HeadOptions = ...,
+    ) -> UpdateResult: ...
+
+
 class Policy:
     """Turns a round into updates of the trainer's model. Every method is collective."""
 
-    def __init__(self, config: GrpoConfig, trainer: Trainer, pad_token_id: int) -> None:
+    def __init__(self, config: GrpoConfig, trainer: PolicyTrainer, pad_token_id: int) -> None:
         self._config, self._trainer = config, trainer
         self._spec = pack_spec(
             config.data,
@@ -218,7 +246,7 @@ def token_logprobs(
     return list(found)
 
 
-def reference_chunks(config: GrpoConfig, trainer: Trainer) -> list[Any]:
+def reference_chunks(config: GrpoConfig, trainer: PolicyTrainer) -> list[Any]:
     """The reference model in the trainer's layout and precision, without gradients or optimizer.
     Collective.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +42,7 @@ class GrpoReport:
         self._left_out: Counter[str] = Counter()
         self._rewards: dict[int, float] = {}
         self._step_began = time.perf_counter()
-        self._phases: Counter[str] = Counter()
+        self._phases: defaultdict[str, float] = defaultdict(float)
 
     def identity(self) -> dict[str, Any]:
         """Hashes of problems and tokenizer."""

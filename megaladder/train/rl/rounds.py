@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from megaladder.run_dir import to_json
 from megaladder.train.objectives.advantages import group_advantages, zero_variance
 from megaladder.train.rl.problems import ProblemData, ProblemStream
 from megaladder.train.rl.records import Round, read_round, stored_steps
-from megaladder.types import FinishReason, RolloutGroup
+from megaladder.types import FinishReason, RolloutGroup, required
 
 COUNTS = (
     "sampled_groups",
@@ -187,7 +187,7 @@ class EngineRounds:
         wanted, grpo = self._config.grpo.prompts_per_step, self._config.grpo
         kept: list[RolloutGroup] = []
         counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         filters = grpo.dynamic_sampling != "none"
         for wave in range(1 + (grpo.max_resamples if filters else 0)):
             counts["resample_rounds"] = wave
@@ -225,7 +225,7 @@ class EngineRounds:
         )
 
     def _wave(
-        self, prompts: Sequence[Prompt], version: int, seconds: Counter[str]
+        self, prompts: Sequence[Prompt], version: int, seconds: defaultdict[str, float]
     ) -> tuple[list[tuple[int, RolloutGroup]], Counter[str]]:
         """Graded groups with their stream positions, and what to count."""
         began = time.perf_counter()
@@ -239,7 +239,8 @@ class EngineRounds:
         generated = time.perf_counter()
         fault_point("before_grading")
         groups, counts = self._rewarder.score(sampled.groups)
-        seconds.update(generation=generated - began, grading=time.perf_counter() - generated)
+        seconds["generation"] += generated - began
+        seconds["grading"] += time.perf_counter() - generated
         counts.update(sampled_groups=len(prompts), aborted_groups=sampled.num_aborted)
         for group in sampled.groups:
             counts["truncated_completions"] += sum(
@@ -283,11 +284,9 @@ def open_source(
     """Where this run's rounds come from; None but on rank 0."""
     if not parallel.is_main():
         return None
-    return (
-        ReplayRounds(config)
-        if config.rollout.engine == "replay"
-        else EngineRounds(config, data, engine, cursor)
-    )
+    if config.rollout.engine == "replay":
+        return ReplayRounds(config)
+    return EngineRounds(config, data, required(engine, "rank 0's engine"), cursor)
 
 
 def replay_folder(config: GrpoConfig) -> Path:

@@ -26,7 +26,7 @@ from megaladder.process.faults import fault_point
 from megaladder.train.health import Watchdog
 from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LOGPROBS
 from megaladder.train.packing import check_vocabulary, pack_spec
-from megaladder.types import PackedBatch
+from megaladder.types import PackedBatch, required
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class SftData:
     def held_out_batches(self) -> Iterator[tuple[list[PackedBatch], BatchStats]]:
         """Every held-out sample once, in batches of the training batch size."""
         return eval_batches(
-            self.held_out,
+            required(self.held_out, "held_out"),
             self.loader.global_batch_size,
             self.spec,
             self.loader.dp_rank,
