@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("megaladder", "kernels", "checkpoints_conv", "tools")
-MAX_FUNCTION, MAX_KERNEL, P90_FUNCTION = 100, 150, 45
+MAX_FUNCTION, MAX_KERNEL = 100, 150
+# nine functions in ten are this short; tools are scripts
+P90_FUNCTION = {"megaladder": 25, "kernels": 30, "checkpoints_conv": 30, "tools": 35}
 MAX_FILE, MAX_KERNEL_FILE, MAX_TEST_FILE = 500, 600, 600
 MAX_SHARE_OF_LONG_LINES = 0.03
 MAX_PARAMETERS, MAX_FILES_PER_FOLDER = 7, 10
@@ -70,7 +72,7 @@ def test_nine_functions_in_ten_are_short(folder: str) -> None:
     ]
     if len(lengths) < 2:
         pytest.skip(f"{folder} has no functions yet")
-    assert quantiles(lengths, n=10)[-1] <= P90_FUNCTION
+    assert quantiles(lengths, n=10)[-1] <= P90_FUNCTION[folder]
 
 
 def test_no_file_is_too_long() -> None:
