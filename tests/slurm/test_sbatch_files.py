@@ -25,6 +25,7 @@ if [[ " $* " == *" --print-config "* ]]; then
   [[ " $* " == *" bad "* ]] && { echo "megaladder: optim.lr: no number" >&2; exit 2; }
   echo "run_dir: $FAKE_RUN"; exit 0
 fi
+[[ $1 == -c ]] && exit 1  # where cuDNN is: nowhere
 printf '%s\\n' "python3 $*" >>"$FAKE_LOG"
 env | grep -E '^(OMP_NUM_THREADS|MASTER_|PYTHONPATH|TRITON_CACHE_DIR|SRUN_CPUS)' >>"$FAKE_LOG.env"
 eval "$FAKE_RANKS"
