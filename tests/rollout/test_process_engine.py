@@ -146,12 +146,12 @@ def test_death_between_calls_is_healed_by_the_next(tmp_path, expected):
 
 def test_children_die_with_a_killed_parent(tmp_path):
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nimport"
+        "import sys, time; sys.path[:0] = sys.argv[1].split(':')\nfrom pathlib import Path\nimport"
         " test_process_engine as t\ne = t.engine(Path(sys.argv[2]), {}, {}); print(*e.pids,"
         " flush=True); time.sleep(100)"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(STUB.parent), str(tmp_path)],
+        [sys.executable, "-c", code, f"{STUB.parent}:{STUB.parents[1]}", str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,

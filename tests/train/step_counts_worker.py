@@ -64,7 +64,11 @@ class StepCounts(TorchDispatchMode):
 def _asker() -> str:
     """The innermost file of ours on the stack, or the library's."""
     frames = [Path(frame.filename) for frame in traceback.extract_stack()[:-3]]
-    ours = [frame.name for frame in frames if _ROOT in frame.parents and "tests" not in frame.parts]
+    # the environment may lie in the checkout
+    foreign = {"tests", "site-packages"}
+    ours = [
+        frame.name for frame in frames if _ROOT in frame.parents and not foreign & set(frame.parts)
+    ]
     return ours[-1] if ours else frames[-1].name
 
 
