@@ -25,7 +25,8 @@ from megaladder.process import ending, last_word, signals
 
 if TYPE_CHECKING:
     # pydantic is imported when a verb runs
-    from megaladder.config.sections.run import RunConfig
+    from megaladder.config.grpo import GrpoConfig
+    from megaladder.config.sft import SftConfig
 
 
 @dataclass(frozen=True)
@@ -390,7 +391,7 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     return load(verb.run)(config) or 0
 
 
-def _place_ranks(config: RunConfig, args: list[str]) -> int | None:
+def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
     """Checks the number of ranks against the layout; starts local ranks where none were started.
     None = this process is a rank."""
     from megaladder.config.rules.layout import check_world

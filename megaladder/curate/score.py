@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PARTS = ("elaboration", "verification", "exploration", "granularity")
 WEIGHTS = (0.30, 0.20, 0.25, 0.25)  # published, in the order of PARTS
+FULL: tuple[float, ...] = (8000, 10, 10, 30)  # in the order of PARTS
 STYLES = ("verification", "backtracking", "exploration", "connectives")
 WORDS = {
     "verification": (
@@ -80,7 +81,7 @@ class LimoRule(StrictModel):
     """minmax = (x − min) / (max − min) over the pool, 0 where all are equal; rank = mean rank / (n
     − 1); per_1k = x / full, at most 1."""
     full: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=lambda: dict(zip(PARTS, (8000, 10, 10, 30), strict=True))
+        default_factory=lambda: dict(zip(PARTS, FULL, strict=True))
     )
     """Only for per_1k: words of text, and keywords per 1,000 words, that count as 1."""
 
@@ -131,8 +132,10 @@ def limo_parts(text: str, rule: LimoRule) -> tuple[float, float, float, float]:
     """The four measures before scaling: words, and keywords per word for the other three (0 for a
     text without words)."""
     found = words(text)
-    rates = [keyword_counter(getattr(rule, part))(found) / max(1, len(found)) for part in PARTS[1:]]
-    return (float(len(found)), *rates)
+    verification, exploration, connectives = (
+        keyword_counter(getattr(rule, part))(found) / max(1, len(found)) for part in PARTS[1:]
+    )
+    return float(len(found)), verification, exploration, connectives
 
 
 def limo_scores(
@@ -195,8 +198,9 @@ def answer_text(row: Mapping[str, Any], column: str | None, where: str) -> str:
             for t in turns
             if isinstance(t, dict) and t.get("role", t.get("from")) in ("assistant", "gpt")
         ]
-        if found and all(isinstance(text, str) for text in found):
-            return "\n".join(found)
+        texts = [text for text in found if isinstance(text, str)]
+        if texts and len(texts) == len(found):
+            return "\n".join(texts)
     wanted = (
         f"text in column '{column}'"
         if column

@@ -181,11 +181,11 @@ def _token_summary(tokens: TokenCounts) -> Row:
 
 
 def _print(
-    summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Tokenizer
+    summary: Row, reason: str | None, tokens: TokenCounts | None, tokenizer: Tokenizer | None
 ) -> None:
     for name, value in _lines(summary, reason):
         print(f"{name:<18}{value}")
-    if tokens is not None and tokens.shown is not None:
+    if tokenizer is not None and tokens is not None and tokens.shown is not None:
         from rich.console import Console
 
         text = render_sample(tokens.shown, tokenizer)

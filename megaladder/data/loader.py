@@ -177,7 +177,7 @@ def _make_batch(
     dp: tuple[int, int],
     position: tuple[int, int],
 ) -> tuple[list[PackedBatch], BatchStats]:
-    plan: BatchPlan = plan_global_batch(store.lengths[ids].tolist(), ids, spec, dp[1])
+    plan: BatchPlan = plan_global_batch(store.lengths[ids].tolist(), ids.tolist(), spec, dp[1])
     stats = BatchStats(
         epoch=position[0],
         step_in_epoch=position[1],

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     import pyarrow
 
 MAX_BAD_SHARE = 0.01  # of the rows, under on_bad_row: skip
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+SourceKind = Literal["jsonl", "json", "parquet", "arrow", "hub"]
+SUFFIXES: dict[str, SourceKind] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 ARROW_BATCH_ROWS = 256
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -83,7 +89,7 @@ class RowSource:
     """A data file, folder or hub data set that can be iterated more than once."""
 
     path: str
-    kind: Literal["jsonl", "json", "parquet", "arrow", "hub"]
+    kind: SourceKind
     revision: str | None = None
 
     def rows(self) -> Iterator[RawRow | BadRow]:

@@ -215,6 +215,8 @@ class ExampleReader:
                 describe(row.data),
                 "complete the row, remove it, or set data.format",
             )
+        # `choose_schema` refuses the others
+        assert self.schema.convert is not None
         example = self.schema.convert(row, self.options)
         return replace(example, id=self._identify(row, example))
 

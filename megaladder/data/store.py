@@ -139,7 +139,7 @@ class StoreWriter:
         self._write("offsets", self._offsets)
         arrays = {}
         for array, sink in self._sinks.items():
-            if self._folder is None:
+            if isinstance(sink, io.BytesIO):
                 arrays[array] = np.frombuffer(sink.getvalue(), ARRAYS[array][0])
             else:
                 sink.flush()

@@ -129,6 +129,7 @@ class HttpJudge:
                 " NAME"
             )
         self._section = section
+        self._address = f"{section.url.rstrip('/')}/chat/completions"
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -156,9 +157,8 @@ class HttpJudge:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(section.key_variable):
             headers["Authorization"] = f"Bearer {key}"
-        address = f"{section.url.rstrip('/')}/chat/completions"
         for attempt in range(section.retries + 1):
-            request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+            request = urllib.request.Request(self._address, json.dumps(body).encode(), headers)
             try:
                 with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as reply:
                     return str(json.loads(reply.read())["choices"][0]["message"]["content"] or "")
@@ -174,7 +174,7 @@ class HttpJudge:
                     isinstance(error, urllib.error.HTTPError) and error.code in (400, 401, 403, 404)
                 ):
                     raise RunStopped(
-                        f"the judge at {address} failed ({type(error).__name__}: {error}) after"
+                        f"the judge at {self._address} failed ({type(error).__name__}: {error}) after"
                         f" {attempt + 1} tries; fix: the address, the model name, or"
                         f" ${section.key_variable}; then start again, which resumes"
                     ) from None

@@ -68,7 +68,7 @@ def cov_at_n(correct_pn: np.ndarray, n: int | None = None) -> np.ndarray:
     """1 if any of the *first* n samples is correct (s1, reasoning_ladder): biased as an estimate of
     pass@n, kept for comparison."""
     matrix = _as_matrix(correct_pn)
-    return matrix[:, : _prefix(matrix.shape[1], n)].any(axis=1).astype(np.float64)
+    return np.asarray(matrix[:, : _prefix(matrix.shape[1], n)].any(axis=1), np.float64)
 
 
 def maj_at_n(

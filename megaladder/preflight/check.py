@@ -147,7 +147,7 @@ def _rollout_line(config: CheckGrpo) -> str:
     )
 
 
-def _check_model(config: SftConfig | GrpoConfig, dp: int) -> list[str]:
+def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
     """Prints shape, memory and what this machine cannot do; returns what is missing."""
     from megaladder import platform
 

@@ -22,6 +22,7 @@ import platform
 import resource
 import signal
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _LOAD, _JUMP_EQUAL, _JUMP_IF_BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
@@ -31,9 +32,21 @@ _CLONE_THREAD = 0x10000
 HANG_S, HANG_FACTOR = 60.0, 30.0
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
-# syscall numbers: (audit architecture, {name: number}); names that an architecture lacks are left
-# out
-_ARCHITECTURES = {
+
+class _Calls(TypedDict):
+    """Syscall numbers of an architecture; a call that it lacks is left out."""
+
+    clone: int
+    clone3: int
+    openat: int
+    open: NotRequired[int]
+    process: tuple[int, ...]
+    socket: tuple[int, ...]
+    write: tuple[int, ...]
+
+
+# machine → (audit architecture, its syscalls)
+_ARCHITECTURES: dict[str, tuple[int, _Calls]] = {
     "x86_64": (
         0xC000003E,
         {

@@ -105,7 +105,7 @@ def _tasks(row: _Row) -> list[GradeTask]:
 def _graded_row(row: _Row, verdicts: Sequence[Graded], grader: str) -> dict[str, Any]:
     # a row's own `answer` is often its gold
     answer = "extracted_answer" if "answer" in row.fields else "answer"
-    columns = {
+    columns: dict[str, list[Any]] = {
         answer: [verdict.answer for verdict in verdicts],
         "correct": [verdict.correct for verdict in verdicts],
         "reason": [verdict.reason.value for verdict in verdicts],

@@ -146,7 +146,7 @@ class _Run:
     def __init__(self, pool: GradePool, tasks: Sequence[GradeTask]):
         self.pool, self.tasks = pool, tasks
         self.todo: deque[int] = deque(range(len(tasks)))
-        self.found: list[dict[str, Any] | None] = [None] * len(tasks)
+        self.found: dict[int, dict[str, Any]] = {}
         self.num_missing = len(tasks)
         self.tried_once: set[int] = set()
         self.selector = selectors.DefaultSelector()
@@ -164,7 +164,7 @@ class _Run:
                     if worker.ready and not worker.pending and self.todo:
                         self._send_batch(worker)
                 self._receive()
-        return self.found  # type: ignore[return-value]  (no None is left)
+        return [self.found[index] for index in range(len(self.tasks))]
 
     def _add_workers(self) -> None:
         wanted = min(self.pool.num_workers, self.num_missing)
@@ -175,7 +175,8 @@ class _Run:
 
     def _send_batch(self, worker: _Worker) -> None:
         num_tasks = max(1, min(MAX_BATCH_TASKS, len(self.todo) // (4 * self.pool.num_workers)))
-        batch, num_chars = [], 0
+        batch: list[int] = []
+        num_chars = 0
         while self.todo and len(batch) < num_tasks and (not batch or num_chars < MAX_BATCH_CHARS):
             index = self.todo.popleft()
             if index in self.tried_once and batch:  # alone, so that nothing else can be to blame
@@ -273,7 +274,9 @@ class _Worker:
             start_new_session=True,
             bufsize=0,
         )
-        self.output = self.process.stdout
+        # both are pipes
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._input, self.output = self.process.stdin, self.process.stdout
         self.pending: deque[int] = deque()
         self.ready = False
         self.deadline = time.monotonic() + START_TIMEOUT_S
@@ -298,7 +301,7 @@ class _Worker:
         # it died: reading finds that out, and knows what to do
         with contextlib.suppress(BrokenPipeError):
             while view:
-                view = view[self.process.stdin.write(view) :]
+                view = view[self._input.write(view) :]
 
     def read(self) -> bool:
         """Takes what is there; False at the end of the stream."""
@@ -344,7 +347,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.process.stdin.close()
+        self._input.close()
         self.output.close()
 
 

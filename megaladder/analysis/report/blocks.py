@@ -27,6 +27,14 @@ class CsvRow:
     n: int | None = None
 
 
+def ends(ci95: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """(low, high) of an interval for a `CsvRow`; two None where there is none."""
+    if not ci95:
+        return None, None
+    low, high = ci95
+    return low, high
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """SVG that goes into the page as it is."""

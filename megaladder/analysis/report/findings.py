@@ -14,6 +14,7 @@ from megaladder.analysis.report.blocks import (
     Table,
     Token,
     TokenView,
+    ends,
 )
 from megaladder.analysis.report.collect import Analysis, Inputs, rollout_rows
 from megaladder.analysis.report.rollouts import visible
@@ -119,7 +120,7 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
                 name,
                 None,
                 found["spearman"],
-                *(ci95 or (None, None)),
+                *ends(ci95),
                 result.get("num_runs"),
             )
         )
@@ -259,14 +260,7 @@ def _add_transfer(section: Section, analysis: Analysis) -> None:
                 ]
             )
             numbers.append(
-                CsvRow(
-                    "transfer",
-                    f"TI {result['variant']}",
-                    name,
-                    group,
-                    value,
-                    *(ci95 or (None, None)),
-                )
+                CsvRow("transfer", f"TI {result['variant']}", name, group, value, *ends(ci95))
             )
         notes += [f"{name}: {text}" for text in model["warnings"]]
     caption = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megaladder.analysis.report.blocks import CsvRow, Drawing, Panels, Prose, Section, Table
+from megaladder.analysis.report.blocks import CsvRow, Drawing, Panels, Prose, Section, Table, ends
 from megaladder.analysis.report.cells import Palette, span
 from megaladder.analysis.report.collect import Inputs
 from megaladder.analysis.report.svg import Chart, Series, strip
@@ -67,7 +67,7 @@ def summary(inputs: Inputs, seed: int) -> Section:
             c.benchmark,
             "points",
             c.difference,
-            *(c.ci95 or (None, None)),
+            *ends(c.ci95),
             c.num_problems,
         )
         for c in found
@@ -110,7 +110,8 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
             )
             for s in sets
         }
-        rows, numbers = [], []
+        rows: list[list[str | Drawing]] = []
+        numbers: list[CsvRow] = []
         for s in sets:
             average, coverage = 100 * float(s.accuracy_p.mean()), 100 * float(s.covered_p.mean())
             length = s.mean_tokens_p
@@ -135,7 +136,7 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
                         s.model,
                         name,
                         value,
-                        *(bounds[s.model][key] or (None, None)),
+                        *ends(bounds[s.model][key]),
                         len(s.problems),
                     )
                 )
@@ -185,7 +186,9 @@ def _other_table(inputs: Inputs) -> Table:
 
 
 def _tier_table(sets: Sequence[SampleSet], styles: Palette, seed: int) -> Table:
-    table, rows, numbers = published_aime24(), [], []
+    table = published_aime24()
+    rows: list[list[str | Drawing]] = []
+    numbers: list[CsvRow] = []
     for s in sets:
         means, bounds = tier_means(s, table), intervals(s, table, DRAWS, seed)
         for tier in TIERS:
@@ -202,12 +205,7 @@ def _tier_table(sets: Sequence[SampleSet], styles: Palette, seed: int) -> Table:
                 )
                 numbers.append(
                     CsvRow(
-                        "accuracy",
-                        "AIME24 tiers",
-                        s.model,
-                        tier,
-                        means[tier],
-                        *(bounds[tier] or (None, None)),
+                        "accuracy", "AIME24 tiers", s.model, tier, means[tier], *ends(bounds[tier])
                     )
                 )
     rows.sort(key=lambda row: TIERS.index(row[0]))
@@ -243,7 +241,7 @@ def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
             }
             bounds = bootstrap_intervals(values, DRAWS, seed)
             points = [(int(k), float(v.mean())) for k, v in values.items()]
-            pairs = [None if bounds[k] is None else (bounds[k].low, bounds[k].high) for k in values]
+            pairs = [(band.low, band.high) if (band := bounds[k]) else None for k in values]
             series.append(Series(s.model, points, styles[s.model], pairs))
             shown.append(s.model)
         if series:
@@ -274,7 +272,7 @@ def length_section(inputs: Inputs, styles: Palette) -> Section:
     charts, shown = [], []
     for analysis in inputs.of_kind("budget"):
         result = analysis.result
-        points = [
+        points: list[tuple[float, float]] = [
             (int(b), 100 * y)
             for b, y in sorted(result["accuracy"].items(), key=lambda kv: int(kv[0]))
         ]

@@ -8,7 +8,7 @@ numpy arrays. transformers on CPU here. N = output tokens of a row, V = vocabula
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -59,10 +59,13 @@ def load_pair(base: str, tuned: str, dtype: str) -> ModelPair:
             " transformers"
         ) from None
     logging.disable_progress_bar()
-    models, tokenizers = [], []
+    models: list[Any] = []
+    tokenizers: list[Tokenizer] = []
     for folder in (base, tuned):
         try:
-            tokenizers.append(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            # what transformers declares is wider than what its tokenizers do
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizers.append(cast("Tokenizer", tokenizer))
             models.append(
                 AutoModelForCausalLM.from_pretrained(
                     folder, local_files_only=True, dtype=getattr(torch, dtype)

@@ -154,7 +154,7 @@ def run_budget(config: BudgetConfig) -> None:
     }
     native = np.array([np.mean(p.correct) for p in problems])
     bounds = mean_intervals({**means, "native": native}, seed=config.seed)
-    out = {
+    out: dict[str, Any] = {
         "accuracy": {budget: float(values.mean()) for budget, values in means.items()},
         "first_sample": {budget: float(values.mean()) for budget, values in first.items()},
         "truncated": {str(budget): float((lengths > budget).mean()) for budget in budgets},

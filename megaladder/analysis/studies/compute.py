@@ -220,6 +220,7 @@ def _matched(
     return {
         "at": at,
         **{
-            model: float(np.interp(at, *zip(*pairs, strict=True))) for model, pairs in known.items()
+            model: float(np.interp(at, [cost for cost, _ in pairs], [score for _, score in pairs]))
+            for model, pairs in known.items()
         },
     }

@@ -156,17 +156,15 @@ def by_factor(
     out: dict[str, Any] = {}
     for metric in (*TIERS, "avg@n"):
         sized = [
-            (f["size"], models[name][metric])
+            (f["size"], score)
             for name, f in factors.items()
-            if "size" in f and models[name][metric] is not None
+            if "size" in f and (score := models[name][metric]) is not None
         ]
         levels: dict[str, dict[str, list[float]]] = {}
         for name, found in factors.items():
             for factor in FACTORS:
-                if factor in found and models[name][metric] is not None:
-                    levels.setdefault(factor, {}).setdefault(found[factor], []).append(
-                        models[name][metric]
-                    )
+                if factor in found and (score := models[name][metric]) is not None:
+                    levels.setdefault(factor, {}).setdefault(found[factor], []).append(score)
         means = {
             factor: {level: float(np.mean(values)) for level, values in groups.items()}
             for factor, groups in levels.items()

@@ -65,8 +65,9 @@ def analyse(
     values = {"avg@n": np.array([np.mean(problem.correct) for problem in problems])}
     prefix_pn = np.array([problem.correct[:n] for problem in problems])
     values["cov@n"] = cov_at_n(prefix_pn)
-    if all(problem.answers is not None for problem in problems):
-        values["maj@n"] = maj_at_n([problem.answers[:n] for problem in problems], prefix_pn)
+    answers = [problem.answers[:n] for problem in problems if problem.answers is not None]
+    if len(answers) == len(problems):
+        values["maj@n"] = maj_at_n(answers, prefix_pn)
     else:
         warnings.add(
             "no field 'answer' in some rows: maj@n is null; it needs the answers that `megaladder"

@@ -287,7 +287,7 @@ def run_predict(config: PredictConfig) -> None:
         raise DataError(
             f"--rank-by {rank_by}: is none of {', '.join(scores)}; fix: name a metric, or both"
         )
-    out = {
+    out: dict[str, Any] = {
         "metrics": {
             name: {"spearman": p.spearman, "r2_mean": p.r2_mean, "r2_std": p.r2_std}
             for name, p in found.items()

@@ -127,9 +127,7 @@ def run_trajectory(config: TrajectoryConfig) -> None:
             warnings.add(
                 f"{name}: ends {drop:.1f} points below its best checkpoint, step {result.best_step}"
             )
-        longest = max(
-            (p for p in points if p.length is not None), key=lambda p: p.length, default=None
-        )
+        lengths = {p.step: p.length for p in points if p.length is not None}
         rows.append(
             [
                 name,
@@ -138,7 +136,7 @@ def run_trajectory(config: TrajectoryConfig) -> None:
                 result.dip,
                 result.recovery,
                 result.best_step,
-                longest and longest.step,
+                max(lengths, key=lengths.__getitem__, default=None),
             ]
         )
     for model in dict.fromkeys(model for model, _ in curves):

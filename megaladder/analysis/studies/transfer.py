@@ -132,7 +132,7 @@ def transferability(
     )
 
 
-def _why_none(group: str, base: Sequence[float], sigma: Mapping[str, float] | None) -> str:
+def _why_none(group: str, base: Scores, sigma: Mapping[str, float] | None) -> str:
     if sigma is None:
         return (
             f"a base score in group '{group}' is 0, so v1's relative gain has no value; use"

@@ -40,7 +40,11 @@ def evaluate(text: str) -> Fraction:
 
 def numbers_in(text: str) -> Counter[int]:
     """How often each whole number stands in an expression."""
-    return Counter(node.value for node in ast.walk(_parse(text)) if isinstance(node, ast.Constant))
+    return Counter(
+        node.value
+        for node in ast.walk(_parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, int)
+    )
 
 
 def _parse(text: str) -> ast.expr:
@@ -119,10 +123,11 @@ def check_countdown(row: Mapping[str, Any]) -> list[str]:
     response = RESPONSE.fullmatch(row["messages"][1]["content"])
     if not response:
         return ["the answer is not in the documented form"]
-    numbers = [
-        int(n) for n in re.search(r"numbers ([\d, ]+) exactly", row["question"])[1].split(", ")
-    ]
-    target = int(re.search(r"make (\d+)\.", row["question"])[1])
+    given = re.search(r"numbers ([\d, ]+) exactly", row["question"])
+    wanted = re.search(r"make (\d+)\.", row["question"])
+    if not given or not wanted:
+        return ["the question is not in the documented form"]
+    numbers, target = [int(n) for n in given[1].split(", ")], int(wanted[1])
     if numbers != list(row["numbers"]) or target != row["target"] or row["gold"] != str(target):
         return ["numbers, target or gold differ from the question"]
     faults = (
@@ -207,8 +212,8 @@ def _check_line(
     is the target."""
     if state.total() != 2 or not moves:
         return "a check needs two numbers left"
-    results = [_apply(move, state) for move in moves]
-    if any(result is None for result in results):
+    results = [result for move in moves if (result := _apply(move, state)) is not None]
+    if len(results) < len(moves):
         return "a check with wrong arithmetic"
     values = [next(iter(result)) for result in results]
     if solved:

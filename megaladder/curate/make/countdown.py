@@ -98,7 +98,7 @@ class _Search:
 
     def _last_two(self, state: list[int], depth: int) -> list[Move] | None:
         """All results of two numbers, in a seeded order, up to the one that is the target."""
-        checked = []
+        checked: list[str] = []
         moves = legal_moves(state)
         self.rng.shuffle(moves)
         for move in moves:

@@ -39,7 +39,11 @@ class Sample(Stage):
         return self
 
     def apply(self, rows: list[PoolRow], context: Context) -> Outcome:
-        wanted = self.n if self.n is not None else math.ceil(len(rows) * self.share)
+        wanted = self.n
+        if wanted is None:
+            # `_one_size` refused neither and both
+            assert self.share is not None
+            wanted = math.ceil(len(rows) * self.share)
         context.enough(len(rows), wanted, self.allow_fewer)
         return _split(rows, context.shuffled(rows)[:wanted], "not drawn")
 
@@ -127,11 +131,12 @@ class OnePer(Stage):
         return (self.group,) if self.by is None else (self.group, self.by)
 
     def apply(self, rows: list[PoolRow], context: Context) -> Outcome:
-        if self.by is None:
+        by = self.by
+        if by is None:
             ranked = context.shuffled(rows)
         else:
             sign = -1 if self.order == "highest" else 1
-            ranked = sorted(rows, key=lambda row: (sign * context.number(row, self.by), row.id))
+            ranked = sorted(rows, key=lambda row: (sign * context.number(row, by), row.id))
         best: dict[str, PoolRow] = {}
         for row in ranked:
             best.setdefault(group_of(row, self.group), row)

@@ -95,7 +95,7 @@ class Diverse(Stage):
             by_weight = len(chosen) >= self.uniform_until and bool(weights)
             domain = self._draw_domain(domains, weights if by_weight else {}, rng)
             if domain is None:  # all domains with weight are used up
-                by_weight, domain = False, self._draw_domain(domains, {}, rng)
+                by_weight, domain = False, rng.choice(list(domains))
                 notes["weighted_exhausted"] += 1
             notes["weighted" if by_weight else "uniform"] += 1
             chosen.append(self._draw_row(domains[domain], rng))

@@ -69,24 +69,25 @@ class Condition(StrictModel):
         return f"{self.column} {self.operator} {getattr(self, self.operator)!r}{unless}"
 
     def holds(self, row: PoolRow, context: Context) -> bool:
-        value, operator = row.values.get(self.column), self.operator
+        value = row.values.get(self.column)
         if value is None:
             return False
-        if operator in ("above", "below"):
-            number = context.number(row, self.column)
-            found = number > self.above if operator == "above" else number < self.below
-        elif operator == "equals":
+        if self.above is not None:
+            found = context.number(row, self.column) > self.above
+        elif self.below is not None:
+            found = context.number(row, self.column) < self.below
+        elif self.operator == "equals":
             found = _same(value, self.equals)
-        elif operator == "one_of":
+        elif self.one_of is not None:
             found = any(_same(value, option) for option in self.one_of)
         else:
             found = self._text_test(row, value, context)
         return found and not (self.unless and self.unless.holds(row, context))
 
     def _text_test(self, row: PoolRow, value: Any, context: Context) -> bool:
-        if self.operator == "contains" and isinstance(value, (str, list)):
+        if self.contains is not None and isinstance(value, (str, list)):
             return self.contains in value
-        if self.operator == "matches" and isinstance(value, str):
+        if self.matches is not None and isinstance(value, str):
             return re.search(self.matches, value) is not None
         raise DataError(
             f"{row.where}: column '{self.column}' is {value!r}, {context.label} tests it as text;"
@@ -156,7 +157,7 @@ class _Alternatives(Stage):
         return self
 
     def alternatives(self) -> list[list[Condition]]:
-        return self.any_of or [[self.where]]
+        return self.any_of if self.where is None else [[self.where]]
 
     def needs(self) -> tuple[str, ...]:
         return tuple(

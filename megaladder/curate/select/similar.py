@@ -45,7 +45,7 @@ class Similar(Stage):
     def apply(self, rows: list[PoolRow], context: Context) -> Outcome:
         problems = self._problems(context)
         if self.embedding:
-            cosine = self._embedding_cosine(rows, problems, context)
+            cosine = _embedding_cosine(rows, problems, self.embedding, context)
         else:
             texts: dict[str, str] = {}
             for row, content in context.stream(rows):
@@ -100,24 +100,20 @@ class Similar(Stage):
             )
         return list(found.values())
 
-    def _embedding_cosine(
-        self, rows: list[PoolRow], problems: list[RawRow], context: Context
-    ) -> np.ndarray:
-        ours = [
-            _vector(row.values.get(self.embedding), row.where, self.embedding, context)
-            for row in rows
-        ]
-        theirs = [
-            _vector(row.data.get(self.embedding), row.where, self.embedding, context)
-            for row in problems
-        ]
-        sizes = {len(vector) for vector in [*ours, *theirs]}
-        if len(sizes) != 1:
-            raise DataError(
-                f"{context.label}: vectors in '{self.embedding}' have lengths {sorted(sizes)}; fix:"
-                " one embedding model for both files"
-            )
-        return np.stack(theirs) @ np.stack(ours).T
+
+def _embedding_cosine(
+    rows: list[PoolRow], problems: list[RawRow], column: str, context: Context
+) -> np.ndarray:
+    """Cosine [problems, rows] of the vectors in a column of both files."""
+    ours = [_vector(row.values.get(column), row.where, column, context) for row in rows]
+    theirs = [_vector(row.data.get(column), row.where, column, context) for row in problems]
+    sizes = {len(vector) for vector in [*ours, *theirs]}
+    if len(sizes) != 1:
+        raise DataError(
+            f"{context.label}: vectors in '{column}' have lengths {sorted(sizes)}; fix: one"
+            " embedding model for both files"
+        )
+    return np.stack(theirs) @ np.stack(ours).T
 
 
 def _vector(value: Any, where: str, column: str, context: Context) -> np.ndarray:

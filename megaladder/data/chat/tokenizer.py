@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import cast
 
 from megaladder.errors import ModelError
 from megaladder.types import Tokenizer
@@ -86,7 +87,11 @@ def load_tokenizer(
 
     folder = tokenizer_dir(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        # what transformers declares is wider than what its tokenizers do
+        tokenizer = cast(
+            "Tokenizer",
+            AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder}: expected a loadable tokenizer, found {type(error).__name__}: {error}; fix:"

@@ -65,7 +65,7 @@ def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem
         ),
         prompt=(Message("user", text),),
         gold=gold,
-        kind=spec.kind,  # type: ignore[arg-type]  (the registry's kinds are the grader's)
+        kind=spec.kind,
         source=spec.name,
         metadata={"question": values["question"], "where": row.where, **parameters},
     )

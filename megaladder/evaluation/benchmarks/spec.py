@@ -10,6 +10,7 @@ from typing import Any
 
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
+from megaladder.types import Kind
 
 SHAPES = ("plain", "options", "gpqa", "yes_no", "code")
 RUNNERS = ("ours", "lm_eval", "judge")
@@ -33,7 +34,7 @@ class BenchmarkSpec:
     title: str
     runner: str
     shape: str
-    kind: str
+    kind: Kind
     files: tuple[str, ...]
     fields: dict[str, tuple[str, ...]]
     prompt: str
