@@ -131,24 +131,62 @@ def model_shape(raw: dict[str, Any]) -> ModelShape:
             " family (README, 'Add a model family')"
         )
     _refuse_unsupported(raw)
-    heads = raw["num_attention_heads"]
+    heads = _count(raw, "num_attention_heads")
+    groups = _count(raw, "num_key_value_heads", heads)
+    if heads % groups:
+        raise ModelError(
+            f"config.json: num_key_value_heads {groups} does not divide num_attention_heads {heads}"
+        )
+    hidden_size = _count(raw, "hidden_size")
+    if raw.get("head_dim") is None and hidden_size % heads:
+        raise ModelError(
+            f"config.json: no head_dim, and hidden_size {hidden_size} is not a multiple of"
+            f" num_attention_heads {heads}"
+        )
     return ModelShape(
         hf_family=family,
-        num_layers=raw["num_hidden_layers"],
-        hidden_size=raw["hidden_size"],
-        ffn_hidden_size=raw["intermediate_size"],
+        num_layers=_count(raw, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        ffn_hidden_size=_count(raw, "intermediate_size"),
         num_attention_heads=heads,
-        num_query_groups=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        vocab_size=raw["vocab_size"],
-        max_position_embeddings=raw.get("max_position_embeddings", 32768),
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        num_query_groups=groups,
+        head_dim=_count(raw, "head_dim", hidden_size // heads),
+        vocab_size=_count(raw, "vocab_size"),
+        max_position_embeddings=_count(raw, "max_position_embeddings", 32768),
+        norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
         rope=_rope(raw),
         tied=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or bool(raw.get("attention_bias", False)),
         qk_norm=family == "qwen3",
         torch_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
     )
+
+
+def _count(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number ≥ 1 under `key`; `default` where the key is absent or null."""
+    value = raw.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        found = "nothing" if key not in raw else repr(value)
+        raise ModelError(f"config.json: {key} should be a whole number above 0, found {found}")
+    return value
+
+
+def _positive(raw: dict[str, Any], key: str, default: float) -> float:
+    """A finite number above 0 under `key`; `default` where the key is absent or null."""
+    value = default if raw.get(key) is None else raw[key]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= 0:
+        raise ModelError(f"config.json: {key} should be a number above 0, found {value!r}")
+    return float(value)
+
+
+def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise ModelError(f"config.json: {key} should be an object, found {value!r}")
+    return value
 
 
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
@@ -173,18 +211,17 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
 def _rope(raw: dict[str, Any]) -> RopeConfig:
     """Both spellings: transformers 5 `rope_parameters`, and the older `rope_theta` +
     `rope_scaling`."""
-    scaling = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+    scaling = {**_mapping(raw, "rope_scaling"), **_mapping(raw, "rope_parameters")}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
         raise ModelError(f"rope_type {kind!r} is not supported; supported: default, linear, llama3")
-    theta = scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0
     return RopeConfig(
         kind=kind,
-        theta=float(theta),
-        factor=float(scaling.get("factor", 1.0)),
-        low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
-        original_max_position_embeddings=int(scaling.get("original_max_position_embeddings", 8192)),
+        theta=_positive(scaling, "rope_theta", _positive(raw, "rope_theta", 10000.0)),
+        factor=_positive(scaling, "factor", 1.0),
+        low_freq_factor=_positive(scaling, "low_freq_factor", 1.0),
+        high_freq_factor=_positive(scaling, "high_freq_factor", 4.0),
+        original_max_position_embeddings=_count(scaling, "original_max_position_embeddings", 8192),
     )
 
 
