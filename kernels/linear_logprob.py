@@ -47,7 +47,9 @@ class _Statistics:
 
     def logits(self, block: slice) -> torch.Tensor:
         """Those of the forward, given away; or formed again."""
-        found = self.kept.pop(block.start, None)
+        # a block's memory goes with its last use; a compiled graph sees to that itself
+        take = self.kept.get if torch.compiler.is_compiling() else self.kept.pop
+        found = take(block.start, None)
         return self.blocks.logits(block) if found is None else found
 
 
