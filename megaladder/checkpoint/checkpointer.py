@@ -9,7 +9,7 @@ needs `psutil` here: without it its forked writer dies and the main process wait
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,7 @@ def _sharded_state(
 class Checkpointer:
     """Saves and loads the state of one run. Every method is collective: all ranks call it.
 
-    hf_files: the model's config and tokenizer files, copied into every checkpoint. on_commit:
-    called on the main rank with the steps that the retention rule removed.
+    hf_files: the model's config and tokenizer files, copied into every checkpoint.
     """
 
     def __init__(
@@ -112,11 +111,10 @@ class Checkpointer:
         retention: store.Retention,
         hf_files: Sequence[Path],
         async_save: bool = False,
-        on_commit: Callable[[int, list[int]], None] = lambda step, removed: None,
     ) -> None:
         self.root = root
         self._wrapped, self._optimizer = wrapped, optimizer
-        self._retention, self._hf_files, self._on_commit = retention, hf_files, on_commit
+        self._retention, self._hf_files = retention, hf_files
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
 
     def save(self, step: int, trainer: dict[str, Any]) -> None:
@@ -153,7 +151,7 @@ class Checkpointer:
                 store.copy_files(self._hf_files, path / "hf")
                 store.write_json(path / store.TRAINER, trainer)
                 store.commit(path)
-                self._on_commit(step, store.apply_retention(self.root, self._retention))
+                store.apply_retention(self.root, self._retention)
         last_word.note_saved(step)
         fault_point("after_commit")
 

