@@ -20,11 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from megaladder.data.chat.turns import ROLES, read_turn
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.errors import DataError
 from megaladder.types import Example, Message, Role
 
-ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 SHAREGPT_ROLES: dict[str, Role] = {
     "system": "system",
     "human": "user",
@@ -36,10 +36,6 @@ SHAREGPT_ROLES: dict[str, Role] = {
     "tool": "tool",
     "observation": "tool",
 }
-
-
-# they change what is trained; ignoring them would be a guess
-REFUSED_KEYS = ("tool_calls", "function_call", "weight", "train")
 
 
 # whose reasoning → (trajectory field, attempt field); the plain s1K columns are Gemini's
@@ -77,59 +73,6 @@ def _string(row: RawRow, key: str) -> str:
     return value
 
 
-def _turn(
-    row: RawRow, place: str, value: Any, keys: tuple[str, str], roles: dict[str, Role]
-) -> Message:
-    role_key, text_key = keys
-    if not isinstance(value, dict):
-        raise BadRow(
-            row.where,
-            "malformed turn",
-            f"an object with {role_key!r} and {text_key!r} as {place}",
-            describe(value),
-            "repair the turn",
-        )
-    refused = [key for key in REFUSED_KEYS if value.get(key) is not None]
-    if refused:
-        raise BadRow(
-            row.where,
-            "unsupported turn",
-            f"plain text turns ({place})",
-            f"the field {refused[0]!r}",
-            "write the turn as text, or remove it",
-        )
-    role, content, reasoning = (
-        value.get(role_key),
-        value.get(text_key),
-        value.get("reasoning_content"),
-    )
-    if not isinstance(role, str) or role not in roles:
-        raise BadRow(
-            row.where,
-            "unknown role",
-            f"{role_key} of {place} in {sorted(roles)}",
-            describe(role),
-            "rename the role",
-        )
-    if not isinstance(content, str):
-        raise BadRow(
-            row.where,
-            "malformed turn",
-            f"a string as {text_key} of {place}",
-            describe(content),
-            "only text turns can be trained on",
-        )
-    if reasoning is not None and not isinstance(reasoning, str):
-        raise BadRow(
-            row.where,
-            "malformed turn",
-            f"a string as reasoning_content of {place}",
-            describe(reasoning),
-            "repair the turn",
-        )
-    return Message(roles[role], content, reasoning or None)
-
-
 def _turns(
     row: RawRow,
     key: str,
@@ -146,7 +89,7 @@ def _turns(
             f"fill {key!r} or remove the row",
         )
     return tuple(
-        _turn(row, f"{key}[{i}]", turn, keys, roles or {role: role for role in ROLES})
+        read_turn(row, f"{key}[{i}]", turn, keys, roles or {role: role for role in ROLES})
         for i, turn in enumerate(value)
     )
 
