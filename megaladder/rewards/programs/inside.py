@@ -17,8 +17,9 @@ import time
 import traceback
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import lock
+# the environment is empty, and the package may stand in a folder that is not installed
+sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), *[".."] * 3)))
+from megaladder.rewards.programs import lock
 
 sys.path.pop(0)
 

@@ -1,5 +1,5 @@
 """Locks this process, for good: what a generated program can still do is compute, read the Python
-installation, and write to the descriptors it was given. Linux; the standard library only.
+installation, and write to the descriptors it was given. Linux.
 
 * seccomp, an allow-list (x86_64 and aarch64): no process is made or signalled, no socket, nothing
   opened for writing, no limit raised; anything else fails with EPERM
@@ -22,12 +22,11 @@ import resource
 import struct
 import sys
 from collections.abc import Sequence
+from typing import TypedDict
 
-_NO_NEW_PRIVS, _SECCOMP, _FILTER_MODE, _PDEATHSIG = 38, 22, 2, 1
-_LOAD, _JUMP_EQUAL, _JUMP_IF_BITS, _RETURN = 0x20, 0x15, 0x45, 0x06
-_ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
-_CLONE_THREAD = 0x10000
-_OPEN_FOR_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+from megaladder.rewards import seccomp
+
+_PDEATHSIG = 1
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 # access rights that a Landlock version knows: bits of files; from version 4 on TCP bind and connect
@@ -39,7 +38,16 @@ PRELOADED = (
     *("operator", "queue", "random", "re", "statistics", "string", "threading", "time", "typing"),
 )
 
-# name → number, per architecture; what is not here does not exist for a program
+
+class _Calls(TypedDict):
+    """Syscall numbers of an architecture."""
+
+    allowed: tuple[int, ...]
+    open: dict[int, int]
+    fcntl: int
+
+
+# numbers of calls, per architecture; what is not here does not exist for a program
 _X86_64 = (
     *(0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18, 19, 20, 21, 22, 23, 24),
     *(25, 28, 32, 33, 35, 36, 37, 38, 39, 60, 63, 78, 79, 89, 95, 96, 97, 98, 99, 100, 102),
@@ -52,38 +60,13 @@ _AARCH64 = (
     *(155, 160, 165, 168, 169, 172, 173, 174, 175, 176, 177, 178, 179, 214, 215, 216, 222, 226),
     *(233, 278, 283, 291, 293, 439),
 )
-_ARCHITECTURES = {
-    "x86_64": {
-        "audit": 0xC000003E,
-        "allowed": _X86_64,
-        "open": {2: 1, 257: 2},  # open and openat: which argument holds the flags
-        "clone": 56,
-        "fcntl": 72,
-    },
-    "aarch64": {
-        "audit": 0xC00000B7,
-        "allowed": _AARCH64,
-        "open": {56: 2},
-        "clone": 220,
-        "fcntl": 25,
-    },
+_CALLS: dict[str, _Calls] = {
+    # open and openat: which argument holds the flags
+    "x86_64": {"allowed": _X86_64, "open": {2: 1, 257: 2}, "fcntl": 72},
+    "aarch64": {"allowed": _AARCH64, "open": {56: 2}, "fcntl": 25},
 }
-_CLONE3 = 435
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; F_SETOWN could make the kernel send signals
 _FCNTL_COMMANDS = (0, 1, 2, 3, 1030)
-
-
-class _Instruction(ctypes.Structure):
-    _fields_ = (
-        ("code", ctypes.c_ushort),
-        ("if_true", ctypes.c_ubyte),
-        ("if_false", ctypes.c_ubyte),
-        ("operand", ctypes.c_uint),
-    )
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
 
 
 def die_with_parent(parent: int) -> None:
@@ -118,7 +101,7 @@ def lock(readable: Sequence[str]) -> None:
         OSError: this machine has no seccomp filter that we know; nothing may be run then.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+    if not seccomp.forbid_new_privileges(libc):
         raise OSError(ctypes.get_errno(), "no_new_privs was refused")
     confined = landlock_version() > 0 and _confine_files(libc, readable)
     if not confined:
@@ -135,7 +118,7 @@ def landlock_version() -> int:
 def missing() -> list[str]:
     """What this machine cannot isolate, in words; empty where all holds."""
     found = []
-    if platform.machine() not in _ARCHITECTURES:
+    if not seccomp.supported():
         found.append(f"no system call filter for {platform.machine()}: nothing is run")
     if landlock_version() == 0:
         found.append("no Landlock: programs cannot open any file, imports included")
@@ -165,57 +148,23 @@ def _confine_files(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
 
 
 def _filter_calls(libc: ctypes.CDLL, may_open: bool) -> None:
-    machine = platform.machine()
-    if machine not in _ARCHITECTURES or sys.byteorder != "little":
-        raise OSError(f"no system call filter for {machine}")
-    instructions = _instructions(_ARCHITECTURES[machine], may_open)
-    array = (_Instruction * len(instructions))(*instructions)
-    program = _Program(len(instructions), array)
-    if libc.prctl(_SECCOMP, _FILTER_MODE, ctypes.byref(program)) != 0:
+    if not seccomp.supported() or sys.byteorder != "little":
+        raise OSError(f"no system call filter for {platform.machine()}")
+    if not seccomp.install(libc, _instructions(platform.machine(), may_open)):
         raise OSError(ctypes.get_errno(), "the system call filter was refused")
 
 
-def _instructions(architecture: dict, may_open: bool) -> list[_Instruction]:
-    """Classic BPF over `struct seccomp_data`: number at byte 0, architecture at 4, arguments (64
-    bits each) from 16."""
-    code = [
-        _Instruction(_LOAD, 0, 0, 4),
-        _Instruction(_JUMP_EQUAL, 1, 0, architecture["audit"]),
-        _Instruction(_RETURN, 0, 0, _EPERM),
-        _Instruction(_LOAD, 0, 0, 0),
-    ]
-    # glibc then falls back to clone, whose flags a filter can read
-    code += _verdict(_CLONE3, _ENOSYS)
-    code += _if_flags(architecture["clone"], 0, _CLONE_THREAD, hit=_ALLOW, miss=_EPERM)
-    code += _if_one_of(architecture["fcntl"], 1, _FCNTL_COMMANDS)
-    for number, argument in architecture["open"].items():
-        allowed = _ALLOW if may_open else _EPERM
-        code += _if_flags(number, argument, _OPEN_FOR_WRITING, hit=_EPERM, miss=allowed)
-    for number in architecture["allowed"]:
-        if number not in architecture["open"]:
-            code += _verdict(number, _ALLOW)
-    return [*code, _Instruction(_RETURN, 0, 0, _EPERM)]
-
-
-def _verdict(number: int, verdict: int) -> list[_Instruction]:
-    return [_Instruction(_JUMP_EQUAL, 0, 1, number), _Instruction(_RETURN, 0, 0, verdict)]
-
-
-def _if_flags(number: int, argument: int, flags: int, hit: int, miss: int) -> list[_Instruction]:
-    """For one call: `hit` if any of `flags` is set in the argument, else `miss`."""
-    return [
-        _Instruction(_JUMP_EQUAL, 0, 4, number),
-        _Instruction(_LOAD, 0, 0, 16 + 8 * argument),
-        _Instruction(_JUMP_IF_BITS, 0, 1, flags),
-        _Instruction(_RETURN, 0, 0, hit),
-        _Instruction(_RETURN, 0, 0, miss),
-    ]
-
-
-def _if_one_of(number: int, argument: int, values: Sequence[int]) -> list[_Instruction]:
-    """For one call: allowed if the argument is one of `values`, else EPERM."""
-    code = [_Instruction(_LOAD, 0, 0, 16 + 8 * argument)]
-    for value in values:
-        code += _verdict(value, _ALLOW)
-    code.append(_Instruction(_RETURN, 0, 0, _EPERM))
-    return [_Instruction(_JUMP_EQUAL, 0, len(code), number), *code]
+def _instructions(machine: str, may_open: bool) -> list[seccomp.Instruction]:
+    calls = _CALLS[machine]
+    code = seccomp.start(machine)
+    code += seccomp.if_one_of(calls["fcntl"], 1, _FCNTL_COMMANDS)
+    for number, flags_argument in calls["open"].items():
+        code += seccomp.if_flags(
+            *(number, flags_argument, seccomp.OPEN_FOR_WRITING),
+            hit=seccomp.EPERM,
+            miss=seccomp.ALLOW if may_open else seccomp.EPERM,
+        )
+    for number in calls["allowed"]:
+        if number not in calls["open"]:
+            code += seccomp.verdict(number, seccomp.ALLOW)
+    return code + seccomp.end(seccomp.EPERM)
