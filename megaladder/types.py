@@ -118,11 +118,18 @@ Role = Literal["system", "user", "assistant", "tool"]
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `reasoning_content` is the `<think>` part where a data set stores it apart;
-    templates that know it render it."""
+    templates that know it render it.
+
+    `tool_calls`: {"type": "function", "function": {"name", "arguments"}}, arguments as an object.
+    """
 
     role: Role
     content: str
     reasoning_content: str | None = None
+    trained: bool = True  # False: an assistant turn that is context only
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None  # of a tool's answer
+    name: str | None = None  # of the tool that answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,8 @@ class Example:
     response_logprobs: tuple[float, ...] | None = None
     # True: response ids = tokenizer(response) + [eos], no template on the answer (Rethinking SFT)
     raw_response: bool = False
+    tools: tuple[dict[str, Any], ...] = ()  # JSON schemas of functions, for the template
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # of this row's rendering
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

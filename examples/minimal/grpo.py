@@ -20,8 +20,10 @@ import numpy as np
 from megaladder import parallel
 from megaladder.checkpoints_conv.live_model import export_hf, load_hf_into_chunks
 from megaladder.config.sections.shared import OptimSection
+from megaladder.data.chat.stops import stop_token_ids
 from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
+from megaladder.data.prompts import render_prompts
 from megaladder.data.read import BadRowLog
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.model.batch import DeviceBatch
@@ -37,7 +39,6 @@ from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 from megaladder.rollout.weight_sync import SyncOptions, TrainedModel, WeightSync, chosen_transport
 from megaladder.train.objectives.advantages import group_advantages
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
-from megaladder.train.rl.problems import render_prompts, stop_token_ids
 from megaladder.train.step import run_micro_batches
 from megaladder.types import RolloutGroup, TokenSample
 
@@ -103,7 +104,10 @@ def train(args: argparse.Namespace) -> list[float]:
     problems = read_problems(args.problems, ProblemOptions(), BadRowLog("error"))
     prompt_ids = render_prompts(problems, tokenizer)
     params = SamplingParams(
-        n=args.n, max_tokens=args.max_tokens, seed=42, stop_token_ids=stop_token_ids(tokenizer)
+        n=args.n,
+        max_tokens=args.max_tokens,
+        seed=42,
+        stop_token_ids=stop_token_ids(tokenizer, args.model),
     )
     layout = Layout()
     with (

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from megaladder.data.chat.turns import ROLES, read_turn
+from megaladder.data.chat.turns import ROLES, read_row_fields, read_turn
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.errors import DataError
 from megaladder.types import Example, Message, Role
@@ -105,7 +105,7 @@ def _string_or_turns(row: RawRow, key: str, role: Role) -> tuple[Message, ...]:
 def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptions) -> Example:
     """Checks that there is something to learn and adds the system prompt."""
     answers = [message for message in messages if message.role == "assistant"]
-    if not any(answer.content.strip() for answer in answers):
+    if not any(answer.content.strip() or answer.tool_calls for answer in answers):
         raise BadRow(
             row.where,
             "no assistant text",
@@ -113,7 +113,7 @@ def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptio
             f"roles {[m.role for m in messages]}",
             "add the answer, or remove the row",
         )
-    if not all(answer.content.strip() or answer.reasoning_content for answer in answers):
+    if not all(one.content.strip() or one.reasoning_content or one.tool_calls for one in answers):
         raise BadRow(
             row.where,
             "empty assistant turn",
@@ -130,6 +130,14 @@ def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptio
             found,
             "remove the last turn",
         )
+    if not any(answer.trained for answer in answers):
+        raise BadRow(
+            row.where,
+            "no trained turn",
+            "at least one assistant turn with loss",
+            f"flags that take it from all {len(answers)}",
+            "remove the row",
+        )
     if messages[0].role == "assistant":
         raise BadRow(
             row.where,
@@ -140,7 +148,7 @@ def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptio
         )
     if options.system_prompt and messages[0].role != "system":
         messages = (Message("system", options.system_prompt), *messages)
-    return Example(id="", where=row.where, messages=messages)
+    return read_row_fields(row, Example(id="", where=row.where, messages=messages))
 
 
 def from_messages(row: RawRow, options: ReadOptions) -> Example:
@@ -157,7 +165,12 @@ def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
             f"role {completion[0].role}",
             "move it to prompt",
         )
-    return _conversation(row, (*_string_or_turns(row, "prompt", "user"), *completion), options)
+    # answers inside a prompt are context: it is the completion that is learned
+    prompt = [
+        replace(turn, trained=turn.role != "assistant")
+        for turn in _string_or_turns(row, "prompt", "user")
+    ]
+    return _conversation(row, (*prompt, *completion), options)
 
 
 def from_sharegpt(row: RawRow, options: ReadOptions) -> Example:
@@ -237,7 +250,7 @@ def s1_answer(trajectory: list[str], attempt: str) -> str:
 
 
 def from_text(row: RawRow, options: ReadOptions) -> Example:
-    return Example(id="", where=row.where, text=_string(row, "text"))
+    return read_row_fields(row, Example(id="", where=row.where, text=_string(row, "text")))
 
 
 def from_scored(row: RawRow, options: ReadOptions) -> Example:

@@ -1,10 +1,9 @@
-"""Problems as prompts: their token ids up to where the answer starts, and what ends an answer."""
+"""Problems as prompts: their token ids up to where the answer starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megaladder.data.chat.tokenizer import special_token_ids
 from megaladder.types import Problem, Tokenizer
 
 
@@ -47,20 +46,3 @@ def render_prompts(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[tu
             for place, one in zip(places, found, strict=True):
                 ids[place] = tuple(one)
     return ids
-
-
-def stop_token_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """End-of-sequence, and the control token with which the chat template ends an assistant's turn
-    where that is another one."""
-    stops = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if tokenizer.chat_template is not None:
-        turns = [
-            {"role": "user", "content": "question"},
-            {"role": "assistant", "content": "ANSWER"},
-        ]
-        tail = tokenizer.apply_chat_template(turns, tokenize=False).rsplit("ANSWER", 1)[-1]
-        special = special_token_ids(tokenizer)
-        stops += [
-            token for token in tokenizer.encode(tail, add_special_tokens=False) if token in special
-        ][:1]
-    return tuple(dict.fromkeys(stops))

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 
 from megaladder.data.chat.samples import split_turns, tokenize_batch
+from megaladder.data.chat.stops import special_token_ids
 from megaladder.data.chat.templates import TemplateOptions
-from megaladder.data.chat.tokenizer import special_token_ids
 from megaladder.data.convert import ReadOptions
 from megaladder.data.read import BadRow, BadRowLog, open_source
 from megaladder.data.schemas import ExampleReader
@@ -39,7 +39,7 @@ from megaladder.errors import DataError
 from megaladder.run_dir import to_json
 from megaladder.types import Example, Tokenizer, TokenSample
 
-CODE_VERSION = 1  # raise it when the same input would give other tokens or masks
+CODE_VERSION = 2  # raise it when the same input would give other tokens or masks
 TOKENIZE_BATCH_ROWS = 64
 Truncation = Literal["drop", "right", "error"]
 

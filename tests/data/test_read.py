@@ -246,12 +246,12 @@ GOLDEN = {
         r":3: expected role of messages\[0\] in .*, found str 'bot'; fix: rename the role",
     ),
     "parts": (
-        b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
-        r":3: expected a string as content of messages\[0\], found a list of 1 \(dict first\); fix",
+        b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+        r":3: expected text in content of messages\[0\], found a part of type 'image'; fix",
     ),
     "tools": (
         b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}',
-        r":3: expected plain text turns .*, found the field 'tool_calls'; fix",
+        r":3: expected a list of calls as tool_calls of messages\[0\], found a list of 1",
     ),
     "other fields": (
         b'{"message": "hello"}',

@@ -11,7 +11,8 @@ import pytest
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.config.grpo import GrpoConfig
-from megaladder.data.prompts import render_prompts, stop_token_ids
+from megaladder.data.chat.stops import stop_token_ids
+from megaladder.data.prompts import render_prompts
 from megaladder.errors import DataError
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
@@ -204,7 +205,7 @@ def test_prompts_end_where_the_answer_starts_and_answers_end_at_the_turn(tmp_pat
     )
     assert stop_token_ids(tokenizer) == (2,)
     tokenizer.eos_token = "<|endoftext|>"  # a base model's: the turn still ends with <|im_end|>
-    assert stop_token_ids(tokenizer) == (0, 2)
+    assert stop_token_ids(tokenizer) == (2, 0)
     (raw,) = render_prompts([replace(problem, prompt_text="Q: 1+1?\nA:")], tokenizer)
     assert tokenizer.decode(raw) == "Q: 1+1?\nA:"
 

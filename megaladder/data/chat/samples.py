@@ -1,10 +1,10 @@
 """Example → TokenSample: token ids and the loss mask.
 
-Loss is on every assistant turn including its end-of-turn token (not on white space that a template
-prints after it). Which text that is comes from `templates`; its tokens must be a prefix of the
-sample's, which is checked again here, since tokens can merge across a boundary of turns. Raw
-responses (Rethinking SFT) are tokenizer(response) + [eos]. No special token is ever added by the
-tokenizer: templates and pre-templated text carry theirs. Not done here: truncation and storage
+Loss is on every trained assistant turn including its end-of-turn token (not on white space that a
+template prints after it). Which text that is comes from `templates`. Where a token would span the
+boundary of prompt and answer, both are tokenised apart, as the engine sees them. Raw responses
+(Rethinking SFT) are tokenizer(response) + [eos]. No special token is ever added by the tokenizer:
+templates and pre-templated text carry theirs. Not done here: truncation and storage
 (`store_build`), batching (`pack`).
 """
 
@@ -12,19 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from megaladder.data.chat.templates import (
-    TemplateOptions,
-    chat_spans,
-    render,
-    strip_reasoning,
-    text_spans,
-)
-from megaladder.data.chat.tokenizer import special_token_ids
+from megaladder.data.chat.stops import special_token_ids
+from megaladder.data.chat.templates import Renderer, TemplateOptions, strip_reasoning, text_spans
 from megaladder.data.read import BadRow
 from megaladder.errors import DataError
 from megaladder.types import Example, Tokenizer, TokenSample
@@ -34,13 +28,17 @@ if TYPE_CHECKING:
 
 
 def split_turns(example: Example) -> list[Example]:
-    """One example per assistant turn, each ending with it (`reasoning: split`). Ids get `#1`, `#2`…
-    when there are several."""
+    """One example per trained assistant turn, each ending with it (`reasoning: split`). Ids get
+    `#1`, `#2`… when there are several."""
     ends = [
-        index + 1 for index, message in enumerate(example.messages) if message.role == "assistant"
+        index + 1
+        for index, message in enumerate(example.messages)
+        if message.role == "assistant" and message.trained
     ]
-    if len(ends) < 2:
+    if not ends:
         return [example]
+    if len(ends) == 1:
+        return [replace(example, messages=example.messages[: ends[0]])]
     return [
         replace(example, id=f"{example.id}#{turn}", messages=example.messages[:end])
         for turn, end in enumerate(ends, 1)
@@ -63,11 +61,11 @@ def tokenize_batch(
 ) -> list[TokenSample | BadRow]:
     """Like tokenize_example for many, with one call of the tokenizer (which uses all cores). A bad
     row is returned in its place."""
-    special = special_token_ids(tokenizer)
+    special, renderer = special_token_ids(tokenizer), Renderer(tokenizer, options)
     plans: list[_Plan | BadRow] = []
     for example in examples:
         try:
-            plans.append(_plan(example, tokenizer, options))
+            plans.append(_plan(example, tokenizer, options, renderer))
         except BadRow as bad:
             plans.append(bad)
     texts = list(
@@ -100,7 +98,9 @@ class _Plan:
     finish: Callable[[list[list[int]], frozenset[int]], TokenSample]
 
 
-def _plan(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _Plan:
+def _plan(
+    example: Example, tokenizer: Tokenizer, options: TemplateOptions, renderer: Renderer
+) -> _Plan:
     if example.text is not None:
         if options.reasoning == "strip":
             raise DataError(
@@ -113,38 +113,50 @@ def _plan(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _
     if options.reasoning == "strip":
         example = strip_reasoning(example)
     if example.raw_response:
-        return _plan_raw(example, tokenizer, options)
-    return _plan_spans(example, tokenizer, *chat_spans(example, tokenizer, options))
+        return _plan_raw(example, tokenizer, renderer)
+    return _plan_spans(example, tokenizer, *renderer.spans(example))
 
 
 def _plan_spans(
     example: Example, tokenizer: Tokenizer, full: str, spans: list[tuple[str, str]]
 ) -> _Plan:
     def finish(ids: list[list[int]], special: frozenset[int]) -> TokenSample:
-        whole, bounds = ids[0], ids[1:]
+        whole, bounds = ids[0], [len(part) for part in ids[1:]]
+        if any(whole[: len(part)] != part for part in ids[1:]):
+            whole, bounds = _tokenized_apart(example, tokenizer, full, spans)
         mask = np.zeros(len(whole), bool)
-        for part in bounds:
-            if whole[: len(part)] != part:
-                at = next(
-                    (i for i, (a, b) in enumerate(zip(whole, part, strict=False)) if a != b),
-                    len(whole),
-                )
-                found = (
-                    f"that the token {tokenizer.decode(whole[at : at + 1])!r} spans the boundary of"
-                    " prompt and answer"
-                )
-                expected, fix = (
-                    "the prompt's tokens to be the sample's first tokens",
-                    "remove white space at the answer's start",
-                )
-                raise BadRow(example.where, "tokens merge at a turn boundary", expected, found, fix)
-        for before, through in zip(bounds[::2], bounds[1::2], strict=True):
-            mask[
-                len(before) : _end_of_turn(whole, len(before), len(through), special, tokenizer)
-            ] = True
+        for begin, end in zip(bounds[::2], bounds[1::2], strict=True):
+            mask[begin : _end_of_turn(whole, begin, end, special, tokenizer)] = True
         return TokenSample(example.id, np.array(whole, np.int32), mask, advantage=example.advantage)
 
     return _Plan([full, *(text for span in spans for text in span)], finish)
+
+
+def _tokenized_apart(
+    example: Example, tokenizer: Tokenizer, full: str, spans: list[tuple[str, str]]
+) -> tuple[list[int], list[int]]:
+    """(ids, bounds in them) of prompts and answers tokenised one by one: in one piece, tokens would
+    span their boundaries, and a model that generates cannot write such tokens.
+
+    Raises BadRow where the pieces give another text than the whole (tokenizers that put a space
+    before every text).
+    """
+    cuts = [len(text) for span in spans for text in span]
+    pieces = [full[begin:end] for begin, end in pairwise([0, *cuts, len(full)])]
+    tokenized = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    ids = [index for piece in tokenized for index in piece]
+    whole = tokenizer.encode(full, add_special_tokens=False)
+    if tokenizer.decode(ids) != tokenizer.decode(whole):
+        expected = "prompt and answer to be the sample's text when tokenised one by one"
+        fix = "remove white space at the answer's start"
+        raise BadRow(
+            example.where,
+            "tokens merge at a turn boundary",
+            expected,
+            f"{tokenizer.decode(ids)[-60:]!r}",
+            fix,
+        )
+    return ids, list(accumulate(len(piece) for piece in tokenized[:-1]))
 
 
 def _end_of_turn(
@@ -158,7 +170,7 @@ def _end_of_turn(
     return end
 
 
-def _plan_raw(example: Example, tokenizer: Tokenizer, options: TemplateOptions) -> _Plan:
+def _plan_raw(example: Example, tokenizer: Tokenizer, renderer: Renderer) -> _Plan:
     """Prompt through the template, response raw with an end-of-sequence token (Rethinking SFT,
     OurSFTDataset)."""
     eos = tokenizer.eos_token_id
@@ -167,7 +179,7 @@ def _plan_raw(example: Example, tokenizer: Tokenizer, options: TemplateOptions) 
             f"{example.where}: raw responses need an end-of-sequence token, the tokenizer has none;"
             " fix: set eos_token in it"
         )
-    prompt = render(example, tokenizer, len(example.messages) - 1, options, prompt=True)
+    prompt = renderer.text(example, len(example.messages) - 1, prompt=True)
 
     def finish(ids: list[list[int]], special: frozenset[int]) -> TokenSample:
         prompt_ids, response_ids = ids[0], [*ids[1], eos]

@@ -1,19 +1,23 @@
 """Which text of a conversation is learned: the chat template rendered turn by turn.
 
-Turn i begins where `template(messages[:i] + generation prompt)` ends and stops where
-`template(messages[:i+1])` ends. That is only right when both are prefixes of `template(messages)`,
-so it is checked for every turn of every row. Templates that rewrite earlier turns (Qwen3 drops
-their `<think>` blocks) fail the check with the ways out; nothing is guessed. Pre-templated `text`
-gets its spans from the response template instead.
+Turn i begins where `template(messages[:i] + generation prompt)` ends and stops where the control
+token ends that `stops.turn_end` learned. That is only right when both are prefixes of what is
+trained on, so it is checked for every turn of every row, and so is that the template left nothing
+of the turn out. Templates that rewrite earlier turns (Qwen3 drops their `<think>` blocks) fail the
+check with the ways out; nothing is guessed. One thing is put back: thinking that a template drops
+from a last turn (DeepSeek-R1-Distill) is written as the model writes it, after the generation
+prompt. Pre-templated `text` gets its spans from the response template instead.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from megaladder.data.chat.stops import special_token_ids, turn_end
 from megaladder.data.chat.tokenizer import CHATML_TOKENS
+from megaladder.data.chat.turns import REASONING_KEYS
 from megaladder.data.read import BadRow
 from megaladder.errors import DataError
 from megaladder.types import Example, Message, Tokenizer
@@ -32,8 +36,6 @@ class TemplateOptions:
 
     reasoning: Literal["keep", "strip", "last-turn", "split"] = "keep"
     response_template: str | None = None
-    # further template variables, e.g. {"enable_thinking": False}
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 # start of an assistant turn → start of the user turn that ends it, for pre-templated text with
@@ -45,100 +47,196 @@ _TURN_STARTS = {
 
 
 _THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_THINK_TAG = re.compile(r"</?think>")
 
 
-def render(
-    example: Example, tokenizer: Tokenizer, count: int, options: TemplateOptions, prompt: bool
-) -> str:
-    """The template over the first `count` messages, with the generation prompt if `prompt`."""
-    from jinja2.exceptions import TemplateError
+class Renderer:
+    """A tokenizer's chat template over the turns of examples."""
 
-    if tokenizer.chat_template is None:
-        raise DataError(
-            f"{example.where}: expected a chat template for conversations, found a tokenizer that"
-            f" has none and no {' / '.join(CHATML_TOKENS)} tokens for the default one; fix:"
-            " model.chat_template: a Jinja file"
-        )
-    conversation = [{"role": m.role, "content": m.content} for m in example.messages[:count]]
-    for entry, message in zip(conversation, example.messages, strict=False):
-        if message.reasoning_content is not None:
-            entry["reasoning_content"] = message.reasoning_content
-    try:
-        return tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=prompt, **options.template_kwargs
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = [message.role for message in example.messages[:count]]
-        raise BadRow(
-            example.where,
-            "template refuses it",
-            "a conversation that the chat template accepts",
-            f"{error} (roles {roles})",
-            "reorder the turns",
-        ) from error
+    def __init__(self, tokenizer: Tokenizer, options: TemplateOptions) -> None:
+        self._tokenizer, self._options = tokenizer, options
+        self._end = turn_end(tokenizer)
+        self._special = special_token_ids(tokenizer)
 
+    def text(self, example: Example, count: int, prompt: bool) -> str:
+        """The template over the first `count` messages, with the generation prompt if `prompt`.
+        Raises BadRow for a conversation that it does not take, DataError without a template."""
+        from jinja2.exceptions import TemplateError
 
-def chat_spans(
-    example: Example, tokenizer: Tokenizer, options: TemplateOptions
-) -> tuple[str, list[tuple[str, str]]]:
-    """(rendered text, [(text before the answer, text through it)] per trained turn), each checked
-    to be a prefix of the rendered text."""
-    last = len(example.messages) - 1
-    full = render(example, tokenizer, last + 1, options, prompt=False)
-    trained = [
-        index for index, message in enumerate(example.messages) if message.role == "assistant"
-    ]
-    if options.reasoning in ("last-turn", "split"):
-        trained = trained[-1:]
-    spans = []
-    for index in trained:
-        before = render(example, tokenizer, index, options, prompt=True)
-        through = (
-            full if index == last else render(example, tokenizer, index + 1, options, prompt=False)
-        )
+        template = self._tokenizer.chat_template
+        if template is None:
+            raise DataError(
+                f"{example.where}: expected a chat template for conversations, found a tokenizer"
+                f" that has none and no {' / '.join(CHATML_TOKENS)} tokens for the default one;"
+                " fix: model.chat_template: a Jinja file"
+            )
+        arguments = dict(example.template_kwargs)
+        for name in arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", str(template)):
+                raise _left_out(example, f"the argument {name!r} of chat_template_kwargs", "column")
+        arguments |= {"tools": list(example.tools)} if example.tools else {}
+        turns = [turn_fields(message) for message in example.messages[:count]]
+        try:
+            return self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=prompt, **arguments
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = [message.role for message in example.messages[:count]]
+            expected = "a conversation that the chat template accepts"
+            found = f"{error} (roles {roles})"
+            fix = "reorder the turns"
+            raise BadRow(example.where, "template refuses it", expected, found, fix) from error
+
+    def spans(self, example: Example) -> tuple[str, list[tuple[str, str]]]:
+        """(rendered text, [(text before the answer, text through it)] per trained turn), each
+        checked to be a prefix of the rendered text."""
+        last = len(example.messages) - 1
+        full = self._finished(example, last + 1)
+        if not self._end.printed:
+            full += self._end.closing
+        if example.tools and full == self._finished(replace(example, tools=()), last + 1):
+            raise _left_out(example, "the tools", "column tools")
+        trained = [
+            index
+            for index, message in enumerate(example.messages)
+            if message.role == "assistant" and message.trained
+        ]
+        if self._options.reasoning in ("last-turn", "split"):
+            trained = [index for index in trained if index == last]
+        if last in trained:
+            full = self._with_thinking(example, full)
+        return full, [self._span(example, index, full) for index in trained]
+
+    def _finished(self, example: Example, count: int) -> str:
+        return self._end.without_appendix(self.text(example, count, prompt=False))
+
+    def _span(self, example: Example, index: int, full: str) -> tuple[str, str]:
+        before = self.text(example, index, prompt=True)
+        is_last = index == len(example.messages) - 1
+        through = full if is_last else self._finished(example, index + 1)
         if not (full.startswith(through) and through.startswith(before)):
             raise _unstable(example, index, full, through if through.startswith(before) else before)
-        reasoning = (example.messages[index].reasoning_content or "").strip()
-        if reasoning and reasoning not in through[len(before) :]:
-            raise BadRow(
-                example.where,
-                "template drops reasoning",
-                "a chat template that prints reasoning_content",
-                "that it leaves it out",
-                "data.reasoning: strip, put the reasoning into content, or model.chat_template: one"
-                " that prints it",
-            )
-        spans.append((before, through))
-    return full, spans
+        _check_nothing_left_out(example, index, through[len(before) :])
+        if not self._end.printed and not is_last:
+            through += self._next_special(full[len(through) :])
+        return before, through
+
+    def _next_special(self, text: str) -> str:
+        """The control token that `text` begins with, if it does."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False)[:1]
+        return self._tokenizer.decode(ids) if ids and ids[0] in self._special else ""
+
+    def _with_thinking(self, example: Example, full: str) -> str:
+        """`full`, or, where the template drops the thinking of the last turn: the generation
+        prompt and after it the answer as the model has to write it."""
+        message, last = example.messages[-1], len(example.messages) - 1
+        before = self.text(example, last, prompt=True)
+        visible = message.content.rpartition("</think>")[2].strip()
+        if full.startswith(before) and all(part in full[len(before) :] for part in _parts(message)):
+            return full
+        head, _, tail = full.rpartition(visible)
+        if not before.startswith(head.rstrip()) or tail.strip() != self._end.closing:
+            return full
+        opening = before[len(head.rstrip()) :].strip()
+        written = _as_written(message, opened=opening.endswith("<think>"))
+        if opening not in ("", "<think>") or written is None:
+            return full
+        return before + written + tail
+
+
+def turn_fields(message: Message) -> dict[str, Any]:
+    """A message as templates take it; reasoning under each name that some of them read."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning_content is not None:
+        fields |= dict.fromkeys(REASONING_KEYS, message.reasoning_content)
+    if message.tool_calls:
+        fields["tool_calls"] = list(message.tool_calls)
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        fields["name"] = message.name
+    return fields
+
+
+def _parts(message: Message) -> list[str]:
+    """What a rendering of the turn has to show: reasoning, and the content around think tags."""
+    parts = [message.reasoning_content or "", *_THINK_TAG.split(message.content)]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _as_written(message: Message, opened: bool) -> str | None:
+    """The answer with its thinking as a model writes it after the generation prompt, which has
+    `opened` the thinking or not. None where the row does not say how it would be written."""
+    if not opened:
+        return None if message.reasoning_content else message.content
+    if message.reasoning_content:
+        return f"{message.reasoning_content.strip()}\n</think>\n\n{message.content}"
+    if "</think>" in message.content:
+        return message.content.lstrip().removeprefix("<think>").lstrip("\n")
+    return f"\n</think>\n\n{message.content}"
+
+
+def _check_nothing_left_out(example: Example, index: int, answer: str) -> None:
+    """Raises BadRow where the rendered answer lacks some of what the row's turn holds."""
+    message = example.messages[index]
+    for call in message.tool_calls:
+        if call["function"]["name"] not in answer:
+            raise _left_out(example, f"tool calls (turn {index + 1})", "turn")
+    missing = [part for part in _parts(message) if part not in answer]
+    if not missing:
+        return
+    visible = message.content.rpartition("</think>")[2].strip()
+    if missing == [visible]:
+        raise _left_out(example, f"the text {visible[:30]!r} (turn {index + 1})", "turn")
+    what = "reasoning_content" if message.reasoning_content else "<think> blocks"
+    raise BadRow(
+        example.where,
+        "template drops reasoning",
+        f"a chat template that prints {what}",
+        f"that it leaves out turn {index + 1}'s",
+        "data.reasoning: strip, put the reasoning into content, or model.chat_template: one that"
+        " prints it",
+    )
+
+
+def _left_out(example: Example, what: str, remove: str) -> BadRow:
+    return BadRow(
+        example.where,
+        "template leaves something out",
+        f"a chat template that prints or reads {what}",
+        "that it does not",
+        f"model.chat_template: one that does, or remove the {remove}",
+    )
 
 
 def _unstable(example: Example, index: int, full: str, part: str) -> BadRow:
     """Names the place where the rendering of a prefix differs from that of the whole
     conversation."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(full, part, strict=False)) if a != b),
-        min(len(full), len(part)),
-    )
+    pairs = zip(full, part, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(full), len(part)))
+    found = f"{part[same : same + 30]!r}, in the whole {full[same : same + 30]!r}"
+    if index == len(example.messages) - 1:
+        return BadRow(
+            example.where,
+            "answer not after the prompt",
+            "a chat template whose finished answer goes on from its generation prompt",
+            f"that they differ: the prompt has {found} (turn {index + 1})",
+            "data.reasoning: strip if the prompt closes the thinking, other chat_template_kwargs,"
+            " or model.chat_template: one that keeps what its generation prompt opens",
+        )
     cause = "an earlier turn is rendered differently once others follow"
     if "<think>" in part[max(same - 10, 0) : same + 10]:
         cause = (
             "the <think> block of an earlier turn is dropped once others follow (Qwen3-style"
             " template)"
         )
-    found = (
-        f"that {cause}: alone {part[same : same + 30]!r}, in the whole {full[same : same + 30]!r}"
-        f" (turn {index + 1})"
-    )
-    fix = (
-        "train one sample per assistant turn (data.reasoning: split), only the last turn"
-        " (data.reasoning: last-turn), or set model.chat_template to one that keeps every turn"
-    )
     return BadRow(
         example.where,
         "template not prefix-stable",
         "a chat template that renders each turn the same whatever follows",
-        found,
-        fix,
+        f"that {cause}: alone {found} (turn {index + 1})",
+        "train one sample per assistant turn (data.reasoning: split), only the last turn"
+        " (data.reasoning: last-turn), or set model.chat_template to one that keeps every turn",
     )
 
 
@@ -201,7 +299,7 @@ def strip_reasoning(example: Example) -> Example:
                     "one without the other",
                     "repair the answer",
                 )
-            if not content.strip():
+            if not content.strip() and not message.tool_calls:
                 raise BadRow(
                     example.where,
                     "empty assistant turn",
@@ -215,6 +313,6 @@ def strip_reasoning(example: Example) -> Example:
                     f"{example.where}: data.reasoning: strip changes the response that logprob"
                     " belongs to; fix: drop the logprob column"
                 )
-            message = Message(message.role, content)
+            message = replace(message, content=content, reasoning_content=None)
         messages.append(message)
     return replace(example, messages=tuple(messages))

@@ -130,9 +130,3 @@ def tokenizer_fingerprint(folder: str | Path, chat_template: str | None = None) 
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     digest.update(b"" if chat_template is None else b"template\0" + chat_template.encode("utf-8"))
     return digest.hexdigest()
-
-
-def special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of all control tokens, among them end-of-turn and end-of-sequence."""
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))

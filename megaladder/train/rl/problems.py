@@ -17,8 +17,9 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
+from megaladder.data.chat.stops import stop_token_ids
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
-from megaladder.data.prompts import render_prompts, stop_token_ids
+from megaladder.data.prompts import render_prompts
 from megaladder.data.read import BadRowLog
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import DataError
@@ -150,7 +151,7 @@ def _read(
         len(kept),
         _total_steps(config, len(kept)),
         tokenizer.pad_token_id or 0,
-        stop_token_ids(tokenizer),
+        stop_token_ids(tokenizer, model_folder),
         tuple(lines),
         identity,
     )
