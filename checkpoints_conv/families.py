@@ -35,6 +35,7 @@ from megaladder.checkpoints_conv.mapping import (
 )
 from megaladder.errors import ConversionError, ModelError
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.source import RandomTensors
 
 PORTABLE_NAMES = {  # Transformer Engine spec (and dist_checkpointing) → portable spec
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
@@ -322,3 +323,10 @@ def family_for(shape: ModelShape) -> Family:
 def name_table(shape: ModelShape) -> NameTable:
     """The table of one model."""
     return NameTable(family_for(shape), shape)
+
+
+def random_tensors(shape: ModelShape, seed: int) -> RandomTensors:
+    """Stands in for an HF folder of this model whose weights are drawn from a seed."""
+    return RandomTensors(
+        dict(name_table(shape).hf_shapes), shape.num_layers, shape.hidden_size, seed
+    )

@@ -27,7 +27,7 @@ if find_spec("megaladder") is None:  # a checkout that was not installed
     sys.path.insert(0, str(HERE.parent))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
 
-from megaladder.launch import run_example  # noqa: E402
+from megaladder.cli import run_example  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(run_example("grpo", HERE / "configs" / "grpo_qwen3_14b.yaml", sys.argv[1:]))

@@ -72,7 +72,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.train.sft:run_sft",
         "supervised fine-tuning; starts as many ranks as the layout needs, resumes by itself",
         "Train",
-        finished="megaladder.process.finished:answer_training",
+        finished="megaladder.finished:answer_training",
         takes_yaml=True,
         distributed=True,
         resumes=True,
@@ -84,7 +84,7 @@ VERBS: tuple[Verb, ...] = (
         "GRPO, Dr.GRPO, DAPO, GSPO, CISPO; starts the engine and as many ranks as the layout needs,"
         " resumes by itself",
         "Train",
-        finished="megaladder.process.finished:answer_training",
+        finished="megaladder.finished:answer_training",
         takes_yaml=True,
         distributed=True,
         resumes=True,
@@ -153,7 +153,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.evaluation.verb:run_eval",
         "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals",
         "Evaluate",
-        finished="megaladder.process.finished:answer_evaluation",
+        finished="megaladder.finished:answer_evaluation",
         takes_yaml=True,
         resumes=True,
     ),
@@ -395,8 +395,8 @@ def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
     """Checks the number of ranks against the layout; starts local ranks where none were started.
     None = this process is a rank."""
     from megaladder.config.rules.layout import check_world
-    from megaladder.launch import launch_local
     from megaladder.preflight.fit import check_model
+    from megaladder.process.launch import launch_local
     from megaladder.process.ranks import die_with_launcher, under_launcher
 
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
@@ -411,6 +411,33 @@ def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
         return None
     command = [sys.executable, "-m", "megaladder", *args]
     return launch_local(num_ranks, command, Path(config.run_dir), config.train.timeout_s)
+
+
+def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
+    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml
+    overrides`, with the ranks that there are.
+
+    Under torchrun with a number of processes that number counts, not the file's; torchrun without
+    one started a single process, which then starts what the file asks for.
+    """
+    from megaladder.process.ranks import under_launcher
+
+    if os.environ.get("WORLD_SIZE") == "1":
+        for name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+            "GROUP_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        ):
+            os.environ.pop(name, None)
+    started = under_launcher() and not any(
+        argument.startswith("--parallel.ranks") for argument in overrides
+    )
+    ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if started else []
+    return main([verb, str(run_yaml), *ranks, *overrides], own_process=True)
 
 
 def load(target: str) -> Callable[..., Any]:

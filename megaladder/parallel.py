@@ -185,6 +185,28 @@ def cp_size() -> int:
     )
 
 
+def cp_group() -> dist.ProcessGroup:
+    """The ranks that hold the other parts of this rank's tokens."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_context_parallel_group()
+
+
+def is_first_chunk(vp_stage: int | None) -> bool:
+    """Whether a chunk of this rank embeds the tokens. vp_stage: its index among this rank's
+    chunks; None without interleaving."""
+    from megatron.core import parallel_state
+
+    return parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+
+
+def is_last_chunk(vp_stage: int | None) -> bool:
+    """Whether a chunk of this rank ends in the head; see `is_first_chunk`."""
+    from megatron.core import parallel_state
+
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+
+
 def is_last_pipeline_stage() -> bool:
     """True on the ranks that compute the loss."""
     from megatron.core import parallel_state
@@ -289,6 +311,14 @@ def nodes() -> Nodes:
         index for index, local in enumerate(all_gather(local_rank_from_env())) if local == 0
     )
     return Nodes(leaders, sum(leader <= rank() for leader in leaders) - 1)
+
+
+def sum_over_data_parallel(value: torch.Tensor) -> torch.Tensor:
+    """Sums `value` in place over the data-parallel ranks; the host does not wait for it."""
+    from megatron.core import parallel_state
+
+    dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
+    return value
 
 
 def sum_over_losses(values: torch.Tensor) -> torch.Tensor:

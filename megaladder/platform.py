@@ -153,6 +153,25 @@ def collective_backend() -> str:
     return "nccl" if has_cuda() else "gloo"
 
 
+def device_name() -> str | None:
+    """What the driver calls this process's GPU; None on the CPU."""
+    return torch.cuda.get_device_name() if has_cuda() else None
+
+
+def nvtx_range(name: str) -> contextlib.AbstractContextManager[None]:
+    """A named range in a profile of Nsight Systems."""
+    return torch.cuda.nvtx.range(name)
+
+
+@contextlib.contextmanager
+def nsys_capture(name: str) -> Iterator[None]:
+    """What `nsys profile --capture-range=cudaProfilerApi` records, as one named range."""
+    torch.cuda.profiler.start()
+    with nvtx_range(name):
+        yield
+    torch.cuda.profiler.stop()
+
+
 def synchronize() -> None:
     """Waits for the device; a no-op on the CPU."""
     if has_cuda():
@@ -215,9 +234,9 @@ _PEAK_FLOPS = {  # dense bf16 FLOP/s from the vendors' data sheets
 def peak_flops_per_second() -> float | None:
     """Dense bf16 peak of this process's GPU, None where it is not known (then no MFU is
     printed)."""
-    if not has_cuda():
+    name = device_name()
+    if name is None:
         return None
-    name = torch.cuda.get_device_name()
     return next(
         (
             flops

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distributed import environment
 
-from megaladder.launch import free_port
+from megaladder.process.launch import free_port
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ ROOT_FILES = {
     "log",
     "platform",
     "parallel",
-    "launch",
+    "finished",
     "process",
 }
 # `analyze shift` may inside functions
@@ -64,7 +64,7 @@ TORCH_FREE_FILES = (
     "run_dir.py",
     "log.py",
     "cli.py",
-    "launch.py",
+    "finished.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
 MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/log.py")
@@ -127,6 +127,80 @@ def test_imports_go_one_way() -> None:
             ):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert wrong == []
+
+
+def _rooms_named_in(path: Path) -> set[str]:
+    """Folders and root files that a file imports in any way, its own apart."""
+    return {name.split(".")[1] for name in _every_edge(path)} - {_folder(path).removesuffix(".py")}
+
+
+def test_the_rooms_have_no_circle() -> None:
+    """Imports inside functions and for typing count: a room can be read, and moved, by itself."""
+    edges: dict[str, set[str]] = {}
+    for path in FILES:
+        edges.setdefault(_folder(path).removesuffix(".py"), set()).update(_rooms_named_in(path))
+    assert _circle(edges) is None
+
+
+# Everything else asks `parallel` and `platform`. A file leaves this list with its last such name.
+NAMES_PROCESS_GROUPS = {
+    "megaladder/parallel.py": "the one place that makes groups and asks for them",
+    "megaladder/model/context_parallel.py": "collectives with a gradient over the group it is given",
+    "megaladder/dryrun/world.py": "stands in for torch.distributed in a dry run",
+    "megaladder/dryrun/record.py": "the process group that records instead of sending",
+    "checkpoints_conv/live_model.py": "gathers each tensor along pipeline and tensor groups",
+    "kernels/shard.py": "the loss head's reductions over the group it is given",
+}
+NAMES_CUDA = {
+    "megaladder/platform.py": "the one place that knows the device",
+    "megaladder/preflight/doctor.py": "says why CUDA is missing, without importing platform",
+    "kernels/linear_common.py": "free memory bounds the block of logits",
+    "kernels/linear_loss.py": "events keep a tensor until the device has read it",
+    "kernels/triton_kernels/configs.py": "a launch is on the tensor's device",
+}
+
+
+def _names_in_code(path: Path) -> set[str]:
+    """Dotted names that a file imports or uses; `as` names are resolved."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    alias, names = {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            alias |= {one.asname: one.name for one in node.names if one.asname}
+            names |= {one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{one.name}" for one in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, dot, rest = ast.unparse(node).partition(".")
+            names.add(f"{alias.get(first, first)}{dot}{rest}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".cuda"):
+            names.add("torch.cuda")
+    return names
+
+
+@pytest.mark.parametrize(
+    ("listed", "is_one"),
+    [
+        (
+            NAMES_PROCESS_GROUPS,
+            lambda name: (
+                (
+                    name.startswith("torch.distributed")
+                    and not name.startswith("torch.distributed.checkpoint")  # a format of files
+                )
+                or "parallel_state" in name.split(".")
+            ),
+        ),
+        (NAMES_CUDA, lambda name: name.startswith("torch.cuda")),
+    ],
+    ids=["process groups", "CUDA"],
+)
+def test_few_files_name(listed: dict[str, str], is_one: Callable[[str], bool]) -> None:
+    found = {
+        str(path.relative_to(ROOT)) for path in FILES if any(map(is_one, _names_in_code(path)))
+    }
+    assert found == set(listed)
 
 
 def test_kernels_and_mappings_know_nothing_of_the_rest() -> None:
@@ -204,7 +278,7 @@ def _loaded_by(statement: str) -> set[str]:
 
 def test_the_package_itself_imports_nothing_heavy() -> None:
     assert not _loaded_by(
-        "import megaladder, megaladder.cli, megaladder.errors, megaladder.launch"
+        "import megaladder, megaladder.cli, megaladder.errors, megaladder.process.launch"
     ) & {*HEAVY, "numpy", "pydantic"}
 
 

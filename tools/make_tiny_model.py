@@ -112,7 +112,7 @@ def write_random_weights(out: Path, shape: ModelShape, seed: int) -> None:
     `train.seed` would."""
     from safetensors.torch import save
 
-    from megaladder.model.source import random_tensors
+    from megaladder.checkpoints_conv.families import random_tensors
 
     source = random_tensors(shape, seed)
     tensors = {name: source.read(name).contiguous() for name in source.shapes}

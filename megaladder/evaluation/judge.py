@@ -194,8 +194,8 @@ class RewardJudge:
             )
         from transformers import AutoModelForSequenceClassification
 
+        from megaladder import platform
         from megaladder.data.chat.tokenizer import load_tokenizer
-        from megaladder.platform import has_cuda
 
         self._section = section
         self._tokenizer = load_tokenizer(section.model)
@@ -207,7 +207,7 @@ class RewardJudge:
                 f"judge.model {section.model}: has {self._model.config.num_labels} outputs, a"
                 " reward model has 1"
             )
-        self._model = self._model.cuda() if has_cuda() else self._model
+        self._model = self._model.to(platform.device())
 
     def describe(self) -> dict[str, Any]:
         return {"judge": "reward", "model": self._section.model, "dtype": str(self._model.dtype)}

@@ -30,7 +30,7 @@ from megaladder.evaluation.budget import BudgetSampler, instruction
 from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run_task
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal, model_fingerprint
-from megaladder.process.finished import write_evaluated
+from megaladder.finished import write_evaluated
 from megaladder.rewards.programs.runner import isolation
 from megaladder.rewards.verifiers import VERIFIERS, parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
-from megaladder import platform
+from megaladder import parallel, platform
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
@@ -122,7 +122,6 @@ class LadderGPT(GPTModel):
     def __init__(
         self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None, use_te: bool
     ) -> None:
-        where = {"ignore_virtual": False, "vp_stage": vp_stage}
         super().__init__(
             config,
             (
@@ -132,8 +131,8 @@ class LadderGPT(GPTModel):
             ),
             vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=shape.max_position_embeddings,
-            pre_process=parallel_state.is_pipeline_first_stage(**where),
-            post_process=parallel_state.is_pipeline_last_stage(**where),
+            pre_process=parallel.is_first_chunk(vp_stage),
+            post_process=parallel.is_last_chunk(vp_stage),
             share_embeddings_and_output_weights=shape.tied,
             # ours: both layer specifications get HF's frequencies, scaled ones included
             position_embedding_type="none",

@@ -6,16 +6,12 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from megaladder import parallel
 from megaladder.errors import ModelError
 from megaladder.model.hf_config import require_model
-
-if TYPE_CHECKING:
-    from megaladder.model.hf_config import ModelShape
 
 
 def model_folder(path: str, revision: str | None) -> Path:
@@ -88,11 +84,3 @@ class RandomTensors:
             self._output_std if name.endswith(("o_proj.weight", "down_proj.weight")) else self._std
         )
         return torch.randn(shape, generator=generator) * std
-
-
-def random_tensors(shape: ModelShape, seed: int) -> RandomTensors:
-    from megaladder.checkpoints_conv.families import name_table
-
-    return RandomTensors(
-        dict(name_table(shape).hf_shapes), shape.num_layers, shape.hidden_size, seed
-    )

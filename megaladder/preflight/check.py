@@ -263,13 +263,10 @@ def plan_gpu(config: CheckSft | CheckGrpo) -> Gpu:
 
     if config.plan_gpu:
         return find_gpu(config.plan_gpu)
-    if platform.has_cuda():
-        import torch
-
-        device = torch.cuda.get_device_name().upper()
-        for name, gpu in gpus().items():
-            if name.upper() in device:
-                return gpu
+    device = (platform.device_name() or "").upper()
+    for name, gpu in gpus().items():
+        if name.upper() in device:
+            return gpu
     return find_gpu("h200")
 
 

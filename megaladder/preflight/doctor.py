@@ -22,8 +22,8 @@ import tyro
 from megaladder import __version__
 from megaladder.capabilities import FP8_BLOCK, Machine, fp8_problem
 from megaladder.config.base import StrictModel
-from megaladder.launch import available_cores
 from megaladder.process.gpu_stack import STACKS, matching_stack
+from megaladder.process.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json
 
 GIB = 1024**3

@@ -54,7 +54,7 @@ class StepProfiler:
         return (
             torch.profiler.record_function(name)
             if self._kind == "torch"
-            else torch.cuda.nvtx.range(name)
+            else platform.nvtx_range(name)
         )
 
     @contextmanager
@@ -79,8 +79,6 @@ class StepProfiler:
     @contextmanager
     def _nsys(self, step: int) -> Iterator[None]:
         configure_nvtx_profiling(True)  # megatron-core's own ranges: attention, MLP, …
-        torch.cuda.profiler.start()
-        with torch.cuda.nvtx.range(f"step {step}"):
+        with platform.nsys_capture(f"step {step}"):
             yield
-        torch.cuda.profiler.stop()
         configure_nvtx_profiling(False)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megaladder import parallel
@@ -107,8 +106,7 @@ def _gradient_factor(batches: Sequence[DeviceBatch]) -> torch.Tensor:
         dtype=torch.float32,
         device=batches[0].labels.device,
     )
-    torch.distributed.all_reduce(count, group=parallel_state.get_data_parallel_group())
-    return count.clamp_(min=1.0).reciprocal_()
+    return parallel.sum_over_data_parallel(count).clamp_(min=1.0).reciprocal_()
 
 
 def whole_sums(
@@ -117,7 +115,7 @@ def whole_sums(
     """The loss of the whole micro-batch, on every context-parallel rank. Differentiable."""
     if batch.part is None:
         return output if isinstance(output, LossSums) else loss_function(output, batch)
-    group, part = parallel_state.get_context_parallel_group(), batch.part
+    group, part = parallel.cp_group(), batch.part
     if isinstance(output, LossSums):
         return LossSums(
             sum_partial_losses(output.loss, group),

@@ -12,6 +12,7 @@ from typing import Any
 from megaladder import parallel, platform
 from megaladder.checkpoint import store
 from megaladder.checkpoint.checkpointer import Checkpointer
+from megaladder.checkpoints_conv.families import random_tensors
 from megaladder.checkpoints_conv.live_model import (
     export_hf,
     load_hf_into_chunks,
@@ -23,7 +24,7 @@ from megaladder.config.sections.run import RunConfig
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, LossFunction
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
-from megaladder.model.source import model_folder, random_tensors
+from megaladder.model.source import model_folder
 from megaladder.model.te import start_user_buffers
 from megaladder.model.weights import gathered
 from megaladder.parallel import Layout

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from waiting import is_alive, pause, wait_until
 
-from megaladder.launch import available_cores, rank_environment
+from megaladder.process.launch import available_cores, rank_environment
 from megaladder.process.ranks import under_launcher
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 LAUNCH = (
-    "import sys; from megaladder.launch import launch_local;"
+    "import sys; from megaladder.process.launch import launch_local;"
     " sys.exit(launch_local(int(sys.argv[1]), [sys.executable, *sys.argv[2:]]))"
 )
 

@@ -81,10 +81,10 @@ def test_context_parallel_slices_are_transformer_engines(cp: int) -> None:
 def test_fp8_weights_take_and_give_back_values_within_their_precision(recipe: str) -> None:
     """gpu.fp8_param_gather: loading quantises, exporting dequantises, and the optimizer's master
     copy is the value that was loaded."""
+    from megaladder.checkpoints_conv.families import random_tensors
     from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_tensors_into_chunks
     from megaladder.config.sections.gpu import GpuSection
     from megaladder.model.build import BuildOptions, build_chunks
-    from megaladder.model.source import random_tensors
     from megaladder.model.weights import is_quantized
     from megaladder.tools.acceptance.step_bench import OPTIMIZER, slice_of
     from megaladder.train.optimizer import build_optimizer, wrap_chunks

@@ -54,11 +54,11 @@ def main() -> None:
         _prepare_writer_queue,
         _stored_keys,
     )
+    from megaladder.checkpoints_conv.families import random_tensors
     from megaladder.checkpoints_conv.live_model import iter_hf_tensors, load_tensors_into_chunks
     from megaladder.config.sections.gpu import GpuSection
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape
-    from megaladder.model.source import random_tensors
 
     shape = model_shape(
         {

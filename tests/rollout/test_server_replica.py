@@ -18,7 +18,7 @@ from distributed import environment
 from tiny_models import build_tiny_model
 
 from megaladder.errors import ConfigError, EngineError
-from megaladder.launch import free_port
+from megaladder.process.launch import free_port
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.remote.server import GENERATE, NEEDED, ServerOptions, ServerSpec

@@ -11,7 +11,7 @@ from megaladder.config.resolve import to_yaml
 from megaladder.config.resume import compare_for_resume
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import ConfigError
-from megaladder.process.finished import forget_finished
+from megaladder.finished import forget_finished
 from megaladder.run_dir import RunDir
 
 

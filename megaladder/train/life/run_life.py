@@ -27,8 +27,8 @@ from megaladder.checkpoint import lineage
 from megaladder.checkpoint.store import step_dir
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
+from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
-from megaladder.process.finished import write_finished
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from megaladder import parallel
+from megaladder.checkpoints_conv.families import random_tensors
 from megaladder.checkpoints_conv.live_model import load_hf_into_chunks, load_tensors_into_chunks
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.gpu import GpuSection
@@ -25,7 +26,7 @@ from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
-from megaladder.model.source import model_folder, random_tensors
+from megaladder.model.source import model_folder
 from megaladder.parallel import Layout
 from megaladder.train.objectives.policy_loss import (
     METRIC_MAX_NAMES,

@@ -28,39 +28,12 @@ from megaladder.process import ending, heartbeat, last_word, signals
 from megaladder.process.gpu_stack import cudnn_environment
 from megaladder.process.heartbeat import Beat
 from megaladder.process.last_word import Ending
-from megaladder.process.ranks import LAUNCHER_PID, STATUS_FILE, host, under_launcher
+from megaladder.process.ranks import LAUNCHER_PID, STATUS_FILE, host
 
 FAILED_GRACE_S = 3.0  # from a rank's crash to SIGKILL for the rest
 # after a stop that all ranks agreed on everything is saved; closing an engine takes a while
 STOPPED_GRACE_S = 60.0
 POLL_S = 0.05
-
-
-def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
-    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml
-    overrides`, with the ranks that there are.
-
-    Under torchrun with a number of processes that number counts, not the file's; torchrun without
-    one started a single process, which then starts what the file asks for.
-    """
-    from megaladder.cli import main
-
-    if os.environ.get("WORLD_SIZE") == "1":
-        for name in (
-            "RANK",
-            "WORLD_SIZE",
-            "LOCAL_RANK",
-            "LOCAL_WORLD_SIZE",
-            "GROUP_RANK",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        ):
-            os.environ.pop(name, None)
-    started = under_launcher() and not any(
-        argument.startswith("--parallel.ranks") for argument in overrides
-    )
-    ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if started else []
-    return main([verb, str(run_yaml), *ranks, *overrides], own_process=True)
 
 
 def free_port() -> int:
