@@ -109,7 +109,8 @@ def _model_files(folder: str | None) -> list[Path]:
 
 def _training_inputs(config: RunConfig) -> dict[str, list[int] | None]:
     model = config.model
-    named = [Path(name) for name in (config.data.path, model.chat_template) if name]
+    named = [Path(name) for name in (*config.data.paths, model.chat_template) if name]
+    named += [file for path in named if path.is_dir() for file in sorted(path.rglob("*"))]
     return _stamps([*named, *_model_files(model.path), *_model_files(model.tokenizer)])
 
 

@@ -165,7 +165,9 @@ def flag_of(config_class: type[StrictModel], key: str) -> str:
 def _words(config_class: type[StrictModel], key: str, value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         field = leaf_keys(config_class)[key]
-        commas = "PrimitiveConstructorSpec" in f"{field.annotation}{field.metadata}"
+        # a list of values that each have a spelling of their own is words, not one word
+        kind = "" if str(field.annotation).startswith("tuple[") else f"{field.annotation}"
+        commas = "PrimitiveConstructorSpec" in f"{kind}{field.metadata}"
         words = [spelled(one).strip("'\"") for one in value]
         return [",".join(words)] if commas else words
     text = spelled(value)

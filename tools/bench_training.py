@@ -68,10 +68,11 @@ def workload(config: BenchTrainConfig, model: Path) -> Workload:
     """
     from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
+    from megaladder.data.sources.find import SourceSpec
     from megaladder.data.store_build import DataSpec, open_store
 
     store = open_store(
-        DataSpec(config.data, config.seq_length),
+        DataSpec(SourceSpec(config.data), config.seq_length),
         load_tokenizer(model),
         tokenizer_fingerprint(model),
     )

@@ -121,7 +121,8 @@ def write_random_weights(out: Path, shape: ModelShape, seed: int) -> None:
 
 def texts(path: str) -> Iterator[str]:
     """Every string of every row, nested ones too."""
-    from megaladder.data.read import BadRow, open_source
+    from megaladder.data.read import BadRow
+    from megaladder.data.sources.source import open_source
 
     for row in open_source(path).rows():
         if isinstance(row, BadRow):

@@ -29,7 +29,12 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "model.chat_template",
         "data.path",
         "data.format",
+        "data.config",
+        "data.split",
         "data.revision",
+        "data.mixture",
+        "data.fields",
+        "data.duplicates",
         "data.seq_length",
         "data.truncation",
         "data.order",
@@ -210,7 +215,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat.update(
             _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
+            if isinstance(value, Mapping) and f"{prefix}{name}" not in RESUME_TABLE
             else {f"{prefix}{name}": value}
         )
     return flat

@@ -27,7 +27,7 @@ from megaladder.curate.rows import (
     prompt_text,
     text_leaves,
 )
-from megaladder.data.read import SUFFIXES
+from megaladder.data.sources.find import as_data_file
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write, to_json
 
@@ -255,10 +255,10 @@ def _benchmark_files(path: str) -> list[Path]:
         )
     if folder.is_file():
         return [folder]
-    files = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if as_data_file(str(file)))
     if not files:
         raise ConfigError(
-            f"--against {path}: holds no data file ({', '.join(SUFFIXES)}); fix: the folder with"
+            f"--against {path}: holds no data file (.jsonl, .json, .csv, .parquet); fix: the folder with"
             " test.jsonl"
         )
     return files

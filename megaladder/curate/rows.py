@@ -19,7 +19,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megaladder.data.read import BadRow, RawRow, open_source
+from megaladder.data.read import BadRow, RawRow
+from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
 from megaladder.run_dir import fsync_folder, to_json
 
@@ -39,11 +40,11 @@ MISSING = object()
 Row = dict[str, Any]
 
 
-def iter_rows(path: str | Path, revision: str | None = None) -> Iterator[RawRow]:
+def iter_rows(path: str | Path) -> Iterator[RawRow]:
     """The rows of a file one at a time, in file order. The first bad row raises; so does an input
     without rows."""
     found = False
-    for row in open_source(path, revision).rows():
+    for row in open_source(path).rows():
         if isinstance(row, BadRow):
             raise row
         found = True
@@ -54,27 +55,23 @@ def iter_rows(path: str | Path, revision: str | None = None) -> Iterator[RawRow]
         )
 
 
-def fetch_rows(
-    path: str | Path, positions: Sequence[int], revision: str | None = None
-) -> Iterator[Row | bytes]:
+def fetch_rows(path: str | Path, positions: Sequence[int]) -> Iterator[Row | bytes]:
     """The rows at 0-based positions (as `iter_rows` counts them), in the order asked for.
 
     JSONL rows come as their line's bytes, read by seeking: memory does not grow with the rows.
     Other formats keep the rows asked for.
     """
-    source = open_source(path, revision)
-    if source.kind == "jsonl":
-        offsets = _line_offsets(source.path)
-        with open(source.path, "rb") as file:
+    source = open_source(path)
+    if source.plain_lines is not None:
+        offsets = _line_offsets(source.plain_lines)
+        with open(source.plain_lines, "rb") as file:
             for position in positions:
                 file.seek(offsets[position])
                 yield file.readline().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n"
         return
     wanted = set(positions)
     kept = {
-        position: row.data
-        for position, row in enumerate(iter_rows(path, revision))
-        if position in wanted
+        position: row.data for position, row in enumerate(iter_rows(path)) if position in wanted
     }
     for position in positions:
         yield kept[position]
@@ -103,12 +100,12 @@ def copy_rows(path: str | Path, dropped: Container[int], writer: RowWriter) -> N
     """Every row whose 0-based position is not in `dropped`, in file order; JSONL lines as they
     are."""
     source = open_source(path)
-    if source.kind != "jsonl":
+    if source.plain_lines is None:
         for position, row in enumerate(iter_rows(path)):
             if position not in dropped:
                 writer.write(row.data)
         return
-    with open(source.path, "rb") as file:
+    with open(source.plain_lines, "rb") as file:
         for position, line in enumerate(file):
             if position not in dropped and line.strip():
                 writer.write_fetched(line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n") + b"\n")

@@ -21,10 +21,13 @@ from megaladder.curate.ngrams import words
 from megaladder.curate.rows import Row, prompt_text, text_leaves
 from megaladder.data.chat.samples import render_sample, tokenize_batch
 from megaladder.data.chat.templates import TemplateOptions
-from megaladder.data.chat.tokenizer import load_tokenizer
-from megaladder.data.convert import ReadOptions
-from megaladder.data.read import BadRow, RawRow, open_source
+from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir
+from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.read import BadRow, RawRow
+from megaladder.data.repeats import repeats_line
 from megaladder.data.schemas import ExampleReader, recognise
+from megaladder.data.sources.find import SourceSpec
+from megaladder.data.sources.source import open_source
 from megaladder.data.store import length_quantiles
 from megaladder.errors import DataError
 from megaladder.run_dir import atomic_write, to_json
@@ -45,7 +48,8 @@ class RowCounts:
     rows: int = 0
     columns: Counter[str] = field(default_factory=Counter)
     bad_rows: Counter[str] = field(default_factory=Counter)
-    first_bad: str | None = None
+    first_bad: BadRow | None = None
+    key_sets: Counter[frozenset[str]] = field(default_factory=Counter)
     questions: int = 0
     repeated_questions: int = 0
     repeated_rows: int = 0
@@ -63,66 +67,93 @@ class TokenCounts:
 
 
 def run_stats(config: StatsConfig) -> None:
-    """The verb `data stats`."""
-    counts = count_rows(config.path)
-    summary: Row = {
-        "file": str(config.path),
+    """The verb `data stats`.
+
+    Raises:
+        DataError: rows of no known layout or of several, after all that can be said of them.
+    """
+    spec = SourceSpec(
+        config.path, config.config, config.split, config.revision, tuple(config.fields.items())
+    )
+    folder = tokenizer_dir(config.tokenizer) if config.tokenizer else None
+    counts = count_rows(spec)
+    summary = _row_summary(spec, counts)
+    refused: DataError | None = None
+    tokens, tokenizer, note = None, None, None
+    try:
+        summary["schema"] = _layout(spec, config.format, counts)
+    except DataError as error:
+        refused = error
+    if refused is None and folder is not None:
+        tokenizer = load_tokenizer(folder, chat_template=config.chat_template)
+        try:
+            tokens = _tokens(config, spec, summary, tokenizer)
+        except DataError as error:
+            note = str(error)
+    if config.json_file:
+        atomic_write(config.json_file, to_json(summary, sort_keys=True, indent=2) + "\n")
+    _print(summary, note, tokens, tokenizer)
+    if refused is not None:
+        raise refused
+
+
+def _row_summary(spec: SourceSpec, counts: RowCounts) -> Row:
+    return {
+        "file": spec.name,
         "schema": None,
         "rows": counts.rows,
         "columns": dict(counts.columns.most_common()),
-    }
-    summary |= {
         "bad_rows": dict(counts.bad_rows),
-        "first_bad_row": counts.first_bad,
+        "first_bad_row": None if counts.first_bad is None else str(counts.first_bad),
         "repeated_rows": counts.repeated_rows,
         "questions": counts.questions,
         "repeated_questions": counts.repeated_questions,
         "word_quantiles": length_quantiles(np.array(counts.num_words)),
     }
-    reader, reason = None, None
-    try:
-        source = open_source(config.path)
-        summary["schema"] = (
-            recognise(source.path, source.key_sets()).name
-            if config.format == "auto"
-            else config.format
-        )
-        reader = ExampleReader(
-            config.path,
-            ReadOptions(format=summary["schema"], on_bad_row="skip", s1_teacher=config.s1_teacher),
-        )
-    except DataError as error:
-        reason = str(error)
-    tokens, tokenizer = None, None
-    if reader is not None and config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer, chat_template=config.chat_template)
-        tokens = count_tokens(
-            reader,
-            tokenizer,
-            TemplateOptions(response_template=config.response_template),
-            config.sample,
-        )
-        summary |= _token_summary(tokens)
-    if config.json_file:
-        atomic_write(config.json_file, to_json(summary, sort_keys=True, indent=2) + "\n")
-    _print(summary, reason, tokens, tokenizer)
 
 
-def count_rows(path: str) -> RowCounts:
+def _layout(spec: SourceSpec, name: str, counts: RowCounts) -> str:
+    """The layout of the rows. Raises DataError for none or several, and where no row is good."""
+    if counts.first_bad is not None and not counts.key_sets:
+        raise counts.first_bad
+    return recognise(spec.name, counts.key_sets).name if name == "auto" else name
+
+
+def _tokens(
+    config: StatsConfig, spec: SourceSpec, summary: Row, tokenizer: Tokenizer
+) -> TokenCounts:
+    """Adds what the rows are as samples to `summary`. Raises DataError for rows that are not for
+    training on answers."""
+    options = ReadOptions(
+        format=summary["schema"],
+        on_bad_row="skip",
+        duplicates=config.duplicates,
+        s1_teacher=config.s1_teacher,
+    )
+    reader = ExampleReader(spec, options)
+    template = TemplateOptions(response_template=config.response_template)
+    tokens = count_tokens(reader, tokenizer, template, config.sample)
+    summary |= _token_summary(tokens)
+    if reader.repeats.count:
+        summary["repeats"] = repeats_line(reader.repeats.count, config.duplicates)
+    return tokens
+
+
+def count_rows(spec: SourceSpec) -> RowCounts:
     """Counts over the raw rows; bad rows are counted by reason, an empty file is a DataError."""
     counts = RowCounts()
     seen_rows: set[bytes] = set()
     seen_questions: set[bytes] = set()
-    for row in open_source(path).rows():
+    for row in open_source(spec).rows():
         counts.rows += 1
         if isinstance(row, BadRow):
             counts.bad_rows[row.reason] += 1
-            counts.first_bad = counts.first_bad or str(row)
+            counts.first_bad = counts.first_bad or row
             continue
         _count(counts, row, seen_rows, seen_questions)
     if not counts.rows:
         raise DataError(
-            f"{path}: expected at least one row, found none; fix: give a file with rows"
+            f"{spec.name}: expected at least one row, found none; fix: give a file with rows"
         )
     return counts
 
@@ -131,6 +162,7 @@ def _count(
     counts: RowCounts, row: RawRow, seen_rows: set[bytes], seen_questions: set[bytes]
 ) -> None:
     counts.columns.update(row.data.keys())
+    counts.key_sets[frozenset(row.data)] += 1
     counts.num_words.append(sum(len(words(text)) for _, text in text_leaves(row.data)))
     digest = _digest(to_json(row.data, sort_keys=True))
     counts.repeated_rows += digest in seen_rows
@@ -231,6 +263,8 @@ def _lines(summary: Row, reason: str | None) -> Iterator[tuple[str, str]]:
         yield "of these loss", _quantiles(summary["loss_token_quantiles"])
         if summary["unusable_rows"]:
             yield "unusable rows", _reasons(summary["unusable_rows"])
+        if "repeats" in summary:
+            yield "repeats", summary["repeats"]
 
 
 def _reasons(counts: dict[str, int]) -> str:

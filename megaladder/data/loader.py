@@ -2,6 +2,7 @@
 
 The global order is a pure function of (seed, epoch): a permutation of all rows (or file order,
 unshuffled), cut into global batches, the remainder left out (another random remainder each epoch).
+A mixture orders itself (`mixture`) and leaves nothing out: its parts are endless.
 The number of ranks does not enter, so a run may resume with another data-parallel size and still
 see the same batches. The state to save is five small numbers.
 """
@@ -106,13 +107,16 @@ class SftLoader:
         """Indices into the store of one global batch, int64 [global_batch_size]; the same whatever
         dp is."""
         if self._order is None or self._order[0] != epoch:
-            count = len(self.store)
-            self._order = (
-                epoch,
-                epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count),
-            )
+            self._order = (epoch, self._epoch_order(epoch))
         begin = step_in_epoch * self.global_batch_size
         return self._order[1][begin : begin + self.global_batch_size]
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        count, mixture = len(self.store), self.store.mixture
+        if mixture is not None:
+            seen = self.steps_per_epoch * self.global_batch_size
+            return mixture.order(self.seed, epoch, seen, self.shuffle)
+        return epoch_order(count, self.seed, epoch) if self.shuffle else np.arange(count)
 
     def __iter__(self) -> SftLoader:
         return self

@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from megaladder.data.read import BadRow, BadRowLog, RawRow, describe, open_source
+from megaladder.config.sections.data import Duplicates
+from megaladder.data.read import BadRow, BadRowLog, RawRow, describe
+from megaladder.data.repeats import Repeats, numbered, repeats_line
+from megaladder.data.sources.find import SourceSpec
+from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
 from megaladder.rewards.verifiers import VERIFIERS, check_row
+from megaladder.rewards.verifiers.base import parameter
 from megaladder.types import Kind, Message, Problem
 
 QUESTION_KEYS = ("problem", "question")
@@ -32,56 +38,76 @@ GSM8K_MARK = "####"
 @dataclass(frozen=True, slots=True)
 class ProblemOptions:
     """`kind`: grade all rows this way, None = by the row. `prompt_suffix` is appended to the
-    question, `system_prompt` put before it (both not for verl rows, whose prompt is complete).
-    `revision`: commit of a hub data set."""
+    question, `system_prompt` put before it (both not for verl rows, whose prompt is complete)."""
 
     kind: Kind | None = None
     prompt_suffix: str = ""
     system_prompt: str | None = None
-    revision: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+    duplicates: Duplicates = "drop"
+
+
+class ProblemReader:
+    """Iterates a source as problems, in order. Ids are the rows' own, else content hashes; after
+    the iteration `rows`, `repeats.count` and `bad_rows` say what happened."""
+
+    def __init__(
+        self,
+        spec: SourceSpec | str | Path,
+        options: ProblemOptions | None = None,
+        bad_rows: BadRowLog | None = None,
+    ) -> None:
+        self.options = options or ProblemOptions()
+        self.source = open_source(spec)
+        self.bad_rows = bad_rows or BadRowLog(self.options.on_bad_row)
+        self.repeats = Repeats(self.source, self.options.duplicates)
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[Problem]:
+        for row in self.source.rows():
+            self.rows += 1
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                problem = self._new(row)
+            except BadRow as bad:
+                self.bad_rows.handle(bad)
+                continue
+            if problem is not None:
+                yield problem
+        if self.rows == 0:
+            raise DataError(
+                f"{self.source.path}: expected at least one problem, found no row; fix: give a file"
+                " with rows"
+            )
+        self.bad_rows.check(self.source.path, self.rows)
+
+    def _new(self, row: RawRow) -> Problem | None:
+        """The row as a problem; None for a repeat that is left out."""
+        problem = _problem(row, self.options)
+        asked = {
+            name: parameter(problem.metadata, name) for name in VERIFIERS[problem.kind].parameters
+        }
+        content = repr((problem.prompt, problem.gold, problem.kind, asked))
+        copy = self.repeats.take(self.rows, row.where, problem.id or None, content)
+        if copy == 0:
+            return None
+        name = problem.id or hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
+        return replace(problem, id=numbered(name, copy))
+
+    def lines(self) -> list[str]:
+        """What was left out or repeats, for a person."""
+        found = [f"{count:,} left out: {reason}" for reason, count in self.bad_rows.counts.items()]
+        if self.repeats.count:
+            found.append(repeats_line(self.repeats.count, self.options.duplicates))
+        return found
 
 
 def read_problems(
-    path: str | Path, options: ProblemOptions | None = None, bad_rows: BadRowLog | None = None
+    path: SourceSpec | str | Path, options: ProblemOptions | None = None
 ) -> list[Problem]:
-    """All problems of a file in file order. Ids are the file's, else content hashes; equal ids are
-    an error naming both rows.
-
-    `bad_rows` collects what was skipped under on_bad_row skip. Raises DataError.
-    """
-    options = options or ProblemOptions()
-    bad_rows = bad_rows or BadRowLog(options.on_bad_row)
-    source = open_source(path, options.revision)
-    problems: list[Problem] = []
-    first_seen: dict[str, str] = {}
-    rows = 0
-    for row in source.rows():
-        rows += 1
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            problem = _problem(row, options)
-            if problem.id in first_seen:
-                raise BadRow(
-                    row.where,
-                    "duplicate problem",
-                    "a new problem",
-                    f"id {problem.id!r} again, first at {first_seen[problem.id]}",
-                    "remove one of the rows, or give them different ids",
-                )
-        except BadRow as bad:
-            bad_rows.handle(bad)
-            continue
-        first_seen[problem.id] = row.where
-        problems.append(problem)
-    if rows == 0:
-        raise DataError(
-            f"{source.path}: expected at least one problem, found no row; fix: give a file with"
-            " rows"
-        )
-    bad_rows.check(source.path, rows)
-    return problems
+    """All problems of a source in order. Raises DataError."""
+    return list(ProblemReader(path, options))
 
 
 def _problem(row: RawRow, options: ProblemOptions) -> Problem:
@@ -108,7 +134,7 @@ def _problem(row: RawRow, options: ProblemOptions) -> Problem:
     kind, text = _kind_and_gold(row, gold, source, options.kind or named)
     _check(row, kind, text, metadata)
     return Problem(
-        id=_identify(row, prompt, text),
+        id=_given_id(row),
         prompt=prompt,
         gold=text,
         kind=kind,
@@ -234,10 +260,10 @@ def _kind_and_gold(row: RawRow, gold: Any, source: str, kind: Kind | None) -> tu
     return kind or ("gsm8k" if "gsm8k" in source.lower() else "math"), text
 
 
-def _identify(row: RawRow, prompt: tuple[Message, ...], gold: str) -> str:
+def _given_id(row: RawRow) -> str:
+    """The row's own id; empty where it has none."""
     for key in ID_KEYS:
         value = row.data.get(key)
         if isinstance(value, (str, int)) and not isinstance(value, bool):
             return str(value)
-    content = "\0".join([*(f"{message.role}\0{message.content}" for message in prompt), gold])
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
+    return ""

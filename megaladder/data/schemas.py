@@ -10,13 +10,12 @@ both.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megaladder.data.convert import (
+from megaladder.data.layouts.learn import (
     ReadOptions,
     from_messages,
     from_prompt_completion,
@@ -27,15 +26,10 @@ from megaladder.data.convert import (
     from_text,
     s1_fields,
 )
-from megaladder.data.read import (
-    MAX_BAD_SHARE,
-    BadRow,
-    BadRowLog,
-    RawRow,
-    RowSource,
-    describe,
-    open_source,
-)
+from megaladder.data.read import MAX_BAD_SHARE, BadRow, BadRowLog, RawRow, describe
+from megaladder.data.repeats import Repeats, numbered
+from megaladder.data.sources.find import SourceSpec
+from megaladder.data.sources.source import RowSource, open_source
 from megaladder.errors import DataError
 from megaladder.types import Example
 
@@ -169,24 +163,21 @@ def choose_schema(source: RowSource, name: str) -> Schema:
 
 
 class ExampleReader:
-    """Iterates a data file as Examples, in file order. After the iteration `rows`, `duplicate_rows`
-    and `bad_rows` say what happened.
+    """Iterates a source as Examples, in order. After the iteration `rows`, `repeats.count` and
+    `bad_rows` say what happened.
 
-    Ids: the row's `id` (text or integer; equal ids are an error naming both rows, also 1 and "1"),
-    else a hash of the content; rows of equal content without ids are kept, counted, and told apart
-    by a suffix `-2`, `-3`…
+    Ids: the row's `id` (text or integer; 1 and "1" are the same), else a hash of the content.
     """
 
     def __init__(
-        self, path: str | Path, options: ReadOptions, bad_rows: BadRowLog | None = None
+        self, spec: SourceSpec | str | Path, options: ReadOptions, bad_rows: BadRowLog | None = None
     ) -> None:
-        self.source = open_source(path, options.revision)
+        self.source = open_source(spec)
         self.options = options
         self.schema = choose_schema(self.source, options.format)
         self.bad_rows = bad_rows or BadRowLog(options.on_bad_row)
-        self.rows = self.duplicate_rows = 0
-        self._first_seen: dict[str, str] = {}
-        self._copies: Counter[str] = Counter()
+        self.repeats = Repeats(self.source, options.duplicates)
+        self.rows = 0
 
     def __iter__(self) -> Iterator[Example]:
         for row in self.source.rows():
@@ -198,16 +189,17 @@ class ExampleReader:
             except BadRow as bad:
                 self.bad_rows.handle(bad)
                 continue
-            yield example
+            if example is not None:
+                yield example
         if self.rows == 0:
             raise DataError(
                 f"{self.source.path}: expected at least one row, found none; fix: give a file with"
                 " rows"
             )
 
-    def _convert(self, row: RawRow) -> Example:
-        keys = frozenset(row.data)
-        if not self.schema.fits(keys):
+    def _convert(self, row: RawRow) -> Example | None:
+        """The row as an example; None for a repeat that is left out."""
+        if not self.schema.fits(frozenset(row.data)):
             raise BadRow(
                 row.where,
                 "other fields",
@@ -218,37 +210,21 @@ class ExampleReader:
         # `choose_schema` refuses the others
         assert self.schema.convert is not None
         example = self.schema.convert(row, self.options)
-        return replace(example, id=self._identify(row, example))
+        content = repr(replace(example, id="", where="", metadata={}))
+        given = row_id(row)
+        copy = self.repeats.take(self.rows, row.where, given, content)
+        if copy == 0:
+            return None
+        name = given or hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
+        return replace(example, id=numbered(name, copy))
 
-    def _identify(self, row: RawRow, example: Example) -> str:
-        given = row.data.get("id")
-        if given is None:
-            content = [
-                example.text,
-                [[m.role, m.content, m.reasoning_content] for m in example.messages],
-            ]
-            digest = hashlib.sha256(
-                json.dumps(content, ensure_ascii=False).encode("utf-8")
-            ).hexdigest()[:16]
-            self._copies[digest] += 1
-            self.duplicate_rows += self._copies[digest] > 1
-            return digest if self._copies[digest] == 1 else f"{digest}-{self._copies[digest]}"
-        if isinstance(given, bool) or not isinstance(given, (str, int)):
-            raise BadRow(
-                row.where,
-                "bad id",
-                "text or an integer as 'id'",
-                describe(given),
-                "rename the field, or use text ids",
-            )
-        name = str(given)
-        if name in self._first_seen:
-            raise BadRow(
-                row.where,
-                "duplicate id",
-                "a unique id",
-                f"id {name!r} again, first at {self._first_seen[name]}",
-                "give the rows different ids, or remove one",
-            )
-        self._first_seen[name] = row.where
-        return name
+
+def row_id(row: RawRow) -> str | None:
+    """The row's own `id` as text. Raises BadRow for one that is neither text nor an integer."""
+    given = row.data.get("id")
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        fix = "rename the field, or use text ids"
+        raise BadRow(row.where, "bad id", "text or an integer as 'id'", describe(given), fix)
+    return str(given)

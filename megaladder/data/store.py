@@ -17,13 +17,16 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write, fsync_folder, to_json
 from megaladder.types import TokenSample
+
+if TYPE_CHECKING:
+    from megaladder.data.mixture import Mixture
 
 FORMAT_VERSION = 2
 HOLDOUT_STREAM = 0x401D  # keeps the holdout draw apart from other uses of the same seed
@@ -62,7 +65,8 @@ class DataReport:
     bad_rows: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     truncated: int = 0  # samples cut to seq_length and kept
-    duplicate_rows: int = 0  # rows equal to an earlier one, kept
+    duplicate_rows: int = 0  # rows that repeat an earlier one
+    duplicates: str = "keep"  # what became of them
     # samples whose last loss token is no end-of-turn or end-of-sequence token (templates without
     # one)
     no_end_of_turn: int = 0
@@ -162,8 +166,10 @@ class SampleStore:
 
     `fingerprint` says which samples these are (data bytes, tokenizer, template, options,
     selection): equal fingerprints, equal samples. `lengths`, `loss_lengths`: int32 [n], tokens and
-    loss tokens of each sample.
+    loss tokens of each sample. `mixture`: the shares of its parts, where it has several.
     """
+
+    mixture: Mixture | None = None
 
     def __init__(
         self,

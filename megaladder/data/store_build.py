@@ -20,12 +20,16 @@ from typing import Literal
 
 import numpy as np
 
+from megaladder.config.sections.sft import SftDataSection
 from megaladder.data.chat.samples import split_turns, tokenize_batch
 from megaladder.data.chat.stops import special_token_ids
 from megaladder.data.chat.templates import TemplateOptions
-from megaladder.data.convert import ReadOptions
-from megaladder.data.read import BadRow, BadRowLog, open_source
+from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.mixture import MixedStore
+from megaladder.data.read import BadRow, BadRowLog
 from megaladder.data.schemas import ExampleReader
+from megaladder.data.sources.find import SourceSpec
+from megaladder.data.sources.source import open_source
 from megaladder.data.store import (
     DamagedStoreError,
     DataReport,
@@ -53,7 +57,7 @@ class DataSpec:
     wait for another process that builds the same cache.
     """
 
-    path: str
+    source: SourceSpec
     seq_length: int
     truncation: Truncation = "right"
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -65,14 +69,9 @@ class DataSpec:
 def data_fingerprint(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> str:
     """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`.
     Reads the data file once."""
-    source = open_source(spec.path, spec.read.revision)
-    files: list[list[str]] = []
-    for path in source.files():
-        with path.open("rb") as file:
-            files.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     parts = {
         "code": CODE_VERSION,
-        "data": files if files else [spec.path, spec.read.revision],
+        "data": open_source(spec.source).identity(),
         "tokenizer": tokenizer_hash,
         "chat_template": tokenizer.chat_template,
         "seq_length": spec.seq_length,
@@ -102,7 +101,7 @@ class _Build:
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer) -> None:
         self.spec, self.tokenizer = spec, tokenizer
         self.bad_rows = BadRowLog(spec.read.on_bad_row)
-        self.reader = ExampleReader(spec.path, spec.read, self.bad_rows)
+        self.reader = ExampleReader(spec.source, spec.read, self.bad_rows)
         self.dropped: Counter[str] = Counter()
         self.truncated = self.no_end_of_turn = 0
 
@@ -171,7 +170,8 @@ class _Build:
             bad_rows=dict(self.bad_rows.counts),
             dropped=dict(self.dropped),
             truncated=self.truncated,
-            duplicate_rows=self.reader.duplicate_rows,
+            duplicate_rows=self.reader.repeats.count,
+            duplicates=self.spec.read.duplicates,
             no_end_of_turn=self.no_end_of_turn,
         )
 
@@ -230,7 +230,7 @@ def _build_cache(
             return SampleStore.open(target)
     except Timeout as error:
         raise DataError(
-            f"{spec.path}: expected another process to finish tokenising within"
+            f"{spec.source.name}: expected another process to finish tokenising within"
             f" {spec.lock_timeout_s:g} s, found {lock_path} still held; fix: look whether that"
             " process hangs, or use another data.cache_dir"
         ) from error
@@ -247,17 +247,44 @@ def _good_store(target: Path) -> SampleStore | None:
 
 
 def open_train_and_holdout(
-    spec: DataSpec,
-    holdout: int | float | str | None,
+    section: SftDataSection,
+    cache_dir: str | None,
     seed: int,
     tokenizer: Tokenizer,
     tokenizer_hash: str,
 ) -> tuple[SampleStore, SampleStore | None]:
-    """Training samples, and the held-out ones: a number or share of the training samples, or a file
-    read with the same options."""
-    store = open_store(spec, tokenizer, tokenizer_hash)
-    if holdout is None:
+    """Training samples, of one source or a mixture, and the held-out ones: a number or share of
+    the training samples, or a file read with the same options."""
+    specs = data_specs(section, cache_dir)
+    stores = [open_store(spec, tokenizer, tokenizer_hash) for spec in specs]
+    weights = tuple(part.weight for part in section.parts if part.weight is not None)
+    store = MixedStore(stores, weights or None) if section.mixture else stores[0]
+    if section.holdout is None:
         return store, None
-    if isinstance(holdout, str):
-        return store, open_store(replace(spec, path=holdout), tokenizer, tokenizer_hash)
-    return split_holdout(store, holdout, seed)
+    if isinstance(section.holdout, str):
+        source = replace(specs[0].source, path=section.holdout, split=None)
+        return store, open_store(replace(specs[0], source=source), tokenizer, tokenizer_hash)
+    return split_holdout(store, section.holdout, seed)
+
+
+def data_specs(section: SftDataSection, cache_dir: str | None) -> list[DataSpec]:
+    """How each source of a run is read and rendered."""
+    return [
+        DataSpec(
+            source=SourceSpec.of(part),
+            seq_length=section.seq_length,
+            truncation=section.truncation,
+            read=ReadOptions(
+                format=part.format,
+                on_bad_row=section.on_bad_row,
+                duplicates=section.duplicates,
+                system_prompt=section.system_prompt,
+                s1_teacher=section.s1_teacher,
+            ),
+            template=TemplateOptions(
+                reasoning=section.reasoning, response_template=section.response_template
+            ),
+            cache_dir=cache_dir,
+        )
+        for part in section.parts
+    ]

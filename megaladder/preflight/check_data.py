@@ -5,52 +5,41 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.sft import SftConfig
-from megaladder.errors import ConfigError, DataError
+from megaladder.errors import ConfigError
 from megaladder.types import Tokenizer
-
-if TYPE_CHECKING:
-    from megaladder.data.store_build import DataSpec
 
 SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 
 
-def data_spec(config: SftConfig) -> DataSpec:
-    """The data section as the data folder reads it."""
-    from megaladder.data.chat.templates import TemplateOptions
-    from megaladder.data.convert import ReadOptions
-    from megaladder.data.store_build import DataSpec
-
-    data = config.data
-    return DataSpec(
-        path=data.path,
-        seq_length=data.seq_length,
-        truncation=data.truncation,
-        read=ReadOptions(
-            data.format, data.revision, data.on_bad_row, data.system_prompt, data.s1_teacher
-        ),
-        template=TemplateOptions(data.reasoning, data.response_template),
-        cache_dir=data.cache_dir,
-    )
-
-
 def check_data(config: SftConfig | GrpoConfig) -> list[str]:
     """Prints what the data became and one sample or prompt; returns what is missing."""
-    files = [config.data.path]
+    from megaladder.data.sources.find import SourceSpec, find_files
+
+    files = list(config.data.paths)
     if isinstance(config, SftConfig) and isinstance(config.data.holdout, str):
         files.append(config.data.holdout)
-    missing = [f"data file {path}: not found here" for path in files if not Path(path).exists()]
-    if missing or not Path(config.model.tokenizer or config.model.path).is_dir():
+    missing = [f"data file {path}: not found here" for path in files if _is_missing(path)]
+    if missing:
         return missing
+    for part in config.data.parts:
+        find_files(SourceSpec.of(part))
+    if not Path(config.model.tokenizer or config.model.path).is_dir():
+        return []
     if isinstance(config, SftConfig):
         _samples(config)
     elif isinstance(config, GrpoConfig):
         _problems(config)
     return []
+
+
+def _is_missing(path: str) -> bool:
+    """A local path that stands for nothing here; globs, URLs and hub ids are found when opened."""
+    return not (Path(path).exists() or "://" in path or any(mark in path for mark in "*?["))
 
 
 def _tokenizer(model: ModelSection) -> Tokenizer:
@@ -65,6 +54,7 @@ def _samples(config: SftConfig) -> None:
     """What the rows became, and one sample with its loss tokens."""
     from megaladder.data.chat.samples import render_sample
     from megaladder.data.chat.tokenizer import tokenizer_dir, tokenizer_fingerprint
+    from megaladder.data.repeats import repeats_line
     from megaladder.data.store_build import open_train_and_holdout
 
     source, tokenizer = config.model.tokenizer or config.model.path, _tokenizer(config.model)
@@ -72,7 +62,7 @@ def _samples(config: SftConfig) -> None:
         tokenizer_dir(source, config.model.revision), tokenizer.chat_template
     )
     store, held_out = open_train_and_holdout(
-        data_spec(config), config.data.holdout, config.train.seed, tokenizer, fingerprint
+        config.data, config.data.cache_dir, config.train.seed, tokenizer, fingerprint
     )
     report = store.report
     show(
@@ -85,50 +75,29 @@ def _samples(config: SftConfig) -> None:
         f"{report.num_tokens:,}, {report.loss_token_share:.1%} with loss; lengths "
         + ", ".join(f"{name} {length:,}" for name, length in report.token_quantiles.items()),
     )
-    counts = {
-        **report.bad_rows,
-        **report.dropped,
-        "cut to seq_length": report.truncated,
-        "duplicate rows": report.duplicate_rows,
-    }
+    counts = {**report.bad_rows, **report.dropped, "cut to seq_length": report.truncated}
     for reason, count in {**counts, "without an end-of-turn token": report.no_end_of_turn}.items():
         if count:
             show("counted", f"{reason}: {count:,}")
+    if report.duplicate_rows:
+        show("counted", repeats_line(report.duplicate_rows, report.duplicates))
     show("steps", _steps_line(config, len(store)))
     _show_sample(render_sample(store[0], tokenizer), store[0].id)
 
 
 def _problems(config: GrpoConfig) -> None:
     """How many problems can be used, and one as it will be prompted."""
-    from megaladder.data.prompts import render_prompts
-    from megaladder.data.read import BadRowLog
-    from megaladder.data.read_problems import ProblemOptions, read_problems
+    from megaladder.train.rl.problems import read_parts
 
-    data, tokenizer, bad_rows = config.data, _tokenizer(config.model), BadRowLog("skip")
-    kind = None if config.reward.kind == "auto" else config.reward.kind
-    suffix = config.rollout.prompt_suffix.replace("\\n", "\n")
-    options = ProblemOptions(kind, suffix, data.system_prompt, data.revision, data.on_bad_row)
-    problems = read_problems(data.path, options, bad_rows)
-    prompts = render_prompts(problems, tokenizer)
-    longest = data.seq_length - config.rollout.max_tokens
-    limit = min(config.rollout.max_prompt_tokens or longest, longest)
-    usable = [index for index, ids in enumerate(prompts) if 0 < len(ids) <= limit]
-    show(
-        "data",
-        f"{data.path}: {len(problems):,} problems, {len(usable):,} with prompts of at most"
-        f" {limit:,} tokens",
-    )
-    for reason, count in bad_rows.counts.items():
-        show("counted", f"{reason}: {count:,}")
-    if not usable:
-        raise DataError(
-            f"{data.path}: no prompt of at most {limit} tokens (shortest"
-            f" {min(map(len, prompts), default=0)}); fix: a larger data.seq_length, or a smaller"
-            " rollout.max_tokens"
-        )
-    problem = problems[usable[0]]
-    show("prompt", f"{problem.id} ({len(prompts[usable[0]]):,} tokens), as the engine gets it")
-    print(tokenizer.decode(prompts[usable[0]], skip_special_tokens=False))
+    tokenizer = _tokenizer(config.model)
+    parts = read_parts(config, tokenizer)
+    for part in parts:
+        show("data", f"{part.name}: {part.num_read:,} problems, {len(part.problems):,} usable")
+        for line in part.lines:
+            show("counted", line)
+    problem, prompt_ids = parts[0].problems[0], parts[0].prompt_ids[0]
+    show("prompt", f"{problem.id} ({len(prompt_ids):,} tokens), as the engine gets it")
+    print(tokenizer.decode(prompt_ids, skip_special_tokens=False))
     show("answer", f"{problem.gold} (graded as {problem.kind})")
 
 

@@ -35,6 +35,9 @@ VALUES: dict[str, Any] = {
     "grpo.dynamic_sampling": "none",  # the preset switches it on
     "reward.terms": [{"name": "repetition", "weight": 2.0}],
     "data.holdout": 0.1,
+    "data.fields": {"question": "problem"},
+    "fields": {"question": "problem"},
+    "data.mixture": [{"source": "a.jsonl", "weight": 2.0}],
     "sigma": [1.0, 1.1, 1.2],
     "train.recompute_modules": ["mlp"],
 }

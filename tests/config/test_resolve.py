@@ -73,6 +73,9 @@ def test_the_contracts_keys_exist_with_the_contracts_defaults() -> None:
         "model.trust_remote_code",
         "data.path",
         "data.format",
+        "data.fields",
+        "data.mixture",
+        "data.duplicates",
         "data.seq_length",
         "data.truncation",
         "data.packing",
@@ -125,7 +128,6 @@ def test_the_contracts_keys_exist_with_the_contracts_defaults() -> None:
         "reward.terms",
     }
     only_sft = {
-        "data.format",
         "data.truncation",
         "data.holdout",
         "train.global_batch_size",

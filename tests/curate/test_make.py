@@ -21,7 +21,7 @@ from megaladder.curate.make.countdown import CountdownSpec, countdown_rows
 from megaladder.curate.make.run import problem_row, run_make
 from megaladder.curate.make.split import is_test_question
 from megaladder.curate.rows import iter_rows
-from megaladder.data.convert import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.read_problems import read_problems
 from megaladder.data.schemas import ExampleReader
 from megaladder.errors import DataError

@@ -37,7 +37,7 @@ from megaladder.curate.teacher.sample import (
     write_difficulty,
     write_kept,
 )
-from megaladder.data.convert import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.schemas import ExampleReader
 from megaladder.errors import ConfigError, EngineError
 from megaladder.rewards.grade import grade

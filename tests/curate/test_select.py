@@ -17,7 +17,7 @@ from megaladder.curate.select.plans import Plan, equal_budget
 from megaladder.curate.select.recipe import load_recipes
 from megaladder.curate.select.run import STAGES, run_select
 from megaladder.curate.select.similar import tfidf_cosine
-from megaladder.data.convert import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.schemas import ExampleReader
 from megaladder.errors import ConfigError, DataError
 

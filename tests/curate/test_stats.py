@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from megaladder.config.verbs.data import StatsConfig
 from megaladder.curate.rows import RowWriter, fetch_rows, iter_rows
 from megaladder.curate.stats import run_stats
-from megaladder.errors import DataError
+from megaladder.errors import DataError, ModelError
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
@@ -62,12 +62,12 @@ def test_counts_by_hand(tmp_path, tokenizer_folder, capsys) -> None:
     # <start> user _ a <end> <start> assistant _ b <end>: 10 tokens, the last two with loss; a blank
     # and a word more are two tokens more
     assert found["token_quantiles"]["p0"] == 10
-    assert found["tokens"] == 10 + 16 + 12 + 10
-    assert found["loss_tokens"] == 2 + 6 + 4 + 2
-    assert found["loss_token_share"] == pytest.approx(14 / 48)
+    assert found["tokens"] == 10 + 16 + 12
+    assert found["loss_tokens"] == 2 + 6 + 4
+    assert found["loss_token_share"] == pytest.approx(12 / 38)
     shown = capsys.readouterr().out
     assert "schema            messages" in shown
-    assert "29.2% with loss" in shown
+    assert "31.6% with loss" in shown
     assert "<|im_start|>usera<|im_end|>" in shown.replace("\n", "").replace(" ", ""), (
         "the first sample, as rendered"
     )
@@ -87,6 +87,17 @@ def test_rl_rows_bad_rows_and_no_tokenizer(tmp_path, capsys) -> None:
     empty.write_text("")
     with pytest.raises(DataError, match="empty"):
         run_stats(StatsConfig(path=str(empty)))
+
+
+def test_rows_of_no_known_layout_and_a_missing_tokenizer_are_errors(tmp_path, capsys) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"alpha": 1}\n{"alpha": 2}\n')
+    with pytest.raises(DataError, match="found rows with: alpha"):
+        run_stats(StatsConfig(path=str(path)))
+    assert "rows              2" in capsys.readouterr().out
+    # before anything is read
+    with pytest.raises(ModelError, match="no such folder"):
+        run_stats(StatsConfig(path="absent.jsonl", tokenizer="absent folder"))
 
 
 def test_fetched_rows_are_the_lines_in_the_order_asked_for(tmp_path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megaladder.data.chat.samples import render_sample, split_turns, tokenize_example
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
-from megaladder.data.convert import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.read import BadRow, RawRow
 from megaladder.data.schemas import SCHEMAS
 from megaladder.errors import DataError, ModelError

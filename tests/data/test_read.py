@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaladder.data.convert import ReadOptions
-from megaladder.data.read import BadRow, RawRow, open_source
+from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.read import BadRow, RawRow
 from megaladder.data.schemas import LIMO_SYSTEM_PROMPT, SCHEMAS, ExampleReader
+from megaladder.data.sources.find import SourceSpec
+from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
 from megaladder.types import Message
 
@@ -276,7 +278,7 @@ def test_golden_messages_and_skip(tmp_path, case):
     with pytest.raises(BadRow, match=message):
         read(path)
     path = write(tmp_path / "many.jsonl", (), raw=LINES * 2 + bad + b"\n" + LINES * 97)
-    examples, reader = read(path, on_bad_row="skip")
+    examples, reader = read(path, on_bad_row="skip", duplicates="keep")
     assert (len(examples), reader.rows, reader.bad_rows.counts.total()) == (99, 100, 1)
     reader.bad_rows.check(str(path), reader.rows)
     with pytest.raises(
@@ -289,19 +291,31 @@ def test_golden_messages_and_skip(tmp_path, case):
         reader.bad_rows.check(str(path), 99)
 
 
-def test_duplicate_ids_name_both_rows_and_equal_rows_are_counted(tmp_path):
+def test_an_id_over_other_content_names_both_rows(tmp_path):
     path = write(
-        tmp_path / "d.jsonl", [{**GOOD, "id": 1}, {**GOOD, "id": "2"}, {**GOOD, "id": "1"}]
+        tmp_path / "d.jsonl",
+        [{**GOOD, "id": 1}, {**GOOD, "id": "2"}, {"messages": [*TURNS, *TURNS], "id": "1"}],
     )
     with pytest.raises(
         DataError,
-        match=r"d.jsonl:3: expected a unique id, found id '1' again, first at .*d.jsonl:1; fix",
+        match=r"d.jsonl:3: expected a unique id, found id '1' again, first at .*d.jsonl:1, with other",
     ):
         read(path)
-    examples, reader = read(
-        write(tmp_path / "e.jsonl", [GOOD, GOOD, ROWS["messages"] | {"note": 1}])
-    )
-    assert reader.duplicate_rows == 2 and [e.id[16:] for e in examples] == ["", "-2", "-3"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "ends", "count"), [("drop", [""], 2), ("keep", ["", "-2", "-3"], 2)]
+)
+def test_equal_rows_are_counted_under_each_policy(tmp_path, policy, ends, count):
+    rows = [GOOD, GOOD, ROWS["messages"] | {"note": 1}]
+    examples, reader = read(write(tmp_path / "e.jsonl", rows), duplicates=policy)
+    assert reader.repeats.count == count and [e.id[16:] for e in examples] == ends
+    with pytest.raises(DataError, match=r"e.jsonl:2: .* repeats .*e.jsonl:1; fix: .*duplicates"):
+        read(tmp_path / "e.jsonl", duplicates="error")
+    same_id = [{**GOOD, "id": 7}] * 2
+    assert len(read(write(tmp_path / "i.jsonl", same_id), duplicates="drop")[0]) == 1
+    other_ids = [{**GOOD, "id": 7}, {**GOOD, "id": 8}]
+    assert len(read(write(tmp_path / "o.jsonl", other_ids), duplicates="error")[0]) == 2
 
 
 def test_only_newline_splits_lines(tmp_path):
@@ -323,24 +337,32 @@ def test_only_newline_splits_lines(tmp_path):
 def test_file_level_errors(tmp_path):
     write(tmp_path / "empty.jsonl", ())
     write(tmp_path / "blank.jsonl", (), raw=b"\n\n")
-    write(tmp_path / "x.csv", (), raw=b"a,b\n")
+    write(tmp_path / "x.doc", (), raw=b"a,b\n")
+    write(tmp_path / "blank.csv", (), raw=b"a,b\n1\n")
     (tmp_path / "folder").mkdir()
     for name, message in {
         "empty.jsonl": r"expected at least one row, found an empty file \(0 bytes\)",
         "blank.jsonl": r"expected rows of one of these schemas",
-        "x.csv": r"expected a file ending in .jsonl, .ndjson, .json, .parquet, found '.csv'",
-        "folder": r"expected a folder written by datasets.save_to_disk \(state.json\), found none",
-        "absent.jsonl": r"expected a data file, an Arrow folder or a hub id, found nothing there",
+        "blank.csv": r"blank.csv:2: expected 2 cells as in the header, found 1",
+        "x.doc": r"expected a file ending in .jsonl, .* \(each also with .gz, .zst.*found '.doc'",
+        "folder": r"expected a folder with data files",
+        "absent.jsonl": r"expected a data file, a folder, a glob or a hub id, found nothing there",
     }.items():
         with pytest.raises(DataError, match=message):
             read(tmp_path / name)
 
 
 def test_json_array_has_lines_and_broken_arrays_say_where(tmp_path):
-    text = "[\n " + json.dumps(GOOD) + ",\n\n " + json.dumps(ROWS["messages"], indent=1) + "\n]\n"
+    text = (
+        "[\n "
+        + json.dumps(GOOD)
+        + ",\n\n "
+        + json.dumps({"messages": TURNS * 2}, indent=1)
+        + "\n]\n"
+    )
     examples, _ = read(write(tmp_path / "a.json", (), raw=text.encode()))
     assert [e.where.rsplit(":", 1)[1] for e in examples] == ["2", "4"]
-    assert len(read(write(tmp_path / "lines.json", [GOOD, GOOD]))[0]) == 2, (
+    assert len(read(write(tmp_path / "lines.json", [GOOD, {**GOOD, "id": 2}]))[0]) == 2, (
         "JSON lines under the name .json"
     )
     for broken in (
@@ -386,7 +408,7 @@ def test_hub_id_needs_a_commit():
     ):
         read("some/data")
     with pytest.raises(DataError, match=r"revision main; fix"):
-        read("some/data", revision="main")
+        read(SourceSpec("some/data", revision="main"))
 
 
 def test_hub_unreachable_names_repository_revision_and_command(tmp_path):
@@ -395,8 +417,8 @@ def test_hub_unreachable_names_repository_revision_and_command(tmp_path):
     code = (
         "import socket\ndef blocked(*a, **k): raise OSError('network is"
         " blocked')\nsocket.getaddrinfo = socket.socket.connect = blocked\nfrom"
-        " megaladder.data.schemas import ExampleReader, ReadOptions\nfrom megaladder.errors import"
-        f" DataError\ntry: ExampleReader('some/data', ReadOptions(revision='{commit}'))\nexcept"
+        " megaladder.data.sources.source import SourceSpec, open_source\nfrom megaladder.errors import"
+        f" DataError\ntry: list(open_source(SourceSpec('some/data', revision='{commit}')).rows())\nexcept"
         " DataError as error: print(error)"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
@@ -413,7 +435,7 @@ def test_hub_unreachable_names_repository_revision_and_command(tmp_path):
         f"some/data at {commit}: expected a data set that can be downloaded"
     )
     assert done.stdout.rstrip().endswith(
-        f"`hf download --repo-type dataset some/data --revision {commit}`, then give the file as"
+        f"`hf download --repo-type dataset some/data --revision {commit}`, then give its folder as"
         " data.path"
     )
 

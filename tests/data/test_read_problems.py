@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from real_data import REAL_DATA
 
-from megaladder.data.read_problems import ProblemOptions, read_problems
+from megaladder.data.read_problems import ProblemOptions, ProblemReader, read_problems
 from megaladder.errors import DataError
 from megaladder.types import Message
 
@@ -89,13 +89,6 @@ def test_refusals(tmp_path):
             r"expected a question in one of the fields problem, question",
         ),
         ({"problem": "p"}, r"expected a final answer in one of the fields"),
-        (
-            good,
-            (
-                r"p.jsonl:2: expected a new problem, found id '[0-9a-f]{16}' again, first at"
-                r" .*p.jsonl:1; fix"
-            ),
-        ),
     ):
         path = write(tmp_path / "p.jsonl", good, row)
         with pytest.raises(DataError, match=message):
@@ -107,6 +100,39 @@ def test_refusals(tmp_path):
             *({"problem": f"p{i}", "answer": "1"} for i in range(100)),
         )
         assert len(read_problems(many, ProblemOptions(on_bad_row="skip"))) == 101
+
+
+def test_rows_published_many_times_are_taken_once_and_counted(tmp_path):
+    """Ten verl rows, each five times, as DAPO-Math-17k has each of its rows a hundred times."""
+    rows = [
+        {
+            "data_source": "math_dapo",
+            "prompt": [{"role": "user", "content": f"What is {i}+{i}?"}],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": str(2 * i), "style": "rule"},
+            "extra_info": {"index": f"row-{i}"},
+        }
+        for i in range(10)
+    ]
+    path = write(tmp_path / "rl.jsonl", *rows * 5)
+    reader = ProblemReader(path)
+    assert [problem.gold for problem in reader] == [str(2 * i) for i in range(10)]
+    assert reader.rows == 50 and reader.lines() == [
+        "40 rows that repeat an earlier one: left out (data.duplicates drop)"
+    ]
+    kept = read_problems(path, ProblemOptions(duplicates="keep"))
+    assert len({problem.id for problem in kept}) == 50
+    with pytest.raises(
+        DataError, match=r"rl.jsonl:11: .* repeats .*rl.jsonl:1; fix: remove it, or"
+    ):
+        read_problems(path, ProblemOptions(duplicates="error"))
+    other_gold = write(
+        tmp_path / "p.jsonl",
+        {"problem": "p", "answer": "2", "id": 1},
+        {"problem": "p", "answer": "3", "id": 1},
+    )
+    with pytest.raises(DataError, match=r"p.jsonl:2: .*id '1' again, first at .*p.jsonl:1, with"):
+        read_problems(other_gold)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there")

@@ -14,9 +14,11 @@ from clean_fork import start_fork
 from real_data import REAL_DATA
 from waiting import wait_until
 
+from megaladder.config.sections.sft import SftDataSection
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import tokenizer_fingerprint
-from megaladder.data.convert import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.sources.find import SourceSpec
 from megaladder.data.store import DamagedStoreError, DataReport, SampleStore, split_holdout
 from megaladder.data.store_build import (
     DataSpec,
@@ -59,7 +61,7 @@ def test_cache_equals_memory_and_is_used(tmp_path, base, base_dir):
         write_rows(tmp_path / "d.jsonl", [f"{i + 1} " * (i % 5 + 1) for i in range(150)]),
         tokenizer_fingerprint(base_dir),
     )
-    spec = DataSpec(path, 64, cache_dir=str(tmp_path / "cache"))
+    spec = DataSpec(SourceSpec(path), 64, cache_dir=str(tmp_path / "cache"))
     memory, built = (
         open_store(replace(spec, cache_dir=None), base, key),
         open_store(spec, base, key),
@@ -85,7 +87,7 @@ def test_cache_equals_memory_and_is_used(tmp_path, base, base_dir):
 
 def test_fingerprint_changes_with_everything_that_changes_tokens(tmp_path, base, base_dir):
     path, key = write_rows(tmp_path / "d.jsonl", ["2", "3"]), tokenizer_fingerprint(base_dir)
-    spec = DataSpec(path, 64)
+    spec = DataSpec(SourceSpec(path), 64)
     variants = [
         spec,
         replace(spec, seq_length=65),
@@ -93,7 +95,7 @@ def test_fingerprint_changes_with_everything_that_changes_tokens(tmp_path, base,
         replace(spec, read=ReadOptions(format="question-answer")),
         replace(spec, read=ReadOptions(system_prompt="s")),
         replace(spec, template=TemplateOptions(reasoning="strip")),
-        replace(spec, path=write_rows(tmp_path / "e.jsonl", ["2", "4"])),
+        replace(spec, source=SourceSpec(write_rows(tmp_path / "e.jsonl", ["2", "4"]))),
     ]
     prints = [data_fingerprint(variant, base, key) for variant in variants] + [
         data_fingerprint(spec, base, "other tokenizer")
@@ -103,7 +105,9 @@ def test_fingerprint_changes_with_everything_that_changes_tokens(tmp_path, base,
     os.mkdir(tmp_path / "sub")
     os.rename(tmp_path / "moved.jsonl", tmp_path / "sub" / "d.jsonl")
     assert (
-        data_fingerprint(replace(spec, path=str(tmp_path / "sub" / "d.jsonl")), base, key)
+        data_fingerprint(
+            replace(spec, source=SourceSpec(str(tmp_path / "sub" / "d.jsonl"))), base, key
+        )
         == prints[0]
     ), "the folder does not matter"
 
@@ -112,7 +116,7 @@ def test_truncation_is_counted_by_reason(tmp_path, base):
     long_question = {"question": "Why? " * 100, "answer": "no"}
     path = Path(write_rows(tmp_path / "d.jsonl", ["2", "1 2 3 4 5 6 7 8 9 " * 20, "3"]))
     path.write_text(path.read_text() + json.dumps(long_question) + "\n")
-    spec = DataSpec(str(path), 80)
+    spec = DataSpec(SourceSpec(str(path)), 80)
     right = open_store(spec, base, "k")
     assert (len(right), right.report.truncated, right.report.dropped) == (
         3,
@@ -146,7 +150,9 @@ def test_truncation_is_counted_by_reason(tmp_path, base):
 def test_report_adds_up(tmp_path, base):
     path = Path(write_rows(tmp_path / "d.jsonl", ["2"] * 150 + ["1 " * 300]))
     path.write_text(path.read_text() + '{"question": "a", "answer": ""}\n')
-    store = open_store(DataSpec(str(path), 64, "drop", ReadOptions(on_bad_row="skip")), base, "k")
+    store = open_store(
+        DataSpec(SourceSpec(str(path)), 64, "drop", ReadOptions(on_bad_row="skip")), base, "k"
+    )
     report = store.report
     assert (
         report.rows
@@ -178,13 +184,17 @@ def test_template_errors_count_as_bad_rows(tmp_path, qwen3):
     with pytest.raises(
         DataError, match=r"d.jsonl:121: expected a chat template that renders each turn the same"
     ):
-        open_store(DataSpec(str(path), 64), qwen3, "k")
-    skipped = open_store(DataSpec(str(path), 64, read=ReadOptions(on_bad_row="skip")), qwen3, "k")
+        open_store(DataSpec(SourceSpec(str(path)), 64), qwen3, "k")
+    skipped = open_store(
+        DataSpec(SourceSpec(str(path)), 64, read=ReadOptions(on_bad_row="skip")), qwen3, "k"
+    )
     assert (len(skipped), skipped.report.bad_rows) == (120, {"template not prefix-stable": 1})
     assert (
         len(
             open_store(
-                DataSpec(str(path), 64, template=TemplateOptions(reasoning="split")), qwen3, "k"
+                DataSpec(SourceSpec(str(path)), 64, template=TemplateOptions(reasoning="split")),
+                qwen3,
+                "k",
             )
         )
         == 122
@@ -204,7 +214,7 @@ def test_advantages_and_logprobs_are_stored_and_cut(tmp_path, base):
     ]
     path = tmp_path / "d.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = DataSpec(str(path), 200, cache_dir=str(tmp_path / "c"))
+    spec = DataSpec(SourceSpec(str(path)), 200, cache_dir=str(tmp_path / "c"))
     store = open_store(spec, base, "k")
     assert (
         store.has_advantages
@@ -239,7 +249,9 @@ def test_advantages_and_logprobs_are_stored_and_cut(tmp_path, base):
     "name", ["ids.bin", "mask.bin", "offsets.bin", "loss_lengths.bin", "names.json", "meta.json"]
 )
 def test_damaged_cache_is_named_and_made_again(tmp_path, base, capsys, name, damage):
-    spec = DataSpec(write_rows(tmp_path / "d.jsonl", ["2", "3"]), 64, cache_dir=str(tmp_path / "c"))
+    spec = DataSpec(
+        SourceSpec(write_rows(tmp_path / "d.jsonl", ["2", "3"])), 64, cache_dir=str(tmp_path / "c")
+    )
     right = [sample.input_ids.tolist() for sample in open_store(spec, base, "k")]
     (folder,) = [p for p in (tmp_path / "c").iterdir() if p.is_dir()]
     file = folder / name
@@ -263,7 +275,9 @@ def test_killed_builder_leaves_nothing_and_concurrent_builders_agree(tmp_path, b
     """Real processes: SIGKILL in the middle of building, then three at once."""
     cache = tmp_path / "c"
     answers = [f"{i} is the answer. " * 100 for i in range(1500)]
-    spec = DataSpec(write_rows(tmp_path / "d.jsonl", answers), 4096, cache_dir=str(cache))
+    spec = DataSpec(
+        SourceSpec(write_rows(tmp_path / "d.jsonl", answers)), 4096, cache_dir=str(cache)
+    )
     victim = start_fork(build_and_tell, spec, base, tmp_path / "victim")
     wait_until(lambda: list(cache.glob(".tmp-*/ids.bin")), "the first file of the builder")
     victim.kill()
@@ -286,7 +300,7 @@ def test_waiting_has_an_end(tmp_path, base):
     from filelock import FileLock
 
     spec = DataSpec(
-        write_rows(tmp_path / "d.jsonl", ["2"]),
+        SourceSpec(write_rows(tmp_path / "d.jsonl", ["2"])),
         64,
         cache_dir=str(tmp_path / "c"),
         lock_timeout_s=0.2,
@@ -338,12 +352,15 @@ def test_holdout_is_a_partition_by_seed(tmp_path, base):
             match=rf"data.holdout {bad} would hold out {bad} of 50 samples; fix: at least one",
         ):
             split_holdout(store, bad, 0)
-    spec = DataSpec(write_rows(tmp_path / "d.jsonl", ["2"] * 9), 64)
-    other = write_rows(tmp_path / "held.jsonl", ["7", "8"])
-    parts = open_train_and_holdout(spec, other, 0, base, "k")
-    assert (len(parts[0]), len(parts[1])) == (9, 2) and open_train_and_holdout(
-        spec, None, 0, base, "k"
-    )[1] is None
+    section = SftDataSection(
+        path=write_rows(tmp_path / "d.jsonl", ["2"] * 9), seq_length=64, duplicates="keep"
+    )
+    with_file = section.model_copy(
+        update={"holdout": write_rows(tmp_path / "held.jsonl", ["7", "8"])}
+    )
+    parts = open_train_and_holdout(with_file, None, 0, base, "k")
+    assert (len(parts[0]), len(parts[1])) == (9, 2)
+    assert open_train_and_holdout(section, None, 0, base, "k")[1] is None
 
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"{GSM8K} is not there")
@@ -354,7 +371,7 @@ def test_gsm8k_from_file_to_batches(tmp_path, tokenizer_of):
     from megaladder.data.pack import PackSpec
 
     base = tokenizer_of(tmp_path, (line for line in GSM8K.open(encoding="utf-8")), 4096)
-    store = open_store(DataSpec(str(GSM8K), 1024, "error"), base, "k")
+    store = open_store(DataSpec(SourceSpec(str(GSM8K)), 1024, "error"), base, "k")
     assert (
         len(store),
         store.report.schema,

@@ -8,6 +8,7 @@ from megaladder.config.rules.unread import ReadIf, unread_problems
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import (
     CheckpointSection,
+    DataSection,
     OptimSection,
     ParallelSection,
     TrainSection,
@@ -23,6 +24,11 @@ READ_IF: tuple[ReadIf[RunConfig], ...] = (
         ("train.profiler", "train.profile_ranks"),
         lambda run: bool(run.train.profile_steps),
         "train.profile_steps",
+    ),
+    ReadIf(
+        tuple(f"data.{key}" for key in ("path", "config", "split", "revision", "format", "fields")),
+        lambda run: not run.data.mixture,
+        "data.mixture empty (its parts have these keys)",
     ),
     ReadIf(
         ("optim.min_lr",),
@@ -68,10 +74,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *gpu_problems(config),
         *unread_problems(config, READ_IF),
     ]
-    if not config.data.path:
-        problems.insert(
-            0, "data.path is empty; fix: set data.path to a data file or hub id (--data.path FILE)"
-        )
+    problems = [*_sources(config.data), *problems]
     if not config.model.path:
         problems.insert(
             0,
@@ -79,6 +82,20 @@ def run_problems(config: RunConfig) -> list[str]:
             " (--model.path DIR)",
         )
     return problems
+
+
+def _sources(data: DataSection) -> list[str]:
+    if not data.mixture and not data.paths:
+        return [
+            "data.path is empty; fix: set data.path to a data file or hub id (--data.path FILE)"
+        ]
+    weights = [part.weight for part in data.mixture]
+    if None in weights and any(weight is not None for weight in weights):
+        return [
+            f"data.mixture has weights {', '.join(map(str, weights))}; fix: a weight in every part,"
+            " or in none"
+        ]
+    return []
 
 
 def _schedule(optim: OptimSection, train: TrainSection) -> list[str]:

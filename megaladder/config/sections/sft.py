@@ -13,9 +13,6 @@ from megaladder.types import TokenWeighting
 class SftDataSection(DataSection):
     """Training data and how it becomes token batches."""
 
-    format: str = "auto"
-    """Row schema: auto = recognise it per file (two that fit are an error naming both), or force
-    one of the names that error lists."""
     truncation: Literal["drop", "right", "error"] = "right"
     """A sample longer than seq_length: drop it, cut its end, or stop. Counted and reported in each
     case."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megaladder.config.base import CommaInts, CommaStrs, StrictModel
+from megaladder.config.sections.data import SourceSection
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -42,14 +43,9 @@ class TrainedModelSection(ModelSection):
     need to be there), weights are drawn from train.seed."""
 
 
-class DataSection(StrictModel):
+class DataSection(SourceSection):
     """Training data and how it becomes token batches."""
 
-    path: str = ""
-    """File (JSONL, JSON, parquet), Arrow folder or hub id. Required. The row schema is recognised
-    and reported."""
-    revision: str | None = None
-    """Commit of the hub data set; required for a hub id."""
     seq_length: Positive = 2048
     """Tokens per packed row, and the longest sample. One micro-batch holds micro_batch_size ·
     seq_length tokens."""
@@ -59,9 +55,6 @@ class DataSection(StrictModel):
     packing: bool = True
     """Lay several samples end to end in a row (they do not see each other). Off = one sample a row,
     padded."""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """A malformed row: stop with file:line, or skip it, count it by reason, and stop above 1 % of
-    the rows."""
     system_prompt: str | None = None
     """A system message put before conversations that have none."""
 

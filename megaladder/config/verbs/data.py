@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from megaladder.config.base import CommaStrs, Positional, StrictModel
 from megaladder.config.rules.engine import READ_BY_VLLM
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
+from megaladder.config.sections.data import Duplicates, FieldMap
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
@@ -215,13 +216,24 @@ class StatsConfig(StrictModel):
     """Rows, schema, lengths, loss-token share, duplicates and a rendered sample of a data file."""
 
     path: Positional[str]
-    """Data file."""
+    """Data file, folder, glob, URL or hub id."""
     tokenizer: str | None = None
     """Tokenizer folder or hub id; null = lengths in words only."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's template."""
     format: str = "auto"
-    """Row schema; auto = recognise it."""
+    """Row layout; auto = recognise it."""
+    config: str | None = None
+    """Configuration of a hub data set or folder that has several."""
+    split: str | None = None
+    """Split of a folder or hub data set. null = train, else the only one."""
+    revision: str | None = None
+    """Commit of the hub data set; required for a hub id."""
+    fields: FieldMap = Field(default_factory=dict)
+    """Columns under other names: {question: problem} takes `question` from the column
+    `problem`."""
+    duplicates: Duplicates = "drop"
+    """Rows that repeat an earlier one: left out of the tokens, kept, or refused."""
     response_template: str | None = None
     """Only for pre-templated `text` rows: the string after which the loss starts."""
     s1_teacher: Literal["gemini", "deepseek"] | None = None
@@ -235,7 +247,7 @@ class StatsConfig(StrictModel):
     def _no_unread_key(self) -> StatsConfig:
         table: tuple[ReadIf[StatsConfig], ...] = (
             ReadIf(
-                ("chat_template", "response_template", "sample"),
+                ("chat_template", "response_template", "sample", "duplicates"),
                 lambda run: run.tokenizer is not None,
                 "--tokenizer",
             ),

@@ -3,7 +3,7 @@
 A turn's fields are an allow-list: what is in none of the tables below is refused by its name, since
 it may change what should be trained. A row's columns beside its turns are metadata, save those that
 `read_row_fields` uses or refuses. Which column holds the turns, and how a turn spells role and
-text, is the layout's business (`data.convert`).
+text, is the layout's business (`data.layouts`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megaladder.data.hub import is_commit, resolve_commit
-from megaladder.data.read import BadRow, open_source
+from megaladder.data.read import BadRow
+from megaladder.data.sources.hub import is_commit, resolve_commit
+from megaladder.data.sources.source import open_source
 from megaladder.errors import ConfigError, DataError
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
 

@@ -272,7 +272,7 @@ class RunLife:
         if not (folder / "config.json").is_file():
             self._trainer.export(step)
         rows.append(("HF model", str(folder)))
-        return rows, evaluation_command(folder, self._config.data.path)
+        return rows, evaluation_command(folder, self._config.data.paths[0])
 
     def resume_hint(self) -> str:
         """The command that goes on from here."""

@@ -17,11 +17,13 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
+from megaladder.config.sections.data import MixturePart
 from megaladder.data.chat.stops import stop_token_ids
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.mixture import Mixture
 from megaladder.data.prompts import render_prompts
-from megaladder.data.read import BadRowLog
-from megaladder.data.read_problems import ProblemOptions, read_problems
+from megaladder.data.read_problems import ProblemOptions, ProblemReader
+from megaladder.data.sources.find import SourceSpec
 from megaladder.errors import DataError
 from megaladder.model.hf_config import ModelShape
 from megaladder.process.faults import fault_point
@@ -35,12 +37,13 @@ from megaladder.types import Problem, Tokenizer
 @dataclass(frozen=True, slots=True)
 class ProblemStream:
     """All usable problems with their prompt ids: shuffled anew for every pass, or as the file has
-    them."""
+    them, or as a mixture of files orders them."""
 
     problems: tuple[Problem, ...]
     prompt_ids: tuple[tuple[int, ...], ...]
     seed: int
     shuffled: bool = True
+    mixture: Mixture | None = None
 
     def take(self, start: int, count: int) -> list[Prompt]:
         """The prompts at positions start … start + count − 1."""
@@ -54,6 +57,8 @@ class ProblemStream:
         return found
 
     def _order(self, epoch: int) -> np.ndarray:
+        if self.mixture is not None:
+            return self.mixture.order(self.seed, epoch, len(self.problems), self.shuffled)
         if not self.shuffled:
             return np.arange(len(self.problems))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.problems))
@@ -99,6 +104,67 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
     return ProblemData(facts, stream, tokenizer)
 
 
+@dataclass(frozen=True, slots=True)
+class ProblemPart:
+    """The usable problems of one source, of `num_read` in it; `lines` say what was left out."""
+
+    name: str
+    problems: list[Problem]
+    prompt_ids: list[tuple[int, ...]]
+    num_read: int
+    lines: list[str]
+
+    @property
+    def largest_token_id(self) -> int:
+        return max(max(ids) for ids in self.prompt_ids)
+
+
+def read_parts(config: GrpoConfig, tokenizer: Tokenizer) -> list[ProblemPart]:
+    """The problems of each source that fit, rendered. Raises DataError for unreadable rows, or a
+    source without any prompt that is short enough."""
+    return [_read_part(config, part, tokenizer) for part in config.data.parts]
+
+
+def _read_part(config: GrpoConfig, part: MixturePart, tokenizer: Tokenizer) -> ProblemPart:
+    data = config.data
+    options = ProblemOptions(
+        kind=None if config.reward.kind == "auto" else config.reward.kind,
+        prompt_suffix=config.rollout.prompt_suffix.replace("\\n", "\n"),
+        system_prompt=data.system_prompt,
+        on_bad_row=data.on_bad_row,
+        duplicates=data.duplicates,
+    )
+    reader = ProblemReader(SourceSpec.of(part), options)
+    problems = list(reader)
+    prompts = render_prompts(problems, tokenizer)
+    longest = data.seq_length - config.rollout.max_tokens
+    limit = min(config.rollout.max_prompt_tokens or longest, longest)
+    kept = [index for index, ids in enumerate(prompts) if 0 < len(ids) <= limit]
+    if not kept:
+        raise DataError(
+            f"{reader.source.path}: expected prompts of at most {limit} tokens, found"
+            f" {len(prompts)} longer ones (shortest {min(map(len, prompts), default=0)}); fix: a"
+            " larger data.seq_length, or a smaller rollout.max_tokens"
+        )
+    lines = reader.lines()
+    if len(kept) < len(prompts):
+        lines.append(f"{len(prompts) - len(kept):,} left out: prompt longer than {limit} tokens")
+    return ProblemPart(
+        reader.source.path,
+        [problems[i] for i in kept],
+        [prompts[i] for i in kept],
+        len(problems),
+        lines,
+    )
+
+
+def _mixture(config: GrpoConfig, parts: list[ProblemPart]) -> Mixture | None:
+    if not config.data.mixture:
+        return None
+    weights = tuple(part.weight for part in config.data.mixture if part.weight is not None)
+    return Mixture(tuple(len(part.problems) for part in parts), weights or None)
+
+
 def _read(
     config: GrpoConfig, shape: ModelShape, model_folder: Path
 ) -> tuple[ProblemStream, Tokenizer, ProblemFacts]:
@@ -107,39 +173,25 @@ def _read(
     tokenizer = load_tokenizer(
         folder, None, config.model.chat_template, config.model.trust_remote_code
     )
-    section, bad_rows = config.data, BadRowLog(config.data.on_bad_row)
-    kind = None if config.reward.kind == "auto" else config.reward.kind
-    suffix = config.rollout.prompt_suffix.replace("\\n", "\n")
-    options = ProblemOptions(
-        kind, suffix, section.system_prompt, section.revision, section.on_bad_row
-    )
-    problems = read_problems(section.path, options, bad_rows)
-    prompts = render_prompts(problems, tokenizer)
-    longest = config.data.seq_length - config.rollout.max_tokens
-    limit = min(config.rollout.max_prompt_tokens or longest, longest)
-    kept = [index for index, ids in enumerate(prompts) if 0 < len(ids) <= limit]
-    if not kept:
-        raise DataError(
-            f"{section.path}: expected prompts of at most {limit} tokens, found {len(prompts)}"
-            f" longer ones (shortest {min(map(len, prompts))}); fix: a larger data.seq_length, or a"
-            " smaller rollout.max_tokens"
-        )
-    largest = max((max(ids) for ids in prompts if ids), default=0)
-    check_vocabulary(largest, shape, folder)
+    parts = read_parts(config, tokenizer)
+    check_vocabulary(max(part.largest_token_id for part in parts), shape, folder)
     stream = ProblemStream(
-        tuple(problems[i] for i in kept),
-        tuple(prompts[i] for i in kept),
+        tuple(problem for part in parts for problem in part.problems),
+        tuple(ids for part in parts for ids in part.prompt_ids),
         config.train.seed,
         shuffled=config.data.order == "shuffled",
+        mixture=_mixture(config, parts),
     )
-    left_out = Counter(bad_rows.counts)
-    left_out[f"prompt longer than {limit} tokens"] = len(prompts) - len(kept)
+    names = [part.name for part in parts]
     lines = [
-        f"problems {section.path}: {len(kept):,} of {len(problems):,}; prompt tokens p50"
-        f" {_quantile(stream, 0.5)}, max {_quantile(stream, 1.0)}; kinds"
+        f"problems {', '.join(names)}: {len(stream.problems):,} of"
+        f" {sum(part.num_read for part in parts):,}; prompt tokens p50 {_quantile(stream, 0.5)}, max"
+        f" {_quantile(stream, 1.0)}; kinds"
         f" {dict(Counter(problem.kind for problem in stream.problems))}"
     ]
-    lines += [f"  {count:,} left out: {reason}" for reason, count in left_out.items() if count]
+    lines += [f"  {line}" for part in parts for line in part.lines]
+    if stream.mixture is not None:
+        lines += stream.mixture.lines(names, len(stream.problems))
     template = (
         Path(config.model.chat_template).read_text("utf-8") if config.model.chat_template else None
     )
@@ -148,8 +200,8 @@ def _read(
         "tokenizer": tokenizer_fingerprint(folder, template),
     }
     facts = ProblemFacts(
-        len(kept),
-        _total_steps(config, len(kept)),
+        len(stream.problems),
+        _total_steps(config, len(stream.problems)),
         tokenizer.pad_token_id or 0,
         stop_token_ids(tokenizer, model_folder),
         tuple(lines),

@@ -12,13 +12,13 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.sft import SftConfig
-from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
-from megaladder.data.convert import ReadOptions
 from megaladder.data.loader import BatchStats, SftLoader, eval_batches
+from megaladder.data.mixture import MixedStore
 from megaladder.data.pack import PackSpec
+from megaladder.data.repeats import repeats_line
 from megaladder.data.store import SampleStore
-from megaladder.data.store_build import DataSpec, open_train_and_holdout
+from megaladder.data.store_build import open_train_and_holdout
 from megaladder.errors import DataError
 from megaladder.model.hf_config import ModelShape
 from megaladder.parallel import Layout
@@ -87,7 +87,7 @@ class SftData:
             f" {loader.steps_per_epoch} steps"
             + (
                 f", {loader.dropped_per_epoch} left out (others each epoch)"
-                if loader.dropped_per_epoch
+                if loader.dropped_per_epoch and self.train.mixture is None
                 else ""
             ),
         ]
@@ -97,34 +97,14 @@ class SftData:
                 " template has none)"
             )
         if report.duplicate_rows:
-            lines.append(f"  {report.duplicate_rows:,} rows repeat an earlier one (kept)")
+            lines.append(f"  {repeats_line(report.duplicate_rows, report.duplicates)}")
+        if isinstance(self.train, MixedStore):
+            lines += self.train.lines(loader.steps_per_epoch * loader.global_batch_size)
         lines += [
             f"  {count:,} rows: {reason}"
             for reason, count in {**report.bad_rows, **report.dropped}.items()
         ]
         return lines
-
-
-def data_spec(config: SftConfig) -> DataSpec:
-    """The reading and templating options of a run. Tokenised data is cached in `data.cache_dir`, by
-    default in the run folder."""
-    section = config.data
-    return DataSpec(
-        path=section.path,
-        seq_length=section.seq_length,
-        truncation=section.truncation,
-        read=ReadOptions(
-            format=section.format,
-            revision=section.revision,
-            on_bad_row=section.on_bad_row,
-            system_prompt=section.system_prompt,
-            s1_teacher=section.s1_teacher,
-        ),
-        template=TemplateOptions(
-            reasoning=section.reasoning, response_template=section.response_template
-        ),
-        cache_dir=section.cache_dir or str(Path(config.run_dir) / "data"),
-    )
 
 
 def prepare_data(
@@ -155,8 +135,10 @@ def prepare_data(
             else None
         )
         tokenizer_hash = tokenizer_fingerprint(folder, template)
+        # tokenised data is cached in the run folder unless another place is named
+        cache_dir = config.data.cache_dir or str(Path(config.run_dir) / "data")
         train, held_out = open_train_and_holdout(
-            data_spec(config), config.data.holdout, config.train.seed, tokenizer, tokenizer_hash
+            config.data, cache_dir, config.train.seed, tokenizer, tokenizer_hash
         )
     _check_columns(config, train)
     check_vocabulary(train.largest_token_id, shape, source)
@@ -187,12 +169,12 @@ def _check_columns(config: SftConfig, store: SampleStore) -> None:
     mode = config.train.loss
     if mode in NEEDS_ADVANTAGE and not store.has_advantages:
         raise DataError(
-            f"{config.data.path}: train.loss {mode} needs an `advantage` in every row; "
+            f"{store.report.path}: train.loss {mode} needs an `advantage` in every row; "
             "fix: add the column, or train.loss vanilla"
         )
     if mode in NEEDS_OLD_LOGPROBS and not store.has_old_logprobs:
         raise DataError(
-            f"{config.data.path}: train.loss {mode} needs `logprob` (one number a response token,"
+            f"{store.report.path}: train.loss {mode} needs `logprob` (one number a response token,"
             " end of sequence included) in every row; fix: add the column (`megaladder data"
             " sample` writes it), or train.loss vanilla"
         )

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from megaladder.config.sections.data import Duplicates
 from megaladder.data.chat.turns import ROLES, read_row_fields, read_turn
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.errors import DataError
@@ -54,8 +55,8 @@ class ReadOptions:
     for s1K rows that hold both."""
 
     format: str = "auto"
-    revision: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+    duplicates: Duplicates = "drop"
     system_prompt: str | None = None
     s1_teacher: str | None = None
 
