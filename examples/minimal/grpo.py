@@ -24,8 +24,7 @@ from megaladder.data.chat.stops import stop_token_ids
 from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
 from megaladder.data.prompts import render_prompts
-from megaladder.data.read import BadRowLog
-from megaladder.data.read_problems import ProblemOptions, read_problems
+from megaladder.data.read_problems import read_problems
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossSums
@@ -101,7 +100,7 @@ def open_engine(args: argparse.Namespace, tokenizer: Any) -> Engine:
 def train(args: argparse.Namespace) -> list[float]:
     """Mean reward of each round; a Hugging Face folder in `args.out`."""
     tokenizer, rewards = load_tokenizer(args.model), []
-    problems = read_problems(args.problems, ProblemOptions(), BadRowLog("error"))
+    problems = read_problems(args.problems)
     prompt_ids = render_prompts(problems, tokenizer)
     params = SamplingParams(
         n=args.n,
