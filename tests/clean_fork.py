@@ -12,12 +12,14 @@ and could wait on them for ever. Functions may be closures of a test: they trave
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -53,7 +55,19 @@ def run_in_fork(function: Callable[..., object], *args: Any, **how: Any) -> int:
 
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "megaladder.train.sft", "megaladder.train.grpo"])
+    context.set_forkserver_preload(["preloaded"])
+    before = os.environ.get("PYTHONPATH")
+    # it imports by path alone; children get their environment with what they run
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(TESTS.parent), str(TESTS), before])
+    )
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
     return context
 
 
@@ -92,6 +106,8 @@ def _run(
         traceback.print_exc()
         status = getattr(error, "exit_status", 1)
     finally:
+        # helper processes of this one, such as a writer's manager, end with it
+        multiprocessing.util._exit_function()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver as forkserver_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -20,7 +21,7 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from real_data import REAL_DATA  # noqa: E402
-from waiting import descendants, wait_until  # noqa: E402
+from waiting import adopt_orphans, descendants, wait_until  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -42,14 +43,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     """Fails the session, and names them, when processes that tests started outlive all tests."""
+    adopt_orphans()
     yield
     # these two serve Python's multiprocessing in this process until it ends
-    forkserver._forkserver._stop()
-    resource_tracker._resource_tracker._stop()
+    forkserver, tracker = forkserver_module._forkserver, resource_tracker._resource_tracker
+    servants = {forkserver._forkserver_pid, tracker._pid}
     try:
-        wait_until(lambda: not descendants(), "the end of all child processes", timeout=30)
+        wait_until(
+            lambda: descendants().keys() <= servants, "the end of all child processes", timeout=30
+        )
     except AssertionError:
-        pytest.fail(f"tests left processes behind: {descendants()}")
+        left = {pid: line for pid, line in descendants().items() if pid not in servants}
+        pytest.fail(f"tests left processes behind: {left}")
+    forkserver._stop()
+    tracker._stop()
 
 
 @pytest.fixture(scope="session")

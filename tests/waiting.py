@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 POLL_S = 0.01
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = 240.0) -> None:
@@ -37,6 +40,13 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def adopt_orphans() -> None:
+    """From now on a process whose parent ends becomes this process's child, not init's (Linux), so
+    that `descendants` finds it."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants(pid: int | None = None) -> dict[int, str]:

@@ -16,7 +16,7 @@ from megaladder import parallel
 from megaladder.parallel import Layout
 
 NUM_STEPS = 3
-NUM_SAMPLES = 16
+NUM_SAMPLES = 8
 SEQ_LENGTH = 64
 
 

@@ -64,11 +64,10 @@ class StepCounts(TorchDispatchMode):
 def _asker() -> str:
     """The innermost file of ours on the stack, or the library's."""
     frames = [Path(frame.filename) for frame in traceback.extract_stack()[:-3]]
-    # the environment may lie in the checkout
+    # relative to the checkout, in which the environment may lie
+    places = [frame.relative_to(_ROOT) for frame in frames if frame.is_relative_to(_ROOT)]
     foreign = {"tests", "site-packages"}
-    ours = [
-        frame.name for frame in frames if _ROOT in frame.parents and not foreign & set(frame.parts)
-    ]
+    ours = [place.name for place in places if not foreign & set(place.parts)]
     return ours[-1] if ours else frames[-1].name
 
 

@@ -8,7 +8,7 @@ import json
 import os
 
 import pytest
-from distributed import run_ranks
+from distributed import run_alone, run_ranks
 from tiny_models import build_bare_qwen3
 from train.run_cases import numbers
 
@@ -41,9 +41,11 @@ def _run(folder, worker, cases, head, world_size=1):
     before = dict(os.environ)
     os.environ.update(HEADS[head])
     try:
-        run_ranks(
-            f"train/{worker}.py", world_size, str(folder / "model"), json.dumps(cases), str(out)
-        )
+        arguments = (str(folder / "model"), json.dumps(cases), str(out))
+        if world_size == 1:
+            run_alone(f"train/{worker}.py", *arguments)
+        else:
+            run_ranks(f"train/{worker}.py", world_size, *arguments)
     finally:
         os.environ.clear()
         os.environ.update(before)
