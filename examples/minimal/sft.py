@@ -23,7 +23,7 @@ from megaladder.config.sections.shared import OptimSection
 from megaladder.data.chat.samples import tokenize_batch
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer
-from megaladder.data.convert import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
 from megaladder.data.read import BadRow, BadRowLog
 from megaladder.data.schemas import ExampleReader

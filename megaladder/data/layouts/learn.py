@@ -157,6 +157,7 @@ def from_messages(row: RawRow, options: ReadOptions) -> Example:
 
 
 def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
+    """`prompt` and `completion`, each a text or a list of turns."""
     completion = _string_or_turns(row, "completion", "assistant")
     if completion[0].role != "assistant":
         raise BadRow(
