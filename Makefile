@@ -21,7 +21,7 @@ quickstart: env
 	@PATH=$(VENV)/bin:"$$PATH" bash examples/quickstart.sh
 
 test: env
-	@$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: env
 	@$(RUN) -m pytest -m "slow and not gpu" $(ARGS)
