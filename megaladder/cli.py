@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
-from megaladder.process import ending, last_word, signals
+from megaladder.process import ending, heartbeat, last_word, signals
 
 if TYPE_CHECKING:
     # pydantic is imported when a verb runs
@@ -323,6 +323,9 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
             raise
         return status_of_disk
     finally:
+        heart = heartbeat.of_this_rank()
+        if heart is not None:
+            heart.end()
         if signals.listening():
             signals.ignore()
 

@@ -62,6 +62,12 @@ class StopRequested(RunStopped):
     reason = "signal"
 
 
+class RankLostError(RunStopped):
+    """Another rank of the job was killed, so this one cannot go on."""
+
+    reason = "rank_died"
+
+
 class NonFiniteError(RunStopped):
     """Too many steps in a row whose loss or gradient was not finite."""
 

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from megaladder.errors import ConfigError, DataError
-from megaladder.process import last_word
+from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
 
 FINGERPRINT_PACKAGES = (
@@ -235,6 +235,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(self.path)
             last_word.begin(self.path, writer=True)
+            heartbeat.forget_earlier(self.path)
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
                 f"run_dir {path}: is a file, expected a folder; fix: another run_dir"

@@ -7,7 +7,7 @@ A cell is a run of a tiny model on the CPU that sends itself the signal at that 
 point, never a moment earlier or later): to the process that was started, or to its whole group.
 Printed for each: exit status, whether the last finished step is in a committed checkpoint, and
 seconds from the signal to the end. Expected everywhere: status 3, nothing unsaved. Exit status 1
-when a cell shows anything else.
+when a cell shows anything else. Cells that `OUT/outcomes.jsonl` holds are not run again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import argparse
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megaladder.process.last_word import read
+from megaladder.run_dir import JsonlFile, read_jsonl
 from megaladder.tools.make_tiny_model import TinyModelConfig, write_tiny_model
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -46,6 +49,7 @@ MOMENTS = {
 LAYOUTS = {
     "tp1": (),
     "tp2·pp2": ("--parallel.tp", "2", "--parallel.pp", "2", "--parallel.ranks", "4"),
+    "tp1, vLLM": ("--rollout.engine", "vllm"),
 }
 COMMON = ("--train.max-steps", "40", "--checkpoint.every", "2", "--optim.lr", "1e-3")
 FLAGS = {
@@ -54,12 +58,12 @@ FLAGS = {
         *("--data.holdout", "0.1", "--train.eval-every", "1"),
     ),
     "grpo": (
-        *("--data.seq-length", "256", "--rollout.engine", "fake", "--rollout.n", "4"),
-        *("--rollout.max-tokens", "40", "--grpo.preset", "dr_grpo", "--grpo.prompts-per-step", "3"),
-        *("--reward.workers", "1"),
+        *("--data.seq-length", "256", "--rollout.n", "4", "--rollout.max-tokens", "40"),
+        *("--grpo.preset", "dr_grpo", "--grpo.prompts-per-step", "3", "--reward.workers", "1"),
     ),
 }
 LIMIT_S = 300.0
+OUTCOMES = "outcomes.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +83,34 @@ class Cell:
     @property
     def folder(self) -> str:
         parts = (self.verb, self.layout, self.moment, self.signal, self.target)
-        return "_".join(part.replace(" ", "-").replace("·", "") for part in parts)
+        return "_".join(re.sub(r"\W+", "-", part) for part in parts)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        stand_in = ("--rollout.engine", "fake") if self.verb == "grpo" else ()
+        layout = LAYOUTS[self.layout]
+        return (
+            *COMMON,
+            *FLAGS[self.verb],
+            *(layout if "vLLM" in self.layout else stand_in + layout),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. saved: None where no step was finished yet."""
+    """How a run ended. saved: None where no step was finished yet; reason: its last word; seconds:
+    from the signal, None where the run ended before it."""
 
     status: int
     saved: bool | None
     step: int | None
-    seconds: float
+    reason: str
+    seconds: float | None
 
     @property
     def is_right(self) -> bool:
-        return self.status == 3 and self.saved is not False
+        stopped = self.status == 3 and self.reason.startswith("signal")
+        return stopped and self.saved is not False and self.seconds is not None
 
 
 def main(argv: list[str]) -> int:
@@ -107,15 +124,46 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--moments", nargs="+", default=every, choices=every)
     asked = parser.parse_args(argv)
     prepare(asked.out)
-    outcomes = {}
-    for verb, layout in itertools.product(asked.verbs, asked.layouts):
-        moments = [moment for moment in MOMENTS[verb] if moment in asked.moments]
-        for moment, name, target in itertools.product(moments, asked.signals, asked.targets):
-            cell = Cell(verb, layout, moment, name, target)
+    outcomes = measured(asked.out)
+    wanted = [cell for cell in all_cells() if _is_asked(cell, asked)]
+    for cell in wanted:
+        if cell not in outcomes:
             outcomes[cell] = run(cell, asked.out)
+            note(cell, outcomes[cell], asked.out)
             print(f"{cell.folder}: {outcomes[cell]}", file=sys.stderr, flush=True)
-    print("\n".join(table(outcomes)))
-    return 0 if all(outcome.is_right for outcome in outcomes.values()) else 1
+    found = {cell: outcomes[cell] for cell in wanted}
+    print("\n".join(table(found)))
+    return 0 if all(outcome.is_right for outcome in found.values()) else 1
+
+
+def all_cells() -> Iterator[Cell]:
+    for layout, verb in itertools.product(LAYOUTS, MOMENTS):
+        if verb == "sft" and "vLLM" in layout:
+            continue
+        for moment, name, target in itertools.product(MOMENTS[verb], SIGNALS, TARGETS):
+            yield Cell(verb, layout, moment, name, target)
+
+
+def _is_asked(cell: Cell, asked: argparse.Namespace) -> bool:
+    return (
+        cell.verb in asked.verbs
+        and cell.layout in asked.layouts
+        and cell.moment in asked.moments
+        and cell.signal in asked.signals
+        and cell.target in asked.targets
+    )
+
+
+def measured(out: Path) -> dict[Cell, Outcome]:
+    """The cells that earlier calls have measured."""
+    path = out / OUTCOMES
+    rows = read_jsonl(path) if path.is_file() else ()
+    return {Cell(**row["cell"]): Outcome(**row["outcome"]) for row in rows}
+
+
+def note(cell: Cell, outcome: Outcome, out: Path) -> None:
+    with JsonlFile(out / OUTCOMES) as file:
+        file.append({"cell": asdict(cell), "outcome": asdict(outcome)})
 
 
 def prepare(out: Path) -> None:
@@ -129,18 +177,18 @@ def prepare(out: Path) -> None:
     data = out / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if not (out / "model" / "config.json").is_file():
-        write_tiny_model(
-            TinyModelConfig(data=str(data), out=str(out / "model"), hidden=32, layers=2, ffn=64)
-        )
+        sizes = {"hidden": 64, "heads": 2, "kv_heads": 2, "layers": 2, "ffn": 64}
+        write_tiny_model(TinyModelConfig(data=str(data), out=str(out / "model"), **sizes))
 
 
 def run(cell: Cell, out: Path) -> Outcome:
     """One run, from its start to its end."""
     folder = out / cell.folder
+    shutil.rmtree(folder, ignore_errors=True)
     command = [
         *(sys.executable, "-m", "megaladder", cell.verb, "--run-dir", str(folder)),
         *("--model.path", str(out / "model"), "--data.path", str(out / "data.jsonl")),
-        *(*COMMON, *FLAGS[cell.verb], *LAYOUTS[cell.layout]),
+        *cell.flags,
     ]
     environ = {**os.environ, "MEGALADDER_FAULT": cell.fault, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
@@ -152,16 +200,17 @@ def run(cell: Cell, out: Path) -> Outcome:
         start_new_session=True,
     )
     assert child.stderr is not None
-    signalled = time.monotonic()
+    signalled = None
     with (out / f"{cell.folder}.stderr").open("w") as log:
         for line in child.stderr:
             log.write(line)
             if line.startswith("fault point "):
                 signalled = time.monotonic()
     status = child.wait(LIMIT_S)
-    word = read(folder) or {"saved": None, "step": None}
+    seconds = None if signalled is None else time.monotonic() - signalled
+    word = read(folder) or {"saved": None, "step": None, "reason": "none"}
     saved = None if word["step"] is None else bool(word["saved"])
-    return Outcome(status, saved, word["step"], time.monotonic() - signalled)
+    return Outcome(status, saved, word["step"], word["reason"], seconds)
 
 
 def table(outcomes: dict[Cell, Outcome]) -> Iterator[str]:
@@ -177,7 +226,9 @@ def table(outcomes: dict[Cell, Outcome]) -> Iterator[str]:
 
 def _in_words(outcome: Outcome) -> str:
     saved = {None: "no step yet", True: f"step {outcome.step} saved", False: "NOT SAVED"}
-    return f"{outcome.status}, {saved[outcome.saved]}, {outcome.seconds:.1f} s"
+    after = "NOT REACHED" if outcome.seconds is None else f"{outcome.seconds:.1f} s"
+    wrong = "" if outcome.is_right else f" ({outcome.reason})"
+    return f"{outcome.status}, {saved[outcome.saved]}, {after}{wrong}"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from megaladder.errors import MegaladderError
 from megaladder.process import last_word
+from megaladder.process.heartbeat import killed_rank_behind
 from megaladder.process.last_word import Ending
 from megaladder.process.ranks import LAUNCHER_PID, leave_status, may_speak
 from megaladder.process.storage import storage_error
@@ -39,9 +40,9 @@ def of_error(error: MegaladderError) -> int:
 
 
 def of_bug(error: BaseException) -> int | None:
-    """The status of any other exception when a disk is behind it (said in words), else None: then
-    it is a bug, whose traceback has to be seen."""
-    words = storage_error(error)
+    """The status of any other exception when a disk or a killed rank is behind it (said in words),
+    else None: then it is a bug, whose traceback has to be seen."""
+    words = storage_error(error) or killed_rank_behind(error)
     if words is not None:
         return of_error(words)
     last_word.leave(Ending("bug", BUG, f"{type(error).__name__}: {error}"))

@@ -2,31 +2,52 @@
 
 A file that stands still means a process that does (stopped, or stuck with Python's lock held); one
 that moves tells what the rank's main thread is doing and since when. The launcher's ranks write
-into its temporary folder, those of torchrun and Slurm into the run folder.
+into its temporary folder, those of torchrun and Slurm into the run folder. A rank that ends in any
+way but a kill takes its file away: one whose process is gone while its file is there was killed.
+Those that live on then hang, or fail in a collective with what looks like a bug of theirs; our
+launcher notices a killed rank itself, under torchrun and Slurm the other ranks have to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megaladder.errors import RankLostError
 from megaladder.process import last_word
-from megaladder.process.ranks import host, rank_from_env
+from megaladder.process.last_word import Ending
+from megaladder.process.ranks import LAUNCHER_PID, host, process_start, rank_from_env
 
 FOLDER_VARIABLE = "MEGALADDER_HEARTBEATS"
 FOLDER = ".heartbeats"  # in the run folder
 PERIOD_S = 1.0
 SILENT_S = 5.0  # several periods, for a loaded machine
+# a killed process is gone a moment after its connections
+GONE_S = 1.0
+# from there to the end of a rank that its collective does not let go
+HANGS_ON_S = 10.0
+_POLL_S = 0.05
+# how gloo, NCCL and their store say that the other side is gone
+_BROKEN_CONNECTION = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited or there was a network error",
+    "ncclRemoteError",
+    "failed to recv, got 0 bytes",
+)
 _SIZE = 1024  # always the same: rewriting it needs no room on a full disk
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
     """What one rank said last. turns: how often it went on to something new; doing_s: seconds that
-    it has been doing this; silent_s: seconds since it wrote, by the file system's clock."""
+    it has been doing this; parent: the process that started it; silent_s: seconds since it wrote,
+    by the file system's clock."""
 
     rank: int
     host: str
@@ -38,6 +59,7 @@ class Beat:
     step: int | None
     saved_step: int | None
     number: int
+    parent: int
     silent_s: float = 0.0
 
     def __str__(self) -> str:
@@ -53,12 +75,15 @@ def beat_folder(run: Path) -> Path | None:
 
 
 class Heartbeat:
-    """Writes this rank's file."""
+    """Writes this rank's file. One a process."""
 
     def __init__(self, run: Path, timeout_s: float) -> None:
         self._run, self._timeout_s = run, timeout_s
         self._doing, self._turns, self._number = "starting", 0, 0
         self._since = time.monotonic()
+        self._ended = False
+        global _mine
+        _mine = self
 
     def turn(self, doing: str) -> None:
         """The main thread goes on to something new."""
@@ -69,7 +94,7 @@ class Heartbeat:
     def write(self) -> None:
         """One sign of life. A folder that cannot be written is none of its business."""
         folder = beat_folder(self._run)
-        if folder is None:
+        if folder is None or self._ended:
             return
         self._number += 1
         raw = json.dumps(asdict(self._now())).encode()[:_SIZE].ljust(_SIZE)
@@ -82,6 +107,20 @@ class Heartbeat:
                 os.close(descriptor)
         except OSError:
             return
+
+    def end(self) -> None:
+        """This rank ends in good order."""
+        self._ended = True
+        folder = beat_folder(self._run)
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                _file(folder, rank_from_env()).unlink()
+
+    def lost(self) -> Beat | None:
+        """A rank of this machine and this start that was killed."""
+        here, parent = host(), os.getppid()
+        ours = [beat for beat in self.others() if (beat.host, beat.parent) == (here, parent)]
+        return next((beat for beat in ours if process_start(beat.pid) is None), None)
 
     def others(self) -> list[Beat]:
         """What the other ranks said last, as far as it can be read."""
@@ -104,7 +143,23 @@ class Heartbeat:
             step=last_word.finished_step(),
             saved_step=last_word.saved_step(),
             number=self._number,
+            parent=os.getppid(),
         )
+
+
+_mine: Heartbeat | None = None
+
+
+def of_this_rank() -> Heartbeat | None:
+    """None in a process that is no rank of a training run."""
+    return _mine
+
+
+def forget_earlier(run: Path) -> None:
+    """Removes what an earlier start left in the run folder. By the holder of its lock; ranks of
+    this start that were faster write theirs again within `PERIOD_S`."""
+    for path in (run / FOLDER).glob("rank_*.json"):
+        path.unlink(missing_ok=True)
 
 
 def read_beats(folder: Path) -> list[Beat]:
@@ -133,3 +188,37 @@ def suspect(mine: Beat, others: list[Beat]) -> Beat | None:
 
 def _file(folder: Path, rank: int) -> Path:
     return folder / f"rank_{rank}.json"
+
+
+def killed_rank_behind(error: BaseException) -> RankLostError | None:
+    """The error in words when a killed rank is behind it, else None."""
+    heart = _mine
+    if heart is None or os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    deadline = time.monotonic() + GONE_S
+    while (peer := heart.lost()) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    broken = any(words in said for words in _BROKEN_CONNECTION)
+    if peer is None and not broken:
+        return None
+    lost = RankLostError(killed_in_words(peer))
+    lost.told_elsewhere = LAUNCHER_PID in os.environ or last_word.said_by_others() is not None
+    if peer is not None:
+        leave_killed_word(peer)
+    return lost
+
+
+def leave_killed_word(peer: Beat) -> None:
+    """The run's last word, unless it has one."""
+    last_word.leave(Ending("rank_died", 3, killed_in_words(peer), peer.rank, peer.host))
+
+
+def killed_in_words(peer: Beat | None) -> str:
+    """What happened, and the way out."""
+    who = "another rank, on another machine," if peer is None else f"rank {peer.rank}"
+    last = f" (process {peer.pid} on {peer.host}; last seen {peer.doing})" if peer else ""
+    return (
+        f"{who} was killed{last}; fix: start the same command again, it resumes from the last"
+        " committed checkpoint"
+    )

@@ -6,7 +6,7 @@
 reason is `running` from the moment the folder is locked; the first ending replaces it, whoever
 sees it: the run itself, a rank's watchdog, or the launcher for a rank that was killed. One that
 still says `running` while process `pid` on `host` is gone was ended by SIGKILL or a power cut.
-`saved`: no finished step is missing from the newest committed checkpoint. Steps are null before the
+`truth` says so; the next start does in its log. `saved`: no finished step is missing from the newest committed checkpoint. Steps are null before the
 first one.
 """
 
@@ -22,10 +22,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megaladder.process.ranks import attempt, host, rank_from_env
+from megaladder.process.ranks import attempt, host, process_start, rank_from_env
 
 NAME = "last_word.json"
 RUNNING = "running"
+KILLED = "killed"
+# reason -> words; the steps follow
+REASONS = {
+    "finished": "finished",
+    "signal": "stopped by a signal",
+    "signal_at_start": "stopped by a signal while it started",
+    "interrupted": "ended by a second Ctrl-C",
+    "hang": "a rank hung",
+    "rank_died": "a rank was killed",
+    "rank_failed": "a rank failed",
+    "storage": "the disk failed",
+    "engine": "the engine was lost",
+    "not_finite": "numbers were not finite",
+    "stopped": "stopped itself",
+    "input": "refused its input",
+    "bug": "a bug",
+    RUNNING: "running",
+    KILLED: "killed without a word, or a power cut",
+}
+_OF_A_RANK = ("hang", "rank_died", "rank_failed")
 
 
 @dataclass
@@ -33,6 +53,7 @@ class _Progress:
     folder: Path | None = None
     step: int | None = None
     saved_step: int | None = None
+    before: dict[str, Any] | None = None
 
 
 _run = _Progress()
@@ -56,6 +77,7 @@ def begin(folder: Path, *, writer: bool) -> None:
     global _run
     _run = _Progress(folder)
     if writer:
+        _run.before = read(folder)
         _write(folder, {"reason": RUNNING, "status": None, "message": "", **_here()})
 
 
@@ -68,6 +90,18 @@ def note_saved(step: int) -> None:
     """A committed checkpoint holds `step`: it was saved, or resumed from."""
     _run.saved_step = step
     _run.step = max(step, _run.step or 0)
+
+
+def start_before() -> dict[str, Any] | None:
+    """The last word of the start before this one, where this process holds the folder's lock."""
+    return _run.before
+
+
+def said_by_others() -> dict[str, Any] | None:
+    """The word that this start has left already, None while it is running."""
+    found = read(_run.folder) if _run.folder is not None else None
+    ended = found is not None and found["reason"] != RUNNING and found["attempt"] == attempt()
+    return found if ended else None
 
 
 def finished_step() -> int | None:
@@ -110,6 +144,18 @@ def read(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "reason" in found and "attempt" in found else None
 
 
+def truth(folder: Path) -> dict[str, Any] | None:
+    """`read`, for a reader who was not there: `killed` where it says `running` and the process that
+    wrote it is gone from this machine. Its steps are then those of the folder."""
+    word = read(folder)
+    if word is None or word["reason"] != RUNNING or word["host"] != host():
+        return word
+    if word.get("started") is None or process_start(word["pid"]) == word["started"]:
+        return word
+    kept = committed_step(folder, sys.maxsize)
+    return {**word, "reason": KILLED, "status": 3, "saved": False, "saved_step": kept}
+
+
 def committed_step(folder: Path, last: int | None) -> int | None:
     """The newest committed step up to `last`, from the folder itself: for a process that is gone,
     whose own word may be a moment old."""
@@ -119,6 +165,18 @@ def committed_step(folder: Path, last: int | None) -> int | None:
         if path.parent.name.removeprefix("step_").isdigit()
     ]
     return max((step for step in found if last is not None and step <= last), default=None)
+
+
+def how_it_ended(word: dict[str, Any]) -> str:
+    """One phrase for people, with the steps where they matter."""
+    how = REASONS.get(word["reason"], word["reason"])
+    if word["reason"] in ("finished", RUNNING):
+        return how
+    if word["reason"] == KILLED:
+        kept = "nothing" if word["saved_step"] is None else f"step {word['saved_step']}"
+        return f"{how}; {kept} is saved"
+    where = f" (rank {word['rank']} on {word['host']})" if word["reason"] in _OF_A_RANK else ""
+    return f"{how}{where}; {in_words(word)}"
 
 
 def in_words(word: dict[str, Any]) -> str:
@@ -139,6 +197,7 @@ def _here() -> dict[str, Any]:
         "rank": rank_from_env(),
         "host": host(),
         "pid": os.getpid(),
+        "started": process_start(os.getpid()),
         "attempt": attempt(),
         "time": _now(),
     }
@@ -165,12 +224,12 @@ def _write(folder: Path, word: dict[str, Any]) -> None:
 
 def main(folder: str) -> int:
     """`python -m megaladder.process.last_word RUN_DIR`: one line for job scripts."""
-    word = read(Path(folder))
+    word = truth(Path(folder))
     if word is None:
         print(f"{folder}: none")
         return 2
     where = f"rank {word['rank']} on {word['host']}, {word['time']}"
-    print(f"{word['reason']}, status {word['status']}, {in_words(word)} ({where})")
+    print(f"{word['reason']}, status {word['status']}: {how_it_ended(word)} ({where})")
     return 0
 
 

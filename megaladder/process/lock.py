@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from megaladder.errors import ConfigError
-from megaladder.process.ranks import host
+from megaladder.process.ranks import host, process_start
 
 HELD = (errno.EAGAIN, errno.EACCES)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -154,7 +154,7 @@ def _myself() -> dict[str, object]:
         "pid": os.getpid(),
         "host": host(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "started": _start_of(os.getpid()),
+        "started": process_start(os.getpid()),
     }
 
 
@@ -174,13 +174,5 @@ def _read_holder(path: Path) -> dict[str, object]:
 def _is_dead(holder: dict[str, object], age_s: float) -> bool:
     """On our machine we look at the process, elsewhere at the guard's age."""
     if holder["host"] == host() and holder["started"] is not None:
-        return _start_of(holder["pid"]) != holder["started"]
+        return process_start(holder["pid"]) != holder["started"]
     return age_s > STALE_S
-
-
-def _start_of(pid: object) -> str | None:
-    """When a process started, in the kernel's ticks: a pid that is used again has another one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except (OSError, IndexError):
-        return None

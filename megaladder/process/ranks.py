@@ -17,6 +17,16 @@ FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
 LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
 
 
+def process_start(pid: object) -> str | None:
+    """When a process of this machine started, in the kernel's ticks: a pid that is used again has
+    another one. None: it is gone, or only waits to be collected by its parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
 def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
     """True in a process that torchrun, Slurm's torchrun, or `launch_local` started."""
     return "RANK" in environ and "WORLD_SIZE" in environ

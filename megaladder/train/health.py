@@ -14,10 +14,10 @@ from typing import NoReturn
 
 from megaladder import parallel
 from megaladder.errors import NonFiniteError, StopRequested
-from megaladder.process import ending, last_word, signals
+from megaladder.process import ending, heartbeat, last_word, signals
 from megaladder.process.heartbeat import PERIOD_S, SILENT_S, Beat, Heartbeat, suspect
 from megaladder.process.last_word import Ending
-from megaladder.process.ranks import leave_status
+from megaladder.process.ranks import LAUNCHER_PID, leave_status
 
 
 class StopSignals:
@@ -85,7 +85,7 @@ class Watchdog:
     not hold the machine.
 
     Every second it gives a sign of life (`process.heartbeat`), by which the others of a rank that
-    hangs name it. At the end it prints every thread's stack, names the rank that the others wait
+    hangs name it, and looks for ranks that were killed, where no launcher of ours does. At the end it prints every thread's stack, names the rank that the others wait
     for, leaves the run's last word and exits with status 3; the launcher ends the other ranks.
     """
 
@@ -93,6 +93,7 @@ class Watchdog:
         self._timeout_s = self._patience_s = timeout_s
         self._doing, self._since = "starting", time.monotonic()
         self._done = threading.Event()
+        self._lost_since: float | None = None
         self._heart = Heartbeat(Path(run_dir), timeout_s)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -104,27 +105,45 @@ class Watchdog:
         self._heart.turn(doing)
 
     def stop(self) -> None:
+        """All is done: the process may end at any time."""
         self._done.set()
+        self._heart.end()
 
     def _watch(self) -> None:
         while not self._done.wait(min(PERIOD_S, self._timeout_s / 4)):
             self._heart.write()
             silent_s = time.monotonic() - self._since
             if silent_s > self._patience_s:
-                self._give_up(silent_s)
+                self._give_up(*self._hang(silent_s))
+            if LAUNCHER_PID not in os.environ:
+                self._look_for_killed()
 
-    def _give_up(self, silent_s: float) -> NoReturn:
+    def _look_for_killed(self) -> None:
+        """Says at once that a rank was killed; ends this one when its collective does not."""
+        peer = self._heart.lost()
+        if peer is None:
+            return
+        if self._lost_since is None:
+            self._lost_since = time.monotonic()
+            heartbeat.leave_killed_word(peer)
+        if time.monotonic() - self._lost_since > heartbeat.HANGS_ON_S:
+            self._give_up(heartbeat.killed_in_words(peer), "rank_died", peer)
+
+    def _hang(self, silent_s: float) -> tuple[str, str, Beat | None]:
         guilty = suspect(self._heart.mine(), self._heart.others())
         text = (
             f"rank {parallel.rank_from_env()} made no progress for {silent_s:.0f} s while"
             f" {self._doing} (train.timeout_s); {_blame(guilty)}"
         )
+        way_out = "start the same command again, it resumes from the last checkpoint"
+        return f"{text}; fix: {way_out}", "hang", guilty
+
+    def _give_up(self, text: str, reason: str, guilty: Beat | None) -> NoReturn:
         ranked = (guilty.rank, guilty.host) if guilty else (None, None)
-        last_word.leave(Ending("hang", ending.RESUMABLE, text, *ranked))
+        last_word.leave(Ending(reason, ending.RESUMABLE, text, *ranked))
         if leave_status(ending.RESUMABLE):
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            way_out = "start the same command again, it resumes from the last checkpoint"
-            print(f"megaladder: {text}; fix: {way_out}", file=sys.stderr, flush=True)
+            print(f"megaladder: {text}", file=sys.stderr, flush=True)
         os._exit(ending.RESUMABLE)
 
 

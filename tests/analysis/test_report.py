@@ -359,6 +359,21 @@ def test_missing_parts_are_named_not_invented(verb, folders, tmp_path):
     )
 
 
+def test_each_run_says_how_it_ended(verb, folders, tmp_path):
+    word = {"attempt": "1", "rank": 1, "host": "node7", "step": 8, "saved_step": 6, "saved": False}
+    word |= {"reason": "rank_died", "status": 3, "message": "rank 1 was killed <b>now</b>"}
+    (folders[0] / "last_word.json").write_text(json.dumps(word))
+    text, rows = build(verb, tmp_path, *folders)
+    shown = html.unescape(text)
+    assert (
+        "a rank was killed (rank 1 on node7); step 8 was finished, step 6 is saved" in shown
+        and "no last_word.json" in shown  # the other run
+        and "sft-a: rank 1 was killed &lt;b&gt;now" in text
+    )
+    statuses = [row for row in rows if row["x"] == "exit status"]
+    assert [(row["series"], row["y"]) for row in statuses] == [("sft-a", "3"), ("grpo-b", "")]
+
+
 def test_a_running_runs_torn_line_is_a_note_a_broken_one_an_error(verb, folders, tmp_path):
     metrics = folders[0] / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes() + b'{"step": 9, "lo')

@@ -155,6 +155,23 @@ def test_a_killed_rank_is_named(sft, tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_under_torchrun_is_the_last_word(sft, tmp_path, rank) -> None:
+    """Nobody but the other rank is there to write it."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "-m", "megaladder"]
+    command = [*torchrun, *sft.command(tmp_path / "run", *TWO_RANKS)[3:]]
+    env = environment() | {"MEGALADDER_FAULT": f"update:6:SIGKILL@rank{rank}"}
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    word = read(tmp_path / "run")
+    assert (word["reason"], word["status"], word["rank"]) == ("rank_died", 3, rank), done.stderr
+    assert (word["step"], word["saved_step"], word["saved"]) == (5, 4, False)
+    assert f"megaladder: rank {rank} was killed (process" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once_and_tears_nothing(sft, tmp_path) -> None:
     """The rank stands still, so the first Ctrl-C cannot be answered."""
     run = tmp_path / "run"

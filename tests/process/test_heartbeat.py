@@ -11,7 +11,9 @@ from megaladder.process.heartbeat import FOLDER_VARIABLE, Beat, Heartbeat, read_
 
 
 def beat(rank: int, turns: int = 5, silent_s: float = 0.5) -> Beat:
-    return Beat(rank, "node", 100 + rank, "training step 5", turns, 2.0, 30.0, 4, 4, 1, silent_s)
+    return Beat(
+        rank, "node", 100 + rank, "training step 5", turns, 2.0, 30.0, 4, 4, 1, 99, silent_s
+    )
 
 
 def test_the_silent_rank_is_named_first() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megaladder.process import last_word
@@ -83,5 +85,19 @@ def test_one_line_for_job_scripts(tmp_path, capsys) -> None:
     assert last_word.main(str(tmp_path)) == 0
     said = capsys.readouterr().out.splitlines()[1]
     assert said.startswith(
-        "storage, status 3, step 7 was finished, nothing is saved (rank 1 on node7, "
+        "storage, status 3: the disk failed; step 7 was finished, nothing is saved (rank 1 on"
     )
+
+
+def test_running_is_killed_for_a_reader_when_its_process_is_gone(tmp_path) -> None:
+    (tmp_path / "checkpoints" / "step_4").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_4" / "COMMITTED").touch()
+    last_word.begin(tmp_path, writer=True)
+    assert last_word.truth(tmp_path) == last_word.read(tmp_path)
+    found = last_word.read(tmp_path)
+    (tmp_path / "last_word.json").write_text(json.dumps({**found, "started": "1"}))
+    truth = last_word.truth(tmp_path)
+    assert (truth["reason"], truth["status"], truth["saved_step"]) == ("killed", 3, 4)
+    assert "killed without a word, or a power cut; step 4 is saved" in last_word.how_it_ended(truth)
+    (tmp_path / "last_word.json").write_text(json.dumps({**found, "host": "node7", "started": "1"}))
+    assert last_word.truth(tmp_path)["reason"] == "running"  # cannot be seen from here

@@ -9,6 +9,8 @@ import pytest
 from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
 
+from megaladder.process import last_word
+
 SMALL = (
     "--data.seq-length 128 --train.global-batch-size 8 --train.epochs 10 --optim.lr 1e-2"
     " --checkpoint.every 2 --checkpoint.keep-last 20"
@@ -104,6 +106,13 @@ def test_rows_that_a_power_cut_took_are_told(run):
     (run.folder / "metrics.jsonl").write_text(rows[0] + rows[3])
     assert run("--train.max-steps", "5") == 0
     assert "no rows of steps 2–3" in run.said
+
+
+def test_a_start_that_was_killed_without_a_word_is_told_by_the_next(run):
+    assert run("--train.max-steps", "4", fault="update:3:SIGKILL") == -9
+    assert last_word.truth(run.folder)["reason"] == "killed"
+    assert run("--train.max-steps", "4") == 0 and "ended without a last word" in run.said
+    assert run("--train.max-steps", "6") == 0 and "ended without a last word" not in run.said
 
 
 def test_progress_is_updates_not_checkpoints(run):

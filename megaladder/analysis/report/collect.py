@@ -25,6 +25,7 @@ from megaladder.analysis.samples import (
 from megaladder.analysis.studies.compute import read_config
 from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
 from megaladder.errors import DataError
+from megaladder.process import last_word
 
 METRIC_FILES = ("metrics.jsonl", "held_out.jsonl")
 ROLLOUT_FILE = re.compile(r"step_(\d+)\.jsonl")
@@ -42,7 +43,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by
 @dataclass(frozen=True)
 class TrainRun:
     """A training run folder. `rows` are the objects of metrics.jsonl, by step; `rollouts` maps step
-    → file."""
+    → file; `last_word`: how its latest start ended, None where nothing says so."""
 
     name: str
     path: Path
@@ -50,6 +51,7 @@ class TrainRun:
     fingerprint: dict[str, Any]
     rows: list[dict[str, Any]]
     rollouts: dict[int, Path]
+    last_word: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,10 @@ def _add_run(inputs: Inputs, path: Path) -> None:
         and (path / "config.yaml").is_file()
         and not any(path.glob("**/samples_*.jsonl"))
     ):
+        word = last_word.truth(path)
         inputs.notes.append(
-            f"{path}: has a config.yaml but no metrics.jsonl yet (no step was finished)."
+            f"{path}: has a config.yaml but no metrics.jsonl yet (no step was finished)"
+            + (f"; {last_word.how_it_ended(word)}." if word else ".")
         )
     for folder in folders:
         rows: dict[int, dict[str, Any]] = {}
@@ -186,6 +190,7 @@ def _add_run(inputs: Inputs, path: Path) -> None:
                 read_object(folder / "fingerprint.json"),
                 [rows[s] for s in sorted(rows)],
                 rollouts,
+                last_word.truth(folder),
             )
         )
 
@@ -258,6 +263,7 @@ def _name_apart(inputs: Inputs) -> None:
                 r.fingerprint,
                 r.rows,
                 r.rollouts,
+                r.last_word,
             )
             if names.count(r.name) > 1
             else r

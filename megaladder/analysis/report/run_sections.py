@@ -12,6 +12,7 @@ from megaladder.analysis.report.svg import Chart, Series
 from megaladder.analysis.samples import flatten
 from megaladder.analysis.studies.compute import read_compute
 from megaladder.analysis.tables import Warnings
+from megaladder.process import last_word
 
 LEARNING = (
     "loss",
@@ -91,6 +92,7 @@ def runs_section(inputs: Inputs) -> Section:
     )
     if inputs.runs:
         section.blocks.append(_runs_table(inputs))
+        section.blocks += _unfinished(inputs)
     protocols = [(item, item.protocol) for item in inputs.evals]
     if protocols:
         section.blocks.append(_protocol_table(protocols))
@@ -126,21 +128,31 @@ def _runs_table(inputs: Inputs) -> Table:
             number(cost.get("flops"), ".3g"),
             number(cost.get("gpu_hours"), ".3g"),
             number(last, ".4f"),
+            last_word.how_it_ended(run.last_word) if run.last_word else "no last_word.json",
         ]
         rows.append([*cells, settings or "no config.yaml"])
-        for name, value in {**cost, "last loss": last, "steps": float(steps)}.items():
+        status = run.last_word["status"] if run.last_word else None
+        values = {"last loss": last, "steps": float(steps), "exit status": status}
+        for name, value in {**cost, **values}.items():
             numbers.append(CsvRow("runs", "training runs", run.name, name, value))
     caption = (
         "Tokens through the model; FLOPs = 6 · parameters · tokens where the parameter count is"
         " known; GPU-hours = seconds · ranks."
     )
     return Table(
-        ("run", "steps", "tokens", "FLOPs", "GPU-hours", "last loss", "settings"),
+        ("run", "steps", "tokens", "FLOPs", "GPU-hours", "last loss", "ended", "settings"),
         rows,
         caption,
         numbers,
         frozenset({1, 2, 3, 4, 5}),
     )
+
+
+def _unfinished(inputs: Inputs) -> list[Block]:
+    """The own words of runs that did not come to their end."""
+    words = ((run.name, run.last_word) for run in inputs.runs)
+    lines = [f"{name}: {word['message']}" for name, word in words if word and word["status"]]
+    return [Prose(lines, as_list=True)] if lines else []
 
 
 def _protocol_table(protocols: list[tuple[EvalResult, dict[str, Any]]]) -> Table:

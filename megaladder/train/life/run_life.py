@@ -29,6 +29,7 @@ from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
 from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
+from megaladder.process import last_word
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity
@@ -128,6 +129,12 @@ class RunLife:
         self._guard.skipped = saved.get("skipped_steps", [])
 
     def _tell_start(self, start: Start, changes: Sequence[str]) -> None:
+        before = last_word.start_before()
+        if before is not None and before["reason"] == last_word.RUNNING:
+            self.log.warn(
+                f"the start of {before['time']} ended without a last word: all of it was killed, or"
+                " a power cut"
+            )
         for note in start.notes:
             self.log.warn(note)
         if changes:
