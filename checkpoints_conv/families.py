@@ -1,9 +1,8 @@
-"""Model families as name tables: which HF tensors each megatron-core parameter is made of.
+"""A model's name table: which HF tensors each megatron-core parameter is made of.
 
-How to add a family: write its table of `Rule`s, list it in `FAMILIES` under the model_type of its
-config.json, let `model.hf_config` accept that type, and add a tiny random model of it to
-tests/checkpoints_conv/conv_models.py: the whole grid of tests then runs on it. `*` in a name is the
-layer index. A name that no rule mentions is an error, on either side: nothing is dropped silently.
+What the tensors of a family are called stands in megaladder/model/families/table.py, by role; here
+a role becomes a megatron-core parameter and the way in which tensor parallelism cuts it. A name
+that no role mentions is an error, on either side: nothing is dropped silently.
 
 Megatron names are those of the Transformer Engine spec, which are also the keys of a
 dist_checkpointing folder (there without the layer index: layers are stacked). The portable spec has
@@ -24,8 +23,10 @@ from typing import Any, Protocol
 import torch
 
 from megaladder.checkpoints_conv.mapping import (
+    ColumnParallel,
     FusedQKV,
     GatedMLP,
+    GroupedQKV,
     Mapping,
     Replicated,
     RowParallel,
@@ -33,7 +34,7 @@ from megaladder.checkpoints_conv.mapping import (
     TensorReader,
     Vocabulary,
 )
-from megaladder.errors import ConversionError, ModelError
+from megaladder.errors import ConversionError
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.source import RandomTensors
 
@@ -61,10 +62,6 @@ def _norm(names: tuple[str, ...], d: ModelShape) -> Mapping:
     return Replicated(names, ((d.hidden_size,),))
 
 
-def _head_norm(names: tuple[str, ...], d: ModelShape) -> Mapping:
-    return Replicated(names, ((d.head_dim,),))
-
-
 def _vocabulary(names: tuple[str, ...], d: ModelShape) -> Mapping:
     return Vocabulary(names, ((d.vocab_size, d.hidden_size),))
 
@@ -78,13 +75,33 @@ def _qkv_rows(d: ModelShape) -> tuple[int, int, int]:
 
 
 def _qkv_weight(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    rows = _qkv_rows(d) if len(names) == 3 else (sum(_qkv_rows(d)),)
     return FusedQKV(
-        names, tuple((rows, d.hidden_size) for rows in _qkv_rows(d)), d.num_query_groups, d.head_dim
+        names, tuple((count, d.hidden_size) for count in rows), d.num_query_groups, d.head_dim
     )
+
+
+def _grouped_qkv(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return GroupedQKV(names, ((sum(_qkv_rows(d)), d.hidden_size),), d.num_query_groups)
 
 
 def _qkv_bias(names: tuple[str, ...], d: ModelShape) -> Mapping:
     return FusedQKV(names, tuple((rows,) for rows in _qkv_rows(d)), d.num_query_groups, d.head_dim)
+
+
+def _q_norm(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return _qk_norm(names, d, d.num_attention_heads)
+
+
+def _k_norm(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return _qk_norm(names, d, d.num_query_groups)
+
+
+def _qk_norm(names: tuple[str, ...], d: ModelShape, heads: int) -> Mapping:
+    """One head's weights on every rank, or those of all heads, split with them."""
+    if d.qk_norm == "head":
+        return Replicated(names, ((d.head_dim,),))
+    return ColumnParallel(names, ((heads * d.head_dim,),))
 
 
 def _attention_out(names: tuple[str, ...], d: ModelShape) -> Mapping:
@@ -92,7 +109,8 @@ def _attention_out(names: tuple[str, ...], d: ModelShape) -> Mapping:
 
 
 def _gate_up(names: tuple[str, ...], d: ModelShape) -> Mapping:
-    return GatedMLP(names, ((d.ffn_hidden_size, d.hidden_size), (d.ffn_hidden_size, d.hidden_size)))
+    rows = 2 * d.ffn_hidden_size // len(names)
+    return GatedMLP(names, ((rows, d.hidden_size),) * len(names))
 
 
 def _down(names: tuple[str, ...], d: ModelShape) -> Mapping:
@@ -101,73 +119,38 @@ def _down(names: tuple[str, ...], d: ModelShape) -> Mapping:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of a family's table."""
+    """What a role is to megatron-core."""
 
     megatron: str
     build: Builder
-    hf: tuple[str, ...]
 
 
-def _qkv(suffix: str) -> tuple[str, ...]:
-    return tuple(f"model.layers.*.self_attn.{part}_proj.{suffix}" for part in "qkv")
-
-
-_EMBEDDING = Rule("embedding.word_embeddings.weight", _vocabulary, ("model.embed_tokens.weight",))
-_OUTPUT = Rule("output_layer.weight", _vocabulary, ("lm_head.weight",))
-_FINAL_NORM = Rule("decoder.final_layernorm.weight", _norm, ("model.norm.weight",))
-_LAYER = (
-    Rule(
-        "decoder.layers.*.self_attention.linear_qkv.layer_norm_weight",
-        _norm,
-        ("model.layers.*.input_layernorm.weight",),
-    ),
-    Rule("decoder.layers.*.self_attention.linear_qkv.weight", _qkv_weight, _qkv("weight")),
-    Rule(
-        "decoder.layers.*.self_attention.linear_proj.weight",
-        _attention_out,
-        ("model.layers.*.self_attn.o_proj.weight",),
-    ),
-    Rule(
-        "decoder.layers.*.mlp.linear_fc1.layer_norm_weight",
-        _norm,
-        ("model.layers.*.post_attention_layernorm.weight",),
-    ),
-    Rule(
-        "decoder.layers.*.mlp.linear_fc1.weight",
-        _gate_up,
-        ("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
-    ),
-    Rule("decoder.layers.*.mlp.linear_fc2.weight", _down, ("model.layers.*.mlp.down_proj.weight",)),
-)
-_QKV_BIAS = (Rule("decoder.layers.*.self_attention.linear_qkv.bias", _qkv_bias, _qkv("bias")),)
-_QK_NORM = (
-    Rule(
-        "decoder.layers.*.self_attention.q_layernorm.weight",
-        _head_norm,
-        ("model.layers.*.self_attn.q_norm.weight",),
-    ),
-    Rule(
-        "decoder.layers.*.self_attention.k_layernorm.weight",
-        _head_norm,
-        ("model.layers.*.self_attn.k_norm.weight",),
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A model family. What of its config is refused (biases, sliding windows) says
-    `model.hf_config`."""
-
-    name: str
-    layer_rules: tuple[Rule, ...]
-
-
-FAMILIES = {  # by config.json's model_type
-    "qwen3": Family("Qwen3", _LAYER + _QK_NORM),
-    "qwen2": Family("Qwen2 / Qwen2.5", _LAYER + _QKV_BIAS),
-    "llama": Family("Llama 3", _LAYER),
+_LAYERS = "decoder.layers.*."
+_ATTENTION = _LAYERS + "self_attention."
+RULES = {  # by role, in the order of the model
+    "embedding": Rule("embedding.word_embeddings.weight", _vocabulary),
+    "input_norm": Rule(_ATTENTION + "linear_qkv.layer_norm_weight", _norm),
+    "qkv": Rule(_ATTENTION + "linear_qkv.weight", _qkv_weight),
+    "grouped_qkv": Rule(_ATTENTION + "linear_qkv.weight", _grouped_qkv),
+    "qkv_bias": Rule(_ATTENTION + "linear_qkv.bias", _qkv_bias),
+    "q_norm": Rule(_ATTENTION + "q_layernorm.weight", _q_norm),
+    "k_norm": Rule(_ATTENTION + "k_layernorm.weight", _k_norm),
+    "attention_out": Rule(_ATTENTION + "linear_proj.weight", _attention_out),
+    "attention_post_norm": Rule(_LAYERS + "self_attn_bda.norm.weight", _norm),
+    "mlp_norm": Rule(_LAYERS + "mlp.linear_fc1.layer_norm_weight", _norm),
+    "gate_up": Rule(_LAYERS + "mlp.linear_fc1.weight", _gate_up),
+    "down": Rule(_LAYERS + "mlp.linear_fc2.weight", _down),
+    "mlp_post_norm": Rule(_LAYERS + "mlp_bda.norm.weight", _norm),
+    "final_norm": Rule("decoder.final_layernorm.weight", _norm),
+    "output": Rule("output_layer.weight", _vocabulary),
 }
+
+
+def _roles(shape: ModelShape) -> list[str]:
+    """What this model has of its family's roles: no bias where its config.json says so, no output
+    layer where it is the embedding."""
+    without = {"qkv_bias": not shape.qkv_bias, "output": shape.tied}
+    return [role for role in RULES if role in shape.family.names and not without.get(role)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,27 +169,34 @@ class Entry:
 
 
 class NameTable:
-    """A family bound to one model's sizes: total on both sides."""
+    """A model's parameters by name: total on both sides."""
 
-    def __init__(self, family: Family, shape: ModelShape):
-        self.family, self.shape = family, shape
+    def __init__(self, shape: ModelShape):
+        self.family, self.shape = shape.family, shape
 
     def entries(self) -> Iterator[Entry]:
         """Every parameter, in the order of the model: embedding, layers, final norm, output layer
         (absent when tied)."""
-        yield self._entry(_EMBEDDING)
+        roles = _roles(self.shape)
+        in_layer = [role for role in roles if "*" in RULES[role].megatron]
+        around = [role for role in roles if role not in in_layer]
+        yield self._entry(around[0])
         for layer in range(self.shape.num_layers):
-            for rule in self.family.layer_rules:
-                yield self._entry(rule, layer)
-        yield self._entry(_FINAL_NORM)
-        if not self.shape.tied:
-            yield self._entry(_OUTPUT)
+            for role in in_layer:
+                yield self._entry(role, layer)
+        for role in around[1:]:
+            yield self._entry(role)
 
-    def _entry(self, rule: Rule, layer: int | None = None) -> Entry:
-        mapping = rule.build(rule.hf, self.shape)
+    def _entry(self, role: str, layer: int | None = None) -> Entry:
+        rule = RULES[role]
+        mapping = rule.build(self.family.names[role], self.shape)
         if layer is None:
             return Entry(rule.megatron, None, mapping)
         return Entry(rule.megatron.replace("*", str(layer)), layer, mapping.at_layer(layer))
+
+    def hf_names(self, role: str) -> tuple[str, ...]:
+        """A role's HF tensors; `*` is the layer index."""
+        return self.family.names[role]
 
     @cached_property
     def by_name(self) -> dict[str, Entry]:
@@ -253,13 +243,13 @@ class NameTable:
         if not (extra or missing or wrong):
             return [n for n in shapes if n not in want]
         hint = ""
-        if missing == ["lm_head.weight"]:
+        if missing == list(self.hf_names("output")):
             hint = (
                 "; fix: config.json says tie_word_embeddings=false, but no output layer is stored:"
                 " set it to true if the model is tied"
             )
         raise ConversionError(
-            f"{where} does not hold a {self.family.name} model of the size its config.json says"
+            f"{where} does not hold a {self.family.title} model of the size its config.json says"
             + listed("missing", missing)
             + listed("unknown", extra)
             + listed("wrong shape", wrong)
@@ -269,24 +259,25 @@ class NameTable:
     def check_source(self, source: TensorSource) -> None:
         """`check_hf` of a folder, and equality of an output layer that a tied model stores a second
         time."""
+        (embedding,) = self.hf_names("embedding")
         for name in self.check_hf(source.shapes, str(source.folder)):
             if self.tied_duplicate(name) and not torch.equal(
-                source.read(name), source.read("model.embed_tokens.weight")
+                source.read(name), source.read(embedding)
             ):
                 raise ConversionError(
                     f"{source.folder}: config.json says tie_word_embeddings=true, but {name}"
-                    " differs from model.embed_tokens.weight; fix: set tie_word_embeddings to"
-                    " false if the model has an output layer of its own"
+                    f" differs from {embedding}; fix: set tie_word_embeddings to false if the model"
+                    " has an output layer of its own"
                 )
 
     def tied_duplicate(self, name: str) -> bool:
         """True for the output layer that some exports of tied models store a second time; readers
         must check that it is equal."""
-        return self.shape.tied and name == "lm_head.weight"
+        return self.shape.tied and name in self.hf_names("output")
 
     def tied_output(self) -> Entry:
         """What a tied model's last pipeline stage holds in `output_layer.weight`: the embedding."""
-        return Entry("output_layer.weight", None, self._entry(_EMBEDDING).mapping)
+        return Entry("output_layer.weight", None, self._entry("embedding").mapping)
 
 
 def listed(what: str, names: Iterable[str], limit: int = 20) -> str:
@@ -308,25 +299,11 @@ def canonical_name(name: str) -> str:
     return match[1] + _CANONICAL_NAMES.get(match[2], match[2]) if match else name
 
 
-def family_for(shape: ModelShape) -> Family:
-    """The family of a model; ModelError names the known ones."""
-    family = FAMILIES.get(shape.hf_family)
-    if family is None:
-        known = ", ".join(f"{key!r} ({value.name})" for key, value in FAMILIES.items())
-        raise ModelError(
-            f"model_type {shape.hf_family!r} is not known; known: {known}; fix: add a family in"
-            " checkpoints_conv/families.py"
-        )
-    return family
-
-
 def name_table(shape: ModelShape) -> NameTable:
     """The table of one model."""
-    return NameTable(family_for(shape), shape)
+    return NameTable(shape)
 
 
 def random_tensors(shape: ModelShape, seed: int) -> RandomTensors:
     """Stands in for an HF folder of this model whose weights are drawn from a seed."""
-    return RandomTensors(
-        dict(name_table(shape).hf_shapes), shape.num_layers, shape.hidden_size, seed
-    )
+    return RandomTensors(shape, dict(name_table(shape).hf_shapes), seed)

@@ -73,7 +73,7 @@ def convert_to_megatron(
     writer.commit(
         {
             "source": "hf-to-megatron",
-            "family": table.family.name,
+            "family": table.family.title,
             "num_layers": table.shape.num_layers,
         }
     )

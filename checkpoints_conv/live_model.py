@@ -233,7 +233,7 @@ def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
                 found[name] = (entry, parameter)
     if unknown:
         raise ConversionError(
-            f"the model holds parameters that the {table.family.name} table does not know"
+            f"the model holds parameters that the {table.family.title} table does not know"
             + listed("unknown", unknown)
         )
     return found
@@ -271,7 +271,7 @@ def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
     missing = [name for name in table.by_name if name not in owners]
     wrong = [problem for _, problems in stages for problem in problems]
     if missing or wrong:
-        what = f"the model's parameters are not those of {table.family.name} at tp = {tp_size}"
+        what = f"the model's parameters are not those of {table.family.title} at tp = {tp_size}"
         raise ConversionError(what + listed("missing", missing) + listed("wrong shape", wrong))
     return owners
 

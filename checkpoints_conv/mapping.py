@@ -251,30 +251,42 @@ class Vocabulary(Mapping):
 
 @dataclass(frozen=True)
 class GatedMLP(Mapping):
-    """`gate` and `up` [F, H] as one `linear_fc1` [2F, H]: each rank holds its own [gate_r; up_r],
-    not a slice of [gate; up]."""
+    """`gate` and `up` [F, H], apart or as one tensor [gate; up] (Phi-3, GLM-4), as one `linear_fc1`
+    [2F, H]: each rank holds its own [gate_r; up_r], not a slice of [gate; up]."""
 
     tp_axis: ClassVar[int | None] = 0
 
+    @property
+    def _rows(self) -> int:
+        """F."""
+        return sum(shape[0] for shape in self.hf_shapes) // 2
+
     def local_shape(self, tp_size: int = 1) -> Shape:
-        rows, *rest = self.hf_shapes[0]
-        return (2 * rows // tp_size, *rest)
+        return (2 * self._rows // tp_size, *self.hf_shapes[0][1:])
 
     def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
-        length = self.hf_shapes[0][0] // tp_size
+        length = self._rows // tp_size
         return [
-            Piece(name, 0, tp_rank * length, i * length, length)
-            for i, name in enumerate(self.hf_names)
+            Piece(name, 0, first + tp_rank * length, i * length, length)
+            for i, (name, first) in enumerate(_parts(self, (self._rows, self._rows)))
         ]
 
     def layout_problem(self, tp_size: int) -> str | None:
-        return _indivisible(self.hf_names[0], "intermediate_size", self.hf_shapes[0][0], tp_size)
+        return _indivisible(self.hf_names[0], "intermediate_size", self._rows, tp_size)
+
+
+def _parts(mapping: Mapping, rows: Sequence[int]) -> list[tuple[str, int]]:
+    """HF tensor and first row of each part: tensors of their own, or one after the other in a
+    single tensor."""
+    if len(mapping.hf_names) > 1:
+        return [(name, 0) for name in mapping.hf_names]
+    return [(mapping.hf_names[0], sum(rows[:i])) for i in range(len(rows))]
 
 
 @dataclass(frozen=True)
 class FusedQKV(Mapping):
-    """q [N·D, H], k and v [G·D, H] as one `linear_qkv` [(N + 2G)·D, H], interleaved per query
-    group: [q…q k v] [q…q k v] … .
+    """q [N·D, H], k and v [G·D, H], apart or as one tensor [q; k; v] (Phi-3), as one `linear_qkv`
+    [(N + 2G)·D, H], interleaved per query group: [q…q k v] [q…q k v] … .
 
     Also the biases (shapes without H). A rank holds whole groups, so tp must divide G:
     megatron-core could replicate key/value heads over ranks, but then a checkpoint would depend on
@@ -288,7 +300,8 @@ class FusedQKV(Mapping):
     @property
     def _rows_per_group(self) -> tuple[int, int, int]:
         """Rows of q, k and v in one query group."""
-        return (self.hf_shapes[0][0] // self.num_query_groups, self.head_dim, self.head_dim)
+        total = sum(shape[0] for shape in self.hf_shapes) // self.num_query_groups
+        return (total - 2 * self.head_dim, self.head_dim, self.head_dim)
 
     def local_shape(self, tp_size: int = 1) -> Shape:
         return (
@@ -298,17 +311,34 @@ class FusedQKV(Mapping):
 
     def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
         groups, found, start = self.num_query_groups // tp_size, [], 0
+        per_group = self._rows_per_group
+        parts = _parts(self, [rows * self.num_query_groups for rows in per_group])
         for group in range(tp_rank * groups, (tp_rank + 1) * groups):
-            for name, rows in zip(self.hf_names, self._rows_per_group, strict=True):
-                found.append(Piece(name, 0, group * rows, start, rows))
+            for (name, first), rows in zip(parts, per_group, strict=True):
+                found.append(Piece(name, 0, first + group * rows, start, rows))
                 start += rows
         return found
 
     def layout_problem(self, tp_size: int) -> str | None:
-        if self.num_query_groups % tp_size == 0:
-            return None
-        return (
-            f"{self.hf_names[1]}: num_key_value_heads = {self.num_query_groups} can't be split over"
-            f" tp = {tp_size}, each rank holds whole query groups; fix: choose a parallel.tp that"
-            f" divides {self.num_query_groups} and use parallel.pp for the other ranks"
-        )
+        return _split_groups(self.hf_names[-1], self.num_query_groups, tp_size)
+
+
+@dataclass(frozen=True)
+class GroupedQKV(ColumnParallel):
+    """q, k and v that the HF tensor holds as `linear_qkv` does, group after group (InternLM2's
+    `wqkv`)."""
+
+    num_query_groups: int = 1
+
+    def layout_problem(self, tp_size: int) -> str | None:
+        return _split_groups(self.hf_names[0], self.num_query_groups, tp_size)
+
+
+def _split_groups(name: str, groups: int, tp_size: int) -> str | None:
+    if groups % tp_size == 0:
+        return None
+    return (
+        f"{name}: num_key_value_heads = {groups} can't be split over tp = {tp_size}, each rank"
+        f" holds whole query groups; fix: choose a parallel.tp that divides {groups} and use"
+        " parallel.pp for the other ranks"
+    )

@@ -145,7 +145,7 @@ def _check_keys(table: NameTable, reader: DistCheckpointReader, folder: Path) ->
     ]
     if missing or unknown or wrong:
         raise ConversionError(
-            f"{folder} does not hold the {table.family.name} model that its hf/config.json"
+            f"{folder} does not hold the {table.family.title} model that its hf/config.json"
             " describes"
             + listed("missing", missing)
             + listed("unknown", unknown)

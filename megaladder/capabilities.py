@@ -41,6 +41,15 @@ class LayerSizes(Protocol):
     @property
     def head_dim(self) -> int: ...
 
+    @property
+    def portable_only(self) -> str | None: ...
+
+    @property
+    def sliding_window(self) -> int | None: ...
+
+    @property
+    def longest_sequence(self) -> int | None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:

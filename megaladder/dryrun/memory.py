@@ -20,7 +20,8 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megaladder.model.head import VocabularyHead
-from megaladder.model.portable import PackedCoreAttention, RMSNorm
+from megaladder.model.norms import RMSNorm
+from megaladder.model.portable import PackedCoreAttention
 
 
 @dataclass(frozen=True, slots=True)

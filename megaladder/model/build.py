@@ -21,12 +21,14 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megaladder import parallel, platform
 from megaladder.config.sections.gpu import GpuSection
+from megaladder.errors import ModelError
 from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
+from megaladder.model.families.frequencies import inverse_frequencies
+from megaladder.model.families.rope import RopeConfig, long_sequence_problem
 from megaladder.model.head import HeadOptions, HeadOutput, LossSums, VocabularyHead
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
-from megaladder.model.portable import packed_layout, portable_block_spec
-from megaladder.model.rope import inverse_frequencies
+from megaladder.model.portable import Rotary, packed_layout, portable_block_spec
 from megaladder.parallel import Layout
 
 
@@ -67,7 +69,7 @@ def transformer_config(
         "apply_rope_fusion": False,
         "bias_activation_fusion": False,
     }
-    if options.uses_te:
+    if uses_te(shape, options):
         fields = te.transformer_fields(options.fp8, options.gpu, layout.cp)
     if options.recompute == "selective":
         fields |= {
@@ -88,13 +90,16 @@ def transformer_config(
         num_attention_heads=shape.num_attention_heads,
         num_query_groups=shape.num_query_groups,
         kv_channels=shape.head_dim,
+        softmax_scale=_softmax_scale(shape, options),
+        **_window_fields(shape),
         normalization="RMSNorm",
+        layernorm_zero_centered_gamma=shape.family.norm_offset,
         layernorm_epsilon=shape.norm_eps,
         gated_linear_unit=True,
-        activation_func=F.silu,
+        activation_func=_GATES[shape.family.gate],
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm,
+        qk_layernorm=shape.qk_norm is not None,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bf16=options.precision == "bf16",
@@ -116,6 +121,43 @@ def transformer_config(
     )
 
 
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """The tanh form of GELU (Gemma)."""
+    return F.gelu(x, approximate="tanh")
+
+
+_GATES = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
+
+
+def uses_te(shape: ModelShape, options: BuildOptions) -> bool:
+    """Whether the layers are Transformer Engine's; raises where they are asked for and cannot
+    compute this model."""
+    if options.layers == "te" and shape.portable_only is not None:
+        raise ModelError(
+            f"{shape.family.title} has {shape.portable_only}, which Transformer Engine's layers do"
+            " not compute; fix: the portable layers"
+        )
+    return options.uses_te and shape.portable_only is None
+
+
+def _softmax_scale(shape: ModelShape, options: BuildOptions) -> float:
+    """Transformer Engine's rotary kernel takes angles, so YaRN's factor of cosines and sines goes
+    into the scores: queries and keys have it both."""
+    if uses_te(shape, options):
+        return shape.softmax_scale * shape.rope.attention_factor**2
+    return shape.softmax_scale
+
+
+def _window_fields(shape: ModelShape) -> dict[str, Any]:
+    """megatron-core counts the tokens before a token, transformers the token too."""
+    if shape.sliding_window is None:
+        return {}
+    return {
+        "window_size": (shape.sliding_window - 1, 0),
+        "window_attn_skip_freq": [int(sliding) for sliding in shape.sliding_layers],
+    }
+
+
 class LadderGPT(GPTModel):
     """One model chunk (a pipeline stage or a virtual stage of it) over packed micro-batches."""
 
@@ -127,7 +169,7 @@ class LadderGPT(GPTModel):
             (
                 te.layer_spec(config)
                 if use_te
-                else portable_block_spec(config, get_num_layers_to_build(config, vp_stage))
+                else portable_block_spec(shape, config, get_num_layers_to_build(config, vp_stage))
             ),
             vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=shape.max_position_embeddings,
@@ -139,8 +181,11 @@ class LadderGPT(GPTModel):
             vp_stage=vp_stage,
         )
         self.shape = shape
-        # a plain attribute: in no state dict
-        self._inv_freq = inverse_frequencies(shape.rope, shape.head_dim).to(platform.device())
+        # plain attributes: in no state dict
+        self._inv_freq = _frequencies(shape, shape.rope)
+        self._local_inv_freq = (
+            None if shape.local_rope is None else _frequencies(shape, shape.local_rope)
+        )
         self._rotary_table = te.RotaryTable(self._inv_freq) if use_te else None
 
     def setup_embeddings_and_output_layer(self) -> None:
@@ -152,28 +197,51 @@ class LadderGPT(GPTModel):
         """The rotary tensor that megatron-core's TE layers take, and the packing description."""
         if self._rotary_table is not None:
             return self._rotary_table.angles(batch.max_seqlen), te.packing(batch)
-        angles = torch.outer(batch.local_position_ids.reshape(-1).float(), self._inv_freq)
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-        dtype = self.config.params_dtype
-        return None, packed_layout(
-            batch.cu_seqlens, batch.max_seqlen, angles.cos().to(dtype), angles.sin().to(dtype)
+        rotary = local = self._rotary_of(batch, self.shape.rope, self._inv_freq)
+        if self.shape.local_rope is not None and self._local_inv_freq is not None:
+            local = self._rotary_of(batch, self.shape.local_rope, self._local_inv_freq)
+        return None, packed_layout(batch.cu_seqlens, batch.max_seqlen, rotary, local)
+
+    def _rotary_of(self, batch: DeviceBatch, rope: RopeConfig, inv_freq: torch.Tensor) -> Rotary:
+        """Cosines and sines of this rank's tokens."""
+        positions = batch.local_position_ids.reshape(-1).float()
+        angles = torch.outer(positions, inv_freq).unsqueeze(1)
+        interleaved = self.shape.family.rotary_interleaved
+        angles = (
+            angles.repeat_interleave(2, dim=-1)
+            if interleaved
+            else torch.cat((angles, angles), dim=-1)
+        )
+        dtype, scale = self.config.params_dtype, rope.attention_factor
+        return Rotary(
+            (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype), interleaved
         )
 
     def hidden_states(self, batch: DeviceBatch) -> torch.Tensor:
         """[T/cp, 1, H] (1/tp of it under sequence parallelism); after the final norm on the last
         stage."""
+        self._refuse_too_long(batch)
         rotary, packed = self._rotary(batch)
-        embedded = (
-            self.embedding(input_ids=batch.local_input_ids, position_ids=batch.local_position_ids)
-            if self.pre_process
-            else None
-        )
         return self.decoder(
-            hidden_states=embedded,
+            hidden_states=self._embedded(batch) if self.pre_process else None,
             attention_mask=None,
             rotary_pos_emb=rotary,
             packed_seq_params=packed,
         )
+
+    def _embedded(self, batch: DeviceBatch) -> torch.Tensor:
+        embedded = self.embedding(
+            input_ids=batch.local_input_ids, position_ids=batch.local_position_ids
+        )
+        if not self.shape.family.scaled_embedding:
+            return embedded
+        # rounded to the weights' dtype first, as Gemma does: √3072 is 55.5 in bf16
+        return embedded * embedded.new_tensor(self.shape.hidden_size**0.5)
+
+    def _refuse_too_long(self, batch: DeviceBatch) -> None:
+        limit = self.shape.rope.longest_sequence()
+        if limit is not None and batch.max_seqlen > limit:
+            raise ModelError(long_sequence_problem(self.shape.rope.kind, limit, batch.max_seqlen))
 
     def forward(
         self, batch: DeviceBatch, options: HeadOptions = HeadOptions()
@@ -213,6 +281,10 @@ class LadderGPT(GPTModel):
         return logits.squeeze(1)[:, : self.shape.vocab_size]
 
 
+def _frequencies(shape: ModelShape, rope: RopeConfig) -> torch.Tensor:
+    return inverse_frequencies(rope, shape.head_dim).to(platform.device())
+
+
 def _mark_sharded(chunk: LadderGPT) -> None:
     """Tells megatron-core which parameters are split over TP ranks and along which dimension; its
     global gradient norm counts by it.
@@ -226,6 +298,7 @@ def _mark_sharded(chunk: LadderGPT) -> None:
         "ColumnParallelLinear": 0,
         "LayerNormColumnParallelLinear": 0,
         "RowParallelLinear": 1,
+        "ProjectionNorm": 0,
     }
     for module in chunk.modules():
         dim = split_dim.get(type(module).__name__.removeprefix("TE"))
@@ -245,11 +318,12 @@ def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> li
     """This rank's model chunks (1, or `vpp` of them) on its device, weights not yet loaded."""
     config = transformer_config(shape, layout, options)
     stages: Sequence[int | None] = range(layout.num_chunks) if layout.num_chunks > 1 else [None]
-    chunks = [LadderGPT(shape, config, vp_stage=stage, use_te=options.uses_te) for stage in stages]
+    te_layers = uses_te(shape, options)
+    chunks = [LadderGPT(shape, config, vp_stage=stage, use_te=te_layers) for stage in stages]
     for chunk in chunks:
         # Transformer Engine makes its parameters where and as they stay; a cast would turn FP8 ones
         # into bf16
-        if not options.uses_te:
+        if not te_layers:
             chunk.to(device=platform.device(), dtype=options.dtype)
         _mark_sharded(chunk)
     return chunks

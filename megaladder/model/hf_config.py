@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ModelError
-
-FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2/2.5", "llama": "Llama 3.x"}
+from megaladder.model.families.fields import Fields
+from megaladder.model.families.rope import RopeConfig, read_layer_ropes, read_rope
+from megaladder.model.families.table import COMMON_DEFAULTS, FAMILIES, LAYER_NORMS, Family
 
 
 def require_model(path: str, revision: str | None) -> None:
@@ -34,22 +35,15 @@ def require_model(path: str, revision: str | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding: `kind` is transformers' rope_type; the other fields only where the kind
-    uses them (papers: arXiv 2104.09864; llama3: Llama 3.1 model card; yarn: arXiv 2309.00071)."""
-
-    kind: str
-    theta: float
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-
-@dataclass(frozen=True, slots=True)
 class ModelShape:
     """The numbers that define a dense decoder. `hf_family` is a key of `FAMILIES`; sizes in
-    elements."""
+    elements.
+
+    qk_norm: None, "head" (each head for itself) or "projection" (all heads of a query or key
+    together). local_rope: of layers with a sliding window, None where it is `rope`. sliding_window:
+    tokens that such a layer's token sees, itself included; sliding_layers: which, empty for none.
+    softmax_scale: of attention scores.
+    """
 
     hf_family: str
     num_layers: int
@@ -64,8 +58,55 @@ class ModelShape:
     rope: RopeConfig
     tied: bool
     qkv_bias: bool
-    qk_norm: bool
+    qk_norm: str | None
     torch_dtype: str
+    local_rope: RopeConfig | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[bool, ...] = ()
+    softmax_scale: float = 0.0
+
+    @property
+    def family(self) -> Family:
+        """The row of `families.table` that the model belongs to."""
+        return FAMILIES[self.hf_family]
+
+    @property
+    def norms_per_layer(self) -> int:
+        """Norms of hidden_size weights in one layer."""
+        return sum(role in self.family.names for role in LAYER_NORMS)
+
+    @property
+    def qk_norm_size(self) -> int:
+        """Weights of one layer's query and key norms together."""
+        heads = {None: 0, "head": 2, "projection": self.num_attention_heads + self.num_query_groups}
+        return self.head_dim * heads[self.qk_norm]
+
+    @property
+    def portable_only(self) -> str | None:
+        """What Transformer Engine's layers of megatron-core do not compute; None where they do it
+        all. Such a model runs on the portable layers, on a GPU too."""
+        norms = {"input_norm", "mlp_norm"} <= set(self.family.names)
+        if not norms or self.norms_per_layer > 2:
+            return "norms after attention and MLP"
+        if self.qk_norm == "projection":
+            return "query and key norms over all heads"
+        if self.rope.rotary_share < 1 or self.family.rotary_interleaved:
+            return "a rotary embedding of a part of each head, or of interleaved pairs"
+        if self.local_rope is not None:
+            return "a rotary embedding of their own in sliding layers"
+        return None
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens of a sequence up to which the rotary embedding is exact; None: any."""
+        return self.rope.longest_sequence()
+
+    def layer_context(self, mean_context: float) -> float:
+        """Mean over layers of the tokens that a token's attention spans, where a sequence has
+        `mean_context` of them."""
+        sliding = sum(self.sliding_layers) / self.num_layers
+        seen = min(mean_context, self.sliding_window or mean_context)
+        return sliding * seen + (1 - sliding) * mean_context
 
     @property
     def num_parameters(self) -> int:
@@ -80,7 +121,7 @@ class ModelShape:
             if self.qkv_bias
             else 0
         )
-        norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        norms = self.norms_per_layer * self.hidden_size + self.qk_norm_size
         layer = attention + bias + norms + 3 * self.hidden_size * self.ffn_hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
@@ -91,7 +132,8 @@ class ModelShape:
         appendix B, arXiv 2204.02311). `mean_context`: mean over tokens of their sequence's length.
         """
         matmul = self.num_parameters - self.vocab_size * self.hidden_size * (0 if self.tied else 1)
-        attention = 6 * self.num_layers * self.num_attention_heads * self.head_dim * mean_context
+        context = self.layer_context(mean_context)
+        attention = 6 * self.num_layers * self.num_attention_heads * self.head_dim * context
         return 6.0 * matmul + attention
 
 
@@ -118,111 +160,88 @@ def read_config_json(model_dir: str | Path) -> dict[str, Any]:
 
 
 def model_shape(raw: dict[str, Any]) -> ModelShape:
-    """Reads and checks a config.json's content.
+    """Reads and checks a config.json's content; absent keys mean what transformers takes them for.
 
     Raises:
         ModelError: the architecture or one of its options is not supported; the message says which
         and what is.
     """
-    family = raw.get("model_type")
-    if family not in FAMILIES:
+    kind = raw.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None or not isinstance(kind, str):
         raise ModelError(
-            f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}; fix: add a"
-            " family (README, 'Add a model family')"
+            f"model_type {kind!r} is not supported; supported: {', '.join(FAMILIES)}; fix: a model"
+            " of these, or a row of its own in megaladder/model/families/table.py"
         )
-    _refuse_unsupported(raw)
-    heads = _count(raw, "num_attention_heads")
-    groups = _count(raw, "num_key_value_heads", heads)
+    fields = Fields(raw, COMMON_DEFAULTS | family.defaults)
+    _refuse_unsupported(fields, family)
+    num_layers = fields.count("num_hidden_layers")
+    window, sliding = family.windows(fields, num_layers)
+    rope, local_rope = _ropes(fields, family)
+    hidden_size, head_dim = fields.count("hidden_size"), _head_dim(fields)
+    bias = family.qkv_bias
+    return ModelShape(
+        hf_family=kind,
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        ffn_hidden_size=fields.count("intermediate_size"),
+        num_attention_heads=fields.count("num_attention_heads"),
+        num_query_groups=_groups(fields),
+        head_dim=head_dim,
+        vocab_size=fields.count("vocab_size"),
+        max_position_embeddings=fields.count("max_position_embeddings"),
+        norm_eps=fields.number("rms_norm_eps"),
+        rope=rope,
+        tied=fields.flag("tie_word_embeddings"),
+        qkv_bias=fields.flag(bias) if isinstance(bias, str) else bias,
+        qk_norm=family.qk_norm,
+        torch_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+        local_rope=local_rope,
+        sliding_window=window,
+        sliding_layers=sliding if window is not None else (),
+        softmax_scale=_score_size(fields, family, head_dim) ** -0.5,
+    )
+
+
+def _groups(fields: Fields) -> int:
+    heads = fields.count("num_attention_heads")
+    groups = fields.count("num_key_value_heads", heads)
     if heads % groups:
+        meant = "" if "num_key_value_heads" in fields.raw else " (transformers' default)"
         raise ModelError(
-            f"config.json: num_key_value_heads {groups} does not divide num_attention_heads {heads}"
+            f"config.json: num_key_value_heads {groups}{meant} does not divide num_attention_heads"
+            f" {heads}"
         )
-    hidden_size = _count(raw, "hidden_size")
-    if raw.get("head_dim") is None and hidden_size % heads:
+    return groups
+
+
+def _head_dim(fields: Fields) -> int:
+    hidden_size, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    if fields.get("head_dim") is None and hidden_size % heads:
         raise ModelError(
             f"config.json: no head_dim, and hidden_size {hidden_size} is not a multiple of"
             f" num_attention_heads {heads}"
         )
-    return ModelShape(
-        hf_family=family,
-        num_layers=_count(raw, "num_hidden_layers"),
-        hidden_size=hidden_size,
-        ffn_hidden_size=_count(raw, "intermediate_size"),
-        num_attention_heads=heads,
-        num_query_groups=groups,
-        head_dim=_count(raw, "head_dim", hidden_size // heads),
-        vocab_size=_count(raw, "vocab_size"),
-        max_position_embeddings=_count(raw, "max_position_embeddings", 32768),
-        norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
-        rope=_rope(raw),
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=family == "qwen2" or bool(raw.get("attention_bias", False)),
-        qk_norm=family == "qwen3",
-        torch_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
-    )
+    return fields.count("head_dim", hidden_size // heads)
 
 
-def _count(raw: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A whole number ≥ 1 under `key`; `default` where the key is absent or null."""
-    value = raw.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        found = "nothing" if key not in raw else repr(value)
-        raise ModelError(f"config.json: {key} should be a whole number above 0, found {found}")
-    return value
+def _score_size(fields: Fields, family: Family, head_dim: int) -> float:
+    """Attention scores are divided by its root."""
+    key = family.score_scalar
+    return head_dim if key is None else fields.number(key, head_dim)
 
 
-def _positive(raw: dict[str, Any], key: str, default: float) -> float:
-    """A finite number above 0 under `key`; `default` where the key is absent or null."""
-    value = default if raw.get(key) is None else raw[key]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:
-        raise ModelError(f"config.json: {key} should be a number above 0, found {value!r}")
-    return float(value)
+def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig | None]:
+    """Of full attention, and of sliding layers where they have their own."""
+    if family.layer_ropes is not None:
+        return read_layer_ropes(fields, family.layer_ropes)
+    return read_rope(fields, family.rope_kinds), None
 
 
-def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    value = raw.get(key) or {}
-    if not isinstance(value, dict):
-        raise ModelError(f"config.json: {key} should be an object, found {value!r}")
-    return value
-
-
-def _refuse_unsupported(raw: dict[str, Any]) -> None:
-    refused = {"use_sliding_window": "sliding-window attention", "mlp_bias": "biases in the MLP"}
-    for key, what in refused.items():
-        if raw.get(key):
-            raise ModelError(
-                f"config.json sets {key}={raw[key]!r}: {what} is not supported; fix: use a model"
-                " without it"
-            )
-    if raw["model_type"] != "qwen2" and raw.get("attention_bias"):
-        raise ModelError(
-            "config.json sets attention_bias=true for a family whose output projection would then"
-            " have a bias: not supported"
-        )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelError(
-            f"hidden_act {raw['hidden_act']!r} is not supported; supported: silu (gated)"
-        )
-
-
-def _rope(raw: dict[str, Any]) -> RopeConfig:
-    """Both spellings: transformers 5 `rope_parameters`, and the older `rope_theta` +
-    `rope_scaling`."""
-    scaling = {**_mapping(raw, "rope_scaling"), **_mapping(raw, "rope_parameters")}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
-        raise ModelError(f"rope_type {kind!r} is not supported; supported: default, linear, llama3")
-    return RopeConfig(
-        kind=kind,
-        theta=_positive(scaling, "rope_theta", _positive(raw, "rope_theta", 10000.0)),
-        factor=_positive(scaling, "factor", 1.0),
-        low_freq_factor=_positive(scaling, "low_freq_factor", 1.0),
-        high_freq_factor=_positive(scaling, "high_freq_factor", 4.0),
-        original_max_position_embeddings=_count(scaling, "original_max_position_embeddings", 8192),
-    )
+def _refuse_unsupported(fields: Fields, family: Family) -> None:
+    for key, allowed in family.fixed.items():
+        fields.one_of(key, allowed, f"{family.title} is built without it")
+    fields.one_of(family.activation, (family.gate,), "the gate of the MLP")
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:

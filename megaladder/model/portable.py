@@ -1,5 +1,5 @@
-"""A layer specification for any device: RMSNorm that knows sequence parallelism, and packed
-self-attention on PyTorch's SDPA.
+"""A layer specification for any device: norms that know sequence parallelism (`model.norms`), and
+packed self-attention on PyTorch's SDPA.
 
 megatron-core's own local specification has neither: its torch norm refuses sequence parallelism and
 its attention refuses packed sequences. The linears are megatron-core's tensor-parallel ones. On
@@ -7,14 +7,14 @@ CUDA with Transformer Engine `model.build` takes the TE spec instead.
 
 Shapes: T = tokens of the micro-batch (all sequences end to end), S = sequences, L = longest
 sequence, G = query groups on this rank, R = query heads per group, D = head dimension. Not here:
-context parallelism, sliding windows, dropout, inference caches.
+context parallelism, dropout, inference caches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,40 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import is_layer_window_attention
+
+from megaladder.model.hf_config import ModelShape
+from megaladder.model.norms import NormThenAdd, ProjectionNorm, RMSNorm
 
 # A padded [S, L] attention call is preferred to a loop over sequences while its L² cost stays under
 # this multiple of the loop's.
 _MAX_PADDED_COST = 2.0
+
+
+class Rotary(NamedTuple):
+    """Rotary table of a micro-batch: cos, sin float [T, 1, R] in the compute dtype, R ≤ D the
+    dimensions of a head that are rotated. interleaved: pairs lie side by side (GLM), not half a
+    head apart."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool = False
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, heads, D] → the same, its first R dimensions turned by their angle."""
+        size = self.cos.shape[-1]
+        turned, kept = x[..., :size], x[..., size:]
+        turned = torch.addcmul(turned * self.cos, self._quarter_turn(turned), self.sin)
+        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+
+    def _quarter_turn(self, x: torch.Tensor) -> torch.Tensor:
+        if self.interleaved:
+            return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+        half = x.shape[-1] // 2
+        return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
 
 
 @dataclass(kw_only=True)
@@ -39,23 +67,24 @@ class PackedLayout(PackedSeqParams):
     """What every layer needs to know of one micro-batch, computed once: rotary tables and how
     tokens fall into sequences.
 
-    cos, sin: float [T, 1, D] in the compute dtype. lengths: tokens of each sequence, python ints.
+    rotary: of layers that see all, and of those with a sliding window. lengths: tokens of each
+    sequence, python ints.
     pad_index: int64 [S·L] token of each slot of the padded [S, L] view, or None when the loop is
     cheaper; slots past a sequence's end point at token 0 and are never attended by a real token.
     unpad_index: int64 [T], slot of each token.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    rotary: Rotary
+    local_rotary: Rotary
     lengths: tuple[int, ...]
     pad_index: torch.Tensor | None = None
     unpad_index: torch.Tensor | None = None
 
 
 def packed_layout(
-    cu_seqlens: torch.Tensor, max_seqlen: int, cos: torch.Tensor, sin: torch.Tensor
+    cu_seqlens: torch.Tensor, max_seqlen: int, rotary: Rotary, local_rotary: Rotary
 ) -> PackedLayout:
-    """`cu_seqlens` int32 [S + 1] on the compute device; `cos`, `sin` [T, 1, D]."""
+    """`cu_seqlens` int32 [S + 1] on the compute device."""
     bounds = cu_seqlens.tolist()
     lengths = tuple(end - start for start, end in pairwise(bounds))
     pad_index = unpad_index = None
@@ -73,38 +102,12 @@ def packed_layout(
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=max_seqlen,
         max_seqlen_kv=max_seqlen,
-        cos=cos,
-        sin=sin,
+        rotary=rotary,
+        local_rotary=local_rotary,
         lengths=lengths,
         pad_index=pad_index,
         unpad_index=unpad_index,
     )
-
-
-class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm over the last dimension, statistics in fp32. Under sequence parallelism
-    its gradient is summed over TP."""
-
-    def __init__(
-        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_unused: Any
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.hidden_size = hidden_size
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # a mark that megatron-core reads off the parameter; no class declares it
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(hidden_states, (self.hidden_size,), self.weight, self.eps)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding in the half-split convention of HF's Llama and Qwen. x: [T, heads, D]; cos,
-    sin: [T, 1, D]."""
-    half = x.shape[-1] // 2
-    rotated = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return torch.addcmul(x * cos, rotated, sin)
 
 
 class PackedCoreAttention(torch.nn.Module):
@@ -120,7 +123,13 @@ class PackedCoreAttention(torch.nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.softmax_scale = config.kv_channels**-0.5
+        assert config.softmax_scale is not None, "set by model.build"
+        self.softmax_scale = config.softmax_scale
+        self.window: int | None = None
+        if is_layer_window_attention(
+            config.window_size, config.window_attn_skip_freq, layer_number
+        ):
+            self.window = config.window_size[0] + 1
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout
@@ -152,11 +161,26 @@ class PackedCoreAttention(torch.nn.Module):
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """[S, L, heads, D] → [S, L, heads·D]."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        grouped = query.shape[1] != key.shape[1]
+        mask = self._window_mask(query.shape[2], query.device)
         out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=grouped
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         return out.transpose(1, 2).flatten(2)
+
+    def _window_mask(self, length: int, device: torch.device) -> torch.Tensor | None:
+        """bool [L, L], True where a token sees another: itself and the window − 1 before it. None
+        where the causal mask says the same."""
+        if self.window is None or length <= self.window:
+            return None
+        position = torch.arange(length, device=device)
+        distance = position[:, None] - position[None, :]
+        return (distance >= 0) & (distance < self.window)
 
 
 class PackedSelfAttention(SelfAttention):
@@ -189,8 +213,9 @@ class PackedSelfAttention(SelfAttention):
         )
         if self.q_layernorm is not None:
             query, key = self.q_layernorm(query), self.k_layernorm(key)
-        query = _rotate(query, packed_seq_params.cos, packed_seq_params.sin)
-        key = _rotate(key, packed_seq_params.cos, packed_seq_params.sin)
+        layout = packed_seq_params
+        rotary = layout.rotary if self.core_attention.window is None else layout.local_rotary
+        query, key = rotary.apply(query), rotary.apply(key)
         if self.checkpoint_core_attention and self.training:
             context = tensor_parallel.checkpoint(
                 lambda q, k, v: self.core_attention(q, k, v, packed_seq_params),
@@ -204,7 +229,9 @@ class PackedSelfAttention(SelfAttention):
         return self.linear_proj(context.unsqueeze(1))
 
 
-def portable_block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
+def portable_block_spec(
+    shape: ModelShape, config: TransformerConfig, num_layers: int
+) -> TransformerBlockSubmodules:
     """The specification of `num_layers` layers (those of one pipeline stage or chunk) and the final
     norm.
 
@@ -212,11 +239,11 @@ def portable_block_spec(config: TransformerConfig, num_layers: int) -> Transform
     that follows them).
     """
     backend = LocalSpecProvider()
-    qk_norm = RMSNorm if config.qk_layernorm else None
+    norms = set(shape.family.names)
     layer = ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=RMSNorm,
+            input_layernorm=RMSNorm if "input_norm" in norms else IdentityOp,
             self_attention=ModuleSpec(
                 module=PackedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
@@ -224,14 +251,14 @@ def portable_block_spec(config: TransformerConfig, num_layers: int) -> Transform
                     linear_qkv=backend.column_parallel_linear(),
                     core_attention=PackedCoreAttention,
                     linear_proj=backend.row_parallel_linear(),
-                    q_layernorm=qk_norm,
-                    k_layernorm=qk_norm,
+                    q_layernorm=_qk_norm(shape, shape.num_attention_heads),
+                    k_layernorm=_qk_norm(shape, shape.num_query_groups),
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            self_attn_bda=_add(config, "attention_post_norm" in norms),
+            pre_mlp_layernorm=RMSNorm if "mlp_norm" in norms else IdentityOp,
             mlp=get_mlp_module_spec_for_backend(backend=backend),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=_add(config, "mlp_post_norm" in norms),
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
@@ -239,3 +266,17 @@ def portable_block_spec(config: TransformerConfig, num_layers: int) -> Transform
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+
+
+def _qk_norm(shape: ModelShape, num_heads: int) -> Any:
+    """The norm of queries or keys, which have `num_heads` heads over all ranks."""
+    if shape.qk_norm == "projection":
+        return ModuleSpec(module=ProjectionNorm, params={"num_heads": num_heads})
+    return RMSNorm if shape.qk_norm == "head" else None
+
+
+def _add(config: TransformerConfig, normed: bool) -> Any:
+    """How a layer adds what attention or MLP returns."""
+    if not normed:
+        return get_bias_dropout_add
+    return ModuleSpec(module=NormThenAdd, params={"config": config})

@@ -11,7 +11,7 @@ import torch
 
 from megaladder import parallel
 from megaladder.errors import ModelError
-from megaladder.model.hf_config import require_model
+from megaladder.model.hf_config import ModelShape, require_model
 
 
 def model_folder(path: str, revision: str | None) -> Path:
@@ -55,16 +55,18 @@ class RandomTensors:
 
     The values depend on (seed, tensor name) only, so every layout starts from the same model.
     Matrices: normal with std sqrt(2 / (5·H)) (arXiv 1910.05895), output projections divided by
-    sqrt(2·layers) (GPT-2); norms: ones; biases: zeros.
+    sqrt(2·layers) (GPT-2); norms multiply by one; biases: zeros.
     """
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, ...]], num_layers: int, hidden_size: int, seed: int
-    ) -> None:
+    def __init__(self, shape: ModelShape, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
         self.shapes = shapes
         self.folder = f"random initialisation (seed {seed})"
-        self._std = math.sqrt(2 / (5 * hidden_size))
-        self._output_std, self._seed = self._std / math.sqrt(2 * num_layers), seed
+        self._std = math.sqrt(2 / (5 * shape.hidden_size))
+        self._output_std, self._seed = self._std / math.sqrt(2 * shape.num_layers), seed
+        names = shape.family.names
+        # the end of a layer's name, after its index
+        self._outputs = tuple(names[role][0].split("*")[1] for role in ("attention_out", "down"))
+        self._norm = 0.0 if shape.family.norm_offset else 1.0
 
     def read(
         self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
@@ -77,10 +79,8 @@ class RandomTensors:
     def _draw(self, name: str) -> torch.Tensor:
         shape = self.shapes[name]
         if len(shape) == 1:
-            return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+            return torch.full(shape, 0.0 if name.endswith("bias") else self._norm)
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        std = (
-            self._output_std if name.endswith(("o_proj.weight", "down_proj.weight")) else self._std
-        )
+        std = self._output_std if name.endswith(self._outputs) else self._std
         return torch.randn(shape, generator=generator) * std

@@ -94,8 +94,10 @@ def layer_parameters(shape: ModelShape, tp: int) -> int:
         + 3 * shape.hidden_size * shape.ffn_hidden_size
     )
     bias = size * (heads + 2 * groups) if shape.qkv_bias else 0
-    norms = 2 * shape.hidden_size + (2 * size if shape.qk_norm else 0)
-    return (matrices + bias) // tp + norms
+    norms = shape.norms_per_layer * shape.hidden_size
+    if shape.qk_norm == "projection":
+        return (matrices + bias + shape.qk_norm_size) // tp + norms
+    return (matrices + bias) // tp + norms + shape.qk_norm_size
 
 
 def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> int:

@@ -13,14 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints_conv.conv_models import (
-    CASES,
-    differences,
-    make_hf_folder,
-    read_all,
-    rewrite_single,
-)
+from checkpoints_conv.conv_models import CASES, differences, make_hf_folder
 from clean_fork import run_in_fork
+from model_cases import read_all, rewrite_single
 
 from megaladder.checkpoint import store
 from megaladder.checkpoints_conv import writer as writer_module
@@ -99,18 +94,23 @@ def test_transformers_opens_the_result(folders: Path, tmp_path: Path) -> None:
 
 
 def test_dtype_override_is_told_to_the_config(folders: Path, tmp_path: Path) -> None:
-    run_hf_to_megatron(HfToMegatronConfig(hf=folders / "llama3", out=tmp_path / "m", dtype="bf16"))
+    run_hf_to_megatron(
+        HfToMegatronConfig(hf=folders / "llama-llama3", out=tmp_path / "m", dtype="bf16")
+    )
     run_megatron_to_hf(MegatronToHfConfig(megatron=tmp_path / "m", out=tmp_path / "hf"))
-    want = {name: tensor.bfloat16() for name, tensor in read_all(folders / "llama3").items()}
+    want = {name: tensor.bfloat16() for name, tensor in read_all(folders / "llama-llama3").items()}
     assert differences(read_all(tmp_path / "hf"), want) == []
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_vocabulary_padded_for_another_tp_is_trimmed(folders: Path, tmp_path: Path) -> None:
     """TP 3 stores 528 rows of a vocabulary of 517; the rows past it may hold anything."""
-    source, want = DistCheckpointReader(folders / "megatron-llama3"), read_all(folders / "llama3")
+    source, want = (
+        DistCheckpointReader(folders / "megatron-llama-llama3"),
+        read_all(folders / "llama-llama3"),
+    )
     (tmp_path / "m").mkdir()
-    shutil.copytree(folders / "megatron-llama3" / "hf", tmp_path / "m" / "hf")
+    shutil.copytree(folders / "megatron-llama-llama3" / "hf", tmp_path / "m" / "hf")
     writer = DistCheckpointWriter(tmp_path / "m")
     for key, stored in source.tensors.items():
         tensor = source.read(key, tuple(stored.size))
@@ -156,7 +156,9 @@ def test_verify_lists_one_changed_element(
 
 
 def test_verify_against_another_model_says_so(folders: Path) -> None:
-    config = VerifyConfig(hf=folders / "qwen3", megatron=folders / "megatron-llama3", logits=False)
+    config = VerifyConfig(
+        hf=folders / "qwen3", megatron=folders / "megatron-llama-llama3", logits=False
+    )
     assert run_verify(config) == 2
 
 
@@ -194,7 +196,9 @@ def test_replacing_a_model_is_never_half_done(folders: Path, tmp_path: Path) -> 
     convert_to_megatron(folders / "qwen3", out)
     assert (
         run_in_fork(
-            lambda: convert_to_megatron(folders / "llama3", out, force=True, on_bytes=die_after(3))
+            lambda: convert_to_megatron(
+                folders / "llama-llama3", out, force=True, on_bytes=die_after(3)
+            )
         )
         == -signal.SIGKILL
     )
@@ -250,7 +254,7 @@ def test_no_room_in_the_middle_is_an_error_with_the_way_out(folders: Path, tmp_p
 def test_every_damaged_file_of_a_checkpoint_is_named(
     folders: Path, tmp_path: Path, damage: str
 ) -> None:
-    source = folders / "megatron-qwen2"
+    source = folders / "megatron-qwen2-window"
     names = sorted(
         str(p.relative_to(source))
         for p in source.rglob("*")
@@ -368,7 +372,9 @@ def test_folders_without_weights_say_what_to_do(tmp_path: Path) -> None:
 
 def test_run_folders_point_to_their_newest_step(folders: Path, tmp_path: Path) -> None:
     for step in (3, 20):
-        shutil.copytree(folders / "megatron-qwen2", tmp_path / "checkpoints" / f"step_{step}")
+        shutil.copytree(
+            folders / "megatron-qwen2-window", tmp_path / "checkpoints" / f"step_{step}"
+        )
     with pytest.raises(
         CheckpointError, match=r"checkpoints of a run; fix: name one, such as .*step_20"
     ):
@@ -383,7 +389,7 @@ class _Malicious:
 def test_a_foreign_checkpoint_cannot_run_code(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(folders / "megatron-qwen2", tmp_path / "m")
+    shutil.copytree(folders / "megatron-qwen2-window", tmp_path / "m")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m" / ".metadata").write_bytes(pickle.dumps(_Malicious()))
     with pytest.raises(CheckpointError, match=r"asks for posix\.system"):
@@ -394,9 +400,9 @@ def test_a_foreign_checkpoint_cannot_run_code(
 def test_left_over_and_missing_keys_of_a_checkpoint_are_listed(
     folders: Path, tmp_path: Path
 ) -> None:
-    source = DistCheckpointReader(folders / "megatron-qwen2")
+    source = DistCheckpointReader(folders / "megatron-qwen2-window")
     (tmp_path / "m").mkdir()
-    shutil.copytree(folders / "megatron-qwen2" / "hf", tmp_path / "m" / "hf")
+    shutil.copytree(folders / "megatron-qwen2-window" / "hf", tmp_path / "m" / "hf")
     writer = DistCheckpointWriter(tmp_path / "m")
     for key, stored in source.tensors.items():
         if key != "decoder.final_layernorm.weight":
@@ -442,11 +448,11 @@ def test_writer_accounts_for_every_tensor(folders: Path, tmp_path: Path) -> None
 
 
 def test_mixed_dtypes_are_not_rounded_silently(folders: Path, tmp_path: Path) -> None:
-    tensors = read_all(folders / "llama3")
+    tensors = read_all(folders / "llama-llama3")
     tensors["model.layers.1.self_attn.k_proj.weight"] = tensors[
         "model.layers.1.self_attn.k_proj.weight"
     ].half()
-    shutil.copytree(folders / "llama3", tmp_path / "hf")
+    shutil.copytree(folders / "llama-llama3", tmp_path / "hf")
     rewrite_single(tmp_path / "hf", tensors)
     with pytest.raises(ConversionError, match=r"different dtypes; fix: --dtype[\s\S]*k_proj"):
         convert_to_megatron(tmp_path / "hf", tmp_path / "m")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from model_cases import CASES, SIZES
 
 from megaladder.errors import ModelError
-from megaladder.model.hf_config import model_shape
+from megaladder.model.families.table import FAMILIES
+from megaladder.model.hf_config import ModelShape, model_shape
 
 GOOD = {
     "model_type": "qwen3",
@@ -48,3 +52,136 @@ def test_nulls_and_absent_optional_keys_take_the_defaults():
     shape = model_shape({**GOOD, "head_dim": None, "num_key_value_heads": None})
     assert (shape.head_dim, shape.num_query_groups) == (16, 4)
     assert (shape.norm_eps, shape.rope.theta) == (1e-6, 10000.0)
+
+
+# what published files leave out now and then; sizes without a default of ours are not among them
+OPTIONAL = (
+    "head_dim",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "rope_theta",
+    "partial_rotary_factor",
+    "attention_bias",
+    "sliding_window",
+    "max_window_layers",
+    "sliding_window_pattern",
+    "query_pre_attn_scalar",
+    "rope_local_base_freq",
+    "rope_scaling",
+)
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPES = (
+    {"type": "linear", "factor": 2.0},
+    {"type": "dynamic", "factor": 2.0},
+    {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.8, "beta_fast": 16.0},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.2, "truncate": False},
+    LLAMA3,
+    {**LLAMA3, "original_max_position_embeddings": 4096},
+)
+
+
+def published(kind: str, **values: object) -> dict:
+    """A config.json in the older spelling, with a value for every optional key of the family."""
+    given = {
+        "model_type": kind,
+        **{key: value for key, value in SIZES.items() if not key.endswith("_id")},
+        "num_attention_heads": 64,
+        "num_key_value_heads": 16,
+        "hidden_size": 2048,
+        "head_dim": 48,
+        "vocab_size": 512,
+        "rms_norm_eps": 3e-5,
+        "rope_theta": 20000.0,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": kind != "gemma3_text",
+        "use_sliding_window": True,
+        "sliding_window": 77,
+        "max_window_layers": 3,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 99,
+        "rope_local_base_freq": 12345.0,
+        "attention_bias": kind.startswith("glm"),
+        **values,
+    }
+    if kind.startswith("glm"):
+        given["partial_rotary_factor"] = 0.25
+    return given
+
+
+def as_transformers_reads(raw: dict) -> ModelShape:
+    """The same file after transformers' configuration class has filled in what it takes it for."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in raw.items() if key != "model_type"}
+    read = AutoConfig.for_model(raw["model_type"], **values).to_dict()
+    return replace(model_shape(read), torch_dtype="float32")
+
+
+KINDS = sorted(set(FAMILIES) - {"internlm2"})  # its class comes with the weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_absent_keys_mean_what_transformers_takes_them_for(kind: str) -> None:
+    raw = published(kind)
+    assert model_shape(raw) == as_transformers_reads(raw)
+    for key in OPTIONAL:
+        without = {name: value for name, value in raw.items() if name != key}
+        assert model_shape(without) == as_transformers_reads(without), key
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "phi3"])
+@pytest.mark.parametrize("scaling", ROPES, ids=str)
+def test_scaled_rotary_embeddings_are_read_as_transformers_reads_them(
+    kind: str, scaling: dict
+) -> None:
+    raw = published(kind, rope_scaling=dict(scaling))
+    if FAMILIES[kind].layer_ropes is not None and "type" in scaling:
+        with pytest.raises(ModelError, match=r"rope_scaling\.type"):
+            model_shape(raw)
+        return
+    shape = model_shape(raw)
+    assert shape == as_transformers_reads(raw)
+    assert shape.rope.kind == scaling.get("type", scaling.get("rope_type"))
+    moved = {name: value for name, value in raw.items() if name not in ("rope_scaling",)}
+    if FAMILIES[kind].layer_ropes is None:  # transformers 5 writes this
+        assert (
+            model_shape({**moved, "rope_parameters": {**scaling, "rope_theta": 20000.0}}) == shape
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "named"),
+    [
+        ("llama", {"rope_scaling": {"type": "longrope"}}, "longrope"),
+        ("llama", {"rope_scaling": {"type": "linear"}}, r"rope_scaling\.factor"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor"),
+        ("llama", {"attention_bias": True}, "attention_bias true"),
+        ("llama", {"mlp_bias": True}, "mlp_bias true"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("qwen3", {"attention_bias": True}, "attention_bias true"),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 4}, "layer_types"),
+        ("qwen2", {"max_window_layers": -1}, "max_window_layers"),
+        ("mistral", {"sliding_window": 0}, "sliding_window"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "longrope"),
+        ("phi3", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "yarn"),
+        ("internlm2", {}, "bias true"),
+        ("olmo3", {"rope_parameters": {"rope_type": "default"}}, r"rope_parameters\.rope_type"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping 30.0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3_text", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+        ("gemma3", {}, "model_type 'gemma3'"),
+        ("qwen3_moe", {}, "model_type 'qwen3_moe'"),
+    ],
+)
+def test_what_cannot_be_done_exactly_is_refused_by_the_fields_name(
+    kind: str, values: dict, named: str
+) -> None:
+    with pytest.raises(ModelError, match=named):
+        model_shape(published(kind, **values))
+
+
+def test_every_family_has_a_case() -> None:
+    assert {kind for kind, _ in CASES.values()} == set(FAMILIES)

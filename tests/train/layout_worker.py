@@ -4,7 +4,7 @@ step.
     torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
 CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss",
-"recompute"}; W ranks, what is left is DP. Not a test itself: `test_layout_invariance.py` runs it.
+"recompute", "model", "steps"}; W ranks, what is left is DP. Not a test itself: `test_layout_invariance.py` runs it.
 """
 
 import math
@@ -66,6 +66,7 @@ def run_case(model_dir: str, case: dict) -> dict:
     from megaladder.train.step import run_micro_batches
     from megaladder.types import TokenWeighting
 
+    model_dir = case.get("model", model_dir)
     linear_common._CPU_SCRATCH = case.get("scratch", 8 << 20)
     shape = model_shape(read_config_json(model_dir))
     options = BuildOptions(recompute=case.get("recompute", "none"))

@@ -9,6 +9,7 @@ import json
 
 import pytest
 from distributed import run_ranks
+from model_cases import make_folder
 from tiny_models import build_bare_qwen3
 
 CASES = {
@@ -49,6 +50,20 @@ CASES = {
         {"name": "gspo-cp2-dp2", "loss": "gspo-ori", "cp": 2},
     ],
 }
+# one for each kind of layer, one step at each of two layouts
+FAMILIES = (
+    "qwen2-window",
+    "llama-dynamic",
+    "mistral-window",
+    "internlm2",
+    "phi3-partial",
+    "glm",
+    "glm4",
+    "olmo2",
+    "olmo3",
+    "gemma3",
+)
+FAMILY_LAYOUTS: dict[int, dict[str, object]] = {1: {}, 4: {"tp": 2, "pp": 2, "sp": True}}
 LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # relative
 
 
@@ -57,8 +72,15 @@ def steps(tmp_path_factory):
     """Case name → [(mean loss, gradient norm, loss tokens) of each step]."""
     folder = tmp_path_factory.mktemp("layouts")
     build_bare_qwen3(folder / "model")
+    models = {case: str(make_folder(case, folder / case)) for case in FAMILIES}
     found = {}
     for world_size, cases in CASES.items():
+        layout = FAMILY_LAYOUTS.get(world_size)
+        if layout is not None:
+            cases = cases + [
+                {"name": f"{case}@{world_size}", "model": path, "steps": 1, **layout}
+                for case, path in models.items()
+            ]
         out = folder / f"{world_size}.json"
         run_ranks(
             "train/layout_worker.py", world_size, str(folder / "model"), json.dumps(cases), str(out)
@@ -73,7 +95,9 @@ def test_layouts_agree(steps, prefix):
     others = {
         name: rows
         for name, rows in steps.items()
-        if name.startswith(("gspo-", "adv-")) == bool(prefix) and name.startswith(prefix)
+        if name.startswith(("gspo-", "adv-")) == bool(prefix)
+        and name.startswith(prefix)
+        and "@" not in name
     }
     assert len(others) >= 2
     for name, rows in others.items():
@@ -84,3 +108,11 @@ def test_layouts_agree(steps, prefix):
             assert loss == pytest.approx(loss0, rel=LOSS_TOLERANCE), name
             assert grad_norm == pytest.approx(grad_norm0, rel=GRAD_NORM_TOLERANCE), name
             assert grad_norm > 1e-3, name  # the case says something
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_layouts_agree_for_every_kind_of_layer(steps, case):
+    (whole,), (split,) = steps[f"{case}@1"], steps[f"{case}@4"]
+    assert split[2] == whole[2]
+    assert split[0] == pytest.approx(whole[0], rel=LOSS_TOLERANCE)
+    assert split[1] == pytest.approx(whole[1], rel=GRAD_NORM_TOLERANCE)

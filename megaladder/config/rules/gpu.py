@@ -16,6 +16,7 @@ from megaladder.capabilities import (
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import ParallelSection
+from megaladder.model.families.rope import long_sequence_problem
 
 _PRECISION_AWARE_TE = (2, 1)
 
@@ -220,6 +221,28 @@ def layout_problems(config: RunConfig, shape: LayerSizes) -> list[str]:
             f"gpu.cp_comm_type a2a gives each rank whole heads: tp {layout.tp} × cp {layout.cp} ="
             f" {layout.tp * layout.cp} does not divide the model's {shape.num_query_groups}"
             " key/value groups; fix: cp_comm_type p2p, or a smaller cp"
+        )
+    return problems
+
+
+def model_problems(config: RunConfig, shape: LayerSizes) -> list[str]:
+    """Settings that this kind of model does not go with."""
+    problems, limit, length = [], shape.longest_sequence, config.data.seq_length
+    if limit is not None and length > limit:
+        problems.append(long_sequence_problem("dynamic", limit, length))
+    if shape.portable_only is not None:
+        wishes = _te_wishes(config)
+        if config.train.fp8 is not None:
+            wishes[f"train.fp8 {config.train.fp8}"] = "train.fp8 null"
+        problems += [
+            f"{what} needs Transformer Engine's layers, which do not compute this model's"
+            f" {shape.portable_only}; fix: {fix}"
+            for what, fix in wishes.items()
+        ]
+    elif shape.sliding_window is not None and config.parallel.cp > 1:
+        problems.append(
+            f"parallel.cp {config.parallel.cp} does not go with this model's sliding_window"
+            f" {shape.sliding_window}; fix: parallel.cp 1"
         )
     return problems
 

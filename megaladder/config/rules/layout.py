@@ -4,7 +4,7 @@ number of ranks and the machine decide."""
 from __future__ import annotations
 
 from megaladder.capabilities import LayerSizes, Machine
-from megaladder.config.rules.gpu import layout_problems, platform_problems
+from megaladder.config.rules.gpu import layout_problems, model_problems, platform_problems
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import ConfigError
 
@@ -68,6 +68,7 @@ def validate_layout(config: RunConfig, shape: LayerSizes) -> None:
     problems = [
         *shape_problems(shape, layout.tp, layout.pp, layout.vpp, prefix="parallel."),
         *layout_problems(config, shape),
+        *model_problems(config, shape),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
