@@ -207,8 +207,9 @@ def _no_weights(folder: Path) -> str:
 
 def auxiliary_files(folder: Path) -> Iterator[Path]:
     """Files of a model folder that travel with its weights: configuration, tokenizer, chat
-    template, licence; config.json comes last."""
-    suffixes = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+    template, licence, the code of a family that transformers has no class for (never run here);
+    config.json comes last."""
+    suffixes = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
     for path in sorted(folder.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
         licence = path.name.upper().startswith("LICENSE")
         if (

@@ -93,21 +93,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_folder(case: str, folder: Path, *, max_shard_size: str = "100KB") -> Path:
-    """The model of `case`, every tensor random (norms and biases too), several shards."""
+def make_folder(case: str, folder: Path, *, max_shard_size: str = "100KB", **sizes: int) -> Path:
+    """The model of `case`, every tensor random (norms and biases too), several shards. `sizes`:
+    instead of the case's own."""
     kind, _ = CASES[case]
-    model = random_model(case)
+    model = random_model(case, **sizes)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if kind in _REPACKED:
         _REPACKED[kind](folder)
     return folder
 
 
-def random_model(case: str) -> Any:
+def random_model(case: str, **sizes: int) -> Any:
     """transformers' model of `case`; of a family that comes with its own code, its Llama form."""
     from transformers import AutoModelForCausalLM
 
-    config = transformers_config(case)
+    config = transformers_config(case, **sizes)
     torch.manual_seed(len(case))
     dtype = getattr(torch, str(config.dtype or "float32").removeprefix("torch."))
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -122,12 +123,12 @@ def random_model(case: str) -> Any:
     return model
 
 
-def transformers_config(case: str) -> Any:
+def transformers_config(case: str, **sizes: int) -> Any:
     """Its configuration object, made by transformers' own class."""
     from transformers import AutoConfig
 
     kind, differences = CASES[case]
-    values = {**SIZES, "dtype": "float32", **differences}
+    values = {**SIZES, "dtype": "float32", **differences, **sizes}
     return AutoConfig.for_model("llama" if kind in _REPACKED else kind, **values)
 
 
@@ -179,13 +180,22 @@ def _as_internlm2(folder: Path) -> None:
     config |= {
         "model_type": "internlm2",
         "architectures": ["InternLM2ForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_internlm2.InternLM2Config"},
         "bias": False,
         "rope_theta": rope["rope_theta"],
         "rope_scaling": {"type": rope["rope_type"], "factor": rope["factor"]},
     }
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_internlm2.py").write_text(_INTERNLM2_CODE)
 
 
+_INTERNLM2_CODE = """
+from transformers import PreTrainedConfig
+
+
+class InternLM2Config(PreTrainedConfig):
+    model_type = "internlm2"
+"""
 _INTERNLM2_NAMES = {
     "embed_tokens": "tok_embeddings",
     "lm_head": "output",

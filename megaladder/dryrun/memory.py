@@ -20,7 +20,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megaladder.model.head import VocabularyHead
-from megaladder.model.norms import RMSNorm
+from megaladder.model.norms import ProjectionNorm, RMSNorm
 from megaladder.model.portable import PackedCoreAttention
 
 
@@ -61,7 +61,7 @@ def meter_activations(chunks: Iterable[torch.nn.Module], recompute: str, fp8: bo
                 module.register_forward_hook(
                     partial(_recomputed, meter, recompute == "full"), with_kwargs=True
                 )
-            elif isinstance(module, (RMSNorm, PackedCoreAttention)):
+            elif isinstance(module, (RMSNorm, ProjectionNorm, PackedCoreAttention)):
                 module.register_forward_hook(partial(_kept, meter, 1.0), with_kwargs=True)
             elif isinstance(module, VocabularyHead):
                 continue

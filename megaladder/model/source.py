@@ -39,7 +39,7 @@ def _download(repository: str, revision: str) -> str:
         return snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"],
+            allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"],
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise ModelError(

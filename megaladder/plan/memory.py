@@ -144,7 +144,7 @@ def stage_memory(
 
 
 def layer_activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work) -> float:
-    """What one layer keeps for backward per token: inputs and outputs of two norms, q, k, v (before
+    """What one layer keeps for backward per token: inputs of its norms and of its linears, q, k, v (before
     their norms too, where they have them), the attention's output, the gated MLP's two halves and
     their product. No score matrix: attention is fused, so `selective` saves nothing more here. In
     FP8 the inputs of the linear layers are kept in one byte.
@@ -157,7 +157,8 @@ def layer_activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work)
     linear_inputs = 2 * hidden / split + (attention + shape.ffn_hidden_size) / layout.tp
     normed = attention + keys if shape.qk_norm else 0
     others = (
-        2 * hidden / split + (attention + 2 * keys + normed + 2 * shape.ffn_hidden_size) / layout.tp
+        shape.norms_per_layer * hidden / split
+        + (attention + 2 * keys + normed + 2 * shape.ffn_hidden_size) / layout.tp
     )
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     return linear_inputs * (1 if work.precision == "fp8" else value_bytes) + others * value_bytes

@@ -200,7 +200,7 @@ def _layers(
     elementwise_passes = 1 + elementwise_again + (_ELEMENTWISE_BACKWARD if backward else 0)
     heads_size = shape.num_attention_heads * shape.head_dim
     # two products over half the context: 2 · 2 · T · context/2 · A
-    scores = 2 * tokens * work.context * heads_size / layout.tp
+    scores = 2 * tokens * shape.layer_context(work.context) * heads_size / layout.tp
     return {
         "gemm": (
             product_passes
@@ -254,7 +254,7 @@ def _elementwise_bytes(
         shape.ffn_hidden_size / layout.tp,
     )
     norms_and_residuals, rotary_and_norms, gating = (
-        2 * (2 + 3) * hidden,
+        (shape.norms_per_layer * 2 + 2 * 3) * hidden,
         (4 if shape.qk_norm else 2) * (attention + keys),
         3 * ffn,
     )

@@ -13,10 +13,13 @@ from megaladder.config.resolve.overlay import load_layered
 from megaladder.config.resolve.run_names import DATA_ROWS, MODELS, overrides, parse_run_name
 from megaladder.config.rules.layout import check_world
 from megaladder.config.sft import SftConfig
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.curate.score import load_rule
 from megaladder.curate.select.recipe import load_recipes
 from megaladder.curate.select.run import STAGES
-from megaladder.errors import ConfigError
+from megaladder.errors import ConfigError, ModelError
+from megaladder.model.hf_config import model_shape
+from megaladder.preflight.fit import check_model
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
@@ -34,6 +37,30 @@ STEPS = {
     "Qwen3-14B_Math-CoT-20k_lr1e-5_ep1_bs256": 80,
 }
 
+PUBLISHED: dict[str, dict] = load_yaml(
+    RECIPES.parents[1] / "tests" / "model" / "published_configs.yaml"
+).values
+# runs that start from another run's export
+AFTER_TRAINING = {"runs/quagmires/25k2ep/hf/step_400": "Qwen3-4B-Base"}
+BILLIONS = {
+    "Qwen3-1.7B-Base": 1.72,
+    "Qwen3-4B-Base": 4.02,
+    "Qwen3-8B-Base": 8.19,
+    "Qwen3-14B-Base": 14.77,
+    "Qwen3-32B": 32.76,
+    "Qwen2.5-1.5B": 1.54,
+    "Qwen2.5-3B": 3.09,
+    "Qwen2.5-7B": 7.62,
+    "Qwen2.5-14B": 14.77,
+    "Qwen2.5-32B-Instruct": 32.76,
+    "internlm2_5-20b": 19.86,
+    "internlm2_5-20b-llama": 19.86,
+    "Mistral-Nemo-Base-2407": 12.25,
+    "Meta-Llama-3-8B-Instruct": 8.03,
+    "Llama-3.1-8B": 8.03,
+    "Llama-3.2-3B": 3.21,
+}
+
 
 def config_of(path: Path) -> SftConfig | GrpoConfig:
     file = load_layered(path)
@@ -45,6 +72,27 @@ def test_every_file_is_a_run_a_selection_or_a_rule() -> None:
     others = set(FILES) - set(RUNS) - set(SELECTIONS)
     assert others == {RECIPES / "limo" / "score.yaml"}
     assert load_rule(str(RECIPES / "limo" / "score.yaml"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_published_model_of_a_run_opens_and_fits_its_layout(path: Path, tmp_path: Path) -> None:
+    """What a start does before any rank: the model's config.json as published, its layout, its
+    length."""
+    config = config_of(path)
+    name = AFTER_TRAINING.get(config.model.path, Path(config.model.path).name)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    here = config.model.model_copy(update={"path": str(tmp_path)})
+    check_model(config.model_copy(update={"model": here}))
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - {"Qwen3-30B-A3B"}))
+def test_published_models_have_the_published_number_of_parameters(name: str) -> None:
+    assert round(model_shape(PUBLISHED[name]).num_parameters / 1e9, 2) == BILLIONS[name]
+
+
+def test_a_published_mixture_of_experts_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="model_type 'qwen3_moe' is not supported"):
+        model_shape(PUBLISHED["Qwen3-30B-A3B"])
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")

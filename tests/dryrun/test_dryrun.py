@@ -96,6 +96,20 @@ def test_ranks_agree_and_bytes_are_plans(write, tmp_path, capsys, layout: dict[s
         assert held["activations"] == pytest.approx(planned["activations"], rel=0.15)
 
 
+@pytest.mark.parametrize("kind", ["glm4", "olmo3", "gemma3_text"])
+def test_ranks_of_every_kind_of_layer_agree(write, tmp_path, kind: str) -> None:
+    run, out = write({"tp": 2, "pp": 2, "ranks": 4}), tmp_path / "found.json"
+    config = {**CONFIG, "model_type": kind, "num_hidden_layers": 2}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert main(["dryrun", str(run), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["faults"] == []
+    for stage in found["stages"]:
+        held, planned = stage["bytes"], stage["plan_bytes"]
+        assert held["weights"] == planned["weights"]
+        assert held["activations"] == pytest.approx(planned["activations"], rel=0.2)
+
+
 def test_grpo_with_reference_and_old_log_probs(write, capsys) -> None:
     run = write(
         {"tp": 2, "pp": 2, "ranks": 8},

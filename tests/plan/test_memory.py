@@ -3,11 +3,14 @@ bytes a parameter."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+from model_cases import CASES, transformers_config
 
-from megaladder.model.hf_config import ModelShape
+from megaladder.checkpoints_conv.families import Entry, name_table
+from megaladder.model.hf_config import ModelShape, model_shape
 from megaladder.plan.hardware import find_model, known_models
 from megaladder.plan.layout import OURS, PlannedLayout, Work
 from megaladder.plan.memory import (
@@ -202,3 +205,23 @@ def test_a_published_peak_is_met() -> None:
     )
     total = estimate.total - estimate.head + 2 * 4 * 8192 * shape.vocab_size / 4
     assert total / 1024**3 == pytest.approx(64, rel=0.05)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_of_a_rank_are_those_that_its_tensors_have(case: str) -> None:
+    shape = model_shape(transformers_config(case).to_dict())
+
+    def on(stage: int, entry: Entry, pp: int) -> bool:
+        if entry.layer is not None:
+            return entry.layer * pp // shape.num_layers == stage
+        return stage == (0 if entry.megatron.startswith("embedding") else pp - 1)
+
+    table = name_table(shape)
+    for tp in (1, 2):
+        for pp in (1, 2):
+            for stage in range(pp):
+                entries = [entry for entry in table.entries() if on(stage, entry, pp)]
+                if shape.tied and pp > 1 and stage == pp - 1:
+                    entries.append(table.tied_output())
+                held = sum(math.prod(entry.mapping.local_shape(tp)) for entry in entries)
+                assert stage_parameters(shape, PlannedLayout(tp=tp, pp=pp), stage) == held
