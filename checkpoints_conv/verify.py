@@ -111,9 +111,11 @@ def compare_logits(hf_dir: Path, megatron_dir: Path, seed: int = 42) -> LogitCom
     on.
 
     Raises:
-        ConversionError: not enough free memory for one fp32 model.
+        ConversionError: not enough free memory for one fp32 model, or transformers has no such
+        model.
     """
     shape = model_shape(read_config_json(hf_dir))
+    _require_class(shape)
     _require_memory(shape)
     generator = np.random.default_rng(seed)
     sequences = [generator.integers(0, shape.vocab_size, length) for length in _LENGTHS]
@@ -122,6 +124,17 @@ def compare_logits(hf_dir: Path, megatron_dir: Path, seed: int = 42) -> LogitCom
     return LogitComparison(
         (want - found).abs().max().item(), want.abs().max().item(), sum(_LENGTHS)
     )
+
+
+def _require_class(shape: ModelShape) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if shape.hf_family not in CONFIG_MAPPING:
+        raise ConversionError(
+            f"the tensors are compared, but transformers has no class of its own for"
+            f" {shape.family.title} to compare logits with, and code beside weights is never run;"
+            " fix: --no-logits"
+        )
 
 
 def _require_memory(shape: ModelShape) -> None:

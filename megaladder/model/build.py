@@ -99,7 +99,8 @@ def transformer_config(
         activation_func=_GATES[shape.family.gate],
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
-        qk_layernorm=shape.qk_norm is not None,
+        # megatron-core sums gradients of such norms over TP: right where every rank has them whole
+        qk_layernorm=shape.qk_norm == "head",
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bf16=options.precision == "bf16",

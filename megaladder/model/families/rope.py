@@ -102,7 +102,7 @@ def _rope(
             f" supported: {', '.join(kinds)}"
         )
     inner = Fields(given, {"truncate": True}, "rope_scaling.")
-    common = {
+    common: dict[str, Any] = {
         "kind": kind,
         "theta": inner.number("rope_theta", theta),
         "rotary_share": inner.number(

@@ -20,7 +20,7 @@ from megaladder.errors import ModelError
 from megaladder.model.families.fields import Fields
 from megaladder.model.families.rope import FULL, KINDS, SLIDING
 
-Names = Mapping[str, tuple[str, ...]]
+Names = dict[str, tuple[str, ...]]
 Windows = tuple[int | None, tuple[bool, ...]]
 _LAYER = "model.layers.*."
 
@@ -149,7 +149,7 @@ class Family:
 
     title: str
     names: Names
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     qkv_bias: str | bool = False
     qk_norm: str | None = None
@@ -166,7 +166,7 @@ class Family:
 
 LAYER_NORMS = ("input_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
 # of every configuration class, unless a row says otherwise
-COMMON_DEFAULTS: Mapping[str, Any] = {
+COMMON_DEFAULTS: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
