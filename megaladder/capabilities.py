@@ -136,3 +136,12 @@ def fp8_fix(recipe: str, machine: Machine) -> str:
 
 def version_text(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
+
+
+def long_sequence_problem(kind: str, limit: int, length: int) -> str:
+    """What to tell of a sequence for which `kind` would change the angles."""
+    return (
+        f"rope_scaling.type {kind}: the angles of sequences longer than max_position_embeddings"
+        f" {limit} depend on their length, which is not supported, and a sequence may have {length}"
+        f" tokens; fix: data.seq_length {limit} or less, or another rope_scaling (yarn)"
+    )

@@ -20,12 +20,13 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 
 from megaladder import parallel, platform
+from megaladder.capabilities import long_sequence_problem
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.errors import ModelError
 from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.families.frequencies import inverse_frequencies
-from megaladder.model.families.rope import RopeConfig, long_sequence_problem
+from megaladder.model.families.rope import RopeConfig
 from megaladder.model.head import HeadOptions, HeadOutput, LossSums, VocabularyHead
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
 from megaladder.model.portable import Rotary, packed_layout, portable_block_spec

@@ -9,6 +9,7 @@ from megaladder.capabilities import (
     Machine,
     fp8_fix,
     fp8_problem,
+    long_sequence_problem,
     sequence_alignment,
     token_alignment,
     version_text,
@@ -16,7 +17,6 @@ from megaladder.capabilities import (
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import ParallelSection
-from megaladder.model.families.rope import long_sequence_problem
 
 _PRECISION_AWARE_TE = (2, 1)
 

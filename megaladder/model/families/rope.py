@@ -50,15 +50,6 @@ class RopeConfig:
         return self.original_max_position_embeddings if self.kind == "dynamic" else None
 
 
-def long_sequence_problem(kind: str, limit: int, length: int) -> str:
-    """What to tell of a sequence for which `kind` would change the angles."""
-    return (
-        f"rope_scaling.type {kind}: the angles of sequences longer than max_position_embeddings"
-        f" {limit} depend on their length, which is not supported, and a sequence may have {length}"
-        f" tokens; fix: data.seq_length {limit} or less, or another rope_scaling (yarn)"
-    )
-
-
 def read_rope(fields: Fields, kinds: Sequence[str]) -> RopeConfig:
     """The rotary embedding of a model that has one for all layers; `kinds`: those of its family."""
     given = fields.object("rope_scaling") or fields.object("rope_parameters")
