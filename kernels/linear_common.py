@@ -24,7 +24,7 @@ _ROW_TILE = 128  # rows of a block come in multiples of a matrix-product tile
 # Rows from which a longer block gains nothing: d weight in blocks of 4,096 rows costs what one
 # product over all rows does (measured), and a block twice as long halves the passes over main_grad.
 MOST_ROWS = 8192
-_LEAST_SCRATCH = 1200 << 20  # bytes, where the ranks of a split vocabulary have agreed on nothing
+LEAST_SCRATCH = 1200 << 20  # bytes, where the ranks of a split vocabulary have agreed on nothing
 _CPU_SCRATCH = 8 << 20  # bytes; a block that stays near the caches
 
 
@@ -188,7 +188,7 @@ def scratch_bytes(head: Head, device: torch.device) -> int:
         return head.options.scratch_bytes
     if device.type != "cuda":
         return _CPU_SCRATCH
-    return _LEAST_SCRATCH if is_split(head.tp) else max(_LEAST_SCRATCH, free_bytes(device) // 2)
+    return LEAST_SCRATCH if is_split(head.tp) else max(LEAST_SCRATCH, free_bytes(device) // 2)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -118,7 +118,7 @@ def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Any]]:
         (head, "SCRATCH", budget),
         (step, "SCRATCH", budget),
         # blocks of logits as in the first step on CUDA
-        (linear_common, "_CPU_SCRATCH", linear_common._LEAST_SCRATCH),
+        (linear_common, "_CPU_SCRATCH", linear_common.LEAST_SCRATCH),
         (dist, "batch_isend_irecv", batched),
         (dist, "all_gather_object", gathered_objects),
         (clip_grads, "l2_norm_impl", norm),

@@ -20,7 +20,9 @@ from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 
 GIB = 1024**3
 FP32_BYTES = 4
-# of kernels.linear_common on CUDA: a chunk of logits, whatever the vocabulary
+# The block of logits that a fit is judged by: what the head starts with (LEAST_SCRATCH of
+# kernels/linear_common.py). While memory is free it takes longer blocks, up to half of what is
+# left; that room nobody else needs, so it is no reason for a layout not to fit.
 HEAD_SCRATCH = 1200 << 20
 # CUDA context, cuBLAS and Transformer Engine workspaces, NCCL buffers of a handful of groups
 FRAMEWORK = 3 * GIB
@@ -40,7 +42,7 @@ class MemoryEstimate:
     # step; 0 unless fp8
     fp8_copies: int
     activations: int
-    head: int  # one chunk of logits, hidden states and their gradient; not T × V
+    head: int  # the least block of logits, hidden states and their gradient; not T × V
     engine: int  # a colocated engine while it sleeps
     reserve: int  # framework and fragmentation; 0 where only our own tensors are asked for
 

@@ -10,6 +10,7 @@ import pytest
 from model_cases import CASES, transformers_config
 
 from megaladder.checkpoints_conv.families import Entry, name_table
+from megaladder.kernels.linear_common import LEAST_SCRATCH
 from megaladder.model.hf_config import ModelShape, model_shape
 from megaladder.plan.hardware import find_model, known_models
 from megaladder.plan.layout import OURS, PlannedLayout, Work
@@ -180,6 +181,7 @@ def test_the_head_does_not_grow_with_the_vocabulary(shape) -> None:
     head = estimate_memory(shape, PlannedLayout(), WORK).head
     assert head == HEAD_SCRATCH + 4096 * (2 * 5120 * 2 + 16)
     assert head < 2 * 4096 * 151936 * 4 / 3
+    assert HEAD_SCRATCH == LEAST_SCRATCH
 
 
 def test_reserve_and_engine(shape) -> None:
