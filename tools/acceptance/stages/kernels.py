@@ -115,4 +115,42 @@ def _table(context: Context) -> dict[str, Any]:
     )
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    return {"rows": rows}
+    return {"rows": rows, **goal_figures(rows)}
+
+
+def goal_figures(rows: list[dict[str, str]]) -> dict[str, float]:
+    """The head's goals from the table's rows: steps over the bare products of their own loop, an
+    odd vocabulary over the aligned one, row kernels as a share of the copy. What a run had no time
+    for is absent."""
+    widest = max((int(row["vocab"]) for row in rows), default=0)
+    ours = {_cell(row, widest): row for row in rows if row["contender"] == "ours" and row["ratio"]}
+    wanted = {name: ours[cell] for name, cell in _CELLS.items() if cell in ours}
+    figures = {name: float(row["ratio"]) for name, row in wanted.items()}
+    dense, inactive, odd = (
+        float(wanted[name]["median_ms"]) if name in wanted else None
+        for name in ("grpo_ratio", "grpo_inactive_ratio", "sft_odd_vocabulary_ratio")
+    )
+    if dense and inactive:
+        figures["grpo_inactive_over_dense"] = inactive / dense
+    if odd and "sft_ratio" in wanted:
+        figures["odd_over_aligned_vocabulary"] = odd / float(wanted["sft_ratio"]["median_ms"])
+    if "row_kernels_tp8" in figures:
+        figures["row_kernels_tp8"] = 1 / figures["row_kernels_tp8"]
+    return figures
+
+
+def _cell(row: dict[str, str], widest: int) -> tuple[str, bool, str]:
+    """Case, the full number of tokens or fewer, and which vocabulary."""
+    vocab, stored = int(row["vocab"]), int(row["stored"])
+    width = "odd" if stored > vocab else "whole" if vocab == widest else "shard"
+    return row["case"], int(row["tokens"]) >= 8192, width
+
+
+_CELLS = {
+    "sft_ratio": ("sft step", True, "whole"),
+    "grpo_ratio": ("grpo step", True, "whole"),
+    "grpo_inactive_ratio": ("grpo step 50% inactive, 20% prompt", True, "whole"),
+    "sft_tp8_ratio": ("sft step", False, "shard"),
+    "sft_odd_vocabulary_ratio": ("sft step", True, "odd"),
+    "row_kernels_tp8": ("logp", True, "shard"),
+}
