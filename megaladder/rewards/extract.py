@@ -2,12 +2,19 @@ r"""From a model's response to the string it gives as its answer. Pure string wo
 response, nothing is evaluated.
 
 Rules, in order; the first that applies decides (reasoning_ladder, LIMO and Rethinking SFT graders,
-lm-eval's GSM8K): 0. only what follows the last `</think>` (or `<|im_start|>answer`) is an answer; a
-`<think>` that never ends has none 1. the last `\boxed{…}` or `\fbox{…}`; its braces must close, or
-there is no answer; prose around it never counts 2. the last `<answer>…</answer>`; the tag must
-close 3. the last line `#### N`
+lm-eval's GSM8K):
+
+0. only what follows the last `</think>` (or `<|im_start|>answer`) is an answer; a `<think>` that
+   never ends, or that opens again after it, has none
+1. the last `\boxed{…}` or `\fbox{…}`; its braces must close, or there is no answer; of boxes in a
+   box the outermost counts, with all that stands in it; prose around it never counts
+2. the last `<answer>…</answer>`; the tag must close
+3. the last line `#### N`
 4. the last "Final Answer: …", "Answer: …", "the answer is …"
-5. the last line (kind gsm8k: the last number of the text)
+5. the last line (kind gsm8k: the last number of the text that does not number a list)
+
+In prose (4 and 5) a number that is denied or offered beside another one ("not 18", "18 or 19",
+"between 18 and 20") is not taken out of its line: the line as it stands is then the answer.
 
 Not here: whether an answer is right (`grade`), and what two strings mean (`normalize`, `equal`).
 """
@@ -17,6 +24,8 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from typing import NamedTuple
+
+from megaladder.rewards.letters import letter_in_text, option
 
 # only the end of a longer response is read: 32k tokens are about 130k characters
 MAX_RESPONSE_CHARS = 1_000_000
@@ -40,27 +49,27 @@ _WORD = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|arcsin|arccos|arctan|sqrt|inf|abs|min|max|mod|gcd|lcm)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?i:is|it|so|we|of|to|in|at|by|be|he|an|as|or|if|no)(?![A-Za-z]))"
 )
+_BOX_COMMAND = re.compile(r"\\[bf](?:oxed|box)\s*(?=\{)")
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+# right before a number: it is denied, or an end of a range
+_DENIES = re.compile(
+    r"(?i)\b(?:not|isn't|either|neither|between|between\s+\S{1,40}\s+and|\d[\s,]*or|at\s+least"
+    r"|at\s+most|(?:less|more|greater|fewer|larger|smaller|bigger|higher|lower)\s+than)"
+    r"\s+(?:(?:a|an|the|equal\s+to|exactly|maybe|perhaps|possibly)\s+)*[-$\\\s]*$"
+)
+# right behind it: another number
+_OFFERS = re.compile(
+    r"(?i)\s*(?:,?\s*(?:or|and|to)\s+(?:(?:maybe|perhaps|possibly)\s+)?|[-–—~]\s?)[$\\]*\d"
+)
+# what may stand beside a number without changing it, and what may not
+_WORDING = re.compile(r"\\(?:text|mbox|mathrm|textbf|mathbf|dollar|quad)(?![a-zA-Z])|\\[$%,;:! ]")
+_SAYS_MORE = re.compile(
+    r"[\\^_!|<>±√∓~]|\b(?:January|February|March|April|May|June|July|August|September|October"
+    r"|November|December|plus|minus|squared|cubed|half|not|or|wrong|incorrect)\b"
+)
+_ENUMERATES = re.compile(r"[.)]\s+\S")
 _TEXT_COMMAND = re.compile(
     r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname|frac|sqrt|left|right)\b"
-)
-_LETTER_LINE = re.compile(
-    r"^\W*(?:(?i:option|choice)\s*:?\s*)?(?:\(?([A-J])\)?(?:\W*$|[).:]\s)|\(?([a-j])[).]\s*(?:\S|$)|\(?([a-j])\)?\W*$)"
-)
-# a small letter counts where brackets or its place show that it is an option: `(c)`, `b.`
-_OPTION = r"[\s*_$\[]*(?:\(([A-Ja-j])\)|\(?([A-J])(?![A-Za-z0-9'’]))"
-_LETTER_PHRASE = re.compile(
-    r"(?i:\banswer\s*(?:is|:|=|-|–|—)|\b(?:choose|select|pick|choice\s+is|option\s+is|answer\s+choice\s+is"
-    r"|choice\s*:|option\s*:)|\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:))"
-    r"[\s:*_$]*(?i:the\s+)?(?i:option\s+|choice\s+|letter\s+)?" + _OPTION
-)
-_LETTER_CORRECT = re.compile(
-    r"(?i:\b(?:option|choice|answer))\s+[*_$(]*([A-J])[*_$)]*\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer))"
-)
-_LETTER_IN_BOX = re.compile(
-    r"^\s*(?:(?i:option|choice|answer)\s*)?[(\[]?\s*([A-Za-z])\s*[)\]]?\s*(?:[.:,)]|$)"
-)
-_LATEX_FONT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|bf|rm|bold|boldsymbol)\b\s*"
 )
 
 
@@ -80,7 +89,7 @@ def answer_part(response: str) -> str | None:
     position, mark = max(ends)
     if position >= 0:
         text = text[position + len(mark) :]
-    elif "<think>" in text:
+    if "<think>" in text:
         return None
     return _without_special_tokens(text)
 
@@ -121,9 +130,9 @@ def _choice(text: str) -> Candidate | None:
     """A box or tag that holds a letter; one without a letter (`\\boxed{42}`) does not hide a phrase
     that names one."""
     found = _marked(text, "choice")
-    if found is None or found.text is None or letter(found.text) is not None:
+    if found is None or found.text is None or option(found.text) is not None:
         return found
-    named = _letter_in_text(text)
+    named = letter_in_text(text[-_TAIL_CHARS:])
     return found if named is None else Candidate(named, "answer phrase")
 
 
@@ -175,12 +184,30 @@ def last_box(text: str) -> Candidate | None:
             if bare
             else Candidate(None, "\\boxed without content")
         )
-    content = _braced(text, after)
+    content = _braced(text, _outermost(text, after))
     return (
         Candidate(None, "\\boxed{ never closed")
         if content is None
-        else Candidate(content, "\\boxed{}")
+        else Candidate(_BOX_COMMAND.sub("", content), "\\boxed{}")
     )
+
+
+def _outermost(text: str, start: int) -> int:
+    """The brace of the box that encloses the one at `start`, and closes; else `start` itself."""
+    begin = max(0, start - MAX_ANSWER_CHARS)
+    if not _BOX_COMMAND.search(text, begin, start - 1):
+        return start
+    is_box: list[tuple[int, bool]] = []
+    for match in _BRACE.finditer(text, begin, start + MAX_ANSWER_CHARS):
+        if match.end() > start + 1 and not any(box for _, box in is_box):
+            break
+        if match.group().endswith("{"):
+            is_box.append((match.end() - 1, match.group() != "{"))
+        elif match.group() == "}" and is_box:
+            opened, box = is_box.pop()
+            if box and opened < start < match.start():
+                start = opened
+    return start
 
 
 def _braced(text: str, start: int) -> str | None:
@@ -246,12 +273,23 @@ def _phrase(text: str) -> str | None:
 
 def _last_resort(text: str, kind: str) -> str | None:
     if kind == "choice":
-        return _letter_in_text(text)
+        return letter_in_text(text[-_TAIL_CHARS:])
     if kind == "gsm8k":
-        numbers = _NUMBER.findall(text[-_TAIL_CHARS:])
-        return numbers[-1] if numbers else None
+        return _last_number_of_text(text[-_TAIL_CHARS:])
     lines = [line for line in text[-_TAIL_CHARS:].split("\n") if line.strip()]
     return lines[-1].strip() if kind == "exact" else from_prose(lines[-1], first=False)
+
+
+def _last_number_of_text(text: str) -> str | None:
+    """The last number, those that number a list or a heading aside; its line if that hedges."""
+    for match in reversed(list(_NUMBER.finditer(text))):
+        start, end = text.rfind("\n", 0, match.start()) + 1, text.find("\n", match.end())
+        line = text[start : end if end >= 0 else len(text)]
+        head = text[start : match.start()].strip("#*_ \t>(")
+        if head or not _ENUMERATES.match(text, match.end()):
+            number = _NUMBER.search(line, match.start() - start)
+            return line if number and is_hedged(line, number) else match.group()
+    return None
 
 
 def from_prose(line: str, first: bool) -> str:
@@ -268,13 +306,20 @@ def from_prose(line: str, first: bool) -> str:
         return _joined_spans(line, spans, first)
     if not _has_words(line):
         return line
-    numbers = _NUMBER.findall(line)
+    numbers = list(_NUMBER.finditer(line))
     if not numbers:
         return line
     # "18 dollars": leave the unit to the comparison
     if first and re.match(r"\W*[\d.,]+(?:\s[A-Za-z]+){0,3}$", line):
         return line
-    return (numbers[0] if first and "=" not in line else numbers[-1]).strip()
+    chosen = numbers[0] if first and "=" not in line else numbers[-1]
+    return line if is_hedged(line, chosen) else chosen.group().strip()
+
+
+def is_hedged(line: str, number: re.Match[str]) -> bool:
+    """Whether a line denies its number, or offers another one beside it."""
+    before = line[max(0, number.start() - 80) : number.start()]
+    return bool(_DENIES.search(before) or _OFFERS.match(line, number.end()))
 
 
 def _joined_spans(line: str, spans: list[re.Match[str]], first: bool) -> str:
@@ -304,36 +349,6 @@ def _has_words(line: str) -> bool:
     return bool(_WORD.search(line))
 
 
-def letter(text: str) -> str | None:
-    r"""The option letter that a box or a gold answer holds: `B`, `(B)`, `\text{(B)}`, `B. 42`,
-    `Option b`; None if it is something else."""
-    plain = (
-        _LATEX_FONT.sub("", text[:MAX_ANSWER_CHARS])
-        .replace("{", "")
-        .replace("}", "")
-        .replace("$", "")
-        .replace("*", "")
-    )
-    match = _LETTER_IN_BOX.match(plain.replace("\\", ""))
-    return match.group(1).upper() if match else None
-
-
-def _letter_in_text(text: str) -> str | None:
-    """The last phrase that names an option, else a last line that is one (`(B)`, `b) Paris`)."""
-    tail = text[-_TAIL_CHARS:]
-    matches = [*_LETTER_PHRASE.finditer(tail), *_LETTER_CORRECT.finditer(tail)]
-    if matches:
-        return _group(max(matches, key=lambda match: match.end()))
-    lines = [line for line in tail.split("\n") if line.strip()]
-    line_letter = _LETTER_LINE.match(lines[-1].strip())
-    return _group(line_letter) if line_letter else None
-
-
-def _group(match: re.Match[str]) -> str:
-    """The letter that one of the pattern's groups holds."""
-    return next(group for group in match.groups() if group).upper()
-
-
 def yes_or_no(response: str) -> str | None:
     """The last whole word Yes or No after the reasoning (HaluEval's published rule)."""
     text = answer_part(response) or ""
@@ -342,6 +357,10 @@ def yes_or_no(response: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The only number of a short text such as `18 dollars`; None if it has none or several."""
-    numbers = _NUMBER.findall(text)
-    return numbers[0].strip() if len(numbers) == 1 else None
+    """The only number of a short text of words such as `18 dollars`; None if it has none or
+    several, denies it, or says more about it than words do (`\\pm 18`, `18!`, `18 May`)."""
+    numbers = list(_NUMBER.finditer(text))
+    if len(numbers) != 1 or is_hedged(text, numbers[0]):
+        return None
+    rest = _WORDING.sub(" ", text[: numbers[0].start()] + " " + text[numbers[0].end() :])
+    return None if _SAYS_MORE.search(rest) else numbers[0].group().strip()

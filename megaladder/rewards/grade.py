@@ -21,9 +21,9 @@ from megaladder.rewards.extract import (
     extract,
     last_box,
     last_number,
-    letter,
     yes_or_no,
 )
+from megaladder.rewards.letters import letter
 from megaladder.types import Graded, GradeReason
 
 OWN = "megaladder"  # the name of our own grader

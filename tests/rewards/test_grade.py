@@ -14,8 +14,9 @@ from rewards.grader_corpus import DATA, read_corpus, real_golds
 
 from megaladder.errors import DataError
 from megaladder.rewards.compare.normalize import clean, number
-from megaladder.rewards.extract import MAX_ANSWER_CHARS, extract, last_box, letter
+from megaladder.rewards.extract import MAX_ANSWER_CHARS, extract, last_box
 from megaladder.rewards.grade import KINDS, check_gold, grade
+from megaladder.rewards.letters import letter
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.types import UNDECIDED_REASONS, GradeReason
 

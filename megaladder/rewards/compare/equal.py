@@ -29,7 +29,7 @@ from megaladder.rewards.compare.library import library_equal
 from megaladder.rewards.compare.normalize import Number, clean, number, same_number, squash
 from megaladder.rewards.compare.quantity import Numeral, Quantity, Words, read_single
 from megaladder.rewards.compare.syntax import Node, NotMath, parse, symbols, walk
-from megaladder.rewards.extract import letter
+from megaladder.rewards.letters import letter
 from megaladder.types import GradeReason
 
 MAX_ITEMS = 256  # of a list; longer ones must be equal strings
@@ -89,7 +89,9 @@ def _mixed_forms(gold: Form, answer: Form, depth: int) -> Reason:
             pieces = (one.items[0], other.text)
             return equal(*(pieces if one is gold else pieces[::-1]), depth + 1)
         if isinstance(one, Pair) and one.brackets == "()" and _is_flat(other, len(one.items)):
-            return _same_sequence(gold.items, answer.items, depth)  # type: ignore[union-attr]
+            pieces = forms.by_coordinate(other.items)  # type: ignore[union-attr]
+            both = (one.items, pieces) if one is gold else (pieces, one.items)
+            return _same_sequence(*both, depth)
     return None
 
 
@@ -182,12 +184,12 @@ def _relation_and_other(gold: Form, answer: Form, depth: int) -> Reason:
     relation = gold if isinstance(gold, Relation) else answer
     assert isinstance(relation, Relation)
     other = answer if relation is gold else gold
-    value = _named_value(relation)
-    if value is not None:
+    for value in _named(relation, depth):
         found = forms.read(clean(value))
-        return (
-            _same_form(found, other, depth) if relation is gold else _same_form(other, found, depth)
-        )
+        pair = (found, other) if relation is gold else (other, found)
+        reason = _same_form(*pair, depth)
+        if reason is not None:
+            return reason
     if isinstance(other, Listing) and len(other.items) == 1:
         other = forms.read(other.items[0])
     interval = forms.as_interval(relation)
@@ -205,24 +207,8 @@ def _relation_and_other(gold: Form, answer: Form, depth: int) -> Reason:
     return None
 
 
-def _named_value(relation: Relation) -> str | None:
-    """What a relation names: the right side of `x = 5`, `x \\in A`, `a + b = 12 + 25 = 37`."""
-    if relation.operators[-1] == "in" and set(relation.operators) <= {"=", "in"}:
-        return relation.sides[-1] if all(map(forms.is_name, relation.sides[:-1])) else None
-    if not relation.is_equation:
-        return None
-    *before, last = relation.sides
-    if forms.is_name(before[0]) or not re.search(r"(?<![_^{\d])\d", before[0]):
-        return last
-    return last if _are_same_number(before[-1], last) else None
-
-
-def _are_same_number(left: str, right: str) -> bool:
-    try:
-        nodes = parse(left), parse(right)
-        return not any(map(symbols, nodes)) and same_value(*nodes)
-    except (NotMath, Undefined):
-        return False
+def _named(relation: Relation, depth: int) -> tuple[str, ...]:
+    return forms.named_values(relation, lambda left, right: equal(left, right, depth + 1))
 
 
 def _same_relation(gold: Relation, answer: Relation, depth: int) -> Reason:
@@ -254,9 +240,10 @@ def _relation_interval(relation: Relation) -> tuple[str, Pair] | None:
 
 def _same_equation(gold: Relation, answer: Relation, depth: int) -> Reason:
     if squash(gold.sides[0]) == squash(answer.sides[0]) and forms.is_name(gold.sides[0]):
-        found = equal(gold.sides[-1], answer.sides[-1], depth + 1)
-        if found is not None:
-            return found
+        for value in _named(answer, depth):
+            found = equal(gold.sides[-1], value, depth + 1)
+            if found is not None:
+                return found
     if len(gold.sides) != len(answer.sides) or len(gold.sides) != 2:
         return _same_sequence(gold.sides, answer.sides, depth)
     differences = _difference(gold), _difference(answer)

@@ -133,7 +133,7 @@ def _factorial(value: fmpq) -> fmpq:
 
 
 def _binomial(n: fmpq, k: fmpq) -> fmpq:
-    if n.q != 1 or k.q != 1 or not 0 <= k <= n or n > MAX_FACTORIAL:
+    if n.q != 1 or k.q != 1 or k < 0 or n < 0 or n > MAX_FACTORIAL:
         raise NotRational("binomial")
     return fmpq(fmpz(math.comb(int(n.p), int(k.p))))
 

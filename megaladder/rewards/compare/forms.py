@@ -8,11 +8,19 @@ a relation, or a single value. One level is taken apart at a time; pieces stay s
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
-from megaladder.rewards.compare.identical import sign_choices
-from megaladder.rewards.compare.normalize import plain_text, squash
+from flint import fmpq
+
+from megaladder.rewards.compare.evaluate import Budget, NotRational, TooMuch, Undefined, rational
+from megaladder.rewards.compare.identical import close_value, sign_choices
+from megaladder.rewards.compare.normalize import clean, plain_text, squash
+from megaladder.rewards.compare.quantity import Quantity, read_single
+from megaladder.rewards.compare.syntax import Node, symbols
+from megaladder.rewards.compare.syntax import number as number_node
 
 MAX_CHARS = 16_384
 MAX_NESTING = 64  # brackets inside each other; deeper text is a single value, and no formula either
@@ -36,7 +44,7 @@ _OPERATORS = {
     "\\ge": ">=",
     "\\ne": "!=",
     "\\in": "in",
-    "\\approx": "=",
+    "\\approx": "approx",
     "\\equiv": "mod",
 }
 _OPERATOR = re.compile(r"(?<![:\\])=|<|>|\\(?:le|ge|ne|lt|gt|in|approx|equiv)(?![a-zA-Z])")
@@ -45,6 +53,8 @@ _LEFT_SIDE = re.compile(
     rf"^(?:{_NAME}|\(\s*{_NAME}(?:\s*,\s*{_NAME}){{1,5}}\s*\)|\\angle\s*[A-Z]{{1,3}}"
     r"|[A-Za-z][A-Za-z ]{2,40})$"
 )
+_DENIAL = re.compile(r"(?i)\b(?:not|no|never|either|neither|wrong|incorrect|false|isn't)\b")
+_NEARLY_ONE = fmpq(999, 1000)  # of the last place
 ALL_REALS = frozenset({"\\mathbb{R}", "\\mathbb R", "\\R", "\\Bbb{R}", "all real numbers"})
 
 
@@ -82,14 +92,15 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`sides[i] operators[i] sides[i+1]`, as written; operators are = < <= > >= != in mod."""
+    """`sides[i] operators[i] sides[i+1]`, as written; operators are = approx < <= > >=
+    != in mod."""
 
     sides: tuple[str, ...]
     operators: tuple[str, ...]
 
     @property
     def is_equation(self) -> bool:
-        return set(self.operators) == {"="}
+        return set(self.operators) <= {"=", "approx"}
 
     @property
     def is_inequality(self) -> bool:
@@ -256,7 +267,68 @@ def bracketed(text: str) -> tuple[str, str] | None:
 
 def is_name(side: str) -> bool:
     r"""Whether a left side only names what follows: `x`, `f(x)`, `(x,y)`, `\angle ABC`, `Area`."""
-    return bool(_LEFT_SIDE.match(plain_text(side).strip()))
+    plain = plain_text(side).strip()
+    return bool(_LEFT_SIDE.match(plain)) and not _DENIAL.search(plain)
+
+
+def by_coordinate(items: tuple[str, ...]) -> tuple[str, ...]:
+    """`y = 2, x = 1` in the order x, y, z; pieces of other names as they stand."""
+    names = [item.split("=")[0].strip() for item in items]
+    if len(set(names)) < len(items) or not set(names) <= {"x", "y", "z"}:
+        return items
+    return tuple(item for _, item in sorted(zip(names, items, strict=True)))
+
+
+def named_values(relation: Relation, same: Callable[[str, str], object]) -> tuple[str, ...]:
+    r"""What a relation names: the right side of `x = 5`, `x \in A`, `a + b = 12 + 25 = 37`; of
+    `x = \frac{10}{3} \approx 3.33` both values. Empty where its numbers contradict each other (by
+    `same`): `x = 5 = 6` names nothing, and neither does `5 + 6 = 12`."""
+    *before, last = relation.sides
+    if relation.operators[-1] == "in" and set(relation.operators) <= {"=", "in"}:
+        return (last,) if all(map(is_name, before)) else ()
+    if not relation.is_equation or _DENIAL.search(plain_text(before[0])):
+        return ()
+    # what has a digit outside indices and exponents is a value itself, and no name of one
+    has_digit = re.search(r"(?<![_^{\d])\d", before[0]) or _number(before[0])
+    is_value = not is_name(before[0]) and has_digit
+    skipped = 0 if is_value else 1
+    values, operators = relation.sides[skipped:], relation.operators[skipped:]
+    if is_value and not (_number(values[0]) and _number(last)):
+        return ()
+    for (one, other), operator in zip(pairwise(values), operators, strict=True):
+        left, right = _number(one), _number(other)
+        if left and right and not (same(one, other) or _rounds(left, right, operator)):
+            return ()
+    return values[-2:] if operators[-1:] == ("approx",) else (last,)
+
+
+def _number(side: str) -> Quantity | None:
+    """A side as a value without variables."""
+    found = read_single(clean(side))
+    return found if isinstance(found, Quantity) and not symbols(found.value) else None
+
+
+def _rounds(exact: Quantity, decimal: Quantity, operator: str) -> bool:
+    """Whether a decimal is a value that was rounded or cut at its last place; to a whole number only
+    where a sign for "about" says so. A whole number is none that is rounded."""
+    units = {one.unit for one in (exact, decimal) if one.unit is not None}
+    if (decimal.places is None and operator != "approx") or len(units) > 1:
+        return False
+    if exact.places is None and _is_whole(exact):
+        return False
+    last_place = number_node(fmpq(1, 10 ** (decimal.places or 0)))
+    beside = Node("add", (last_place, exact.value, Node("neg", (decimal.value,))))
+    try:
+        return close_value(last_place, beside, _NEARLY_ONE)
+    except (Undefined, TooMuch):
+        return False
+
+
+def _is_whole(quantity: Quantity) -> bool:
+    try:
+        return rational(quantity.value, {}, Budget()).q == 1
+    except (NotRational, Undefined, TooMuch):
+        return False
 
 
 def as_interval(relation: Relation) -> tuple[str, Pair] | None:

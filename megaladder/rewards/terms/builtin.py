@@ -26,7 +26,8 @@ from megaladder.config.sections.reward import (
     RepetitionTerm,
     Term,
 )
-from megaladder.rewards.extract import answer_part, last_box, letter
+from megaladder.rewards.extract import answer_part, last_box
+from megaladder.rewards.letters import letter
 from megaladder.rewards.verifiers.code import last_program
 from megaladder.rewards.verifiers.language import share_in
 from megaladder.types import Completion, FinishReason, Graded, Problem

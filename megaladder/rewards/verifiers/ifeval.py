@@ -22,13 +22,14 @@ from megaladder.rewards.verifiers.base import (
     refuse,
 )
 from megaladder.rewards.verifiers.instructions import INSTRUCTIONS
+from megaladder.rewards.verifiers.visible import says_something, visible
 from megaladder.types import Graded
 
 
 def verify(response: str, gold: str, parameters: Parameters) -> Graded:
     """Whether the answer part follows every instruction of the row."""
-    answer = (answer_part(response) or "").strip()
-    if not answer:
+    answer = visible(answer_part(response) or "").strip()
+    if not says_something(answer):
         return no_answer("nothing after the reasoning")
     broken = [
         name for name, given in _instructions(parameters) if not INSTRUCTIONS[name](answer, **given)

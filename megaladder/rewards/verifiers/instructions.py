@@ -3,6 +3,12 @@
 Counting rules are the published ones: words are runs of letters and digits, paragraphs are
 separated by `***` (or blank lines where the kind says so), a bullet is a line that starts with `*`
 or `-`. Sentences end at . ! ? before a space; abbreviations and decimals do not end one.
+
+Stricter than the published checks only where those are met by nothing: a paragraph, bullet, title,
+placeholder, section, quotation or second response without a letter or digit is none, `My answer is
+yes. My answer is no.` is no choice, JSON is an object or array that holds something, and a
+repeated prompt is followed by an answer. Look-alike letters and commas of other scripts count where
+a text must not hold too many.
 """
 
 from __future__ import annotations
@@ -12,12 +18,14 @@ from collections.abc import Callable, Sequence
 
 from megaladder.rewards.verifiers.formats import strict_json
 from megaladder.rewards.verifiers.language import LANGUAGES, language_of
+from megaladder.rewards.verifiers.visible import folded, has_comma, says_something
 
 _RELATIONS: dict[str, Callable[[int, int], bool]] = {
     "at least": lambda count, limit: count >= limit,
     "less than": lambda count, limit: count < limit,
 }
 _WORD = re.compile(r"\w+")
+_LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])[.!?]+[\"')\]]*(?=\s+\S|\s*\Z)")
 _ABBREVIATION = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|Inc|Ltd|Co|No|Fig|approx)\.(?=\s)"
@@ -36,7 +44,7 @@ def count_words(text: str) -> int:
 def count_sentences(text: str) -> int:
     """Sentences of a text; one that lacks its full stop at the end counts too."""
     plain = _ABBREVIATION.sub("abbreviation", text.strip())
-    parts = [part for part in _SENTENCE_END.split(plain) if _WORD.search(part)]
+    parts = [part for part in _SENTENCE_END.split(plain) if _LETTER.search(part)]
     return len(parts)
 
 
@@ -49,15 +57,19 @@ def keywords_exist(answer: str, keywords: Sequence[str]) -> bool:
 
 
 def keyword_frequency(answer: str, keyword: str, frequency: int, relation: str) -> bool:
-    return compare(_occurrences(answer, keyword), relation, frequency)
+    shown = folded(answer) if relation == "less than" else answer
+    return compare(_occurrences(shown, keyword), relation, frequency)
 
 
 def forbidden_words(answer: str, forbidden_words: Sequence[str]) -> bool:
-    return not any(_occurrences(answer, word) for word in forbidden_words)
+    return not any(
+        _occurrences(shown, word) for shown in {answer, folded(answer)} for word in forbidden_words
+    )
 
 
 def letter_frequency(answer: str, letter: str, let_frequency: int, let_relation: str) -> bool:
-    return compare(answer.lower().count(letter.lower()), let_relation, let_frequency)
+    shown = folded(answer) if let_relation == "less than" else answer
+    return compare(shown.lower().count(letter.lower()), let_relation, let_frequency)
 
 
 def response_language(answer: str, language: str) -> bool:
@@ -73,9 +85,9 @@ def number_of_sentences(answer: str, num_sentences: int, relation: str) -> bool:
 def number_of_paragraphs(answer: str, num_paragraphs: int) -> bool:
     """Paragraphs between `***`; an empty one is a fault, except at the ends."""
     parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", answer)]
-    if not all(parts[1:-1]):
+    if not all(map(says_something, parts[1:-1])):
         return False
-    return sum(bool(part) for part in parts) == num_paragraphs
+    return sum(map(says_something, parts)) == num_paragraphs
 
 
 def number_of_words(answer: str, num_words: int, relation: str) -> bool:
@@ -86,7 +98,7 @@ def nth_paragraph_first_word(
     answer: str, num_paragraphs: int, nth_paragraph: int, first_word: str
 ) -> bool:
     """Paragraphs are separated by blank lines here."""
-    parts = [part.strip() for part in re.split(r"\n\n", answer) if part.strip()]
+    parts = [part.strip() for part in re.split(r"\n\n", answer) if says_something(part)]
     if len(parts) != num_paragraphs or not 1 <= nth_paragraph <= len(parts):
         return False
     word = re.match(r"[\"'“‘*_]*([^\s.,?!\"'”’;:*_]+)", parts[nth_paragraph - 1])
@@ -94,7 +106,7 @@ def nth_paragraph_first_word(
 
 
 def placeholders(answer: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[[^\[\]]+\]", answer)) >= num_placeholders
+    return sum(map(says_something, re.findall(r"\[[^\[\]]+\]", answer))) >= num_placeholders
 
 
 def postscript(answer: str, postscript_marker: str) -> bool:
@@ -106,13 +118,12 @@ def postscript(answer: str, postscript_marker: str) -> bool:
 
 
 def bullet_lists(answer: str, num_bullets: int) -> bool:
-    stars = re.findall(r"(?m)^\s*\*[^*].*$", answer)
-    dashes = re.findall(r"(?m)^\s*-(?!-).+$", answer)
-    return len(stars) + len(dashes) == num_bullets
+    lines = re.findall(r"(?m)^[^\S\n]*(?:\*[^*\n]|-(?!-)).*$", answer)
+    return sum(map(says_something, lines)) == num_bullets
 
 
 def constrained_response(answer: str) -> bool:
-    return any(option in answer.lower() for option in _CONSTRAINED)
+    return sum(option in answer.lower() for option in _CONSTRAINED) == 1
 
 
 def highlighted_sections(answer: str, num_highlights: int) -> bool:
@@ -120,25 +131,27 @@ def highlighted_sections(answer: str, num_highlights: int) -> bool:
     double = re.findall(r"\*\*([^\n*]+)\*\*", answer)
     rest = re.sub(r"\*\*[^\n*]+\*\*", " ", answer)
     single = re.findall(r"\*([^\n*]+)\*", rest)
-    return sum(bool(part.strip()) for part in (*double, *single)) >= num_highlights
+    return sum(map(says_something, (*double, *single))) >= num_highlights
 
 
 def sections(answer: str, section_spliter: str, num_sections: int) -> bool:
-    """Headings `Section 1`, `Section 2`, …, with the word that was asked for."""
-    return len(re.findall(rf"\s?{re.escape(section_spliter)}\s?\d+", answer)) >= num_sections
+    """Headings `Section 1`, `Section 2`, …, with the word that was asked for, and text below."""
+    pieces = re.split(rf"\s?{re.escape(section_spliter)}\s?(\d+)", answer)
+    texts = zip(pieces[1::2], pieces[2::2], strict=True)
+    return len({heading for heading, text in texts if says_something(text)}) >= num_sections
 
 
 def json_format(answer: str) -> bool:
     text = re.sub(r"\A```(?:json|JSON|Json)?\s*|\s*```\Z", "", answer.strip())
     try:
-        strict_json(text)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         return False
-    return True
+    return isinstance(value, dict | list) and bool(value)
 
 
 def title(answer: str) -> bool:
-    return any(part.strip("<> \t") for part in re.findall(r"<<[^\n]+>>", answer))
+    return any(map(says_something, re.findall(r"<<[^\n]+>>", answer)))
 
 
 def two_responses(answer: str) -> bool:
@@ -146,12 +159,14 @@ def two_responses(answer: str) -> bool:
     parts = [part.strip() for part in answer.split("******")]
     if not all(parts[1:-1]):
         return False
-    texts = [part for part in parts if part]
-    return len(texts) == 2 and texts[0] != texts[1]
+    texts = [_WORD.findall(part.casefold()) for part in parts if part]
+    return len(texts) == 2 and all(texts) and texts[0] != texts[1]
 
 
 def repeat_prompt(answer: str, prompt_to_repeat: str) -> bool:
-    return answer.strip().lower().startswith(prompt_to_repeat.strip().lower())
+    prompt = prompt_to_repeat.strip().lower()
+    text = answer.strip().lower()
+    return text.startswith(prompt) and says_something(text[len(prompt) :])
 
 
 def end_phrase(answer: str, end_phrase: str) -> bool:
@@ -172,12 +187,12 @@ def all_lowercase(answer: str) -> bool:
 
 
 def no_comma(answer: str) -> bool:
-    return "," not in answer
+    return not has_comma(answer)
 
 
 def quotation(answer: str) -> bool:
     text = answer.strip()
-    return len(text) > 1 and text.startswith('"') and text.endswith('"')
+    return text.startswith('"') and text.endswith('"') and says_something(text[1:-1])
 
 
 INSTRUCTIONS: dict[str, Callable[..., bool]] = {

@@ -140,9 +140,7 @@ def test_what_follows_and_what_does_not(name):
     assert [verdict(name, given, text) for text in bad] == [False] * len(bad)
 
 
-def test_at_least_sixty_hacks_and_the_empty_answer():
-    hacks = [(name, given, text) for name, (given, _, bad) in CASES.items() for text in bad]
-    assert len(hacks) >= 60
+def test_an_empty_answer_follows_nothing():
     for name, (given, good, _) in CASES.items():
         for empty in ("", "   ", f"<think>{good[0]}", f"<think>{good[0]}</think>"):
             assert verdict(name, given, empty) is False, name
