@@ -22,7 +22,10 @@ _LINE = re.compile(
     r"|\(?([a-j])[).](?=\s*(?:\S|$))|\(?([a-j])\)?(?=\W*$))"
 )
 # a small letter counts where brackets or its place show that it is an option: `(c)`, `b.`
-_OPTION = r"[\s*_$\[]*(?:\(([A-Ja-j])\)|\(?([A-J])(?![A-Za-z0-9'’]))"
+_OPTION = (
+    r"(?:[\s*_$\[]|\\[(\[]|\\(?:text|textbf|mathbf|mathrm)\s*\{)*"
+    r"(?:\(([A-Ja-j])\)|\(?([A-J])(?![A-Za-z0-9'’]))"
+)
 _PHRASE = re.compile(
     r"(?i:\banswer\s*(?:is|:|=|-|–|—)|\b(?:choose|select|pick|choice\s+is|option\s+is|answer\s+choice\s+is"
     r"|choice\s*:|option\s*:)|\b(?:correct|right|best)\s+(?:option|choice)\s*(?:is|:))"

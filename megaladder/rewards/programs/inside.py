@@ -9,13 +9,14 @@ ended with another status than 0), cpu, idle, killed, unfair (the machine was to
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
 # the environment is empty, and the package may stand in a folder that is not installed
 sys.path.insert(0, os.path.abspath(os.path.join(os.path.dirname(__file__), *[".."] * 3)))
@@ -149,25 +150,36 @@ def _in_child(job: dict[str, Any], text: str, files: dict[str, int], parent: int
 
 def _run_program(code: str, function: str | None, arguments: list[Any]) -> int:
     """Exit status of the program, or of its function's call."""
-    sys.stdin = os.fdopen(0, "r", encoding="utf-8", errors="surrogatepass")
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace")
-    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace")
+    sys.stdin = sys.__stdin__ = os.fdopen(0, "r", encoding="utf-8", errors="surrogatepass")
+    out = sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", errors="replace")
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", encoding="utf-8", errors="replace")
     tell, dumps, exit_now = _tell, json.dumps, os._exit
-    space: dict[str, Any] = {"__name__": "__main__"}
+    # exit and quit are what an interpreter adds that is started as usual
+    space: dict[str, Any] = {"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}
+    status = 0
     try:
-        exec(compile(code, "program", "exec"), space)
-        if function:
-            solve = getattr(space["Solution"](), function) if "Solution" in space else None
-            answer = (solve or space[function])(*arguments)
-            tell(dumps(answer, default=list))
-        sys.stdout.flush()
-    except SystemExit as end:
-        sys.stdout.flush()
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        try:
+            exec(compile(code, "program", "exec"), space)
+            if function:
+                solve = getattr(space["Solution"](), function) if "Solution" in space else None
+                answer = (solve or space[function])(*arguments)
+                tell(dumps(answer, default=list))
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        _end_as_usual(out)
     except BaseException:  # noqa: BLE001  the program's own fault
         tell(traceback.format_exc(limit=-2))
         exit_now(1)
-    return 0
+    return status
+
+
+def _end_as_usual(out: TextIO) -> None:
+    """What an interpreter does at its end: threads are waited for, handlers run, output written."""
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    atexit._run_exitfuncs()
+    if not out.closed:
+        out.flush()
 
 
 def _tell(text: str) -> None:

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from rewards.grader_corpus import children_of
 
 from megaladder.errors import DataError
 from megaladder.rewards.programs.judge import Test, pickled_text, read_tests, same_output
@@ -21,94 +22,32 @@ from megaladder.rewards.worker import GradeTask
 LIMITS = ProgramLimits(cpu_s=2, memory_bytes=512 << 20)
 SUCCESSOR = [Test("1", "2"), Test("41", "42")]
 
-ESCAPES = {
-    "read a file": "open('/etc/passwd').read()",
-    "read our tests": "open('{secret}').read()",
-    "list a folder": "import os; os.listdir('{folder}')",
-    "read the parent's memory": "import os; open(f'/proc/{{os.getppid()}}/mem', 'rb')",
-    "read an environment": "open('/proc/self/environ').read()",
-    "write a file": "open('{folder}/new', 'w')",
-    "write to the interpreter": "import os; open(os.__file__, 'a')",
-    "write to shared memory": "open('/dev/shm/escape', 'w')",
-    "remove": "import os; os.remove('{secret}')",
-    "rename": "import os; os.rename('{secret}', '{folder}/new')",
-    "link": "import os; os.symlink('{secret}', '{folder}/new')",
-    "make a folder": "import os; os.mkdir('{folder}/new')",
-    "change a mode": "import os; os.chmod('{secret}', 0)",
-    "fork": "import os; os.fork()",
-    "spawn": "import subprocess; subprocess.run(['true'], check=True)",
-    "shell": "import os; assert os.system('true') == 0",
-    "exec": "import os; os.execv('/bin/true', ['true'])",
-    "multiprocessing": "import multiprocessing as m; p = m.Process(target=print); p.start()",
-    "kill the parent": "import os; os.kill(os.getppid(), 9)",
-    "kill all": "import os; os.kill(-1, 9)",
-    "stop itself": "import os; os.kill(os.getpid(), 19)",
-    "socket": "import socket; socket.socket()",
-    "connect": "import socket; socket.create_connection(('127.0.0.1', 1), 1)",
-    "unix socket": "import socket; socket.socketpair()",
-    "own session": "import os; os.setsid()",
-    "raise a limit": "import resource as r; r.setrlimit(r.RLIMIT_CPU, (9999, 9999))",
-    "another's limit": "import os, resource as r; r.prlimit(os.getppid(), r.RLIMIT_CPU, (1, 1))",
-    "nice": "import os; os.nice(-5)",
-    "change root": "import os; os.chroot('/')",
-    "change user": "import os; os.setuid(1)",
-    "namespace": "import ctypes as c; assert c.CDLL(None).unshare(0x10000000) == 0",
-    "mount": "import ctypes as c; assert c.CDLL(None).mount(b'x', b'/', b'tmpfs', 0, 0) == 0",
-    "trace": "import ctypes as c, os; assert c.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0",
-    "outlive the parent": "import ctypes as c; assert c.CDLL(None).prctl(1, 0, 0, 0, 0) == 0",
-    "memory file": "import os; os.memfd_create('x')",
-    "shared segment": "import ctypes as c; assert c.CDLL(None).shmget(7, 4096, 0o1600) != -1",
-    "signals by a pipe": "import fcntl, os; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())",
-    "io_uring": "import ctypes as c; assert c.CDLL(None).syscall(425, 8, 0) != -1",
-    "bpf": "import ctypes as c; assert c.CDLL(None).syscall(321, 0, 0, 0) != -1",
-    "clone3": "import ctypes as c; assert c.CDLL(None).syscall(435, 0, 0) != -1",
-}
-
-HACKS = {
-    "prints all": "for i in range(100): print(i)",
-    "prints both": "print('2 42')",
-    "exits well": "import sys; sys.exit(0)",
-    "ends at once": "import os; os._exit(0)",
-    "right, then fails": "print(int(input()) + 1); raise SystemExit(1)",
-    "right, then crashes": "print(int(input()) + 1, flush=True); 1 / 0",
-    "right, then hangs": "print(int(input()) + 1, flush=True)\nwhile True: pass",
-    "first test only": "print(2)",
-    "an equal that lies": "class A:\n  def __eq__(s, o): return True\nprint(A())",
-    "reads the tests": "import gc; print([o for o in gc.get_objects() if 'output' in str(o)[:99]])",
-    "patches the comparison": "import builtins; builtins.all = lambda *_: True; print('x')",
-    "looks up the frames": "import sys; print(sys._getframe(1).f_locals)",
-    "patches json": "import json; json.dumps = lambda *a, **k: '2'; print('x')",
-    "closes the output": "import os; os.close(1)",
-    "writes to the result": "import os; os.write(3, b'2')",
-    "too much output": "print('2' * (64 << 20))",
-    "too much memory": "x = bytearray(2 << 30); print(int(input()) + 1)",
-    "forges a verdict": 'print(\'{"status": "done", "output": "2"}\')',
-    "nothing": "",
-    "a comment": "# 2",
-    "no program": "the answer is 2",
-    "another number": "print(int(input()) + 2)",
-    "underscores": "print('4_2' if input() == '41' else 2)",
-    "nan": "print(float('nan'))",
-    "infinity": "print(float('inf'))",
-    "with words": "print('the answer is', int(input()) + 1)",
-}
+ESCAPES = Path(__file__).with_name("escapes.jsonl")
+TRY_TO_GET_OUT = """
+import sys
+code = sys.stdin.read()
+try:
+    exec(code)
+except BaseException:
+    print("stopped")
+else:
+    print("out")
+"""
 
 
-@pytest.mark.parametrize("name", ESCAPES)
-def test_nothing_gets_out(name, tmp_path):
-    """The program prints the right answer only where its escape raised nothing."""
+def test_nothing_gets_out(tmp_path):
+    """All escapes in one sandbox, each in a process of its own that says whether it was stopped."""
     secret = tmp_path / "secret"
     secret.write_text("kept")
-    code = ESCAPES[name].format(secret=secret, folder=tmp_path)
-    outcome = judge(f"{code}\nprint(2)", [Test("1", "2")], LIMITS)
-    assert outcome.passed is False, (name, outcome)
+    children = children_of(os.getpid())
+    rows = [json.loads(line) for line in ESCAPES.read_text(encoding="utf-8").strip().split("\n")]
+    assert len({row["code"] for row in rows}) == len(rows) >= 100
+    tests = [Test(row["code"].format(secret=secret, folder=tmp_path), "stopped") for row in rows]
+    outcome = judge(TRY_TO_GET_OUT, tests, LIMITS)
+    assert outcome.passed, (outcome, [row["why"] for row in rows])
     assert secret.read_text() == "kept" and [path.name for path in tmp_path.iterdir()] == ["secret"]
     assert not Path("/dev/shm/escape").exists()
-
-
-def test_no_hack_passes():
-    passed = [name for name, code in HACKS.items() if judge(code, SUCCESSOR, LIMITS).passed]
-    assert passed == []
+    assert children_of(os.getpid()) == children
 
 
 @pytest.mark.parametrize(
@@ -119,7 +58,6 @@ def test_no_hack_passes():
         "def main():\n  print(int(input()) + 1)\nif __name__ == '__main__': main()",
         "import collections, heapq, math, functools\nprint(int(input()) + 1, end='')",
         "print(float(input()) + 1)",
-        "import threading\nt = threading.Thread(target=lambda: print(int(input()) + 1))\nt.start(); t.join()",
     ],
 )
 def test_right_programs_pass(code):
