@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import platform
 import zlib
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def test_nothing_gets_out(tmp_path):
     children = children_of(os.getpid())
     rows = [json.loads(line) for line in ESCAPES.read_text(encoding="utf-8").strip().split("\n")]
     assert len({row["code"] for row in rows}) == len(rows) >= 100
+    if platform.machine() != "x86_64":  # numbers of system calls mean others elsewhere
+        rows = [row for row in rows if "syscall(" not in row["code"]]
     tests = [Test(row["code"].format(secret=secret, folder=tmp_path), "stopped") for row in rows]
     outcome = judge(TRY_TO_GET_OUT, tests, LIMITS)
     assert outcome.passed, (outcome, [row["why"] for row in rows])
