@@ -21,7 +21,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -274,7 +274,22 @@ class RunDir:
     def read_config(self) -> dict[str, Any] | None:
         """The resolved config of an earlier start in this folder, as plain values; None if there
         was none."""
-        return self._read("config.yaml", yaml.safe_load)
+        path = self.path / "config.yaml"
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{path}: unreadable ({error}); fix: delete it if this run may start anew, or use"
+                " another run_dir"
+            ) from None
+        if not isinstance(value, dict):
+            raise ConfigError(
+                f"{path}: expected a mapping, found {type(value).__name__}; fix: delete it, or use"
+                " another run_dir"
+            )
+        return value
 
     def write_config(self, resolved_yaml: str) -> None:
         self._assert_writer()
@@ -289,9 +304,6 @@ class RunDir:
                 {"after_step": step, "time": now, "changes": list(changes), "config": config},
                 durable=True,
             )
-
-    def read_fingerprint(self) -> dict[str, Any] | None:
-        return self._read("fingerprint.json", json.loads)
 
     def write_fingerprint(self, parts: Mapping[str, Any]) -> None:
         """`parts` (hashes of model, tokenizer, data) beside `environment()`."""
@@ -316,21 +328,3 @@ class RunDir:
         assert self._lock is not None, (
             f"{self.path}: only the writer, before close(), may write here"
         )
-
-    def _read(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any] | None:
-        path = self.path / name
-        try:
-            value = parse(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, yaml.YAMLError) as error:
-            raise ConfigError(
-                f"{path}: unreadable ({error}); fix: delete it if this run may start anew, or use"
-                " another run_dir"
-            ) from None
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"{path}: expected a mapping, found {type(value).__name__}; fix: delete it, or use"
-                " another run_dir"
-            )
-        return value

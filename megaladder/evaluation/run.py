@@ -22,7 +22,6 @@ from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, exp
 from megaladder.types import Completion, FinishReason, Graded, Problem
 
 MAX_GRADE_BATCH = 256
-FLUSH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from megaladder.rewards.sandbox import Limits
 
-MAX_FRAME_BYTES = 256 << 20
 MAX_DETAIL_CHARS = 400
 
 

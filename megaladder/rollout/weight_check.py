@@ -23,7 +23,6 @@ EMPTY = hashlib.sha256(b"").hexdigest()  # what is left of a tensor that the eng
 _WORKER = re.compile(r"dp\d+:pp\d+:pcp\d+:tp(\d+):")
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _ROW_PARALLEL = ("o_proj.weight", "down_proj.weight")
-_REPLICATED = ("norm.weight", "layernorm.weight", "o_proj.bias", "down_proj.bias")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def run_sft(config: SftConfig) -> int:
         watchdog.beat("building the model")
         trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps))
         report = SftReport(config, trainer, data)
-        life = RunLife(config, run, report, trainer, total_steps)
+        life = RunLife(config, run, report, trainer, total_steps, evaluation=report)
         loss = sft_loss(
             config.train.loss,
             clip_low=config.train.clip_ratio_low,

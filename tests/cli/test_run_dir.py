@@ -211,20 +211,19 @@ def test_one_run_per_folder_and_a_killed_one_does_not_block(tmp_path) -> None:
 def test_config_and_fingerprint_round_trip(tmp_path) -> None:
     with RunDir(tmp_path / "a" / "run", writer=True) as run:
         assert run.read_config() is None
-        assert run.read_fingerprint() is None
         run.write_config("optim: {lr: 1.0e-05}\n")
         run.write_fingerprint({"data_sha256": "ab"})
         assert run.read_config() == {"optim": {"lr": 1e-5}}
-        fingerprint = run.read_fingerprint()
+    fingerprint = json.loads((tmp_path / "a" / "run" / "fingerprint.json").read_text("utf-8"))
     assert fingerprint["data_sha256"] == "ab"
     assert fingerprint["environment"]["packages"]["torch"].startswith("2.")
     assert not any(
         os.environ.get(name, "x" * 99) in json.dumps(fingerprint)
         for name in ("HF_TOKEN", "WANDB_API_KEY")
     )
-    (tmp_path / "a" / "run" / "fingerprint.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"fingerprint\.json: unreadable"):
-        RunDir(tmp_path / "a" / "run", writer=False).read_fingerprint()
+    (tmp_path / "a" / "run" / "config.yaml").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.yaml: unreadable"):
+        RunDir(tmp_path / "a" / "run", writer=False).read_config()
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file, expected a folder"):
         RunDir(tmp_path / "file", writer=True)

@@ -13,7 +13,6 @@ from megaladder.curate.select.pool import Context, Outcome, PoolRow
 from megaladder.curate.select.recipe import Stage
 
 THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
-TOKEN_BATCH = 256
 # belong to the response token by token; a changed response cannot keep them
 TRACE_COLUMNS = ("logprob", "entropy")
 

@@ -9,8 +9,8 @@
         life.end_of_step(step)               background saves, evaluation, checkpoint, stop
     life.finish(step)                        last checkpoint, export, the final table
 
-What differs between the two (what is evaluated, what else a checkpoint holds, what is printed) is a
-`RunContents`. Every method is collective; the main rank alone writes and prints.
+What differs between the two (what else a checkpoint holds, what is printed) is a `RunContents`;
+SFT's held-out loss is an `Evaluation`. Every method is collective; the main rank alone writes and prints.
 """
 
 from __future__ import annotations
@@ -55,17 +55,21 @@ class RunContents(Protocol):
     def begin(self, log: RunLog, step: int) -> None:
         """The log is open and `step` steps are done: say what a person should know."""
 
-    def evaluation_due(self, step: int, saving: bool) -> bool:
-        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows."""
-
-    def evaluate(self, step: int) -> None:
-        """Evaluates the model as it is after `step`."""
-
     def before_save(self) -> None:
         """Brings background work to rest: files are written by forked processes."""
 
     def rows(self) -> list[tuple[str, str]]:
         """The rows of the final table that are about the training itself."""
+
+
+class Evaluation(Protocol):
+    """What is measured of the model between steps."""
+
+    def evaluation_due(self, step: int, saving: bool) -> bool:
+        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows."""
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates the model as it is after `step`."""
 
 
 class RunLife:
@@ -80,8 +84,11 @@ class RunLife:
         contents: RunContents,
         trainer: Trainer | None,
         total_steps: int,
+        evaluation: Evaluation | None = None,
     ) -> None:
-        """trainer: None when nothing is trained, and so nothing is saved."""
+        """trainer: None when nothing is trained, and so nothing is saved. evaluation: None where
+        nothing is measured between steps."""
+        self._evaluation = evaluation
         self._config, self._run, self._contents = config, run, contents
         self._trainer, self._total_steps = trainer, total_steps
         self._signals: StopSignals | None = None
@@ -115,8 +122,8 @@ class RunLife:
         self._contents.begin(self.log, start.step)
         where = f"resumed after step {start.step} of" if start.step else ""
         self.log.info(f"{where} {self._total_steps} steps".strip())
-        if start.step == 0 and self._contents.evaluation_due(0, saving=False):
-            self._contents.evaluate(0)
+        if start.step == 0:
+            self._evaluate(0, saving=False)
         return start.step
 
     def _restore(self, path: Path) -> None:
@@ -176,14 +183,17 @@ class RunLife:
         if self._trainer is not None:
             self._trainer.checkpoints.poll()
         saving = self._save_due(step)
-        if self._contents.evaluation_due(step, saving):
-            self._contents.evaluate(step)
+        self._evaluate(step, saving)
         if saving:
             self.save(step)
         # asked after the save: a signal that came meanwhile costs no further step
         if self._signals is not None and self._signals.agreed() and step < self._total_steps:
             self.save(step)
             self.stop(step)
+
+    def _evaluate(self, step: int, saving: bool) -> None:
+        if self._evaluation is not None and self._evaluation.evaluation_due(step, saving):
+            self._evaluation.evaluate(step)
 
     def _save_due(self, step: int) -> bool:
         section = self._config.checkpoint

@@ -82,13 +82,6 @@ class GrpoReport:
             f" {config.grpo.lag}; engine {config.rollout.engine}"
         )
 
-    def evaluation_due(self, step: int, saving: bool) -> bool:
-        """Nothing is evaluated beside the rewards."""
-        return False
-
-    def evaluate(self, step: int) -> None:
-        """Never asked for."""
-
     def before_save(self) -> None:
         """Waits for the round that is being made: no thread may hold a lock when writers fork."""
         if self.rollouts is not None:
