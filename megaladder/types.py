@@ -25,6 +25,24 @@ Kind = Literal[
 ]
 """Names of the verifiers (`rewards.verifiers`)."""
 
+DialectName = Literal[
+    "megaladder",
+    "last-box",
+    "first-box",
+    "all-boxes",
+    "answer-tag",
+    "hashes",
+    "answer-is",
+    "minerva",
+    "dapo",
+    "ladder",
+    "qwen",
+    "rethinking",
+    "last-line",
+    "last-number",
+]
+"""Names of the places where an answer may stand (`rewards.dialects`)."""
+
 
 T = TypeVar("T")
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from megaladder.analysis.tables import Warnings, read_json_lines, read_text
 from megaladder.errors import DataError
+from megaladder.types import UNDECIDED_REASONS
 
 CORRECT_KEYS = ("exact_matches", "correct", "answers_correctness", "accuracy", "exact_match")
 ANSWER_KEYS = (
@@ -68,8 +69,14 @@ class SampleSet:
     benchmark: str
     path: str
     problems: tuple[ProblemSamples, ...]
-    # flat: what the results file beside it says about how it was made
+    # flat: what the results file beside it says about how it was made; `grader`: who graded it
     protocol: dict[str, Any] = field(default_factory=dict)
+    num_undecided: int = 0  # samples without a verdict, left out of all numbers
+
+    @property
+    def grader(self) -> str:
+        """Name, version and dialect of the grader, as its rows or its protocol name it."""
+        return str(self.protocol.get("grader", "not recorded"))
 
     @cached_property
     def num_samples_p(self) -> np.ndarray:
@@ -116,6 +123,7 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
     fingerprint: tuple[str, str] | None = None  # value, where
     first_filter: str | None = None
     other_filters = 0
+    graders: dict[str, None] = {}
     for where, raw in read_json_lines(path):
         row = with_sample_lists(raw)
         if (name := row.get("filter")) is not None:
@@ -132,6 +140,8 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
                     " samples of two protocols in one file must not be averaged; fix: evaluate"
                     " into two folders"
                 )
+        if isinstance(name := row.get("grader"), str):
+            graders[name] = None
         _add_row(problems, row, where)
     if other_filters:
         warnings.add(
@@ -147,7 +157,8 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
             " finished?)"
         )
     kept = tuple(problem for problem in problems.values() if problem.correct)
-    return SampleSet(model, benchmark, str(path), kept, protocol_of(Path(path)))
+    protocol = protocol_of(Path(path)) | ({"grader": "; ".join(graders)} if graders else {})
+    return SampleSet(model, benchmark, str(path), kept, protocol, num_undecided)
 
 
 def with_sample_lists(row: dict[str, Any]) -> dict[str, Any]:
@@ -302,12 +313,14 @@ def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool | None], bo
     """The row's verdicts, one a sample (None: undecided), and whether it holds a list of them."""
     for name in CORRECT_KEYS:
         value = row.get(name)
+        if name in row and value is None and _all_undecided(row):
+            return [None], False
         if value is None or (name == "accuracy" and not isinstance(value, list)):
             continue
         items = value if isinstance(value, list) else [value]
         if not items:
             raise DataError(f"{where}: '{name}' is an empty list; fix: delete the row, or grade it")
-        if all(item is None for item in items):
+        if all(item is None for item in items) and not _all_undecided(row):
             raise NoVerdictError(
                 f"{where}: '{name}' is null: not graded, or a judged benchmark; fix: leave it out"
                 " of this analysis"
@@ -322,6 +335,13 @@ def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool | None], bo
         f"{where}: no verdict ({', '.join(CORRECT_KEYS)}); found {', '.join(list(row)[:12])};"
         " fix: megaladder grade --input … --output … first"
     )
+
+
+def _all_undecided(row: dict[str, Any]) -> bool:
+    """Whether the grader says of every sample that it could not decide (not: nobody asked it)."""
+    reasons = row.get("reasons", row.get("reason"))
+    listed = reasons if isinstance(reasons, list) else [reasons]
+    return bool(listed) and all(reason in UNDECIDED_REASONS for reason in listed)
 
 
 def row_gold(row: dict[str, Any]) -> str | None:

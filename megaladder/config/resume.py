@@ -62,6 +62,7 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "grpo.kl",
         "grpo.reference",
         "reward.kind",
+        "reward.extract",
     ),
     Resume.MAY_CHANGE: (
         "data.packing",

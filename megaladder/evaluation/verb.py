@@ -31,6 +31,7 @@ from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal, model_fingerprint
 from megaladder.finished import write_evaluated
+from megaladder.rewards.grade import grader_label
 from megaladder.rewards.programs.runner import isolation
 from megaladder.rewards.verifiers import VERIFIERS, parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
@@ -239,7 +240,9 @@ def _generate(
 @contextmanager
 def _warm_pool(config: EvalConfig) -> Iterator[VerifierPool]:
     """One pool for all benchmarks; its processes import sympy while the engine loads the model."""
-    with VerifierPool(config.grade_workers, config.grade_timeout_s, grader=config.grader) as pool:
+    with VerifierPool(
+        config.grade_workers, config.grade_timeout_s, grader=config.grader, dialect=config.extract
+    ) as pool:
         warm_up = threading.Thread(
             target=pool.grade_many, args=([GradeTask("warm-up", "1", "1")],), daemon=True
         )
@@ -338,7 +341,7 @@ def fingerprint_parts(
         "engine": {
             key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")
         },
-        "grader": config.grader,
+        "grader": grader_label(config.grader, config.extract),
         "megaladder": __version__,
     }
 

@@ -95,7 +95,8 @@ def _prepare(
     if setup["grader"] != OWN:
         import math_verify  # noqa: F401
     limits = Limits(setup["timeout_s"], setup["memory_bytes"])
-    return partial(_grade, partial(verify, grader=setup["grader"])), limits, enter(limits)
+    chosen = partial(verify, grader=setup["grader"], dialect=setup["dialect"])
+    return partial(_grade, chosen), limits, enter(limits)
 
 
 def _grade(verify: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]:

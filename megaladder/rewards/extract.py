@@ -12,6 +12,7 @@ lm-eval's GSM8K):
 3. the last line `#### N`
 4. the last "Final Answer: …", "Answer: …", "the answer is …"
 5. the last line (kind gsm8k: the last number of the text that does not number a list)
+Other studies have other rules 1 to 5: `dialects`.
 
 In prose (4 and 5) a number that is denied or offered beside another one ("not 18", "18 or 19",
 "between 18 and 20") is not taken out of its line: the line as it stands is then the answer.
@@ -22,10 +23,13 @@ Not here: whether an answer is right (`grade`), and what two strings mean (`norm
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
+from megaladder.rewards.dialects import DIALECTS, OWN_DIALECT, Mark
 from megaladder.rewards.letters import letter_in_text, option
+from megaladder.types import DialectName
 
 # only the end of a longer response is read: 32k tokens are about 130k characters
 MAX_RESPONSE_CHARS = 1_000_000
@@ -33,9 +37,13 @@ MAX_ANSWER_CHARS = 4_096  # a longer candidate is no answer
 # where phrases and last lines are looked for; boxes and tags are looked for everywhere
 _TAIL_CHARS = 20_000
 
+_THINK_STARTS = ("<think>", "<|think|>", "<|im_start|>think")
 THINK_ENDS = ("</think>", "<|/think|>", "<|im_start|>answer")
 _SPECIAL_TOKEN = re.compile(r"<\|[a-z_A-Z]{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _ANSWER_PHRASE = re.compile(r"(?i)\banswer(?:\*\*|__)?\s{0,3}(?::|=|\bis\b)(?:\*\*|__|:)*")
+_ANSWER_IS = re.compile(r"(?i)\banswer(?:\*\*|__)?\s{1,3}is(?![A-Za-z])(?:\*\*|__|:)*")
+_ANSWER_COLON = re.compile(r"(?i)answer\s{0,8}:")
+_FINAL_SENTENCE = ("Final Answer: The final answer is", "I hope it is correct")
 _ANSWER_HEADING = re.compile(r"(?im)^[#*_ \t]{0,12}final answer[*_: \t]{0,12}$")
 _MATH_SPAN = re.compile(
     r"(?<!\\)\$\$((?:[^$\\]|\\.){1,4096})\$\$|(?<!\\)\$((?:[^$\n\\]|\\.){1,4096})\$|\\\(((?:(?!\\\()[^\n]){1,4096}?)\\\)|\\\[((?:(?!\\\[).){1,4096}?)\\\]",
@@ -49,6 +57,7 @@ _WORD = re.compile(
     r"(?<![\\A-Za-z])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|arcsin|arccos|arctan|sqrt|inf|abs|min|max|mod|gcd|lcm)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?i:is|it|so|we|of|to|in|at|by|be|he|an|as|or|if|no)(?![A-Za-z]))"
 )
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_COMMAND = re.compile(r"\\[bf](?:oxed|box)\s*(?=\{)")
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 # right before a number: it is denied, or an end of a range
@@ -89,7 +98,7 @@ def answer_part(response: str) -> str | None:
     position, mark = max(ends)
     if position >= 0:
         text = text[position + len(mark) :]
-    if "<think>" in text:
+    if any(mark in text for mark in _THINK_STARTS):
         return None
     return _without_special_tokens(text)
 
@@ -104,9 +113,9 @@ def _without_special_tokens(text: str) -> str:
     return text
 
 
-def extract(response: str, kind: str) -> Candidate:
-    """The candidate answer of a response by the rules above; `kind` decides what the last resort
-    is."""
+def extract(response: str, kind: str, dialect: DialectName = OWN_DIALECT) -> Candidate:
+    """The candidate answer of a response by the rules above, or by those of another dialect; `kind`
+    decides what a last line gives."""
     text = answer_part(response)
     if text is None:
         return Candidate(None, "the reasoning never ended")
@@ -114,9 +123,11 @@ def extract(response: str, kind: str) -> Candidate:
         return Candidate(
             None, "nothing after the reasoning" if len(response) > len(text) else "empty response"
         )
-    found = _choice(text) if kind == "choice" else _marked(text, kind)
+    marks = DIALECTS[dialect].marks
+    own_choice = dialect == OWN_DIALECT and kind == "choice"
+    found = _choice(text) if own_choice else _first(text, kind, marks)
     if found is None:
-        found = Candidate(_last_resort(text, kind), "last line")
+        return Candidate(None, f"no {', no '.join(marks)}")
     if found.text is None or not found.text.strip():
         return Candidate(None, found.rule if found.text is None else f"{found.rule}: empty")
     if len(found.text) > MAX_ANSWER_CHARS:
@@ -126,41 +137,92 @@ def extract(response: str, kind: str) -> Candidate:
     return Candidate(found.text.strip(), found.rule)
 
 
-def _choice(text: str) -> Candidate | None:
+def _first(text: str, kind: str, marks: tuple[Mark, ...]) -> Candidate | None:
+    """What the first mark that is there says; None without any."""
+    found = (_MARKS[mark](text, kind) for mark in marks)
+    return next((one for one in found if one is not None), None)
+
+
+def _choice(text: str) -> Candidate:
     """A box or tag that holds a letter; one without a letter (`\\boxed{42}`) does not hide a phrase
     that names one."""
-    found = _marked(text, "choice")
-    if found is None or found.text is None or option(found.text) is not None:
+    found = _first(text, "choice", ("last box", "answer tag"))
+    if found is not None and (found.text is None or option(found.text) is not None):
         return found
     named = letter_in_text(text[-_TAIL_CHARS:])
+    if found is None:
+        return Candidate(named, "last line")
     return found if named is None else Candidate(named, "answer phrase")
 
 
-def _marked(text: str, kind: str) -> Candidate | None:
-    """Rules 1 to 4; None if no marker is there at all."""
-    box = last_box(text)
-    if box is not None:
-        return box
+def _tag(text: str, kind: str) -> Candidate | None:
     start = text.rfind("<answer>")
-    if start >= 0:
-        end = text.find("</answer>", start)
-        return (
-            Candidate(None, "<answer> never closed")
-            if end < 0
-            else Candidate(text[start + 8 : end], "<answer>")
-        )
-    if kind == "choice":
+    if start < 0:
         return None
+    end = text.find("</answer>", start)
+    return (
+        Candidate(None, "<answer> never closed")
+        if end < 0
+        else Candidate(text[start + 8 : end], "<answer>")
+    )
+
+
+def _hashes(text: str, kind: str) -> Candidate | None:
     hashed = _hash_line(text)
-    if hashed is not None:
-        return Candidate(hashed, "####")
+    return None if hashed is None else Candidate(hashed, "####")
+
+
+def _any_phrase(text: str, kind: str) -> Candidate | None:
     phrase = _phrase(text)
-    if phrase is None:
-        return None
-    reduced = phrase if kind == "exact" else from_prose(phrase, first=True)
+    return None if phrase is None else _said(phrase, kind, "answer phrase")
+
+
+def _said(phrase: str, kind: str, rule: str) -> Candidate | None:
+    """The answer inside a phrase; None where there is none, or for gsm8k no number."""
+    reduced = phrase if kind in ("exact", "choice") else from_prose(phrase, first=True)
     if kind == "gsm8k" and not any(char.isdigit() for char in reduced):
         return None
-    return Candidate(reduced, "answer phrase") if reduced.strip() else None
+    return Candidate(reduced, rule) if reduced.strip() else None
+
+
+def _answer_is(text: str, kind: str) -> Candidate | None:
+    """The last "answer is …", to the end of its sentence."""
+    places = [match.end() for match in _ANSWER_IS.finditer(text[-_TAIL_CHARS:])]
+    if not places:
+        return None
+    line = text[-_TAIL_CHARS:][places[-1] :].lstrip().split("\n", 1)[0]
+    return _said(re.split(r"[.!?](?:\s|$)", line, maxsplit=1)[0].strip(), kind, "the answer is")
+
+
+def _final_sentence(text: str, kind: str) -> Candidate | None:
+    opening, closing = _FINAL_SENTENCE
+    start = text.find(opening)
+    if start < 0:
+        return None
+    said = text[start + len(opening) :].split(closing, 1)[0].strip().removesuffix(".")
+    return _said(said[: MAX_ANSWER_CHARS + 1], kind, "final answer sentence")
+
+
+def _answer_line(text: str, kind: str) -> Candidate | None:
+    """The rest of the line after the last "Answer:"."""
+    places = [match.end() for match in _ANSWER_COLON.finditer(text[-_TAIL_CHARS:])]
+    if not places:
+        return None
+    return _said(text[-_TAIL_CHARS:][places[-1] :].strip().split("\n", 1)[0], kind, "Answer:")
+
+
+def _rest_after_answer(text: str, kind: str) -> Candidate | None:
+    """All that follows the first "Answer:"."""
+    match = _ANSWER_COLON.search(text)
+    return _said(text[match.end() :][:_TAIL_CHARS].strip(), kind, "Answer: …") if match else None
+
+
+def _last_line(text: str, kind: str) -> Candidate:
+    return Candidate(_last_resort(text, kind), "last line")
+
+
+def _last_number(text: str, kind: str) -> Candidate:
+    return Candidate(_last_resort(text, "gsm8k"), "last number")
 
 
 def last_box(text: str) -> Candidate | None:
@@ -171,31 +233,54 @@ def last_box(text: str) -> Candidate | None:
         position = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
         if position < 0:
             return None
-        after = position + (6 if text.startswith("\\boxed", position) else 5)
-        if not text[after : after + 1].isalpha():
-            break
+        match = _BOX.match(text, position)
+        if match is not None:
+            return _box_content(text, _outermost(text, _opening(text, match.end())))[0]
         end = position
+
+
+def _first_box(text: str) -> Candidate | None:
+    match = _BOX.search(text)
+    return None if match is None else _box_content(text, _opening(text, match.end()))[0]
+
+
+def _all_boxes(text: str) -> Candidate | None:
+    """All boxes, joined by commas; one that never closes spoils them all."""
+    contents: list[str] = []
+    match = _BOX.search(text)
+    while match is not None:
+        found, end = _box_content(text, _opening(text, match.end()))
+        if found.text is None:
+            return found
+        contents.append(found.text.strip())
+        match = _BOX.search(text, end)
+    return Candidate(", ".join(contents), "all boxes") if contents else None
+
+
+def _opening(text: str, after: int) -> int:
+    """Where the content of a box starts whose command ends at `after`."""
     while after < len(text) and text[after] in " \t\n":
         after += 1
-    if text[after : after + 1] != "{":
-        bare = re.match(r"[^\s$]{1,256}", text[after : after + 256])
-        return (
-            Candidate(bare.group().rstrip(".,;"), "\\boxed")
-            if bare
-            else Candidate(None, "\\boxed without content")
-        )
-    content = _braced(text, _outermost(text, after))
-    return (
-        Candidate(None, "\\boxed{ never closed")
-        if content is None
-        else Candidate(_BOX_COMMAND.sub("", content), "\\boxed{}")
-    )
+    return after
+
+
+def _box_content(text: str, start: int) -> tuple[Candidate, int]:
+    """What a box holds whose brace, or bare content, stands at `start`, and where it ends."""
+    if text[start : start + 1] != "{":
+        bare = re.match(r"[^\s$]{1,256}", text[start : start + 256])
+        if bare is None:
+            return Candidate(None, "\\boxed without content"), start
+        return Candidate(bare.group().rstrip(".,;"), "\\boxed"), start + bare.end()
+    content = _braced(text, start)
+    if content is None:
+        return Candidate(None, "\\boxed{ never closed"), len(text)
+    return Candidate(_BOX_COMMAND.sub("", content), "\\boxed{}"), start + len(content) + 2
 
 
 def _outermost(text: str, start: int) -> int:
     """The brace of the box that encloses the one at `start`, and closes; else `start` itself."""
     begin = max(0, start - MAX_ANSWER_CHARS)
-    if not _BOX_COMMAND.search(text, begin, start - 1):
+    if text[start : start + 1] != "{" or not _BOX_COMMAND.search(text, begin, start - 1):
         return start
     is_box: list[tuple[int, bool]] = []
     for match in _BRACE.finditer(text, begin, start + MAX_ANSWER_CHARS):
@@ -364,3 +449,19 @@ def last_number(text: str) -> str | None:
         return None
     rest = _WORDING.sub(" ", text[: numbers[0].start()] + " " + text[numbers[0].end() :])
     return None if _SAYS_MORE.search(rest) else numbers[0].group().strip()
+
+
+_MARKS: dict[Mark, Callable[[str, str], Candidate | None]] = {
+    "last box": lambda text, kind: last_box(text),
+    "first box": lambda text, kind: _first_box(text),
+    "all boxes": lambda text, kind: _all_boxes(text),
+    "answer tag": _tag,
+    "#### line": _hashes,
+    "answer phrase": _any_phrase,
+    "the answer is": _answer_is,
+    "final answer sentence": _final_sentence,
+    "answer line": _answer_line,
+    "rest after answer:": _rest_after_answer,
+    "last line": _last_line,
+    "last number": _last_number,
+}

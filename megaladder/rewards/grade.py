@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from megaladder import __version__
 from megaladder.errors import DataError
 from megaladder.rewards.compare.equal import equal
 from megaladder.rewards.compare.evaluate import TooMuch
 from megaladder.rewards.compare.normalize import Number, clean, same_number
 from megaladder.rewards.compare.quantity import read_number
+from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.extract import (
     Candidate,
     answer_part,
@@ -24,13 +26,31 @@ from megaladder.rewards.extract import (
     yes_or_no,
 )
 from megaladder.rewards.letters import letter
-from megaladder.types import Graded, GradeReason
+from megaladder.types import DialectName, Graded, GradeReason
 
 OWN = "megaladder"  # the name of our own grader
 KINDS = ("math", "gsm8k", "choice", "exact")
 
 
-def grade(response: str, gold: str, kind: str = "math", grader: str = OWN) -> Graded:
+def grader_label(grader: str = OWN, dialect: str = OWN_DIALECT, version: str = __version__) -> str:
+    """Which grader it was, for rows, protocols and reports.
+
+    A published grader brings its own way to find the answer; its rebuilt rules have our version.
+
+    >>> grader_label("qwen").split()[0], grader_label("megaladder", "last-box").partition(", ")[2]
+    ('qwen', 'answers by last-box')
+    """
+    named = f"{grader} {version}"
+    return named if dialect == OWN_DIALECT else f"{named}, answers by {dialect}"
+
+
+def grade(
+    response: str,
+    gold: str,
+    kind: str = "math",
+    grader: str = OWN,
+    dialect: DialectName = OWN_DIALECT,
+) -> Graded:
     r"""Whether a response answers with `gold`. How the answer is found: `extract`. What is equal,
     per kind:
 
@@ -42,6 +62,7 @@ def grade(response: str, gold: str, kind: str = "math", grader: str = OWN) -> Gr
             yes/no, any case and the last whole word Yes or No (HaluEval's rule).
 
     `grader`: a name of `published.GRADERS` in place of our own rules for math and gsm8k.
+    `dialect`: a name of `dialects.DIALECTS`, where our own rules look for the answer.
 
     Raises DataError if `gold` is empty or cannot be a gold of its kind, and ValueError for an
     unknown kind.
@@ -53,20 +74,22 @@ def grade(response: str, gold: str, kind: str = "math", grader: str = OWN) -> Gr
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
     check_gold(gold, kind)
     if kind == "exact" and gold.strip().casefold() in ("yes", "no"):
-        return _grade_yes_no(response, gold.strip().casefold())
+        return _grade_yes_no(response, gold.strip().casefold(), dialect)
     if grader != OWN and kind in ("math", "gsm8k"):
         from megaladder.rewards.published import published_grade
 
         return published_grade(response, gold.rsplit("####", 1)[-1].strip(), grader)
-    candidate = extract(response, kind)
+    candidate = extract(response, kind, dialect)
     if candidate.text is None:
         return Graded(False, None, GradeReason.NO_ANSWER, candidate.rule)
+    if kind == "exact" and dialect == OWN_DIALECT:
+        return _grade_exact(_whole_or(candidate, gold, response), gold)
     return {
         "math": _grade_math,
         "gsm8k": _grade_gsm8k,
         "choice": _grade_choice,
         "exact": _grade_exact,
-    }[kind](candidate, gold, response)
+    }[kind](candidate, gold)
 
 
 def check_gold(gold: str, kind: str) -> None:
@@ -99,7 +122,7 @@ def _gsm8k_gold(gold: str) -> Number | None:
     return read_number(clean(gold.rsplit("####", 1)[-1]))
 
 
-def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
+def _grade_math(candidate: Candidate, gold: str) -> Graded:
     answer = unicodedata.normalize("NFC", candidate.text or "")
     expected = _math_gold(gold) or ""
     try:
@@ -114,7 +137,7 @@ def _grade_math(candidate: Candidate, gold: str, response: str) -> Graded:
     )
 
 
-def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
+def _grade_gsm8k(candidate: Candidate, gold: str) -> Graded:
     answer = unicodedata.normalize("NFC", candidate.text or "")
     found = read_number(clean(answer))
     if found is None:
@@ -131,7 +154,7 @@ def _grade_gsm8k(candidate: Candidate, gold: str, response: str) -> Graded:
     )
 
 
-def _grade_choice(candidate: Candidate, gold: str, response: str) -> Graded:
+def _grade_choice(candidate: Candidate, gold: str) -> Graded:
     answer = letter(candidate.text or "") or candidate.text or ""
     correct = answer == letter(gold)
     reason = GradeReason.CHOICE if correct else GradeReason.DIFFERENT
@@ -140,11 +163,9 @@ def _grade_choice(candidate: Candidate, gold: str, response: str) -> Graded:
     )
 
 
-def _grade_exact(candidate: Candidate, gold: str, response: str) -> Graded:
+def _grade_exact(candidate: Candidate, gold: str) -> Graded:
     expected = _collapse(gold)
-    answer, whole = _collapse(candidate.text or ""), _collapse(answer_part(response) or "")
-    if whole == expected:
-        answer = whole
+    answer = _collapse(candidate.text or "")
     correct = answer == expected or (answer.endswith(".") and answer[:-1].strip() == expected)
     reason = GradeReason.EXACT if correct else GradeReason.DIFFERENT
     return Graded(
@@ -152,8 +173,14 @@ def _grade_exact(candidate: Candidate, gold: str, response: str) -> Graded:
     )
 
 
-def _grade_yes_no(response: str, gold: str) -> Graded:
-    marked = extract(response, "exact")
+def _whole_or(candidate: Candidate, gold: str, response: str) -> Candidate:
+    """The whole answer part where that is the gold string, line breaks and all."""
+    whole = answer_part(response) or ""
+    return Candidate(whole, candidate.rule) if _collapse(whole) == _collapse(gold) else candidate
+
+
+def _grade_yes_no(response: str, gold: str, dialect: DialectName) -> Graded:
+    marked = extract(response, "exact", dialect)
     if marked.text is None and not marked.rule.startswith("last line"):
         return Graded(False, None, GradeReason.NO_ANSWER, marked.rule)
     said = (marked.text or "").strip("*. ").casefold()

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from megaladder.config.verbs.grade import GradeConfig
 from megaladder.errors import ConfigError, DataError
+from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import VERIFIERS, check_row
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
@@ -50,8 +51,9 @@ def run_grade(config: GradeConfig) -> int:
             " 'responses'}"
         )
     counts = _Counts()
+    label = grader_label(config.grader, config.extract)
     pool = VerifierPool(
-        config.workers, config.timeout_s, config.memory_mib << 20, grader=config.grader
+        config.workers, config.timeout_s, config.memory_mib << 20, config.grader, config.extract
     )
     with pool, _replaced(config.output) as output:
         chunk = first
@@ -62,9 +64,7 @@ def run_grade(config: GradeConfig) -> int:
             for row in chunk:
                 verdicts = graded[start : start + len(row.responses)]
                 start += len(row.responses)
-                output.write(
-                    (to_json(_graded_row(row, verdicts, config.grader)) + "\n").encode("utf-8")
-                )
+                output.write((to_json(_graded_row(row, verdicts, label)) + "\n").encode("utf-8"))
             counts.add(len(chunk), tasks, graded)
             chunk = list(islice(rows, CHUNK_ROWS))
     _summarise(config, counts, time.monotonic() - started)
@@ -102,7 +102,7 @@ def _tasks(row: _Row) -> list[GradeTask]:
     ]
 
 
-def _graded_row(row: _Row, verdicts: Sequence[Graded], grader: str) -> dict[str, Any]:
+def _graded_row(row: _Row, verdicts: Sequence[Graded], label: str) -> dict[str, Any]:
     # a row's own `answer` is often its gold
     answer = "extracted_answer" if "answer" in row.fields else "answer"
     columns: dict[str, list[Any]] = {
@@ -112,7 +112,7 @@ def _graded_row(row: _Row, verdicts: Sequence[Graded], grader: str) -> dict[str,
     }
     return {
         **row.fields,
-        "grader": grader,
+        "grader": label,
         **(columns if row.listed else {name: values[0] for name, values in columns.items()}),
     }
 
@@ -239,7 +239,7 @@ def _summarise(config: GradeConfig, counts: _Counts, seconds: float) -> None:
     num_decided = max(1, total - num_undecided)
     parts = ", ".join(f"{reason.value} {count}" for reason, count in counts.reasons.most_common())
     print(
-        f"grader {config.grader}: graded {total} responses of {counts.num_rows} rows in {seconds:.1f} s"
+        f"grader {grader_label(config.grader, config.extract)}: graded {total} responses of {counts.num_rows} rows in {seconds:.1f} s"
         f" ({total / max(seconds, 1e-9):.0f}/s): {counts.num_correct} correct,"
         f" {total - num_undecided - counts.num_correct} wrong, {num_undecided} undecided;"
         f" {100 * counts.num_correct / num_decided:.2f} % of the decided"

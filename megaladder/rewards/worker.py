@@ -31,11 +31,12 @@ from typing import Any
 import megaladder
 from megaladder.errors import ConfigError, DataError
 from megaladder.rewards import child
+from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
 from megaladder.rewards.grade import OWN
 from megaladder.rewards.sandbox import Limits
 from megaladder.rewards.verifiers import VERIFIERS, check_row, parameters_of
-from megaladder.types import Graded, GradeReason
+from megaladder.types import DialectName, Graded, GradeReason
 
 MAX_BATCH_TASKS = 64
 MAX_BATCH_CHARS = 2_000_000
@@ -75,7 +76,8 @@ class GradePool:
 
     `timeout_s`: CPU seconds one sample may take before its process ends; it is tried once more,
     alone, and then undecided. `memory_bytes`: what a process may allocate on top of its imports.
-    `grader`: ours, or a name of `published.GRADERS`. After use: `counts` (verdicts by reason),
+    `grader`: ours, or a name of `published.GRADERS`. `dialect`: a name of `dialects.DIALECTS`, where
+    ours looks for the answer. After use: `counts` (verdicts by reason),
     `failures` (every timeout and crash by sample id), `protections` (what the sandbox could apply
     on this machine).
     """
@@ -86,6 +88,7 @@ class GradePool:
         timeout_s: float = 5.0,
         memory_bytes: int = 1 << 30,
         grader: str = OWN,
+        dialect: DialectName = OWN_DIALECT,
     ):
         if num_workers < 1 or timeout_s <= 0 or memory_bytes < 1 << 20:
             raise ConfigError(
@@ -95,6 +98,7 @@ class GradePool:
         self._setup = {
             "sys_path": _import_paths(),
             "grader": grader,
+            "dialect": dialect,
             "timeout_s": timeout_s,
             "memory_bytes": memory_bytes,
         }

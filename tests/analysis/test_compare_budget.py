@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from megaladder.rewards.grade import grade
+from megaladder.rewards.grade import grade, grader_label
 
 
 def graded(correct, start=0, **more):
@@ -124,6 +124,28 @@ def test_protocols_that_differ_are_named(verb, write, tmp_path):
         "left out"
         in verb("analyze compare", "--base", tmp_path / "a", "--runs", tmp_path / "c").err
     )
+
+
+def test_who_graded_is_said_from_command_to_comparison(verb, write, tmp_path):
+    """`grade` writes it into the rows, `compare` reads it from there; undecided is not wrong."""
+    rows = [{"id": i, "gold": "7", "response": "\\boxed{7}"} for i in range(3)]
+    rows.append({"id": 3, "gold": "\\sin(10^{10^9})", "response": "\\boxed{\\cos(10^{10^9})}"})
+    source = write("answers.jsonl", rows)
+    for name, flags in (("ours", []), ("box_match", ["--grader", "box_match"])):
+        command = ["--input", source, "--output", tmp_path / f"{name}.jsonl", "--workers", 1]
+        assert verb("grade", *command, *flags, with_json=False).status == 0
+    pair = ("--base", tmp_path / "ours.jsonl", "--runs", tmp_path / "box_match.jsonl")
+    done = verb("analyze compare", *pair)
+    assert done.status == 0, done.err
+    found = done.json["comparisons"]["box_match"]
+    assert (found["grader_a"], found["grader_b"]) == (grader_label(), grader_label("box_match"))
+    assert (found["undecided_a"], found["undecided_b"]) == (1, 0)
+    assert (found["a"], found["num_problems"]) == (100, 3)
+    assert (
+        f"ours: {grader_label()}, 1 undecided; box_match: {grader_label('box_match')}, 0"
+        in done.out
+    )
+    assert "were not made alike: grader megaladder" in done.err
 
 
 def run_folder(write, name, tokens, seconds, ranks, parameters=None):

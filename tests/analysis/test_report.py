@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from megaladder.analysis.report.rollouts import pick, visible
 from megaladder.analysis.report.svg import Chart, Series, log_ticks, nice_ticks, short, signed_log
 from megaladder.analysis.report.verb import csv_text
+from megaladder.rewards.grade import grader_label
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(2)>",
@@ -275,6 +276,7 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
         "engine": {"dtype": "bf16"},
         "prompt": {"system": None, "chat_template_sha256": "y"},
         "fingerprint": "ab",
+        "grader": grader_label("qwen"),
     }
     for model, right in (("base", lambda i, s: i < 63), ("tuned", lambda i, s: i + s < 85)):
         records = {
@@ -309,6 +311,8 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
         100 * 49 / 60
     )
     assert found["base", "mean tokens"] == 3.5
+    assert found["base", "undecided samples"] == 0
+    assert text.count(grader_label("qwen")) == 4, "accuracy and protocol of two models"
     assert "attack success rate" in text and "temperature 1.0" in text and "answer 1" in text
     ladder = verb("analyze ladder", "--results", tmp_path / "eval")
     assert ladder.json["models"]["base"]["avg@n"] == pytest.approx(10) and ladder.err == ""
@@ -324,6 +328,7 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
     assert compared.json["comparisons"]["tuned/aime24"]["difference"] == pytest.approx(
         100 * 49 / 60 - 10
     )
+    assert f"graded tuned/aime24: {grader_label('qwen')}, 0 undecided each" in compared.out
     cut = verb(
         "analyze budget",
         "--input",
@@ -332,6 +337,23 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
         "3,4",
     )
     assert cut.json["accuracy"] == {"3": pytest.approx(0.05), "4": pytest.approx(0.1)}
+
+
+def test_a_grpo_run_says_who_verified_and_what_stayed_undecided(verb, write, tmp_path):
+    write(
+        "run/metrics.jsonl",
+        [{"step": i, "reward": i / 9, "num_groups": 4, "undecided_left_out": i} for i in (1, 2)],
+    )
+    write("run/config.yaml", "rollout: {n: 8}\nreward: {kind: auto, extract: first-box}\n")
+    packages = {"environment": {"packages": {"megaladder": "9.8"}}}
+    write("run/fingerprint.json", json.dumps(packages))
+    row = {"id": "p", "prompt": "q", "completion": "r", "correct": True, "kind": "gsm8k"}
+    write("run/rollouts/step_1.jsonl", [row, {**row, "kind": "countdown"}])
+    text, _ = build(verb, tmp_path, tmp_path / "run")
+    assert (
+        "run: answers verified as countdown, gsm8k by megaladder 9.8, answers by first-box; 3 of 64"
+        " undecided, counted apart from wrong and left out of training." in text
+    )
 
 
 def test_missing_parts_are_named_not_invented(verb, folders, tmp_path):

@@ -44,6 +44,9 @@ def test_a_named_value_is_spelled_alike_everywhere(tmp_path, name: str, key: str
         assert f"{key.rpartition('.')[2]}: {word}" in typed
 
 
+LONGEST_LINE = 100  # of a list of choices in one column of the help
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_help_shows_the_spellings(name: str, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
@@ -53,7 +56,11 @@ def test_help_shows_the_spellings(name: str, capsys, monkeypatch) -> None:
     text = capsys.readouterr().out.replace(" ", "")
     for field in verb.keys.values():
         words = [spelled(value) for value in choices(field.annotation)]
-        assert not words or ",".join(words) in text, words
+        listed = ",".join(words)
+        if len(listed) > LONGEST_LINE:  # goes on in further lines, beside another column
+            assert all(word in text for word in words), words
+        else:
+            assert listed in text, words
     assert "{None}" not in text
     assert "{True,False}" not in text
 

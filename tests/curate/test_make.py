@@ -26,6 +26,7 @@ from megaladder.data.read_problems import read_problems
 from megaladder.data.schemas import ExampleReader
 from megaladder.errors import DataError
 from megaladder.rewards.grade import grade
+from megaladder.rewards.verifiers import verify
 
 ARITHMETIC = [
     ArithmeticSpec(),
@@ -38,6 +39,7 @@ COUNTDOWN = [
     CountdownSpec(),
     CountdownSpec(numbers=3, largest=9, breadth=3),
     CountdownSpec(numbers=6, max_backtracks=30, min_backtracks=8),
+    CountdownSpec(numbers=2),
 ]
 
 
@@ -89,6 +91,26 @@ def test_every_countdown_trace_replays(spec: CountdownSpec) -> None:
         len(row["numbers"]) == spec.numbers and 10 <= row["target"] <= spec.max_target
         for row in rows
     )
+
+
+def test_bare_share_changes_answers_and_no_puzzle() -> None:
+    spec = CountdownSpec(numbers=3, bare_share=0.3, bare_from=500)
+    mixed, plain = rows_of(spec, 1500), rows_of(CountdownSpec(numbers=3), 1500)
+    assert [row["question"] for row in mixed] == [row["question"] for row in plain]
+    assert mixed[:500] == plain[:500]
+    # ±0.06 is 4 standard deviations
+    assert 0.24 < sum(not row["worked"] for row in mixed[500:]) / 1000 < 0.36
+    assert [fault for row in mixed for fault in check_countdown(row)] == []
+    for one, other in zip(mixed, plain, strict=True):
+        bare = f"<think>\n\n</think>\n\n\\boxed{{{one['target']}}}"
+        assert one == other if one["worked"] else one["messages"][1]["content"] == bare
+        right = verify("countdown", one["messages"][1]["content"], one["gold"], one).correct
+        assert right is one["worked"]
+        # a comparison of values pays for both
+        assert grade(one["messages"][1]["content"], one["gold"], "math").correct
+    assert check_countdown({**plain[0], "worked": False}) == [
+        "a row without work is not the bare target"
+    ]
 
 
 @pytest.mark.slow
@@ -222,8 +244,9 @@ def test_readers_take_the_files(tmp_path) -> None:
             "different training questions found",
         ),
         (lambda: ArithmeticSpec(operations="*/"), "operations"),
-        (lambda: CountdownSpec(numbers=2), "numbers 2 is outside"),
+        (lambda: CountdownSpec(numbers=1), "numbers 1 is outside"),
         (lambda: CountdownSpec(min_backtracks=20), "min_backtracks 20"),
+        (lambda: CountdownSpec(bare_share=1.5), "bare_share 1.5"),
     ],
 )
 def test_impossible_wishes_are_told(make, message: str) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 from megaladder.analysis.report.blocks import Block, CsvRow, Panels, Prose, Section, Table
 from megaladder.analysis.report.cells import Palette, amount, number
-from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun
+from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun, rollout_rows
 from megaladder.analysis.report.svg import Chart, Series
 from megaladder.analysis.samples import flatten
 from megaladder.analysis.studies.compute import read_compute
 from megaladder.analysis.tables import Warnings
 from megaladder.process import last_word
+from megaladder.rewards.dialects import OWN_DIALECT
+from megaladder.rewards.grade import grader_label
 
 LEARNING = (
     "loss",
@@ -82,6 +84,7 @@ PROTOCOL_WORDS = (
     "fingerprint",
     "revision",
     "dtype",
+    "grader",
 )
 
 
@@ -217,10 +220,34 @@ def learning_section(inputs: Inputs, styles: Palette) -> Section:
 def reward_section(inputs: Inputs, styles: Palette) -> Section:
     """Rewards, lengths and policy health over steps (GRPO)."""
     section = Section("rewards", "Rewards and rollouts over time", missing="a GRPO run folder")
+    said = [line for run in inputs.runs if run.rollouts for line in verified_by(run)]
+    section.blocks += [Prose(said, as_list=True)] if said else []
     keys = [key for key in _numeric_keys(inputs.runs) if _is_reward(key) and key not in LEARNING]
     _add_curves(section, inputs.runs, keys[:12], styles, "")
     _add_curves(section, inputs.runs, keys[12:], styles, "more curves")
     return section
+
+
+def verified_by(run: TrainRun) -> list[str]:
+    """Who verified a GRPO run's answers, and how many stayed undecided; nothing for a run without a
+    resolved configuration."""
+    config, environment = flatten(run.config), flatten(run.fingerprint)
+    version = environment.get("environment.packages.megaladder")
+    samples = config.get("rollout.n")
+    if version is None or not isinstance(samples, int):
+        return []
+    first = run.rollouts[min(run.rollouts)]
+    kinds = sorted({str(row["kind"]) for _, row in rollout_rows(first) if "kind" in row})
+    label = grader_label(dialect=config.get("reward.extract", OWN_DIALECT), version=version)
+    counts = {
+        name: sum(int(row.get(name, 0)) for row in run.rows)
+        for name in ("num_groups", "undecided_left_out")
+    }
+    return [
+        f"{run.name}: answers verified as {', '.join(kinds)} by {label};"
+        f" {counts['undecided_left_out']:,} of {counts['num_groups'] * samples:,} undecided, counted"
+        " apart from wrong and left out of training."
+    ]
 
 
 def _is_reward(key: str) -> bool:

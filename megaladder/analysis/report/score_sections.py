@@ -126,8 +126,12 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
                     drawing,
                     f"{coverage:.1f}",
                     tokens,
+                    f"{s.num_undecided:,}",
+                    s.grader,
                 ]
             )
+            undecided = float(s.num_undecided)
+            numbers.append(CsvRow("accuracy", benchmark, s.model, "undecided samples", undecided))
             for name, value, key in (("avg@n", average, "avg"), ("cov@n", coverage, "cov")):
                 numbers.append(
                     CsvRow(
@@ -152,14 +156,20 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
                     )
                 )
         n = sorted({s.num_samples for s in sets})
-        caption = f"{benchmark}: {len(sets[0].problems)} problems, n = {', '.join(map(str, n))}"
+        caption = (
+            f"{benchmark}: {len(sets[0].problems)} problems, n = {', '.join(map(str, n))}. Undecided"
+            " samples have no verdict: they are in no share."
+        )
         section.blocks.append(
             Table(
-                ("model", "avg@n %", "95 %", "0 … 100 %", "cov@n %", "tokens"),
+                (
+                    *("model", "avg@n %", "95 %", "0 … 100 %", "cov@n %", "tokens"),
+                    *("undecided", "graded by"),
+                ),
                 rows,
                 caption,
                 numbers,
-                frozenset({1, 2, 4, 5}),
+                frozenset({1, 2, 4, 5, 6}),
             )
         )
         if is_benchmark(benchmark, "aime24"):

@@ -38,6 +38,21 @@ class Comparison:
     p_holm: float
     num_problems: int
     real: bool
+    grader_a: str
+    grader_b: str
+    undecided_a: int  # samples without a verdict, in none of the numbers
+    undecided_b: int
+
+    def graded_by(self) -> str:
+        """Who graded the two, and what that left undecided."""
+        a, b = (
+            f"{grader}, {undecided:,} undecided"
+            for grader, undecided in (
+                (self.grader_a, self.undecided_a),
+                (self.grader_b, self.undecided_b),
+            )
+        )
+        return f"{a} each" if a == b else f"{self.a}: {a}; {self.b}: {b}"
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
@@ -143,6 +158,10 @@ def compare(
             p_holm=adjusted[i],
             num_problems=len(differences[i]),
             real=adjusted[i] < config.level,
+            grader_a=a.grader,
+            grader_b=b.grader,
+            undecided_a=a.num_undecided,
+            undecided_b=b.num_undecided,
         )
         for i, (a, b) in enumerate(pairs)
     ]
@@ -242,6 +261,10 @@ def run_compare(config: CompareConfig) -> None:
             "p_holm": c.p_holm,
             "num_problems": c.num_problems,
             "real": c.real,
+            "grader_a": c.grader_a,
+            "grader_b": c.grader_b,
+            "undecided_a": c.undecided_a,
+            "undecided_b": c.undecided_b,
         }
         if c.ci95 is None:
             warnings.add(f"{key}: one problem has no interval")
@@ -255,6 +278,8 @@ def run_compare(config: CompareConfig) -> None:
     ]
     print(format_columns(("run", "A %", "B %", "B − A", "95 %", "p", "p (Holm)"), rows))
     print("\n".join(printable(text, 300) for text in out["sentences"]))
+    for key, c in zip(keys, comparisons, strict=True):
+        print(printable(f"graded {key}: {c.graded_by()}", 300))
     for name, total in out.get("compute", {}).get("totals", {}).items():
         print(
             f"{name}: "

@@ -51,6 +51,11 @@ READ_IF: tuple[ReadIf[GrpoRun], ...] = (
         ("rollout.replay_dir",), lambda run: run.rollout.engine == "replay", "rollout.engine replay"
     ),
     ReadIf(
+        ("reward.extract",),
+        lambda run: run.reward.kind in ("auto", "math", "gsm8k", "choice", "exact"),
+        "reward.kind auto, math, gsm8k, choice or exact",
+    ),
+    ReadIf(
         ("rollout.server_concurrency",), lambda run: bool(run.rollout.servers), "rollout.servers"
     ),
 )

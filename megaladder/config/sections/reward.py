@@ -10,7 +10,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from megaladder.config.base import StrictModel
-from megaladder.types import Kind
+from megaladder.types import DialectName, Kind
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -213,6 +213,8 @@ class RewardSection(StrictModel):
     kind: Literal["auto"] | Kind = "auto"
     """Verifier of all rows, the same as in evaluation. auto = by the row: its column `verifier`,
     else gsm8k for `#### N`, else math."""
+    extract: DialectName = "megaladder"
+    """Where the answer stands, for kinds math, gsm8k, choice and exact (`megaladder grade --help`)."""
     terms: tuple[RewardTerm, ...] = DEFAULT_TERMS
     """Terms: correctness, format, length, overlong, repetition, language, or path.py:function; as a
     name, or a mapping with weight and settings, e.g. {name: overlong, tokens: 4096}."""

@@ -109,7 +109,7 @@ class MakeCountdownConfig(MakeConfig):
     kind: Positional[Literal["countdown"]]
     """countdown"""
     numbers: Positive = 4
-    """Numbers per puzzle, 3 to 8. Each must be used exactly once."""
+    """Numbers per puzzle, 2 to 8. Each must be used exactly once."""
     largest: Positive = 99
     """Numbers are drawn from 1 to this."""
     max_target: Positive = 999
@@ -120,6 +120,19 @@ class MakeCountdownConfig(MakeConfig):
     """The trace goes back about this often at most: no new wrong tries after it."""
     min_backtracks: Count = 0
     """Puzzles whose trace goes back less often are not used."""
+    bare_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of rows that box the target itself, no expression: a habit that a reward of values
+    alone pays for, and the countdown verifier does not."""
+    bare_from: Count = 0
+    """Rows before this one all solve their puzzle: a curriculum for data.order file."""
+
+    @model_validator(mode="after")
+    def _no_unread_countdown_key(self) -> MakeCountdownConfig:
+        table: tuple[ReadIf[MakeCountdownConfig], ...] = (
+            ReadIf(("bare_from",), lambda run: run.bare_share > 0, "--bare-share above 0"),
+        )
+        raise_all(unread_problems(self, table))
+        return self
 
 
 def make_config_class(args: Sequence[str]) -> type[MakeConfig]:

@@ -13,7 +13,8 @@ from megaladder.config.rules.engine import READ_BY_VLLM
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
 from megaladder.config.sections.shared import ModelSection, Positive
-from megaladder.config.verbs.grade import GraderName
+from megaladder.config.verbs.grade import OWN_GRADER_READS, GraderName
+from megaladder.types import DialectName
 
 # `--n 16` for `--rollout.n 16`: the flags that people know without their section
 SHORT_FLAGS = {
@@ -157,7 +158,9 @@ class EvalConfig(StrictModel):
     null = our own sandbox: no network, no files but Python's, limits on CPU and memory."""
     grader: GraderName = "megaladder"
     """megaladder = our own rules; else the grader of a published study (`grade --help`), for math
-    and gsm8k. Part of the protocol that the summary records."""
+    and gsm8k. Part of the protocol that the summary records, with its version."""
+    extract: DialectName = "megaladder"
+    """Where the answer stands, for kinds math, gsm8k, choice and exact (`grade --help`)."""
     grade_workers: Positive = 2
     """Processes that grade."""
     grade_timeout_s: Annotated[float, Field(gt=0)] = 5.0
@@ -194,6 +197,7 @@ class EvalConfig(StrictModel):
 
 
 _READ_IF: tuple[ReadIf[EvalConfig], ...] = (
+    OWN_GRADER_READS,
     ReadIf(
         ("budget.start", "budget.end", "budget.end_forced", "budget.stop"),
         lambda run: run.budget.forces,

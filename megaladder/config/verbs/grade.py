@@ -4,17 +4,23 @@ No file is touched here."""
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaInts, StrictModel
+from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
 from megaladder.config.verbs.analysis import Draws, JsonPath
-from megaladder.types import Kind
+from megaladder.types import DialectName, Kind
 
 GraderName = Literal[
     "megaladder", "qwen", "limo", "minerva", "prime", "rethinking", "math_verify", "box_match"
 ]
+
+OWN_GRADER_READS: ReadIf[Any] = ReadIf(
+    ("extract",), lambda run: run.grader == "megaladder", "--grader megaladder"
+)
+"""A published grader brings its own way to find the answer."""
 
 
 class GradeConfig(StrictModel):
@@ -32,7 +38,10 @@ class GradeConfig(StrictModel):
     gsm8k = one number; choice = an option letter; exact = the same string."""
     grader: GraderName = "megaladder"
     """megaladder = our own rules; else the grader of a published study, for kinds math and gsm8k.
-    Every output row says which it was."""
+    Every output row says which it was, and its version."""
+    extract: DialectName = "megaladder"
+    """Where the answer stands, for kinds math, gsm8k, choice and exact: megaladder = the last box, else
+    <answer>, ####, an answer phrase, the last line; first-box, all-boxes, …: docs/answers.md."""
     workers: Annotated[int, Field(ge=1, le=256)] = min(8, os.cpu_count() or 1)
     """Grading processes. Default: the machine's cores, at most 8."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
@@ -41,6 +50,11 @@ class GradeConfig(StrictModel):
     memory_mib: Annotated[int, Field(ge=64)] = 1024
     """MiB a grading process may allocate on top of its imports; a response that needs more is
     undecided, reason crash."""
+
+    @model_validator(mode="after")
+    def _no_unread_key(self) -> GradeConfig:
+        raise_all(unread_problems(self, (OWN_GRADER_READS,)))
+        return self
 
 
 class PassAtKConfig(StrictModel):

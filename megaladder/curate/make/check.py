@@ -130,6 +130,9 @@ def check_countdown(row: Mapping[str, Any]) -> list[str]:
     numbers, target = [int(n) for n in given[1].split(", ")], int(wanted[1])
     if numbers != list(row["numbers"]) or target != row["target"] or row["gold"] != str(target):
         return ["numbers, target or gold differ from the question"]
+    if not row["worked"]:
+        is_bare = response["boxed"] == str(target) and not response["trace"]
+        return [] if is_bare else ["a row without work is not the bare target"]
     faults = (
         []
         if is_countdown_solution(response["boxed"], numbers, target)

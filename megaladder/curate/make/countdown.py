@@ -5,6 +5,8 @@ A row is a pure function of (spec, seed, position). The search is a real depth-f
 state it tries a few operations, the most promising first, and one operation that is known to lead
 to the target; a state with two numbers left is checked completely. "Go back" therefore means "none
 of what I tried here works", never a proof that nothing does. `check.py` replays every trace.
+With `bare_share`, that share of the rows (from row `bare_from` on) boxes the target itself, without
+any work: no solution, yet equal to it in value. A reward that compares values pays for that habit.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ class CountdownSpec:
     breadth: int = 2  # wrong operations tried at a state before the right one, at most
     max_backtracks: int = 12  # a trace goes back at most this often
     min_backtracks: int = 0  # puzzles whose search went back less often are drawn again
+    bare_share: float = 0.0  # of the rows, those that box the target and no expression
+    bare_from: int = 0  # rows before this one all solve their puzzle
 
     def __post_init__(self) -> None:
         limits = {
-            "numbers": (3, 8),
+            "numbers": (2, 8),
             "largest": (5, 10_000),
             "max_target": (10, 10**6),
             "breadth": (0, 8),
@@ -53,6 +57,10 @@ class CountdownSpec:
             raise DataError(
                 f"min_backtracks {self.min_backtracks} is outside 0…max_backtracks"
                 f" {self.max_backtracks}; fix: one of the two"
+            )
+        if not 0 <= self.bare_share <= 1:
+            raise DataError(
+                f"bare_share {self.bare_share} is outside 0…1; fix: a number in that range"
             )
 
 
@@ -131,9 +139,9 @@ def countdown_rows(
 ) -> Iterator[dict[str, Any]]:
     """`num_rows` different puzzles of one half of the split, in a seeded order.
 
-    Row: `id, question, gold, messages`, the puzzle (`numbers, target`; `gold` is the target) and
-    the measures `tries, backtracks`. Raises DataError when the spec has fewer puzzles than asked
-    for.
+    Row: `id, question, gold, messages`, the puzzle (`numbers, target`; `gold` is the target),
+    `worked` (false: it boxes the bare target) and the measures `tries, backtracks` of the search.
+    Raises DataError when the spec has fewer puzzles than asked for.
     """
     rng = random.Random(f"countdown/{seed}/{test}")
     seen: set[str] = set()
@@ -151,7 +159,17 @@ def countdown_rows(
             continue
         repeats = 0
         seen.add(row["question"])
-        yield row
+        # its own draw: the puzzles stay the same whatever the share
+        style = random.Random(f"style/{seed}/{row['question']}").random()
+        is_bare = style < spec.bare_share and len(seen) > spec.bare_from
+        yield _bare(row) if is_bare else row
+
+
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the target itself as its answer."""
+    user, assistant = row["messages"]
+    answer = {**assistant, "content": f"<think>\n\n</think>\n\n\\boxed{{{row['target']}}}"}
+    return {**row, "messages": [user, answer], "worked": False, "tries": 0, "backtracks": 0}
 
 
 def _draw(
@@ -188,6 +206,7 @@ def _draw(
         ],
         "numbers": sorted(numbers),
         "target": target,
+        "worked": True,
         "tries": search.tries,
         "backtracks": search.backtracks,
     }

@@ -47,6 +47,8 @@ def _countdown(config: MakeCountdownConfig) -> CountdownSpec:
         config.breadth,
         config.max_backtracks,
         config.min_backtracks,
+        config.bare_share,
+        config.bare_from,
     )
 
 

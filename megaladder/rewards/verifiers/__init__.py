@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 from megaladder.errors import DataError
-from megaladder.rewards.grade import OWN, check_gold, grade
+from megaladder.rewards.dialects import OWN_DIALECT
+from megaladder.rewards.grade import KINDS, OWN, check_gold, grade
 from megaladder.rewards.verifiers import code, countdown, formats, ifeval
 from megaladder.rewards.verifiers.base import Parameters, Verifier
-from megaladder.types import Graded
+from megaladder.types import DialectName, Graded
 
 __all__ = ["VERIFIERS", "Verifier", "check_row", "parameters_of", "verify"]
 
@@ -66,12 +67,18 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify(
-    kind: str, response: str, gold: str, parameters: Parameters, grader: str = OWN
+    kind: str,
+    response: str,
+    gold: str,
+    parameters: Parameters,
+    grader: str = OWN,
+    dialect: DialectName = OWN_DIALECT,
 ) -> Graded:
     """The verdict of a verifier that runs no programs. `grader`: a published study's, for math and
-    gsm8k. Raises ValueError for an unknown kind."""
-    if grader != OWN and kind in ("math", "gsm8k"):
-        return grade(response, gold, kind, grader)
+    gsm8k. `dialect`: where the answer stands, for the kinds that the grader compares. Raises
+    ValueError for an unknown kind."""
+    if kind in KINDS:
+        return grade(response, gold, kind, grader, dialect)
     return _verifier(kind).verify(response, gold, parameters)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.grade import OWN
 from megaladder.rewards.programs.runner import ProgramLimits
 from megaladder.rewards.verifiers import VERIFIERS, code
 from megaladder.rewards.worker import Failure, GradePool, GradeTask
-from megaladder.types import Graded
+from megaladder.types import DialectName, Graded
 
 
 class VerifierPool:
@@ -21,7 +22,7 @@ class VerifierPool:
 
     num_workers: grading processes, and programs that run at once. timeout_s: CPU seconds of one
     answer. memory_bytes: what one answer, or one program, may allocate. grader: ours, or that of a
-    published study, for math and gsm8k.
+    published study, for math and gsm8k. dialect: where ours looks for the answer.
     """
 
     def __init__(
@@ -30,8 +31,9 @@ class VerifierPool:
         timeout_s: float = 5.0,
         memory_bytes: int = 1 << 30,
         grader: str = OWN,
+        dialect: DialectName = OWN_DIALECT,
     ):
-        self._answers = GradePool(num_workers, timeout_s, memory_bytes, grader)
+        self._answers = GradePool(num_workers, timeout_s, memory_bytes, grader, dialect)
         self._limits = ProgramLimits(memory_bytes=memory_bytes)
         self._num_workers = num_workers
 

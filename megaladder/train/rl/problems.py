@@ -27,6 +27,7 @@ from megaladder.data.sources.find import SourceSpec
 from megaladder.errors import DataError
 from megaladder.model.hf_config import ModelShape
 from megaladder.process.faults import fault_point
+from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rollout.sample import Prompt
 from megaladder.run_dir import to_json
@@ -186,8 +187,8 @@ def _read(
     lines = [
         f"problems {', '.join(names)}: {len(stream.problems):,} of"
         f" {sum(part.num_read for part in parts):,}; prompt tokens p50 {_quantile(stream, 0.5)}, max"
-        f" {_quantile(stream, 1.0)}; kinds"
-        f" {dict(Counter(problem.kind for problem in stream.problems))}"
+        f" {_quantile(stream, 1.0)}; verified as {_kinds(stream)} by"
+        f" {grader_label(dialect=config.reward.extract)}"
     ]
     lines += [f"  {line}" for part in parts for line in part.lines]
     if stream.mixture is not None:
@@ -222,6 +223,12 @@ def problems_fingerprint(stream: ProblemStream) -> str:
 def _total_steps(config: GrpoConfig, num_problems: int) -> int:
     steps = max(1, int(config.train.epochs * num_problems) // config.grpo.prompts_per_step)
     return min(steps, config.train.max_steps) if config.train.max_steps is not None else steps
+
+
+def _kinds(stream: ProblemStream) -> str:
+    """`countdown 8,000, math 12`: how many problems each verifier has."""
+    counts = Counter(problem.kind for problem in stream.problems)
+    return ", ".join(f"{kind} {count:,}" for kind, count in counts.most_common())
 
 
 def _quantile(stream: ProblemStream, share: float) -> int:

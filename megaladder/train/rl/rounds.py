@@ -84,7 +84,8 @@ class Rewarder:
 
     def __init__(self, config: GrpoConfig) -> None:
         self._max_tokens = config.rollout.max_tokens
-        self._pool = VerifierPool(config.reward.workers, config.reward.timeout_s)
+        reward = config.reward
+        self._pool = VerifierPool(reward.workers, reward.timeout_s, dialect=reward.extract)
         self._terms = RewardTerms(config.reward)
 
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], Counter[str]]:
