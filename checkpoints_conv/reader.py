@@ -148,11 +148,12 @@ class HFReader:
             self.tensors[name] = StoredTensor(file, tuple(window.get_shape()), dtype)
 
     def _weight_map(self) -> dict[str, str]:
-        """Tensor name → file from the index; for a single file, a map with that file only."""
+        """Tensor name → file from the index; for a single file, a map with that file only. An index
+        beside a single file is a leftover, as it is for transformers."""
         index = self.folder / INDEX_NAME
+        if (self.folder / SINGLE_NAME).exists():
+            return {"": SINGLE_NAME}
         if not index.exists():
-            if (self.folder / SINGLE_NAME).exists():
-                return {"": SINGLE_NAME}
             raise ModelError(f"{self.folder}: {_no_weights(self.folder)}")
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

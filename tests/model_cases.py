@@ -172,7 +172,7 @@ def _as_internlm2(folder: Path) -> None:
         packed = torch.cat(grouped, dim=1).flatten(0, 2)
         renamed[f"model.layers.{layer}.attention.wqkv.weight"] = packed
     for name, tensor in tensors.items():
-        for llama, internlm in _INTERNLM2_NAMES.items():
+        for llama, internlm in INTERNLM2_NAMES.items():
             name = name.replace(llama, internlm)
         renamed[name] = tensor
     rewrite_single(folder, renamed)
@@ -196,7 +196,7 @@ from transformers import PreTrainedConfig
 class InternLM2Config(PreTrainedConfig):
     model_type = "internlm2"
 """
-_INTERNLM2_NAMES = {
+INTERNLM2_NAMES = {
     "embed_tokens": "tok_embeddings",
     "lm_head": "output",
     "self_attn.o_proj": "attention.wo",

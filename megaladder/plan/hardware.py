@@ -124,7 +124,12 @@ def find_model(name_or_dir: str) -> ModelShape:
 
 
 def _plain_name(name: str) -> str:
-    """`Qwen/Qwen3-14B-Base` → qwen3-14b; `meta-llama/Llama-3.3-70B-Instruct` → llama-3-70b."""
-    key = re.sub(r"(-(base|instruct|chat|hf|it))+$", "", name.rstrip("/").split("/")[-1].lower())
+    """`Qwen/Qwen3-14B-Base` → qwen3-14b; `meta-llama/Llama-3.3-70B-Instruct` → llama-3-70b;
+    `internlm2_5-20b-llama` → internlm2.5-20b, whose Llama form has its sizes."""
+    key = re.sub(
+        r"(-(base|instruct|chat|hf|it|llama|2407))+$", "", name.rstrip("/").split("/")[-1].lower()
+    )
+    key = key.replace("internlm2_5", "internlm2.5")
+    key = re.sub(r"^mistral-nemo$", "mistral-nemo-12b", key)
     key = re.sub(r"^meta-", "", key).replace("qwen2.5-math-", "qwen2.5-")
     return re.sub(r"^llama-3\.[13]-(8b|70b)$", r"llama-3-\1", key)

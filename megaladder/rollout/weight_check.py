@@ -21,8 +21,13 @@ from megaladder.model.hf_config import ModelShape
 VOCABULARY_PADDING = 64
 EMPTY = hashlib.sha256(b"").hexdigest()  # what is left of a tensor that the engine has repacked
 _WORKER = re.compile(r"dp\d+:pp\d+:pcp\d+:tp(\d+):")
-_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-_ROW_PARALLEL = ("o_proj.weight", "down_proj.weight")
+_FUSED = (
+    ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    ("gate_up_proj", ("gate_proj", "up_proj")),
+    ("gate_up_proj", ("w1", "w3")),  # InternLM2
+)
+_ROW_PARALLEL = ("o_proj.weight", "down_proj.weight", ".wo.weight", ".w2.weight")
+_VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight", "output.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ def compare_checksums(
     equal: list[str] = []
     differing: list[str] = []
     unseen: list[str] = []
-    for engine_name, hf_names, parts in _fused_groups(tensors):
+    for engine_name, hf_names, parts in _fused_groups(tensors, shape):
         entries = [entry for entry in by_name.get(engine_name, []) if entry[2] != EMPTY]
         if not entries:
             unseen += hf_names
@@ -76,30 +81,49 @@ def compare_checksums(
 
 
 def _fused_groups(
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, torch.Tensor]], shape: ModelShape
 ) -> Iterable[tuple[str, list[str], list[torch.Tensor]]]:
-    """(engine name, Hugging Face names, tensors), with q, k, v and gate, up together."""
+    """(engine name, Hugging Face names, tensors), with q, k, v and gate, up together, and apart
+    where the trainer has them in one."""
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors:
-        fused = next(
-            (key for key, members in _FUSED.items() for member in members if f".{member}." in name),
+        found = next(
+            (
+                (fused, members, member)
+                for fused, members in _FUSED
+                for member in members
+                if f".{member}." in name
+            ),
             None,
         )
-        if fused is None:
-            yield name, [name], [tensor]
+        if found is None:
+            yield name, [name], _parts(name, tensor, shape)
             continue
-        member = next(member for member in _FUSED[fused] if f".{member}." in name)
+        fused, members, member = found
         engine_name = name.replace(f".{member}.", f".{fused}.")
         group = waiting.setdefault(engine_name, {})
         group[member] = tensor.clone()
-        if len(group) == len(_FUSED[fused]):
+        if len(group) == len(members):
             del waiting[engine_name]
             yield (
                 engine_name,
-                [engine_name.replace(f".{fused}.", f".{m}.") for m in _FUSED[fused]],
-                [group[m] for m in _FUSED[fused]],
+                [engine_name.replace(f".{fused}.", f".{m}.") for m in members],
+                [group[m] for m in members],
             )
     assert not waiting, f"incomplete fused tensors: {sorted(waiting)}"
+
+
+def _parts(name: str, tensor: torch.Tensor, shape: ModelShape) -> list[torch.Tensor]:
+    """q, k, v or gate, up of a tensor that holds them all; else the tensor alone."""
+    groups, size = shape.num_query_groups, shape.head_dim
+    keys = groups * size
+    if ".qkv_proj." in name:
+        return list(tensor.split([tensor.shape[0] - 2 * keys, keys, keys]))
+    if ".wqkv." in name:  # group after group: its queries, its key, its value
+        per_group = tensor.view(groups, -1, size, tensor.shape[1])
+        parts = per_group.split([per_group.shape[1] - 2, 1, 1], dim=1)
+        return [part.flatten(0, 2) for part in parts]
+    return list(tensor.chunk(2)) if ".gate_up_proj." in name else [tensor]
 
 
 def _worker_part(
@@ -113,7 +137,7 @@ def _worker_part(
     if len(parts) == 2:
         return torch.cat([part.chunk(tp, 0)[rank] for part in parts])
     (tensor,) = parts
-    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+    if name.endswith(_VOCABULARY):
         padding = -tensor.shape[0] % VOCABULARY_PADDING
         return torch.cat([tensor, tensor.new_zeros(padding, tensor.shape[1])]).chunk(tp, 0)[rank]
     if name.endswith(_ROW_PARALLEL):

@@ -325,6 +325,18 @@ def _unlisted_tensor(folder: Path) -> str:
     return "model.norm.weight"
 
 
+def test_an_index_beside_a_single_file_is_a_leftover(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "qwen3", tmp_path / "hf")
+    tensors = read_all(folders / "qwen3")
+    index = (tmp_path / "hf" / "model.safetensors.index.json").read_bytes()
+    rewrite_single(tmp_path / "hf", tensors)
+    (tmp_path / "hf" / "model.safetensors.index.json").write_bytes(index)
+    with HFReader(tmp_path / "hf") as reader:
+        assert {name: reader.read(name).shape for name in tensors} == {
+            name: tensor.shape for name, tensor in tensors.items()
+        }
+
+
 def _broken_index(folder: Path) -> str:
     path = folder / "model.safetensors.index.json"
     path.write_text(path.read_text()[:-20])

@@ -49,6 +49,8 @@ PUBLISHED = {
     "Llama-3.1-405B": 405.85,
     "Llama-3.2-1B": 1.24,
     "Llama-3.2-3B": 3.21,
+    "Mistral-Nemo-12B": 12.25,
+    "InternLM2.5-20B": 19.86,
 }
 
 

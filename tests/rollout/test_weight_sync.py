@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import environment, run_ranks
+from model_cases import INTERNLM2_NAMES, make_folder, random_model, read_all
 from tiny_models import build_tiny_model
 from waiting import wait_until
 
@@ -106,6 +107,47 @@ def test_checksums_agree_and_one_changed_bit_is_named(model, tp):
     assert compare_checksums(tensors.items(), without, shape, tp).unseen == tuple(
         name for name in tensors if "o_proj" in name
     )
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("case", ["internlm2", "phi3-window"])
+def test_checksums_of_tensors_that_are_stored_as_one(case, tp, tmp_path):
+    """The engine's view is made from a Llama of the same numbers, under the family's names."""
+    from megaladder.model.hf_config import model_shape, read_config_json
+
+    sizes = {"hidden_size": 128, "head_dim": 32}
+    folder = make_folder(case, tmp_path / case, **sizes)
+    shape, stored = model_shape(read_config_json(folder)), read_all(folder)
+    twin = dict(random_model(case, **sizes).state_dict())
+    for name, tensor in list(twin.items()):  # Phi-3's model holds q, k, v in one, too
+        if ".qkv_proj." in name or ".gate_up_proj." in name:
+            packed = "qkv" in name
+            parts = tensor.split([128, 64, 64]) if packed else tensor.chunk(2)
+            names = ("q_proj", "k_proj", "v_proj") if packed else ("gate_proj", "up_proj")
+            for part, own in zip(parts, names, strict=True):
+                twin[name.replace("qkv_proj" if packed else "gate_up_proj", own)] = part
+            del twin[name]
+    internlm = {
+        "self_attn.qkv_proj": "attention.wqkv",
+        "mlp.gate_up_proj": "feed_forward.gate_up_proj",
+        **INTERNLM2_NAMES,
+    }
+    workers = [
+        {
+            renamed(name, internlm if case == "internlm2" else {}): value
+            for name, value in vllm_view(twin, rank, tp, num_layers=4).items()
+        }
+        for rank in range(tp)
+    ]
+    found = compare_checksums(stored.items(), workers, shape, tp)
+    assert found.differing == () and found.unseen == ()
+    assert len(found.equal) == tp * len(workers[0])
+
+
+def renamed(name: str, names: dict[str, str]) -> str:
+    for ours, theirs in names.items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 def test_file_transport_is_exact_at_every_layout(model, tmp_path):
