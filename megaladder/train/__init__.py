@@ -1,5 +1,6 @@
-"""One optimizer step, the SFT and GRPO loops, pure losses, and the policy for numbers that are not
-finite.
+"""The SFT and GRPO loops, one optimizer step, pure losses.
+
+Also the policy for steps whose loss or gradient is not finite.
 
 Importing this package prepares megatron-core for the machine (see `platform.prepare_megatron`).
 """

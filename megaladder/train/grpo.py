@@ -1,5 +1,4 @@
-"""Group-relative policy optimization, top to bottom: problems, groups, rewards, updates, and the
-new weights back to the engine.
+"""The GRPO loop: problems, groups, rewards, updates, new weights to the engine.
 
 One step: a round of `prompts_per_step` problems with n samples each → rewards → advantages within
 each group → `mini_batches` updates → the weights become the next version. With lag 0 a round is
@@ -30,8 +29,9 @@ from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
 
 
 def run_grpo(config: GrpoConfig) -> int:
-    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all
-    steps are done.
+    """Runs, or resumes, the GRPO run that `config` describes.
+
+    Called on every rank. Returns 0 when all steps are done.
 
     Raises:
         RunStopped: a signal, too many non-finite steps, a lost engine, or trainer and engine too
@@ -135,8 +135,10 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
 
 
 def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
-    """Rounds by the model as it is, graded and stored; nothing is trained. Rounds that are stored
-    already are not made again."""
+    """Samples, grades and stores rounds by the model as it is; nothing is trained.
+
+    A round that is stored already is not made again.
+    """
     engine = EngineStart(config, parts.model, parts.data, parts.run).result()
     total_steps = parts.data.facts.total_steps
     report = GrpoReport(config, parts.run, parts.data.facts, None)

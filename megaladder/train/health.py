@@ -21,8 +21,10 @@ from megaladder.process.ranks import LAUNCHER_PID, leave_status
 
 
 class StopSignals:
-    """From here on stop signals ask for a stop after the current step; all ranks agree on it. Built
-    right before the loop: until then nothing has to be saved and a signal ends the process."""
+    """Turns a stop signal into a stop after the current step, agreed by all ranks.
+
+    Built right before the loop: until then nothing has to be saved, and a signal ends the process.
+    """
 
     def __init__(self) -> None:
         self._request = signals.StopRequest(ending.asked_to_stop, ending.without_saving)
@@ -81,8 +83,9 @@ class NonFiniteGuard:
 
 
 class Watchdog:
-    """Ends the process when no `beat` came for `timeout_s`: a hung collective or a stuck rank must
-    not hold the machine.
+    """Ends the process when no `beat` came for `timeout_s`.
+
+    A hung collective or a stuck rank must not hold the machine.
 
     Every second it gives a sign of life (`process.heartbeat`), by which the others of a rank that
     hangs name it, and looks for ranks that were killed, where no launcher of ours does. At the end it prints every thread's stack, names the rank that the others wait
@@ -98,8 +101,10 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str, patience_s: float | None = None) -> None:
-        """Says that the rank is alive and what it does next, and how long that may take if not
-        `timeout_s`."""
+        """Says that the rank is alive and what it does next.
+
+        patience_s: how long that may take, where it is not `timeout_s`.
+        """
         self._patience_s = patience_s or self._timeout_s
         self._doing, self._since = doing, time.monotonic()
         self._heart.turn(doing)

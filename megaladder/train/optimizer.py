@@ -24,8 +24,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 
 
 def ddp_fields(options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
-    """DistributedDataParallelConfig of a run: gradients in fp32, reduce-scattered for the
-    distributed optimizer.
+    """The fields of megatron-core's DistributedDataParallelConfig.
+
+    Gradients in fp32, reduce-scattered for the distributed optimizer.
 
     Overlap (CUDA; the CPU has no second stream): gradients are reduced while the backward computes,
     weights gathered while the next forward does. mxfp8 weights are gathered through the gradient
@@ -49,8 +50,10 @@ def ddp_fields(options: BuildOptions, *, on_cuda: bool) -> dict[str, Any]:
 def optimizer_fields(
     optim: OptimSection, options: BuildOptions, *, on_cuda: bool
 ) -> dict[str, Any]:
-    """OptimizerConfig of a run. Master weights and moments are fp32
-    unless gpu.precision_aware_optimizer."""
+    """The fields of megatron-core's OptimizerConfig.
+
+    Master weights and moments are fp32 unless gpu.precision_aware_optimizer.
+    """
     gpu = options.gpu
     ddp = ddp_fields(options, on_cuda=on_cuda)
     fields = {
@@ -120,8 +123,11 @@ def wrap_chunks(
 
 
 def _finalize_gradients(model: list[Any], num_tokens: Any = None, **options: Any) -> None:
-    """megatron-core's reductions without its division by `num_tokens`: gradients are formed divided
-    (`train.step`), which spares a pass over all of them and a wait for the count."""
+    """megatron-core's gradient reductions without its division by `num_tokens`.
+
+    Gradients are formed divided (`train.step`), which spares a pass over all of them and a wait for
+    the count.
+    """
     finalize_model_grads(model, None, **options)
 
 
@@ -142,8 +148,10 @@ def build_optimizer(
 
 
 def separate_steps(optimizer: Any) -> None:
-    """After a load: megatron-core gives all parameters of a torch AdamW one shared step counter,
-    which each of them would then advance."""
+    """Gives each parameter of a torch AdamW a step counter of its own, after a load.
+
+    megatron-core gives all of them one shared tensor, which each would then advance.
+    """
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
             for state in part.optimizer.state.values():
@@ -151,9 +159,11 @@ def separate_steps(optimizer: Any) -> None:
 
 
 def _let_torch_adam_load(cls: Any) -> None:
-    """megatron-core's loader of `fully_reshardable` states copies every entry of a parameter's
-    state, but torch AdamW's `step` is not among what it loaded (it was restored before): hand it
-    the value that is already there."""
+    """Lets megatron-core's loader find torch AdamW's `step` where it copies states.
+
+    Its loader of `fully_reshardable` states copies every entry of a parameter's state, but `step`
+    is not among what it loaded (it was restored before): it gets the value that is already there.
+    """
     original = cls._set_main_param_and_optimizer_states
 
     def with_step(
@@ -173,8 +183,10 @@ if USING_PYTORCH_OPTIMIZER:
 
 
 def _initialize_torch_state(optimizer: Any) -> None:
-    """Zero moments and step 0 for torch's AdamW, which creates them at its first update: a
-    checkpoint may be loaded, or saved, before."""
+    """Gives torch's AdamW zero moments and step 0.
+
+    It creates them at its first update; a checkpoint may be loaded, or saved, before.
+    """
     for part in optimizer.chained_optimizers:
         inner = part.optimizer
         if not isinstance(inner, torch.optim.AdamW):
@@ -200,7 +212,9 @@ def zero_grad(wrapped: list[DistributedDataParallel], optimizer: Any) -> None:
 
 @torch.no_grad()
 def guarded_update(optimizer: Any, loss: float, lr: float) -> tuple[float, bool]:
-    """Clips and updates with learning rate `lr`, unless `loss` or the gradient norm is not finite.
+    """Clips and updates, unless the loss or the gradient norm is not finite.
+
+    lr: of this update.
 
     Both are global numbers, equal on every rank, so every rank takes the same branch. Returns
     (gradient norm before clipping, updated). megatron-core's own `step` would clip by a NaN norm;

@@ -1,4 +1,4 @@
-"""What a training's token data must fit: micro-batches for the layout, ids for the vocabulary."""
+"""What token data must fit: micro-batches for the layout, ids for the vocabulary."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def pack_spec(
     pad_token_id: int = 0,
     hidden_size: int | None = None,
 ) -> PackSpec:
-    """How this run's samples become micro-batches: static shapes where they are needed, token
-    counts that the layout and FP8 divide."""
+    """How this run's samples become micro-batches.
+
+    Static shapes where they are needed, token counts that the layout and FP8 divide.
+    """
     cost = {"attention_cost_tokens": 12 * hidden_size} if hidden_size else {}
     return PackSpec(
         seq_length=data.seq_length,

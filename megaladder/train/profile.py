@@ -36,8 +36,10 @@ class StepProfiler:
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around everything that step does on the device. A second capture of a step (GRPO's
-        mini-batches) gets a file of its own."""
+        """Captures everything that a chosen step does on the device.
+
+        A second capture of a step (GRPO's mini-batches) gets a file of its own.
+        """
         if step not in self._steps:
             yield
             return

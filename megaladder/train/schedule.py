@@ -45,8 +45,10 @@ class LrSchedule:
 
 
 def build_schedule(optim: OptimSection, total_steps: int) -> LrSchedule:
-    """The schedule of a run. The warm-up is `warmup_steps`, else `warmup_ratio` of all
-    steps (rounded up, as in verl)."""
+    """The learning-rate schedule of a run.
+
+    The warm-up is `warmup_steps`, else `warmup_ratio` of all steps (rounded up, as in verl).
+    """
     warmup = (
         optim.warmup_steps
         if optim.warmup_steps is not None

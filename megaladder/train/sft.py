@@ -18,8 +18,9 @@ from megaladder.train.trainer import Trainer, layout_of, open_model
 
 
 def run_sft(config: SftConfig) -> int:
-    """Runs (or resumes) the run that `config` describes. Called on every rank. Returns 0 when all
-    steps are done.
+    """Runs, or resumes, the SFT run that `config` describes.
+
+    Called on every rank. Returns 0 when all steps are done.
 
     Raises:
         RunStopped: a stop signal came, or too many steps were not finite; the run is saved and

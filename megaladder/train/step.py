@@ -1,5 +1,6 @@
-"""One pass of micro-batches through megatron-core's schedule: forward and backward (training) or
-forward only (held-out loss, log-probs).
+"""One pass of micro-batches through megatron-core's schedule.
+
+Forward and backward (training), or forward only (held-out loss, log-probs).
 
 The loss of a micro-batch is a *sum* over its tokens, and the gradient is that of the sum over all
 micro-batches and ranks divided by the global number of loss tokens, so neither depends on how
@@ -25,8 +26,10 @@ from megaladder.types import PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Global sums of one step, equal on every rank: loss in nats, loss tokens, and the loss
-    function's own metrics and maxima."""
+    """Global sums of one step, equal on every rank.
+
+    Loss in nats, loss tokens, and the loss function's own metrics and maxima.
+    """
 
     loss: float
     num_loss_tokens: int
@@ -49,8 +52,9 @@ def run_micro_batches(
     head: HeadOptions = HeadOptions(),
     forward_only: bool = False,
 ) -> StepSums:
-    """Runs `batches` (this rank's, the same on all TP, PP and CP ranks of a DP rank) through the
-    model.
+    """Runs this rank's micro-batches through the model.
+
+    `batches` are the same on all TP, PP and CP ranks of a DP rank.
 
     Under context parallelism `batches` are whole; the model takes its rank's tokens of them and the
     loss function sees all.
@@ -98,8 +102,10 @@ def run_micro_batches(
 
 
 def _gradient_factor(batches: Sequence[DeviceBatch]) -> torch.Tensor:
-    """0-d: 1 / loss tokens of the step over all data-parallel ranks; the host does not wait for
-    it."""
+    """0-d: 1 / loss tokens of the step over all data-parallel ranks.
+
+    The host does not wait for it.
+    """
     count = torch.full(
         (),
         sum(batch.num_loss_tokens for batch in batches),

@@ -1,5 +1,7 @@
-"""The model of a run with everything that updates, saves and exports it; shared by SFT and GRPO.
-The loops themselves are elsewhere."""
+"""The model of a run with what updates, saves and exports it.
+
+Shared by SFT and GRPO, whose loops are elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,11 @@ from megaladder.types import PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """One optimizer step, global: the sums, the learning rate used, the gradient norm before
-    clipping, and whether weights changed."""
+    """What one optimizer step did, over all ranks.
+
+    The sums, the learning rate used, the gradient norm before clipping, and whether weights
+    changed.
+    """
 
     sums: StepSums
     lr: float

@@ -1,5 +1,7 @@
-"""Is this still the same run? What a run folder remembers of its configuration, checked on every
-later start in it."""
+"""Checks that a later start in a run folder is still the same run.
+
+The folder remembers its configuration; a start compares it with its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a start of a training run begins: fresh, from the newest good checkpoint, or on a new line.
+"""Finds where a start begins: fresh, from the newest good checkpoint, or on a new line.
 
 Decided on the main rank, verified by all ranks together (each hashes a share of the files).
 """
@@ -24,8 +24,10 @@ Damage = Callable[[Path], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The checkpoint to continue from (None: a fresh run), its step, the line it belongs to, and
-    what the user should be told."""
+    """The checkpoint that a start continues from, and what the user should be told.
+
+    path: None for a fresh run. line: the lineage that the step belongs to.
+    """
 
     path: Path | None
     step: int
@@ -34,7 +36,9 @@ class Start:
 
 
 def find_start(config: RunConfig, run: RunDir, damage: Damage) -> Start:
-    """Obeys `checkpoint.resume`; sets aside what a new line leaves behind, and damaged checkpoints.
+    """Finds the checkpoint that `checkpoint.resume` asks for.
+
+    Sets aside what a new line leaves behind, and damaged checkpoints.
 
     Collective.
 

@@ -1,2 +1,4 @@
-"""What is minimised: token weightings of SFT, policy losses and advantages of GRPO. Pure functions
-of tensors."""
+"""The objectives: SFT's token weightings, GRPO's policy losses and advantages.
+
+Pure functions of tensors.
+"""

@@ -1,5 +1,6 @@
-"""From rewards to what multiplies a token's loss: group advantages, and the weight of a token in
-the step's sum. numpy, no torch.
+"""Turns rewards into group advantages and into the weights of tokens in the loss.
+
+numpy, no torch.
 
 Both are computed once for the whole optimizer step, over all data-parallel ranks, before samples
 are packed: that is why neither loss nor gradient depends on micro-batches, rows or ranks.
@@ -28,8 +29,11 @@ EQUAL_REWARDS = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class GroupStatistics:
-    """Rewards of one round. `num_zero_variance` groups teach nothing; `reward_std_mean` is the mean
-    over groups of their sample standard deviation (ddof 1; 0 for groups of one)."""
+    """What the log says about the rewards of one round.
+
+    `num_zero_variance` groups teach nothing; `reward_std_mean` is the mean over groups of their
+    sample standard deviation (ddof 1; 0 for groups of one).
+    """
 
     num_groups: int
     num_zero_variance: int
@@ -38,8 +42,10 @@ class GroupStatistics:
 
 
 def zero_variance(rewards_gn: np.ndarray) -> np.ndarray:
-    """bool [G]: groups whose rewards are all equal, hence without advantage; what DAPO's dynamic
-    sampling replaces (arXiv 2503.14476)."""
+    """bool [G]: groups whose rewards are all equal, and so have no advantage.
+
+    DAPO's dynamic sampling replaces them (arXiv 2503.14476).
+    """
     rewards = _checked_rewards(rewards_gn)
     if not rewards.shape[1]:
         return np.ones(len(rewards), dtype=bool)
@@ -53,8 +59,9 @@ def group_advantages(
     std: bool,
     eps: float = 1e-6,
 ) -> np.ndarray:
-    """Advantages float64 [G, n] of rewards [G, n]; exactly 0 in groups without variance and in
-    groups of one.
+    """Advantages float64 [G, n] of rewards [G, n].
+
+    Exactly 0 in groups without variance and in groups of one.
 
     baseline mean:           A_i = R_i − mean(R)                        GRPO, arXiv 2402.03300
     baseline leave_one_out:  A_i = R_i − mean(R_j, j ≠ i)               RLOO, arXiv 2402.14740;
@@ -93,8 +100,9 @@ def group_statistics(rewards_gn: np.ndarray) -> GroupStatistics:
 
 
 def filter_truncated(loss_lengths_b: np.ndarray, truncated_b: np.ndarray) -> np.ndarray:
-    """Overlong filtering (DAPO §3.4, arXiv 2503.14476): loss lengths int64 [B] with 0 for samples
-    that were cut at max_tokens.
+    """Loss lengths int64 [B], 0 for samples that were cut at max_tokens.
+
+    Overlong filtering (DAPO §3.4, arXiv 2503.14476).
 
     Rewards of cut samples still enter their group's baseline. The caller masks the same samples'
     tokens, and counts them.
@@ -105,8 +113,9 @@ def filter_truncated(loss_lengths_b: np.ndarray, truncated_b: np.ndarray) -> np.
 def token_weights(
     loss_lengths_b: np.ndarray, aggregation: Aggregation, max_tokens: int
 ) -> np.ndarray:
-    """float64 [B]: the weight of each loss token of sample b, so that the step's loss is Σ_b
-    weight_b · Σ_t loss_bt.
+    """float64 [B]: the weight of each loss token of sample b.
+
+    The step's loss is Σ_b weight_b · Σ_t loss_bt.
 
     loss_lengths_b: |o_b| of *every* sample of the optimizer step, over all ranks. Samples without
     loss tokens weigh 0 and are not counted. N = Σ|o_b|; S = samples with |o_b| > 0.

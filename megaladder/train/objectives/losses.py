@@ -1,5 +1,7 @@
-"""The loss functions that the training step takes: a pure per-token loss, summed over a
-micro-batch."""
+"""The loss functions that a training step takes.
+
+Each is a pure loss per token, summed over a micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from megaladder.types import TokenWeighting
 def sft_loss(
     mode: TokenWeighting, *, clip_low: float = 1.0, clip_high: float = 1.0
 ) -> LossFunction:
-    """SFT with one of the ten token weightings; the micro-batch must carry what the mode needs (see
-    `token_loss`)."""
+    """SFT's loss with one of the ten token weightings.
+
+    The micro-batch must carry what the weighting needs (see `token_loss`).
+    """
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
         assert batch.loss_mask is not None
@@ -32,12 +36,17 @@ def sft_loss(
 
 
 def sft_head(mode: TokenWeighting, loss: LossFunction, logits: str = "auto") -> HeadOptions:
-    """The head for this weighting: a loss that is a sum over tokens is formed in it, the sequence
-    ratios take its log-probs. logits: as `train.logits`; auto = bf16."""
+    """How the head computes the loss of a token weighting.
+
+    A loss that is a sum over tokens is formed in the head; the sequence ratios take its log-probs.
+    logits: as `train.logits`; auto = bf16.
+    """
     return HeadOptions(loss=None if mode in NEEDS_SEQUENCES else loss, bf16_logits=logits != "fp32")
 
 
 def held_out_loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
-    """Plain cross-entropy in nats per loss token, whatever the training loss is (Quagmires'
-    generalisation loss, arXiv 2510.01624)."""
+    """Plain cross-entropy in nats per loss token, whatever the training loss is.
+
+    Quagmires' generalisation loss (arXiv 2510.01624).
+    """
     return LossSums(-output.logprobs.sum())

@@ -84,8 +84,10 @@ no token counts."""
 
 @dataclass(frozen=True, slots=True)
 class PolicyLossOptions:
-    """What the loss reads of the configuration; names and meaning are those of
-    `config.sections.grpo.GrpoSection` (max_tokens: rollout.max_tokens).
+    """The settings that the policy loss reads.
+
+    Names and meaning are those of `config.sections.grpo.GrpoSection` (max_tokens:
+    rollout.max_tokens).
 
     `aggregation` and `max_tokens` are for `advantages.token_weights`; the loss takes the finished
     weights.
@@ -114,8 +116,10 @@ class PolicyLossOptions:
 
     @property
     def couples_tokens(self) -> bool:
-        """Whether a token's gradient depends on others of its sequence: the loss then needs all
-        log-probs before any gradient."""
+        """Whether a token's gradient depends on other tokens of its sequence.
+
+        The loss then needs all log-probs before any gradient.
+        """
         return (
             self.ratio == "sequence"
             or self.correction == "sequence_mask"
@@ -134,8 +138,10 @@ class PolicyLossOptions:
 
     @property
     def needs_rollout_logprobs(self) -> bool:
-        """Whether the engine's log-probs enter the loss. The off-policy mask takes them where they
-        are known."""
+        """Whether the engine's log-probs enter the loss.
+
+        The off-policy mask takes them where they are known.
+        """
         return self.correction != "none"
 
 
@@ -188,7 +194,9 @@ class PolicyLossInputs:
 def policy_loss(
     inputs: PolicyLossInputs, options: PolicyLossOptions
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(loss, sums, maxima): Σ weight·token loss as a 0-d tensor with gradient, sums with keys
+    """The weighted policy loss of a micro-batch, with its metric sums and maxima.
+
+    Returns (loss, sums, maxima): Σ weight·token loss as a 0-d tensor with gradient, sums with keys
     METRIC_NAMES, maxima with METRIC_MAX_NAMES.
 
     Losses, gradients and sums of micro-batches add up to those of the whole, as long as no sequence
@@ -230,8 +238,10 @@ def policy_loss(
 def _reduce(
     columns: dict[str, torch.Tensor], mask: torch.Tensor, ratio: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The sums of all columns [T] over loss tokens in one reduction, and the largest ratio; 0 for
-    every other name."""
+    """The sums of all columns [T] over loss tokens, and the largest ratio.
+
+    One reduction; 0 for every other name.
+    """
     table = torch.stack([values.detach().to(ratio.dtype) for values in columns.values()])
     totals = torch.where(mask, table, 0.0).sum(1, dtype=torch.float64)
     nothing = totals.new_zeros(())
@@ -270,8 +280,10 @@ def _check(inputs: PolicyLossInputs, options: PolicyLossOptions) -> None:
 
 
 def _without_masked_tokens(inputs: PolicyLossInputs) -> PolicyLossInputs:
-    """The same with every number 0 outside the mask, in the dtype of logprobs: nothing there can
-    reach the loss or its gradient."""
+    """The same inputs with every number 0 outside the mask.
+
+    In the dtype of logprobs. Nothing masked can reach the loss or its gradient.
+    """
     zero = inputs.logprobs.new_zeros(())
 
     def kept(values: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
-"""The gap between the policy that sampled and the policy that is trained: importance weights,
-sequence masks, statistics. Pure torch.
+"""Corrects the gap between the policy that sampled and the one that is trained.
+
+Importance weights, sequence masks, statistics. Pure torch.
 
 Legend: d = old − rollout, the log-prob of a token by the trainer (before this round's updates)
 minus the engine's; w = exp(clamp(d, ±20)); mean_s = mean over the loss tokens of sequence s; S =
@@ -37,8 +38,10 @@ OUTSIDE_LOW, OUTSIDE_HIGH = 0.5, 2.0  # a token whose w leaves this range counts
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Which sequence each token belongs to. index: int64 [T] in 0…S-1; mask: bool [T], loss tokens;
-    counts: float64 [S], loss tokens."""
+    """Which sequence each token belongs to.
+
+    index: int64 [T] in 0…S-1; mask: bool [T], loss tokens; counts: float64 [S], loss tokens.
+    """
 
     index: torch.Tensor
     mask: torch.Tensor
@@ -57,8 +60,10 @@ class Sequences:
         return cls(sequence_of_token, mask, counts)
 
     def means(self, values_t: torch.Tensor) -> torch.Tensor:
-        """float64 [S]: mean of `values_t` over each sequence's loss tokens, 0 where there are
-        none."""
+        """float64 [S]: mean of `values_t` over each sequence's loss tokens.
+
+        0 where a sequence has none.
+        """
         kept = torch.where(self.mask, values_t.detach().double(), 0.0)
         return torch.zeros_like(self.counts).index_add_(0, self.index, kept) / self.counts.clamp(
             min=1.0
@@ -78,9 +83,11 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class CorrectionWeights:
-    """weight: [T], what the policy term of a token is multiplied with; changed: bool [T], tokens
-    whose weight is not the plain w (truncated or zeroed); dropped: bool [T], tokens of sequences
-    that were dropped as a whole."""
+    """The factor of each token's policy term, and what was changed to get it.
+
+    weight: [T]; changed: bool [T], tokens whose weight is not the plain w (truncated or zeroed);
+    dropped: bool [T], tokens of sequences that were dropped as a whole.
+    """
 
     weight: torch.Tensor
     changed: torch.Tensor
@@ -115,9 +122,11 @@ def off_policy_tokens(
     sequences: Sequences,
     limit_nats: float,
 ) -> torch.Tensor:
-    """bool [T]: tokens of sequences with negative advantage whose mean(sampling − logp) exceeds
-    `limit_nats`; DeepSeek-V3.2, arXiv 2512.02556. `sampling` are the engine's log-probs where
-    known, so that both sources of off-policyness count, else the old ones.
+    """bool [T]: tokens of sequences with negative advantage that are too far off-policy.
+
+    Their mean(sampling − logp) exceeds `limit_nats` (DeepSeek-V3.2, arXiv 2512.02556). `sampling`:
+    the engine's log-probs where known, so that both sources of off-policyness count, else the old
+    ones.
     """
     far = sequences.means(sampling_logprobs - logprobs) > limit_nats
     return (advantages < 0) & sequences.on_tokens(far)
@@ -126,8 +135,9 @@ def off_policy_tokens(
 def mismatch_stats(
     old_logprobs: torch.Tensor, rollout_logprobs: torch.Tensor, mask: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(sums with the keys MISMATCH_NAMES, maxima with the key `mismatch_max`) over the tokens of
-    `mask`; float64 0-d, nats.
+    """How far trainer and engine are apart over the tokens of `mask`, in nats.
+
+    Returns (sums with the keys MISMATCH_NAMES, maxima with the key `mismatch_max`), float64 0-d.
 
     old_logprobs, rollout_logprobs: [T], of the sampled tokens by the trainer and by the engine that
     sampled them. mismatch_abs_sum: Σ|d|. k1, k3: estimators of KL(engine ‖ trainer), −d and e^d − 1

@@ -1,5 +1,6 @@
-"""Per-token SFT losses: the ten token-weighting modes of Rethinking SFT (arXiv 2604.06628,
-`importance_sampling_mode`), pure functions.
+"""Per-token SFT losses: the ten token weightings of Rethinking SFT.
+
+Pure functions (arXiv 2604.06628, its `importance_sampling_mode`).
 
 Each returns the loss of every token *before* normalisation; the caller divides by the global count
 of loss tokens, once. (The published code sums micro-batch means, so its gradient scale depends on
@@ -36,7 +37,9 @@ _GSPO_LOG_RATIO_LIMIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class TokenLossInputs:
-    """logprobs: float32 [T], the only one with a gradient; mask: bool [T], tokens that count;
+    """What a token weighting may read of a micro-batch.
+
+    logprobs: float32 [T], the only one with a gradient; mask: bool [T], tokens that count;
     old_logprobs, advantages: float32 [T] where the mode needs them; sequence_of_token: int64 [T]
     (gspo modes); clip_low, clip_high: the clip is [1 − low, 1 + high].
     """
@@ -80,8 +83,10 @@ def sequence_mean(
 
 
 def _sequence_ratio(x: TokenLossInputs) -> torch.Tensor:
-    """GSPO's sequence-level ratio with a token-level gradient: exp(min(logp − sg logp + sg
-    mean(logp − old), 10))."""
+    """GSPO's sequence-level ratio with a token-level gradient.
+
+    exp(min(logp − sg logp + sg mean(logp − old), 10)).
+    """
     sequences = required(x.sequence_of_token, "sequence_of_token")
     mean = sequence_mean((x.logprobs - x.old).detach(), x.mask, sequences)
     return (x.logprobs - x.logprobs.detach() + mean).clamp(max=_GSPO_LOG_RATIO_LIMIT).exp()

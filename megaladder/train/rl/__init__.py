@@ -1,2 +1,4 @@
-"""What the loop in `train/grpo.py` is made of: problems, rounds of graded rollouts, mini-batches,
-policy updates, bookkeeping."""
+"""The parts of the GRPO loop in `train/grpo.py`.
+
+Problems, rounds of graded rollouts, mini-batches, policy updates, bookkeeping.
+"""

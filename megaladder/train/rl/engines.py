@@ -1,5 +1,6 @@
-"""The generation engines of a GRPO run: started in the background while the trainer is built,
-closed with the run.
+"""The generation engines of a GRPO run.
+
+Started in the background while the trainer is built, closed with the run.
 
 On every node of the job, owned by the node's first rank; or, with `rollout.servers`, vLLM's own
 servers on machines where no rank runs. Rank 0 feeds them all through one `Engine`.
@@ -45,8 +46,10 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class EngineStart:
-    """Engines that are starting. Every method is for every rank; only rank 0 ever holds an
-    `Engine`."""
+    """Engines that are starting in the background.
+
+    Every method is for every rank; only rank 0 ever holds an `Engine`.
+    """
 
     def __init__(
         self, config: GrpoConfig, model: ModelSource, data: ProblemData, run: RunDir
@@ -71,8 +74,10 @@ class EngineStart:
                 self._wait()
 
     def _meet(self) -> None:
-        """Tells every rank where rank 0 takes in the other nodes' engines; a stand-in engine needs
-        the problems' answers there too."""
+        """Tells every rank where rank 0 takes in the other nodes' engines.
+
+        A fake engine needs the problems' answers there too.
+        """
         if parallel.is_main():
             self._listener = Listener(len(self._nodes.leaders) - 1)
         self._meeting = parallel.broadcast(self._listener.meeting if self._listener else None)
@@ -97,8 +102,10 @@ class EngineStart:
             )
 
     def result(self, trainer: Trainer | None = None) -> Engine | None:
-        """The ready engine on rank 0, None elsewhere (and in a replay). Collective. A model that
-        has no weights on disk yet (random initialisation) is written out from `trainer` first.
+        """The ready engine on rank 0, None elsewhere (and in a replay). Collective.
+
+        A model that has no weights on disk yet (random initialisation) is written out from
+        `trainer` first.
 
         Raises:
             EngineError: it did not start; on every rank.
@@ -135,8 +142,11 @@ def open_engine(
     log_dir: Path,
     others: Listener | None = None,
 ) -> Engine:
-    """The engine that the configuration asks for, with the weights of `folder` as version 0: this
-    node's replicas and, where there are more nodes, those that `others` takes in."""
+    """Starts the engine that the configuration asks for, with the weights of `folder`.
+
+    They are version 0. This node's replicas and, where there are more nodes, those that `others`
+    takes in.
+    """
     rollout, limits = config.rollout, Limits(stall_s=config.rollout.timeout_s)
     if rollout.servers:
         return _open_servers(config, limits)
@@ -213,8 +223,11 @@ def node_replicas(
 def open_weight_sync(
     config: GrpoConfig, trainer: Trainer, run: RunDir, engine: Engine | None, *, version: int | None
 ) -> WeightSync | NoSync:
-    """The way of the trainer's weights to the engine. `version`: what it holds now, None = not the
-    trainer's weights (as for servers, which may hold anything). Collective."""
+    """Opens the way of the trainer's weights to the engine. Collective.
+
+    `version`: what the engine holds now; None = not the trainer's weights (as for servers, which
+    may hold anything).
+    """
     rollout = config.rollout
     if rollout.engine == "replay":
         return NoSync()
@@ -250,9 +263,10 @@ def open_weight_sync(
 
 
 def colocated(config: GrpoConfig) -> bool:
-    """Whether engine and trainer share devices and so take turns: the engine sleeps while the
-    trainer works. Not with lag 1, where both work at once, nor when there are GPUs that no training
-    rank has, nor when the engines are servers elsewhere.
+    """Whether engine and trainer share devices, so that one sleeps while the other works.
+
+    Not with lag 1, where both work at once, nor when there are GPUs that no training rank has, nor
+    when the engines are servers elsewhere.
     """
     if config.grpo.lag or config.rollout.servers:
         return False
@@ -262,8 +276,10 @@ def colocated(config: GrpoConfig) -> bool:
 
 
 def _engine_gpus(config: GrpoConfig) -> tuple[str, ...]:
-    """Names of the engine's GPUs: those of this machine that no training rank has, else those of
-    the training ranks. As many as whole replicas take."""
+    """Names of the engine's GPUs, as many as whole replicas take.
+
+    Those of this machine that no training rank has, else those of the training ranks.
+    """
     local = parallel.local_world_size_from_env()
     spare, tp = platform.spare_devices(local), config.rollout.tp
     first, count = (local, spare) if spare else (0, local)

@@ -1,5 +1,7 @@
-"""Rounds for all ranks: rank 0 makes them in a thread, one ahead where the lag allows, stores them,
-and broadcasts what training needs."""
+"""Makes rounds on rank 0 and gives them to all ranks.
+
+A thread makes them, one ahead where the lag allows, and stores them; training gets a broadcast.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,10 @@ def in_background(action: Callable[[], Any]) -> Future:
 
 
 class RoundFeed:
-    """`begin` starts a round on rank 0, `take` gives it to every rank. Built on every rank;
-    `source` is None but on rank 0."""
+    """`begin` starts a round on rank 0, `take` gives it to every rank.
+
+    Built on every rank; `source` is None but on rank 0.
+    """
 
     def __init__(
         self,
@@ -66,8 +70,11 @@ class RoundFeed:
         self._future: Future | None = None
 
     def resume_after(self, step: int) -> None:
-        """Forgets rounds of lost work. The one right after `step` stays: it came from this very
-        checkpoint, or from the one before it."""
+        """Forgets rounds of lost work.
+
+        The one right after `step` stays: it came from this very checkpoint, or from the one before
+        it.
+        """
         if self._source is not None and self._store:
             remove_after(self._folder, step + 1)
 
@@ -88,8 +95,9 @@ class RoundFeed:
                 time.sleep(POLL_S / 10)
 
     def take(self, step: int) -> SampleTable | None:
-        """The trainable samples of a round that was begun, on every rank; None when a stop signal
-        came first. Collective.
+        """The trainable samples of a round that was begun, on every rank. Collective.
+
+        None when a stop signal came first.
 
         Raises:
             MegaladderError: what sampling or grading raised, on every rank.
@@ -124,8 +132,10 @@ class RoundFeed:
         return table_of(found, self._filter_truncated)
 
     def _make(self, step: int, version: int) -> Round:
-        """A round that lies on disk already (of a killed run, same settings) is used again: its
-        samples are as good as new ones."""
+        """Reads a round that lies on disk already, or makes it.
+
+        A stored round of a killed run with the same settings is as good as a new one.
+        """
         source = required(self._source, "rank 0's source of rounds")
         stored = read_round(self._folder, step, source.key) if self._store else None
         if stored is not None:

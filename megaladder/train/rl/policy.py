@@ -1,5 +1,6 @@
-"""The policy's half of a step: mini-batches packed for this rank, old and reference log-probs where
-the objective needs them, updates.
+"""The policy's half of a step: packed mini-batches, log-probs, updates.
+
+Old and reference log-probs are computed where the objective needs them.
 
 Old and reference log-probs are computed with the very packing of the update, so that an on-policy
 ratio is 1 exactly. They stay on the last pipeline stage, the only one that uses them.
@@ -46,8 +47,11 @@ from megaladder.types import PackedBatch, required
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """One update. batches: this rank's micro-batches; names: all samples over all ranks; tokens
-    over all ranks, without padding."""
+    """The samples of one update, packed for this rank.
+
+    batches: this rank's micro-batches; names: all samples over all ranks; tokens over all ranks,
+    without padding.
+    """
 
     batches: list[PackedBatch]
     names: tuple[str, ...]
@@ -56,8 +60,11 @@ class MiniBatch:
 
 
 def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> LossFunction:
-    """`policy_loss` for the training step. `old_is_rollout`: the old log-probs are the engine's, so
-    the watch over trainer and engine compares the current ones."""
+    """`policy_loss` in the form that the training step takes.
+
+    `old_is_rollout`: the old log-probs are the engine's, so the watch over trainer and engine
+    compares the current ones.
+    """
 
     def loss(output: HeadOutput, batch: DeviceBatch) -> LossSums:
         mask = required(batch.loss_mask, "loss_mask")
@@ -85,8 +92,11 @@ def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> Lo
 
 
 def grpo_head(config: GrpoConfig, options: PolicyLossOptions, loss: LossFunction) -> HeadOptions:
-    """The head of the update: a loss that is a sum over tokens is formed in it; one that couples
-    the tokens of a sequence takes its log-probs, whose logits are kept where memory allows."""
+    """How the head computes the update's loss.
+
+    A loss that is a sum over tokens is formed in it; one that couples the tokens of a sequence
+    takes its log-probs, whose logits are kept where memory allows.
+    """
     return HeadOptions(
         temperature=config.rollout.temperature,
         entropy="grad" if options.needs_entropy else "value",
@@ -150,8 +160,9 @@ class Policy:
         self.logprobs_s = 0.0  # seconds of the last `mini_batches` call's forward passes
 
     def mini_batches(self, table: SampleTable) -> list[MiniBatch]:
-        """The updates of a round, in order, with everything that has to be computed before the
-        first of them.
+        """The updates of a round, in order.
+
+        With everything that has to be computed before the first of them.
 
         Raises:
             ConfigError: an option needs the engine's log-probs, and these rollouts have none.
@@ -224,8 +235,10 @@ class Policy:
 def token_logprobs(
     chunks: Sequence[Any], batches: Sequence[PackedBatch], head: HeadOptions
 ) -> list[np.ndarray | None]:
-    """Log-probs float32 [T] of the labels of each micro-batch, on the last pipeline stage; None
-    elsewhere. 0 where `head` of the update computes none. Collective, no gradient."""
+    """Log-probs float32 [T] of the labels of each micro-batch. Collective, no gradient.
+
+    On the last pipeline stage; None elsewhere. 0 where `head` of the update computes none.
+    """
     found: list[np.ndarray] = []
 
     def keep(output: HeadOutput, batch: DeviceBatch) -> LossSums:

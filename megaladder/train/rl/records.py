@@ -1,5 +1,6 @@
-"""A round of rollouts: in memory, and as `rollouts/step_N.jsonl` (a line a completion, readable,
-enough to train from again).
+"""A round of rollouts, in memory and as `rollouts/step_N.jsonl`.
+
+The file has a line a completion, can be read by people, and is enough to train from again.
 
 Beside it `step_N.summary.json`: what was left out and why, seconds, and the stream position after
 the round. Both are written by renaming, the summary last, so a round on disk is a whole round.
@@ -66,8 +67,10 @@ def summary_file(folder: Path, step: int) -> Path:
 
 
 def write_round(folder: Path, found: Round, key: str = "") -> None:
-    """Stores a round. `key` names the settings it was sampled with: `read_round` gives it back only
-    for the same."""
+    """Stores a round.
+
+    `key` names the settings it was sampled with: `read_round` gives it back only for the same.
+    """
     text = "".join(to_json(row) + "\n" for row in _rows(found)).encode()
     atomic_write(rollouts_file(folder, found.step), text)
     summary = {
@@ -86,8 +89,10 @@ def write_round(folder: Path, found: Round, key: str = "") -> None:
 
 
 def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
-    """A stored round. With `key`: None where there is none, or one of other settings, or one that
-    has changed since it was written, and so has to be made again.
+    """Reads a stored round.
+
+    With `key`: None where there is none, or one of other settings, or one that has changed since it
+    was written, and so has to be made again.
 
     Raises:
         DataError: without `key`, a file that is not a rollout file, or has changed.

@@ -1,4 +1,4 @@
-"""What a GRPO run says and remembers: step lines with phases, the mismatch limit, the final table."""
+"""The printed lines, metrics and final table of a GRPO run, and its mismatch limit."""
 
 from __future__ import annotations
 
@@ -113,8 +113,9 @@ class GrpoReport:
         results: Sequence[UpdateResult],
         policy: Policy | None,
     ) -> None:
-        """One step's line and metrics.jsonl row; stops the run past the mismatch limit, before the
-        step is saved.
+        """Writes one step's line and metrics.jsonl row; enforces the mismatch limit.
+
+        The run stops past the limit before the step is saved.
 
         Seconds: rollouts_s is what the step waited for its round (generation_s and grading_s are
         rank 0's thread, which works beside the training at lag 1); what no phase took is other_s.
@@ -213,8 +214,9 @@ LEFT_OUT = (
 
 
 def loss_metrics(results: Sequence[UpdateResult], *, first_only: bool = False) -> dict[str, float]:
-    """The objective's sums over a step's updates as means per token, shares and maxima; per-token
-    means in nats.
+    """The objective's sums over a step's updates as means, shares and maxima.
+
+    Means are per token and in nats.
 
     first_only: trainer and engine are compared on the first update alone (later ones have moved
     on).

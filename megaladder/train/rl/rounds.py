@@ -1,5 +1,4 @@
-"""Where rounds come from: an engine and the grader, or the stored rollouts of an earlier run. Rank
-0 only.
+"""The sources of rounds: an engine with the grader, or stored rollouts. Rank 0 only.
 
 prompts → groups of n samples → verdicts and rewards → advantages; under dynamic sampling groups that
 teach nothing give way to fresh ones. Nothing here knows of training ranks; `feed` hands the rounds
@@ -66,8 +65,10 @@ class RoundSource(Protocol):
 
 
 def with_advantages(groups: Sequence[RolloutGroup], config: GrpoConfig) -> tuple[RolloutGroup, ...]:
-    """The groups with the advantages that the configuration asks for (see
-    `advantages.group_advantages`); an undecided sample has 0 and does not count in its group."""
+    """The groups with the advantages that the configuration asks for.
+
+    See `advantages.group_advantages`. An undecided sample has 0 and does not count in its group.
+    """
     return tuple(replace(group, advantages=_advantages(group, config)) for group in groups)
 
 
@@ -141,8 +142,9 @@ def _by_group(
 
 
 def teaches_nothing(group: RolloutGroup, by: Literal["none", "accuracy", "reward"]) -> bool:
-    """Whether dynamic sampling replaces a group: fewer than two decided answers, or all of them
-    equal.
+    """Whether dynamic sampling replaces a group.
+
+    It has fewer than two decided answers, or all of them are equal.
 
     accuracy is DAPO's published filter (`filter_groups.metric acc`, arXiv 2503.14476): a group of
     wrong answers of different lengths says nothing about the task, whatever its shaped rewards.
@@ -256,8 +258,10 @@ class EngineRounds:
 
 
 class ReplayRounds:
-    """The rounds that an earlier run stored, step by step; advantages are computed anew, so that
-    the objective may be another one."""
+    """The rounds that an earlier run stored, step by step.
+
+    Advantages are computed anew, so that the objective may be another one.
+    """
 
     def __init__(self, config: GrpoConfig) -> None:
         self._config, self._folder = config, replay_folder(config)
@@ -291,8 +295,10 @@ def open_source(
 
 
 def replay_folder(config: GrpoConfig) -> Path:
-    """`rollout.replay_dir`, or the `rollouts` folder in it. Raises ConfigError where neither holds
-    rollouts."""
+    """`rollout.replay_dir`, or the `rollouts` folder in it.
+
+    Raises ConfigError where neither holds rollouts.
+    """
     given = Path(config.rollout.replay_dir or "")
     folder = given / "rollouts" if (given / "rollouts").is_dir() else given
     if not stored_steps(folder):
@@ -304,8 +310,11 @@ def replay_folder(config: GrpoConfig) -> Path:
 
 
 def fake_answers(stream: ProblemStream, tokenizer: TextTokenizer) -> Responder:
-    """A responder for the fake engine: the gold answer in a box about every other time, else a
-    number; text of varying length before it."""
+    """A responder for the fake engine.
+
+    It boxes the gold answer about every other time, else a number, with text of varying length
+    before it.
+    """
     gold_of = dict(
         zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True)
     )

@@ -1,4 +1,6 @@
-"""A round as flat arrays that travel to every rank, and its mini-batches. Pure; numpy, no torch.
+"""A round as flat numpy arrays that travel to every rank, and its mini-batches.
+
+Pure; no torch.
 
 Legend: B = trainable samples of a round, |o_b| = response tokens of sample b. Left out, and
 counted: empty completions, undecided ones, and truncated ones where they are filtered. A sample has loss on every
@@ -49,8 +51,10 @@ class SampleTable:
     def sample(
         self, index: int, loss_weight: float, *, with_rollout_as_old: bool = False
     ) -> TokenSample:
-        """Sample `index` with the given weight; `with_rollout_as_old`: the engine's log-probs stand
-        in for the old ones."""
+        """Sample `index` with the given weight.
+
+        `with_rollout_as_old`: the engine's log-probs stand in for the old ones.
+        """
         start, length, prompt = (
             int(self.lengths[:index].sum()),
             int(self.lengths[index]),
@@ -117,8 +121,10 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
 
 
 def round_metrics(found: Round) -> dict[str, float | int | str]:
-    """What the log says about a round: rewards, lengths, what was left out, and the record of its
-    groups."""
+    """What the log says about a round.
+
+    Rewards, lengths, what was left out, and the record of its groups.
+    """
     completions = [completion for group in found.groups for completion in group.completions]
     statistics = [group_statistics(np.array([group.decided_rewards])) for group in found.groups]
     rewards = [reward for group in found.groups for reward in group.decided_rewards]
@@ -148,8 +154,10 @@ def round_metrics(found: Round) -> dict[str, float | int | str]:
 
 @dataclass(frozen=True, slots=True)
 class MiniBatchSamples:
-    """The samples of one update over all ranks. weights_b: what each token of sample b weighs in Σ
-    weight·loss / N, N = loss tokens."""
+    """The samples of one update over all ranks.
+
+    weights_b: what each token of sample b weighs in Σ weight·loss / N, N = loss tokens.
+    """
 
     indices: np.ndarray  # int64 [samples of the mini-batch], into the table
     weights_b: np.ndarray  # float64, the same length
@@ -159,8 +167,9 @@ class MiniBatchSamples:
 def split_round(
     table: SampleTable, num_mini_batches: int, aggregation: Aggregation, max_tokens: int
 ) -> list[MiniBatchSamples]:
-    """Mini-batches of equal sample counts (to within one), in order; those without a sample are
-    left out.
+    """Mini-batches of equal sample counts (to within one), in order.
+
+    Those without a sample are left out.
 
     megatron-core divides gradients by N, the loss tokens over all ranks, so the weights carry that
     factor: w_b = N · token_weights_b.

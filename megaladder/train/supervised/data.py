@@ -1,5 +1,7 @@
-"""The data of an SFT run: tokenised once, shared by the ranks of a machine, packed for the
-layout."""
+"""The data of an SFT run: tokenised once, packed for the layout.
+
+The ranks of a machine share one copy.
+"""
 
 from __future__ import annotations
 

@@ -63,8 +63,11 @@ class SftReport:
             log.info(line)
 
     def evaluation_due(self, step: int, saving: bool) -> bool:
-        """Held-out loss: before the first and after the last step, as often as asked for, and with
-        every checkpoint when the best ones are kept."""
+        """Whether the held-out loss is measured after `step`.
+
+        Before the first and after the last step, as often as asked for, and with every checkpoint
+        when the best ones are kept.
+        """
         if self._data.held_out is None:
             return False
         every = self._config.train.eval_every
