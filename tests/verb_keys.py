@@ -109,6 +109,35 @@ def choices(annotation: Any) -> list[Any]:
     return []
 
 
+def another_value(verb: VerbConfig, key: str, given: dict[str, Any]) -> Any:
+    """A value that the field takes and that differs from what is given, or from its default."""
+    field = verb.keys[key]
+    now = given.get(key, field.get_default(call_default_factory=True))
+    named = [value for value in choices(field.annotation) if value != now]
+    if named:
+        return getattr(named[0], "value", named[0])
+    kinds = {field.annotation, *get_args(field.annotation)}
+    if bool in kinds:
+        return not now
+    if isinstance(now, (tuple, list)) or any(str(kind).startswith("tuple") for kind in kinds):
+        return _another_list(str(field.annotation), now)
+    if kinds & {int, float} or any("int" in str(kind) or "float" in str(kind) for kind in kinds):
+        return _another_number(now, float in kinds or "float" in str(kinds))
+    return "another"
+
+
+def _another_list(kind: str, now: Any) -> list[Any]:
+    if "float" in kind:
+        return [0.5, 0.6] if len(now or ()) == 2 else [0.5]
+    return [7] if "int" in kind else ["another"]
+
+
+def _another_number(now: Any, fraction: bool) -> Any:
+    if fraction:
+        return now / 2 if now else 0.5
+    return now * 2 if now else 7
+
+
 def spelled(value: Any) -> str:
     """The value as `--print-config` writes it."""
     plain = value.value if isinstance(value, Enum) else value

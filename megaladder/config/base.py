@@ -35,8 +35,10 @@ class StrictModel(BaseModel):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults that depend on the values given (presets). They win over the fields' own
-        defaults; what is given wins over them."""
+        """Defaults that depend on the values given (presets).
+
+        They win over the fields' own defaults; what is given wins over them.
+        """
         return {}
 
     @model_validator(mode="before")
@@ -64,8 +66,10 @@ def section_of(annotation: Any) -> type[StrictModel] | None:
 
 
 def _split(value: Any) -> Any:
-    """`"1,8"` → `["1", "8"]`; YAML lists and tuples pass through; pydantic then converts each
-    item."""
+    """`"1,8"` → `["1", "8"]`.
+
+    YAML lists and tuples pass through; pydantic then converts each item.
+    """
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value

@@ -23,8 +23,10 @@ class GrpoConfig(RunConfig):
 
     @property
     def samples_per_update(self) -> int:
-        """Completions in one optimizer update; takes the place of train.global_batch_size, which
-        GRPO does not read."""
+        """Completions in one optimizer update.
+
+        Takes the place of train.global_batch_size, which GRPO does not read.
+        """
         return self.grpo.prompts_per_step * self.rollout.n // self.grpo.mini_batches
 
     @model_validator(mode="after")

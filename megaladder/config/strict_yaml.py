@@ -23,16 +23,20 @@ _TAGS_ARE_NOT_READ = "tags such as !!python are not read"
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A parsed file: `values` as plain dicts, lists and scalars; `lines[("optim", "lr")]` = 1-based
-    line of that key."""
+    """A parsed file: `values` as plain dicts, lists and scalars.
+
+    `lines[("optim", "lr")]` = 1-based line of that key.
+    """
 
     path: str
     values: dict[str, Any]
     lines: dict[KeyPath, int]
 
     def where(self, key: KeyPath) -> str:
-        """`run.yaml:12` for the key, or of its nearest ancestor that stands in the file; the file
-        name alone otherwise."""
+        """`run.yaml:12` for the key, or of its nearest ancestor that stands in the file.
+
+        The file name alone otherwise.
+        """
         for end in range(len(key), 0, -1):
             if key[:end] in self.lines:
                 return f"{self.path}:{self.lines[key[:end]]}"
@@ -69,8 +73,10 @@ _CoreLoader.add_constructor("tag:yaml.org,2002:int", _decimal_int)
 
 
 def load_yaml(path: str | Path) -> YamlFile:
-    """Reads a file whose top level is a mapping. Every fault is a ConfigError that starts with
-    `file:line:`."""
+    """Reads a file whose top level is a mapping.
+
+    Every fault is a ConfigError that starts with `file:line:`.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,2 +1,4 @@
-"""Generation: one engine protocol, a deterministic fake, one vLLM wrapper; shared by GRPO and
-benchmarks. Imports no torch, no vLLM."""
+"""Generation: one engine protocol, a deterministic fake, one vLLM wrapper.
+
+Shared by GRPO and benchmarks. Imports no torch, no vLLM.
+"""

@@ -75,9 +75,11 @@ class SampleRequest:
 
 @dataclass(frozen=True, slots=True)
 class FileWeights:
-    """A Hugging Face folder (safetensors) that the engine loads in place; `weight_sync` writes it.
-    Works on every platform. `others`: where the same lies on nodes 1, 2, …; empty = `path` is good
-    everywhere."""
+    """A Hugging Face folder (safetensors) that the engine loads in place.
+
+    `weight_sync` writes it. Works on every platform. `others`: where the same lies on nodes 1, 2,
+    …; empty = `path` is good everywhere.
+    """
 
     path: str
     others: tuple[str, ...] = ()
@@ -116,8 +118,10 @@ class WeightClient(Protocol):
 
 
 class WeightTransport(Protocol):
-    """Weights that bring themselves over (CUDA IPC, NCCL). `resendable`: `send` may be called again
-    for the same version."""
+    """Weights that bring themselves over (CUDA IPC, NCCL).
+
+    `resendable`: `send` may be called again for the same version.
+    """
 
     resendable: bool
 
@@ -162,8 +166,10 @@ class Engine(Protocol):
     def stream(
         self, requests: Sequence[SampleRequest], expect_version: int | None = None
     ) -> Iterator[tuple[int, Completion]]:
-        """(index of the request, completion) as they finish, each exactly once. Closing the
-        iterator aborts the rest."""
+        """(index of the request, completion) as they finish, each exactly once.
+
+        Closing the iterator aborts the rest.
+        """
         ...
 
     def update_weights(self, weights: Weights, version: int) -> None: ...
@@ -182,13 +188,17 @@ class Engine(Protocol):
 
 
 class EngineFailure(Exception):
-    """Inside engines only: a replica died, hung or broke. Recoverable by a restart; `EngineError`
-    is what callers see when it is not."""
+    """Inside engines only: a replica died, hung or broke.
+
+    Recoverable by a restart; `EngineError` is what callers see when it is not.
+    """
 
 
 def sample_seed(seed: int, prompt_ids: Sequence[int], sample: int) -> int:
-    """63-bit seed of one sample; a function of the run's seed, the prompt and the sample's index
-    alone."""
+    """63-bit seed of one sample.
+
+    A function of the run's seed, the prompt and the sample's index alone.
+    """
     text = f"{seed}|{sample}|{','.join(map(str, prompt_ids))}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -211,8 +221,10 @@ def expand(
 
 @dataclass
 class RestartBudget:
-    """Restarts allowed within one `stream`. `spend` raises EngineError with the engine's own
-    message once they are used up."""
+    """Restarts allowed within one `stream`.
+
+    `spend` raises EngineError with the engine's own message once they are used up.
+    """
 
     allowed: int
     used: int = field(default=0, init=False)
@@ -228,8 +240,10 @@ class RestartBudget:
 
 
 class BaseEngine:
-    """State that every engine keeps: version, validity and sleep. Subclasses implement `_run` (one
-    stream) and `_apply` (new weights)."""
+    """State that every engine keeps: version, validity and sleep.
+
+    Subclasses implement `_run` (one stream) and `_apply` (new weights).
+    """
 
     def __init__(self, max_restarts: int = 1):
         self._max_restarts = max_restarts
@@ -278,8 +292,10 @@ class BaseEngine:
         return self._run(requests, RestartBudget(self._max_restarts))
 
     def update_weights(self, weights: Weights, version: int) -> None:
-        """All replicas take the weights, then generate as `version`. If it fails, nothing generates
-        until an update succeeds."""
+        """All replicas take the weights, then generate as `version`.
+
+        If it fails, nothing generates until an update succeeds.
+        """
         self._require_open()
         if version < self._version:
             raise EngineError(
@@ -329,8 +345,10 @@ class BaseEngine:
         return supported
 
     def wake(self, tags: Sequence[str] = ()) -> bool:
-        """Wakes all (no tags) or parts: "weights", then "kv_cache". Generation waits for
-        everything."""
+        """Wakes all (no tags) or parts: "weights", then "kv_cache".
+
+        Generation waits for everything.
+        """
         self._require_open()
         supported = self._wake(tags)
         if not tags or "kv_cache" in tags:
@@ -348,8 +366,10 @@ class BaseEngine:
         self._closed = True
 
     def _weights_after_restart(self, replica: int | None = None) -> None:
-        """Gives a restarted engine (or replica) the version it had; refuses where only the trainer
-        can."""
+        """Gives a restarted engine (or replica) the version it had.
+
+        Refuses where only the trainer can.
+        """
         if self._weights is None:
             return
         if not getattr(self._weights, "resendable", False):

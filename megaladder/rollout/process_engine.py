@@ -112,8 +112,10 @@ class ProcessEngine(BaseEngine):
     def call(
         self, method: str, arguments: Arguments = None, replica: int | None = None
     ) -> list[Any]:
-        """One of the child's methods, on all replicas at once or on one; results in order. A
-        sequence of arguments holds one each."""
+        """One of the child's methods, on all replicas at once or on one.
+
+        Results in order. A sequence of arguments holds one each.
+        """
         self._require_open()
         targets = self._replicas if replica is None else [self._replicas[replica]]
         each = (
@@ -144,8 +146,9 @@ class ProcessEngine(BaseEngine):
         return [replies[target.index]["result"] for target in targets]
 
     def weight_checksums(self) -> list[dict[str, str]] | None:
-        """Checksum of every parameter as the engine holds it, one dict a worker; None where the
-        engine has no such call.
+        """Checksum of every parameter as the engine holds it, one dict a worker.
+
+        None where the engine has no such call.
 
         vLLM on a CPU keeps linear layers in a packed form that its checksum does not see: there
         only embedding, head and norms count.
@@ -164,8 +167,10 @@ class ProcessEngine(BaseEngine):
             replica.kill()
 
     def _start(self, replicas: Sequence[AnyReplica]) -> None:
-        """Starts replicas and waits for each "ready". EngineFailure with the replica's own words
-        otherwise."""
+        """Starts replicas and waits for each "ready".
+
+        EngineFailure with the replica's own words otherwise.
+        """
         for replica in replicas:
             replica.start()
         for index, message in self._wait_for(
@@ -176,8 +181,10 @@ class ProcessEngine(BaseEngine):
     def _wait_for(
         self, indices: set[int], pattern: Mapping[str, Any], timeout_s: float
     ) -> dict[int, dict[str, Any]]:
-        """The message that matches `pattern`, from each of the replicas. What others say meanwhile
-        is kept for later."""
+        """The message that matches `pattern`, from each of the replicas.
+
+        What others say meanwhile is kept for later.
+        """
         found: dict[int, dict[str, Any]] = {}
         others: list[tuple[int, int, dict[str, Any] | None]] = []
         deadline = time.monotonic() + timeout_s
@@ -246,8 +253,10 @@ class ProcessEngine(BaseEngine):
     def _next_results(
         self, stream: _Stream, loads: list[_Load], budget: RestartBudget
     ) -> Iterator[tuple[int, Completion]]:
-        """Waits for one message and yields the completions in it; heals the replica that turns out
-        to be lost."""
+        """Waits for one message and yields the completions in it.
+
+        Heals the replica that turns out to be lost.
+        """
         try:
             index, incarnation, message = self._inbox.get(timeout=POLL_S)
         except queue.Empty:
@@ -327,8 +336,10 @@ class ProcessEngine(BaseEngine):
         self.call("load_folder", [{"path": str(Path(path).resolve())} for path in paths], replica)
 
     def _start_dead(self) -> None:
-        """A replica that died since the last call is started again; the new weights are for it
-        too."""
+        """A replica that died since the last call is started again.
+
+        The new weights are for it too.
+        """
         dead = [replica for replica in self._replicas if not replica.alive]
         self._restarts += len(dead)
         try:
@@ -397,8 +408,11 @@ class _Stream:
         self.requests, self.call = requests, call
 
     def spread(self, num_replicas: int) -> list[list[int]]:
-        """Request indices per replica. All samples of a prompt go to one replica (prefix cache);
-        shares are even to within one prompt."""
+        """Request indices per replica.
+
+        All samples of a prompt go to one replica (prefix cache); shares are even to within one
+        prompt.
+        """
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for index, request in enumerate(self.requests):
             by_prompt.setdefault(request.prompt_ids, []).append(index)

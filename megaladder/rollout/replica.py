@@ -31,9 +31,11 @@ Inbox = queue.SimpleQueue  # of (replica, incarnation, message or None at its en
 
 
 class AnyReplica(Protocol):
-    """Its messages go to the inbox that it was opened with, as (index, incarnation, message); None
-    as message = it is gone. `node`: the machine whose files it reads, 0 = this one. The first
-    message of an incarnation is "ready"."""
+    """Its messages go to the inbox that it was opened with, as (index, incarnation, message).
+
+    None as message = it is gone. `node`: the machine whose files it reads, 0 = this one. The first
+    message of an incarnation is "ready".
+    """
 
     index: int
     node: int
@@ -106,8 +108,10 @@ class Replica:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts a new incarnation; its first message will be "ready". The log is appended to,
-        never cut."""
+        """Starts a new incarnation.
+
+        Its first message will be "ready". The log is appended to, never cut.
+        """
         self.kill()
         self.incarnation += 1
         self.info = {}
@@ -185,8 +189,10 @@ class Replica:
 
 
 def last_error(log_path: Path) -> str:
-    """The last line of a log that names an error (`ValueError: …`), else its last line; at most 500
-    characters."""
+    """The last line of a log that names an error (`ValueError: …`), else its last line.
+
+    At most 500 characters.
+    """
     try:
         with log_path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))

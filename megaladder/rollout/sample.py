@@ -17,8 +17,10 @@ from megaladder.types import Completion, FinishReason, Problem, RolloutGroup
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A problem as the model sees it. `position`: its place in the endless shuffled stream of
-    problems, counted from 0."""
+    """A problem as the model sees it.
+
+    `position`: its place in the endless shuffled stream of problems, counted from 0.
+    """
 
     problem: Problem
     ids: tuple[int, ...]
@@ -27,8 +29,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroups:
-    """Whole groups in the order of the prompts, with their stream positions. `num_aborted`: groups
-    left out because the engine gave up on one of their samples."""
+    """Whole groups in the order of the prompts, with their stream positions.
+
+    `num_aborted`: groups left out because the engine gave up on one of their samples.
+    """
 
     groups: tuple[RolloutGroup, ...]
     positions: tuple[int, ...]
@@ -36,8 +40,10 @@ class SampledGroups:
 
 
 def group_seed(seed: int, position: int) -> int:
-    """Seed of the group at `position`; each of its samples gets one of its own from it
-    (`engine.sample_seed`)."""
+    """Seed of the group at `position`.
+
+    Each of its samples gets one of its own from it (`engine.sample_seed`).
+    """
     return (
         int.from_bytes(hashlib.sha256(f"group|{seed}|{position}".encode()).digest()[:8], "big") >> 1
     )
@@ -51,8 +57,9 @@ def sample_groups(
     version: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SampledGroups:
-    """`params.n` completions of every prompt, from weights `version`. `params.seed` is the run's
-    seed. `on_progress(done, total)` is called after each completion.
+    """`params.n` completions of every prompt, from weights `version`.
+
+    `params.seed` is the run's seed. `on_progress(done, total)` is called after each completion.
 
     Raises:
         EngineError: the engine is lost, or holds other weights than `version`.

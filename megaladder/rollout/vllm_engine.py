@@ -71,8 +71,10 @@ class VllmOptions:
 
 
 class VllmEngine(ProcessEngine):
-    """vLLM in `replicas` child processes; see `engine.Engine`. Construction loads the model and
-    returns when all replicas are ready."""
+    """vLLM in `replicas` child processes.
+
+    See `engine.Engine`. Construction loads the model and returns when all replicas are ready.
+    """
 
     def __init__(self, options: VllmOptions, limits: Limits | None = None):
         self.options = options
@@ -164,8 +166,10 @@ def _devices(options: VllmOptions, index: int) -> str:
 def _engine_arguments(
     options: Mapping[str, Any], on_cpu: bool, accepts: set[str]
 ) -> dict[str, Any]:
-    """Our options in vLLM's words. `accepts`: the names that its EngineArgs has; a wish it cannot
-    grant is an error, not a silence."""
+    """Our options in vLLM's words.
+
+    `accepts`: the names that its EngineArgs has; a wish it cannot grant is an error, not a silence.
+    """
     given: dict[str, Any] = {
         "model": options["model"],
         "revision": options["revision"],
@@ -207,8 +211,10 @@ def _engine_arguments(
 
 
 class _Server:
-    """The child's loop: take commands, step vLLM while it has work, report what finished. One
-    thread reads, this one does the rest."""
+    """The child's loop: take commands, step vLLM while it has work, report what finished.
+
+    One thread reads, this one does the rest.
+    """
 
     def __init__(self, channel: Channel, options: Mapping[str, Any]):
         self._channel, self._options = channel, options
@@ -369,8 +375,10 @@ class _Server:
 
 
 def _params_builder(vllm: Any) -> Any:
-    """(our parameters as a dict, seed) → vLLM's; only the final output of a request is sent, as
-    `LLM.generate` does it."""
+    """(our parameters as a dict, seed) → vLLM's.
+
+    Only the final output of a request is sent, as `LLM.generate` does it.
+    """
     from vllm.sampling_params import RequestOutputKind
 
     def build(ours: dict[str, Any], seed: int | None) -> Any:

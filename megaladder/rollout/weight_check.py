@@ -32,8 +32,10 @@ _VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight",
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """equal, differing: engine tensors (worker and name); unseen: tensors of the trainer that no
-    engine tensor shows."""
+    """equal, differing: engine tensors (worker and name).
+
+    Unseen: tensors of the trainer that no engine tensor shows.
+    """
 
     equal: tuple[str, ...]
     differing: tuple[str, ...]

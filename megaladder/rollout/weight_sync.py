@@ -1,5 +1,6 @@
-"""The trainer's weights to the engine, as a new version. Collective: every training rank calls
-`WeightSync.send`.
+"""The trainer's weights to the engine, as a new version.
+
+Collective: every training rank calls `WeightSync.send`.
 
 All transports stream the model as Hugging Face tensors through the converter's own tables
 (`live_model.iter_hf_tensors`: pipeline broadcast, tensor-parallel gather, one parameter at a time):
@@ -133,8 +134,10 @@ def chosen_transport(
 
 
 class WeightSync:
-    """Versions of the weights in the engine. `version` is what the engine holds, the same number on
-    every rank. `engine`: None but on rank 0."""
+    """Versions of the weights in the engine.
+
+    `version` is what the engine holds, the same number on every rank. `engine`: None but on rank 0.
+    """
 
     def __init__(
         self,
@@ -193,8 +196,10 @@ class WeightSync:
         self._carrier.close()
 
     def _check(self) -> CheckResult | None:
-        """Compares every tensor that the engine shows with the trainer's. Collective: all ranks
-        gather, rank 0 compares."""
+        """Compares every tensor that the engine shows with the trainer's.
+
+        Collective: all ranks gather, rank 0 compares.
+        """
         due = self._options.check == "always" or (
             self._options.check == "first" and not self._checked
         )
@@ -312,8 +317,11 @@ class FileCarrier:
 def weight_folder(
     num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None
 ) -> Path:
-    """An empty folder for the weights, readable by this user only. Named after the run (and the
-    node: two may share a machine), so that a killed run's leftovers are replaced."""
+    """An empty folder for the weights, readable by this user only.
+
+    Named after the run (and the node: two may share a machine), so that a killed run's leftovers
+    are replaced.
+    """
     name = (
         "megaladder-"
         + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
@@ -351,8 +359,10 @@ class _NativeCarrier:
         self._engine: Engine | None = None
 
     def send(self, engine: Engine | None, version: int) -> None:
-        """`engine.update_weights` on rank 0 calls `_Transport.send`; the other ranks take part in
-        the gathering at the same time."""
+        """`engine.update_weights` on rank 0 calls `_Transport.send`.
+
+        The other ranks take part in the gathering at the same time.
+        """
         self._engine = engine
         if parallel.is_main():
             _main(engine).update_weights(_Transport(self), version)
@@ -407,8 +417,10 @@ class IpcCarrier(_NativeCarrier):
 
 
 class NcclCarrier(_NativeCarrier):
-    """An NCCL group of rank 0 and the workers of all engines, wherever they are; rank 0 broadcasts
-    packed buckets."""
+    """An NCCL group of rank 0 and the workers of all engines, wherever they are.
+
+    Rank 0 broadcasts packed buckets.
+    """
 
     def _init(self, client: WeightClient) -> Any:
         native = _native("vllm.distributed.weight_transfer.nccl_engine")

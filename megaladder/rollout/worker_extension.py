@@ -1,5 +1,7 @@
-"""What we add to vLLM's workers, named by class path (never by a pickled function). Imports nothing
-of vLLM: its worker mixes it in."""
+"""What we add to vLLM's workers, named by class path (never by a pickled function).
+
+Imports nothing of vLLM: its worker mixes it in.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ class WorkerExtension:
         }
 
     def repack_tied_output(self) -> bool:
-        """After a weight reload on a CPU: packs the output layer of a tied model again. Returns
-        whether there was one.
+        """After a weight reload on a CPU: packs the output layer of a tied model again.
+
+        Returns whether there was one.
 
         vLLM's CPU linears compute from a packed copy of their weight. `reload_weights` renews it
         for the layers that it loads; a tied output layer is none of them (its parameter is the

@@ -7,11 +7,11 @@ are that verb's.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from config_reads import readers
-from verb_keys import VerbConfig, choices, command_line, spelled, verb_configs
+from verb_keys import VerbConfig, another_value, command_line, spelled, verb_configs
 
 from megaladder.config.resolve import resolve, to_yaml
 from megaladder.config.sections.shared import TrainedModelSection
@@ -44,34 +44,7 @@ VALUES: dict[str, Any] = {
 
 
 def changed(verb: VerbConfig, key: str) -> Any:
-    """A value that the field takes and that differs from its default (or from what is required)."""
-    if key in VALUES:
-        return VALUES[key]
-    field = verb.keys[key]
-    now = verb.required.get(key, field.get_default(call_default_factory=True))
-    named = [value for value in choices(field.annotation) if value != now]
-    if named:
-        return getattr(named[0], "value", named[0])
-    kinds = {field.annotation, *get_args(field.annotation)}
-    if bool in kinds:
-        return not now
-    if isinstance(now, (tuple, list)) or any(str(kind).startswith("tuple") for kind in kinds):
-        return _another_list(str(field.annotation), now)
-    if kinds & {int, float} or any("int" in str(kind) or "float" in str(kind) for kind in kinds):
-        return _another_number(now, float in kinds or "float" in str(kinds))
-    return "another"
-
-
-def _another_list(kind: str, now: Any) -> list[Any]:
-    if "float" in kind:
-        return [0.5, 0.6] if len(now or ()) == 2 else [0.5]
-    return [7] if "int" in kind else ["another"]
-
-
-def _another_number(now: Any, fraction: bool) -> Any:
-    if fraction:
-        return now / 2 if now else 0.5
-    return now * 2 if now else 7
+    return VALUES[key] if key in VALUES else another_value(verb, key, verb.required)
 
 
 @pytest.mark.parametrize(("name", "key"), KEYS, ids=[f"{name}:{key}" for name, key in KEYS])

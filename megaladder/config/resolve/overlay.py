@@ -20,8 +20,10 @@ BASE_KEY = "base"
 
 @dataclass(frozen=True)
 class LayeredFile(YamlFile):
-    """A file with its bases put under it. `origins` maps each key path to the file whose line
-    `lines` gives."""
+    """A file with its bases put under it.
+
+    `origins` maps each key path to the file whose line `lines` gives.
+    """
 
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
@@ -33,8 +35,10 @@ class LayeredFile(YamlFile):
 
 
 def load_layered(path: str | Path, _above: tuple[Path, ...] = ()) -> YamlFile:
-    """Like `load_yaml`, with `base:` resolved (relative to the file that names it). A circle of
-    bases is a ConfigError."""
+    """Like `load_yaml`, with `base:` resolved (relative to the file that names it).
+
+    A circle of bases is a ConfigError.
+    """
     file = load_yaml(path)
     if BASE_KEY not in file.values:
         return file

@@ -1,5 +1,6 @@
-"""`[run.yaml] --a.b.c value …` → one validated, frozen config. YAML first, then a few overrides;
-validated once, at the end.
+"""`[run.yaml] --a.b.c value …` → one validated, frozen config.
+
+YAML first, then a few overrides; validated once, at the end.
 
 tyro parses the flags and prints `--help`; pydantic validates; `strict_yaml` knows the lines. Errors
 are `ConfigError`s naming the key, the value, the file and line it came from, and the fix. Nothing
@@ -39,8 +40,10 @@ Config = TypeVar("Config", bound=StrictModel)
 def resolve(
     config_class: type[Config], args: Sequence[str], prog: str, takes_yaml: bool = True
 ) -> Config:
-    """The config that `prog args…` means. `--help` prints and exits 0, an unknown flag exits 2 with
-    a suggestion (both tyro's)."""
+    """The config that `prog args…` means.
+
+    `--help` prints and exits 0, an unknown flag exits 2 with a suggestion (both tyro's).
+    """
     rest = list(args)
     file = None
     if takes_yaml and rest and not rest[0].startswith("-"):
@@ -102,8 +105,10 @@ def validate(
 
 
 def checked_values(config_class: type[StrictModel], file: YamlFile) -> dict[str, Any]:
-    """The file's values, each converted to its field's type. Unknown keys and wrong types are all
-    reported, with their lines."""
+    """The file's values, each converted to its field's type.
+
+    Unknown keys and wrong types are all reported, with their lines.
+    """
     problems: list[str] = []
     values = _check_section(config_class, file.values, (), _Reading(file, config_class, problems))
     if problems:
@@ -170,8 +175,10 @@ def _suggest(model: type[StrictModel], key: KeyPath, name: str) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    """One clause for a leaf: what was expected, what was found. Of a union's several complaints the
-    first of each kind is kept."""
+    """One clause for a leaf: what was expected, what was found.
+
+    Of a union's several complaints the first of each kind is kept.
+    """
     errors = error.errors(include_url=False, include_context=False)
     clauses = list(
         dict.fromkeys(
@@ -183,8 +190,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, Any]) -> str:
-    """ValidationError of the whole config → lines. Cross-field rules come as they are; leaves get
-    their key and origin."""
+    """ValidationError of the whole config → lines.
+
+    Cross-field rules come as they are; leaves get their key and origin.
+    """
     lines: list[str] = []
     for item in error.errors(include_url=False):
         key = tuple(str(part) for part in item["loc"])

@@ -1,5 +1,6 @@
-"""Published run names → configuration. `Qwen3-14B_Math-CoT-20k_lr5e-5_ep8_bs256[_ConstLR]` is the
-grammar of Rethinking SFT.
+"""Published run names → configuration.
+
+`Qwen3-14B_Math-CoT-20k_lr5e-5_ep8_bs256[_ConstLR]` is the grammar of Rethinking SFT.
 
 `overrides(name)` gives the keys that such a name stands for, over
 `examples/recipes/rethinking/base.yaml`; the 33 overlay files there are exactly these keys. Layouts
@@ -65,8 +66,10 @@ class RunName:
 
 
 def parse_run_name(name: str) -> RunName:
-    """The parts of a run name; a name outside the grammar, or with an unknown model or data set, is
-    a ConfigError."""
+    """The parts of a run name.
+
+    A name outside the grammar, or with an unknown model or data set, is a ConfigError.
+    """
     match = GRAMMAR.fullmatch(name)
     if match is None:
         raise ConfigError(

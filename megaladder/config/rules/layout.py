@@ -10,8 +10,10 @@ from megaladder.errors import ConfigError
 
 
 def batch_problems(global_batch: int, micro_batch: int, dp: int, packing: bool) -> list[str]:
-    """Batch arithmetic. Packed rows are cut to fit, so only unpacked batches have to divide
-    evenly."""
+    """Batch arithmetic.
+
+    Packed rows are cut to fit, so only unpacked batches have to divide evenly.
+    """
     problems = []
     if packing and global_batch < dp:
         problems.append(
@@ -141,8 +143,10 @@ def check_world(config: RunConfig, world_size: int) -> int:
 
 
 def batch_line(config: RunConfig, world_size: int) -> str:
-    """`global batch 256 = dp 4 × micro 2 × accum 32`; packed, the number of micro-batches depends
-    on the lengths."""
+    """`global batch 256 = dp 4 × micro 2 × accum 32`.
+
+    Packed, the number of micro-batches depends on the lengths.
+    """
     train, dp = config.train, data_parallel_size(config, world_size)
     if config.data.packing:
         tokens = train.micro_batch_size * config.data.seq_length
@@ -159,8 +163,10 @@ def batch_line(config: RunConfig, world_size: int) -> str:
 
 
 def check_platform(config: RunConfig, machine: Machine) -> None:
-    """What this machine cannot do, with the reasons. Called where the platform is known; `check`
-    reports it as a note."""
+    """What this machine cannot do, with the reasons.
+
+    Called where the platform is known; `check` reports it as a note.
+    """
     problems = platform_problems(config, machine)
     if problems:
         raise ConfigError("\n".join(problems))

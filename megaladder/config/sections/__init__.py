@@ -1,2 +1,4 @@
-"""The sections of a configuration: models of keys, with their help texts. No rule between keys, no
-validator: those are in `rules`."""
+"""The sections of a configuration: models of keys, with their help texts.
+
+No rule between keys, no validator: those are in `rules`.
+"""

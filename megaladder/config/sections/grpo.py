@@ -88,8 +88,10 @@ class GrpoSection(StrictModel):
 
     @classmethod
     def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The preset's values. An unknown preset has none: the field's own check names the known
-        ones."""
+        """The preset's values.
+
+        An unknown preset has none: the field's own check names the known ones.
+        """
         return presets().get(given.get("preset", "dapo"), {})
 
     prompts_per_step: Positive = 16

@@ -85,8 +85,10 @@ class FormatTerm(Term):
 
 
 class LengthTerm(Term):
-    """−1 to 0: length over `tokens`, linear from 0 tokens on, −1 from there; only for correct
-    answers unless `correct_only` is false."""
+    """−1 to 0: length over `tokens`, linear from 0 tokens on, −1 from there.
+
+    Only for correct answers unless `correct_only` is false.
+    """
 
     name: Literal["length"]
     tokens: Tokens

@@ -1,5 +1,6 @@
-"""Configuration of the analysis verbs. The string under a field is its `--help` text. No file is
-touched here.
+"""Configuration of the analysis verbs.
+
+The string under a field is its `--help` text. No file is touched here.
 
 Every verb takes `--json FILE` (one object, keys sorted, written atomically) and, where something is
 random, `--seed`.

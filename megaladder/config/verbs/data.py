@@ -287,8 +287,10 @@ class TeacherRolloutSection(EngineSection):
 
 
 def sample_config_class(args: list[str]) -> type[SampleConfig]:
-    """The config class of `data sample`; spells the short flags (--model, --n, …) out in `args`, in
-    place."""
+    """The config class of `data sample`.
+
+    Spells the short flags (--model, --n, …) out in `args`, in place.
+    """
     for index, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name.replace("_", "-") in SHORT_FLAGS:

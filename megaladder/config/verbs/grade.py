@@ -1,5 +1,7 @@
-"""Configuration of `grade` and `analyze pass-at-k`. The string under a field is its `--help` text.
-No file is touched here."""
+"""Configuration of `grade` and `analyze pass-at-k`.
+
+The string under a field is its `--help` text. No file is touched here.
+"""
 
 from __future__ import annotations
 

@@ -32,8 +32,10 @@ class PickledHandles:
 
 
 class RankedWorkers:
-    """One NCCL group over several engines: vLLM numbers one engine's workers from `rank_offset`;
-    each engine is told its own."""
+    """One NCCL group over several engines: vLLM numbers one engine's workers from `rank_offset`.
+
+    Each engine is told its own.
+    """
 
     def __init__(self, client: WeightClient, num_replicas: int, engine_tp: int) -> None:
         self._client, self._num_replicas, self._engine_tp = client, num_replicas, engine_tp

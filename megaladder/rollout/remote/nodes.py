@@ -175,8 +175,11 @@ class RemoteSpec:
 
 
 class RemoteReplica:
-    """See `replica.AnyReplica`. Once its node is gone it cannot be started again: the run ends with
-    status 3, and can be resumed."""
+    """See `replica.AnyReplica`.
+
+    Once its node is gone it cannot be started again: the run ends with status 3, and can be
+    resumed.
+    """
 
     def __init__(self, index: int, inbox: Inbox, spec: RemoteSpec) -> None:
         self.index, self.node = index, spec.node
@@ -240,8 +243,10 @@ class RemoteReplica:
 
 
 def _listen(host: str) -> socket.socket:
-    """On the meeting's own address; on all of this machine's where that name is not one of its
-    addresses (behind a translation)."""
+    """On the meeting's own address.
+
+    On all of this machine's where that name is not one of its addresses (behind a translation).
+    """
     for address in (host, ""):
         try:
             return socket.create_server((address, 0))

@@ -72,8 +72,11 @@ class ServerSpec:
 
 
 class ServerReplica:
-    """See `replica.AnyReplica`; translates the messages of a child process into HTTP. `start` waits
-    for a server that is coming up."""
+    """See `replica.AnyReplica`.
+
+    Translates the messages of a child process into HTTP. `start` waits for a server that is coming
+    up.
+    """
 
     node = 0  # reads what rank 0 writes: a folder that both see
     pid = None
@@ -192,8 +195,10 @@ class ServerReplica:
         }
 
     def _ping(self, incarnation: int) -> None:
-        """A sign of life for the engine while requests are under way; the end of this incarnation
-        when the server is gone."""
+        """A sign of life for the engine while requests are under way.
+
+        The end of this incarnation when the server is gone.
+        """
         silent = 0
         while incarnation == self.incarnation and self.alive:
             time.sleep(self._spec.options.ping_s)
@@ -324,8 +329,10 @@ class Refused(Exception):
 
 
 class _Http:
-    """JSON over HTTP, without proxies (these are machines of our own network). Raises OSError for
-    all but an answer, Refused for 4xx."""
+    """JSON over HTTP, without proxies (these are machines of our own network).
+
+    Raises OSError for all but an answer, Refused for 4xx.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
@@ -376,7 +383,9 @@ class _Http:
 
 
 def _their_params(ours: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """Our parameters (as a dict, without seed) in vLLM's words; `logprobs` 0 = of the sampled token
-    only."""
+    """Our parameters (as a dict, without seed) in vLLM's words.
+
+    `logprobs` 0 = of the sampled token only.
+    """
     theirs = {name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")}
     return {**theirs, "seed": seed, "logprobs": 0 if ours["logprobs"] else None}
