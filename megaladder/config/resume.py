@@ -1,5 +1,6 @@
-"""What a restart in the same run folder may change: one table over every key, and the comparison.
-Pure; no torch.
+"""What a restart in the same run folder may change.
+
+One table over every key, and the comparison. Pure; no torch.
 
 MUST_MATCH: the run would no longer be the same experiment, or the data position would point
 elsewhere. MAY_CHANGE: allowed and logged. IGNORED: does not touch the numbers. A key that is not
@@ -180,8 +181,9 @@ RESUME_TABLE: dict[str, Resume] = {key: kind for kind, keys in _CLASSES.items() 
 def compare_for_resume(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """(errors, changes) between two resolved configs as plain values (`model_dump(mode="json")`, or
-    config.yaml as read back).
+    """(errors, changes) between two resolved configurations.
+
+    As plain values: `model_dump(mode="json")`, or config.yaml as read back.
 
     Errors are keys that must match, changes those that may; each a line with both values. A key
     that only one side has is a change (the run folder may come from another version of this

@@ -1,5 +1,6 @@
-"""YAML as people expect it: the core schema of YAML 1.2, duplicate keys are errors, and every key
-remembers its line.
+"""YAML as people expect it, with the line of every key.
+
+The core schema of YAML 1.2; duplicate keys are errors.
 
 PyYAML's own loader reads `1e-5` as a string, `no` as false, `1:30` as 90 and lets a repeated key
 win silently. No model knowledge here.
@@ -44,8 +45,10 @@ class YamlFile:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """SafeLoader with the implicit types of the YAML 1.2 core schema only (no dates, no yes/no, no
-    sexagesimals, no merge keys)."""
+    """SafeLoader with the implicit types of the YAML 1.2 core schema only.
+
+    No dates, no yes/no, no sexagesimals, no merge keys.
+    """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's class-level registry)
 
@@ -131,8 +134,10 @@ def parse_yaml(text: str, path: str) -> YamlFile:
 
 @dataclass
 class _Builder:
-    """Nodes → values, noting lines and refusing duplicate or non-string keys and self-containing
-    anchors."""
+    """Turns YAML nodes into values and notes their lines.
+
+    Refuses duplicate or non-string keys and self-containing anchors.
+    """
 
     loader: _CoreLoader
     path: str

@@ -1,5 +1,6 @@
-"""What a generation engine is: token ids in, `Completion`s out, weights that carry a version. No
-vLLM, no torch here.
+"""The protocol of generation engines.
+
+Token ids in, `Completion`s out, weights that carry a version. No vLLM, no torch here.
 
 `Engine` is the protocol that GRPO and evaluation are written against; `BaseEngine` holds what every
 engine shares (version and validity of the weights, restarts that are counted and bounded).
@@ -90,8 +91,9 @@ class FileWeights:
 
 
 class WeightClient(Protocol):
-    """What a weight transport may ask of an engine: vLLM's four native calls, for all replicas at
-    once, and loading a folder.
+    """What a weight transport may ask of an engine.
+
+    vLLM's four native calls, for all replicas at once, and loading a folder.
 
     The dictionaries are plain data (JSON); device buffers travel beside them, by the transport's
     own means.
@@ -112,8 +114,7 @@ class WeightClient(Protocol):
     def finish_weight_update(self) -> None: ...
 
     def call_workers(self, method: str, arguments: Mapping[str, Any] | None = None) -> list[Any]:
-        """A method of the worker extension class that the engine was started with, on every
-        worker."""
+        """Calls a method of the engine's worker extension class on every worker."""
         ...
 
 
@@ -206,8 +207,10 @@ def sample_seed(seed: int, prompt_ids: Sequence[int], sample: int) -> int:
 def expand(
     prompt_ids: Sequence[int], params: SamplingParams, samples: Sequence[int] | None = None
 ) -> list[SampleRequest]:
-    """The requests for one prompt: all n samples, or only the given sample indices (the missing
-    ones of a resumed run)."""
+    """The requests for one prompt.
+
+    All n samples, or only the given sample indices (the missing ones of a resumed run).
+    """
     ids = tuple(prompt_ids)
     one = replace(params, n=1)
     chosen = range(params.n) if samples is None else samples
@@ -308,8 +311,7 @@ class BaseEngine:
         self._weights, self._version, self._invalid_because = weights, version, ""
 
     def require_ready(self, expect_version: int | None = None) -> None:
-        """Raises EngineError unless generation now would use whole weights of the expected
-        version."""
+        """Raises EngineError unless generation now would use whole, expected weights."""
         self._require_open()
         if self._asleep_level:
             raise EngineError(

@@ -40,8 +40,9 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Which completions go wrong, counted from 1 over the engine's life (a retried completion
-    counts again).
+    """Which completions go wrong, counted from 1 over the engine's life.
+
+    A retried completion counts again.
 
     `fail_at`: the engine breaks there (a restart helps). `hang_at`: it gives no sign for `hang_s`,
     then counts as broken. `die_from`: from there on every completion breaks, so that restarts run
@@ -164,8 +165,10 @@ class FakeEngine(BaseEngine):
 
 
 def _hash_ids(request: SampleRequest, vocab_size: int) -> list[int]:
-    """Between 4 and 19 ids (or exactly max_tokens with ignore_eos) from a SHA-256 stream of prompt
-    and seed."""
+    """Token ids from a SHA-256 stream of prompt and seed.
+
+    Between 4 and 19, or exactly max_tokens with ignore_eos.
+    """
     params = request.params
     key = f"{params.seed}|{','.join(map(str, request.prompt_ids))}".encode()
     first = hashlib.sha256(key).digest()

@@ -1,5 +1,6 @@
-"""An engine made of replicas (child processes here or on other nodes, servers): requests spread
-over them, answers collected, failures healed by bounded restarts.
+"""An engine made of replicas: child processes here or on other nodes, servers.
+
+Requests are spread over them, answers collected, failures healed by bounded restarts.
 
 Knows nothing of vLLM; the specs it is given say how a replica is started and what it runs. Only
 unfinished requests are sampled again after a restart, and healthy replicas go on meanwhile.
@@ -79,8 +80,10 @@ class ProcessEngine(BaseEngine):
 
     @property
     def features(self) -> dict[str, bool]:
-        """What the installed engine can do (found by looking, not by version): sleep,
-        weight_transfer, checksums."""
+        """What the installed engine can do: sleep, weight_transfer, checksums.
+
+        Found by looking, not by version.
+        """
         return dict(self._replicas[0].info.get("features", {}))
 
     @property
@@ -336,7 +339,9 @@ class ProcessEngine(BaseEngine):
         self.call("load_folder", [{"path": str(Path(path).resolve())} for path in paths], replica)
 
     def _start_dead(self) -> None:
-        """A replica that died since the last call is started again.
+        """Starts replicas that died since the last call.
+
+        The new weights are for them too.
 
         The new weights are for it too.
         """
@@ -401,8 +406,10 @@ def _wrap(key: str, value: Arguments, **more: str) -> Arguments:
 
 
 class _Stream:
-    """One `stream` call: its requests, and how they are told to a child (each prompt and each set
-    of parameters once)."""
+    """One `stream` call: its requests, and how they are told to a child.
+
+    Each prompt and each set of parameters is sent once.
+    """
 
     def __init__(self, requests: Sequence[SampleRequest], call: int):
         self.requests, self.call = requests, call

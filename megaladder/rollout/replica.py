@@ -1,5 +1,6 @@
-"""One engine that generates, seen from whoever feeds it: start it, talk to it, notice that it died,
-kill all of it.
+"""One engine that generates, as a process or a server.
+
+Start it, talk to it, notice that it died, kill all of it.
 
 `AnyReplica` is what `process_engine` needs of one; `Replica` is a child process on this machine,
 others live in `remote/`. A child leads its own process group; ending it ends whatever it started.
@@ -31,7 +32,11 @@ Inbox = queue.SimpleQueue  # of (replica, incarnation, message or None at its en
 
 
 class AnyReplica(Protocol):
-    """Its messages go to the inbox that it was opened with, as (index, incarnation, message).
+    """What a feeder of replicas may ask of one.
+
+    Its messages go to the inbox that it was opened with, as (index, incarnation, message); None as
+    message = it is gone. `node`: the machine whose files it reads, 0 = this one. The first message
+    of an incarnation is "ready".
 
     None as message = it is gone. `node`: the machine whose files it reads, 0 = this one. The first
     message of an incarnation is "ready".
@@ -78,8 +83,11 @@ class ChildSpec:
 
 
 def child_environment(own: Mapping[str, str], socket_number: int) -> dict[str, str]:
-    """This process's environment with the child's own additions, without what torchrun told this
-    rank: an engine that meets its workers over TCP would wait for torchrun's store for ever."""
+    """This process's environment with the child's own additions.
+
+    Without what torchrun told this rank: an engine that meets its workers over TCP would wait for
+    torchrun's store for ever.
+    """
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")
     }
@@ -189,7 +197,9 @@ class Replica:
 
 
 def last_error(log_path: Path) -> str:
-    """The last line of a log that names an error (`ValueError: …`), else its last line.
+    """The last line of a log that names an error, at most 500 characters.
+
+    `ValueError: …`, else the last line of all.
 
     At most 500 characters.
     """

@@ -32,6 +32,8 @@ class SampledGroups:
     """Whole groups in the order of the prompts, with their stream positions.
 
     `num_aborted`: groups left out because the engine gave up on one of their samples.
+
+    `num_aborted`: groups left out because the engine gave up on one of their samples.
     """
 
     groups: tuple[RolloutGroup, ...]
@@ -41,6 +43,8 @@ class SampledGroups:
 
 def group_seed(seed: int, position: int) -> int:
     """Seed of the group at `position`.
+
+    Each of its samples gets one of its own from it (`engine.sample_seed`).
 
     Each of its samples gets one of its own from it (`engine.sample_seed`).
     """

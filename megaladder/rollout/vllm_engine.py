@@ -1,5 +1,6 @@
-"""vLLM behind the engine protocol: the only file that imports vLLM, and only in the child process
-(`python -m …vllm_engine`).
+"""vLLM behind the engine protocol.
+
+The only file that imports vLLM, and only in the child process (`python -m …vllm_engine`).
 
     engine = VllmEngine(VllmOptions(model="/models/Qwen3-14B", tp=2, replicas=4, log_dir="runs/x"))
 
@@ -211,7 +212,9 @@ def _engine_arguments(
 
 
 class _Server:
-    """The child's loop: take commands, step vLLM while it has work, report what finished.
+    """The child's loop: take commands, step vLLM, report what finished.
+
+    One thread reads, this one does the rest.
 
     One thread reads, this one does the rest.
     """
@@ -375,7 +378,9 @@ class _Server:
 
 
 def _params_builder(vllm: Any) -> Any:
-    """(our parameters as a dict, seed) → vLLM's.
+    """Returns a function from (our parameters as a dict, seed) to vLLM's.
+
+    Only the final output of a request is sent, as `LLM.generate` does it.
 
     Only the final output of a request is sent, as `LLM.generate` does it.
     """

@@ -1,5 +1,6 @@
-"""Does the engine hold what the trainer sent? Checksums of every tensor, compared under the
-engine's own names.
+"""Checks that the engine holds what the trainer sent.
+
+Checksums of every tensor, compared under the engine's own names.
 
 vLLM fuses q, k, v and gate, up, splits them over its tensor-parallel workers, pads the vocabulary
 to a multiple of 64, and says sha256 of what each worker holds (`compute_weight_checksums`). Here
@@ -32,7 +33,10 @@ _VOCABULARY = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight",
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """equal, differing: engine tensors (worker and name).
+    """How the engine's tensors compare with the trainer's.
+
+    equal, differing: engine tensors (worker and name); unseen: tensors of the trainer that no
+    engine tensor shows.
 
     Unseen: tensors of the trainer that no engine tensor shows.
     """

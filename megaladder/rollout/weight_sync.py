@@ -1,4 +1,6 @@
-"""The trainer's weights to the engine, as a new version.
+"""Sends the trainer's weights to the engine, as a new version.
+
+Collective: every training rank calls `WeightSync.send`.
 
 Collective: every training rank calls `WeightSync.send`.
 

@@ -155,7 +155,7 @@ def sft(**sections: dict) -> SftConfig:
         ),
         (
             {"train": {"profile_ranks": [4]}, "parallel": {"ranks": 4}},
-            "train.profile_ranks [4] are no ranks",
+            "train.profile_ranks [4] are not ranks",
         ),
     ],
 )

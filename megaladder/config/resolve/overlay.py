@@ -1,5 +1,6 @@
-"""`base: other.yaml` at the top of a YAML file: the other file's keys first, this file's keys over
-them, section by section.
+"""`base: other.yaml` at the top of a YAML file.
+
+The other file's keys first, this file's keys over them, section by section.
 
 A list or scalar replaces the base's; a base may have a base. Every key remembers which file and
 line it came from.

@@ -96,8 +96,10 @@ def dump_yaml(values: dict[str, Any]) -> str:
 def validate(
     config_class: type[Config], values: dict[str, Any], file: YamlFile | None = None
 ) -> Config:
-    """pydantic's validation with our messages: every violation on a line, with its key, its value
-    and where it came from."""
+    """pydantic's validation with our messages.
+
+    Every violation on a line, with its key, its value and where it came from.
+    """
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
@@ -165,8 +167,10 @@ def _example_key(model: type[StrictModel]) -> str:
 
 
 def _suggest(model: type[StrictModel], key: KeyPath, name: str) -> str:
-    """Near spellings in this section first, then the same name in another section, then the
-    list."""
+    """Spellings that an unknown key may have meant.
+
+    Near ones in this section first, then the same name in another section, then the list.
+    """
     near = difflib.get_close_matches(name, list(model.model_fields), n=1, cutoff=0.6)
     if near:
         return f"fix: did you mean '{'.'.join((*key, near[0]))}'?"
@@ -220,8 +224,10 @@ def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, An
 
 
 def _with_origin(line: str, file: YamlFile | None, values: dict[str, Any]) -> str:
-    """Prefixes a rule's message with the line of the key that it starts with, when the key's value
-    comes from the file."""
+    """Prefixes a rule's message with the line of the key that it starts with.
+
+    Where the key's value comes from the file.
+    """
     key = tuple(line.split(" ", 1)[0].rstrip(":").split("."))
     if not file or key not in file.lines or _at(file.values, key) != _at(values, key):
         return line
@@ -266,8 +272,10 @@ def _unvalidated(model: type[StrictModel], given: dict[str, Any]) -> StrictModel
 def _take_preset_flags(
     config_class: type[StrictModel], flags: list[str], values: dict[str, Any]
 ) -> None:
-    """`--section.preset NAME` decides defaults, so it has to be known before tyro sees them: puts
-    it among the file's values."""
+    """Puts `--section.preset NAME` among the file's values.
+
+    It decides defaults, so it has to be known before tyro sees them.
+    """
     for name, field in config_class.model_fields.items():
         section = section_of(field.annotation)
         if section is None or "preset" not in section.model_fields:
@@ -349,8 +357,10 @@ def _refuse_flags_of_other_verbs(config_class: type[StrictModel], args: list[str
 
 
 def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str]:
-    """YAML's spelling of a switch on the command line: `--data.packing false` → tyro's
-    `--data.no-packing`."""
+    """Turns YAML's spelling of a switch into tyro's.
+
+    `--data.packing false` → `--data.no-packing`.
+    """
     leaves = leaf_keys(config_class)
     out: list[str] = []
     i = 0

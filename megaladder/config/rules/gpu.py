@@ -1,5 +1,7 @@
-"""Rules of the CUDA path: what the values alone decide, what the model's shape decides, what the
-machine can do."""
+"""The rules of the CUDA path.
+
+What the values alone decide, what the model's shape decides, what the machine can do.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,10 @@ _PRECISION_AWARE_TE = (2, 1)
 
 
 def needs_static_shapes(parallel: ParallelSection, gpu: GpuSection) -> bool:
-    """Whether every micro-batch has the same number of tokens: pipeline stages exchange fixed
-    shapes, user buffers have one size."""
+    """Whether every micro-batch has the same number of tokens.
+
+    Pipeline stages exchange fixed shapes, user buffers have one size.
+    """
     return parallel.pp > 1 or gpu.tp_comm_overlap
 
 

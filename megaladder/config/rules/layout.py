@@ -1,5 +1,8 @@
-"""Rules of layout and batch: what the values decide, what the model's shape decides, what the
-number of ranks and the machine decide."""
+"""The rules of layout and batch.
+
+What the values decide, what the model's shape decides, what the number of ranks and the machine
+decide.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from megaladder.errors import ConfigError
 
 
 def batch_problems(global_batch: int, micro_batch: int, dp: int, packing: bool) -> list[str]:
-    """Batch arithmetic.
+    """The violations of batch arithmetic.
+
+    Packed rows are cut to fit, so only unpacked batches have to divide evenly.
 
     Packed rows are cut to fit, so only unpacked batches have to divide evenly.
     """
@@ -64,8 +69,10 @@ def values_problems(config: RunConfig) -> list[str]:
 
 
 def validate_layout(config: RunConfig, shape: LayerSizes) -> None:
-    """Does this model fit this layout? Raises with every division that fails, and the sizes that
-    would work."""
+    """Raises where the model does not fit the layout.
+
+    With every division that fails, and the sizes that would work.
+    """
     layout = config.parallel
     problems = [
         *shape_problems(shape, layout.tp, layout.pp, layout.vpp, prefix="parallel."),
@@ -79,8 +86,10 @@ def validate_layout(config: RunConfig, shape: LayerSizes) -> None:
 def shape_problems(
     shape: LayerSizes, tp: int, pp: int, vpp: int | None, prefix: str = ""
 ) -> list[str]:
-    """Divisions of the model by the layout that leave a remainder, each with the sizes that would
-    work. Also what `plan` searches by."""
+    """Divisions of the model by the layout that leave a remainder.
+
+    Each with the sizes that would work. Also what `plan` searches by.
+    """
     problems = []
     common = [
         n

@@ -142,7 +142,7 @@ def _profile(train: TrainSection, parallel: ParallelSection) -> list[str]:
     ]
     if bad:
         problems.append(
-            f"train.profile_ranks {bad} are no ranks; fix: numbers from 0 to the number of ranks"
+            f"train.profile_ranks {bad} are not ranks; fix: numbers from 0 to the number of ranks"
             " less one"
         )
     return problems

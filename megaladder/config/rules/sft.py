@@ -17,7 +17,7 @@ def sft_problems(
     problems = []
     if isinstance(data.holdout, float) and not 0 < data.holdout <= 0.5:
         problems.append(
-            f"data.holdout {data.holdout:g} is no share of the samples; fix: a share in (0, 0.5], a"
+            f"data.holdout {data.holdout:g} is not a share of the samples; fix: a share in (0, 0.5], a"
             " number, a file, or null"
         )
     if isinstance(data.holdout, int) and data.holdout < 1:

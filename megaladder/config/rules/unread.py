@@ -12,8 +12,11 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True, slots=True)
 class ReadIf(Generic[Config]):
-    """`keys` (dotted) are read where `holds` is true of the configuration; `needs` says that as a
-    setting, e.g. "train.recompute selective"."""
+    """A setting under which keys are read.
+
+    `keys` (dotted) are read where `holds` is true of the configuration; `needs` says that as a
+    setting, e.g. "train.recompute selective".
+    """
 
     keys: tuple[str, ...]
     holds: Callable[[Config], bool]
@@ -35,8 +38,11 @@ def unread_problems(config: Config, table: Iterable[ReadIf[Config]]) -> list[str
 
 
 def unread_notes(config: Config, table: Iterable[ReadIf[Config]]) -> list[str]:
-    """The same where a refusal would be in the way: a run file that is tried with another engine or
-    mode keeps its keys, and what of them is not read is said."""
+    """The keys that were changed and are not read here, as notes instead of errors.
+
+    For a run file that is tried with another engine or mode: it keeps its keys, and is told which
+    of them count.
+    """
     return [
         f"{key} {_shown(value)} is not read here: it needs {entry.needs}"
         for entry, key, value in _unread(config, table)

@@ -1,5 +1,7 @@
-"""Generation outside training: the `rollout` section of `eval`, and what `data sample` shares with
-it. GRPO's own section: `grpo.py`."""
+"""The section `rollout` of generation outside training.
+
+Of `eval`, and what `data sample` shares with it. GRPO's own section: `grpo.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Configuration of what only a CUDA machine has: FP8 details, overlap of communication, optimizer
-precision, offload, collectives.
+"""Configuration of what only a CUDA machine has.
+
+FP8 details, overlap of communication, optimizer precision, offload, collectives.
 
 Every key reaches megatron-core 0.16.1 (or Transformer Engine) under the name that it has there;
 `model/te.py` and `train/optimizer.py` pass them on. Rules: `rules/gpu.py`. The defaults are what an

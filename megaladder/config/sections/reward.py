@@ -1,4 +1,7 @@
-"""The section `reward`: how answers are verified, and the weighted terms whose sum is the reward."""
+"""The section `reward`: how answers are verified, and the weighted terms.
+
+The reward of a completion is the sum of its terms.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ class LengthTerm(Term):
     tokens: Tokens
     """Length that costs the whole weight."""
     correct_only: bool = True
-    """Shorter wrong answers are no better than longer ones."""
+    """Shorter wrong answers are not better than longer ones."""
 
 
 class OverlongTerm(Term):

@@ -1,4 +1,6 @@
-"""The sections that every training run has: model, data, layout, loop, optimizer, checkpoints, log.
+"""The sections that every training run has.
+
+Model, data, layout, loop, optimizer, checkpoints, log.
 
 Key names are a contract. The defaults are a laptop's (one rank, CPU); the shipped files in
 `examples/configs/` are the H200 recipes. The string under a field is its `--help` text: unit,

@@ -1,2 +1,4 @@
-"""Configurations of the verbs that are no training runs: evaluate, grade, analyze, data, convert,
-bench."""
+"""Configurations of the verbs that do not train.
+
+Evaluate, grade, analyze, data, convert, bench.
+"""

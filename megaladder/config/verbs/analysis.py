@@ -142,7 +142,7 @@ class PredictConfig(StrictModel):
     target: str
     """Column of the score after RL."""
     metrics: CommaStrs
-    """Columns of the predictors. pass@K or avg@n that are no columns are computed from
+    """Columns of the predictors. pass@K or avg@n that are not columns are computed from
     --samples."""
     calibration: Annotated[float, Field(gt=0)] = 0.5
     """Runs used for the fit: a share below 1, or a number of runs from 2 on."""

@@ -72,7 +72,7 @@ class BenchTrainConfig(StrictModel):
             )
         if self.shape and self.micro_batch_tokens % self.sequence:
             raise ValueError(
-                f"micro_batch_tokens {self.micro_batch_tokens} is no multiple of sequence"
+                f"micro_batch_tokens {self.micro_batch_tokens} is not a multiple of sequence"
                 f" {self.sequence}; fix: a multiple"
             )
         raise_all(unread_problems(self, _TRAIN_READ_IF))

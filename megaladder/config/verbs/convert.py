@@ -1,5 +1,7 @@
-"""Configuration of the verbs `convert hf-to-megatron | megatron-to-hf | verify` and `bench
-convert`. No torch."""
+"""Configuration of the conversion verbs and their bench. No torch.
+
+`convert hf-to-megatron | megatron-to-hf | verify` and `bench convert`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Configuration of the `data …` verbs: fields are flags, the string under a field is its `--help`
-text."""
+"""Configuration of the `data …` verbs.
+
+Fields are flags, the string under a field is its `--help` text.
+"""
 
 from __future__ import annotations
 

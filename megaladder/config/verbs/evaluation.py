@@ -1,5 +1,7 @@
-"""Configuration of `eval`: which model, which benchmarks, how answers are drawn and where results
-go."""
+"""Configuration of `eval`.
+
+Which model, which benchmarks, how answers are drawn and where results go.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""`engine.WeightClient`s around another one: what vLLM's trainer side says, put so that several
-engines, or a JSON wire, can take it."""
+"""Weight clients that translate what vLLM's trainer side says.
+
+Several engines, or a JSON wire, can then take it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ from megaladder.rollout.engine import WeightClient
 
 
 class PickledHandles:
-    """The engine's wire carries JSON only: CUDA handles go as the base64 pickle that vLLM's own
-    HTTP client uses."""
+    """Sends CUDA handles as the base64 pickle that vLLM's own HTTP client uses.
+
+    The engine's wire carries JSON only.
+    """
 
     def __init__(self, client: WeightClient) -> None:
         self._client = client
@@ -32,7 +36,9 @@ class PickledHandles:
 
 
 class RankedWorkers:
-    """One NCCL group over several engines: vLLM numbers one engine's workers from `rank_offset`.
+    """Lets one NCCL group span several engines.
+
+    vLLM numbers one engine's workers from `rank_offset`; each engine is told its own.
 
     Each engine is told its own.
     """

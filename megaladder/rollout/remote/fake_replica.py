@@ -1,5 +1,7 @@
-"""A fake engine as a replica, in this very process: for runs over several nodes without a model,
-and for tests of `nodes`."""
+"""A fake engine as a replica, in this very process.
+
+For runs over several nodes without a model, and for tests of `nodes`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Engines on every node of a job, fed by rank 0: the first rank of each other node owns its node's
-replicas and relays their messages.
+"""Engines on every node of a job, fed by rank 0.
+
+The first rank of each other node owns its node's replicas and relays their messages.
 
     rank 0                                 leader of node 1, 2, … (a daemon thread a replica)
     ProcessEngine ── RemoteReplica ──TCP── serve() ── Replica ──socket pair── vLLM child
@@ -112,8 +113,9 @@ class Listener:
 
 
 def offer(meeting: Meeting, node: int, specs: Callable[[], Sequence[ReplicaSpec]]) -> None:
-    """A leader's end: makes this node's replicas known to rank 0 and serves them in daemon threads,
-    until rank 0 is gone.
+    """Makes this node's replicas known to rank 0 and serves them until it is gone.
+
+    The end of a node's leader; serves in daemon threads.
 
     `specs` says what they are; where it fails, rank 0 is told why and raises it.
     """
@@ -135,8 +137,10 @@ def offer(meeting: Meeting, node: int, specs: Callable[[], Sequence[ReplicaSpec]
 
 
 def serve(channel: Channel, spec: ReplicaSpec, slot: int) -> None:
-    """Carries out what rank 0 says about one replica of this node, and sends back what the replica
-    says."""
+    """Carries out what rank 0 says about one replica of this node.
+
+    Sends back what the replica says.
+    """
     inbox: Inbox = queue.SimpleQueue()
     replica = spec.open(slot, inbox)
 
@@ -243,7 +247,9 @@ class RemoteReplica:
 
 
 def _listen(host: str) -> socket.socket:
-    """On the meeting's own address.
+    """Listens on the meeting's own address.
+
+    On all of this machine's where that name is not one of its addresses (behind a translation).
 
     On all of this machine's where that name is not one of its addresses (behind a translation).
     """
@@ -278,8 +284,10 @@ def _connect(meeting: Meeting) -> Channel:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """A node that lost its power says nothing more: have the kernel ask, so that its connection
-    ends within about two minutes."""
+    """Has the kernel ask whether the other side still lives.
+
+    A node that lost its power says nothing more: its connection then ends within about two minutes.
+    """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):

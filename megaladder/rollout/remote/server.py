@@ -1,5 +1,6 @@
-"""vLLM's own server as a replica: engines on machines where no training rank runs, reached over
-HTTP.
+"""vLLM's own server as a replica, reached over HTTP.
+
+For engines on machines where no training rank runs.
 
     python -m vllm.entrypoints.openai.api_server --model DIR --enable-scale-out --logprobs-mode
     processed_logprobs …      (docs/slurm.md)
@@ -383,7 +384,9 @@ class _Http:
 
 
 def _their_params(ours: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """Our parameters (as a dict, without seed) in vLLM's words.
+    """Our sampling parameters in vLLM's words.
+
+    Given as a dict, without seed; `logprobs` 0 = of the sampled token only.
 
     `logprobs` 0 = of the sampled token only.
     """

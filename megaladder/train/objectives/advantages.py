@@ -69,7 +69,7 @@ def group_advantages(
     mean)²/(n−1)   GRPO; off in Dr.GRPO, arXiv 2503.20783
 
     s is that of the whole group with either baseline, by n − 1 as torch.std in verl, TRL and
-    OpenRLHF. Raises ValueError on rewards that are no finite numbers: a failed grader must not
+    OpenRLHF. Raises ValueError on rewards that are not finite: a failed grader must not
     become an advantage.
     """
     if baseline not in ("mean", "leave_one_out"):
