@@ -1,22 +1,27 @@
 """The program that a worker process runs: read a batch of samples, grade one after the other,
 answer each at once.
 
-Started by `worker.GradePool` as a script with an empty environment. Frames on both pipes: 4 bytes
-length (big endian), then JSON. First frame in: {"sys_path", "timeout_s", "memory_bytes"}; first
-frame out: {"ready": [protections]} or {"error": text}. Then lists of tasks
-in, one answer a task out. JSON and not pickle: what comes out of this process is not trusted by its
-reader.
+Started by `worker.GradePool` as a script with an empty environment, with a page of shared memory
+(its descriptor is the argument). Frames on both pipes: 4 bytes length (big endian), then JSON.
+First frame in: {"sys_path", "timeout_s", "memory_bytes"}; first frame out: {"ready": [protections]}
+or {"error": text}. Then lists of tasks in, lists of answers out, in order: what a batch has found
+within FLUSH_S goes out together. Which sample of the batch is under way stands in the shared page,
+so that a process that dies names its culprit. JSON and not pickle: what comes out of this process
+is not trusted by its reader.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import mmap
 import os
 import struct
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
     from megaladder.rewards.sandbox import Limits
 
 MAX_DETAIL_CHARS = 400
+FLUSH_S, FLUSH_CHARS = 0.01, 100_000
+PROGRESS = struct.Struct("<I")
+"""What the shared page holds: the index of the sample that is under way, in its batch."""
 
 
 def read_frame(stream: BinaryIO) -> Any:
@@ -50,14 +58,34 @@ def main() -> None:
         outgoing.write(frame({"error": _describe(error)}))
         return
     outgoing.write(frame({"ready": active}))
-    from megaladder.rewards.sandbox import start_clock, stop_clock
-
+    progress = mmap.mmap(int(sys.argv[1]), mmap.PAGESIZE)
     while (batch := read_frame(incoming)) is not None:
-        for task in batch:
-            start_clock(limits)
-            answer = work(task)
+        for answers in _graded(batch, work, limits, progress):
+            outgoing.write(frame(answers))
+
+
+def _graded(
+    batch: list[Any], work: Callable[[list[Any]], list[Any]], limits: Limits, progress: mmap.mmap
+) -> Iterator[list[list[Any]]]:
+    """The answers of a batch, a piece at a time; each sample has the clock for itself."""
+    from megaladder.rewards.sandbox import limit_batch, start_clock, stop_clock
+
+    answers: list[list[Any]] = []
+    limit_batch(limits, len(batch))
+    flush_at, num_chars = time.monotonic() + FLUSH_S, 0
+    for index, task in enumerate(batch):
+        PROGRESS.pack_into(progress, 0, index)
+        start_clock(limits)
+        answer = work(task)
+        answers.append(answer)
+        num_chars += len(answer[1] or "") if len(answer) > 1 else 0
+        if time.monotonic() > flush_at or num_chars > FLUSH_CHARS:
             stop_clock()
-            outgoing.write(frame(answer))
+            yield answers
+            answers, num_chars, flush_at = [], 0, time.monotonic() + FLUSH_S
+    stop_clock()
+    if answers:
+        yield answers
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -73,7 +101,7 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 def _prepare(
     setup: Mapping[str, Any],
-) -> tuple[Callable[[Mapping[str, Any]], dict[str, Any]], Limits, list[str]]:
+) -> tuple[Callable[[list[Any]], list[Any]], Limits, list[str]]:
     sys.path[:0] = setup["sys_path"][:1]
     sys.path += setup["sys_path"][1:]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -96,20 +124,18 @@ def _prepare(
         import math_verify  # noqa: F401
     limits = Limits(setup["timeout_s"], setup["memory_bytes"])
     chosen = partial(verify, grader=setup["grader"], dialect=setup["dialect"])
+    gc.freeze()  # what the imports made stays: collections need not look at it
     return partial(_grade, chosen), limits, enter(limits)
 
 
-def _grade(verify: Callable[..., Any], task: Mapping[str, Any]) -> dict[str, Any]:
+def _grade(verify: Callable[..., Any], task: list[Any]) -> list[Any]:
+    """[correct, answer, reason, detail] of [kind, response, gold, parameters]; [text] of a crash."""
     try:
-        graded = verify(task["kind"], task["response"], task["gold"], task["metadata"])
+        graded = verify(*task)
     except Exception as error:  # noqa: BLE001  model text may break a parser in new ways: one sample, counted and named as a crash
-        return {"crash": _describe(error)}
-    return {
-        "correct": graded.correct,
-        "answer": graded.answer,
-        "reason": graded.reason.value,
-        "detail": graded.detail[:MAX_DETAIL_CHARS],
-    }
+        return [_describe(error)]
+    detail = graded.detail[:MAX_DETAIL_CHARS]
+    return [graded.correct, graded.answer, graded.reason.value, detail]
 
 
 def _describe(error: BaseException) -> str:

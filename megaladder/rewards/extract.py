@@ -94,6 +94,8 @@ def answer_part(response: str) -> str | None:
     """The response without its reasoning and without special tokens at its end; None if the
     reasoning never ended."""
     text = response[-MAX_RESPONSE_CHARS:]
+    if "<" not in text:
+        return text.rstrip()
     ends = [(text.rfind(mark), mark) for mark in THINK_ENDS]
     position, mark = max(ends)
     if position >= 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from megaladder import __version__
 from megaladder.errors import DataError
@@ -92,6 +93,7 @@ def grade(
     }[kind](candidate, gold)
 
 
+@lru_cache(maxsize=4096)
 def check_gold(gold: str, kind: str) -> None:
     """Raises DataError for a gold answer that no response could match."""
     if not isinstance(gold, str) or not gold.strip():
@@ -118,6 +120,7 @@ def _math_gold(gold: str) -> str | None:
     return gold if box is None else (box.text or "").strip() or None
 
 
+@lru_cache(maxsize=4096)
 def _gsm8k_gold(gold: str) -> Number | None:
     return read_number(clean(gold.rsplit("####", 1)[-1]))
 
@@ -139,19 +142,20 @@ def _grade_math(candidate: Candidate, gold: str) -> Graded:
 
 def _grade_gsm8k(candidate: Candidate, gold: str) -> Graded:
     answer = unicodedata.normalize("NFC", candidate.text or "")
+    said = gold.rsplit("####", 1)[-1].strip()
+    correct = answer == said or _is_number(answer, _gsm8k_gold(gold))
+    reason = GradeReason.NUMERIC if correct else GradeReason.DIFFERENT
+    return Graded(
+        correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {_short(said)}"
+    )
+
+
+def _is_number(answer: str, expected: Number | None) -> bool:
     found = read_number(clean(answer))
     if found is None:
         single = last_number(clean(answer))
         found = read_number(clean(single)) if single else None
-    expected = _gsm8k_gold(gold)
-    correct = found is not None and expected is not None and same_number(expected, found)
-    reason = GradeReason.NUMERIC if correct else GradeReason.DIFFERENT
-    return Graded(
-        correct,
-        answer,
-        reason,
-        f"{candidate.rule}: {_short(answer)} against {_short(gold.rsplit('####', 1)[-1].strip())}",
-    )
+    return found is not None and expected is not None and same_number(expected, found)
 
 
 def _grade_choice(candidate: Candidate, gold: str) -> Graded:

@@ -91,20 +91,24 @@ def enter(limits: Limits) -> list[str]:
     return active
 
 
+def limit_batch(limits: Limits, num_samples: int) -> None:
+    """What a batch may take in CPU seconds, if its samples' own timers should not hold."""
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    cpu_s = usage.ru_utime + usage.ru_stime + num_samples * limits.timeout_s
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu_s) + 2, hard))
+
+
 def start_clock(limits: Limits) -> None:
     """The sample's own end, by timers with the default action: they hold even in a C-level hang.
 
     The limit is CPU time, which no busy machine shortens; wall-clock time ends what only waits, one
     second later than the parent's kill.
     """
-    for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, limits.wall_s + 1.0)
     signal.setitimer(signal.ITIMER_PROF, limits.timeout_s)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    cpu_s = math.ceil(usage.ru_utime + usage.ru_stime + limits.timeout_s) + 2
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, hard))
 
 
 def stop_clock() -> None:

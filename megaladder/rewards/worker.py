@@ -4,15 +4,16 @@ counted and named.
     with GradePool(num_workers=2, timeout_s=5.0) as pool:
         graded = pool.grade_many([GradeTask("q1", response, gold="42")])
 
-The pool's processes (`child`) start once, import sympy once, and are fed batches; each answers a
-sample as soon as it is done, so the first sample without an answer is the one that hangs. What they
-may not do: `sandbox`. The verdict itself: `verifiers.verify`, nothing else. Generated programs run
+The pool's processes (`child`) start once, import sympy once, and are fed batches; which sample each
+is at stands in memory that it shares with us, so that the one that hangs is known. What they may
+not do: `sandbox`. The verdict itself: `verifiers.verify`, nothing else. Generated programs run
 elsewhere: `verifiers.pool`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import selectors
 import signal
@@ -38,9 +39,10 @@ from megaladder.rewards.sandbox import Limits
 from megaladder.rewards.verifiers import VERIFIERS, check_row, parameters_of
 from megaladder.types import DialectName, Graded, GradeReason
 
-MAX_BATCH_TASKS = 64
+MAX_BATCH_TASKS = 128
 MAX_BATCH_CHARS = 2_000_000
-MAX_ANSWER_BYTES = 1 << 20  # of one answer frame; more means that the process is not ours any more
+# of one frame of answers; more means that the process is not ours any more
+MAX_ANSWER_BYTES = 16 << 20
 START_TIMEOUT_S = 120.0
 _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
@@ -132,7 +134,7 @@ class GradePool:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run(self, tasks: Sequence[GradeTask]) -> list[dict[str, Any]]:
+    def _run(self, tasks: Sequence[GradeTask]) -> list[list[Any]]:
         with self._lock:
             run = _Run(self, tasks)
             try:
@@ -150,12 +152,12 @@ class _Run:
     def __init__(self, pool: GradePool, tasks: Sequence[GradeTask]):
         self.pool, self.tasks = pool, tasks
         self.todo: deque[int] = deque(range(len(tasks)))
-        self.found: dict[int, dict[str, Any]] = {}
+        self.found: dict[int, list[Any]] = {}
         self.num_missing = len(tasks)
         self.tried_once: set[int] = set()
         self.selector = selectors.DefaultSelector()
 
-    def answers(self) -> list[dict[str, Any]]:
+    def answers(self) -> list[list[Any]]:
         with self.selector:
             self.pool._workers = [
                 worker for worker in self.pool._workers if worker.process.poll() is None
@@ -199,7 +201,10 @@ class _Run:
             worker: _Worker = key.data
             alive = worker.read()
             for message in worker.messages():
-                self._take(worker, message)
+                if worker.ready:
+                    self._take(worker, message)
+                else:
+                    self._begin(worker, message)
             if not alive:
                 self._lost(worker, worker.died())
         now = time.monotonic()
@@ -208,24 +213,23 @@ class _Run:
                 seconds = self.pool.limits.wall_s
                 self._lost(worker, (GradeReason.TIMEOUT, f"killed after {seconds:g} s"))
 
-    def _take(self, worker: _Worker, message: dict[str, Any]) -> None:
-        if not worker.ready:
-            if "error" in message:
-                raise ConfigError(_start_message(message["error"]))
-            worker.started(self.pool.limits.wall_s)
-            self.pool.protections = tuple(message["ready"])
-            return
-        index = worker.pending.popleft()
-        worker.restart_clock()
-        if "crash" in message:
-            if self._goes_again(index):
-                return
-            message = self._failure(index, GradeReason.CRASH, message["crash"])
-        self._store(index, message)
+    def _begin(self, worker: _Worker, message: dict[str, Any]) -> None:
+        if "error" in message:
+            raise ConfigError(_start_message(message["error"]))
+        worker.started(self.pool.limits.wall_s)
+        self.pool.protections = tuple(message["ready"])
+
+    def _take(self, worker: _Worker, answers: list[list[Any]]) -> None:
+        for index, answer in zip(worker.answered(len(answers)), answers, strict=True):
+            if len(answer) == 1:
+                if self._goes_again(index):
+                    continue
+                answer = self._failure(index, GradeReason.CRASH, answer[0])
+            self._store(index, answer)
 
     def _lost(self, worker: _Worker, cause: tuple[GradeReason, str]) -> None:
-        """A process is gone or must go: its first sample without an answer is to blame, the others
-        go back in the queue."""
+        """A process is gone or must go: the sample that it was at is to blame, the others go back in
+        the queue."""
         reason, detail = cause
         self.selector.unregister(worker.output)
         self.pool._workers.remove(worker)
@@ -234,8 +238,8 @@ class _Run:
             raise ConfigError(_start_message(f"the process ended before it was ready ({detail})"))
         if not worker.pending:
             return
-        culprit, *innocent = worker.pending
-        self.todo.extendleft(reversed(innocent))
+        culprit = worker.current()
+        self.todo.extendleft(index for index in reversed(worker.pending) if index != culprit)
         if self._goes_again(culprit):
             return
         self._store(culprit, self._failure(culprit, reason, detail))
@@ -248,17 +252,12 @@ class _Run:
         self.todo.append(index)
         return True
 
-    def _failure(self, index: int, reason: GradeReason, detail: str) -> dict[str, Any]:
+    def _failure(self, index: int, reason: GradeReason, detail: str) -> list[Any]:
         self.pool.failures.append(Failure(self.tasks[index].id, reason, detail))
-        return {
-            "correct": None,
-            "answer": None,
-            "reason": reason.value,
-            "detail": f"sample {self.tasks[index].id}: {detail}",
-        }
+        return [None, None, reason.value, f"sample {self.tasks[index].id}: {detail}"]
 
-    def _store(self, index: int, message: dict[str, Any]) -> None:
-        self.found[index] = message
+    def _store(self, index: int, answer: list[Any]) -> None:
+        self.found[index] = answer
         self.num_missing -= 1
 
 
@@ -267,7 +266,10 @@ class _Worker:
     order."""
 
     def __init__(self, setup: Mapping[str, Any]):
-        command = [sys.executable, "-I", "-B", "-X", "utf8", child.__file__]
+        page = os.memfd_create("progress")
+        os.truncate(page, mmap.PAGESIZE)
+        self._progress = mmap.mmap(page, mmap.PAGESIZE)
+        command = [sys.executable, "-I", "-B", "-X", "utf8", child.__file__, str(page)]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -277,11 +279,14 @@ class _Worker:
             cwd="/",
             start_new_session=True,
             bufsize=0,
+            pass_fds=[page],
         )
+        os.close(page)
         # both are pipes
         assert self.process.stdin is not None and self.process.stdout is not None
         self._input, self.output = self.process.stdin, self.process.stdout
         self.pending: deque[int] = deque()
+        self._num_answered = 0
         self.ready = False
         self.deadline = time.monotonic() + START_TIMEOUT_S
         self._timeout_s = 0.0
@@ -295,8 +300,21 @@ class _Worker:
     def restart_clock(self) -> None:
         self.deadline = time.monotonic() + self._timeout_s if self.pending else float("inf")
 
-    def send(self, batch: list[int], messages: list[dict[str, Any]]) -> None:
+    def answered(self, count: int) -> list[int]:
+        """The samples that the next `count` answers are for."""
+        self._num_answered += count
+        self.restart_clock()
+        return [self.pending.popleft() for _ in range(count)]
+
+    def current(self) -> int:
+        """The sample that the process is at, by its own account."""
+        (place,) = child.PROGRESS.unpack_from(self._progress)
+        return self.pending[min(max(0, place - self._num_answered), len(self.pending) - 1)]
+
+    def send(self, batch: list[int], messages: list[list[Any]]) -> None:
         self.pending.extend(batch)
+        self._num_answered = 0
+        child.PROGRESS.pack_into(self._progress, 0, 0)
         self._write(child.frame(messages))
         self.restart_clock()
 
@@ -313,7 +331,7 @@ class _Worker:
         self._buffer += data
         return bool(data)
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> list[Any]:
         found, start = [], 0
         while len(self._buffer) - start >= 4:
             (size,) = struct.unpack_from(">I", self._buffer, start)
@@ -368,20 +386,14 @@ def _check_task(task: GradeTask) -> None:
         raise DataError(f"sample {task.id}: {error}") from None
 
 
-def _as_message(task: GradeTask) -> dict[str, Any]:
-    return {
-        "id": task.id,
-        "response": task.response[-MAX_RESPONSE_CHARS:],
-        "gold": task.gold,
-        "kind": task.kind,
-        "metadata": parameters_of(task.kind, task.metadata),
-    }
+def _as_message(task: GradeTask) -> list[Any]:
+    parameters = parameters_of(task.kind, task.metadata)
+    return [task.kind, task.response[-MAX_RESPONSE_CHARS:], task.gold, parameters]
 
 
-def _as_graded(answer: Mapping[str, Any]) -> Graded:
-    return Graded(
-        answer["correct"], answer["answer"], GradeReason(answer["reason"]), answer["detail"]
-    )
+def _as_graded(answer: list[Any]) -> Graded:
+    correct, text, reason, detail = answer
+    return Graded(correct, text, GradeReason(reason), detail)
 
 
 def _import_paths() -> list[str]:

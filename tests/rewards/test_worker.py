@@ -72,6 +72,16 @@ def test_hangs_cost_one_sample_each():
     assert children_of(os.getpid()) == before
 
 
+def test_the_sample_that_hangs_is_known_within_its_batch():
+    """What was found before it in the same batch goes again, and only it is tried alone."""
+    good = _tasks(*["\\boxed{5}"] * 400)
+    tasks = [*good[:30], hanging("hang"), *good[30:]]
+    with GradePool(num_workers=1, timeout_s=0.5) as pool:
+        graded = pool.grade_many(tasks)
+        assert [failure.id for failure in pool.failures] == ["hang"]
+    assert [found.correct for found in graded] == [True] * 30 + [None] + [True] * 370
+
+
 def test_the_sandbox_denies_files_sockets_and_processes(tmp_path):
     """In a process of its own: everything below fails with EPERM or EFBIG, and reading goes on."""
     kept, target = str(tmp_path / "kept"), str(tmp_path / "created")

@@ -42,7 +42,7 @@ Reason = GradeReason | None
 def equal(gold: str, answer: str, depth: int = 0) -> Reason:
     """Why two answers are the same, or None if they are not."""
     gold, answer = clean(gold), clean(answer)
-    if squash(gold) == squash(answer):
+    if gold == answer or squash(gold) == squash(answer):
         return GradeReason.EXACT
     if depth > MAX_DEPTH:
         return None

@@ -226,6 +226,7 @@ def _ascii_calls(text: str) -> str:
     return re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
 
 
+@lru_cache(maxsize=4096)
 def squash(cleaned: str) -> str:
     """For string equality: no fonts, no spaces but between two word characters (`1 2` is not `12`),
     no outer braces."""
@@ -357,7 +358,7 @@ def _close(left: Number, right: Number, factor: Fraction) -> bool:
     """left = right · factor; where one of them is a decimal, to a relative 1e-6 and to less than
     one unit of the last place that was written, so that 0.333333 is 1/3 and 12.345678 is not
     12.345679."""
-    value = right.value * factor
+    value = right.value if factor == 1 else right.value * factor
     if left.value == value:
         return True
     places = [one.places for one in (left, right) if one.places is not None]
