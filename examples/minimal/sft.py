@@ -26,7 +26,7 @@ from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
 from megaladder.data.read import BadRow, BadRowLog
-from megaladder.data.schemas import ExampleReader
+from megaladder.data.read_examples import ExampleReader
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossSums

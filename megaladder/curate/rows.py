@@ -4,7 +4,7 @@ none of them.
 Rows come from `megaladder.data.read` (JSONL, JSON, parquet, Arrow folder, hub) and are used
 strictly here: the first bad row raises with its `file:line`. Null fields count as absent. Written
 as JSONL or parquet, atomically; JSONL rows that no step changed are copied byte for byte. Not here:
-what a row means (`megaladder.data.schemas`).
+what a row means (`megaladder.data.layouts`).
 """
 
 from __future__ import annotations

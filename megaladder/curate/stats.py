@@ -22,10 +22,12 @@ from megaladder.curate.rows import Row, prompt_text, text_leaves
 from megaladder.data.chat.samples import render_sample, tokenize_batch
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir
+from megaladder.data.layouts.layout import USES, AmbiguousLayoutError
 from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.layouts.table import LAYOUTS, recognise
 from megaladder.data.read import BadRow, RawRow
+from megaladder.data.read_examples import ExampleReader
 from megaladder.data.repeats import repeats_line
-from megaladder.data.schemas import ExampleReader, recognise
 from megaladder.data.sources.find import SourceSpec
 from megaladder.data.sources.source import open_source
 from megaladder.data.store import length_quantiles
@@ -81,7 +83,7 @@ def run_stats(config: StatsConfig) -> None:
     refused: DataError | None = None
     tokens, tokenizer, note = None, None, None
     try:
-        summary["schema"] = _layout(spec, config.format, counts)
+        summary["layouts"] = _layouts(spec, config.format, counts)
     except DataError as error:
         refused = error
     if refused is None and folder is not None:
@@ -100,7 +102,7 @@ def run_stats(config: StatsConfig) -> None:
 def _row_summary(spec: SourceSpec, counts: RowCounts) -> Row:
     return {
         "file": spec.name,
-        "schema": None,
+        "layouts": {},
         "rows": counts.rows,
         "columns": dict(counts.columns.most_common()),
         "bad_rows": dict(counts.bad_rows),
@@ -112,11 +114,26 @@ def _row_summary(spec: SourceSpec, counts: RowCounts) -> Row:
     }
 
 
-def _layout(spec: SourceSpec, name: str, counts: RowCounts) -> str:
-    """The layout of the rows. Raises DataError for none or several, and where no row is good."""
+def _layouts(spec: SourceSpec, name: str, counts: RowCounts) -> dict[str, str]:
+    """Use → the layout that the rows have for it. Raises DataError where no use is known, where
+    several layouts fit for one, and where no row is good."""
     if counts.first_bad is not None and not counts.key_sets:
         raise counts.first_bad
-    return recognise(spec.name, counts.key_sets).name if name == "auto" else name
+    found: dict[str, str] = {}
+    refused: list[DataError] = []
+    for use in USES:
+        try:
+            named = LAYOUTS.get(name)
+            layout = recognise(spec.name, counts.key_sets, use) if named is None else named
+        except AmbiguousLayoutError:
+            raise
+        except DataError as error:
+            refused.append(error)
+        else:
+            found |= {use: layout.name} if layout.can(use) else {}
+    if not found:
+        raise refused[0]
+    return found
 
 
 def _tokens(
@@ -125,7 +142,7 @@ def _tokens(
     """Adds what the rows are as samples to `summary`. Raises DataError for rows that are not for
     training on answers."""
     options = ReadOptions(
-        format=summary["schema"],
+        format=config.format,
         on_bad_row="skip",
         duplicates=config.duplicates,
         s1_teacher=config.s1_teacher,
@@ -230,9 +247,10 @@ def _print(
 def _lines(summary: Row, reason: str | None) -> Iterator[tuple[str, str]]:
     yield "file", summary["file"]
     yield "rows", f"{summary['rows']:,}"
+    named = [f"{USES[use]}: {name}" for use, name in summary["layouts"].items()]
     yield (
-        "schema",
-        (summary["schema"] or "none recognised")
+        "layout",
+        ("; ".join(named) or "none recognised")
         + (f" ({reason.splitlines()[0]})" if reason else ""),
     )
     yield (

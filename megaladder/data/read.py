@@ -26,10 +26,24 @@ class BadRow(DataError):
 @dataclass(frozen=True, slots=True)
 class RawRow:
     """`where` is `file:line` (text files) or `file:row N` (1-based, columnar files). Null fields
-    are left out of `data`."""
+    are left out of `data` and named in `nulls`."""
 
     where: str
     data: dict[str, Any]
+    nulls: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The row with its null fields."""
+        return {**dict.fromkeys(self.nulls), **self.data} if self.nulls else self.data
+
+
+def without_nulls(where: str, row: dict[str, Any]) -> RawRow:
+    """The row with its null fields set apart."""
+    nulls = tuple(key for key, item in row.items() if item is None)
+    return RawRow(
+        where, {key: row[key] for key in row if key not in nulls} if nulls else row, nulls
+    )
 
 
 @dataclass

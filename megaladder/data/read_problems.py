@@ -1,24 +1,22 @@
-"""Questions with a checkable answer (`Problem`) from RL data, question/answer files and benchmark
-files, for GRPO and for trials.
+"""A source of rows → `Problem`s (questions with a checkable answer), for GRPO and for sampling.
 
-Recognised per row: verl (`prompt`, `reward_model.ground_truth`), and a question (`problem` or
-`question`) with a final answer (`answer`, `golden_answer` or `ground_truth`; none where the verifier
-needs none). The verifier, unless given: the row's column `verifier`; verl rows whose ground truth
-has numbers and a target are countdown; those whose data_source contains gsm8k and answers with
-`#### N` are gsm8k, everything else is math. A row that its verifier cannot grade is a bad row.
-Published benchmarks with their own field names are `evaluation`'s business.
+Which columns hold them is the layout's business; what the gold answer becomes, and which verifier
+checks it, is said here. A row that its verifier cannot grade is a bad row. Published benchmarks
+are `evaluation`'s business.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megaladder.config.sections.data import Duplicates
+from megaladder.data.layouts.ask import Asked, plain_gold
+from megaladder.data.layouts.layout import Layout, check_fits
+from megaladder.data.layouts.table import layout_of
 from megaladder.data.read import BadRow, BadRowLog, RawRow, describe
 from megaladder.data.repeats import Repeats, numbered, repeats_line
 from megaladder.data.sources.find import SourceSpec
@@ -28,8 +26,6 @@ from megaladder.rewards.verifiers import VERIFIERS, check_row
 from megaladder.rewards.verifiers.base import parameter
 from megaladder.types import Kind, Message, Problem
 
-QUESTION_KEYS = ("problem", "question")
-GOLD_KEYS = ("answer", "golden_answer", "ground_truth")
 ID_KEYS = ("id", "unique_id")
 VERIFIER_KEY = "verifier"
 GSM8K_MARK = "####"
@@ -38,13 +34,15 @@ GSM8K_MARK = "####"
 @dataclass(frozen=True, slots=True)
 class ProblemOptions:
     """`kind`: grade all rows this way, None = by the row. `prompt_suffix` is appended to the
-    question, `system_prompt` put before it (both not for verl rows, whose prompt is complete)."""
+    question, `system_prompt` put before it (neither where the row's prompt is complete). `format`:
+    auto or a layout's name."""
 
     kind: Kind | None = None
     prompt_suffix: str = ""
     system_prompt: str | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     duplicates: Duplicates = "drop"
+    format: str = "auto"
 
 
 class ProblemReader:
@@ -59,6 +57,7 @@ class ProblemReader:
     ) -> None:
         self.options = options or ProblemOptions()
         self.source = open_source(spec)
+        self.layout = layout_of(self.source, self.options.format, "ask")
         self.bad_rows = bad_rows or BadRowLog(self.options.on_bad_row)
         self.repeats = Repeats(self.source, self.options.duplicates)
         self.rows = 0
@@ -84,7 +83,7 @@ class ProblemReader:
 
     def _new(self, row: RawRow) -> Problem | None:
         """The row as a problem; None for a repeat that is left out."""
-        problem = _problem(row, self.options)
+        problem = _problem(row, self.layout, self.options)
         asked = {
             name: parameter(problem.metadata, name) for name in VERIFIERS[problem.kind].parameters
         }
@@ -110,55 +109,34 @@ def read_problems(
     return list(ProblemReader(path, options))
 
 
-def _problem(row: RawRow, options: ProblemOptions) -> Problem:
-    named = _named_verifier(row)
-    is_verl = {"prompt", "reward_model"} <= set(row.data)
-    if is_verl:
-        prompt, gold = _verl_prompt(row), _verl_gold(row)
-        used: tuple[str, ...] = ("prompt", "reward_model", "data_source", VERIFIER_KEY)
-    else:
-        question_key = _key(row, QUESTION_KEYS, "a question")
-        prompt = _asked(row, row.data[question_key], question_key, options)
-        kind = options.kind or named
-        if kind is not None and not VERIFIERS[kind].needs_gold and not _has_gold(row):
-            gold, used = "", (question_key, VERIFIER_KEY)
-        else:
-            gold_key = _key(row, GOLD_KEYS, "a final answer")
-            gold, used = row.data[gold_key], (question_key, gold_key, VERIFIER_KEY)
-    metadata = {
-        key: value for key, value in row.data.items() if key not in used and key not in ID_KEYS
-    }
-    source = str(row.data.get("data_source", ""))
-    if isinstance(gold, dict) and {"numbers", "target"} <= set(gold):
-        named, metadata, gold = named or "countdown", {**metadata, **gold}, str(gold["target"])
-    kind, text = _kind_and_gold(row, gold, source, options.kind or named)
-    _check(row, kind, text, metadata)
+def _problem(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
+    check_fits(layout, row)
+    # `layout_of` refuses the others
+    assert layout.ask is not None
+    asked = layout.ask(row)
+    used = (*asked.used, *ID_KEYS, VERIFIER_KEY)
+    metadata = {key: value for key, value in row.data.items() if key not in used}
+    metadata |= {key: value for key, value in asked.parameters.items() if value is not None}
+    kind, gold = _kind_and_gold(row, asked, options.kind or _named_verifier(row))
+    _check(row, kind, gold, metadata)
     return Problem(
         id=_given_id(row),
-        prompt=prompt,
-        gold=text,
+        prompt=_prompt(asked, options),
+        gold=gold,
         kind=kind,
-        source=source,
+        source=str(row.data.get("data_source", "")),
         metadata=metadata,
-        conversational=is_verl and isinstance(row.data["prompt"], list),
+        conversational=not isinstance(asked.prompt, str),
     )
 
 
-def _asked(row: RawRow, question: Any, key: str, options: ProblemOptions) -> tuple[Message, ...]:
-    if not isinstance(question, str) or not question.strip():
-        raise BadRow(
-            row.where,
-            "no question",
-            f"text in {key!r}",
-            describe(question),
-            "fill it, or remove the row",
-        )
+def _prompt(asked: Asked, options: ProblemOptions) -> tuple[Message, ...]:
+    if not isinstance(asked.prompt, str):
+        return asked.prompt
+    if asked.complete:
+        return (Message("user", asked.prompt),)
     system = (Message("system", options.system_prompt),) if options.system_prompt else ()
-    return (*system, Message("user", question + options.prompt_suffix))
-
-
-def _has_gold(row: RawRow) -> bool:
-    return any(row.data.get(key) is not None for key in GOLD_KEYS)
+    return (*system, Message("user", asked.prompt + options.prompt_suffix))
 
 
 def _named_verifier(row: RawRow) -> Kind | None:
@@ -188,76 +166,23 @@ def _check(row: RawRow, kind: Kind, gold: str, metadata: dict[str, Any]) -> None
         ) from None
 
 
-def _key(row: RawRow, keys: tuple[str, ...], what: str) -> str:
-    found = [key for key in keys if key in row.data]
-    # some files hold the same text under two names
-    if not found or any(row.data[key] != row.data[found[0]] for key in found):
-        raise BadRow(
-            row.where,
-            f"not {what}",
-            f"{what} in one of the fields {', '.join(keys)} (or a verl row: prompt, reward_model)",
-            f"{found or describe(row.data)}",
-            "rename the fields",
-        )
-    return found[0]
-
-
-def _verl_prompt(row: RawRow) -> tuple[Message, ...]:
-    prompt = row.data["prompt"]
-    if isinstance(prompt, str) and prompt.strip():
-        return (Message("user", prompt),)
-    turns = prompt if isinstance(prompt, list) else []
-    valid = [
-        t
-        for t in turns
-        if isinstance(t, dict)
-        and t.get("role") in ("system", "user", "assistant")
-        and isinstance(t.get("content"), str)
-    ]
-    if (
-        not valid
-        or len(valid) != len(turns)
-        or not valid[-1]["content"].strip()
-        or valid[-1]["role"] != "user"
-    ):
-        raise BadRow(
-            row.where,
-            "malformed prompt",
-            "a list of {role, content} that ends with the user",
-            describe(prompt),
-            "repair the row",
-        )
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
-
-
-def _verl_gold(row: RawRow) -> Any:
-    reward_model = row.data["reward_model"]
-    return reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
-
-
-def _kind_and_gold(row: RawRow, gold: Any, source: str, kind: Kind | None) -> tuple[Kind, str]:
-    if isinstance(gold, list) and len(gold) == 1:
-        gold = gold[0]
-    if isinstance(gold, float) and gold.is_integer():
-        gold = int(gold)
-    if isinstance(gold, (list, dict)) and kind == "code":
-        gold = json.dumps(gold)
-    text = (
-        str(gold).strip()
-        if isinstance(gold, (str, int, float)) and not isinstance(gold, bool)
-        else ""
-    )
+def _kind_and_gold(row: RawRow, asked: Asked, kind: Kind | None) -> tuple[Kind, str]:
+    """The verifier and the gold answer as text. `kind`: as the run or the row says."""
+    gold = plain_gold(asked.gold, kind or asked.kind)
+    is_text = isinstance(gold, (str, int, float)) and not isinstance(gold, bool)
+    text = str(gold).strip() if is_text else ""
     if GSM8K_MARK in text and kind in (None, "gsm8k"):
         kind, text = kind or "gsm8k", text.rsplit(GSM8K_MARK, 1)[1].strip().replace(",", "")
-    if not text and (kind is None or VERIFIERS[kind].needs_gold):
+    kind = kind or asked.kind or "math"
+    if not text and VERIFIERS[kind].needs_gold:
         raise BadRow(
             row.where,
             "empty gold answer",
             "a final answer to compare with",
-            describe(gold),
-            "fill it, or remove the row",
+            describe(asked.gold),
+            "fill it, name its column in data.fields, or remove the row",
         )
-    return kind or ("gsm8k" if "gsm8k" in source.lower() else "math"), text
+    return kind, text
 
 
 def _given_id(row: RawRow) -> str:

@@ -27,7 +27,7 @@ from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.mixture import MixedStore
 from megaladder.data.read import BadRow, BadRowLog
-from megaladder.data.schemas import ExampleReader
+from megaladder.data.read_examples import ExampleReader
 from megaladder.data.sources.find import SourceSpec
 from megaladder.data.sources.source import open_source
 from megaladder.data.store import (
@@ -164,7 +164,7 @@ class _Build:
             )
         return DataReport(
             path=path,
-            schema=self.reader.schema.name,
+            schema=self.reader.layout.name,
             rows=rows,
             samples=num_samples,
             bad_rows=dict(self.bad_rows.counts),

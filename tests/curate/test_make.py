@@ -22,8 +22,8 @@ from megaladder.curate.make.run import problem_row, run_make
 from megaladder.curate.make.split import is_test_question
 from megaladder.curate.rows import iter_rows
 from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.read_examples import ExampleReader
 from megaladder.data.read_problems import read_problems
-from megaladder.data.schemas import ExampleReader
 from megaladder.errors import DataError
 from megaladder.rewards.grade import grade
 from megaladder.rewards.verifiers import verify
@@ -222,7 +222,7 @@ def test_readers_take_the_files(tmp_path) -> None:
             config_class(kind=name, rows=30, out=str(out), test_out=str(test_out), test_rows=10)
         )
         reader = ExampleReader(out, ReadOptions())
-        assert reader.schema.name == "messages"
+        assert reader.layout.name == "worked"
         assert len(list(reader)) == 30
         problems = read_problems(test_out)
         assert len(problems) == 10

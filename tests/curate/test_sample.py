@@ -38,7 +38,7 @@ from megaladder.curate.teacher.sample import (
     write_kept,
 )
 from megaladder.data.layouts.learn import ReadOptions
-from megaladder.data.schemas import ExampleReader
+from megaladder.data.read_examples import ExampleReader
 from megaladder.errors import ConfigError, EngineError
 from megaladder.rewards.grade import grade
 from megaladder.rollout.engine import SampleRequest, SamplingParams
@@ -295,7 +295,7 @@ def test_the_verb_with_the_fake_engine_and_its_rows_in_the_sft_reader(
     )
     run_sample(config)
     reader = ExampleReader(tmp_path / "out.jsonl", ReadOptions())
-    assert reader.schema.name == "scored"
+    assert reader.layout.name == "scored"
     assert len(list(reader)) == 18
     first = (tmp_path / "out.jsonl").read_bytes()
     run_sample(config)

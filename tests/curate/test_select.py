@@ -18,7 +18,7 @@ from megaladder.curate.select.recipe import load_recipes
 from megaladder.curate.select.run import STAGES, run_select
 from megaladder.curate.select.similar import tfidf_cosine
 from megaladder.data.layouts.learn import ReadOptions
-from megaladder.data.schemas import ExampleReader
+from megaladder.data.read_examples import ExampleReader
 from megaladder.errors import ConfigError, DataError
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"

@@ -54,11 +54,11 @@ def test_counts_by_hand(tmp_path, tokenizer_folder, capsys) -> None:
     found = json.loads((tmp_path / "s.json").read_text())
     assert (
         found["rows"],
-        found["schema"],
+        found["layouts"],
         found["repeated_rows"],
         found["questions"],
         found["repeated_questions"],
-    ) == (4, "messages", 1, 4, 2)
+    ) == (4, {"learn": "messages"}, 1, 4, 2)
     # <start> user _ a <end> <start> assistant _ b <end>: 10 tokens, the last two with loss; a blank
     # and a word more are two tokens more
     assert found["token_quantiles"]["p0"] == 10
@@ -66,7 +66,7 @@ def test_counts_by_hand(tmp_path, tokenizer_folder, capsys) -> None:
     assert found["loss_tokens"] == 2 + 6 + 4
     assert found["loss_token_share"] == pytest.approx(12 / 38)
     shown = capsys.readouterr().out
-    assert "schema            messages" in shown
+    assert "layout            sft: messages" in shown
     assert "31.6% with loss" in shown
     assert "<|im_start|>usera<|im_end|>" in shown.replace("\n", "").replace(" ", ""), (
         "the first sample, as rendered"
@@ -81,7 +81,11 @@ def test_rl_rows_bad_rows_and_no_tokenizer(tmp_path, capsys) -> None:
     )
     run_stats(StatsConfig(path=str(path), json_file=str(tmp_path / "s.json")))
     found = json.loads((tmp_path / "s.json").read_text())
-    assert (found["rows"], found["schema"], found["bad_rows"]) == (2, "verl", {"not UTF-8": 1})
+    assert (found["rows"], found["layouts"], found["bad_rows"]) == (
+        2,
+        {"ask": "verl"},
+        {"not UTF-8": 1},
+    )
     assert "not UTF-8; first:" in capsys.readouterr().out
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
@@ -92,7 +96,7 @@ def test_rl_rows_bad_rows_and_no_tokenizer(tmp_path, capsys) -> None:
 def test_rows_of_no_known_layout_and_a_missing_tokenizer_are_errors(tmp_path, capsys) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"alpha": 1}\n{"alpha": 2}\n')
-    with pytest.raises(DataError, match="found rows with: alpha"):
+    with pytest.raises(DataError, match="found rows with the columns alpha"):
         run_stats(StatsConfig(path=str(path)))
     assert "rows              2" in capsys.readouterr().out
     # before anything is read

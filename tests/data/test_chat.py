@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from megaladder.data.chat.samples import render_sample, split_turns, tokenize_example
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
-from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.layouts.learn import ReadOptions, from_scored
 from megaladder.data.read import BadRow, RawRow
-from megaladder.data.schemas import SCHEMAS
 from megaladder.errors import DataError, ModelError
 from megaladder.types import Example, Message
 
@@ -263,7 +262,7 @@ def test_raw_response_is_rendered_as_rethinking_sft(base):
     row = {"message": [{"role": "user", "content": "1+1?"}], "response": THINK, "advantage": 0.5}
     response_ids = [*base.encode(THINK, add_special_tokens=False), base.eos_token_id]
     row["logprob"] = [-float(i + 1) for i in range(len(response_ids))]
-    sample = tokenize_example(SCHEMAS["scored"].convert(RawRow("f:1", row), ReadOptions()), base)
+    sample = tokenize_example(from_scored(RawRow("f:1", row), ReadOptions()), base)
     assert (
         whole_text(sample, base)
         == f"<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n{THINK}<|endoftext|>"
@@ -280,7 +279,7 @@ def test_raw_response_is_rendered_as_rethinking_sft(base):
             r" tokenizer"
         ),
     ):
-        tokenize_example(SCHEMAS["scored"].convert(RawRow("f:1", row), ReadOptions()), base)
+        tokenize_example(from_scored(RawRow("f:1", row), ReadOptions()), base)
 
 
 TEXTS = st.text(alphabet="ab 12\n.<>|é🙂", min_size=1, max_size=12).filter(str.strip)

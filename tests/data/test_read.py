@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaladder.data.layouts.learn import ReadOptions
+from megaladder.data.layouts.table import LAYOUTS
 from megaladder.data.read import BadRow, RawRow
-from megaladder.data.schemas import LIMO_SYSTEM_PROMPT, SCHEMAS, ExampleReader
+from megaladder.data.read_examples import LIMO_SYSTEM_PROMPT, ExampleReader
 from megaladder.data.sources.find import SourceSpec
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
@@ -60,7 +61,7 @@ def read(path, **options):
 @pytest.mark.parametrize("name", ROWS)
 def test_schema_is_recognised_and_gives_the_same_turns(tmp_path, name):
     (example,), reader = read(write(tmp_path / "d.jsonl", [ROWS[name]]))
-    assert reader.schema.name == name
+    assert reader.layout.name == name
     assert example.messages == (Message("user", "1+1?"), Message("assistant", "2"))
     assert (example.where, len(example.id)) == (f"{tmp_path}/d.jsonl:1", 16)
     assert (example.advantage, example.response_logprobs, example.raw_response) == (
@@ -70,11 +71,11 @@ def test_schema_is_recognised_and_gives_the_same_turns(tmp_path, name):
 
 def test_text_and_scored_variants(tmp_path):
     (example,), reader = read(write(tmp_path / "t.jsonl", [{"text": "<|im_start|>user…"}]))
-    assert (reader.schema.name, example.text, example.messages) == ("text", "<|im_start|>user…", ())
+    assert (reader.layout.name, example.text, example.messages) == ("text", "<|im_start|>user…", ())
     (example,), reader = read(
         write(tmp_path / "m.jsonl", [{"messages": "1+1?", "response": "2", "advantage": -1}])
     )
-    assert (reader.schema.name, example.messages[0], example.advantage) == (
+    assert (reader.layout.name, example.messages[0], example.advantage) == (
         "scored",
         Message("user", "1+1?"),
         -1.0,
@@ -99,7 +100,7 @@ def test_s1k_is_rendered_as_published(tmp_path):
         "attempt": "4",
     }
     (example,), reader = read(write(tmp_path / "s1.jsonl", [row]))
-    assert reader.schema.name == "s1k" and example.messages == (
+    assert reader.layout.name == "s1k" and example.messages == (
         Message("user", "2+2?"),
         Message("assistant", S1_ANSWER),
     )
@@ -148,8 +149,8 @@ def test_two_schemas_name_both_and_format_decides(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"two.jsonl: expected rows that fit one schema, found that messages and text both"
-            r" fit.*fix: data.format: messages or text"
+            r"two.jsonl: expected rows that fit one layout for sft, found that messages and"
+            r" text fit.*fix: data.format: messages or text"
         ),
     ):
         read(path)
@@ -158,8 +159,8 @@ def test_two_schemas_name_both_and_format_decides(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"expected one schema for all rows, found 3 × messages, 2 × text; fix: one file per"
-            r" schema"
+            r"expected rows of one layout, found 3 of messages, 2 of text; fix: split the file by"
+            r" layout"
         ),
     ):
         read(mixed)
@@ -181,8 +182,8 @@ def test_verl_rows_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(
         DataError,
         match=(
-            r"found verl RL rows \(prompt and ground truth only\); fix: train on them with"
-            r" `megaladder grpo`"
+            r"expected rows for sft, found layout verl, which is for grpo and data sample .*; fix:"
+            r" write answers with `megaladder data sample`"
         ),
     ):
         read(write(tmp_path / "rl.jsonl", [row]))
@@ -258,7 +259,7 @@ GOLDEN = {
     "other fields": (
         b'{"message": "hello"}',
         (
-            r":3: expected the fields of schema messages \(messages\), found an object with"
+            r":3: expected the fields of layout messages \(messages\), found an object with"
             r" \['message'\]"
         ),
     ),
@@ -342,7 +343,7 @@ def test_file_level_errors(tmp_path):
     (tmp_path / "folder").mkdir()
     for name, message in {
         "empty.jsonl": r"expected at least one row, found an empty file \(0 bytes\)",
-        "blank.jsonl": r"expected rows of one of these schemas",
+        "blank.jsonl": r"expected at least one row, found none",
         "blank.csv": r"blank.csv:2: expected 2 cells as in the header, found 1",
         "x.doc": r"expected a file ending in .jsonl, .* \(each also with .gz, .zst.*found '.doc'",
         "folder": r"expected a folder with data files",
@@ -393,7 +394,7 @@ def test_parquet_and_arrow_folder_equal_jsonl(tmp_path):
     )
     for name in ("d.parquet", "arrow", "dict"):
         examples, reader = read(tmp_path / name)
-        assert reader.schema.name == "question-solution"
+        assert reader.layout.name == "question-solution"
         assert [(e.id, e.messages) for e in examples] == [(e.id, e.messages) for e in reference]
         assert examples[299].where == f"{tmp_path / name}:row 300"
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "d.parquet").read_bytes()[:-20])
@@ -455,34 +456,36 @@ JSON_VALUES = st.recursive(
 )
 
 
-FIELDS = {
-    "sharegpt": ["conversations", "system"],
-    "s1k": ["question", "thinking_trajectories", "attempt"],
-    "scored": ["message", "response", "advantage", "logprob"],
-}
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
-    name=st.sampled_from([n for n in SCHEMAS if n != "verl"]),
-    values=st.lists(JSON_VALUES, min_size=5, max_size=5),
+    name=st.sampled_from(list(LAYOUTS)),
+    values=st.lists(JSON_VALUES, min_size=6, max_size=6),
+    places=st.lists(st.integers(0, 2), min_size=6, max_size=6),
 )
-def test_any_json_value_gives_an_example_or_a_bad_row(name, values):
-    """No row content makes a converter raise anything but BadRow."""
-    schema = SCHEMAS[name]
-    keys = FIELDS.get(name) or name.split("-")
+def test_any_json_value_gives_an_example_a_problem_or_a_bad_row(name, values, places):
+    """No content of the columns that a layout needs makes a reading raise anything but BadRow."""
+    layout = LAYOUTS[name]
+    columns = [
+        need.split("|")[place % len(need.split("|"))]
+        for need, place in zip(layout.needs, places, strict=False)
+    ]
     row = RawRow(
-        "f:1", {key: value for key, value in zip(keys, values, strict=False) if value is not None}
+        "f:1",
+        {
+            column: value
+            for column, value in zip(columns, values, strict=False)
+            if value is not None
+        },
     )
-    if schema.fits(frozenset(row.data)):
+    if not layout.fits(frozenset(row.data)):
+        return
+    readings = [layout.learn and (lambda: layout.learn(row, ReadOptions()))]
+    readings.append(layout.ask and (lambda: layout.ask(row)))
+    for reading in filter(None, readings):
         try:
-            example = schema.convert(row, ReadOptions())
+            reading()
         except BadRow as bad:
             assert str(bad).startswith("f:1: expected ") and "; fix: " in str(bad)
-        else:
-            assert example.text or any(
-                m.role == "assistant" and m.content.strip() for m in example.messages
-            )
 
 
 @settings(max_examples=100, deadline=None)

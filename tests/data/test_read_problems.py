@@ -51,55 +51,51 @@ def test_verl_rows_from_parquet(tmp_path):
 
 
 def test_question_answer_rows(tmp_path):
-    path = write(
-        tmp_path / "p.jsonl",
-        {"question": "q", "golden_answer": 7.0, "data_source": "x"},
-        {"problem": "p", "answer": ["3"], "id": 60},
-    )
-    one, two = read_problems(path, ProblemOptions(prompt_suffix="\nThink.", system_prompt="S"))
+    options = ProblemOptions(prompt_suffix="\nThink.", system_prompt="S")
+    row = {"question": "q", "golden_answer": 7.0, "data_source": "x"}
+    (one,) = read_problems(write(tmp_path / "q.jsonl", row), options)
     assert (one.prompt, one.gold) == ((Message("system", "S"), Message("user", "q\nThink.")), "7")
+    path = write(tmp_path / "p.jsonl", {"problem": "p", "answer": ["3"], "id": 60})
+    (two,) = read_problems(path, options)
     assert (two.id, two.gold, two.metadata) == ("60", "3", {})
     assert read_problems(path)[0].id == read_problems(path)[0].id != one.id
 
 
-def test_refusals(tmp_path):
-    good = {"problem": "p", "answer": "3"}
-    for row, message in (
+GOOD = {"problem": "p", "answer": "3"}
+VERL = {"prompt": "p", "reward_model": {"ground_truth": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("good", "row", "message"),
+    [
+        (GOOD, {"problem": "p", "answer": " "}, "a final answer to compare with, found str ' '"),
+        (GOOD, {"problem": "p", "answer": {"a": 1}}, "to compare with, found an object"),
+        (GOOD, {"problem": "p"}, r"expected the fields of layout problem-answer"),
+        (GOOD, {"problem": " ", "answer": "1"}, "expected text in 'problem', found str ' '"),
         (
-            {"problem": "p", "answer": " "},
-            r"p.jsonl:2: expected a final answer to compare with, found str ' '; fix",
-        ),
-        (
-            {"problem": "p", "answer": {"a": 1}},
-            r"expected a final answer to compare with, found an object",
-        ),
-        (
-            {
-                "prompt": [{"role": "assistant", "content": "x"}],
-                "reward_model": {"ground_truth": "1"},
-            },
+            VERL,
+            {**VERL, "prompt": [{"role": "assistant", "content": "x"}]},
             r"expected a list of \{role, content\} that ends with the user",
         ),
+        (VERL, {**VERL, "reward_model": {}}, "a final answer to compare with, found nothing"),
         (
-            {"prompt": "x", "reward_model": {}},
-            r"expected a final answer to compare with, found nothing",
-        ),
-        (
+            {"problem": "p", "question": "p", "answer": "1"},
             {"problem": "p", "question": "q", "answer": "1"},
-            r"expected a question in one of the fields problem, question",
+            "expected one question, found two texts that differ",
         ),
-        ({"problem": "p"}, r"expected a final answer in one of the fields"),
-    ):
-        path = write(tmp_path / "p.jsonl", good, row)
-        with pytest.raises(DataError, match=message):
-            read_problems(path)
-        many = write(
-            tmp_path / "many.jsonl",
-            good,
-            row,
-            *({"problem": f"p{i}", "answer": "1"} for i in range(100)),
-        )
-        assert len(read_problems(many, ProblemOptions(on_bad_row="skip"))) == 101
+        (
+            {"problem": "p", "solution": "so \\boxed{3}"},
+            {"problem": "q", "solution": "no box"},
+            r"expected a final answer in \\boxed\{\} in 'solution', found str 'no box'",
+        ),
+    ],
+)
+def test_refusals(tmp_path, good, row, message):
+    rows = [{**good, "id": number} for number in range(100)]
+    path = write(tmp_path / "p.jsonl", rows[0], {**row, "id": "bad"}, *rows[1:])
+    with pytest.raises(DataError, match=rf"p.jsonl:2: .*{message}.*; fix: "):
+        read_problems(path)
+    assert len(read_problems(path, ProblemOptions(on_bad_row="skip"))) == 100
 
 
 def test_rows_published_many_times_are_taken_once_and_counted(tmp_path):

@@ -1,4 +1,4 @@
-"""Raw row → `Example`, one function a schema (`schemas` decides which one a file has).
+"""Raw row → `Example`: what of a row is the conversation to learn (`table` says where).
 
 Rules that are not visible in the field names:
 - `prompt`+`completion` strings become a user and an assistant turn and go through the chat template
@@ -6,7 +6,7 @@ Rules that are not visible in the field names:
 - `question,solution` (LIMO): the answer to learn is `solution`; `answer` is only its final value.
   `question,answer` (GSM8K): `answer`.
 - `system_prompt` of the options is put before every conversation without a system turn, in all
-  schemas but `text`. LIMO trained with LIMO_SYSTEM_PROMPT; it is never added by itself.
+  layouts but `text`. LIMO trained with LIMO_SYSTEM_PROMPT; it is never added by itself.
 - s1K rows are rendered as `<|im_start|>think\\n…\\n<|im_start|>answer\\nAnswer: …` (s1's
   tokenization.py).
 - `message`/`messages`,`response`,`advantage` (Rethinking SFT): the response is tokenised raw and
@@ -51,7 +51,7 @@ _S1_PLAIN = ("thinking_trajectories", "attempt")
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How a file is read. `format`: auto or a schema name. `s1_teacher`: gemini or deepseek, only
+    """How a file is read. `format`: auto or a layout's name. `s1_teacher`: gemini or deepseek, only
     for s1K rows that hold both."""
 
     format: str = "auto"
@@ -59,6 +59,9 @@ class ReadOptions:
     duplicates: Duplicates = "drop"
     system_prompt: str | None = None
     s1_teacher: str | None = None
+
+
+Learn = Callable[[RawRow, ReadOptions], Example]
 
 
 def _string(row: RawRow, key: str) -> str:
@@ -153,6 +156,7 @@ def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptio
 
 
 def from_messages(row: RawRow, options: ReadOptions) -> Example:
+    """Turns in a column `messages`."""
     return _conversation(row, _turns(row, "messages"), options)
 
 
@@ -176,22 +180,91 @@ def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
 
 
 def from_sharegpt(row: RawRow, options: ReadOptions) -> Example:
-    turns = _turns(row, "conversations", ("from", "value"), SHAREGPT_ROLES)
-    system = row.data.get("system")
-    if isinstance(system, str) and system.strip() and turns[0].role != "system":
-        turns = (Message("system", system), *turns)
+    """Turns with `from` and `value` in a column `conversations`, or with `role` and `content`."""
+    first = row.data["conversations"][:1] if isinstance(row.data["conversations"], list) else []
+    plain = bool(first) and isinstance(first[0], dict) and "role" in first[0]
+    keys = ("role", "content") if plain else ("from", "value")
+    turns = _turns(row, "conversations", keys, SHAREGPT_ROLES)
+    if turns[0].role != "system":
+        turns = (*_system_turn(row, "system"), *turns)
     return _conversation(row, turns, options)
 
 
-def from_question(answer_key: str) -> Callable[[RawRow, ReadOptions], Example]:
+def pair(question: str, answer: str, system: str = "system") -> Learn:
+    """A question and the answer to learn, each a column; a text in column `system` comes first."""
+
     def convert(row: RawRow, options: ReadOptions) -> Example:
         turns = (
-            Message("user", _string(row, "question")),
-            Message("assistant", _string(row, answer_key)),
+            *_system_turn(row, system),
+            *_string_or_turns(row, question, "user"),
+            *_string_or_turns(_first_of_texts(row, answer), answer, "assistant"),
         )
         return _conversation(row, turns, options)
 
     return convert
+
+
+def reasoned(question: str, reasoning: str, answer: str) -> Learn:
+    """A question, the reasoning and the answer, each a column: the template marks the reasoning."""
+
+    def convert(row: RawRow, options: ReadOptions) -> Example:
+        turns = (
+            Message("user", _string(row, question)),
+            Message("assistant", _string(row, answer), _string(row, reasoning)),
+        )
+        return _conversation(row, turns, options)
+
+    return convert
+
+
+def instruction(context: str, answer: str) -> Learn:
+    """`instruction`, with the text of column `context` below it where there is one (Alpaca)."""
+
+    def convert(row: RawRow, options: ReadOptions) -> Example:
+        asked, extra = _string(row, "instruction"), row.data.get(context)
+        if isinstance(extra, str) and extra.strip():
+            asked = f"{asked}\n\n{extra}"
+        turns = (Message("user", asked), Message("assistant", _string(row, answer)))
+        return _conversation(row, (*_system_turn(row, "system"), *turns), options)
+
+    return convert
+
+
+def from_conversation(row: RawRow, options: ReadOptions) -> Example:
+    """Turns in a column `conversation`."""
+    return _conversation(row, _turns(row, "conversation"), options)
+
+
+def from_preference(row: RawRow, options: ReadOptions) -> Example:
+    """The chosen answer of a pair, as a text after `prompt`, or with the prompt's turns in it."""
+    chosen = _string_or_turns(row, "chosen", "assistant")
+    if chosen[0].role == "assistant":
+        chosen = (*_string_or_turns(row, "prompt", "user"), *chosen)
+    return _conversation(row, chosen, options)
+
+
+def from_first_response(row: RawRow, options: ReadOptions) -> Example:
+    """The first of `responses`, a list of objects with a text in `response`."""
+    responses = row.data["responses"]
+    first = responses[0] if isinstance(responses, list) and responses else None
+    text = first.get("response") if isinstance(first, dict) else None
+    if not isinstance(text, str):
+        expected = "a list of objects with 'response' in 'responses'"
+        raise BadRow(row.where, "no response", expected, describe(responses), "repair the row")
+    turns = (Message("user", _string(row, "question")), Message("assistant", text))
+    return _conversation(row, turns, options)
+
+
+def _first_of_texts(row: RawRow, key: str) -> RawRow:
+    """The row with the first of several texts in a column (OlympiadBench's solutions)."""
+    value = row.data.get(key)
+    listed = isinstance(value, list) and bool(value) and isinstance(value[0], str)
+    return RawRow(row.where, {**row.data, key: value[0]}) if listed and value else row
+
+
+def _system_turn(row: RawRow, key: str) -> tuple[Message, ...]:
+    text = row.data.get(key)
+    return (Message("system", text),) if isinstance(text, str) and text.strip() else ()
 
 
 def s1_fields(keys: frozenset[str]) -> dict[str, tuple[str, str]]:

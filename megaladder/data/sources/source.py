@@ -48,7 +48,7 @@ class RowSource:
             if isinstance(row, RawRow):
                 if missing and len(columns) < 100:
                     columns |= dict.fromkeys(row.data)
-                row = RawRow(row.where, renamed(row.data, self.spec.fields))
+                row = RawRow(row.where, renamed(row.data, self.spec.fields), row.nulls)
                 for name in [name for name in missing if name in row.data]:
                     del missing[name]
             yield row

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from megaladder.data.read import RawRow
+from megaladder.data.read import RawRow, without_nulls
 from megaladder.data.sources.find import DataFile, SavedFolder, SourceSpec, choose_split
 from megaladder.errors import DataError
 
@@ -46,9 +46,7 @@ def table_rows(
             ) from error
         for row in rows:
             number += 1
-            yield RawRow(
-                f"{path}:row {number}", {key: item for key, item in row.items() if item is not None}
-            )
+            yield without_nulls(f"{path}:row {number}", row)
 
 
 def batch_key_sets(table: pyarrow.RecordBatch | pyarrow.Table) -> Counter[frozenset[str]]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from megaladder.data.read import BadRow, RawRow, describe
+from megaladder.data.read import BadRow, RawRow, describe, without_nulls
 from megaladder.data.sources.find import DataFile
 from megaladder.errors import DataError
 
@@ -249,6 +249,9 @@ def _excerpt(text: str, position: int) -> str:
 
 
 def _checked(where: str, value: Any, may_have_surrogates: bool) -> RawRow | BadRow:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        # as `datasets` reads a list of turns that is a row: a column for each place
+        value = {str(place): item for place, item in enumerate(value)}
     if not isinstance(value, dict):
         return BadRow(
             where,
@@ -265,7 +268,7 @@ def _checked(where: str, value: Any, may_have_surrogates: bool) -> RawRow | BadR
             f"a lone surrogate in {place}",
             "remove it or repair the escape pair",
         )
-    return RawRow(where, {key: item for key, item in value.items() if item is not None})
+    return without_nulls(where, value)
 
 
 def _find_surrogate(value: Any, place: str) -> str | None:

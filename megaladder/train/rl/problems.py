@@ -134,6 +134,7 @@ def _read_part(config: GrpoConfig, part: MixturePart, tokenizer: Tokenizer) -> P
         system_prompt=data.system_prompt,
         on_bad_row=data.on_bad_row,
         duplicates=data.duplicates,
+        format=part.format,
     )
     reader = ProblemReader(SourceSpec.of(part), options)
     problems = list(reader)
