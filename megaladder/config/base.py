@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import tyro
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from tyro.conf import Positional
 
@@ -21,6 +22,7 @@ __all__ = [
     "CommaStrs",
     "Positional",
     "StrictModel",
+    "YamlObject",
     "leaf_keys",
     "section_of",
 ]
@@ -90,3 +92,25 @@ def _comma(item: type, metavar: str) -> Any:
 CommaInts = Annotated[tuple[int, ...], BeforeValidator(_split), _comma(int, "INT,INT,…")]
 CommaFloats = Annotated[tuple[float, ...], BeforeValidator(_split), _comma(float, "FLOAT,FLOAT,…")]
 CommaStrs = Annotated[tuple[str, ...], BeforeValidator(_split), _comma(str, "NAME,NAME,…")]
+
+
+def _from_flag(texts: list[str]) -> Any:
+    """YAML's short form, as in a file; text that is none stays text for the validation to judge."""
+    try:
+        return yaml.safe_load(texts[0])
+    except yaml.YAMLError:
+        return texts[0]
+
+
+YamlObject = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{NAME: VALUE}",
+        instance_from_str=_from_flag,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [
+            yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
+        ],
+    ),
+]

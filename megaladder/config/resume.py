@@ -28,6 +28,8 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "model.revision",
         "model.tokenizer",
         "model.chat_template",
+        "model.chat_template_kwargs",
+        "model.template_date",
         "data.path",
         "data.format",
         "data.config",

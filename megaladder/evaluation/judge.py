@@ -28,6 +28,7 @@ from megaladder.config.verbs.evaluation import JudgeSection
 from megaladder.errors import ConfigError, RunStopped
 from megaladder.evaluation import metrics
 from megaladder.evaluation.benchmarks.problems import fill
+from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.report import Scores, count, length_values
 from megaladder.evaluation.store import Record
 from megaladder.rewards.extract import answer_part
@@ -89,9 +90,11 @@ class Judge(Protocol):
 class EngineJudge:
     """A local chat model on our engine, greedy."""
 
-    def __init__(self, engine: Engine, prompter: Any, section: JudgeSection):
+    def __init__(self, engine: Engine, prompter: Prompter, section: JudgeSection):
         self._engine, self._prompter = engine, prompter
-        self._params = SamplingParams(temperature=0.0, max_tokens=section.max_tokens)
+        self._params = SamplingParams(
+            temperature=0.0, max_tokens=section.max_tokens, stop_token_ids=prompter.stop_token_ids
+        )
         self._model = section.model
 
     def describe(self) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class Generations:
             top_k=section.top_k or 0,
             max_tokens=section.max_tokens or int(given.get("max_gen_toks", DEFAULT_MAX_TOKENS)),
             stop=tuple(_stops(given)) if self._prompter.style == "raw" else (),
+            stop_token_ids=self._prompter.stop_token_ids,
             seed=self._config.seed,
         )
 
@@ -174,10 +175,7 @@ def _language_model(generations: Generations, prompter: Prompter) -> Any:
             self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
         ) -> str:
             return prompter.tokenizer.apply_chat_template(
-                list(chat_history),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **prompter.template_kwargs,
+                list(chat_history), tokenize=False, add_generation_prompt=add_generation_prompt
             )
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:

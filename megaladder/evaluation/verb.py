@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,12 @@ from megaladder import __version__
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import EvalConfig, PromptSection, section_values
-from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import (
+    load_tokenizer,
+    model_tokenizer,
+    tokenizer_dir,
+    tokenizer_fingerprint,
+)
 from megaladder.errors import ConfigError
 from megaladder.evaluation import judge, lm_eval_format, report
 from megaladder.evaluation.benchmarks.problems import build_problems
@@ -66,7 +71,9 @@ def run_eval(config: EvalConfig) -> int:
         print(f"note: {note}")
     specs = [find_benchmark(name) for name in dict.fromkeys(config.benchmark)]
     tokenizer = _tokenizer(config)
-    prompter = make_prompter(tokenizer, config.prompt, instruction(config.budget))
+    prompter = make_prompter(
+        tokenizer, config.prompt, config.model.path, instruction(config.budget)
+    )
     out = Path(config.out) / (
         config.name
         or lm_eval_format.sanitized(Path(config.model.path).name or config.rollout.engine)
@@ -153,12 +160,13 @@ def make_engine(
     return engine
 
 
-def sampling(spec: BenchmarkSpec, config: EvalConfig) -> SamplingParams:
-    """The benchmark's published decoding under the flags that were given."""
+def sampling(spec: BenchmarkSpec, config: EvalConfig, stops: Sequence[int]) -> SamplingParams:
+    """The benchmark's published decoding under the flags that were given; `stops` end an answer."""
     given = section_values(config.rollout, ("n", "temperature", "top_p", "top_k", "max_tokens"))
     return SamplingParams(
         **{**spec.decoding, **{name: value for name, value in given.items() if value is not None}},
         seed=config.seed,
+        stop_token_ids=tuple(stops),
     )
 
 
@@ -167,11 +175,9 @@ def _tokenizer(config: EvalConfig) -> Tokenizer:
     if model.path and not Path(model.path).is_dir() and model.revision is None:
         missing = f"model.path {model.path}: no such folder, and a hub id needs its commit"
         raise ConfigError(f"{missing}; fix: --model DIR, or --model.revision COMMIT")
-    source = model.tokenizer or model.path
-    if not source:
+    if not (model.tokenizer or model.path):
         raise ConfigError("the engine needs a tokenizer; fix: --model DIR or --tokenizer DIR")
-    revision = None if model.tokenizer else model.revision
-    return load_tokenizer(source, revision, model.chat_template, model.trust_remote_code)
+    return model_tokenizer(model)
 
 
 def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: Path) -> _Job:
@@ -185,7 +191,7 @@ def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: P
         config.prompt.template.replace("\\n", "\n") if config.prompt.template is not None else None
     )
     problems = build_problems(spec, rows, config.seed, template)[: config.limit]
-    params = sampling(spec, config)
+    params = sampling(spec, config, prompter.stop_token_ids)
     prompts = tuple(prompter.text(problem) for problem in problems)
     prompt_ids = tuple(prompter.ids(text) for text in prompts)
     sampler = plain_sampler
@@ -291,7 +297,8 @@ def _make_judge(kind: str, config: EvalConfig) -> Iterator[judge.Judge]:
     elif config.judge.url is not None:
         yield judge.HttpJudge(config.judge)
     else:
-        prompter = make_prompter(load_tokenizer(str(config.judge.model)), PromptSection())
+        folder = str(config.judge.model)
+        prompter = make_prompter(load_tokenizer(folder), PromptSection(), folder)
         options = VllmOptions(
             model=str(config.judge.model),
             tp=config.rollout.tp,

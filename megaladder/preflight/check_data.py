@@ -43,11 +43,9 @@ def _is_missing(path: str) -> bool:
 
 
 def _tokenizer(model: ModelSection) -> Tokenizer:
-    from megaladder.data.chat.tokenizer import load_tokenizer
+    from megaladder.data.chat.tokenizer import model_tokenizer
 
-    return load_tokenizer(
-        model.tokenizer or model.path, model.revision, model.chat_template, model.trust_remote_code
-    )
+    return model_tokenizer(model)
 
 
 def _samples(config: SftConfig) -> None:

@@ -13,10 +13,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megaladder.config.base import CommaInts, CommaStrs, StrictModel
+from megaladder.config.base import CommaInts, CommaStrs, StrictModel, YamlObject
 from megaladder.config.sections.data import SourceSection
 
 Positive = Annotated[int, Field(ge=1)]
+TEMPLATE_DATE = "2024-07-26"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -32,6 +33,12 @@ class ModelSection(StrictModel):
     """Folder or hub id of the tokenizer; null = the model's own."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's; null = the tokenizer's."""
+    chat_template_kwargs: YamlObject = Field(default_factory=dict)
+    """Arguments of the chat template, e.g. {enable_thinking: false} (Qwen3). They become its
+    defaults, also in the exported template; a row's own chat_template_kwargs win."""
+    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = TEMPLATE_DATE
+    """The day that a chat template is told which prints today's date (Llama 3.1 and later), so that
+    every start of a run, its rollouts and its evaluation see the same prompts."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. Off: that code would have all your
     rights."""

@@ -52,8 +52,6 @@ class PromptSection(StrictModel):
     """System message. null = none."""
     suffix: str = ""
     """Put after the problem's prompt."""
-    thinking: bool | None = None
-    """Given to the template as enable_thinking (Qwen3). null = the template's default."""
 
 
 class BenchmarkPromptSection(PromptSection):

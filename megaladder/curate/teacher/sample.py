@@ -31,7 +31,7 @@ from megaladder import __version__
 from megaladder.config.verbs.evaluation import section_values
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
-from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
@@ -104,25 +104,21 @@ def run_sample(config: SampleConfig) -> None:
 
 def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:
     """Reads the problems and renders the prompts."""
-    source = config.model.tokenizer or config.model.path
-    if not source:
+    if not (config.model.tokenizer or config.model.path):
         raise ConfigError(
             "the teacher needs a tokenizer; fix: --model DIR (or --tokenizer DIR with --engine"
             " fake)"
         )
-    tokenizer = load_tokenizer(
-        source,
-        None if config.model.tokenizer else config.model.revision,
-        config.model.chat_template,
-        config.model.trust_remote_code,
-    )
+    tokenizer = model_tokenizer(config.model)
     problems = read_problems(config.path, ProblemOptions(kind=config.kind))[: config.limit]
-    prompter = make_prompter(tokenizer, config.prompt)
+    prompter = make_prompter(tokenizer, config.prompt, config.model.path)
     prompts = [prompter.text(problem) for problem in problems]
     decoding = section_values(
         config.rollout, ("n", "temperature", "top_p", "top_k", "min_p", "max_tokens")
     )
-    params = SamplingParams(**decoding, seed=config.seed, logprobs=True)
+    params = SamplingParams(
+        **decoding, seed=config.seed, logprobs=True, stop_token_ids=prompter.stop_token_ids
+    )
     return (
         TeacherTask(problems, prompts, [prompter.ids(text) for text in prompts], params),
         prompter,

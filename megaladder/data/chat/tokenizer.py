@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from megaladder.errors import ModelError
+from megaladder.config.sections.shared import TEMPLATE_DATE, ModelSection
+from megaladder.data.chat.defaults import with_defaults
+from megaladder.errors import ConfigError, ModelError
 from megaladder.types import Tokenizer
 
 # For base models whose tokenizer has no chat template but the two ChatML tokens (Qwen bases). Keeps
@@ -75,13 +79,16 @@ def load_tokenizer(
     revision: str | None = None,
     chat_template: str | Path | None = None,
     trust_remote_code: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    day: str = TEMPLATE_DATE,
 ) -> Tokenizer:
     """The tokenizer with the chat template that training uses set on it (so that saving it writes
     that template).
 
     `chat_template`: path of a Jinja file that replaces the tokenizer's own. Without either,
     DEFAULT_CHAT_TEMPLATE if the vocabulary has the ChatML tokens; otherwise the template stays
-    None, which `text` rows do not need. Raises ModelError.
+    None, which `text` rows do not need. `arguments` of the template and the `day` that it is told
+    stand in its text (`defaults`). Raises ModelError, ConfigError.
     """
     from transformers import AutoTokenizer
 
@@ -107,10 +114,49 @@ def load_tokenizer(
             ) from error
     elif tokenizer.chat_template is None and set(CHATML_TOKENS) <= set(tokenizer.get_vocab()):
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+    _set_defaults(tokenizer, arguments or {}, _day(day))
     return tokenizer
 
 
-def tokenizer_fingerprint(folder: str | Path, chat_template: str | None = None) -> str:
+def model_tokenizer(model: ModelSection, folder: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a `model` section with the chat template that it asks for: what trains,
+    samples and evaluates renders with this one. `folder`: where it lies, if that is known."""
+    return load_tokenizer(
+        folder or model.tokenizer or model.path,
+        None if folder or model.tokenizer else model.revision,
+        model.chat_template,
+        model.trust_remote_code,
+        model.chat_template_kwargs,
+        model.template_date,
+    )
+
+
+def _set_defaults(tokenizer: Tokenizer, arguments: Mapping[str, Any], day: date) -> None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        tokenizer.chat_template = {
+            name: with_defaults(text, arguments, day) for name, text in template.items()
+        }
+    elif template is not None:
+        tokenizer.chat_template = with_defaults(template, arguments, day)
+    elif arguments:
+        raise ConfigError(
+            "model.chat_template_kwargs: expected a tokenizer with a chat template, found none; fix:"
+            " model.chat_template: a Jinja file, or remove the arguments"
+        )
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.template_date: expected a day such as 2024-07-26, found {text!r} ({error}); fix:"
+            " correct it"
+        ) from error
+
+
+def tokenizer_fingerprint(folder: str | Path, chat_template: Any = None) -> str:
     """sha256 over names and bytes of the tokenizer's files (templates included) and over the
     template in use, if another one is.
 
@@ -128,5 +174,6 @@ def tokenizer_fingerprint(folder: str | Path, chat_template: str | None = None) 
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    digest.update(b"" if chat_template is None else b"template\0" + chat_template.encode("utf-8"))
+    template = b"" if chat_template is None else b"template\0" + str(chat_template).encode("utf-8")
+    digest.update(template)
     return digest.hexdigest()

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from megaladder.config.verbs.evaluation import PromptSection
+from megaladder.data.chat.stops import stop_token_ids
 from megaladder.errors import ConfigError
 from megaladder.types import Message, Problem, Tokenizer
 
@@ -21,7 +22,7 @@ class Prompter:
     style: str  # chat or raw
     system: str | None = None
     suffix: str = ""
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    stop_token_ids: tuple[int, ...] = ()  # that end an answer
 
     def text(self, problem: Problem) -> str:
         """The whole prompt as the model sees it."""
@@ -40,9 +41,7 @@ class Prompter:
         turns += [{"role": message.role, "content": message.content} for message in before] + [
             {"role": last.role, "content": content}
         ]
-        return self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs
-        )
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """A chat template writes its own special tokens; raw text gets the tokenizer's (a
@@ -56,16 +55,17 @@ class Prompter:
             "style": self.style,
             "system": self.system,
             "suffix": self.suffix,
-            "template_kwargs": self.template_kwargs,
             "chat_template_sha256": (
                 hashlib.sha256(str(template).encode()).hexdigest() if template else None
             ),
         }
 
 
-def make_prompter(tokenizer: Tokenizer, section: PromptSection, extra_suffix: str = "") -> Prompter:
-    """`section.style` auto: chat where the tokenizer has a template. `extra_suffix`: budget
-    instructions (`budget.instruction`)."""
+def make_prompter(
+    tokenizer: Tokenizer, section: PromptSection, model: str | None, extra_suffix: str = ""
+) -> Prompter:
+    """`section.style` auto: chat where the tokenizer has a template. `model`: its folder, which may
+    name further ends of an answer. `extra_suffix`: budget instructions (`budget.instruction`)."""
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if section.style == "chat" and not has_template:
         raise ConfigError(
@@ -73,12 +73,10 @@ def make_prompter(tokenizer: Tokenizer, section: PromptSection, extra_suffix: st
             " --model.chat-template FILE"
         )
     style = ("chat" if has_template else "raw") if section.style == "auto" else section.style
-    if section.thinking is not None and style == "raw":
-        raise ConfigError(
-            "prompt.thinking is for chat templates, the prompt is raw text; fix: --prompt.style"
-            " chat, or leave it out"
-        )
-    kwargs = {} if section.thinking is None else {"enable_thinking": section.thinking}
     return Prompter(
-        tokenizer, style, section.system, section.suffix.replace("\\n", "\n") + extra_suffix, kwargs
+        tokenizer,
+        style,
+        section.system,
+        section.suffix.replace("\\n", "\n") + extra_suffix,
+        stop_token_ids(tokenizer, model),
     )

@@ -19,7 +19,7 @@ from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.data import MixturePart
 from megaladder.data.chat.stops import stop_token_ids
-from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.mixture import Mixture
 from megaladder.data.prompts import render_prompts
 from megaladder.data.read_problems import ProblemOptions, ProblemReader
@@ -172,9 +172,7 @@ def _read(
 ) -> tuple[ProblemStream, Tokenizer, ProblemFacts]:
     fault_point("data")
     folder = tokenizer_dir(config.model.tokenizer or str(model_folder), config.model.revision)
-    tokenizer = load_tokenizer(
-        folder, None, config.model.chat_template, config.model.trust_remote_code
-    )
+    tokenizer = model_tokenizer(config.model, folder)
     parts = read_parts(config, tokenizer)
     check_vocabulary(max(part.largest_token_id for part in parts), shape, folder)
     stream = ProblemStream(
@@ -194,12 +192,9 @@ def _read(
     lines += [f"  {line}" for part in parts for line in part.lines]
     if stream.mixture is not None:
         lines += stream.mixture.lines(names, len(stream.problems))
-    template = (
-        Path(config.model.chat_template).read_text("utf-8") if config.model.chat_template else None
-    )
     identity = {
         "data": problems_fingerprint(stream),
-        "tokenizer": tokenizer_fingerprint(folder, template),
+        "tokenizer": tokenizer_fingerprint(folder, tokenizer.chat_template),
     }
     facts = ProblemFacts(
         len(stream.problems),

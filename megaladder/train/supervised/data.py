@@ -14,7 +14,7 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.sft import SftConfig
-from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.loader import BatchStats, SftLoader, eval_batches
 from megaladder.data.mixture import MixedStore
 from megaladder.data.pack import PackSpec
@@ -128,15 +128,8 @@ def prepare_data(
     with parallel.main_rank_first():
         fault_point("data")
         folder = tokenizer_dir(source, config.model.revision)
-        tokenizer = load_tokenizer(
-            folder, None, config.model.chat_template, config.model.trust_remote_code
-        )
-        template = (
-            Path(config.model.chat_template).read_text("utf-8")
-            if config.model.chat_template
-            else None
-        )
-        tokenizer_hash = tokenizer_fingerprint(folder, template)
+        tokenizer = model_tokenizer(config.model, folder)
+        tokenizer_hash = tokenizer_fingerprint(folder, tokenizer.chat_template)
         # tokenised data is cached in the run folder unless another place is named
         cache_dir = config.data.cache_dir or str(Path(config.run_dir) / "data")
         train, held_out = open_train_and_holdout(
