@@ -5,6 +5,7 @@ can be read and resumed.
     run_dir/config_history.jsonl   every config that a start began with, and what had changed
     run_dir/fingerprint.json   what the run was made of: versions, hashes of tokenizer and data
                                (atomic)
+    run_dir/model_files/       configuration and tokenizer as they travel with the weights
     run_dir/metrics.jsonl      one object a step (append-only, torn tail repaired on open)
     run_dir/held_out.jsonl     held-out loss by step, the same way
     run_dir/log.txt, checkpoints/, hf/, rollouts/, report.html
@@ -264,6 +265,10 @@ class RunDir:
     @property
     def log_text(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def model_files(self) -> Path:
+        return self.path / "model_files"
 
     def hf_folder(self, step: int) -> Path:
         return self.path / "hf" / f"step_{step}"

@@ -9,6 +9,7 @@ is written but `--json`.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import numpy as np
 
 from megaladder.curate.ngrams import words
 from megaladder.curate.rows import Row, prompt_text, text_leaves
-from megaladder.data.chat.samples import render_sample, tokenize_batch
+from megaladder.data.chat.samples import marked_sample, render_sample, tokenize_batch
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir
 from megaladder.data.layouts.layout import USES, AmbiguousLayoutError
@@ -36,6 +37,8 @@ from megaladder.run_dir import atomic_write, to_json
 from megaladder.types import Tokenizer
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from megaladder.config.verbs.data import StatsConfig
     from megaladder.types import TokenSample
 
@@ -87,7 +90,8 @@ def run_stats(config: StatsConfig) -> None:
     except DataError as error:
         refused = error
     if refused is None and folder is not None:
-        tokenizer = load_tokenizer(folder, chat_template=config.chat_template)
+        arguments = config.chat_template_kwargs
+        tokenizer = load_tokenizer(folder, chat_template=config.chat_template, arguments=arguments)
         try:
             tokens = _tokens(config, spec, summary, tokenizer)
         except DataError as error:
@@ -235,13 +239,20 @@ def _print(
     for name, value in _lines(summary, reason):
         print(f"{name:<18}{value}")
     if tokenizer is not None and tokens is not None and tokens.shown is not None:
-        from rich.console import Console
+        _show(tokens.shown, tokenizer)
 
-        text = render_sample(tokens.shown, tokenizer)
-        print(f"\none sample ({tokens.shown.num_tokens:,} tokens; loss tokens in bold):")
-        Console(soft_wrap=True).print(text[:SAMPLE_CHARACTERS])
-        if len(text) > SAMPLE_CHARACTERS:
-            print(f"… {len(text) - SAMPLE_CHARACTERS:,} characters more")
+
+def _show(sample: TokenSample, tokenizer: Tokenizer) -> None:
+    from rich.console import Console
+
+    text: Text | str = render_sample(sample, tokenizer)
+    how = "in bold"
+    if not sys.stdout.isatty():
+        text, how = marked_sample(sample, tokenizer), "between ⟦ and ⟧"
+    print(f"\none sample ({sample.num_tokens:,} tokens; loss tokens {how}):")
+    Console(soft_wrap=True, highlight=False, markup=False).print(text[:SAMPLE_CHARACTERS])
+    if len(text) > SAMPLE_CHARACTERS:
+        print(f"… {len(text) - SAMPLE_CHARACTERS:,} characters more")
 
 
 def _lines(summary: Row, reason: str | None) -> Iterator[tuple[str, str]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.types import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 
@@ -50,7 +53,7 @@ def _tokenizer(model: ModelSection) -> Tokenizer:
 
 def _samples(config: SftConfig) -> None:
     """What the rows became, and one sample with its loss tokens."""
-    from megaladder.data.chat.samples import render_sample
+    from megaladder.data.chat.samples import marked_sample, render_sample
     from megaladder.data.chat.tokenizer import tokenizer_dir, tokenizer_fingerprint
     from megaladder.data.repeats import repeats_line
     from megaladder.data.store_build import open_train_and_holdout
@@ -80,7 +83,10 @@ def _samples(config: SftConfig) -> None:
     if report.duplicate_rows:
         show("counted", repeats_line(report.duplicate_rows, report.duplicates))
     show("steps", _steps_line(config, len(store)))
-    _show_sample(render_sample(store[0], tokenizer), store[0].id)
+    if sys.stdout.isatty():
+        _show_sample(render_sample(store[0], tokenizer), store[0].id)
+    else:
+        _show_plain(marked_sample(store[0], tokenizer), store[0].id)
 
 
 def _problems(config: GrpoConfig) -> None:
@@ -118,25 +124,19 @@ def _steps_line(config: SftConfig, num_samples: int) -> str:
     return f"{num_samples // batch} an epoch × {config.train.epochs:g} epochs = {steps}{capped}"
 
 
-def _show_sample(text: Any, sample_id: str) -> None:
-    """Colours on a terminal, ⟦…⟧ around loss tokens elsewhere."""
+def _show_sample(text: Text, sample_id: str) -> None:
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        show("sample", f"{sample_id} (loss tokens bold green)")
-        Console(highlight=False).print(text)
-        return
-    plain = text.plain
-    for span in sorted(text.spans, key=lambda span: -span.start):
-        if "bold" in str(span.style):
-            plain = f"{plain[: span.start]}⟦{plain[span.start : span.end]}⟧{plain[span.end :]}"
-    if len(plain) > SAMPLE_CHARACTERS:
-        plain = (
-            f"{plain[: SAMPLE_CHARACTERS // 2]}\n… {len(plain) - SAMPLE_CHARACTERS:,} characters"
-            f" …\n{plain[-SAMPLE_CHARACTERS // 2 :]}"
-        )
+    show("sample", f"{sample_id} (loss tokens bold green)")
+    Console(highlight=False).print(text)
+
+
+def _show_plain(text: str, sample_id: str) -> None:
     show("sample", f"{sample_id} (loss tokens between ⟦ and ⟧)")
-    print(plain)
+    if len(text) > SAMPLE_CHARACTERS:
+        half, left = SAMPLE_CHARACTERS // 2, len(text) - SAMPLE_CHARACTERS
+        text = f"{text[:half]}\n… {left:,} characters …\n{text[-half:]}"
+    print(text)
 
 
 def show(name: str, value: str) -> None:

@@ -77,9 +77,8 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
     # loads while the trainer is built
     starting = EngineStart(config, parts.model, parts.data, parts.run)
     watchdog.beat("building the model")
-    trainer = Trainer(
-        config, parts.run, parts.model, build_schedule(config.optim, facts.total_steps)
-    )
+    schedule = build_schedule(config.optim, facts.total_steps)
+    trainer = Trainer(config, parts.run, parts.model, schedule, facts.files)
     policy = Policy(config, trainer, facts.pad_token_id)
     report = GrpoReport(config, parts.run, facts, trainer)
     life = RunLife(config, parts.run, report, trainer, facts.total_steps)

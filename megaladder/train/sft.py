@@ -39,7 +39,7 @@ def run_sft(config: SftConfig) -> int:
         data = prepare_data(config, layout, model.shape, model.folder, watchdog)
         loader, total_steps = data.loader, data.total_steps
         watchdog.beat("building the model")
-        trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps))
+        trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps), data.files)
         report = SftReport(config, trainer, data)
         life = RunLife(config, run, report, trainer, total_steps, evaluation=report)
         loss = sft_loss(

@@ -32,6 +32,7 @@ from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
 from megaladder.process.faults import fault_point
 from megaladder.run_dir import RunDir
+from megaladder.train.model_files import ModelFiles
 from megaladder.train.optimizer import (
     build_optimizer,
     guarded_update,
@@ -108,9 +109,17 @@ class Trainer:
     """Model chunks, optimizer and checkpoints of one run. Every method is collective."""
 
     def __init__(
-        self, config: RunConfig, run: RunDir, model: ModelSource, schedule: LrSchedule
+        self,
+        config: RunConfig,
+        run: RunDir,
+        model: ModelSource,
+        schedule: LrSchedule,
+        files: ModelFiles,
     ) -> None:
+        """files: what is saved and exported beside the weights."""
         self.config, self.schedule = config, schedule
+        parallel.on_main(lambda: files.write(run.model_files))
+        self.files_folder = run.model_files
         self.layout, self.folder, self.shape = layout_of(config), model.folder, model.shape
         options = build_options(config)
         chunks = build_chunks(self.shape, self.layout, options)
@@ -134,7 +143,7 @@ class Trainer:
             run.checkpoints,
             self.chunks,
             self.optimizer,
-            hf_files=list(auxiliary_files(self.folder)),
+            hf_files=list(auxiliary_files(self.files_folder)),
             async_save=section.async_save,
             retention=store.Retention(
                 section.keep_last, tuple(section.keep_steps), config.num_best_kept
@@ -206,7 +215,7 @@ class Trainer:
                 self.chunks,
                 self.shape,
                 out,
-                source_dir=self.folder,
+                source_dir=self.files_folder,
                 options=WriteOptions(force=True),
             )
         return out

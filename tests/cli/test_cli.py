@@ -248,6 +248,24 @@ def test_check_shows_arithmetic_memory_and_the_loss_tokens(tiny, tmp_path, capsy
     assert not (tmp_path / "runs").exists()
 
 
+def test_check_shows_the_sample_under_the_templates_arguments(tiny, tmp_path, capsys) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}{{ note }}"
+    )
+    flags = ["check", "--model.path", str(tiny), "--data.path", _rows(tmp_path / "d.jsonl", 40)]
+    flags += ["--model.chat-template", str(template), "--model.chat-template-kwargs"]
+    assert main([*flags, "{note: ' (be brief)'}"]) == 2, "the prompt is no part of the whole"
+    assert "the prompt has ' (be brief)'" in capsys.readouterr().err
+    template.write_text("{{ note }}" + template.read_text().removesuffix("{{ note }}"))
+    assert main([*flags, "{note: 'Be brief.'}"]) == 0
+    text = capsys.readouterr().out
+    assert "Be brief.<|im_start|>user" in text and "assistant ⟦It is" in text
+    assert main([*flags, "{nota: 'Be brief.'}"]) == 2
+    assert "found 'nota'" in capsys.readouterr().err
+
+
 def test_check_without_the_data(tiny, tmp_path, capsys) -> None:
     flags = ["check", "--model.path", str(tiny), "--data.path", str(tmp_path / "absent.jsonl")]
     assert main(flags) == 0

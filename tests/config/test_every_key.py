@@ -39,6 +39,7 @@ VALUES: dict[str, Any] = {
     "fields": {"question": "problem"},
     "data.mixture": [{"source": "a.jsonl", "weight": 2.0}],
     "model.chat_template_kwargs": {"enable_thinking": False},
+    "chat_template_kwargs": {"enable_thinking": False},
     "model.template_date": "2025-01-01",
     "sigma": [1.0, 1.1, 1.2],
     "train.recompute_modules": ["mlp"],

@@ -126,7 +126,7 @@ def test_local_chat_judge_uses_the_engine(tmp_path):
     tokenizer = load_tokenizer(build_tokenizer(tmp_path / "t"))
     engine = FakeEngine(lambda request: "#thereason: r\n#thescore: 3", tokenizer=tokenizer)
     by = judge.EngineJudge(
-        engine, make_prompter(tokenizer, PromptSection()), JudgeSection(model="m")
+        engine, make_prompter(tokenizer, PromptSection(), None), JudgeSection(model="m")
     )
     found = dict(by.judge([judge.Exchange("q", "r"), judge.Exchange("q2", "r2")]))
     assert found == {0: judge.Judgement(3.0, "r"), 1: judge.Judgement(3.0, "r")}

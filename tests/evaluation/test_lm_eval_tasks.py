@@ -69,7 +69,7 @@ def run(toy: Path, style: str, engine: FakeEngine, tokenizer) -> dict:
     spec = BenchmarkSpec(
         "toy", "t", "lm_eval", "plain", "exact", (), {}, "", {}, task="toy_capitals"
     )
-    prompter = make_prompter(tokenizer, PromptSection(style=style))
+    prompter = make_prompter(tokenizer, PromptSection(style=style), None)
     return lm_eval_tasks.run_spec(spec, config, prompter, engine, toy / "out")
 
 

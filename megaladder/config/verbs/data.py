@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, model_validator
 
-from megaladder.config.base import CommaStrs, Positional, StrictModel
+from megaladder.config.base import CommaStrs, Positional, StrictModel, YamlObject
 from megaladder.config.rules.engine import READ_BY_VLLM
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.data import Duplicates, FieldMap
@@ -236,6 +236,8 @@ class StatsConfig(StrictModel):
     """Tokenizer folder or hub id; null = lengths in words only."""
     chat_template: str | None = None
     """Jinja file that replaces the tokenizer's template."""
+    chat_template_kwargs: YamlObject = Field(default_factory=dict)
+    """Arguments of the template, e.g. {enable_thinking: false}; a row's own win."""
     format: str = "auto"
     """Row layout; auto = recognise it."""
     config: str | None = None
@@ -262,7 +264,10 @@ class StatsConfig(StrictModel):
     def _no_unread_key(self) -> StatsConfig:
         table: tuple[ReadIf[StatsConfig], ...] = (
             ReadIf(
-                ("chat_template", "response_template", "sample", "duplicates"),
+                (
+                    *("chat_template", "chat_template_kwargs", "response_template", "sample"),
+                    "duplicates",
+                ),
                 lambda run: run.tokenizer is not None,
                 "--tokenizer",
             ),

@@ -7,15 +7,15 @@ and whoever renders it later, on another day or in another program, gets the tok
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from megaladder.errors import ConfigError
 
 # of strftime; a frozen day begins at midnight
-_DIRECTIVES = tuple(f"%{letter}" for letter in "aAbBdjmyYeFDHIMSp") + ("%-d", "%-m")
+_DIRECTIVES = (*(f"%{letter}" for letter in "aAbBdjmyYeFDHIMSp"), "%-d", "%-m")
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 
 
@@ -31,8 +31,23 @@ def with_defaults(template: str, arguments: Mapping[str, Any], day: date) -> str
     return head + template
 
 
+@lru_cache(maxsize=16)
+def names_in(template: str) -> frozenset[str]:
+    """Every name in the expressions of a Jinja text; its plain text does not count. Raises
+    ConfigError for text that is none."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    try:
+        return frozenset(value for _, kind, value in Environment().lex(template) if kind == "name")
+    except TemplateSyntaxError as error:
+        raise ConfigError(
+            f"expected a chat template in Jinja, found one that breaks off at line {error.lineno}:"
+            f" {error.message}; fix: model.chat_template: a Jinja file"
+        ) from error
+
+
 def _default(template: str, name: str, value: Any) -> str:
-    if name in _RESERVED or not re.search(rf"\b{re.escape(name)}\b", template):
+    if name in _RESERVED or name not in names_in(template):
         raise ConfigError(
             f"model.chat_template_kwargs: expected arguments that the chat template reads, found"
             f" {name!r}; fix: correct the name, or remove it"

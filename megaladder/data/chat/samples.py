@@ -228,6 +228,16 @@ def _check_mask(example: Example, sample: TokenSample) -> TokenSample:
     return sample
 
 
+def marked_sample(sample: TokenSample, tokenizer: Tokenizer) -> str:
+    """The sample as plain text, ⟦…⟧ around what is learned: for output that is no terminal."""
+    text = render_sample(sample, tokenizer)
+    plain = text.plain
+    for span in sorted(text.spans, key=lambda span: -span.start):
+        if "bold" in str(span.style):
+            plain = f"{plain[: span.start]}⟦{plain[span.start : span.end]}⟧{plain[span.end :]}"
+    return plain
+
+
 def render_sample(sample: TokenSample, tokenizer: Tokenizer) -> Text:
     """The sample as rich text: loss tokens bold green, the others dim. Control tokens are shown."""
     from rich.text import Text

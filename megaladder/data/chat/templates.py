@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from megaladder.data.chat.defaults import names_in
 from megaladder.data.chat.stops import special_token_ids, turn_end
 from megaladder.data.chat.tokenizer import CHATML_TOKENS
 from megaladder.data.chat.turns import REASONING_KEYS
@@ -70,9 +71,10 @@ class Renderer:
                 f" that has none and no {' / '.join(CHATML_TOKENS)} tokens for the default one;"
                 " fix: model.chat_template: a Jinja file"
             )
+        texts = list(template.values()) if isinstance(template, dict) else [template]
         arguments = dict(example.template_kwargs)
         for name in arguments:
-            if not re.search(rf"\b{re.escape(name)}\b", str(template)):
+            if not any(name in names_in(text) for text in texts):
                 raise _left_out(example, f"the argument {name!r} of chat_template_kwargs", "column")
         arguments |= {"tools": list(example.tools)} if example.tools else {}
         turns = [turn_fields(message) for message in example.messages[:count]]

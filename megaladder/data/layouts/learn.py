@@ -161,7 +161,7 @@ def from_messages(row: RawRow, options: ReadOptions) -> Example:
 
 
 def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
-    """`prompt` and `completion`, each a text or a list of turns."""
+    """Prompt and completion, each a string or turns; answers inside the prompt are context."""
     completion = _string_or_turns(row, "completion", "assistant")
     if completion[0].role != "assistant":
         raise BadRow(
@@ -171,7 +171,6 @@ def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
             f"role {completion[0].role}",
             "move it to prompt",
         )
-    # answers inside a prompt are context: it is the completion that is learned
     prompt = [
         replace(turn, trained=turn.role != "assistant")
         for turn in _string_or_turns(row, "prompt", "user")

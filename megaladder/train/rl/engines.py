@@ -121,7 +121,7 @@ class EngineStart:
                 trainer.chunks,
                 trainer.shape,
                 folder,
-                source_dir=trainer.folder,
+                source_dir=trainer.files_folder,
                 options=WriteOptions(force=True),
             )
             self._begin(folder)

@@ -18,7 +18,6 @@ import numpy as np
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.data import MixturePart
-from megaladder.data.chat.stops import stop_token_ids
 from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.mixture import Mixture
 from megaladder.data.prompts import render_prompts
@@ -31,6 +30,7 @@ from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rollout.sample import Prompt
 from megaladder.run_dir import to_json
+from megaladder.train.model_files import ModelFiles, model_files
 from megaladder.train.packing import check_vocabulary
 from megaladder.types import Problem, Tokenizer
 
@@ -67,13 +67,13 @@ class ProblemStream:
 
 @dataclass(frozen=True, slots=True)
 class ProblemFacts:
-    """What every rank knows about the problems. `stop_token_ids` end an answer: end-of-sequence and
-    the template's end of turn."""
+    """What every rank knows about the problems. `files` travel with the weights; their stop ids end
+    an answer."""
 
     num_problems: int
     total_steps: int
     pad_token_id: int
-    stop_token_ids: tuple[int, ...]
+    files: ModelFiles
     lines: tuple[str, ...]
     identity: dict[str, Any]
 
@@ -192,15 +192,17 @@ def _read(
     lines += [f"  {line}" for part in parts for line in part.lines]
     if stream.mixture is not None:
         lines += stream.mixture.lines(names, len(stream.problems))
+    files = model_files(model_folder, folder, tokenizer)
     identity = {
         "data": problems_fingerprint(stream),
         "tokenizer": tokenizer_fingerprint(folder, tokenizer.chat_template),
+        "stop_token_ids": files.stop_ids,
     }
     facts = ProblemFacts(
         len(stream.problems),
         _total_steps(config, len(stream.problems)),
         tokenizer.pad_token_id or 0,
-        stop_token_ids(tokenizer, model_folder),
+        files,
         tuple(lines),
         identity,
     )

@@ -173,7 +173,7 @@ class EngineRounds:
             top_k=rollout.top_k,
             max_tokens=rollout.max_tokens,
             seed=config.train.seed,
-            stop_token_ids=data.facts.stop_token_ids,
+            stop_token_ids=data.facts.files.stop_ids,
             logprobs=rollout.engine != "fake",
         )
         self.key = _settings_key(config, data.facts.identity["data"])

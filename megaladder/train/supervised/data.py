@@ -26,6 +26,7 @@ from megaladder.model.hf_config import ModelShape
 from megaladder.parallel import Layout
 from megaladder.process.faults import fault_point
 from megaladder.train.health import Watchdog
+from megaladder.train.model_files import ModelFiles, model_files
 from megaladder.train.objectives.token_loss import NEEDS_ADVANTAGE, NEEDS_OLD_LOGPROBS
 from megaladder.train.packing import check_vocabulary, pack_spec
 from megaladder.types import PackedBatch, required
@@ -41,6 +42,7 @@ class SftData:
     total_steps: int
     spec: PackSpec
     tokenizer_hash: str
+    files: ModelFiles
 
     def names(self, indices: np.ndarray) -> Sequence[str]:
         """Sample ids as the data names them."""
@@ -63,6 +65,7 @@ class SftData:
             "data": self.train.fingerprint,
             "held_out": held_out,
             "tokenizer": self.tokenizer_hash,
+            "stop_token_ids": self.files.stop_ids,
         }
 
     def summary(self) -> str:
@@ -157,7 +160,8 @@ def prepare_data(
     total_steps = loader.total_steps(config.train.epochs)
     if config.train.max_steps is not None:
         total_steps = min(total_steps, config.train.max_steps)
-    return SftData(train, held_out, loader, total_steps, spec, tokenizer_hash)
+    files = model_files(model_folder, folder, tokenizer, train)
+    return SftData(train, held_out, loader, total_steps, spec, tokenizer_hash, files)
 
 
 def _check_columns(config: SftConfig, store: SampleStore) -> None:
