@@ -6,12 +6,13 @@ The tables below are the list of rules; docs/fp8.md repeats them for people.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from model_cases import transformers_config
 from pydantic import ValidationError
 
 from megaladder.capabilities import FP8_BLOCK, Machine, fp8_format, fp8_problem, token_alignment
@@ -19,16 +20,11 @@ from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
+from megaladder.model.hf_config import model_shape
+from megaladder.plan.hardware import find_model
 
 REQUIRED = {"model": {"path": "m"}, "data": {"path": "d"}}
-QWEN3_14B = SimpleNamespace(
-    num_attention_heads=40,
-    num_query_groups=8,
-    ffn_hidden_size=17408,
-    num_layers=40,
-    hidden_size=5120,
-    head_dim=128,
-)
+QWEN3_14B = find_model("Qwen3-14B")
 H200 = Machine(True, "NVIDIA H200", (9, 0), (13, 0), (2, 12), None)
 B200 = Machine(True, "NVIDIA B200", (10, 0), (13, 0), (2, 12), None)
 RTX_5090 = Machine(True, "NVIDIA GeForce RTX 5090", (12, 0), (13, 0), (2, 12), None)
@@ -235,8 +231,31 @@ def test_what_the_model_decides(sections: dict, message: str | None) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "sections", "message"),
+    [
+        ("olmo2", {"train": {"fp8": "tensorwise"}}, "fp8 tensorwise needs Transformer Engine's"),
+        ("glm4", {"parallel": {"cp": 2}}, "parallel.cp 2 (attention"),
+        ("gemma3", {"parallel": {"cp": 2}}, "norms after attention and MLP"),
+        ("mistral-window", {"parallel": {"cp": 2}}, "sliding_window 5; fix: parallel.cp 1"),
+        ("llama-dynamic", {"data": {"seq_length": 512}}, "max_position_embeddings 256 depend on"),
+        ("llama-dynamic", {"data": {"seq_length": 256}}, None),
+        ("qwen2-yarn", {"data": {"seq_length": 512}, "train": {"fp8": "tensorwise"}}, None),
+        ("mistral-window", {"train": {"fp8": "tensorwise"}}, None),
+    ],
+)
+def test_what_the_kind_of_model_decides(model: str, sections: dict, message: str | None) -> None:
+    shape = model_shape(transformers_config(model).to_dict())
+    if message is None:
+        validate_layout(sft(**sections), shape)
+        return
+    with pytest.raises(ConfigError, match="fix:") as caught:
+        validate_layout(sft(**sections), shape)
+    assert message in str(caught.value)
+
+
 def test_features_that_fp8_cannot_block() -> None:
-    odd = SimpleNamespace(**{**vars(QWEN3_14B), "ffn_hidden_size": 17408 + 16})
+    odd = replace(QWEN3_14B, ffn_hidden_size=17408 + 16)
     validate_layout(sft(train={"fp8": "tensorwise"}), odd)
     with pytest.raises(
         ConfigError,

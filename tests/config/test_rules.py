@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import lcm
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -21,11 +20,10 @@ from megaladder.config.rules.layout import (
 )
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
+from megaladder.plan.hardware import find_model
 
 REQUIRED = {"model": {"path": "m"}, "data": {"path": "d"}}
-QWEN3_14B = SimpleNamespace(
-    num_attention_heads=40, num_query_groups=8, ffn_hidden_size=17408, num_layers=40
-)
+QWEN3_14B = find_model("Qwen3-14B")
 
 
 def sft(**sections: dict) -> SftConfig:
