@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from megaladder import __version__
 from megaladder.errors import DataError
-from megaladder.rewards.compare.equal import equal
+from megaladder.rewards.compare.equal import equal, named
 from megaladder.rewards.compare.evaluate import TooMuch
 from megaladder.rewards.compare.normalize import Number, clean, same_number
 from megaladder.rewards.compare.quantity import read_number
@@ -143,7 +143,10 @@ def _grade_math(candidate: Candidate, gold: str) -> Graded:
 def _grade_gsm8k(candidate: Candidate, gold: str) -> Graded:
     answer = unicodedata.normalize("NFC", candidate.text or "")
     said = gold.rsplit("####", 1)[-1].strip()
-    correct = answer == said or _is_number(answer, _gsm8k_gold(gold))
+    try:
+        correct = answer == said or _is_number(answer, _gsm8k_gold(gold))
+    except TooMuch as error:
+        return Graded(None, answer, GradeReason.LIMIT, f"{candidate.rule}: {error}")
     reason = GradeReason.NUMERIC if correct else GradeReason.DIFFERENT
     return Graded(
         correct, answer, reason, f"{candidate.rule}: {_short(answer)} against {_short(said)}"
@@ -152,6 +155,8 @@ def _grade_gsm8k(candidate: Candidate, gold: str) -> Graded:
 
 def _is_number(answer: str, expected: Number | None) -> bool:
     found = read_number(clean(answer))
+    if found is None and "=" in answer:
+        return any(_is_number(value, expected) for value in named(answer))
     if found is None:
         single = last_number(clean(answer))
         found = read_number(clean(single)) if single else None

@@ -207,11 +207,61 @@ def test_grading_is_idempotent_on_its_own_answer():
         ("12345.678", "12345.679", False),
         (r"x \ne 2", r"(-\infty,2)\cup(2,\infty)", True),
         (r"\log 100", "2", True),
+        ("6", "x = 5 = 6", False),
+        ("36", "A = 6^2 = 36", True),
+        (r"4\pi", r"A = 4\pi \approx 12.57", True),
+        ("12.57", r"4\pi \approx 12.57", True),
+        (r"4\pi", r"4\pi \approx 11", False),
+        ("6", r"5 \approx 6", False),
+        (r"500\text{ cm}", r"5\text{ m} = 500\text{ cm}", True),
+        (r"500\text{ cm}", r"4\text{ m} = 500\text{ cm}", False),
+        (r"\frac12", r"\sin 30^\circ = \frac12", True),
+        (r"\frac12", r"\sin 30^\circ", True),
+        ("9", r"\lfloor 9.5 \rfloor", True),
+        ("0", r"\binom{2}{5}", True),
+        ("(1,2)", "y = 1, x = 2", False),
+        ("(1,2)", "y = 2, x = 1", True),
+        ("42", r"\text{not} = 42", False),
         (r"\ln 100", "2", False),
     ],
 )
 def test_values_are_compared_exactly(gold, answer, expected):
     assert grade(f"\\boxed{{{answer}}}", gold).correct is expected
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("\\boxed{x = 2 \\cdot 9 = 18}", True),
+        ("\\boxed{x = 17 = 18}", False),
+        ("\\boxed{x = 9^{9^{9^{9}}} = 18}", None),
+        ("So it is not 17 but 18.", True),
+        ("The answer is 18 because 2 * 9 = 18.", True),
+        ("The answer is 18 or more.", False),
+        ("18\n\n1. Add.\n2. Check.", True),
+    ],
+)
+def test_a_number_is_said_once(response, expected):
+    assert grade(response, "18", "gsm8k").correct is expected
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("The answer is B, not C.", "B"),
+        ("Answer: B\n\nC is wrong since 3.", "B"),
+        ("The answer is (D) A and B.", "D"),
+        ("\\boxed{D. Both A and B}", "D"),
+        ("\\boxed{B: P(A) = 3, 4}", "B"),
+        ("The answer is A because it is.", "A"),
+        ("The answer is A matter of taste.", None),
+        ("The answer is B or C.", None),
+        ("(A) 1 (B) 2 (C) 3", None),
+    ],
+)
+def test_one_option_is_named(response, expected):
+    verdicts = {name for name in "ABCD" if grade(response, name, "choice").correct}
+    assert verdicts == ({expected} if expected else set())
 
 
 def test_helpers():

@@ -130,7 +130,8 @@ class FunctionTerm(Term):
 
     function: str
     """path.py:function. Signatures: arguments by name (prompt, completion, gold, …, any column);
-    TRL's (completions, **columns); verl's (data_source, solution_str, ground_truth, extra_info)."""
+    TRL's (completions, **columns); verl's (data_source, solution_str, ground_truth, extra_info).
+    It runs with your rights and your environment: it must not execute what a model wrote."""
     timeout_s: Seconds = 60.0
     """Seconds that one call may take; its samples are then left out of training and counted."""
     name: str | None = None

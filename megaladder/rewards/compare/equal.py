@@ -89,9 +89,9 @@ def _mixed_forms(gold: Form, answer: Form, depth: int) -> Reason:
             pieces = (one.items[0], other.text)
             return equal(*(pieces if one is gold else pieces[::-1]), depth + 1)
         if isinstance(one, Pair) and one.brackets == "()" and _is_flat(other, len(one.items)):
-            pieces = forms.by_coordinate(other.items)  # type: ignore[union-attr]
-            both = (one.items, pieces) if one is gold else (pieces, one.items)
-            return _same_sequence(*both, depth)
+            items = forms.by_coordinate(other.items)  # type: ignore[union-attr]
+            left, right = (one.items, items) if one is gold else (items, one.items)
+            return _same_sequence(left, right, depth)
     return None
 
 
@@ -205,6 +205,12 @@ def _relation_and_other(gold: Form, answer: Form, depth: int) -> Reason:
         both = (f"(-\\infty,{value})", f"({value},\\infty)")
         return _same_collection(both, other.items, depth)
     return None
+
+
+def named(text: str) -> tuple[str, ...]:
+    """What a text names that is a relation: `x = 2 \\cdot 9 = 18` names 18; else nothing."""
+    form = forms.read(clean(text))
+    return _named(form, 0) if isinstance(form, Relation) else ()
 
 
 def _named(relation: Relation, depth: int) -> tuple[str, ...]:
@@ -443,4 +449,4 @@ def _decimal_log(node: Node) -> Node:
     return Node(node.op, args, node.value)
 
 
-__all__ = ["TooMuch", "equal"]
+__all__ = ["TooMuch", "equal", "named"]

@@ -16,7 +16,7 @@ from flint import fmpq
 from megaladder.rewards.compare.evaluate import Budget, NotRational, TooMuch, Undefined, rational
 from megaladder.rewards.compare.normalize import Number, plain_text, squash
 from megaladder.rewards.compare.normalize import number as plain_number
-from megaladder.rewards.compare.syntax import Node, NotMath, number, parse, symbols
+from megaladder.rewards.compare.syntax import Node, NotMath, number, parse, symbols, walk
 from megaladder.rewards.compare.units import SCALES, Unit, read_unit
 
 _TEXT = r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mbox|hbox|mathbf)\s*"
@@ -40,6 +40,7 @@ _SHORT_WORDS = frozenset({"yes", "no", "odd", "true", "none", "all", "east", "we
 _FUNCTION_NAMES = re.compile(
     r"\b(?:pi|sin|cos|tan|cot|sec|csc|log|ln|exp|infty|sqrt|arcsin|arccos|arctan)\b"
 )
+_OF_ANGLES = frozenset({"sin", "cos", "tan", "cot", "sec", "csc"})
 _BASE = re.compile(r"^([0-9A-Fa-f ]+)_\{?(\d{1,2})\}?$")
 
 
@@ -175,11 +176,13 @@ def _with_currency(text: str) -> Quantity | None:
 
 
 def _with_degrees(text: str) -> Quantity | None:
-    """`90^\\circ`, `30^\\circ C`; degrees inside an expression are the parser's."""
+    r"""`90^\circ`, `30^\circ C`; degrees inside an expression are the parser's."""
     match = _DEGREES.search(text)
     if match is None:
         return None
     rest = _plain(text[: match.start()].strip())
+    if rest is not None and any(one.op in _OF_ANGLES for one in walk(rest.value)):
+        return None  # `\sin 30^\circ` is no angle
     name = {"": "degree", "C": "celsius", "F": "fahrenheit"}[match.group(1).upper()]
     return replace(rest, unit=read_unit(name)) if rest else None
 

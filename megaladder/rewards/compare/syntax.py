@@ -380,7 +380,7 @@ class _Parser:
         if name in ("lfloor", "lceil"):
             node = self.sum()
             self.expect("\\r" + name[1:])
-            return Node(name[1:], (node,))
+            return Node(name, (node,))
         if name in ("lvert", "vert", "mid"):
             node = self.sum()
             self.take("\\rvert", "\\vert", "\\mid")

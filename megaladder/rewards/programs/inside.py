@@ -150,9 +150,11 @@ def _in_child(job: dict[str, Any], text: str, files: dict[str, int], parent: int
 
 def _run_program(code: str, function: str | None, arguments: list[Any]) -> int:
     """Exit status of the program, or of its function's call."""
-    sys.stdin = sys.__stdin__ = os.fdopen(0, "r", encoding="utf-8", errors="surrogatepass")
-    out = sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", errors="replace")
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", encoding="utf-8", errors="replace")
+    sys.stdin = os.fdopen(0, "r", encoding="utf-8", errors="surrogatepass")
+    out = sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace")
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="replace")
+    for name in ("stdin", "stdout", "stderr"):  # programs go back to these after a redirection
+        setattr(sys, f"__{name}__", getattr(sys, name))
     tell, dumps, exit_now = _tell, json.dumps, os._exit
     # exit and quit are what an interpreter adds that is started as usual
     space: dict[str, Any] = {"__name__": "__main__", "exit": sys.exit, "quit": sys.exit}
