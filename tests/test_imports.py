@@ -114,6 +114,22 @@ FILES = sorted(
 )
 
 
+def test_all_that_ask_an_engine_say_what_ends_an_answer() -> None:
+    """`data.chat.stops.stop_token_ids` decides it; a caller that left it out would sample past the
+    end of turn that training taught."""
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        if "rollout" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "SamplingParams"
+        and node.keywords
+        and "stop_token_ids" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert silent == []
+
+
 def test_imports_go_one_way() -> None:
     wrong = []
     for path in FILES:

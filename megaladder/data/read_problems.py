@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megaladder.config.sections.data import Duplicates
+from megaladder.data.chat.turns import MEDIA_COLUMNS, PROMPT_COLUMNS, refuse_columns
 from megaladder.data.layouts.ask import Asked, plain_gold
 from megaladder.data.layouts.layout import Layout, check_fits
 from megaladder.data.layouts.table import layout_of
@@ -111,6 +112,7 @@ def read_problems(
 
 def _problem(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
     check_fits(layout, row)
+    refuse_columns(row, (*MEDIA_COLUMNS, *PROMPT_COLUMNS))
     # `layout_of` refuses the others
     assert layout.ask is not None
     asked = layout.ask(row)

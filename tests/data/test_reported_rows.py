@@ -11,6 +11,8 @@ from data.chat_templates import CHATML, DEEPSEEK_R1, QWEN_2_5, QWEN_3, SPECIAL
 from data.conftest import build_tokenizer
 
 from megaladder import cli
+from megaladder.data.read import BadRow
+from megaladder.data.read_problems import read_problems
 
 USER = {"role": "user", "content": "2+3?"}
 ADDER = {
@@ -168,6 +170,17 @@ def test_a_template_that_opens_the_thinking_and_drops_it(stats):
     template = DEEPSEEK_R1.replace("<｜end▁of▁sentence｜>", "<|im_end|>").replace("bos_token", "''")
     _, out = stats(row, template)
     assert "<think>\n⟦two, three\n</think>\n\n5<|im_end|>⟧" in out
+
+
+@pytest.mark.parametrize("column", ["images", "tools", "chat_template_kwargs"])
+def test_problems_that_a_text_prompt_would_cut_short_are_refused(tmp_path, column):
+    row = {"question": "2+3?", "answer": "5"}
+    value = {"enable_thinking": False} if column == "chat_template_kwargs" else [{"name": "x"}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({**row, column: value}) + "\n")
+    with pytest.raises(BadRow, match=f"expected rows of text, found the column '{column}'"):
+        read_problems(tmp_path / "d.jsonl")
+    (tmp_path / "d.jsonl").write_text(json.dumps({**row, column: None}) + "\n")
+    assert [problem.gold for problem in read_problems(tmp_path / "d.jsonl")] == ["5"]
 
 
 def test_arguments_of_a_row_and_of_the_command(stats):

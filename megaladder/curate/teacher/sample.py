@@ -298,6 +298,8 @@ def _no_logprob_reason(stored: Row, tokenizer: Tokenizer) -> str | None:
         return "the engine gave none"
     if stored["finish_reason"] != FinishReason.STOP:
         return "cut at max_tokens"
+    if stored["response_ids"][-1] != tokenizer.eos_token_id:
+        return "ended by another token than end-of-sequence, which rows of responses end with"
     again = tokenizer.encode(stored["response"], add_special_tokens=False)
     return (
         None

@@ -9,6 +9,7 @@ text, is the layout's business (`data.layouts`).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,8 @@ NEUTRAL_KEYS = (
     *("id", "index", "turn", "uuid", "timestamp", "created_at", "model", "info", "source"),
     *("metadata", "language", "lang", "score", "rating"),
 )
+# columns of a problem that its prompt, rendered without them, would leave out
+PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
 # columns of a row that would change the loss, or that no text model can take in
 MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHT_COLUMNS = ("weight", "loss_weight", "sample_weight", "loss_mask")
@@ -68,10 +71,7 @@ def read_row_fields(row: RawRow, example: Example) -> Example:
 
     Raises BadRow for columns that would change the loss, and for images, video and sound.
     """
-    for key in MEDIA_COLUMNS:
-        if not _is_empty(row.data.get(key)):
-            expected, fix = "rows of text", "remove the row, or the column if the text needs none"
-            raise BadRow(row.where, f"column {key}", expected, f"the column {key!r}", fix)
+    refuse_columns(row, MEDIA_COLUMNS)
     for key in WEIGHT_COLUMNS:
         value = row.data.get(key)
         if not _is_empty(value) and not _is_one(value):
@@ -79,6 +79,14 @@ def read_row_fields(row: RawRow, example: Example) -> Example:
             found = f"{describe(value)} in column {key!r}"
             raise BadRow(row.where, f"column {key}", expected, found, fix)
     return replace(example, tools=_tools(row), template_kwargs=_template_kwargs(row))
+
+
+def refuse_columns(row: RawRow, columns: Sequence[str]) -> None:
+    """Raises BadRow where one of the columns holds something: no text without it would be right."""
+    for key in columns:
+        if not _is_empty(row.data.get(key)):
+            expected, fix = "rows of text", "remove the row, or the column if the text needs none"
+            raise BadRow(row.where, f"column {key}", expected, f"the column {key!r}", fix)
 
 
 def _plain_text(row: RawRow, name: str, content: Any) -> str:
