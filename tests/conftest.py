@@ -3,6 +3,7 @@ hypothesis, the real data where it is there."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from multiprocessing import forkserver as forkserver_module
@@ -49,6 +50,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: megatron-core and the dry run collect garbage often, and would
+    look through all of it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Else libraries report what is left at the end of this process."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

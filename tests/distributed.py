@@ -52,13 +52,14 @@ def run_ranks(script: str, world_size: int, *args: str, timeout_s: float = 240) 
         ]
         try:
             failed = _first_failure(ranks, timeout_s)
+            status = None if failed is None else ranks[failed].exitcode
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.join()
         output = [path.read_text(errors="replace") for path in said]
     assert failed is None, (
-        f"{script}, rank {failed} of {world_size} failed:\n{output[failed][-6000:]}"
+        f"{script}, rank {failed} of {world_size}: status {status}\n{output[failed][-6000:]}"
     )
     return "".join(output)
 

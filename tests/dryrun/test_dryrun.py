@@ -112,7 +112,7 @@ def test_ranks_of_every_kind_of_layer_agree(write, tmp_path, kind: str) -> None:
 
 def test_grpo_with_reference_and_old_log_probs(write, capsys) -> None:
     run = write(
-        {"tp": 2, "pp": 2, "ranks": 8},
+        {"tp": 2, "pp": 2, "ranks": 4},
         rollout={"engine": "fake", "n": 4, "max_tokens": 64},
         grpo={"prompts_per_step": 8, "mini_batches": 2, "kl": "k3"},
         reward={"kind": "math"},
@@ -143,7 +143,7 @@ def test_a_stage_with_another_number_of_micro_batches_is_named(write, monkeypatc
         return batches[:-1] if parallel.is_last_pipeline_stage() else batches
 
     monkeypatch.setattr(step, "micro_batches", fewer)
-    faults = ranks.run_all(job(write, pp=2, ranks=4)).faults
+    faults = ranks.run_all(job(write, dp=1, pp=2, ranks=2)).faults
     assert any("4 sends meet 3 receives" in fault for fault in faults), faults
 
 
@@ -162,7 +162,7 @@ def test_a_receive_that_the_schedule_skips_is_named(write, monkeypatch) -> None:
         return own(self, shapes, is_first_stage)
 
     monkeypatch.setattr(P2PCommunicator, "recv_forward", skipping)
-    faults = ranks.run_all(job(write, pp=2, ranks=4)).faults
+    faults = ranks.run_all(job(write, dp=1, pp=2, ranks=2)).faults
     assert any("4 sends meet 3 receives" in fault for fault in faults), faults
 
 
