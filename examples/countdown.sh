@@ -29,8 +29,8 @@ megaladder grpo examples/configs/grpo_countdown_cpu.yaml --reward.kind math --ru
 
 stage "5  200 puzzles that are in no training file, and the report"
 evaluate "$run/sft/hf/step_300" sft
-evaluate "$run/task/hf/step_20" task
-evaluate "$run/value/hf/step_20" value
+evaluate "$run/task/hf/step_24" task
+evaluate "$run/value/hf/step_24" value
 megaladder report "$run/sft" "$run/task" "$run/value" "$run/eval" --out "$run/report.html"
 
 stage "6  every answer of both runs judged once more"

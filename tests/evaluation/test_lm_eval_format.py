@@ -16,6 +16,7 @@ from megaladder.analysis.samples import read_samples
 from megaladder.analysis.tables import Warnings
 from megaladder.cli import main
 from megaladder.evaluation.lm_eval_format import sanitized
+from megaladder.rewards.grade import grader_label
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,18 @@ def folders(tmp_path_factory, shared_data):
     out = tmp_path_factory.mktemp("out")
     tokenizer = build_tokenizer(out / "tokenizer")
     names = "aime24,amc23,math500,gsm8k"
-    more = ["--limit", "40", "--n", "4", "--data-dir", str(shared_data), "--out", str(out)]
+    more = [
+        "--extract",
+        "last-box",
+        "--limit",
+        "40",
+        "--n",
+        "4",
+        "--data-dir",
+        str(shared_data),
+        "--out",
+        str(out),
+    ]
     assert (
         main(
             ["eval", "--engine", "fake", "--tokenizer", str(tokenizer), "--benchmark", names, *more]
@@ -115,6 +127,18 @@ def test_summary_says_how_it_was_made(folders):
         and protocol["limit"] is None
     )
     assert {"truncated", "no_answer", "undecided", "aborted"} <= summary["counts"].keys()
+
+
+def test_command_summary_and_report_name_one_grader(folders, tmp_path, capsys):
+    label = grader_label(dialect="last-box")
+    for folder in folders.values():
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        assert summary["protocol"]["grader"] == label
+    model = folders["aime24"].parent
+    assert main(["report", str(model), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert page.count(label) == 2 * len(folders), "accuracy and protocol of each benchmark"
+    assert "Undecided samples have no verdict" in page
 
 
 def test_names_of_folders():

@@ -109,6 +109,21 @@ def test_the_task_is_paid_and_the_value_is_not(tmp_path: Path, capsys) -> None:
         assert row[2:] == [pytest.approx(200 / 3, abs=0.05)] * 2 + [third, third, sixth]
 
 
+@pytest.mark.parametrize(
+    ("completion", "text"),
+    [
+        ("<think>\\boxed{1}</think> \\boxed{2}", "2"),
+        ("\\boxed{1} \\boxed{2}", "2"),
+        ("<think></think>\\boxed{1}\\boxed{2", ""),
+        ("<think></think><think>\\boxed{1}", ""),
+        ("<think>\\boxed{1}", ""),
+        ("1", ""),
+    ],
+)
+def test_the_tool_finds_the_answer_that_was_given(completion: str, text: str) -> None:
+    assert TOOL.boxed(completion) == text
+
+
 def test_the_tool_refuses_what_is_no_countdown_run(tmp_path: Path, capsys) -> None:
     assert TOOL.main([str(tmp_path)]) == 2
     row = {"prompt": "What is 1 + 1?", "completion": "2", "reward": 1.0, "correct": True}

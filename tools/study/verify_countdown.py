@@ -28,7 +28,6 @@ from megaladder.run_dir import read_jsonl
 from megaladder.train.rl.records import rollouts_file, stored_steps
 
 QUESTION = re.compile(r"Use each of the numbers ([\d, ]+) exactly once, .* to make (\d+)\.")
-BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 class VerifyCountdownConfig(StrictModel):
@@ -100,12 +99,14 @@ def puzzle(row: dict[str, Any], path: Path) -> tuple[list[int], int]:
 
 
 def boxed(completion: str) -> str:
-    r"""The last `\boxed{…}` behind the reasoning; empty without one, or while it still thinks."""
-    _reasoning, closed, answer = completion.rpartition("</think>")
-    if not closed and "<think>" in answer:
+    r"""The last `\boxed{…}` behind the reasoning. Empty without one, where it never closes, and while
+    the answer still thinks, or thinks again."""
+    answer = completion.rpartition("</think>")[2]
+    _before, opened, box = answer.rpartition("\\boxed{")
+    if not opened or "<think>" in answer:
         return ""
-    boxes = BOX.findall(answer)
-    return boxes[-1] if boxes else ""
+    text, closed, _after = box.partition("}")
+    return text if closed else ""
 
 
 def solves(text: str, numbers: list[int], target: int) -> bool:
