@@ -43,7 +43,7 @@ from megaladder.errors import DataError
 from megaladder.run_dir import to_json
 from megaladder.types import Example, Tokenizer, TokenSample
 
-CODE_VERSION = 2  # raise it when the same input would give other tokens or masks
+CODE_VERSION = 3  # raise it when the same input would give other tokens or masks
 TOKENIZE_BATCH_ROWS = 64
 Truncation = Literal["drop", "right", "error"]
 

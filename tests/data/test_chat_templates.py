@@ -192,6 +192,20 @@ def test_reasoning_of_a_field_of_its_own(load):
     assert text == "KEEPTHIS\n</think>\n\n12<｜end▁of▁sentence｜>"
 
 
+def test_thinking_inside_the_answer_is_one_block(load):
+    """A template that reads thinking from a field only would write an empty block before it."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    tokenizer = load(template)
+    for answer in (THINK, THINK.removeprefix("<think>\n")):
+        sample = tokenize_example(row(USER, answer), tokenizer)
+        check_single(sample, tokenizer, "3*4=12\n</think>\n\n12", "<|im_end|>")
+
+
 TOOL = {"type": "function", "function": {"name": "adder_tool", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "adder_tool", "arguments": {"a": 1}}}
 

@@ -145,6 +145,10 @@ def test_a_fine_tuned_base_model_stops_in_our_own_evaluation(tmp_path):
         *("--optim.lr", 1e-2, "--checkpoint.export-hf", "true"),
     )
     exported = next((run / "hf").iterdir())
+    # a conversion of the checkpoint gets the same
+    kept = next((run / "checkpoints").glob("step_*")) / "hf"
+    for name in ("chat_template.jinja", "generation_config.json", "tokenizer_config.json"):
+        assert (kept / name).read_bytes() == (exported / name).read_bytes()
     questions = [{"question": f"What is {a} + 9?", "answer": f"#### {a + 9}"} for a in range(8)]
     (tmp_path / "data" / "gsm8k").mkdir(parents=True)
     (tmp_path / "data" / "gsm8k" / "test.jsonl").write_text(

@@ -58,10 +58,20 @@ class Renderer:
         self._tokenizer, self._options = tokenizer, options
         self._end = turn_end(tokenizer)
         self._special = special_token_ids(tokenizer)
+        # of the example at hand, whose prefixes are asked for several times
+        self._rendered: tuple[Example | None, dict[tuple[int, bool], str]] = (None, {})
 
     def text(self, example: Example, count: int, prompt: bool) -> str:
         """The template over the first `count` messages, with the generation prompt if `prompt`.
         Raises BadRow for a conversation that it does not take, DataError without a template."""
+        if self._rendered[0] is not example:
+            self._rendered = (example, {})
+        known = self._rendered[1]
+        if (count, prompt) not in known:
+            known[count, prompt] = self._render(example, count, prompt)
+        return known[count, prompt]
+
+    def _render(self, example: Example, count: int, prompt: bool) -> str:
         from jinja2.exceptions import TemplateError
 
         template = self._tokenizer.chat_template
@@ -93,6 +103,9 @@ class Renderer:
         """(rendered text, [(text before the answer, text through it)] per trained turn), each
         checked to be a prefix of the rendered text."""
         last = len(example.messages) - 1
+        if self._doubles_thinking(example):
+            apart = tuple(_thinking_apart(message) for message in example.messages)
+            example = replace(example, messages=apart)
         full = self._finished(example, last + 1)
         if not self._end.printed:
             full += self._end.closing
@@ -108,6 +121,17 @@ class Renderer:
         if last in trained:
             full = self._with_thinking(example, full)
         return full, [self._span(example, index, full) for index in trained]
+
+    def _doubles_thinking(self, example: Example) -> bool:
+        """Whether the template writes a block of its own before the thinking in a last answer: it
+        reads thinking from a field only."""
+        message = example.messages[-1]
+        if message.role != "assistant" or "</think>" not in message.content:
+            return False
+        before = self.text(example, len(example.messages) - 1, prompt=True)
+        written = self._finished(example, len(example.messages))
+        answer = written[len(before) :] if written.startswith(before) else ""
+        return answer.count("</think>") > message.content.count("</think>")
 
     def _finished(self, example: Example, count: int) -> str:
         return self._end.without_appendix(self.text(example, count, prompt=False))
@@ -158,6 +182,15 @@ def turn_fields(message: Message) -> dict[str, Any]:
     if message.name is not None:
         fields["name"] = message.name
     return fields
+
+
+def _thinking_apart(message: Message) -> Message:
+    """With one leading block of thinking as the reasoning that it is."""
+    inside, mark, visible = message.content.partition("</think>")
+    inside = inside.strip().removeprefix("<think>").strip()
+    if message.role != "assistant" or not mark or message.reasoning_content or "<think>" in inside:
+        return message
+    return replace(message, content=visible.lstrip("\n"), reasoning_content=inside or None)
 
 
 def _parts(message: Message) -> list[str]:
