@@ -167,7 +167,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "grade",
         "megaladder.config.verbs.grade:GradeConfig",
-        "megaladder.rewards.verb:run_grade",
+        "megaladder.analysis.grade:run_grade",
         "grade stored responses with the grader of RL and the benchmarks",
         "Evaluate",
     ),

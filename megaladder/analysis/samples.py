@@ -1,10 +1,10 @@
 """Graded samples of one model on one benchmark, whatever program wrote them, and where they lie in
 a folder.
 
-Read: our `grade` output, our eval folders (lists over samples in `doc.samples`), lm-eval
-`samples_*.jsonl` (also the s1 fork's lists), plain `{"id", "correct": […]}`, LIMO
-(`answers_correctness`) and Rethinking SFT (`accuracy` lists). One row may hold one sample or a
-problem's list of samples. Not here: grading (rewards), pass@k and friends (evaluation.metrics).
+Read: every layout of stored samples of `data.layouts.table`: what `grade` writes, our eval folders
+(lists over samples in `doc.samples`), lm-eval `samples_*.jsonl` (also the s1 fork's lists), plain
+`{"id", "correct": […]}`, LIMO's, evalchemy's and Rethinking SFT's outputs, JSON lines or not. One
+row may hold one sample or a problem's list of samples. Not here: grading (rewards), pass@k and friends (evaluation.metrics).
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ from typing import Any
 import numpy as np
 
 from megaladder.analysis.tables import Warnings, read_json_lines, read_text
+from megaladder.data.layouts.stored import lifted, stored_layout
+from megaladder.data.read import BadRow
+from megaladder.data.sources.find import as_data_file
+from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
 from megaladder.types import UNDECIDED_REASONS
 
-CORRECT_KEYS = ("exact_matches", "correct", "answers_correctness", "accuracy", "exact_match")
+CORRECT_KEYS = ("correct", "exact_matches", "answers_correctness", "accuracy", "exact_match")
 ANSWER_KEYS = (
     "extracted_answers",
     "extracted_answer",
@@ -124,8 +128,7 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
     first_filter: str | None = None
     other_filters = 0
     graders: dict[str, None] = {}
-    for where, raw in read_json_lines(path):
-        row = with_sample_lists(raw)
+    for where, row in sample_rows(path):
         if (name := row.get("filter")) is not None:
             first_filter = first_filter or str(name)
             if str(name) != first_filter:
@@ -159,6 +162,27 @@ def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warning
     kept = tuple(problem for problem in problems.values() if problem.correct)
     protocol = protocol_of(Path(path)) | ({"grader": "; ".join(graders)} if graders else {})
     return SampleSet(model, benchmark, str(path), kept, protocol, num_undecided)
+
+
+def sample_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:line`, row) of every row of a file of samples, under one set of names whatever program
+    wrote it; see `data.layouts.stored`. Raises DataError."""
+    for where, raw in raw_rows(path):
+        row = with_sample_lists(raw)
+        layout = stored_layout(row, where)
+        stored = layout.stored if layout is not None else None
+        yield where, lifted(row, stored) if stored is not None else row
+
+
+def raw_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`file:line`, row) as the file has them, null fields included; blank lines are skipped."""
+    if str(path).endswith(".jsonl") or (Path(path).is_file() and as_data_file(str(path)) is None):
+        yield from read_json_lines(path)
+        return
+    for row in open_source(path).rows():
+        if isinstance(row, BadRow):
+            raise row
+        yield row.where, row.whole
 
 
 def with_sample_lists(row: dict[str, Any]) -> dict[str, Any]:

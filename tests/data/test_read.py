@@ -165,10 +165,10 @@ def test_two_schemas_name_both_and_format_decides(tmp_path):
     ):
         read(mixed)
     with pytest.raises(
-        DataError, match=r"expected auto or one of messages, prompt-completion, .*found 'chatml'"
+        DataError, match=r"expected auto or a layout for sft \(messages, .*found 'chatml'"
     ):
         read(path, format="chatml")
-    with pytest.raises(DataError, match=r"found rows with: foo; fix: rename the fields"):
+    with pytest.raises(DataError, match=r"found rows with the columns foo; fix: .*data.fields"):
         read(write(tmp_path / "none.jsonl", [{"foo": 1}]))
 
 

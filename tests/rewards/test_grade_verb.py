@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from data.layouts_published import PUBLISHED
 
 from megaladder.cli import main
 from megaladder.rewards.grade import grade
@@ -70,6 +71,40 @@ def test_a_field_named_answer_stays_as_it_is(tmp_path):
     assert main(["grade", "--input", write(tmp_path / "in.jsonl", rows), "--output", str(out)]) == 0
     (row,) = read(out)
     assert (row["answer"], row["extracted_answer"], row["correct"]) == ("5", "6", False)
+
+
+@pytest.mark.parametrize(
+    "published", [one for one in PUBLISHED if one.graded], ids=lambda one: one.source
+)
+def test_stored_samples_of_every_layout_are_graded_and_analysed(tmp_path, published):
+    """Whatever wrote the samples: `grade` takes them, keeps their columns, and pass@k follows."""
+    source, out = tmp_path / "in.json", tmp_path / "out.jsonl"
+    source.write_text(json.dumps([published.row]))
+    assert main(["grade", "--input", str(source), "--output", str(out), "--workers", "1"]) == 0
+    (row,) = read(out)
+    assert (
+        row.items()
+        >= {key: value for key, value in published.row.items() if key != "correct"}.items()
+    )
+    listed = row["correct"] if isinstance(row["correct"], list) else [row["correct"]]
+    assert listed == [True, False][: published.graded]
+    found = json.loads(pass_at_k_of(tmp_path, out).read_text())
+    assert found["avg@n"] == sum(listed) / len(listed) and found["n"] == published.graded
+    assert found["maj@n"] is not None
+
+
+@pytest.mark.parametrize("name", ["`eval` samples_*.jsonl", "LIMO's evaluation output"])
+def test_samples_with_verdicts_need_no_grading(tmp_path, name):
+    (published,) = [one for one in PUBLISHED if one.source == name]
+    write(tmp_path / "in.jsonl", [published.row])
+    found = json.loads(pass_at_k_of(tmp_path, tmp_path / "in.jsonl").read_text())
+    assert (found["avg@n"], found["n"], found["cov@n"]) == (0.5, 2, 1.0)
+
+
+def pass_at_k_of(tmp_path, source):
+    out = tmp_path / "pass_at_k.json"
+    assert main(["analyze", "pass-at-k", "--input", str(source), "--json", str(out)]) == 0
+    return out
 
 
 def test_undecided_samples_are_left_out_of_pass_at_k(tmp_path):
@@ -137,10 +172,10 @@ def test_what_is_too_costly_is_counted_and_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"", "no rows"),
-        (b"\n \n", "no rows"),
-        (b"nonsense\n", "bad.jsonl:1: expected a JSON object"),
-        (b"[1]\n", "found list"),
+        (b"", "at least one row"),
+        (b"\n \n", "no row"),
+        (b"nonsense\n", "bad.jsonl:1: expected one JSON object"),
+        (b"[1]\n", "found a list"),
         (
             b'\n{"id": 1, "response": "5"}\n',
             "bad.jsonl:2: no field 'gold'; it has 'id', 'response'",
@@ -154,10 +189,10 @@ def test_what_is_too_costly_is_counted_and_named(tmp_path, capsys):
         (b'{"id": 1, "gold": "5", "responses": "5"}\n', "list"),
         (b'{"id": 1, "gold": "5", "responses": ["5", 5]}\n', "must hold text, found 5"),
         (b'{"id": 1, "gold": "5", "response": null}\n', "must hold text, found null"),
-        (b'{"id": 1, "gold": NaN, "response": "5"}\n', "NaN is not JSON"),
-        (b'{"id": "\\ud800", "gold": "5", "response": "5"}\n', "half a surrogate pair"),
-        (b'{"id": 1, "gold": "5", "response": "\xff"}\n', "utf-8"),
-        (b"[" * 100_000 + b"\n", "nested too deeply"),
+        (b'{"id": 1, "gold": NaN, "response": "5"}\n', "non-JSON number NaN"),
+        (b'{"id": "\\ud800", "gold": "5", "response": "5"}\n', "lone surrogate"),
+        (b'{"id": 1, "gold": "5", "response": "\xff"}\n', "expected UTF-8"),
+        (b"[" * 100_000 + b"\n", "maximum recursion depth"),
     ],
 )
 def test_bad_input_is_one_message_and_the_old_output_stays(tmp_path, capsys, text, said):

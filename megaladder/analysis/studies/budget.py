@@ -19,10 +19,10 @@ from megaladder.analysis.samples import (
     response_ids,
     row_gold,
     row_verdicts,
-    with_sample_lists,
+    sample_rows,
 )
 from megaladder.analysis.stats import mean_intervals
-from megaladder.analysis.tables import Warnings, format_columns, read_json_lines, write_result
+from megaladder.analysis.tables import Warnings, format_columns, write_result
 from megaladder.config.verbs.analysis import BudgetConfig
 from megaladder.errors import DataError, MissingDependencyError
 from megaladder.rewards.worker import GradePool, GradeTask
@@ -43,8 +43,7 @@ def read_problems(path: str) -> list[StoredProblem]:
     """Rows with a verdict and `response_ids` for each sample; rows of one problem (one sample a
     row) are joined."""
     found: dict[str, StoredProblem] = {}
-    for where, raw in read_json_lines(path):
-        row = with_sample_lists(raw)
+    for where, row in sample_rows(path):
         verdicts, _ = row_verdicts(row, where)
         ids = response_ids(row, where)
         if len(ids) != len(verdicts):

@@ -1,8 +1,8 @@
 """`analyze pass-at-k`: graded rows → avg@n, pass@k, cov@n, maj@n, each with a 95 % interval over
 problems. Values in [0, 1].
 
-Input rows come from `grade` (`correct` a list or one value, `answer` beside it) or are bare `{"id",
-"correct": [bool, …]}`; without answers there is no maj@n. The estimators: `evaluation.metrics`.
+Input rows are samples with verdicts in any layout that is known: of `grade`, of `eval`, of lm-eval,
+of a study, or bare `{"id", "correct": [bool, …]}`; without answers there is no maj@n. The estimators: `evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.tables import Warnings, read_json_lines, write_result
+from megaladder.analysis.samples import sample_rows
+from megaladder.analysis.tables import Warnings, write_result
 from megaladder.config.verbs.grade import PassAtKConfig
 from megaladder.errors import DataError
 from megaladder.evaluation.metrics import (
@@ -123,7 +124,7 @@ def read_problems(path: str) -> list[GradedProblem]:
     without one is known by its line."""
     seen: dict[str, str] = {}
     problems = []
-    for where, row in read_json_lines(path):
+    for where, row in sample_rows(path):
         problem = _problem(row, where)
         if problem.id in seen:
             raise DataError(
@@ -149,9 +150,10 @@ def _problem(row: dict[str, Any], where: str) -> GradedProblem:
             f" {str(row['correct'])[:60]}"
         )
     answers = None
-    name = "extracted_answer" if "extracted_answer" in row else "answer"
+    name = "extracted_answers"
     if name in row:
-        answers = row[name] if listed else [row[name]]
+        found = row[name]
+        answers = found if listed or isinstance(found, list) else [found]
         if not isinstance(answers, list) or len(answers) != len(correct):
             raise DataError(
                 f"{where}: {name!r} must have one item for each of the {len(correct)} in 'correct';"

@@ -30,7 +30,9 @@ class GradeConfig(StrictModel):
     and all their fields."""
 
     input: str
-    """JSONL, rows {"id", "gold", "response": text} or {"id", "gold", "responses": [text, …]}."""
+    """Rows {"id", "gold", "response": text} or {"id", "gold", "responses": [text, …]}, or samples as
+    `eval`, lm-eval, LIMO, evalchemy and Rethinking SFT write them, or traces as OpenR1-Math has
+    them."""
     output: str
     """JSONL: each row plus `answer`, `correct` (null: undecided), `reason` (lists for `responses`);
     where a row has an `answer` of its own, what was found is `extracted_answer`. Replaced only when
@@ -64,7 +66,8 @@ class PassAtKConfig(StrictModel):
     resample problems."""
 
     input: str
-    """JSONL from `grade`, or rows {"id", "correct": [true, false, …]}; one row a problem."""
+    """Samples with verdicts: what `grade` and `eval` write, what lm-eval, LIMO and Rethinking SFT
+    wrote, or rows {"id", "correct": [true, false, …]}; one row a problem."""
     k: CommaInts = (1,)
     """The k of pass@k, e.g. 1,8,64. A k above the number of samples gives null and a warning."""
     draws: Draws = 10_000

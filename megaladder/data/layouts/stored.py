@@ -45,20 +45,26 @@ def _fitting(columns: frozenset[str]) -> frozenset[str]:
 
 def lifted(row: dict[str, Any], stored: Stored) -> dict[str, Any]:
     """The row with `id`, `responses` (or `response`), `gold`, `correct`, `extracted_answers` as far
-    as it has them."""
-    plain = {name: value for name, value in row.items() if name not in ANSWER_COLUMNS}
-    for name in ("response", "responses", "correct"):
-        plain.pop(name, None)
+    as it has them. A verdict or an answer that is null is kept: it says that there is none."""
+    taken = (*ANSWER_COLUMNS, "response", "responses", "correct")
+    plain = {name: value for name, value in row.items() if name not in taken}
     responses = texts_of(find(row, stored.responses))
     found = {
         "id": find(row, stored.ids),
         "gold": find(row, stored.gold),
         "responses" if isinstance(responses, list) else "response": responses,
-        "correct": _verdicts(row, stored),
-        "extracted_answers": find(row, stored.answers),
         "verifier": find(row, (stored.kind,)),
     }
-    return {**plain, **{name: value for name, value in found.items() if value is not None}}
+    plain |= {name: value for name, value in found.items() if value is not None}
+    for name, columns in (("correct", stored.verdicts), ("extracted_answers", stored.answers)):
+        column = next((column for column in columns if _has(row, column)), None)
+        if column is not None:
+            plain[name] = find(row, (column,))
+    return plain
+
+
+def _has(row: Mapping[str, Any], column: str) -> bool:
+    return column in row if "." not in column else find(row, (column,)) is not None
 
 
 def texts_of(value: Any) -> Any:
@@ -78,11 +84,3 @@ def find(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
         if value is not None:
             return value
     return None
-
-
-def _verdicts(row: Mapping[str, Any], stored: Stored) -> Any:
-    """The row's verdicts. A list of numbers of one column, one value, or `[null]` for a row whose
-    only verdict is undecided."""
-    value = find(row, stored.verdicts)
-    undecided = value is None and any(name in row for name in stored.verdicts)
-    return [None] if undecided else value

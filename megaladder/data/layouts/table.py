@@ -21,8 +21,8 @@ GOLD = ("answer", "golden_answer", "ground_truth", "final_answer")
 LM_EVAL = Stored(
     responses=("resps",),
     gold=("target", "doc.answer"),
-    verdicts=("doc.samples.exact_matches", "exact_matches", "exact_match"),
-    answers=("doc.samples.extracted_answers", "extracted_answers", "extracted_answer"),
+    verdicts=("correct", "doc.samples.exact_matches", "exact_matches", "exact_match"),
+    answers=("extracted_answer", "doc.samples.extracted_answers", "extracted_answers"),
     ids=("doc.id", "id", "doc.unique_id", "doc_id"),
     kind="doc.kind",
 )
@@ -125,8 +125,14 @@ WORKED = (
         ("problem", "answer", "generations", "messages"),
         learn.from_messages,
         asks("problem", GOLD),
-        Stored(("generations",), ("answer",), ("correctness_math_verify",), ids=("uuid",)),
-        over=("numinamath-cot", "problem-solution"),
+        Stored(
+            ("generations",),
+            ("answer",),
+            ("correct", "correctness_math_verify"),
+            ("extracted_answer",),
+            ids=("uuid",),
+        ),
+        over=("numinamath-cot", "problem-solution", "verdicts"),
     ),
     Layout(
         "openthoughts-metadata",
@@ -148,7 +154,8 @@ WORKED = (
         ("question", "final_answer", "r1_solution_1"),
         pair("question", "r1_solution_1"),
         asks("question", ("final_answer",)),
-        Stored(("r1_solution_1",), ("final_answer",)),
+        Stored(("r1_solution_1",), ("final_answer",), ("correct",), ("extracted_answer",)),
+        over=("verdicts",),
     ),
     Layout(
         "solution-final-answer",
@@ -333,8 +340,8 @@ SAMPLES = (
         stored=Stored(
             ("generated_responses",),
             ("gold_answer",),
-            ("answers_correctness",),
-            ("generated_answers",),
+            ("correct", "answers_correctness"),
+            ("extracted_answer", "generated_answers"),
         ),
         over=("verdicts",),
     ),
@@ -342,7 +349,9 @@ SAMPLES = (
         "rethinking-eval",
         "Rethinking SFT's budget evaluation",
         ("problem", "responses", "gold", "accuracy"),
-        stored=Stored(("responses",), ("gold",), ("accuracy",), ("prediction",)),
+        stored=Stored(
+            ("responses",), ("gold",), ("correct", "accuracy"), ("extracted_answer", "prediction")
+        ),
         over=("samples",),
     ),
     Layout(
@@ -352,8 +361,10 @@ SAMPLES = (
         stored=Stored(
             ("model_outputs", "model_output"),
             ("expected_answer", "answer"),
-            answers=("model_answers", "model_answer"),
+            ("correct",),
+            ("extracted_answer", "model_answers", "model_answer"),
         ),
+        over=("verdicts",),
     ),
 )
 LAYOUTS = {one.name: one for one in (*CONVERSATIONS, *WORKED, *PROBLEMS, *SAMPLES)}

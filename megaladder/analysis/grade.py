@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megaladder.config.verbs.grade import GradeConfig
+from megaladder.data.layouts.stored import lifted, stored_layout
+from megaladder.data.read import BadRow
+from megaladder.data.sources.source import open_source
 from megaladder.errors import ConfigError, DataError
 from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import VERIFIERS, check_row
@@ -37,6 +40,7 @@ class _Row:
     kind: str
     responses: tuple[str, ...]
     listed: bool
+    plain: bool  # has the columns that `grade` itself asks for
 
 
 def run_grade(config: GradeConfig) -> int:
@@ -104,7 +108,7 @@ def _tasks(row: _Row) -> list[GradeTask]:
 
 def _graded_row(row: _Row, verdicts: Sequence[Graded], label: str) -> dict[str, Any]:
     # a row's own `answer` is often its gold
-    answer = "extracted_answer" if "answer" in row.fields else "answer"
+    answer = "answer" if row.plain and "answer" not in row.fields else "extracted_answer"
     columns: dict[str, list[Any]] = {
         answer: [verdict.answer for verdict in verdicts],
         "correct": [verdict.correct for verdict in verdicts],
@@ -118,48 +122,23 @@ def _graded_row(row: _Row, verdicts: Sequence[Graded], label: str) -> dict[str, 
 
 
 def _read_rows(path: str, kind: str) -> Iterator[_Row]:
-    """Rows of the input, checked; only `\\n` ends a line (a U+2028 inside a string does not).
-    Raises DataError with `file:line:`."""
-    try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parse_row(line, f"{path}:{number}", kind)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); fix: the path of a JSONL file"
-        ) from None
+    """Rows of the input, checked. Raises DataError with `file:line:`."""
+    for row in open_source(path).rows():
+        if isinstance(row, BadRow):
+            if row.reason == "blank line":
+                continue
+            raise row
+        yield _parse_row(row.whole, row.where, kind)
 
 
-def _parse_row(line: bytes, where: str, kind: str) -> _Row:
-    try:
-        fields = json.loads(line.decode("utf-8-sig"), parse_constant=_no_constant)
-    except RecursionError:
-        raise DataError(f"{where}: nested too deeply; fix: delete that line") from None
-    except ValueError as error:
-        raise DataError(
-            f"{where}: expected a JSON object ({str(error)[:120]}); fix: correct or delete that"
-            " line"
-        ) from None
-    if not isinstance(fields, dict):
-        raise DataError(
-            f"{where}: expected a JSON object, found {type(fields).__name__}; fix: rows {{'id',"
-            " 'gold', 'response'}"
-        )
-    try:
-        to_json(fields).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: half a surrogate pair ({error.object[error.start]!r}); fix: write the file"
-            " as proper Unicode"
-        ) from None
-    responses, listed = _responses(fields, where)
-    kind = str(fields.get("verifier") or "math") if kind == "auto" else kind
-    return _Row(where, fields, _gold(fields, where, kind), kind, responses, listed)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _parse_row(fields: dict[str, Any], where: str, kind: str) -> _Row:
+    layout = stored_layout(fields, where)
+    stored = layout.stored if layout is not None else None
+    row = lifted(fields, stored) if stored is not None else fields
+    plain = layout is None or layout.name == "samples"
+    responses, listed = _responses(fields if plain else row, where)
+    kind = str(row.get("verifier") or "math") if kind == "auto" else kind
+    return _Row(where, fields, _gold(row, where, kind), kind, responses, listed, plain)
 
 
 def _gold(fields: dict[str, Any], where: str, kind: str) -> str:
