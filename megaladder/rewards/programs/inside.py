@@ -4,7 +4,8 @@ the program, and reports what came out. Expected outputs never come here.
 Started by `runner` as a script with an empty environment. One JSON job on stdin: {"code", "inputs",
 "function" or null, "cpu_s", "memory_bytes", "output_bytes", "readable", "paths"}; one JSON line a
 test on stdout: {"status", "output" or "result", "detail"}. Statuses: done, error (it raised, or
-ended with another status than 0), cpu, idle, killed, unfair (the machine was too busy to judge).
+ended with another status than 0), cpu, idle, threads, killed, unfair (the machine was too busy to
+judge).
 """
 
 from __future__ import annotations
@@ -29,8 +30,14 @@ IDLE_GRACE_S = 5.0
 """Seconds that a program may sleep or wait for input that never comes."""
 UNFAIR_FACTOR, UNFAIR_S = 30, 60
 """Wall time after which a program that never got its CPU seconds is given up without a verdict."""
+MAX_THREADS = 128
 LOCK_FAILED = 97
 DETAIL_CHARS = 300
+_WHY = {
+    "idle": "it waited",
+    "unfair": "busy machine",
+    "threads": f"more than {MAX_THREADS} at once",
+}
 
 
 def main() -> None:
@@ -74,15 +81,30 @@ def _wait(child: int, cpu_s: float) -> tuple[str | int, Any]:
         if pid:
             return (killed or status), usage
         wall = time.monotonic() - began
-        if wall > IDLE_GRACE_S and killed is None:
-            on_cpu, waiting = _schedule(child)
-            if wall - on_cpu - waiting > IDLE_GRACE_S:
-                killed = "idle"
-            elif wall > UNFAIR_FACTOR * cpu_s + UNFAIR_S:
-                killed = "unfair"
+        if killed is None:
+            killed = _why_to_kill(child, wall, cpu_s)
             if killed:
                 os.kill(child, signal.SIGKILL)
         time.sleep(POLL_S if wall < 1 else 0.02)
+
+
+def _why_to_kill(child: int, wall: float, cpu_s: float) -> str | None:
+    if _num_threads(child) > MAX_THREADS:
+        return "threads"
+    if wall <= IDLE_GRACE_S:
+        return None
+    on_cpu, waiting = _schedule(child)
+    if wall - on_cpu - waiting > IDLE_GRACE_S:
+        return "idle"
+    return "unfair" if wall > UNFAIR_FACTOR * cpu_s + UNFAIR_S else None
+
+
+def _num_threads(child: int) -> int:
+    """Threads of the child: the folder of its tasks has a link for each, and two more."""
+    try:
+        return os.stat(f"/proc/{child}/task").st_nlink - 2
+    except OSError:  # it ended meanwhile
+        return 0
 
 
 def _schedule(child: int) -> tuple[float, float]:
@@ -102,7 +124,7 @@ def _outcome(
     job: dict[str, Any], files: dict[str, int], status: str | int, usage: Any
 ) -> dict[str, Any]:
     if isinstance(status, str):
-        return {"status": status, "detail": "it waited" if status == "idle" else "busy machine"}
+        return {"status": status, "detail": _WHY[status]}
     code = os.waitstatus_to_exitcode(status)
     said = _content(files["result"], job["output_bytes"])
     if code == LOCK_FAILED:

@@ -53,6 +53,19 @@ def test_nothing_gets_out(tmp_path):
     assert children_of(os.getpid()) == children
 
 
+def test_thousands_of_threads_end_a_program():
+    code = """
+import threading
+threading.stack_size(32768)
+never = threading.Event()
+for _ in range(2000):
+    threading.Thread(target=never.wait, daemon=True).start()
+never.wait()
+"""
+    outcome = judge(code, SUCCESSOR, LIMITS)
+    assert outcome.passed is False and "threads" in outcome.detail, outcome
+
+
 @pytest.mark.parametrize(
     "code",
     [
