@@ -276,7 +276,11 @@ def _box_content(text: str, start: int) -> tuple[Candidate, int]:
     content = _braced(text, start)
     if content is None:
         return Candidate(None, "\\boxed{ never closed"), len(text)
-    return Candidate(_BOX_COMMAND.sub("", content), "\\boxed{}"), start + len(content) + 2
+    inside = _BOX_COMMAND.sub("", content)
+    if inside != content:  # a box around nothing but a box
+        while _braced(inside, 0) == inside[1:-1] and inside.startswith("{"):
+            inside = inside[1:-1]
+    return Candidate(inside, "\\boxed{}"), start + len(content) + 2
 
 
 def _outermost(text: str, start: int) -> int:

@@ -34,13 +34,12 @@ _PHRASE = re.compile(
 _CALLED_CORRECT = re.compile(
     r"(?i:\b(?:option|choice|answer))\s+[*_$(]*([A-J])[*_$)]*\s+(?i:is\s+(?:the\s+)?(?:correct|right|best|answer))"
 )
-# `A` that is followed by any other word is an article
-_AFTER_LETTER_A = (
+# `A` or `I` that is followed by any other word is an article or a pronoun
+_AFTER_AN_OPTION = (
     r"because|since|as|and|or|which|is|with|due|for|from|given|by|in|that|so|where|when|not|if|but"
     r"|after|although|while|based|according"
 )
-_ARTICLE = re.compile(rf"\s+(?!(?:{_AFTER_LETTER_A})\b)[a-z]")
-_PRONOUN = re.compile(r"\s+[a-z]")
+_GOES_ON = re.compile(rf"\s+(?!(?:{_AFTER_AN_OPTION})\b)[a-z]")
 _MARKS = r"\s*_$()\[\]{}.:?!"
 _JOINED = re.compile(
     rf"[{_MARKS}]*(?:(?:[,;/&|+=-]|\\&|(?:and/or|and|or|nor|but|unless|then)\b)[{_MARKS}]*)+"
@@ -113,6 +112,4 @@ def _num_labels(text: str) -> int:
 
 def _is_word(match: re.Match[str], text: str) -> bool:
     """Whether the letter is the article or the pronoun of a sentence."""
-    bare = match.group(2)
-    pattern = {"A": _ARTICLE, "I": _PRONOUN}.get(bare or "")
-    return pattern is not None and pattern.match(text, match.end()) is not None
+    return match.group(2) in ("A", "I") and _GOES_ON.match(text, match.end()) is not None

@@ -61,7 +61,7 @@ CASES = [
     ("last-box", "math", r"\boxed{1} then \boxed{2}", "2"),
     ("first-box", "math", r"\boxed{1} then \boxed{2}", "1"),
     ("all-boxes", "math", r"\boxed{1} then \fbox{2} and \boxed 3.", "1, 2, 3"),
-    ("all-boxes", "math", r"\boxed{\boxed{3}}", "{3}"),
+    ("all-boxes", "math", r"\boxed{\boxed{3}}", "3"),
     ("all-boxes", "math", r"\boxed{1} then \boxed{2", None),
     ("first-box", "math", r"\boxed{1} then \boxed{2", "1"),
     ("last-box", "math", r"\boxed{1} then \boxed{2", None),

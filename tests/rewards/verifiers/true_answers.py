@@ -199,7 +199,8 @@ def true_answers() -> dict[str, list[GradeTask]]:
     from rewards.verifiers.followed import followed
 
     letters = list("ABCDEFGHIJ")
-    words = ["Paris", "yes", "no", "New York", "42 km", "E = mc^2", "naïve", "x"]
+    words = ["Paris", "yes", "no", "New York", "42 km", "E = mc^2", "naïve", "x", "C++", "3:30 pm"]
+    words += [f"{name} {i}" for i, name in enumerate(GOLDS["gsm8k"] * 8)]
     made: dict[str, Callable[[], Iterator[GradeTask]]] = {
         "math": lambda: filled("math", IN_A_BOX, golds("math", 150)),
         "gsm8k": lambda: filled("gsm8k", OF_A_NUMBER, golds("gsm8k", 150)),
