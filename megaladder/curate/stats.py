@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -55,10 +56,22 @@ class RowCounts:
     bad_rows: Counter[str] = field(default_factory=Counter)
     first_bad: BadRow | None = None
     key_sets: Counter[frozenset[str]] = field(default_factory=Counter)
-    questions: int = 0
-    repeated_questions: int = 0
-    repeated_rows: int = 0
-    num_words: list[int] = field(default_factory=list)
+    num_words: array[int] = field(default_factory=lambda: array("q"))
+    # 8-byte hashes, one a row or question: what repeats is counted at the end
+    row_hashes: array[int] = field(default_factory=lambda: array("Q"))
+    question_hashes: array[int] = field(default_factory=lambda: array("Q"))
+
+    @property
+    def questions(self) -> int:
+        return len(self.question_hashes)
+
+    @property
+    def repeated_rows(self) -> int:
+        return _repeats(self.row_hashes)
+
+    @property
+    def repeated_questions(self) -> int:
+        return _repeats(self.question_hashes)
 
 
 @dataclass
@@ -163,15 +176,13 @@ def _tokens(
 def count_rows(spec: SourceSpec) -> RowCounts:
     """Counts over the raw rows; bad rows are counted by reason, an empty file is a DataError."""
     counts = RowCounts()
-    seen_rows: set[bytes] = set()
-    seen_questions: set[bytes] = set()
     for row in open_source(spec).rows():
         counts.rows += 1
         if isinstance(row, BadRow):
             counts.bad_rows[row.reason] += 1
             counts.first_bad = counts.first_bad or row
             continue
-        _count(counts, row, seen_rows, seen_questions)
+        _count(counts, row)
     if not counts.rows:
         raise DataError(
             f"{spec.name}: expected at least one row, found none; fix: give a file with rows"
@@ -179,25 +190,22 @@ def count_rows(spec: SourceSpec) -> RowCounts:
     return counts
 
 
-def _count(
-    counts: RowCounts, row: RawRow, seen_rows: set[bytes], seen_questions: set[bytes]
-) -> None:
+def _count(counts: RowCounts, row: RawRow) -> None:
     counts.columns.update(row.data.keys())
     counts.key_sets[frozenset(row.data)] += 1
     counts.num_words.append(sum(len(words(text)) for _, text in text_leaves(row.data)))
-    digest = _digest(to_json(row.data, sort_keys=True))
-    counts.repeated_rows += digest in seen_rows
-    seen_rows.add(digest)
+    counts.row_hashes.append(_hash(to_json(row.data, sort_keys=True)))
     question = prompt_text(row.data)
     if question is not None:
-        digest = _digest(" ".join(words(question)))
-        counts.questions += 1
-        counts.repeated_questions += digest in seen_questions
-        seen_questions.add(digest)
+        counts.question_hashes.append(_hash(" ".join(words(question))))
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=12).digest()
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def _repeats(hashes: array[int]) -> int:
+    return len(hashes) - len(np.unique(np.frombuffer(hashes, np.uint64))) if hashes else 0
 
 
 def count_tokens(

@@ -21,7 +21,10 @@ SAMPLE_CHARACTERS = 4000  # of the rendered sample, the middle is left out
 
 def check_data(config: SftConfig | GrpoConfig) -> list[str]:
     """Prints what the data became and one sample or prompt; returns what is missing."""
-    from megaladder.data.sources.find import SourceSpec, find_files
+    from megaladder.data.layouts.layout import Use
+    from megaladder.data.layouts.table import layout_of
+    from megaladder.data.sources.find import SourceSpec
+    from megaladder.data.sources.source import open_source
 
     files = list(config.data.paths)
     if isinstance(config, SftConfig) and isinstance(config.data.holdout, str):
@@ -29,8 +32,10 @@ def check_data(config: SftConfig | GrpoConfig) -> list[str]:
     missing = [f"data file {path}: not found here" for path in files if _is_missing(path)]
     if missing:
         return missing
+    use: Use = "learn" if isinstance(config, SftConfig) else "ask"
     for part in config.data.parts:
-        find_files(SourceSpec.of(part))
+        source = open_source(SourceSpec.of(part))
+        show("layout", f"{source.path}: {layout_of(source, part.format, use).name}")
     if not Path(config.model.tokenizer or config.model.path).is_dir():
         return []
     if isinstance(config, SftConfig):

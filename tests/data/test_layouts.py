@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from data.layouts_published import PUBLISHED, Published
 
+from megaladder.cli import main
 from megaladder.config.verbs.data import StatsConfig
 from megaladder.curate.stats import run_stats
 from megaladder.data.layouts.learn import ReadOptions
@@ -83,6 +84,21 @@ def test_unknown_columns_are_mapped_and_the_message_says_how(tmp_path: Path) -> 
     assert [turn.content for turn in example.messages] == ["What is 2+3?", "5"]
     (problem,) = read_problems(SourceSpec(str(path), fields=fields))
     assert problem.gold == "5"
+
+
+def test_check_opens_the_data_of_a_grpo_run_without_any_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "d.jsonl"
+    args = ["check", "--grpo.preset", "grpo", "--model.path", "absent", "--data.path", str(path)]
+    path.write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n")
+    assert main(args) == 0
+    assert f"layout      {path}: problem-answer" in capsys.readouterr().out
+    path.write_text(json.dumps({"messages": []}) + "\n")
+    assert main(args) == 2
+    assert (
+        "expected rows for grpo and data sample, found layout messages" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
