@@ -19,6 +19,7 @@ from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME, HFReader, auxili
 from megaladder.checkpoints_conv.writer import config_with_dtype, prepare_folder, room_needed
 from megaladder.errors import ConversionError
 from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.run_dir import refuse_damaged
 
 # Modules whose state dict has an `_extra_state` (None here: FP8 scales come with training).
 # megatron-core asks for them when it loads.
@@ -50,6 +51,7 @@ def convert_to_megatron(
         ModelError: the HF folder can't be read. ConversionError: names or shapes do not fit, or
         `out_dir` can't take it.
     """
+    refuse_damaged(hf_dir)
     table = name_table(model_shape(read_config_json(hf_dir)))
     with HFReader(hf_dir) as reader:
         table.check_source(reader)

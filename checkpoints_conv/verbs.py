@@ -24,6 +24,7 @@ from megaladder.checkpoints_conv.verify import (
 )
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig, VerifyConfig
+from megaladder.finished import write_converted
 from megaladder.run_dir import atomic_write, to_json
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,8 +40,12 @@ def run_hf_to_megatron(config: HfToMegatronConfig) -> int:
         num_bytes = convert_to_megatron(
             config.hf, config.out, dtype=dtype, force=config.force, on_bytes=on_bytes
         )
-    print(f"{config.out}: {_rate(num_bytes, began)}; loads at any TP × PP")
-    print(f"next: megaladder convert verify --hf {config.hf} --megatron {config.out}")
+    lines = [
+        f"{config.out}: {_rate(num_bytes, began)}; loads at any TP × PP",
+        f"next: megaladder convert verify --hf {config.hf} --megatron {config.out}",
+    ]
+    print("\n".join(lines))
+    write_converted(config, lines)
     return 0
 
 
@@ -54,13 +59,13 @@ def run_megatron_to_hf(config: MegatronToHfConfig) -> int:
     )
     with progress("megatron → hf", None) as on_bytes:
         exported = convert_to_hf(config.megatron, config.out, options, on_bytes)
-    print(f"{config.out}: {_rate(exported.num_bytes, began)}")
+    lines = [f"{config.out}: {_rate(exported.num_bytes, began)}"]
     if exported.left_out:
-        print(
-            "left out (training state): "
-            + ", ".join(f"{name} {count}" for name, count in sorted(exported.left_out.items()))
-        )
-    print(f"next: megaladder convert verify --hf {config.out} --megatron {config.megatron}")
+        counts = (f"{name} {count}" for name, count in sorted(exported.left_out.items()))
+        lines.append("left out (training state): " + ", ".join(counts))
+    lines.append(f"next: megaladder convert verify --hf {config.out} --megatron {config.megatron}")
+    print("\n".join(lines))
+    write_converted(config, lines)
     return 0
 
 

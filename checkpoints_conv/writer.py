@@ -3,8 +3,8 @@
 All names, shapes and dtypes are known before the first tensor arrives, so every shard's header and
 every tensor's place are fixed at the start and tensors may come in any order. What makes the folder
 look complete comes last, each by an atomic rename: shards get their name when their last tensor is
-in, then the index, then tokenizer files, then config.json; a file `.incomplete` lies there until
-the end.
+in, then the index, then tokenizer files, then config.json, then SHA256SUMS; a file `.incomplete`
+lies there until the end.
 
 File format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON header,
 tensors without gaps). Not here: which tensors a model has (families.py), fsync (a power cut may
@@ -13,7 +13,6 @@ lose the last seconds of writes, as with `cp`).
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -33,8 +32,9 @@ from megaladder.checkpoints_conv.reader import (
     SINGLE_NAME,
     auxiliary_files,
 )
-from megaladder.errors import ConversionError
-from megaladder.run_dir import atomic_write
+from megaladder.errors import ConversionError, StorageError
+from megaladder.process.storage import storage_error
+from megaladder.run_dir import SUMS, atomic_write, write_sums
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _COMPLETENESS = ("config.json", store.MARKER)  # what makes a folder look complete: removed first
@@ -57,11 +57,13 @@ class TensorSpec:
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
     """`dtype`: cast on the way (None: as it is). `force`: replace the model that lies in a
-    non-empty folder; other files stay."""
+    non-empty folder; other files stay. `digests`: write SHA256SUMS (not for an engine that reads
+    the folder at once)."""
 
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
     force: bool = False
+    digests: bool = True
 
 
 @dataclass(slots=True)
@@ -151,14 +153,19 @@ class HFWriter:
             raise ConversionError(
                 f"{self.out_dir}: {len(missing)} tensors were never written, e.g. {missing[0]}"
             )
+        names = [shard.final_name for shard in self._shards]
         with room_needed(self.out_dir):
             if len(self._shards) > 1:
                 atomic_write(self.out_dir / INDEX_NAME, self._index())
+                names.append(INDEX_NAME)
             for path in auxiliary_files(Path(source_dir)):
                 text = path.read_bytes()
                 if path.name == "config.json":
                     text = config_with_dtype(text, self.options.dtype)
                 atomic_write(self.out_dir / path.name, text)
+                names.append(path.name)
+            if self.options.digests:
+                write_sums(self.out_dir, names)
         (self.out_dir / INCOMPLETE_NAME).unlink()
 
     def _open(self, shard: _Shard) -> None:
@@ -225,16 +232,14 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
 
 @contextmanager
 def room_needed(out_dir: Path) -> Iterator[None]:
-    """A disk that fills up while we write is the user's to act on, not a traceback."""
+    """A disk that fails while we write is told with the folder, not as a traceback."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        words = storage_error(error, out_dir)
+        if words is None:
             raise
-        raise ConversionError(
-            f"{out_dir}: no room left ({error.strerror}); fix: free space or another --out, then"
-            " run again"
-        ) from error
+        raise words from error
 
 
 def config_with_dtype(text: bytes, dtype: torch.dtype | None) -> bytes:
@@ -253,7 +258,7 @@ def is_hf_model_file(path: Path) -> bool:
     complete."""
     name = path.name
     return (
-        name in ("config.json", INDEX_NAME, INCOMPLETE_NAME)
+        name in ("config.json", INDEX_NAME, INCOMPLETE_NAME, SUMS)
         or ".safetensors" in name
         or name.startswith("pytorch_model")
     )
@@ -281,7 +286,7 @@ def prepare_folder(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     needed, free = num_bytes * 1.02, shutil.disk_usage(out_dir).free
     if free < needed:
-        raise ConversionError(
-            f"--out {out_dir}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB free; fix: free"
-            " space, or another disk"
+        raise StorageError(
+            f"{out_dir}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB free; fix: free"
+            " space, or another disk, then start the same command again"
         )

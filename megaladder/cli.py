@@ -95,6 +95,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.checkpoints_conv.verbs:run_hf_to_megatron",
         "Hugging Face folder → megatron-core checkpoint that loads at any layout; streams",
         "Train",
+        finished="megaladder.finished:answer_conversion",
     ),
     Verb(
         "convert megatron-to-hf",
@@ -102,6 +103,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.checkpoints_conv.verbs:run_megatron_to_hf",
         "checkpoint of a run, or a converted one → Hugging Face folder; streams",
         "Train",
+        finished="megaladder.finished:answer_conversion",
     ),
     Verb(
         "convert verify",
@@ -282,6 +284,7 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.curate.teacher.sample:run_sample",
         "rejection sampling from a teacher through the shared engine and grader; resumable",
         "Data",
+        finished="megaladder.finished:answer_sampling",
         resumes=True,
     ),
     Verb(

@@ -1,9 +1,11 @@
 """What is finished says so at once: no rank and no engine starts for it again.
 
-A training run leaves `finished.json` in its folder, an evaluation `.finished/<settings>.json` in
-its output folder: the lines it ended with and what they depend on (settings, size and time of the
-input files, what was written). Written last of all; a start that goes on removes it. No torch: the
-command line asks before it starts or imports anything heavy.
+A training run leaves `finished.json` in its folder, an evaluation, a conversion and a teacher's
+sampling `.finished/<settings>.json` beside their output: the lines it ended with and what they
+depend on (settings, size and time of the input files, what was written). Written last of all; a
+start that goes on removes it. Small outputs are compared by sha256; of large ones size and time
+count, and where the time differs (a copied folder) the sha256. No torch: the command line asks
+before it starts or imports anything heavy.
 """
 
 from __future__ import annotations
@@ -11,20 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megaladder.config.resume import compare_for_resume
-from megaladder.run_dir import RunDir, atomic_write, to_json
+from megaladder.run_dir import RunDir, atomic_write, read_sums, to_json
 
 if TYPE_CHECKING:
+    from megaladder.config.base import StrictModel
     from megaladder.config.sections.run import RunConfig
+    from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig
+    from megaladder.config.verbs.data import SampleConfig
     from megaladder.config.verbs.evaluation import EvalConfig
 
 FILE = "finished.json"
-EVALUATIONS = ".finished"
-_NOT_OF_THE_SCORE = {"progress_s", "grade_workers"}  # settings that change no number
+MARKS = ".finished"
+HASHED_BYTES = 1 << 28  # larger files are not read for an answer within two seconds
+_NOT_OF_THE_RESULT = {"progress_s", "grade_workers", "force"}  # settings that change no number
+_Stamps = dict[str, list[int] | None]
 
 
 def write_finished(config: RunConfig, run: RunDir, lines: Sequence[str]) -> None:
@@ -34,6 +41,7 @@ def write_finished(config: RunConfig, run: RunDir, lines: Sequence[str]) -> None
         "settings": config.model_dump(mode="json"),
         "inputs": _training_inputs(config),
         "outputs": _training_outputs(run),
+        "exports": {str(path.relative_to(run.path)): _as_written(path) for path in _exports(run)},
     }
     atomic_write(run.path / FILE, to_json(record, indent=1) + "\n")
 
@@ -55,28 +63,71 @@ def answer_training(config: RunConfig) -> bool:
         return False
     errors, changes = compare_for_resume(record["settings"], config.model_dump(mode="json"))
     same = not errors and not changes and record["inputs"] == _training_inputs(config)
-    return same and record["outputs"] == _training_outputs(run) and _say(record)
+    same = same and record["outputs"] == _training_outputs(run)
+    whole = same and all(
+        _is_as_written(run.path / name, written) for name, written in record["exports"].items()
+    )
+    return whole and _say(record)
 
 
 def write_evaluated(config: EvalConfig, lines: Sequence[str], outputs: Iterable[Path]) -> None:
     """Marks an evaluation as finished; `outputs` are the files that it wrote."""
-    record = {
-        "lines": list(lines),
-        "inputs": _evaluation_inputs(config),
-        "outputs": {str(path): _sha256(path) for path in outputs},
-    }
-    path = _evaluation_mark(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, to_json(record, indent=1) + "\n")
+    _write_mark(_evaluation_mark(config), lines, _evaluation_inputs(config), outputs)
 
 
 def answer_evaluation(config: EvalConfig) -> bool:
     """Prints the scores of an evaluation that is finished with these very settings and inputs."""
-    record = _read(_evaluation_mark(config))
-    if record is None or record["inputs"] != _evaluation_inputs(config):
+    return _answer_mark(_evaluation_mark(config), _evaluation_inputs(config))
+
+
+def write_sampled(config: SampleConfig, lines: Sequence[str], outputs: Iterable[Path]) -> None:
+    """Marks a teacher's sampling as finished; `outputs` are the files that it wrote."""
+    _write_mark(_sampling_mark(config), lines, _sampling_inputs(config), outputs)
+
+
+def answer_sampling(config: SampleConfig) -> bool:
+    """Prints the end of a sampling that is finished with these very settings and inputs."""
+    return _answer_mark(_sampling_mark(config), _sampling_inputs(config))
+
+
+def write_converted(config: HfToMegatronConfig | MegatronToHfConfig, lines: Sequence[str]) -> None:
+    """Marks a conversion as finished."""
+    mark = _conversion_mark(config)
+    _write_mark(mark, lines, _conversion_inputs(config), _files(config.out))
+
+
+def answer_conversion(config: HfToMegatronConfig | MegatronToHfConfig) -> bool:
+    """Prints the end of a conversion that is finished; never with `--force`, which wants it anew."""
+    return not config.force and _answer_mark(_conversion_mark(config), _conversion_inputs(config))
+
+
+def _write_mark(mark: Path, lines: Sequence[str], inputs: _Stamps, outputs: Iterable[Path]) -> None:
+    written = {str(path): _as_written(path) for path in outputs}
+    record = {"lines": list(lines), "inputs": inputs, "outputs": written}
+    atomic_write(mark, to_json(record, indent=1) + "\n")
+
+
+def _answer_mark(mark: Path, inputs: _Stamps) -> bool:
+    record = _read(mark)
+    if record is None or record["inputs"] != inputs:
         return False
     written = record["outputs"].items()
-    return all(_sha256(Path(path)) == digest for path, digest in written) and _say(record)
+    return all(_is_as_written(Path(path), found) for path, found in written) and _say(record)
+
+
+def _as_written(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    digest = read_sums(path.parent).get(path.name) or _sha256(path)
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
+
+
+def _is_as_written(path: Path, written: Mapping[str, Any]) -> bool:
+    if not path.is_file() or path.stat().st_size != written["bytes"]:
+        return False
+    untouched = path.stat().st_mtime_ns == written["mtime_ns"]
+    if untouched and written["bytes"] > HASHED_BYTES:
+        return True
+    return _sha256(path) == written["sha256"]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -94,9 +145,9 @@ def _say(record: dict[str, Any]) -> bool:
     return True
 
 
-def _stamps(paths: Iterable[Path]) -> dict[str, list[int] | None]:
+def _stamps(paths: Iterable[Path]) -> _Stamps:
     """Size and modification time of each file; None: not a local file."""
-    found: dict[str, list[int] | None] = {}
+    found: _Stamps = {}
     for path in paths:
         stat = path.stat() if path.is_file() else None
         found[str(path)] = [stat.st_size, stat.st_mtime_ns] if stat else None
@@ -107,7 +158,7 @@ def _model_files(folder: str | None) -> list[Path]:
     return sorted(Path(folder).glob("*.*")) if folder and Path(folder).is_dir() else []
 
 
-def _training_inputs(config: RunConfig) -> dict[str, list[int] | None]:
+def _training_inputs(config: RunConfig) -> _Stamps:
     model = config.model
     named = [Path(name) for name in (*config.data.paths, model.chat_template) if name]
     named += [file for path in named if path.is_dir() for file in sorted(path.rglob("*"))]
@@ -120,21 +171,51 @@ def _training_outputs(run: RunDir) -> list[str]:
     return sorted(str(mark.relative_to(run.path)) for mark in marks)
 
 
-def _evaluation_inputs(config: EvalConfig) -> dict[str, list[int] | None]:
+def _exports(run: RunDir) -> list[Path]:
+    return sorted(path for path in run.path.glob("hf/*/*") if path.is_file())
+
+
+def _evaluation_inputs(config: EvalConfig) -> _Stamps:
     model, data = config.model, config.data_dir or os.environ.get("MEGALADDER_DATA")
     names = [name for name in config.benchmark if name]
     files = [path for name in names for path in Path(data or "").glob(f"{name}*/*") if data]
     return _stamps([*files, *_model_files(model.path), *_model_files(model.tokenizer)])
 
 
+def _sampling_inputs(config: SampleConfig) -> _Stamps:
+    model = config.model
+    named = [Path(name) for name in (config.path, model.chat_template) if name]
+    return _stamps([*named, *_model_files(model.path), *_model_files(model.tokenizer)])
+
+
+def _conversion_inputs(config: HfToMegatronConfig | MegatronToHfConfig) -> _Stamps:
+    source = getattr(config, "hf", None) or getattr(config, "megatron", None)
+    return _stamps(_files(Path(str(source))))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file in it, our own marks apart."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if MARKS not in path.parts)
+
+
 def _evaluation_mark(config: EvalConfig) -> Path:
-    settings = config.model_dump(mode="json", exclude=_NOT_OF_THE_SCORE)
-    key = hashlib.sha256(to_json(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(config.out) / EVALUATIONS / f"{key}.json"
+    return Path(config.out) / MARKS / f"{_key(config)}.json"
 
 
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
+def _sampling_mark(config: SampleConfig) -> Path:
+    return Path(f"{config.out}.samples") / MARKS / f"{_key(config)}.json"
+
+
+def _conversion_mark(config: HfToMegatronConfig | MegatronToHfConfig) -> Path:
+    return config.out / MARKS / f"{_key(config)}.json"
+
+
+def _key(config: StrictModel) -> str:
+    settings = config.model_dump(mode="json", exclude=_NOT_OF_THE_RESULT)
+    return hashlib.sha256(to_json(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,20 +16,22 @@ Not here: checkpoints (`checkpoint.store`), and what is printed (`log`). No torc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from megaladder.errors import ConfigError, DataError
+from megaladder.errors import ConfigError, DataError, ModelError
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
 
@@ -101,10 +103,11 @@ def fsync_folder(folder: str | Path) -> None:
 
 class JsonlFile:
     """Append-only JSON lines. A line counts once its newline is on disk; opening for append cuts a
-    torn last line off first."""
+    torn last line off first. sealed: each line ends with its own digest, for rows that a later
+    start takes as done; `read_jsonl` compares it."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, sealed: bool = False):
+        self.path, self._sealed = Path(path), sealed
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.repaired_bytes = repair_torn_tail(self.path)
         self._file = self.path.open("ab")
@@ -112,7 +115,8 @@ class JsonlFile:
     def append(self, row: Mapping[str, Any], durable: bool = False) -> None:
         """One row, one write. It survives a kill of this process; `durable` also waits for the disk
         (power cut)."""
-        self._file.write((to_json(row) + "\n").encode("utf-8"))
+        line = to_json(row).encode("utf-8")
+        self._file.write((_seal(line) if self._sealed else line) + b"\n")
         self._file.flush()
         if durable:
             os.fsync(self._file.fileno())
@@ -130,6 +134,82 @@ class JsonlFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+# of an exported Hugging Face folder: what `sha256sum -c` reads, written last. A folder from
+# elsewhere has nothing to compare with.
+SUMS = "SHA256SUMS"
+_SEAL = b', "sha256": "'
+_SEAL_BYTES = len(_SEAL) + 64 + len(b'"}')
+
+
+def _seal(line: bytes) -> bytes:
+    """The row with a last key: the sha256 of the line without it."""
+    return line[:-1] + _SEAL + hashlib.sha256(line).hexdigest().encode() + b'"}'
+
+
+def _unseal(line: bytes, where: str) -> bytes:
+    """The line as it was before `_seal`; DataError when it is another one."""
+    body = line[:-_SEAL_BYTES] + b"}"
+    if _seal(body) != line:
+        raise DataError(
+            f"{where}: has changed since it was written (sha256 of the line); fix: delete that line,"
+            " then it is made again"
+        )
+    return body
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """The digests of the files `names`, hashed on all cores."""
+    ordered = sorted(names)
+    digests = _hash_all([folder / name for name in ordered])
+    lines = (f"{digest}  {name}\n" for digest, name in zip(digests, ordered, strict=True))
+    atomic_write(folder / SUMS, "".join(lines))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File name → digest; empty where the folder has none."""
+    try:
+        text = (folder / SUMS).read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    pairs = (line.split(maxsplit=1) for line in text.splitlines())
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and "/" not in pair[1]}
+
+
+def export_damage(folder: Path) -> str | None:
+    """The first file that is not what was exported, in words; None for a good folder."""
+    sums = read_sums(folder)
+    missing = next((name for name in sums if not (folder / name).is_file()), None)
+    if missing is not None:
+        return f"{folder / missing}: missing, though {SUMS} lists it"
+    found = _hash_all([folder / name for name in sums])
+    for (name, written), digest in zip(sums.items(), found, strict=True):
+        if digest != written:
+            return f"{folder / name}: its content has changed since the export ({SUMS})"
+    return None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raises:
+    ModelError: a file of an exported folder is missing or has changed.
+    """
+    problem = export_damage(folder)
+    if problem is not None:
+        raise ModelError(
+            f"{problem}; fix: export or copy the folder again, or delete {folder / SUMS} if you"
+            " changed the file yourself"
+        )
+
+
+def _hash_all(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(_sha256, files))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def repair_torn_tail(path: str | Path) -> int:
@@ -154,13 +234,15 @@ def repair_torn_tail(path: str | Path) -> int:
     return size - end
 
 
-def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: str | Path, *, sealed: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of a file that we wrote. Only newlines separate rows; a torn last line is no row;
-    anything else broken is an error."""
+    anything else broken is an error. sealed: as the `JsonlFile` that wrote them."""
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
+            if sealed:
+                line = _unseal(line[:-1], f"{path}:{number}")
             try:
                 row = json.loads(line)
             except ValueError as error:

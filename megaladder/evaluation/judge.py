@@ -262,8 +262,11 @@ def judge_records(
         for key, exchange in exchanges.items()
     }
     path = Path(folder) / "judgements.jsonl"
-    with JsonlFile(path) as file:
-        known = {row["key"]: Judgement(row["score"], row["reason"]) for row in read_jsonl(path)}
+    with JsonlFile(path, sealed=True) as file:
+        known = {
+            row["key"]: Judgement(row["score"], row["reason"])
+            for row in read_jsonl(path, sealed=True)
+        }
         todo = list({names[key]: key for key in keys if names[key] not in known}.values())
         for first in range(0, len(todo), WAVE):
             wave = todo[first : first + WAVE]

@@ -64,8 +64,8 @@ class Generations:
         keys = [
             self._key(context, one) for (context, _), one in zip(arguments, params, strict=True)
         ]
-        with JsonlFile(self._path) as file:
-            known = {row["key"]: row for row in read_jsonl(self._path)}
+        with JsonlFile(self._path, sealed=True) as file:
+            known = {row["key"]: row for row in read_jsonl(self._path, sealed=True)}
             todo = [index for index, key in enumerate(keys) if key not in known]
             requests: list[SampleRequest] = [
                 expand(self._prompter.ids(arguments[i][0]), params[i])[0] for i in todo

@@ -96,7 +96,7 @@ class SampleJournal(Generic[Entry, Kept]):
         self._lock = RunLock(self.folder)
         try:
             self._check_fingerprint()
-            self._file = JsonlFile(self.path)  # cuts a torn last line off
+            self._file = JsonlFile(self.path, sealed=True)  # cuts a torn last line off
             self.records: dict[tuple[str, int], Kept] = self._read()
         except BaseException:
             self._lock.release()
@@ -178,7 +178,7 @@ class Journal(SampleJournal[Record, Record]):
 
     def _read(self) -> dict[tuple[str, int], Record]:
         records: dict[tuple[str, int], Record] = {}
-        for number, row in enumerate(read_jsonl(self.path), start=1):
+        for number, row in enumerate(read_jsonl(self.path, sealed=True), start=1):
             if row.pop("fingerprint", None) != self.fingerprint:
                 raise DataError(
                     f"{self.path}:{number}: was made with other settings than its folder says; fix:"

@@ -45,7 +45,7 @@ from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.run_dir import atomic_write, refuse_damaged, to_json
 from megaladder.types import Problem, Tokenizer
 
 MAX_NAMED = 5  # timeouts and crashes of the grader that are named
@@ -106,8 +106,8 @@ def run_eval(config: EvalConfig) -> int:
         _write_summary(config, out, summaries)
     following = f"next: megaladder report {out} --out {out / 'report.html'}"
     print(following)
-    written = [out / "summary.json", *(out / name / "summary.json" for name in summaries)]
-    written += [Path(config.json_path)] if config.json_path else []
+    written = [out / "summary.json", *(Path(p) for p in [config.json_path] if p)]
+    written += [path for name in summaries for path in sorted((out / name).glob("*.json*"))]
     write_evaluated(config, [*_score_lines(summaries), following], written)
     return 0
 
@@ -128,6 +128,8 @@ def make_engine(
     model: ModelSection, section: EngineSection, seed: int, tokenizer: Tokenizer, log_dir: Path
 ) -> FakeEngine | VllmEngine:
     """The engine that the `rollout` section asks for; a context manager."""
+    if model.path:
+        refuse_damaged(Path(model.path))
     if section.engine == "fake":
         return FakeEngine(
             tokenizer=tokenizer, vocab_size=len(tokenizer), max_restarts=section.max_restarts

@@ -299,7 +299,7 @@ class FileCarrier:
             self._model.shape,
             self.folder,
             source_dir=self._model.folder,
-            options=WriteOptions(force=True),
+            options=WriteOptions(force=True, digests=False),
             writers=self._writers,
         )
         return self.folder

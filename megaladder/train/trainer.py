@@ -31,7 +31,7 @@ from megaladder.model.te import start_user_buffers
 from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
 from megaladder.process.faults import fault_point
-from megaladder.run_dir import RunDir
+from megaladder.run_dir import RunDir, refuse_damaged
 from megaladder.train.model_files import ModelFiles
 from megaladder.train.optimizer import (
     build_optimizer,
@@ -102,6 +102,7 @@ class ModelSource:
 def open_model(config: RunConfig) -> ModelSource:
     """Finds (or downloads) the model and reads its config.json. Collective."""
     folder = model_folder(config.model.path, config.model.revision)
+    parallel.on_main(lambda: refuse_damaged(folder))
     return ModelSource(folder, model_shape(read_config_json(folder)))
 
 

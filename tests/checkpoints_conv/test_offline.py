@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.verbs import run_hf_to_megatron, run_megatron_to_hf, run_verify
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig, VerifyConfig
-from megaladder.errors import CheckpointError, ConversionError, ModelError
+from megaladder.errors import CheckpointError, ConversionError, ModelError, StorageError
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +233,7 @@ def test_too_little_disk_is_found_before_writing(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ConversionError, match=r"needs .* GB, 0\.00 GB free; fix"):
+    with pytest.raises(StorageError, match=r"needs .* GB, 0\.00 GB free; fix"):
         convert_to_megatron(folders / "qwen3", tmp_path / "m")
 
 
@@ -250,11 +252,30 @@ def test_no_room_in_the_middle_is_an_error_with_the_way_out(folders: Path, tmp_p
 
     assert (
         run_in_fork(limited(lambda: convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf")))
-        == 2
+        == 3
     )
     assert not (tmp_path / "hf" / "config.json").exists()
-    assert run_in_fork(limited(lambda: convert_to_megatron(folders / "qwen3", tmp_path / "m"))) == 2
+    assert run_in_fork(limited(lambda: convert_to_megatron(folders / "qwen3", tmp_path / "m"))) == 3
     assert not (tmp_path / "m" / store.MARKER).exists()
+
+
+def test_every_changed_file_of_an_export_is_named(folders: Path, tmp_path: Path) -> None:
+    """By whoever loads it, and by `sha256sum -c`."""
+    convert_to_hf(folders / "megatron-qwen3", tmp_path / "hf")
+    names = sorted(path.name for path in (tmp_path / "hf").iterdir() if path.name != "SHA256SUMS")
+    assert "config.json" in names and "model.safetensors" in names
+    check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=tmp_path / "hf", check=False).returncode == 0
+    for name in names:
+        good = (tmp_path / "hf" / name).read_bytes()
+        (tmp_path / "hf" / name).write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(ModelError, match=rf"{re.escape(name)}: its content has changed"):
+            convert_to_megatron(tmp_path / "hf", tmp_path / "back")
+        (tmp_path / "hf" / name).unlink()
+        with pytest.raises(ModelError, match=rf"{re.escape(name)}: missing"):
+            convert_to_megatron(tmp_path / "hf", tmp_path / "back")
+        (tmp_path / "hf" / name).write_bytes(good)
+    convert_to_megatron(tmp_path / "hf", tmp_path / "back")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])

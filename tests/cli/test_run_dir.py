@@ -125,6 +125,23 @@ def test_broken_row_names_file_and_line(tmp_path) -> None:
         list(read_jsonl(path))
 
 
+def test_every_changed_byte_of_a_sealed_row_is_told(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    rows = [{"id": "a", "text": "ü\n", "x": float("nan")}, {"id": "b", "text": "2", "x": 0.1}]
+    with JsonlFile(path, sealed=True) as file:
+        for row in rows:
+            file.append(row)
+    assert list(read_jsonl(path, sealed=True)) == [{**rows[0], "x": None}, rows[1]]
+    whole = path.read_bytes()
+    second = whole.index(b"\n") + 1
+    for place in range(second, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        found = read_jsonl(path, sealed=True)
+        assert next(found)["id"] == "a"
+        with pytest.raises(DataError, match=r"journal.jsonl:2: .*fix: delete that line"):
+            list(found)
+
+
 def test_rows_past_the_resumed_step_go(tmp_path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 8)) + '{"step": 8, "lo')

@@ -162,6 +162,19 @@ def test_twenty_kills_at_random_moments(tmp_path):
     )
 
 
+def test_a_changed_verdict_is_told(tmp_path, whole):
+    with Journal(tmp_path, PARTS):
+        pass
+    assert b'"correct": true' in whole or b'"correct": null' in whole
+    changed = whole.replace(b'"correct": null', b'"correct": true', 1)
+    changed = (
+        changed if changed != whole else whole.replace(b'"correct": true', b'"correct": null', 1)
+    )
+    (tmp_path / "journal.jsonl").write_bytes(changed)
+    with pytest.raises(DataError, match="has changed since it was written"):
+        Journal(tmp_path, PARTS)
+
+
 def test_other_settings_are_refused_and_named(tmp_path, whole):
     with Journal(tmp_path, PARTS) as journal:
         run_task(task(), FakeEngine(answers), None, journal)

@@ -135,3 +135,17 @@ def test_a_finished_run_answers_at_once_and_only_for_the_same_settings_and_input
     assert "resumed after step 2" in run.said and "finished by an earlier start" not in run.said
     run.data.touch()
     assert run("--train.max-steps", "3") == 0 and "finished by an earlier start" not in run.said
+
+
+def test_an_export_that_was_changed_is_not_taken_for_finished(run):
+    words = ["--train.max-steps", "2", "--checkpoint.export-hf", "true"]
+    assert run(*words) == 0
+    weights = run.folder / "hf/step_2/model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert run(*words) == 0 and "finished by an earlier start" not in run.said
+    assert weights.read_bytes() == good  # exported again
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    run.model = weights.parent
+    run.folder = run.folder.parent / "next"
+    assert run("--train.max-steps", "1") == 2 and "model.safetensors: its content has" in run.said

@@ -68,7 +68,7 @@ class TeacherJournal(SampleJournal[TeacherSample, Verdict]):
 
     def _read(self) -> dict[tuple[str, int], Verdict]:
         records: dict[tuple[str, int], Verdict] = {}
-        for line, row in enumerate(read_jsonl(self.path)):
+        for line, row in enumerate(read_jsonl(self.path, sealed=True)):
             if row.get("fingerprint") != self.fingerprint:
                 raise DataError(
                     f"{self.path}:{line + 1}: was made with other settings than its folder says;"

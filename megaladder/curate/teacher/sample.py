@@ -38,6 +38,7 @@ from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.run import clock
 from megaladder.evaluation.store import model_fingerprint
 from megaladder.evaluation.verb import make_engine
+from megaladder.finished import write_sampled
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
@@ -97,9 +98,14 @@ def run_sample(config: SampleConfig) -> None:
             with RowWriter(config.out) as writer:
                 write_kept(config, task, journal, writer, (prompter.tokenizer, counts))
             rates = write_difficulty(f"{config.out}.difficulty.jsonl", task, journal)
-    print("\n".join(_lines(config, task, journal, (counts, rates, writer.num_rows))))
+    lines = list(_lines(config, task, journal, (counts, rates, writer.num_rows)))
+    print("\n".join(lines))
     for failure in failures[:MAX_NAMED]:
         print(f"  grading {failure.id}: {failure.reason.value} ({failure.detail})")
+    if not counts.aborted:
+        write_sampled(
+            config, lines, [Path(config.out), Path(f"{config.out}.difficulty.jsonl"), journal.path]
+        )
 
 
 def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:

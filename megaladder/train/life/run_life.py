@@ -30,7 +30,7 @@ from megaladder.errors import RunStopped
 from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
 from megaladder.process import last_word
-from megaladder.run_dir import RunDir
+from megaladder.run_dir import RunDir, export_damage
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity
 from megaladder.train.life.start import Start, find_start
@@ -286,7 +286,9 @@ class RunLife:
             return rows, (
                 f"megaladder convert megatron-to-hf --megatron {checkpoint} --out {folder}"
             )
-        if not (folder / "config.json").is_file():
+        if not parallel.on_main(
+            lambda: (folder / "config.json").is_file() and not export_damage(folder)
+        ):
             self._trainer.export(step)
         rows.append(("HF model", str(folder)))
         return rows, evaluation_command(folder, self._config.data.paths[0])

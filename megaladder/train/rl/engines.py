@@ -122,7 +122,7 @@ class EngineStart:
                 trainer.shape,
                 folder,
                 source_dir=trainer.files_folder,
-                options=WriteOptions(force=True),
+                options=WriteOptions(force=True, digests=False),
             )
             self._begin(folder)
         return self._wait()
