@@ -106,13 +106,16 @@ def answer_part(response: str) -> str | None:
 
 
 def _without_special_tokens(text: str) -> str:
-    text = text.rstrip()
-    while text.endswith(">"):
-        start = text.rfind("<", max(0, len(text) - 48))
-        if start < 0 or not _SPECIAL_TOKEN.fullmatch(text, start):
+    """Linear in their number: an answer may be nothing but special tokens."""
+    end = len(text.rstrip())
+    while text.endswith(">", 0, end):
+        start = text.rfind("<", max(0, end - 48), end)
+        if start < 0 or not _SPECIAL_TOKEN.fullmatch(text, start, end):
             break
-        text = text[:start].rstrip()
-    return text
+        end = start
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]
 
 
 def extract(response: str, kind: str, dialect: DialectName = OWN_DIALECT) -> Candidate:

@@ -181,3 +181,9 @@ def test_every_dialect_is_linear_in_the_response(unit: str) -> None:
 
     small, large = (min(seconds(unit * n) for _ in range(3)) for n in (5_000, 50_000))
     assert large < 20 * small + 0.25, (small, large)
+
+
+def test_special_tokens_at_the_end_are_no_part_of_an_answer() -> None:
+    for count in (0, 1, 64_000):  # in linear time: none of them is copied
+        assert answer_part("\\boxed{42} " + "<|endoftext|> \n" * count).rstrip() == "\\boxed{42}"
+    assert answer_part("2 < 3 > 1<|im_end|>") == "2 < 3 > 1"

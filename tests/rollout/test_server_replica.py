@@ -30,7 +30,7 @@ PARAMS = SamplingParams(n=3, seed=3, logprobs=True, stop=("x",), stop_token_ids=
 
 class Server(ThreadingHTTPServer):
     """`routes` it has, `mark` (weight version) it holds, `asked` bodies by path; `refuse` prompts
-    longer than this."""
+    longer than this; `garbled`: bytes that it answers with instead, and how many are left out."""
 
     daemon_threads = True
 
@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.routes, self.refuse, self.mark = routes, refuse, "default"
         self.asked: list[tuple[str, dict]] = []
+        self.garbled: tuple[bytes, int] | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -53,11 +54,14 @@ class Handler(BaseHTTPRequestHandler):
         """Silent."""
 
     def answer(self, value: dict, status: int = 200) -> None:
-        raw = json.dumps(value).encode()
+        self.answer_raw(json.dumps(value).encode(), 0, status)
+
+    def answer_raw(self, raw: bytes, missing_bytes: int, status: int = 200) -> None:
         self.send_response(status)
-        self.send_header("content-length", str(len(raw)))
+        self.send_header("content-length", str(len(raw) + missing_bytes))
         self.end_headers()
         self.wfile.write(raw)
+        self.close_connection = missing_bytes > 0
 
     def do_GET(self) -> None:
         schemas = {"GenerateRequest": {"properties": {"output_mode": 1}}}
@@ -84,6 +88,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"success": True})
         elif self.path == GENERATE and len(body["token_ids"]) > self.server.refuse:
             self.answer({"error": "too long for me"}, 400)
+        elif self.path == GENERATE and self.server.garbled is not None:
+            self.answer_raw(*self.server.garbled)
         elif self.path == GENERATE:
             seed = body["sampling_params"]["seed"]
             ids = [(sum(body["token_ids"]) + seed + i) % 97 for i in range(3)]
@@ -186,6 +192,24 @@ def test_refusals_and_missing_routes_say_so(server):
     ):
         engine(plain)
     plain.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("raw", "missing_bytes", "words"),
+    [
+        (b'{"choices": [', 40, "was cut short"),
+        (b"<html>proxy error</html>", 0, "is no JSON"),
+        (b'{"choices": []}', 0, "IndexError"),
+        (b'{"choices": [{"text": "x"}]}', 0, "KeyError"),
+        (b"[]", 0, "TypeError"),
+    ],
+)
+def test_an_answer_that_is_none_loses_the_request_and_says_so(server, raw, missing_bytes, words):
+    """No request may wait for an answer that nobody will read."""
+    server.garbled = (raw, missing_bytes)
+    with engine(server) as one, pytest.raises(EngineError, match=words) as raised:
+        one.generate(PROMPTS, PARAMS)
+    assert raised.value.exit_status == 3
 
 
 def test_a_server_that_dies_ends_the_call_with_status_3(server):

@@ -19,6 +19,7 @@ the rest).
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import secrets
@@ -151,7 +152,7 @@ class ServerReplica:
         try:
             self.info = self._describe()
             self._set_mark()
-        except (OSError, KeyError, ValueError) as error:
+        except (*NO_ANSWER, ValueError) as error:
             self._say(
                 incarnation,
                 {"op": "broken", "message": f"server {self._spec.url}: {error}; {HOW_TO_START}"},
@@ -220,8 +221,8 @@ class ServerReplica:
             if self._http.get("/weight_info")["weight_version"] != self._mark:
                 self._lose(incarnation, "it was restarted, its weights are not ours")
                 return
-        except OSError as error:
-            self._lose(incarnation, str(error))
+        except NO_ANSWER as error:
+            self._lose(incarnation, f"{type(error).__name__}: {error}")
             return
         for number, prompt, params, seed in message["requests"]:
             name = f"{self._nonce}-{self.index}-{incarnation}-{message['call']}-{number}"
@@ -254,8 +255,8 @@ class ServerReplica:
             self._say(
                 incarnation, {"op": "refused", "call": call, "id": number, "message": str(error)}
             )
-        except OSError as error:
-            self._lose(incarnation, f"{GENERATE}: {error}")
+        except NO_ANSWER as error:
+            self._lose(incarnation, f"{GENERATE}: {type(error).__name__}: {error}")
         finally:
             with self._lock:
                 self._pending.pop(body["request_id"], None)
@@ -277,7 +278,7 @@ class ServerReplica:
         reply = {"op": "reply", "call": message["call"]}
         try:
             reply["result"] = getattr(self, f"_do_{message['method']}")(**message["kwargs"])
-        except OSError as error:
+        except NO_ANSWER as error:
             reply["error"] = f"{type(error).__name__}: {error}"
         self._say(incarnation, reply)
 
@@ -323,6 +324,10 @@ class ServerReplica:
 
     def _do_call_workers(self, method: str, arguments: dict[str, Any]) -> list[Any]:
         return self._rpc(method, arguments)
+
+
+# no connection, or an answer of another shape than vLLM's
+NO_ANSWER = (OSError, LookupError, TypeError, AttributeError)
 
 
 class Refused(Exception):
@@ -380,7 +385,13 @@ class _Http:
             if isinstance(error.reason, OSError):
                 raise error.reason from None
             raise OSError(f"{request.full_url}: {error.reason}") from None
-        return json.loads(text) if text else {}
+        except http.client.HTTPException as error:
+            how = f"{type(error).__name__}: {error}"
+            raise OSError(f"{request.full_url}: the answer was cut short ({how})") from None
+        try:
+            return json.loads(text) if text else {}
+        except ValueError as error:
+            raise OSError(f"{request.full_url}: the answer is no JSON ({error})") from None
 
 
 def _their_params(ours: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
