@@ -2,7 +2,7 @@
 
 A row names its verifier in a column `verifier`, with the parameters in further columns; rows
 without one are math or gsm8k. To add a verifier: a module here with `verify` and `check`, its
-name in `types.Kind`, an entry in `VERIFIERS`, and its hacks in `tests/rewards/verifiers/`.
+name in `types.Kind`, an entry in `VERIFIERS`, and its hacks in `tests/rewards/verifiers/hacks/`.
 """
 
 from __future__ import annotations
