@@ -74,7 +74,7 @@ def _no_process_is_left() -> Iterator[None]:
     servants = {forkserver._forkserver_pid, tracker._pid}
     try:
         wait_until(
-            lambda: descendants().keys() <= servants, "the end of all child processes", timeout=30
+            lambda: descendants().keys() <= servants, "the end of all child processes", timeout=240
         )
     except AssertionError:
         left = {pid: line for pid, line in descendants().items() if pid not in servants}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distributed import environment
 
-from megaladder.process.launch import free_port
+from megaladder.process.launch import hold_port
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class NodesDone:
     errors: list[str]
 
 
-def start_nodes(num_nodes: int, ranks_a_node: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """`megaladder *arguments` under torchrun on every node."""
-    port = free_port()
+def start_nodes(
+    num_nodes: int, ranks_a_node: int, port: int, *arguments: str
+) -> list[subprocess.Popen[str]]:
+    """`megaladder *arguments` under torchrun on every node; they meet at `port`."""
     return [
         subprocess.Popen(
             [
@@ -57,13 +58,14 @@ def run_nodes(
     num_nodes: int, ranks_a_node: int, *arguments: str, timeout_s: float = 240
 ) -> NodesDone:
     """The same, to its end."""
-    nodes = start_nodes(num_nodes, ranks_a_node, *arguments)
-    try:
-        said = [node.communicate(timeout=timeout_s) for node in nodes]
-    finally:
-        for node in nodes:
-            if node.poll() is None:
-                node.kill()
+    with hold_port() as held:
+        nodes = start_nodes(num_nodes, ranks_a_node, held.getsockname()[1], *arguments)
+        try:
+            said = [node.communicate(timeout=timeout_s) for node in nodes]
+        finally:
+            for node in nodes:
+                if node.poll() is None:
+                    node.kill()
     return NodesDone(
         [node.returncode for node in nodes], [out for out, _ in said], [err for _, err in said]
     )

@@ -241,7 +241,7 @@ def test_a_killed_run_leaves_no_half_record_and_goes_on(tmp_path: Path) -> None:
         command(tmp_path, "--stages", "kernel_checks"),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
@@ -260,7 +260,7 @@ def test_a_killed_run_leaves_no_half_record_and_goes_on(tmp_path: Path) -> None:
             command(tmp_path, "--stages", "kernel_checks"),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         ).stdout
     )

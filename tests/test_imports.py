@@ -286,7 +286,7 @@ def _loaded_by(statement: str) -> set[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}

@@ -36,11 +36,16 @@ STOPPED_GRACE_S = 60.0
 POLL_S = 0.05
 
 
-def free_port() -> int:
-    """A TCP port on the loopback interface that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def hold_port() -> socket.socket:
+    """A socket that keeps a TCP port of the loopback interface until it is closed.
+
+    The system gives the port to nobody else, but a program that is told its number may listen there
+    meanwhile: torch's store and vLLM's server set SO_REUSEADDR, and this socket does not listen.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 def rank_environment(
@@ -120,9 +125,10 @@ class _Job:
         self._request = signals.StopRequest(self._hand_on, self._end_now)
         self._interrupted = False
         self._seen: dict[int, tuple[int, float]] = {}
+        self._port = hold_port()
 
     def start(self, command: Sequence[str]) -> None:
-        port = free_port()
+        port = self._port.getsockname()[1]
         told = {
             STATUS_FILE: os.environ.get(STATUS_FILE) or str(self._notes / "status"),
             heartbeat.FOLDER_VARIABLE: str(self._notes),
@@ -260,6 +266,7 @@ class _Job:
             child.wait()
         for reader in self._readers:
             reader.join(timeout=2.0)
+        self._port.close()
 
 
 def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:

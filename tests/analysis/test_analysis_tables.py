@@ -227,7 +227,7 @@ main(["analyze", "--help"])
 heavy = ("torch", "transformers", "matplotlib", "pandas", "scipy.stats")
 print([name for name in heavy if name in sys.modules])"""
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=240
     )
     assert run.stdout.splitlines()[-1] == "[]", run.stdout + run.stderr
 
@@ -235,7 +235,7 @@ print([name for name in heavy if name in sys.modules])"""
 def test_broken_input_exits_2_without_a_traceback(repository, write):
     path = write("r.csv", HEAD + "m,a,x,10\n")
     command = [sys.executable, "-m", "megaladder", "analyze", "scaling", "--runs", str(path)]
-    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=240)
     assert (
         run.returncode == 2
         and "Traceback" not in run.stderr

@@ -21,7 +21,7 @@ def megaladder(*args: str, **kwargs) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **kwargs.pop("env", {})}
     command = [sys.executable, "-m", "megaladder", *args]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=environment, check=False, **kwargs
+        command, capture_output=True, text=True, timeout=240, env=environment, check=False, **kwargs
     )
 
 
@@ -60,7 +60,7 @@ def test_overview_imports_nothing_heavy() -> None:
         " print(*sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=True
     )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"torch", "numpy", "pydantic", "tyro", "yaml", "transformers", "rich"}
@@ -188,7 +188,7 @@ def test_a_closed_pipe_is_quiet() -> None:
         executable="/bin/bash",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.stderr == ""

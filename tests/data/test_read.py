@@ -428,7 +428,7 @@ def test_hub_unreachable_names_repository_revision_and_command(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=True,
         cwd=ROOT,
     )

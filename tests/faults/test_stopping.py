@@ -186,8 +186,8 @@ def test_a_second_interrupt_ends_at_once_and_tears_nothing(sft, tmp_path) -> Non
             pressing = subprocess.Popen(
                 ["bash", "-c", f"while kill -INT {child.pid} 2>/dev/null; do sleep 0.1; done"]
             )
-    child.communicate(timeout=60)
-    pressing.wait(timeout=10)
+    child.communicate(timeout=240)
+    pressing.wait(timeout=240)
     assert child.returncode == 3, said
     word = read(run)
     assert (word["reason"], word["saved"], word["saved_step"]) == ("interrupted", False, 4)

@@ -36,7 +36,7 @@ def setup(
         [sys.executable, str(SCRIPT), *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env=variables,
         check=False,
     )
@@ -143,7 +143,7 @@ def test_what_a_killed_pip_leaves_is_found(tmp_path) -> None:
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert done.stdout.split() == [
@@ -165,7 +165,7 @@ def test_make_targets_exist(target: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     assert "tools/env/setup_env.py" in done.stdout
@@ -204,7 +204,7 @@ def test_make_works_in_a_folder_of_any_name(tmp_path) -> None:
             env=variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "OK\n", "")
     assert list(tmp_path.rglob("PWNED")) == []
@@ -224,7 +224,7 @@ def test_ci_runs_the_newcomers_command_first_and_stops_at_a_failure(tmp_path) ->
             env={**os.environ, "PATH": path, "FAILS": fails},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         made = [line[5:] for line in done.stdout.splitlines() if line.startswith("made ")]
         return done.returncode, made

@@ -53,14 +53,14 @@ def test_a_signal_before_the_loop_ends_with_3_and_one_line(number) -> None:
     )
     assert child.stdout.readline() == "ready\n"
     child.send_signal(number)
-    _, error = child.communicate(timeout=30)
+    _, error = child.communicate(timeout=240)
     assert child.returncode == 3
     assert error.count("\n") == 1 and error.startswith(f"megaladder: stopped by {number.name}; ")
 
 
 def test_forks_neither_die_of_a_signal_nor_tell_their_parent() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
 

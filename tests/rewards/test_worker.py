@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from rewards.grader_corpus import children_of
@@ -102,7 +102,9 @@ open({kept!r}).read()
 print(json.dumps([active, result]))
 """
     (tmp_path / "kept").write_text("kept")
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240
+    )
     assert out.returncode == 0, out.stderr
     active, result = json.loads(out.stdout)
     if "seccomp" not in active:
@@ -131,7 +133,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 found = [(libc.syscall(0x40000000 + number, 0, 0, 0), ctypes.get_errno()) for number in (39, 57, 520)]
 print("seccomp" in active, all(pair == (-1, 1) for pair in found), found)
 """
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240
+    )
     assert out.stdout.startswith(("True True", "False")), (out.stdout, out.stderr)
 
 
@@ -156,11 +160,14 @@ pool.grade_many([GradeTask("a", "a" * 64 + "b", "", "regex", {"pattern": "(a+)+"
 
 
 def test_throughput_is_far_above_what_a_step_needs():
-    """A smoke limit (a busy laptop); the measured figures are in the docs."""
+    """In CPU seconds of the workers, which other work on the machine does not change; the measured
+    figures are in the docs."""
     text = "Let us think. " * 400
     tasks = [GradeTask(str(i), f"{text}\\boxed{{{i}}}", str(i)) for i in range(3000)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with GradePool(num_workers=2) as pool:
-        pool.grade_many(tasks[:200])
-        started = time.monotonic()
         assert all(found.correct for found in pool.grade_many(tasks))
-        assert len(tasks) / (time.monotonic() - started) > 500
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{used:.2f} CPU seconds for {len(tasks)} answers, the workers' start included")
+    assert 0 < used < 30

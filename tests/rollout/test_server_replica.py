@@ -18,7 +18,7 @@ from distributed import environment
 from tiny_models import build_tiny_model
 
 from megaladder.errors import ConfigError, EngineError
-from megaladder.process.launch import free_port
+from megaladder.process.launch import hold_port
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.remote.server import GENERATE, NEEDED, ServerOptions, ServerSpec
@@ -241,7 +241,8 @@ def test_grpo_with_vllms_own_server(tmp_path):
             for i in range(40)
         )
     )
-    port = free_port()
+    held = hold_port()
+    port = held.getsockname()[1]
     process = start_server(other, port, tmp_path / "server.log")
     flags = [
         "--run-dir",
@@ -287,6 +288,7 @@ def test_grpo_with_vllms_own_server(tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        held.close()
     assert done.returncode == 0, done.stderr[-3000:] + (tmp_path / "server.log").read_text()[-2000:]
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

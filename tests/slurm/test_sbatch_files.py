@@ -89,7 +89,7 @@ class Fakes:
         self, file: str, *arguments: str, ranks: str = ":", **environment: str
     ) -> tuple[int, str]:
         job = self.start(file, *arguments, ranks=ranks, **environment)
-        out, _ = job.communicate(timeout=30)
+        out, _ = job.communicate(timeout=240)
         return job.returncode, out
 
     def calls(self) -> list[str]:

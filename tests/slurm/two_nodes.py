@@ -99,7 +99,13 @@ class TwoNodes:
         """A Slurm command's output, errors included; raises when it fails."""
         variables = {**self.environment, **environment}
         done = subprocess.run(
-            command, env=variables, cwd=cwd, capture_output=True, text=True, timeout=60, check=False
+            command,
+            env=variables,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
@@ -127,7 +133,7 @@ class TwoNodes:
             command,
             env=self.environment,
             check=True,
-            timeout=60,
+            timeout=240,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from nodes import run_nodes, start_nodes
 from waiting import wait_until
 
 from megaladder.errors import ConfigError, EngineError, MegaladderError
+from megaladder.process.launch import hold_port
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits, ProcessEngine
@@ -73,11 +74,12 @@ def test_two_nodes_of_two_ranks(runs):
 def test_a_node_that_dies_ends_the_run_and_the_same_command_resumes(runs):
     one = runs.run("undisturbed", "--train.max-steps", "12")
     arguments = flags(runs, "killed", "--train.max-steps", "12")
-    nodes = start_nodes(2, 1, *arguments)
-    wait_until(lambda: len(runs.rows("killed")) >= 4, "four steps of the run that is killed")
-    nodes[1].kill()  # torchrun and, by the kernel's parent-death signal, its rank
-    nodes[0].communicate(timeout=240)
-    nodes[1].communicate(timeout=240)
+    with hold_port() as held:
+        nodes = start_nodes(2, 1, held.getsockname()[1], *arguments)
+        wait_until(lambda: len(runs.rows("killed")) >= 4, "four steps of the run that is killed")
+        nodes[1].kill()  # torchrun and, by the kernel's parent-death signal, its rank
+        nodes[0].communicate(timeout=240)
+        nodes[1].communicate(timeout=240)
     assert nodes[0].returncode != 0
     assert len(runs.rows("killed")) < 12, "the run was over before the node was killed"
     done = run_nodes(2, 1, *arguments)
@@ -119,7 +121,7 @@ def test_replicas_elsewhere_answer_as_one_engine_and_strangers_are_turned_away(l
         target=offer, args=(meeting, 1, lambda: [FakeSpec(fake), FakeSpec(fake)]), daemon=True
     ).start()
     expected = fake().generate(PROMPTS, PARAMS)
-    with ProcessEngine([FakeSpec(fake), *listener.accept(20.0)], Limits(start_s=20.0)) as engine:
+    with ProcessEngine([FakeSpec(fake), *listener.accept(120.0)], Limits(start_s=120.0)) as engine:
         assert engine.describe()["replicas"] == 3
         assert engine.generate(PROMPTS, PARAMS) == expected
     assert stranger.recv(1) == b""
@@ -130,8 +132,8 @@ def test_a_node_that_is_gone_is_named(listener):
     threading.Thread(
         target=offer, args=(listener.meeting, 3, lambda: [FakeSpec(fake)]), daemon=True
     ).start()
-    specs = listener.accept(20.0)
-    with ProcessEngine([FakeSpec(fake), *specs], Limits(start_s=20.0, max_restarts=1)) as engine:
+    specs = listener.accept(120.0)
+    with ProcessEngine([FakeSpec(fake), *specs], Limits(start_s=120.0, max_restarts=1)) as engine:
         specs[0].channel.close()
         with pytest.raises(
             EngineError, match="node 3 replica 0: the connection to the node was lost"
@@ -145,7 +147,7 @@ def test_a_node_that_cannot_offer_says_why_and_one_that_is_late_is_counted(liste
 
     threading.Thread(target=offer, args=(listener.meeting, 1, broken), daemon=True).start()
     with pytest.raises(MegaladderError, match=r"node 1: rollout\.tp 4 needs 4 GPUs") as raised:
-        listener.accept(20.0)
+        listener.accept(120.0)
     assert raised.value.exit_status == 2
     with pytest.raises(
         EngineError, match=r"2 of 2 other nodes did not offer their engines at 127\.0\.0\.1"
@@ -171,7 +173,7 @@ def test_each_nodes_weights_come_from_its_own_folder(listener, tmp_path):
         daemon=True,
     ).start()
     with ProcessEngine(
-        [FakeSpec(lambda: make("here")), *listener.accept(20.0)], Limits(start_s=20.0)
+        [FakeSpec(lambda: make("here")), *listener.accept(120.0)], Limits(start_s=120.0)
     ) as engine:
         engine.update_weights(FileWeights(str(tmp_path / "a"), (str(tmp_path / "b"),)), 1)
         assert engines["here"].loaded == [str(tmp_path / "a")] and engines["there"].loaded == [
@@ -199,6 +201,6 @@ def test_the_replicas_inbox_is_the_engines(tmp_path):
     inbox: queue.SimpleQueue = queue.SimpleQueue()
     replica = FakeSpec(fake).open(5, inbox)
     replica.start()
-    index, incarnation, message = inbox.get(timeout=5)
+    index, incarnation, message = inbox.get(timeout=120)
     assert (index, incarnation, message["op"]) == (5, 1, "ready")
     assert json.dumps(message)  # goes over a JSON wire
