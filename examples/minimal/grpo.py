@@ -36,6 +36,7 @@ from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.sample import Prompt, sample_groups
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 from megaladder.rollout.weight_sync import SyncOptions, TrainedModel, WeightSync, chosen_transport
+from megaladder.train.model_files import model_files
 from megaladder.train.objectives.advantages import group_advantages
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
 from megaladder.train.step import run_micro_batches
@@ -139,7 +140,10 @@ def train(args: argparse.Namespace) -> list[float]:
             rewards.append(float(rewards_gn.mean()))
             print(f"round {step + 1}: reward {rewards[-1]:.3f}, loss {loss:.4f}")
         weights.close()
-        export_hf(bare, shape, Path(args.out) / "hf", source_dir=Path(args.model))
+        # the model's configuration and tokenizer, with the template and the ends of answers in use
+        source, files = Path(args.model), Path(args.out) / "files"
+        model_files(source, source, tokenizer).write(files)
+        export_hf(bare, shape, Path(args.out) / "hf", source_dir=files)
     return rewards
 
 

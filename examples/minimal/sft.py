@@ -32,9 +32,10 @@ from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossSums
 from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.parallel import Layout
+from megaladder.train.model_files import model_files
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
 from megaladder.train.step import run_micro_batches
-from megaladder.types import PackedBatch, TokenSample
+from megaladder.types import PackedBatch, Tokenizer, TokenSample
 
 
 def cross_entropy(output: HeadOutput, batch: DeviceBatch) -> LossSums:
@@ -46,9 +47,8 @@ def cross_entropy(output: HeadOutput, batch: DeviceBatch) -> LossSums:
     return LossSums(-output.logprobs.sum())
 
 
-def read_samples(path: str, model_dir: str, seq_length: int) -> list[TokenSample]:
+def read_samples(path: str, tokenizer: Tokenizer, seq_length: int) -> list[TokenSample]:
     """Rows of any known layout → chat template → token ids and loss mask, cut to seq_length."""
-    tokenizer = load_tokenizer(model_dir)
     reader = ExampleReader(path, ReadOptions(), BadRowLog("error"))
     samples: list[TokenSample] = []
     for sample in tokenize_batch(list(reader), tokenizer, TemplateOptions()):
@@ -85,7 +85,8 @@ def train(args: argparse.Namespace) -> list[float]:
         chunks = wrap_chunks(bare, options)  # fp32 gradients in buffers, reduced over dp
         optimizer = build_optimizer(chunks, OptimSection(lr=args.lr), options)
 
-        samples = read_samples(args.data, args.model, args.seq_length)
+        tokenizer = load_tokenizer(args.model)
+        samples = read_samples(args.data, tokenizer, args.seq_length)
         spec = pack_spec(args, shape.hidden_size)
         order = np.random.default_rng(args.seed)  # the same on every rank
         for step in range(1, args.steps + 1):
@@ -94,7 +95,10 @@ def train(args: argparse.Namespace) -> list[float]:
             losses.append(update(chunks, optimizer, batches, args.lr))
             if parallel.is_main():
                 print(f"step {step}: {losses[-1]:.4f} nats a token")
-        export_hf(bare, shape, Path(args.out), source_dir=Path(args.model))
+        # the model's configuration and tokenizer, with the template and the end of an answer in use
+        source, files = Path(args.model), Path(f"{args.out}.files")
+        parallel.on_main(lambda: model_files(source, source, tokenizer, samples).write(files))
+        export_hf(bare, shape, Path(args.out), source_dir=files)
     return losses
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from megaladder.data.chat.tokenizer import TOKENIZER_FILES
 from megaladder.data.store import SampleStore
 from megaladder.errors import ModelError
 from megaladder.run_dir import atomic_write, to_json
-from megaladder.types import Tokenizer
+from megaladder.types import Tokenizer, TokenSample
 
 _SAMPLES_LOOKED_AT = 256
 _TEMPLATE_FILE, _TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -121,7 +122,7 @@ def model_files(
     model_folder: Path,
     tokenizer_folder: Path,
     tokenizer: Tokenizer,
-    samples: SampleStore | None = None,
+    samples: SampleStore | Sequence[TokenSample] | None = None,
 ) -> ModelFiles:
     """What training with this tokenizer leaves beside the weights. `samples`: those that it learns
     from; they say which token ends an answer."""
@@ -136,7 +137,7 @@ def model_files(
     )
 
 
-def _taught_end(samples: SampleStore, tokenizer: Tokenizer) -> int | None:
+def _taught_end(samples: SampleStore | Sequence[TokenSample], tokenizer: Tokenizer) -> int | None:
     """The control token that most samples end with; None where it is none."""
     ends: Counter[int] = Counter()
     for index in range(min(len(samples), _SAMPLES_LOOKED_AT)):

@@ -58,6 +58,7 @@ def test_the_sft_page_learns_and_exports(inputs, tmp_path):
     losses = json.loads((tmp_path / "losses.json").read_text())
     assert losses[-1] < losses[0] - 1.0
     assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "chat_template.jinja").is_file()
 
 
 def test_the_grpo_page_goes_round(inputs, tmp_path):
