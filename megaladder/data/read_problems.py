@@ -175,7 +175,8 @@ def _kind_and_gold(row: RawRow, asked: Asked, kind: Kind | None) -> tuple[Kind, 
     text = str(gold).strip() if is_text else ""
     if GSM8K_MARK in text and kind in (None, "gsm8k"):
         kind, text = kind or "gsm8k", text.rsplit(GSM8K_MARK, 1)[1].strip().replace(",", "")
-    kind = kind or asked.kind or "math"
+    from_gsm8k = "gsm8k" in str(row.data.get("data_source", "")).lower()
+    kind = kind or asked.kind or ("gsm8k" if from_gsm8k else "math")
     if not text and VERIFIERS[kind].needs_gold:
         raise BadRow(
             row.where,

@@ -230,13 +230,9 @@ def prepare(folder, rows, **sections):
 
 def test_every_kind_of_row_becomes_a_problem_and_long_prompts_are_counted(tmp_path):
     rows = [
-        {
-            "data_source": "openai/gsm8k",
-            "prompt": [{"role": "user", "content": "2+2?"}],
-            "reward_model": {"ground_truth": "4"},
-        },
+        {"data_source": "openai/gsm8k", "question": "2+2?", "answer": "4"},
         {"question": "Janet has 3 eggs.", "answer": "She sells. #### 18"},
-        {"problem": "Find x.", "answer": 204, "id": "2024-II-4"},
+        {"question": "Find x.", "answer": 204, "id": "2024-II-4"},
         {"question": "long " * 200, "answer": "1"},
     ]
     data = prepare(
@@ -252,8 +248,15 @@ def test_every_kind_of_row_becomes_a_problem_and_long_prompts_are_counted(tmp_pa
     assert data.facts.lines[0].startswith(f"problems {tmp_path / 'rows.jsonl'}: 3 of 4;")
     assert data.facts.lines[1] == "  1 left out: prompt longer than 60 tokens"
     assert "Find x.\nBox it.<|im_end|>" in data.tokenizer.decode(data.stream.prompt_ids[2])
-    # a verl row's prompt is complete
-    assert "Box it." not in data.tokenizer.decode(data.stream.prompt_ids[0])
+    prompt = [{"role": "user", "content": "2+2?"}]
+    verl = [{"data_source": "x", "prompt": prompt, "reward_model": {"ground_truth": "4"}}] * 2
+    complete = prepare(
+        tmp_path, verl, rollout={"prompt_suffix": "\\nBox it."}, grpo={"prompts_per_step": 1}
+    )
+    assert "Box it." not in complete.tokenizer.decode(complete.stream.prompt_ids[0])
+    assert complete.facts.lines[1] == (
+        "  1 rows that repeat an earlier one: left out (data.duplicates drop)"
+    )
     assert prepare(tmp_path, rows, reward={"kind": "math"}).stream.problems[1].kind == "math"
     fewer = prepare(tmp_path, rows, rollout={"max_prompt_tokens": 21})
     assert fewer.facts.num_problems < 3 and fewer.facts.identity != data.facts.identity

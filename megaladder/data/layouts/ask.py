@@ -68,9 +68,7 @@ def ask_verl(row: RawRow) -> Asked:
         return Asked(
             _question(row, "prompt"), str(gold["target"]), used, "countdown", gold, complete=True
         )
-    source = str(row.data.get("data_source", ""))
-    kind: Kind | None = "gsm8k" if "gsm8k" in source.lower() else None
-    return Asked(_question(row, "prompt"), gold, used, kind, complete=True)
+    return Asked(_question(row, "prompt"), gold, used, complete=True)
 
 
 def ask_two_names(row: RawRow) -> Asked:
