@@ -11,12 +11,15 @@ from megaladder.config.resolve import resolve, to_yaml
 from megaladder.errors import ConfigError
 
 VERBS = {verb.name: verb for verb in verb_configs()}
-ENUMS = [
-    (name, key, value)
-    for name, verb in VERBS.items()
-    for key, field in verb.keys.items()
-    for value in choices(field.annotation)
-]
+# a section's field that several verbs share is tried with the last of them
+ENUMS = list(
+    {
+        (id(field), spelled(value)): (name, key, value)
+        for name, verb in VERBS.items()
+        for key, field in verb.keys.items()
+        for value in choices(field.annotation)
+    }.values()
+)
 
 
 def outcome(verb: VerbConfig, args: list[str], takes_yaml: bool = True) -> str:
