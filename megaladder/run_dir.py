@@ -34,6 +34,7 @@ import yaml
 from megaladder.errors import ConfigError, DataError, ModelError
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
+from megaladder.process.storage import naming
 
 FINGERPRINT_PACKAGES = (
     "megaladder",
@@ -81,7 +82,7 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
     raw = data.encode("utf-8") if isinstance(data, str) else data
     temporary = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -116,18 +117,21 @@ class JsonlFile:
         """One row, one write. It survives a kill of this process; `durable` also waits for the disk
         (power cut)."""
         line = to_json(row).encode("utf-8")
-        self._file.write((_seal(line) if self._sealed else line) + b"\n")
-        self._file.flush()
-        if durable:
-            os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write((_seal(line) if self._sealed else line) + b"\n")
+            self._file.flush()
+            if durable:
+                os.fsync(self._file.fileno())
 
     def sync(self) -> None:
         """Waits until every row is on the disk: none is lost to a power cut."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
     def __enter__(self) -> JsonlFile:
         return self

@@ -37,7 +37,7 @@ MOMENTS = {
         "data": "data:1",
         "first step": "update:1",
         "mid-save": "writing:1",
-        "evaluation": "evaluate:2",
+        "evaluation": "evaluate:3",
     },
     "grpo": {
         "data": "data:1",

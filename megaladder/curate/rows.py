@@ -22,6 +22,7 @@ from typing import Any
 from megaladder.data.read import BadRow, RawRow
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
+from megaladder.process.storage import naming
 from megaladder.run_dir import fsync_folder, to_json
 
 ID_COLUMNS = ("id", "unique_id", "question_hash", "uuid")
@@ -224,7 +225,8 @@ class RowWriter:
     def write(self, values: Mapping[str, Any]) -> None:
         self.num_rows += 1
         if self.path.suffix == ".jsonl":
-            self._file.write((to_json(values) + "\n").encode("utf-8"))
+            with naming(self.path):
+                self._file.write((to_json(values) + "\n").encode("utf-8"))
             return
         self._pending.append(dict(values))
         if len(self._pending) == BATCH_ROWS:
@@ -234,7 +236,8 @@ class RowWriter:
         """A row from `fetch_rows`: bytes go to JSONL as they are."""
         if isinstance(row, bytes) and self.path.suffix == ".jsonl":
             self.num_rows += 1
-            self._file.write(row)
+            with naming(self.path):
+                self._file.write(row)
         else:
             self.write(parse_fetched(row, str(self.path)))
 
@@ -268,7 +271,8 @@ class RowWriter:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if kind is None:
-                self._commit()
+                with naming(self.path):
+                    self._commit()
         finally:
             self._file.close()
             self._temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from megaladder.errors import ConfigError, DataError
+from megaladder.process.storage import naming
 from megaladder.run_dir import atomic_write, fsync_folder, to_json
 from megaladder.types import TokenSample
 
@@ -132,7 +133,8 @@ class StoreWriter:
         if array not in self._sinks:
             in_memory = self._folder is None
             self._sinks[array] = io.BytesIO() if in_memory else self._open(f"{array}.bin")
-        self._sinks[array].write(np.ascontiguousarray(values, ARRAYS[array][0]).tobytes())
+        with naming(self._folder or "memory"):
+            self._sinks[array].write(np.ascontiguousarray(values, ARRAYS[array][0]).tobytes())
 
     def _open(self, name: str) -> BinaryIO:
         assert self._folder is not None
@@ -146,8 +148,9 @@ class StoreWriter:
             if isinstance(sink, io.BytesIO):
                 arrays[array] = np.frombuffer(sink.getvalue(), ARRAYS[array][0])
             else:
-                sink.flush()
-                os.fsync(sink.fileno())
+                with naming(sink.name):
+                    sink.flush()
+                    os.fsync(sink.fileno())
             sink.close()
         if self._folder is not None:
             arrays = {

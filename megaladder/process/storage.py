@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from megaladder.errors import MegaladderError, StorageError
@@ -46,15 +48,30 @@ def storage_error(error: BaseException, place: Path | str | None = None) -> Stor
     place: where was written, for errors that name no file. Looks through the causes too, and knows
     torch's own words for a write that was cut short.
     """
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in MEANINGS:
-            what, fix = MEANINGS[cause.errno]
-            where = cause.filename if isinstance(cause.filename, str | os.PathLike) else place
-            return StorageError(_message(where, what, fix))
+    causes = [cause for cause in _causes(error) if isinstance(cause, OSError)]
+    known = [cause for cause in causes if cause.errno in MEANINGS]
+    # closing a file whose write failed fails once more, without a name
+    known.sort(key=lambda cause: not isinstance(cause.filename, str | os.PathLike))
+    for cause in known[:1]:
+        what, fix = MEANINGS[cause.errno or 0]
+        where = cause.filename if isinstance(cause.filename, str | os.PathLike) else place
+        return StorageError(_message(where, what, fix))
     if isinstance(error, MegaladderError) or not any(w in str(error) for w in _WRITER_WORDS):
         return None
     what = f"a file could not be written completely ({str(error).splitlines()[0]})"
     return StorageError(_message(place, what, "make room there, or use another run_dir"))
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """The system names a file that it cannot open, not one that it cannot write: errors of a block
+    that writes `path` get its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from megaladder.errors import ConfigError, StorageError
-from megaladder.process.storage import MEANINGS, storage_error
+from megaladder.process.storage import MEANINGS, naming, storage_error
+from megaladder.run_dir import JsonlFile
 
 
 @pytest.mark.parametrize("number", sorted(MEANINGS))
@@ -55,3 +57,25 @@ def test_torch_words_for_a_short_write_are_known(tmp_path) -> None:
 )
 def test_other_errors_are_somebody_else_s(error) -> None:
     assert storage_error(error) is None
+
+
+def test_a_write_that_fails_names_its_file(tmp_path) -> None:
+    """Also when closing the file fails after it, without a name."""
+    path = tmp_path / "metrics.jsonl"
+    try:
+        try:
+            with naming(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        words = storage_error(error)
+    assert words is not None and str(words).startswith(f"{path}: no space left on the disk (")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_a_file_of_rows_is_told_with_its_path(tmp_path) -> None:
+    (tmp_path / "journal.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError) as raised:
+        JsonlFile(tmp_path / "journal.jsonl").append({"a": 1})
+    assert raised.value.filename == str(tmp_path / "journal.jsonl")

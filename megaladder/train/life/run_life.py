@@ -157,8 +157,9 @@ class RunLife:
 
     def listen(self) -> StopSignals:
         """From here on a stop signal ends the run after its step. Called right before the loop:
-        until then nothing has to be saved."""
+        until then nothing has to be saved. No rank begins a step before all of them listen."""
         self._signals = StopSignals()
+        parallel.barrier()
         return self._signals
 
     # ---- each step
