@@ -101,7 +101,11 @@ def _problems(config: GrpoConfig) -> None:
     tokenizer = _tokenizer(config.model)
     parts = read_parts(config, tokenizer)
     for part in parts:
-        show("data", f"{part.name}: {part.num_read:,} problems, {len(part.problems):,} usable")
+        show(
+            "data",
+            f"{part.name}: {part.num_read:,} problems, {len(part.problems):,} with prompts of at"
+            f" most {part.limit:,} tokens",
+        )
         for line in part.lines:
             show("counted", line)
     problem, prompt_ids = parts[0].problems[0], parts[0].prompt_ids[0]

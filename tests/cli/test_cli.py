@@ -327,6 +327,6 @@ def test_check_of_a_grpo_run_and_of_a_layout_that_does_not_fit(tiny, tmp_path, c
     assert "<|im_start|>user\nWhat is 0 + 0?<|im_end|>\n<|im_start|>assistant\n" in text
     assert "answer      0 (graded as gsm8k)" in text
     assert main([*flags, "--rollout.max_tokens", "2047"]) == 2
-    assert "no prompt of at most 1 tokens" in capsys.readouterr().err
+    assert "expected prompts of at most 1 tokens" in capsys.readouterr().err
     assert main([*flags, "--parallel.pp", "3"]) == 2
     assert "do not divide the model's 2 layers" in capsys.readouterr().err

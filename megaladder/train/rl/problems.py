@@ -107,12 +107,14 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
 
 @dataclass(frozen=True, slots=True)
 class ProblemPart:
-    """The usable problems of one source, of `num_read` in it; `lines` say what was left out."""
+    """The usable problems of one source, of `num_read` in it; `lines` say what was left out.
+    `limit`: tokens of the longest prompt that is usable."""
 
     name: str
     problems: list[Problem]
     prompt_ids: list[tuple[int, ...]]
     num_read: int
+    limit: int
     lines: list[str]
 
     @property
@@ -156,6 +158,7 @@ def _read_part(config: GrpoConfig, part: MixturePart, tokenizer: Tokenizer) -> P
         [problems[i] for i in kept],
         [prompts[i] for i in kept],
         len(problems),
+        limit,
         lines,
     )
 
