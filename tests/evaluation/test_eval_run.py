@@ -26,6 +26,7 @@ from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradePool
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine, Faults
+from megaladder.run_dir import JsonlFile
 from megaladder.types import Completion, FinishReason, Message, Problem
 
 PARTS = {"model": {"sha256": "m"}, "decoding": {"temperature": 1.0}}
@@ -185,8 +186,8 @@ def test_other_settings_are_refused_and_named(tmp_path, whole):
     ):
         Journal(tmp_path, other)
     line = rows(tmp_path)[0]
-    with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write(json.dumps({**line, "fingerprint": "0" * 16}) + "\n")
+    with JsonlFile(tmp_path / "journal.jsonl", sealed=True) as file:
+        file.append({**line, "fingerprint": "0" * 16})
     with pytest.raises(DataError, match=r"journal.jsonl:25: was made with other settings"):
         Journal(tmp_path, PARTS)
     (tmp_path / "journal.jsonl").write_bytes(whole + whole.splitlines(keepends=True)[3])

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tiny_models import build_tokenizer
 
+from megaladder.analysis import grade as grade_verb
 from megaladder.config.grpo import GrpoConfig
 from megaladder.curate.teacher import sample as teacher_sample
 from megaladder.evaluation import verb as evaluation_verb
 from megaladder.evaluation.run import Task, run_task
 from megaladder.evaluation.store import Journal
-from megaladder.rewards import verb as grade_verb
 from megaladder.rewards import worker
 from megaladder.rewards.grade import grade
 from megaladder.rewards.verifiers.pool import VerifierPool
