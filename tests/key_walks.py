@@ -34,7 +34,7 @@ def make_inputs(folder: Path) -> None:
     rng = np.random.default_rng(0)
     build_tokenizer(folder / "tokenizer")
     (folder / "template.jinja").write_text(
-        "{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
+        "{{ note }}{% for message in messages %}<|im_start|>{{ message.role }}: {{ message.content }}"
         "<|im_end|>{% endfor %}"
     )
     _training_rows(folder)
@@ -123,7 +123,7 @@ def _graded_rows(rng: np.random.Generator, skill: float) -> list[dict[str, Any]]
             "correct": [bool(one) for one in rng.random(8) < skill],
             "tokens": [int(one) for one in rng.integers(10, 90, 8)],
             "responses": ["so " * 50 + f"\\boxed{{{index + shift % 2}}}" for shift in range(8)],
-            "answers": [str(index + shift % 3) for shift in range(8)],
+            "extracted_answer": [str(index + shift % 3) for shift in range(8)],
             "response_ids": [[int(t) for t in rng.integers(5, 200, 6 + 4 * n)] for n in range(8)],
         }
         for index in range(20)
@@ -257,10 +257,15 @@ def cheap_walks(i: Path) -> list[Walk]:
                 "response_template": "answer:",
                 "s1_teacher": "deepseek",
                 "fields": {"question": "id"},
+                "chat_template_kwargs": {"note": "hello"},
                 "duplicates": "keep",
             },
             beside={
                 "duplicates": {"path": str(i / "repeats.jsonl"), "tokenizer": str(i / "tokenizer")},
+                "chat_template_kwargs": {
+                    "tokenizer": str(i / "tokenizer"),
+                    "chat_template": str(i / "template.jinja"),
+                },
                 "chat_template": {"tokenizer": str(i / "tokenizer")},
                 "sample": {"tokenizer": str(i / "tokenizer")},
                 "response_template": {

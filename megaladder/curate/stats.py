@@ -134,6 +134,11 @@ def _row_summary(spec: SourceSpec, counts: RowCounts) -> Row:
 def _layouts(spec: SourceSpec, name: str, counts: RowCounts) -> dict[str, str]:
     """Use → the layout that the rows have for it. Raises DataError where no use is known, where
     several layouts fit for one, and where no row is good."""
+    if name != "auto" and name not in LAYOUTS:
+        raise DataError(
+            f"format: expected auto or one of {', '.join(LAYOUTS)}, found {name!r}; fix:"
+            " --format auto"
+        )
     if counts.first_bad is not None and not counts.key_sets:
         raise counts.first_bad
     found: dict[str, str] = {}

@@ -316,7 +316,10 @@ SAMPLES = (
         "what `grade` takes and gives",
         ("gold", "response|responses"),
         stored=Stored(
-            ("responses", "response"), ("gold",), ("correct",), ("extracted_answer", "answer")
+            ("responses", "response"),
+            ("gold",),
+            ("correct",),
+            ("extracted_answer", "extracted_answers", "answer"),
         ),
         over=("verdicts",),
     ),
