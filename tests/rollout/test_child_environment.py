@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from megaladder import platform
+from megaladder.parallel import Nodes
 from megaladder.process import gpu_stack
 from megaladder.rollout.replica import child_environment
 from megaladder.rollout.vllm_engine import VllmOptions
@@ -57,6 +58,30 @@ def test_the_engines_gpus_are_named_and_the_trainers_stay(monkeypatch) -> None:
     assert [child["CUDA_VISIBLE_DEVICES"] for child in children] == ["c,d", "e,f"]
     assert children[0]["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("cuda", "spare", "order"),
+    [(True, 0, ["start", "ready"]), (True, 2, ["start"]), (False, 0, ["start"])],
+)
+def test_on_a_shared_gpu_the_trainer_waits_for_the_engine(
+    monkeypatch, cuda: bool, spare: int, order: list[str]
+) -> None:
+    """vLLM takes all that its GPU takes in while it starts for its own: the trainer is built when
+    the engine is ready. With GPUs of its own, or none, it starts beside the trainer."""
+    seen: list[str] = []
+    monkeypatch.setattr(platform, "has_cuda", lambda: cuda)
+    monkeypatch.setattr(platform, "spare_devices", lambda _ranks: spare)
+    monkeypatch.setattr(engines.parallel, "nodes", lambda: Nodes((0,), 0))
+    monkeypatch.setattr(engines.EngineStart, "_begin", lambda *_: seen.append("start"))
+    monkeypatch.setattr(engines.EngineStart, "_wait", lambda *_: seen.append("ready"))
+    config = SimpleNamespace(
+        rollout=SimpleNamespace(engine="vllm", servers=()),
+        model=SimpleNamespace(init="pretrained"),
+        grpo=SimpleNamespace(lag=0),
+    )
+    engines.EngineStart(config, SimpleNamespace(folder=ROOT), SimpleNamespace(), SimpleNamespace())
+    assert seen == order
 
 
 @pytest.mark.parametrize("row", gpu_stack.STACKS, ids=lambda row: row.name)
