@@ -8,7 +8,7 @@ function that takes one. Field types: `CommaInts`, `CommaFloats`, `CommaStrs` ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import tyro
@@ -23,8 +23,10 @@ __all__ = [
     "Positional",
     "StrictModel",
     "YamlObject",
+    "from_flag",
     "leaf_keys",
     "section_of",
+    "yaml_flag",
 ]
 
 
@@ -94,7 +96,21 @@ CommaFloats = Annotated[tuple[float, ...], BeforeValidator(_split), _comma(float
 CommaStrs = Annotated[tuple[str, ...], BeforeValidator(_split), _comma(str, "NAME,NAME,…")]
 
 
-def _from_flag(texts: list[str]) -> Any:
+def yaml_flag(
+    metavar: str, kind: type | tuple[type, ...], read: Callable[[list[str]], Any] | None = None
+) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How a value that a file spells as a mapping or list stands on the command line: in YAML's
+    short form. `kind`: what the field holds; `read`: another reading of the text."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read or from_flag,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=_to_flag,
+    )
+
+
+def from_flag(texts: list[str]) -> Any:
     """YAML's short form, as in a file; text that is none stays text for the validation to judge."""
     try:
         return yaml.safe_load(texts[0])
@@ -102,15 +118,14 @@ def _from_flag(texts: list[str]) -> Any:
         return texts[0]
 
 
-YamlObject = Annotated[
-    dict[str, Any],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{NAME: VALUE}",
-        instance_from_str=_from_flag,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [
-            yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
-        ],
-    ),
-]
+def _to_flag(value: Any) -> list[str]:
+    """The value as `from_flag` reads it."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, StrictModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    plain = list(value) if isinstance(value, tuple) else value
+    return [yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()]
+
+
+YamlObject = Annotated[dict[str, Any], yaml_flag("{NAME: VALUE}", dict)]

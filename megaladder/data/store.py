@@ -14,7 +14,6 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -238,27 +237,6 @@ class SampleStore:
             f"{self.fingerprint}|{label}|".encode() + chosen.tobytes()
         ).hexdigest()
         return SampleStore(self._arrays, self._names, digest, self.report, chosen)
-
-    @classmethod
-    def from_samples(
-        cls, samples: Iterable[TokenSample], report: DataReport | None = None
-    ) -> SampleStore:
-        """In memory; the fingerprint is the hash of ids, masks and lengths."""
-        writer = StoreWriter()
-        for sample in samples:
-            writer.add(sample)
-        arrays, names = writer.finish()
-        arrays = {
-            "ids": np.empty(0, "<i4"),
-            "mask": np.empty(0, "?"),
-            "loss_lengths": np.empty(0, "<i4"),
-            **arrays,
-        }
-        digest = hashlib.sha256(
-            b"".join(arrays[array].tobytes() for array in sorted(arrays))
-        ).hexdigest()
-        store = cls(arrays, names, digest, report or DataReport(samples=len(names)))
-        return store if report else cls(arrays, names, digest, with_totals(store.report, arrays))
 
     @classmethod
     def open(cls, folder: str | Path) -> SampleStore:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import store_of_samples
 
 from megaladder.data.loader import SftLoader, epoch_order, eval_batches
 from megaladder.data.pack import PackSpec
@@ -27,7 +28,7 @@ def make_store(rows: int, seed: int = 0) -> SampleStore:
         samples.append(
             TokenSample(f"r{index}", rng.integers(1, 500, length).astype(np.int32), mask)
         )
-    return SampleStore.from_samples(samples)
+    return store_of_samples(samples)
 
 
 def same(left, right) -> bool:
@@ -137,7 +138,7 @@ PUBLISHED = [(20480, 256, 8, 640), (20480, 256, 16, 1280), (20480, 32, 1, 640), 
 def test_step_arithmetic(rows, batch, epochs, steps):
     """The published step counts of Rethinking SFT; ceil of fractions without rounding errors (30 ·
     0.1 is 3, not 4)."""
-    store = SampleStore.from_samples(
+    store = store_of_samples(
         TokenSample(str(i), np.array([1, 2], np.int32), np.array([False, True]))
         for i in range(rows)
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import store_of_samples
 
 from megaladder.data.loader import SftLoader
 from megaladder.data.mixture import MixedStore, Mixture
@@ -57,7 +58,7 @@ def test_file_order_spreads_the_parts_and_sizes_are_the_default_weights() -> Non
 
 
 def store_of(begin: int, count: int, advantage: float | None = None) -> SampleStore:
-    return SampleStore.from_samples(
+    return store_of_samples(
         TokenSample(
             f"s{token}",
             np.array([1, token, 2], np.int32),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from clean_fork import start_fork
 from real_data import REAL_DATA
+from stores import store_of_samples
 from waiting import wait_until
 
 from megaladder.config.sections.sft import SftDataSection
@@ -319,7 +320,7 @@ def test_waiting_has_an_end(tmp_path, base):
 
 
 def make_store(rows: int) -> SampleStore:
-    return SampleStore.from_samples(
+    return store_of_samples(
         TokenSample(f"r{i}", np.array([1, i + 2], np.int32), np.array([False, True]))
         for i in range(rows)
     )

@@ -5,61 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import tyro
-import yaml
 from pydantic import BeforeValidator, Field
 
-from megaladder.config.base import StrictModel
+from megaladder.config.base import StrictModel, from_flag, yaml_flag
 
 Duplicates = Literal["drop", "keep", "error"]
 
 
-def _from_flag(texts: list[str]) -> Any:
-    """YAML's short form, as in a file; text that is none stays text for the validation to judge."""
-    try:
-        return yaml.safe_load(texts[0])
-    except yaml.YAMLError:
-        return texts[0]
-
-
-def _to_flag(value: Any) -> list[str]:
-    plain = (
-        value.model_dump(mode="json", exclude_defaults=True)
-        if isinstance(value, StrictModel)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-    )
-    if isinstance(plain, str):
-        return [plain]
-    return [yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()]
-
-
 def _path_from_flag(texts: list[str]) -> Any:
     """A path as it stands; a list in YAML's short form, [a.jsonl, b.jsonl]."""
-    return tuple(_from_flag(texts)) if texts[0].startswith("[") else texts[0]
+    return tuple(from_flag(texts)) if texts[0].startswith("[") else texts[0]
 
 
-Paths = Annotated[
-    str | tuple[str, ...],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH|[PATH,…]",
-        instance_from_str=_path_from_flag,
-        is_instance=lambda value: isinstance(value, (str, tuple)),
-        str_from_instance=_to_flag,
-    ),
-]
-FieldMap = Annotated[
-    dict[str, str],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{NAME: COLUMN}",
-        instance_from_str=_from_flag,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=_to_flag,
-    ),
-]
+Paths = Annotated[str | tuple[str, ...], yaml_flag("PATH|[PATH,…]", (str, tuple), _path_from_flag)]
+FieldMap = Annotated[dict[str, str], yaml_flag("{NAME: COLUMN}", dict)]
 
 
 class MixturePart(StrictModel):
@@ -89,15 +48,7 @@ def _as_part(value: Any) -> Any:
 
 
 AnyPart = Annotated[
-    MixturePart,
-    BeforeValidator(_as_part),
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="{source: PATH, weight: FLOAT}",
-        instance_from_str=_from_flag,
-        is_instance=lambda value: isinstance(value, MixturePart),
-        str_from_instance=_to_flag,
-    ),
+    MixturePart, BeforeValidator(_as_part), yaml_flag("{source: PATH, weight: FLOAT}", MixturePart)
 ]
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import tyro
-import yaml
 from pydantic import BeforeValidator, Field
 
-from megaladder.config.base import StrictModel
+from megaladder.config.base import StrictModel, yaml_flag
 from megaladder.types import DialectName, Kind
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -181,33 +179,7 @@ def read_term(value: Any) -> Any:
     return BUILT_IN[value["name"]].model_validate(value)
 
 
-def _from_flag(texts: list[str]) -> Any:
-    """What the command line gives: a name, path.py:function, or a mapping in YAML's short form.
-
-    Whether it is a term is said by the validation of the whole configuration, as for files.
-    """
-    try:
-        return yaml.safe_load(texts[0])
-    except yaml.YAMLError:
-        return texts[0]
-
-
-def _to_flag(term: Any) -> list[str]:
-    given = term.model_dump(mode="json", exclude_defaults=True)
-    return [yaml.safe_dump(given, default_flow_style=True, width=10_000).strip()]
-
-
-RewardTerm = Annotated[
-    AnyTerm,
-    BeforeValidator(read_term),
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="TERM",
-        instance_from_str=_from_flag,
-        is_instance=lambda value: isinstance(value, Term),
-        str_from_instance=_to_flag,
-    ),
-]
+RewardTerm = Annotated[AnyTerm, BeforeValidator(read_term), yaml_flag("TERM", Term)]
 
 
 class RewardSection(StrictModel):
