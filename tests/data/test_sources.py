@@ -151,3 +151,12 @@ def test_a_file_of_bad_rows_says_why(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": "\xff"}\n[1]\n')
     with pytest.raises(DataError, match=r"d.jsonl:1: expected UTF-8 text, found byte 0xff"):
         open_source(path).key_sets()
+
+
+@pytest.mark.parametrize("name", ["config", "split", "revision"])
+def test_a_setting_that_no_path_reads_is_refused_by_name(tmp_path, name: str) -> None:
+    """A file has no split: taking one in silence would train on other rows than asked for."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": "2"}\n')
+    with pytest.raises(DataError, match=f"where {name} is given.*fix: leave {name} out"):
+        open_source(SourceSpec(str(file), **{name: "x"}))

@@ -107,7 +107,22 @@ def find_files(spec: SourceSpec) -> list[DataFile | SavedFolder]:
         found += _find(path, spec)
     if not found:
         raise DataError("no data path given; fix: a file, folder, glob or hub id")
+    _refuse_unread(spec, found)
     return found
+
+
+def _refuse_unread(spec: SourceSpec, found: list[DataFile | SavedFolder]) -> None:
+    """A setting that none of the paths reads would be taken in silence."""
+    on_hub = any(isinstance(item, SavedFolder) and item.on_hub for item in found)
+    folder = on_hub or any(Path(path).is_dir() for path in spec.paths)
+    read = {"config": folder, "split": folder, "revision": on_hub}
+    unread = [name for name in read if getattr(spec, name) is not None and not read[name]]
+    if unread:
+        only = "a hub data set" if unread == ["revision"] else "a folder or a hub data set"
+        raise DataError(
+            f"{spec.name}: expected {only} where {' and '.join(unread)} is given, found other"
+            f" files; fix: leave {', '.join(unread)} out"
+        )
 
 
 def _find(path: str, spec: SourceSpec) -> list[DataFile | SavedFolder]:
