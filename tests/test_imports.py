@@ -55,7 +55,7 @@ ROOT_FILES = {
     "process",
 }
 # `analyze shift` may inside functions
-TORCH_FREE = ("process", "config", "rewards", "plan", "analysis")
+TORCH_FREE = ("cli", "process", "config", "rewards", "plan", "analysis")
 TORCH_FREE_FILES = (
     "__init__.py",
     "types.py",
@@ -63,7 +63,6 @@ TORCH_FREE_FILES = (
     "capabilities.py",
     "run_dir.py",
     "log.py",
-    "cli.py",
     "finished.py",
 )
 # `analyze shift` runs models; TensorBoard's writer

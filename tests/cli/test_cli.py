@@ -11,8 +11,7 @@ import sys
 import pytest
 from tiny_models import build_tiny_model
 
-from megaladder import cli
-from megaladder.cli import VERBS, Verb, find_verb, load, main
+from megaladder.cli import VERBS, Verb, dispatch, find_verb, load, main
 from megaladder.config.base import StrictModel, leaf_keys
 from megaladder.errors import ConfigError, RunStopped
 
@@ -48,7 +47,7 @@ def verbs(monkeypatch):
         for name, function in functions.items():
             monkeypatch.setattr(sys.modules[__name__], f"run_{name}", function, raising=False)
             table.append(Verb(name, f"{__name__}:Empty", f"{__name__}:run_{name}", "help", "Test"))
-        monkeypatch.setattr(cli, "VERBS", tuple(table))
+        monkeypatch.setattr(dispatch, "VERBS", tuple(table))
         monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
 
     return put
@@ -157,7 +156,7 @@ def test_unknown_verb_suggests_within_a_family(capsys, monkeypatch) -> None:
         "data stats",
     )
     table = tuple(Verb(name, "m:C", "m:f", "help", "G") for name in names)
-    monkeypatch.setattr(cli, "VERBS", table)
+    monkeypatch.setattr(dispatch, "VERBS", table)
     assert main(["convert", "hf_to_megatron"]) == 2
     assert "did you mean 'convert hf-to-megatron'?" in capsys.readouterr().err
     assert main(["convert"]) == 0

@@ -1,0 +1,212 @@
+"""From words to a call: finds the verb, resolves its configuration, runs it, answers a status."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megaladder import __version__
+from megaladder.cli.table import VERBS, Verb
+from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
+from megaladder.process import ending, heartbeat, last_word, signals
+
+if TYPE_CHECKING:
+    # pydantic is imported when a verb runs
+    from megaladder.config.grpo import GrpoConfig
+    from megaladder.config.sft import SftConfig
+
+
+def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int:
+    """Runs `megaladder argv…`; returns the exit status (the table is in `process.ending`).
+
+    own_process: nothing else runs in this process, so stop signals are ours; always so without
+    argv.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None or own_process:
+        _listen(args)
+    try:
+        status = _dispatch(args)
+        if status == 0:
+            last_word.leave(last_word.Ending("finished", 0, "all steps are done"))
+        return status
+    except MegaladderError as error:
+        return ending.of_error(error)
+    except KeyboardInterrupt:
+        print("megaladder: interrupted", file=sys.stderr, flush=True)
+        return ending.INTERRUPTED
+    except BrokenPipeError:
+        # or the interpreter complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return ending.BROKEN_PIPE
+    except BaseException as error:
+        status_of_disk = ending.of_bug(error)
+        if status_of_disk is None:
+            raise
+        return status_of_disk
+    finally:
+        heart = heartbeat.of_this_rank()
+        if heart is not None:
+            heart.end()
+        if signals.listening():
+            signals.ignore()
+
+
+def _listen(args: Sequence[str]) -> None:
+    """Stop signals of a verb that can go on are taken from here on, before anything is imported."""
+    verbs = (verb for verb in VERBS if verb.resumes)
+    if any(tuple(args[: len(words)]) == words for words in (tuple(v.name.split()) for v in verbs)):
+        signals.listen(ending.at_once)
+
+
+def find_verb(args: Sequence[str]) -> tuple[Verb, list[str]]:
+    """The verb that the words name (the longest name that fits), and what follows it."""
+    by_name = {verb.name: verb for verb in VERBS}
+    for num_words in (3, 2, 1):
+        verb = by_name.get(" ".join(args[:num_words]))
+        if verb is not None and len(args) >= num_words:
+            return verb, list(args[num_words:])
+    raise ConfigError(_unknown_verb(args, list(by_name)))
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"megaladder {__version__}")
+        return 0
+    words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args))
+    family = [verb for verb in VERBS if verb.name.startswith(f"{' '.join(words)} ")]
+    # `megaladder convert`, `megaladder data make --help`
+    if family and args[len(words) :] in ([], ["-h"], ["--help"]):
+        print(overview(family))
+        return 0
+    verb, rest = find_verb(args)
+    return _run_verb(verb, rest, args)
+
+
+def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
+    try:
+        from megaladder.config.resolve import resolve, to_yaml
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("megaladder"):
+            raise
+        raise MissingDependencyError(
+            f"{sys.executable} has no package {error.name}; fix: `make env`, then `."
+            " .venv/bin/activate` (or pip install -e . into your own environment)"
+        ) from None
+
+    print_config = "--print-config" in rest
+    rest = [arg for arg in rest if arg != "--print-config"]
+    config_class = load(verb.config)
+    if not isinstance(config_class, type):
+        config_class = config_class(rest)
+    takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
+    config = resolve(config_class, rest, prog=f"megaladder {verb.name}", takes_yaml=takes_yaml)
+    if print_config:
+        print(to_yaml(config), end="")
+        return 0
+    if verb.finished and load(verb.finished)(config):
+        return 0
+    if verb.distributed:
+        status = _place_ranks(config, args)
+        if status is not None:
+            return status
+    return load(verb.run)(config) or 0
+
+
+def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
+    """Checks the number of ranks against the layout; starts local ranks where none were started.
+    None = this process is a rank."""
+    from megaladder.config.rules.layout import check_world
+    from megaladder.preflight.fit import check_model
+    from megaladder.process.launch import launch_local
+    from megaladder.process.ranks import die_with_launcher, under_launcher
+
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
+    if under_launcher():
+        die_with_launcher()
+        check_world(config, int(os.environ["WORLD_SIZE"]))
+        return None
+    num_ranks = config.parallel.ranks or config.parallel.model_ranks
+    check_world(config, num_ranks)
+    check_model(config)
+    if num_ranks == 1:
+        return None
+    command = [sys.executable, "-m", "megaladder", *args]
+    return launch_local(num_ranks, command, Path(config.run_dir), config.train.timeout_s)
+
+
+def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
+    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml
+    overrides`, with the ranks that there are.
+
+    Under torchrun with a number of processes that number counts, not the file's; torchrun without
+    one started a single process, which then starts what the file asks for.
+    """
+    from megaladder.process.ranks import under_launcher
+
+    if os.environ.get("WORLD_SIZE") == "1":
+        for name in (
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+            "GROUP_RANK",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        ):
+            os.environ.pop(name, None)
+    started = under_launcher() and not any(
+        argument.startswith("--parallel.ranks") for argument in overrides
+    )
+    ranks = ["--parallel.ranks", os.environ["WORLD_SIZE"]] if started else []
+    return main([verb, str(run_yaml), *ranks, *overrides], own_process=True)
+
+
+def load(target: str) -> Callable[..., Any]:
+    """The attribute that "module:attribute" names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def overview(verbs: Sequence[Verb] = VERBS) -> str:
+    """The verbs by group, in the table's order."""
+    width = max(len(verb.name) for verb in verbs) + 2
+    lines = ["usage: megaladder <verb> [run.yaml] [--a.b.c value …]"]
+    lines += ["       megaladder <verb> --help    every field: default, unit, meaning"]
+    for group in dict.fromkeys(verb.group for verb in verbs):
+        lines += ["", group]
+        lines += [f"  {verb.name:<{width}}{verb.help}" for verb in verbs if verb.group == group]
+    if any(verb.takes_yaml for verb in verbs):
+        lines += [
+            "",
+            (
+                "--print-config prints the resolved configuration of a verb that takes a run.yaml,"
+                " and exits."
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
+    typed = args[0]
+    family = [name for name in names if name.startswith(f"{typed} ")]
+    if family:
+        words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[:3]))
+        near = difflib.get_close_matches(
+            " ".join(words), family, n=1, cutoff=0.5
+        ) or difflib.get_close_matches(" ".join(words[:2]), family, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(family)}"
+        return f"unknown verb '{' '.join(words)}'; fix: {hint}"
+    candidates = list(dict.fromkeys(part for name in names for part in (name.split(" ")[0], name)))
+    near = difflib.get_close_matches(typed, candidates, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else "megaladder --help lists them"
+    return f"unknown verb '{typed}'; fix: {hint}"
