@@ -176,9 +176,10 @@ def _exports(run: RunDir) -> list[Path]:
 
 
 def _evaluation_inputs(config: EvalConfig) -> _Stamps:
+    from megaladder.evaluation.benchmarks.spec import local_files
+
     model, data = config.model, config.data_dir or os.environ.get("MEGALADDER_DATA")
-    names = [name for name in config.benchmark if name]
-    files = [path for name in names for path in Path(data or "").glob(f"{name}*/*") if data]
+    files = local_files(config.benchmark, config.registry, data)
     return _stamps([*files, *_model_files(model.path), *_model_files(model.tokenizer)])
 
 

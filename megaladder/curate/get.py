@@ -7,7 +7,6 @@ recipes look for them: OUT/NAME/SPLIT.jsonl, and OUT/NAME/source.json with repos
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
 def run_get(config: GetConfig) -> None:
     """The verb `data get`. A file that is there already is left alone."""
-    for name in config.names:
+    for given in config.names:
+        name = find_benchmark(given).name
         path = Path(config.out) / name / f"{config.split}.jsonl"
         if path.exists():
             print(f"{path}: there already")
@@ -37,11 +37,12 @@ def _fetch(name: str, config: GetConfig) -> BenchmarkRows:
     if spec.hub is None:
         raise ConfigError(
             f"{name}: has no home on the hub; fix: put its file to"
-            f" {config.out}/{spec.files[0]} yourself"
+            f" {config.out}/{spec.files[0] if spec.files else name} yourself"
         )
     # a benchmark's published split may be called train: it is its test set all the same
     split = spec.hub.split if config.split == "test" else config.split
-    return load_hub_rows(replace(spec, hub=replace(spec.hub, split=split)), config.revision)
+    hub = spec.hub.model_copy(update={"split": split})
+    return load_hub_rows(spec.model_copy(update={"hub": hub}), config.revision)
 
 
 def _write(path: Path, rows: BenchmarkRows) -> None:

@@ -8,7 +8,7 @@ are `evaluation`'s business.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -44,6 +44,8 @@ class ProblemOptions:
     on_bad_row: Literal["error", "skip"] = "error"
     duplicates: Duplicates = "drop"
     format: str = "auto"
+    # writes the prompt around a question that its row leaves open
+    around: Callable[[str, Kind], str] | None = None
 
 
 class ProblemReader:
@@ -84,7 +86,7 @@ class ProblemReader:
 
     def _new(self, row: RawRow) -> Problem | None:
         """The row as a problem; None for a repeat that is left out."""
-        problem = _problem(row, self.layout, self.options)
+        problem = problem_of(row, self.layout, self.options)
         asked = {
             name: parameter(problem.metadata, name) for name in VERIFIERS[problem.kind].parameters
         }
@@ -110,7 +112,8 @@ def read_problems(
     return list(ProblemReader(path, options))
 
 
-def _problem(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
+def problem_of(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
+    """One row of a layout as a problem; its id is empty where the row has none. Raises BadRow."""
     check_fits(layout, row)
     refuse_columns(row, (*MEDIA_COLUMNS, *PROMPT_COLUMNS))
     # `layout_of` refuses the others
@@ -123,7 +126,7 @@ def _problem(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
     _check(row, kind, gold, metadata)
     return Problem(
         id=_given_id(row),
-        prompt=_prompt(asked, options),
+        prompt=_prompt(asked, kind, options),
         gold=gold,
         kind=kind,
         source=str(row.data.get("data_source", "")),
@@ -132,13 +135,14 @@ def _problem(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
     )
 
 
-def _prompt(asked: Asked, options: ProblemOptions) -> tuple[Message, ...]:
+def _prompt(asked: Asked, kind: Kind, options: ProblemOptions) -> tuple[Message, ...]:
     if not isinstance(asked.prompt, str):
         return asked.prompt
     if asked.complete:
         return (Message("user", asked.prompt),)
     system = (Message("system", options.system_prompt),) if options.system_prompt else ()
-    return (*system, Message("user", asked.prompt + options.prompt_suffix))
+    text = options.around(asked.prompt, kind) if options.around else asked.prompt
+    return (*system, Message("user", text + options.prompt_suffix))
 
 
 def _named_verifier(row: RawRow) -> Kind | None:

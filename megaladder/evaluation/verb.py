@@ -30,7 +30,7 @@ from megaladder.evaluation import judge, lm_eval_format, report
 from megaladder.evaluation.benchmarks.problems import build_problems
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.benchmarks.source import BenchmarkRows, load_rows
-from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, describe_registry, find_benchmark
+from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, describe_registry, find_benchmarks
 from megaladder.evaluation.budget import BudgetSampler, instruction
 from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run_task
 from megaladder.evaluation.sandbox import SandboxPool
@@ -65,11 +65,11 @@ def run_eval(config: EvalConfig) -> int:
     """The verb. Benchmarks, data, prompts, judge and sandbox are checked before the engine
     starts."""
     if config.benchmark == ("list",):
-        print(describe_registry())
+        print(describe_registry(config.registry))
         return 0
     for note in config.unread:
         print(f"note: {note}")
-    specs = [find_benchmark(name) for name in dict.fromkeys(config.benchmark)]
+    specs = find_benchmarks(config.benchmark, config.registry)
     tokenizer = _tokenizer(config)
     prompter = make_prompter(
         tokenizer, config.prompt, config.model.path, instruction(config.budget)
@@ -219,7 +219,7 @@ def _generate(
 ) -> Timing:
     """Brings the benchmark's journal to n samples per problem."""
     grader: VerifierPool | SandboxPool = pool
-    if VERIFIERS[job.spec.kind].runs_programs:
+    if any(VERIFIERS[problem.kind].runs_programs for problem in job.task.problems):
         if config.sandbox is not None:
             grader = SandboxPool(config.sandbox, config.grade_workers, config.grade_timeout_s)
         else:

@@ -43,6 +43,7 @@ def test_every_entry_is_complete():
         assert spec.kind in VERIFIERS and "question" in spec.fields, name
         assert "{question}" in spec.prompt or spec.runner == "lm_eval", name
         assert spec.hub is None or spec.hub.revision is None or len(spec.hub.revision) == 40, name
+        assert spec.hub is None or spec.hub.config is None or spec.hub.files is None, name
         assert (spec.task is not None) == (spec.runner == "lm_eval") and (
             spec.judge is not None
         ) == (spec.runner == "judge"), name
@@ -189,16 +190,41 @@ class Hub:
             lambda _, repo, revision=None: SimpleNamespace(sha="c" * 40),
         )
 
-    def load(self, repo, config, *, split, revision):
-        self.asked.append((repo, config, split, revision))
+    def load(self, repo, config=None, *, split, revision=None, data_files=None):
+        if repo == "dvilares/head_qa" and data_files is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found head_qa.py")
+        self.asked.append((repo, config or data_files, split, revision))
         return [{"question": "1+1?", "answer": "#### 2"}]
 
 
 def test_a_benchmark_from_the_hub_records_the_commit_it_took(monkeypatch, capsys):
+    """The registry's commit where it names one, else the newest, resolved once."""
     hub = Hub(monkeypatch)
     rows = load_rows(find_benchmark("gsm8k"), None)
-    assert hub.asked == [("openai/gsm8k", "main", "test", "c" * 40)]
+    pin = find_benchmark("gsm8k").hub.revision
+    assert hub.asked == [("openai/gsm8k", "main", "test", pin)] and rows.revision == pin
+    assert f"openai/gsm8k at {pin}\n" in capsys.readouterr().out
+    rows = load_rows(find_benchmark("aime24"), None)
+    assert hub.asked[1:] == [("simplescaling/aime24_nofigures", None, "train", "c" * 40)]
     assert rows.revision == "c" * 40 and f"--revision {'c' * 40}" in capsys.readouterr().out
+    assert load_rows(find_benchmark("gsm8k"), None, "d" * 40).revision == "d" * 40
+
+
+def test_several_configurations_files_and_scripts_on_the_hub(monkeypatch, capsys):
+    hub = Hub(monkeypatch)
+    rows = load_rows(find_benchmark("acpbench"), None)
+    assert [asked[1] for asked in hub.asked] == list(find_benchmark("acpbench").hub.config)
+    assert len(rows.rows) == 7 and rows.rows[1].where.endswith(":acp_areach_mcq:0")
+    load_rows(find_benchmark("livecodebench"), None)
+    pin = find_benchmark("livecodebench").hub.revision
+    place = f"hf://datasets/livecodebench/code_generation_lite@{pin}"
+    assert [asked[:2] for asked in hub.asked[7:]] == [
+        ("json", f"{place}/test.jsonl"),
+        ("json", f"{place}/test2.jsonl"),
+    ]
+    load_rows(find_benchmark("headqa"), None)
+    assert hub.asked[-1] == ("dvilares/head_qa", "en/test/*.parquet", "train", "c" * 40)
+    assert "loaded by a script" in capsys.readouterr().out
 
 
 def test_data_get_writes_what_the_data_dir_reader_reads(monkeypatch, tmp_path, capsys):
@@ -211,4 +237,5 @@ def test_data_get_writes_what_the_data_dir_reader_reads(monkeypatch, tmp_path, c
         find_benchmark("gsm8k"), load_rows(find_benchmark("gsm8k"), str(tmp_path)), 42, None
     )
     assert [problem.gold for problem in problems] == ["2"]
-    assert json.loads((tmp_path / "gsm8k/source.json").read_text())["revision"] == "c" * 40
+    revision = json.loads((tmp_path / "gsm8k/source.json").read_text())["revision"]
+    assert revision == find_benchmark("gsm8k").hub.revision

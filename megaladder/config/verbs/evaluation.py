@@ -134,7 +134,11 @@ class EvalConfig(StrictModel):
 
     model: ModelSection = ModelSection()
     benchmark: CommaStrs = ()
-    """Names from the registry, comma-separated; `--benchmark list` prints it."""
+    """Names from the registry (`--benchmark list` prints it), a file of rows of your own
+    (problems.jsonl), or a YAML file that names data, fields, prompt, kind and decoding; several
+    with commas."""
+    registry: str | None = None
+    """YAML file with benchmarks of your own by name, in the form of the shipped registry."""
     out: str = "runs/eval"
     """Results go to <out>/<model>/<benchmark>/. A second start with the same settings resumes; with
     others it is refused."""

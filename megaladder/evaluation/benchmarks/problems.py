@@ -1,7 +1,7 @@
 """Rows of a benchmark → `Problem`s: fields found by name, options lettered, gold brought into the
 grader's form, stable ids.
 
-Shapes: plain (question, gold) · options (a list; gold is a letter, an index or, HeadQA, a 1-based
+Shapes: layout (as GRPO reads the rows) · plain (question, gold) · options (a list; gold is a letter, an index or, HeadQA, a 1-based
 number) · gpqa (one right and three wrong answers, shuffled by sha256; rows that already hold
 options and a letter are taken as they are) · yes_no (gold yes/no, true/false, 1/0) · code (gold =
 test cases as JSON). GPQA's published shuffle used Python's `hash`, which differs between processes;
@@ -13,14 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import string
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from megaladder.data.layouts.table import recognise
+from megaladder.data.read import RawRow
+from megaladder.data.read_problems import ProblemOptions, problem_of
 from megaladder.errors import DataError
 from megaladder.evaluation.benchmarks.source import BenchmarkRows, Row
-from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
-from megaladder.rewards.verifiers import VERIFIERS, check_row
-from megaladder.types import Message, Problem
+from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, prompt_of
+from megaladder.rewards.verifiers import VERIFIERS, check_row, parameters_of
+from megaladder.types import Kind, Message, Problem
 
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
@@ -30,18 +35,72 @@ def build_problems(
 ) -> list[Problem]:
     """All problems in row order. `prompt` replaces the registry's template. Two rows with one id
     are an error that names both."""
+    if spec.shape == "layout":
+        return _problems_of_layout(spec, rows, prompt or spec.prompt)
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
     for row in rows.rows:
-        problem = _problem(spec, row, seed, prompt or spec.prompt)
+        problem = _problem(spec, row, seed, prompt or spec.prompt or "{question}")
         if problem.id in first_seen:
-            raise DataError(
-                f"{row.where}: id {problem.id!r} again, first at {first_seen[problem.id]}; fix:"
-                " remove one of the rows, or give them different ids"
-            )
+            raise _twice(problem.id, row.where, first_seen[problem.id])
         first_seen[problem.id] = row.where
         problems.append(problem)
     return problems
+
+
+def _problems_of_layout(
+    spec: BenchmarkSpec, rows: BenchmarkRows, template: str | None
+) -> list[Problem]:
+    """Problems as the rows' published layout says, each once. Prompts that a row holds whole stay
+    as they are, so a template over such rows is refused."""
+    columns = Counter(frozenset(row.values) for row in rows.rows)
+    layout = recognise(rows.source, columns, "ask")
+    filled = 0
+
+    def around(question: str, kind: Kind) -> str:
+        nonlocal filled
+        filled += 1
+        return fill(template or prompt_of(kind), {"question": question})
+
+    options = ProblemOptions(kind=spec.kind, around=around)
+    first_seen: dict[str, tuple[Problem, str]] = {}
+    for row in rows.rows:
+        problem = problem_of(RawRow(row.where, row.values), layout, options)
+        problem = _named(spec, problem, row)
+        known, where = first_seen.setdefault(problem.id, (problem, row.where))
+        if replace(known, metadata=problem.metadata) != problem:
+            raise _twice(problem.id, row.where, where)
+    if template is not None and not filled:
+        raise DataError(
+            f"{rows.source}: its rows (layout {layout.name}) hold whole prompts, so no template is"
+            " put around them; fix: leave prompt.template and prompt out, or name the question's"
+            " column: fields: {question: COLUMN, gold: COLUMN}"
+        )
+    if len(first_seen) < len(rows.rows):
+        print(
+            f"{spec.name}: {len(rows.rows) - len(first_seen):,} rows repeat an earlier one: left out"
+        )
+    return [problem for problem, _ in first_seen.values()]
+
+
+def _named(spec: BenchmarkSpec, problem: Problem, row: Row) -> Problem:
+    """The problem with an id, filed under the benchmark, with what a reader wants beside it."""
+    parameters = parameters_of(problem.kind, problem.metadata)
+    question = problem.prompt[-1].content
+    key = json.dumps([question, parameters], sort_keys=True, default=str)
+    return replace(
+        problem,
+        id=problem.id or content_hash(key, problem.gold),
+        source=spec.name,
+        metadata={"question": question, "where": row.where, **parameters},
+    )
+
+
+def _twice(problem_id: str, where: str, first: str) -> DataError:
+    return DataError(
+        f"{where}: id {problem_id!r} again, first at {first}; fix: remove one of the rows, or give"
+        " them different ids"
+    )
 
 
 def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem:
@@ -65,10 +124,16 @@ def _problem(spec: BenchmarkSpec, row: Row, seed: int, template: str) -> Problem
         ),
         prompt=(Message("user", text),),
         gold=gold,
-        kind=spec.kind,
+        kind=_kind(spec),
         source=spec.name,
         metadata={"question": values["question"], "where": row.where, **parameters},
     )
+
+
+def _kind(spec: BenchmarkSpec) -> Kind:
+    # every shape but layout has one
+    assert spec.kind is not None
+    return spec.kind
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -116,7 +181,7 @@ def _gold_and_options(
     """Gold in the grader's form, and the options as the prompt shows them ("" where there are
     none)."""
     if found.get("gold") in (None, "", []):
-        if not VERIFIERS[spec.kind].needs_gold:
+        if not VERIFIERS[_kind(spec)].needs_gold:
             return "", ""
         raise DataError(
             f"{row.where}: expected a gold answer under {' or '.join(spec.fields['gold'])}, found"
@@ -127,9 +192,9 @@ def _gold_and_options(
         right, wrong = gold, [_text(found[f"wrong{i}"]) for i in (1, 2, 3)]
         ordered = shuffled([right, *wrong], f"{seed}\0{_text(found['question'])}")
         gold, options = string.ascii_uppercase[ordered.index(right)], _lettered(spec, ordered)
-    elif spec.shape == "options" and isinstance(found.get("options"), (list, tuple)):
-        texts = [_option_text(option) for option in found["options"]]
-        gold, options = _letter(row, found["gold"], found["options"]), _lettered(spec, texts)
+    elif spec.shape == "options" and (listed := _options(found.get("options"))):
+        texts = [_option_text(option) for option in listed]
+        gold, options = _letter(row, found["gold"], listed), _lettered(spec, texts)
     elif spec.shape == "yes_no":
         gold = _yes_no(row, gold)
     elif spec.kind == "gsm8k":
@@ -143,10 +208,11 @@ def _parameters(
     spec: BenchmarkSpec, row: Row, gold: str, found: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields that the benchmark's verifier reads beside the gold answer, checked with it."""
-    names = VERIFIERS[spec.kind].parameters
+    kind = _kind(spec)
+    names = VERIFIERS[kind].parameters
     parameters = {name: found[name] for name in names if found.get(name) is not None}
     try:
-        check_row(spec.kind, gold, parameters)
+        check_row(kind, gold, parameters)
     except DataError as error:
         raise DataError(f"{row.where}: {error}") from None
     return parameters
@@ -164,6 +230,12 @@ def _lettered(spec: BenchmarkSpec, texts: list[str]) -> str:
         fill(spec.option_style, {"letter": letters[i], "text": text})
         for i, text in enumerate(texts)
     )
+
+
+def _options(found: Any) -> list[Any]:
+    """The options of a row; of texts with labels, the texts."""
+    listed = found.get("text") if isinstance(found, Mapping) else found
+    return list(listed) if isinstance(listed, (list, tuple)) else []
 
 
 def _option_text(option: Any) -> str:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaladder.data.read import BadRow
+from megaladder.data.sources.find import SourceSpec
 from megaladder.data.sources.hub import is_commit, resolve_commit
 from megaladder.data.sources.source import open_source
 from megaladder.errors import ConfigError, DataError
-from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
+from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, HubSource
 
 DATA_VARIABLE = "MEGALADDER_DATA"
+PARQUET_BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,10 @@ class BenchmarkRows:
 def load_rows(
     spec: BenchmarkSpec, data_dir: str | None, revision: str | None = None
 ) -> BenchmarkRows:
-    """Looks in `data_dir` (or $MEGALADDER_DATA), then on the hub. Errors name every place that was
-    looked at and the ways out."""
+    """The file that the benchmark names itself; else looks in `data_dir` (or $MEGALADDER_DATA),
+    then on the hub. Errors name every place that was looked at and the ways out."""
+    if spec.data is not None:
+        return _from_source(SourceSpec(spec.data), spec.name)
     folder = data_dir or os.environ.get(DATA_VARIABLE)
     if folder is not None:
         if not Path(folder).is_dir():
@@ -52,37 +57,47 @@ def load_rows(
         for name in spec.files:
             path = Path(folder) / name
             if path.is_file():
-                return _from_file(path)
+                return _from_csv(path) if path.suffix == ".csv" else _from_source(path, spec.name)
     return _from_hub(spec, revision, folder)
 
 
-def _from_file(path: Path) -> BenchmarkRows:
-    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path)
+def _from_source(place: SourceSpec | Path, name: str) -> BenchmarkRows:
+    """Every row of a file, folder or glob, and a digest of the files."""
+    try:
+        source = open_source(place)
+        rows = []
+        for row in source.rows():
+            if isinstance(row, BadRow):
+                raise row
+            rows.append(Row(row.where, row.data))
+    except DataError as error:
+        raise DataError(f"benchmark {name}: {error}") from error
     if not rows:
-        raise DataError(f"{path}: no rows; fix: the benchmark's own file")
-    return BenchmarkRows(
-        tuple(rows), str(path), f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+        raise DataError(f"{source.path}: no rows; fix: the benchmark's own file")
+    return BenchmarkRows(tuple(rows), source.path, f"sha256:{_digest(source.files)}")
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """sha256 of the one file, or over the digests of several."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
 
 
-def _json_rows(path: Path) -> list[Row]:
-    rows = []
-    for row in open_source(path).rows():
-        if isinstance(row, BadRow):
-            raise row
-        rows.append(Row(row.where, row.data))
-    return rows
-
-
-def _csv_rows(path: Path) -> list[Row]:
+def _from_csv(path: Path) -> BenchmarkRows:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        return [Row(f"{path}:{reader.line_num}", dict(row)) for row in reader]
+        rows = tuple(Row(f"{path}:{reader.line_num}", dict(row)) for row in reader)
+    return BenchmarkRows(rows, str(path), f"sha256:{_digest([path])}")
 
 
 def _from_hub(spec: BenchmarkSpec, revision: str | None, folder: str | None) -> BenchmarkRows:
     looked = f"not in {folder} ({' or '.join(spec.files)})" if folder else "no --data-dir given"
-    way_out = f"--data-dir FOLDER with FOLDER/{spec.files[0]}"
+    way_out = f"--data-dir FOLDER with FOLDER/{spec.files[0] if spec.files else 'FILE'}"
     if spec.hub is None:
         raise DataError(f"{spec.name}: {looked}, and it has no home on the hub; fix: {way_out}")
     try:
@@ -102,18 +117,39 @@ def load_hub_rows(spec: BenchmarkSpec, revision: str | None = None) -> Benchmark
     assert spec.hub is not None
     name = spec.hub.repo
     commit = resolve_commit(name, revision or spec.hub.revision)
-    if not is_commit(revision or spec.hub.revision):
-        print(f"{spec.name}: {name} at {commit}, the newest; to repeat it: --revision {commit}")
+    pinned = is_commit(revision or spec.hub.revision)
+    repeat = "" if pinned else f", the newest; to repeat it: --revision {commit}"
+    print(f"{spec.name}: {name} at {commit}{repeat}")
     import datasets
 
     try:
-        data = datasets.load_dataset(name, spec.hub.config, split=spec.hub.split, revision=commit)
+        rows = [
+            Row(f"{name}@{commit[:8]}:{'' if part is None else f'{part}:'}{index}", dict(values))
+            for part in spec.hub.files or spec.hub.config or (None,)
+            for index, values in enumerate(_load(spec.hub, part, commit))
+        ]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{name} at {commit} cannot be loaded ({type(error).__name__}: {error}); fix: on a"
             f" machine with network, `hf download --repo-type dataset {name} --revision {commit}`"
         ) from error
-    rows = tuple(
-        Row(f"{name}@{commit[:8]}:{index}", dict(values)) for index, values in enumerate(data)
-    )
-    return BenchmarkRows(rows, name, commit)
+    return BenchmarkRows(tuple(rows), name, commit)
+
+
+def _load(hub: HubSource, part: str | None, commit: str) -> Iterable[Mapping[str, Any]]:
+    """One configuration or file at a commit. Sets whose repository holds a script, which `datasets`
+    runs no longer, are read from the hub's own conversion to parquet."""
+    import datasets
+
+    if hub.files:
+        url = f"hf://datasets/{hub.repo}@{commit}/{part}"
+        return datasets.load_dataset("json", data_files=url, split="train")
+    try:
+        return datasets.load_dataset(hub.repo, part, split=hub.split, revision=commit)
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        converted = resolve_commit(hub.repo, PARQUET_BRANCH)
+        print(f"{hub.repo} is loaded by a script; its rows from the hub's parquet at {converted}")
+        files = f"{part or 'default'}/{hub.split}/*.parquet"
+        return datasets.load_dataset(hub.repo, data_files=files, split="train", revision=converted)
