@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from megaladder.data.store import DataReport, SampleStore, StoreWriter, with_totals
+import numpy as np
+
+from megaladder.data.store import DataReport, SampleStore, StoreWriter
 from megaladder.types import TokenSample
 
 
@@ -14,7 +16,11 @@ def store_of_samples(samples: Iterable[TokenSample]) -> SampleStore:
     writer = StoreWriter()
     for sample in samples:
         writer.add(sample)
-    arrays, names = writer.finish()
-    digest = hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays)))
-    report = with_totals(DataReport(samples=len(names)), arrays)
-    return SampleStore(arrays, names, digest.hexdigest(), report)
+    arrays, report = writer.finish(DataReport())
+    content = b"".join(np.asarray(arrays[name]).tobytes() for name in sorted(arrays))
+    return SampleStore(arrays, hashlib.sha256(content).hexdigest(), report)
+
+
+def names_of(store: SampleStore) -> list[str]:
+    """Sample ids in order."""
+    return [sample.id for sample in store]

@@ -20,10 +20,10 @@ import numpy as np
 from megaladder import parallel
 from megaladder.checkpoints_conv.live_model import export_hf, load_hf_into_chunks
 from megaladder.config.sections.shared import OptimSection
+from megaladder.data.chat.prompts import render_prompts
 from megaladder.data.chat.stops import stop_token_ids
 from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
-from megaladder.data.prompts import render_prompts
 from megaladder.data.read_problems import read_problems
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import BuildOptions, build_chunks

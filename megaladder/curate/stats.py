@@ -8,7 +8,6 @@ is written but `--json`.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from array import array
 from collections import Counter
@@ -27,9 +26,10 @@ from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir
 from megaladder.data.layouts.layout import USES, AmbiguousLayoutError
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.layouts.table import LAYOUTS, recognise
+from megaladder.data.progress import Progress
 from megaladder.data.read import BadRow, RawRow
 from megaladder.data.read_examples import ExampleReader
-from megaladder.data.repeats import repeats_line
+from megaladder.data.repeats import hash_text, repeats_line
 from megaladder.data.sources.find import SourceSpec
 from megaladder.data.sources.source import open_source
 from megaladder.data.store import length_quantiles
@@ -56,30 +56,19 @@ class RowCounts:
     bad_rows: Counter[str] = field(default_factory=Counter)
     first_bad: BadRow | None = None
     key_sets: Counter[frozenset[str]] = field(default_factory=Counter)
-    num_words: array[int] = field(default_factory=lambda: array("q"))
-    # 8-byte hashes, one a row or question: what repeats is counted at the end
-    row_hashes: array[int] = field(default_factory=lambda: array("Q"))
-    question_hashes: array[int] = field(default_factory=lambda: array("Q"))
-
-    @property
-    def questions(self) -> int:
-        return len(self.question_hashes)
-
-    @property
-    def repeated_rows(self) -> int:
-        return _repeats(self.row_hashes)
-
-    @property
-    def repeated_questions(self) -> int:
-        return _repeats(self.question_hashes)
+    # number of words → rows
+    num_words: Counter[int] = field(default_factory=Counter)
+    questions: int = 0
+    repeated_rows: int = 0
+    repeated_questions: int = 0
 
 
 @dataclass
 class TokenCounts:
-    """Second pass: rows as samples. Lengths in tokens, one entry a sample."""
+    """Second pass: rows as samples. Number of tokens → samples."""
 
-    lengths: list[int] = field(default_factory=list)
-    loss_lengths: list[int] = field(default_factory=list)
+    lengths: Counter[int] = field(default_factory=Counter)
+    loss_lengths: Counter[int] = field(default_factory=Counter)
     unusable: Counter[str] = field(default_factory=Counter)
     shown: TokenSample | None = None
 
@@ -127,7 +116,7 @@ def _row_summary(spec: SourceSpec, counts: RowCounts) -> Row:
         "repeated_rows": counts.repeated_rows,
         "questions": counts.questions,
         "repeated_questions": counts.repeated_questions,
-        "word_quantiles": length_quantiles(np.array(counts.num_words)),
+        "word_quantiles": length_quantiles(counts.num_words),
     }
 
 
@@ -180,37 +169,43 @@ def _tokens(
 
 def count_rows(spec: SourceSpec) -> RowCounts:
     """Counts over the raw rows; bad rows are counted by reason, an empty file is a DataError."""
-    counts = RowCounts()
+    counts, progress = RowCounts(), Progress(f"{spec.name}: counting")
+    # 8-byte hashes, one a row or question: what repeats is counted at the end
+    rows, questions = array("Q"), array("Q")
     for row in open_source(spec).rows():
         counts.rows += 1
+        progress.add()
         if isinstance(row, BadRow):
             counts.bad_rows[row.reason] += 1
             counts.first_bad = counts.first_bad or row
             continue
         _count(counts, row)
+        rows.append(hash_text(to_json(row.data, sort_keys=True)))
+        question = prompt_text(row.data)
+        if question is not None:
+            questions.append(hash_text(" ".join(words(question))))
     if not counts.rows:
         raise DataError(
             f"{spec.name}: expected at least one row, found none; fix: give a file with rows"
         )
+    counts.questions = len(questions)
+    counts.repeated_rows, counts.repeated_questions = _repeats(rows), _repeats(questions)
     return counts
 
 
 def _count(counts: RowCounts, row: RawRow) -> None:
     counts.columns.update(row.data.keys())
     counts.key_sets[frozenset(row.data)] += 1
-    counts.num_words.append(sum(len(words(text)) for _, text in text_leaves(row.data)))
-    counts.row_hashes.append(_hash(to_json(row.data, sort_keys=True)))
-    question = prompt_text(row.data)
-    if question is not None:
-        counts.question_hashes.append(_hash(" ".join(words(question))))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+    counts.num_words[sum(len(words(text)) for _, text in text_leaves(row.data))] += 1
 
 
 def _repeats(hashes: array[int]) -> int:
-    return len(hashes) - len(np.unique(np.frombuffer(hashes, np.uint64))) if hashes else 0
+    if not hashes:
+        return 0
+    # in place: `hashes` is not needed in its order any more
+    values = np.frombuffer(hashes, np.uint64)
+    values.sort()
+    return int(np.count_nonzero(values[1:] == values[:-1]))
 
 
 def count_tokens(
@@ -218,32 +213,38 @@ def count_tokens(
 ) -> TokenCounts:
     """Renders and tokenises every row as training would, without truncation; rows that cannot be
     used are counted by reason."""
-    counts = TokenCounts()
-    examples = iter(reader)
+    counts, progress = TokenCounts(), Progress(f"{reader.source.path}: tokenising")
+    examples, number = iter(reader), 0
     while chunk := list(islice(examples, BATCH_ROWS)):
+        progress.add(len(chunk))
         for result in tokenize_batch(chunk, tokenizer, options):
             if isinstance(result, BadRow):
                 counts.unusable[result.reason] += 1
                 continue
-            if len(counts.lengths) == shown:
+            if number == shown:
                 counts.shown = result
-            counts.lengths.append(result.num_tokens)
-            counts.loss_lengths.append(result.num_loss_tokens)
+            number += 1
+            counts.lengths[result.num_tokens] += 1
+            counts.loss_lengths[result.num_loss_tokens] += 1
     counts.unusable += reader.bad_rows.counts
     return counts
 
 
 def _token_summary(tokens: TokenCounts) -> Row:
-    total, loss = sum(tokens.lengths), sum(tokens.loss_lengths)
+    total, loss = _total(tokens.lengths), _total(tokens.loss_lengths)
     return {
-        "samples": len(tokens.lengths),
+        "samples": tokens.lengths.total(),
         "unusable_rows": dict(tokens.unusable),
         "tokens": total,
         "loss_tokens": loss,
         "loss_token_share": loss / total if total else None,
-        "token_quantiles": length_quantiles(np.array(tokens.lengths)),
-        "loss_token_quantiles": length_quantiles(np.array(tokens.loss_lengths)),
+        "token_quantiles": length_quantiles(tokens.lengths),
+        "loss_token_quantiles": length_quantiles(tokens.loss_lengths),
     }
+
+
+def _total(lengths: Counter[int]) -> int:
+    return sum(length * count for length, count in lengths.items())
 
 
 def _print(

@@ -136,16 +136,10 @@ class MixedStore(SampleStore):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> TokenSample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self.stores[part][int(index - (self._ends[part - 1] if part else 0))]
-
-    @property
-    def sample_ids(self) -> list[str]:
-        return [name for store in self.stores for name in store.sample_ids]
-
-    @property
-    def largest_token_id(self) -> int:
-        return max(store.largest_token_id for store in self.stores)
 
     @property
     def has_advantages(self) -> bool:
@@ -191,6 +185,7 @@ def joined_report(reports: Sequence[DataReport], lengths: np.ndarray) -> DataRep
         schema=", ".join(dict.fromkeys(report.schema for report in reports)),
         bad_rows=counts("bad_rows"),
         dropped=counts("dropped"),
+        largest_token_id=max(report.largest_token_id for report in reports),
         token_quantiles=length_quantiles(lengths),
         **totals,
     )

@@ -1,10 +1,11 @@
-"""Tokenised samples as flat arrays: in memory, or memory-mapped from a folder that was written once
-and never changes.
+"""Tokenised samples as flat arrays: in memory, or in a folder that was written once and never
+changes.
 
-A folder `data-<key>/` holds `<array>.bin` (little endian, no header), `names.json` (sample ids)
-and, written last, `meta.json` (version, fingerprint, array sizes, report). The folder appears under
-its name by one rename, so a reader sees all of it or nothing. How rows become samples is
-`store_build`; this module only stores, opens, selects and splits.
+A folder `data-<key>/` holds `<array>.bin` (little endian, no header) and, written last, `meta.json`
+(version, fingerprint, digests, report). The folder appears under its name by one rename, so a
+reader sees all of it or nothing. Of millions of samples only numbers per sample are ever in memory:
+tokens and ids are read from the files piece by piece. How rows become samples is `store_build`;
+this module only stores, opens, selects and splits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import io
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,16 +32,19 @@ from megaladder.types import TokenSample
 if TYPE_CHECKING:
     from megaladder.data.mixture import Mixture
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HOLDOUT_STREAM = 0x401D  # keeps the holdout draw apart from other uses of the same seed
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 # array → (dtype, one entry per). "token": as many as there are tokens; "sample": one a sample;
-# "bound": samples + 1
+# "bound": samples + 1; "byte": of the sample ids, UTF-8
 ARRAYS = {
     "ids": ("<i4", "token"),
     "mask": ("?", "token"),
     "offsets": ("<i8", "bound"),
+    "lengths": ("<i4", "sample"),
     "loss_lengths": ("<i4", "sample"),
+    "names": ("u1", "byte"),
+    "name_offsets": ("<i8", "bound"),
     "advantages": ("<f4", "sample"),
     "old_logprobs": ("<f4", "token"),
 }
@@ -72,6 +79,7 @@ class DataReport:
     no_end_of_turn: int = 0
     num_tokens: int = 0
     num_loss_tokens: int = 0
+    largest_token_id: int = 0
     token_quantiles: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -86,14 +94,41 @@ class DataReport:
         return cls(**{key: value for key, value in data.items() if key != "loss_token_share"})
 
 
-def length_quantiles(lengths: np.ndarray) -> dict[str, int]:
-    """Sample lengths at QUANTILES, e.g. {"p0": 40, …, "p100": 900}; observed values, no
-    interpolation."""
-    values = np.quantile(lengths, QUANTILES, method="nearest") if len(lengths) else []
+def length_quantiles(lengths: np.ndarray | Counter[int]) -> dict[str, int]:
+    """Lengths at QUANTILES, e.g. {"p0": 40, …, "p100": 900}; observed values, no interpolation.
+    `lengths`: one each (int, not negative), or how many there are of each."""
+    if isinstance(lengths, Counter):
+        values = np.array(sorted(lengths), np.int64)
+        counts = np.array([lengths[int(value)] for value in values], np.int64)
+    else:
+        counts = np.bincount(lengths) if len(lengths) else np.empty(0, np.int64)
+        values = np.arange(len(counts))
+    ends = np.cumsum(counts)
+    if not len(ends):
+        return {}
+    # of the lengths in ascending order, the one nearest to the quantile's place
+    places = np.rint(np.array(QUANTILES) * (ends[-1] - 1)).astype(np.int64)
+    found = values[np.searchsorted(ends, places, side="right")]
     return {
-        f"p{quantile * 100:g}": int(value)
-        for quantile, value in zip(QUANTILES, values, strict=False)
+        f"p{quantile * 100:g}": int(value) for quantile, value in zip(QUANTILES, found, strict=True)
     }
+
+
+class FileArray:
+    """A flat array in a file, of which slices are read: memory does not grow with it."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._dtype = np.dtype(dtype)
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+
+    def __getitem__(self, piece: slice) -> np.ndarray:
+        size = self._dtype.itemsize
+        count = (piece.stop - piece.start) * size
+        return np.frombuffer(os.pread(self._file, count, piece.start * size), self._dtype)
+
+
+Arrays = dict[str, np.ndarray | FileArray]
 
 
 class StoreWriter:
@@ -103,64 +138,87 @@ class StoreWriter:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._sinks: dict[str, BinaryIO] = {}
-        self._names: list[str] = []
-        self._offsets = [0]
+        self._first = ""
         self._optional: tuple[str, ...] = ()
+        self._num_tokens = self._num_name_bytes = 0
+        self._largest_token_id = 0
+        for array in ("offsets", "name_offsets"):
+            self._write(array, [0])
 
     def add(self, sample: TokenSample) -> None:
         """Appends. Raises DataError when advantage or old log-probs are there for some samples
         only."""
         has = tuple(array for array, name in OPTIONAL.items() if getattr(sample, name) is not None)
-        if not self._names:
-            self._optional = has
+        if not self._num_tokens:
+            self._first, self._optional = sample.id, has
         elif has != self._optional:
             raise DataError(
                 f"sample {sample.id}: expected"
                 f" {list(self._optional) or 'no advantage or old log-probs'} as in sample"
-                f" {self._names[0]}, found {list(has) or 'none'}; fix: give them to all rows or to"
+                f" {self._first}, found {list(has) or 'none'}; fix: give them to all rows or to"
                 " none"
             )
-        self._write("ids", sample.input_ids)
-        self._write("mask", sample.loss_mask)
-        self._write("loss_lengths", [sample.num_loss_tokens])
-        for array in has:
-            self._write(array, np.atleast_1d(getattr(sample, OPTIONAL[array])))
-        self._names.append(sample.id)
-        self._offsets.append(self._offsets[-1] + sample.num_tokens)
+        name = np.frombuffer(sample.id.encode("utf-8"), np.uint8)
+        self._num_tokens += sample.num_tokens
+        self._num_name_bytes += len(name)
+        self._largest_token_id = max(self._largest_token_id, int(sample.input_ids.max()))
+        with naming(self._folder or "memory"):
+            self._write("ids", sample.input_ids)
+            self._write("mask", sample.loss_mask)
+            self._write("offsets", [self._num_tokens])
+            self._write("lengths", [sample.num_tokens])
+            self._write("loss_lengths", [sample.num_loss_tokens])
+            self._write("names", name)
+            self._write("name_offsets", [self._num_name_bytes])
+            for array in has:
+                self._write(array, np.atleast_1d(getattr(sample, OPTIONAL[array])))
 
     def _write(self, array: str, values: Any) -> None:
         if array not in self._sinks:
             in_memory = self._folder is None
             self._sinks[array] = io.BytesIO() if in_memory else self._open(f"{array}.bin")
-        with naming(self._folder or "memory"):
-            self._sinks[array].write(np.ascontiguousarray(values, ARRAYS[array][0]).tobytes())
+        self._sinks[array].write(np.ascontiguousarray(values, ARRAYS[array][0]).tobytes())
 
     def _open(self, name: str) -> BinaryIO:
         assert self._folder is not None
         return (self._folder / name).open("wb")
 
-    def finish(self) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Flushes to disk and returns (arrays, sample ids)."""
-        self._write("offsets", self._offsets)
-        arrays = {}
-        for array, sink in self._sinks.items():
-            if isinstance(sink, io.BytesIO):
-                arrays[array] = np.frombuffer(sink.getvalue(), ARRAYS[array][0])
-            else:
+    def finish(self, report: DataReport) -> tuple[Arrays, DataReport]:
+        """Flushes to disk. The arrays, and `report` with the counts of tokens filled in."""
+        for sink in self._sinks.values():
+            if not isinstance(sink, io.BytesIO):
                 with naming(sink.name):
                     sink.flush()
                     os.fsync(sink.fileno())
-            sink.close()
+                sink.close()
+        arrays: Arrays = {
+            array: np.frombuffer(sink.getbuffer(), ARRAYS[array][0])
+            for array, sink in self._sinks.items()
+            if isinstance(sink, io.BytesIO)
+        }
         if self._folder is not None:
-            arrays = {
-                array: _map_file(self._folder / f"{array}.bin", ARRAYS[array][0])
-                for array in self._sinks
-            }
-        return arrays, self._names
+            arrays = open_arrays(self._folder, self._sinks)
+        lengths, loss_lengths = np.asarray(arrays["lengths"]), np.asarray(arrays["loss_lengths"])
+        totals = replace(
+            report,
+            samples=len(lengths),
+            num_tokens=int(lengths.sum(dtype=np.int64)),
+            num_loss_tokens=int(loss_lengths.sum(dtype=np.int64)),
+            largest_token_id=self._largest_token_id,
+            token_quantiles=length_quantiles(lengths),
+        )
+        return arrays, totals
 
 
-def _map_file(path: Path, dtype: str) -> np.ndarray:
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+def open_arrays(folder: Path, names: Iterable[str]) -> Arrays:
+    """The arrays of a folder: what grows with tokens or ids as slices of files, numbers per sample
+    memory-mapped."""
+    arrays: Arrays = {}
+    for array in names:
+        path, (dtype, entry) = folder / f"{array}.bin", ARRAYS[array]
+        per_sample = entry in ("sample", "bound") and path.stat().st_size
+        arrays[array] = np.memmap(path, dtype, "r") if per_sample else FileArray(path, dtype)
+    return arrays
 
 
 class SampleStore:
@@ -174,52 +232,49 @@ class SampleStore:
     mixture: Mixture | None = None
 
     def __init__(
-        self,
-        arrays: dict[str, np.ndarray],
-        names: list[str],
-        fingerprint: str,
-        report: DataReport,
-        rows: np.ndarray | None = None,
+        self, arrays: Arrays, fingerprint: str, report: DataReport, rows: np.ndarray | None = None
     ) -> None:
-        self._arrays, self._names, self.fingerprint, self.report = (
+        self._arrays, self.fingerprint, self.report, self._rows = (
             arrays,
-            names,
             fingerprint,
             report,
+            rows,
         )
-        self._rows = (
-            np.arange(len(names), dtype=np.int64) if rows is None else np.asarray(rows, np.int64)
-        )
-        self.lengths: np.ndarray = np.diff(arrays["offsets"])[self._rows].astype(np.int32)
-        self.loss_lengths: np.ndarray = np.asarray(arrays["loss_lengths"])[self._rows].astype(
-            np.int32
-        )
+        every = slice(None) if rows is None else rows
+        self.lengths: np.ndarray = self._per_sample("lengths")[every]
+        self.loss_lengths: np.ndarray = self._per_sample("loss_lengths")[every]
+
+    def _per_sample(self, array: str) -> np.ndarray:
+        found = self._arrays[array]
+        assert isinstance(found, np.ndarray), array
+        return found
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> TokenSample:
-        """Sample `index`, 0 ≤ index < len. Arrays are read-only views."""
-        row = self._rows[index]
-        begin, end = int(self._arrays["offsets"][row]), int(self._arrays["offsets"][row + 1])
+        """Sample `index`, 0 ≤ index < len. Arrays are read-only."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        row = int(index if self._rows is None else self._rows[index])
+        tokens = self._slice("offsets", row)
         advantages, old_logprobs = self._arrays.get("advantages"), self._arrays.get("old_logprobs")
         return TokenSample(
-            id=self._names[row],
-            input_ids=np.asarray(self._arrays["ids"][begin:end]),
-            loss_mask=np.asarray(self._arrays["mask"][begin:end]),
-            advantage=None if advantages is None else float(advantages[row]),
-            old_logprobs_n=None if old_logprobs is None else np.asarray(old_logprobs[begin:end]),
+            id=self._arrays["names"][self._slice("name_offsets", row)].tobytes().decode("utf-8"),
+            input_ids=self._arrays["ids"][tokens],
+            loss_mask=self._arrays["mask"][tokens],
+            advantage=None if advantages is None else float(self._per_sample("advantages")[row]),
+            old_logprobs_n=None if old_logprobs is None else old_logprobs[tokens],
         )
 
-    @property
-    def sample_ids(self) -> list[str]:
-        """The ids of the samples, in order."""
-        return [self._names[row] for row in self._rows]
+    def _slice(self, bounds: str, row: int) -> slice:
+        begin, end = self._per_sample(bounds)[row : row + 2].tolist()
+        return slice(begin, end)
 
     @property
     def largest_token_id(self) -> int:
-        """Over all samples of the underlying data; one pass."""
-        return int(self._arrays["ids"].max())
+        """Over all samples of the underlying data."""
+        return self.report.largest_token_id
 
     @property
     def has_advantages(self) -> bool:
@@ -232,11 +287,13 @@ class SampleStore:
     def select(self, indices: np.ndarray, label: str) -> SampleStore:
         """The samples at `indices` in that order, sharing memory. `label` tells two selections
         apart in the fingerprint."""
-        chosen = self._rows[np.asarray(indices, np.int64)]
+        chosen = np.asarray(indices, np.int64)
+        if self._rows is not None:
+            chosen = self._rows[chosen]
         digest = hashlib.sha256(
             f"{self.fingerprint}|{label}|".encode() + chosen.tobytes()
         ).hexdigest()
-        return SampleStore(self._arrays, self._names, digest, self.report, chosen)
+        return SampleStore(self._arrays, digest, self.report, chosen)
 
     @classmethod
     def open(cls, folder: str | Path) -> SampleStore:
@@ -261,12 +318,8 @@ class SampleStore:
                     raise DamagedStoreError(
                         f"{folder / name}: its content has changed since it was written; {fix}"
                     )
-            names = json.loads((folder / "names.json").read_text("utf-8"))
-            arrays = {
-                array: _map_file(folder / f"{array}.bin", ARRAYS[array][0])
-                for array in meta["arrays"]
-            }
-            return cls(arrays, names, meta["fingerprint"], DataReport.from_dict(meta["report"]))
+            arrays = open_arrays(folder, meta["arrays"])
+            return cls(arrays, meta["fingerprint"], DataReport.from_dict(meta["report"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedStoreError(
                 f"{folder}: expected complete tokenised data, found {type(error).__name__}:"
@@ -284,32 +337,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def with_totals(report: DataReport, arrays: dict[str, np.ndarray]) -> DataReport:
-    """The report with token counts and length quantiles filled in."""
-    lengths = np.diff(arrays["offsets"])
-    totals = {
-        "samples": len(lengths),
-        "num_tokens": int(lengths.sum()),
-        "num_loss_tokens": int(np.asarray(arrays["loss_lengths"]).sum(dtype=np.int64)),
-        "token_quantiles": length_quantiles(lengths),
-    }
-    return DataReport.from_dict({**report.as_dict(), **totals})
-
-
 def commit(
     writer: StoreWriter, temporary: Path, target: Path, fingerprint: str, report: DataReport
 ) -> None:
     """Finishes `writer` (whose folder is `temporary`) and renames the folder to `target`: all of it
     appears at once, or nothing."""
-    arrays, names = writer.finish()
-    atomic_write(temporary / "names.json", to_json(names))
-    files = ["names.json", *(f"{array}.bin" for array in arrays)]
+    arrays, report = writer.finish(report)
     meta = {
         "version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "arrays": list(arrays),
-        "sha256": {name: _sha256(temporary / name) for name in files},
-        "report": with_totals(report, arrays).as_dict(),
+        "sha256": {f"{name}.bin": _sha256(temporary / f"{name}.bin") for name in arrays},
+        "report": report.as_dict(),
     }
     meta["digest"] = _digest_of(meta)
     atomic_write(temporary / "meta.json", to_json(meta, sort_keys=True, indent=1))

@@ -26,6 +26,7 @@ from megaladder.data.chat.stops import special_token_ids
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.mixture import MixedStore
+from megaladder.data.progress import Progress
 from megaladder.data.read import BadRow, BadRowLog
 from megaladder.data.read_examples import ExampleReader
 from megaladder.data.sources.find import SourceSpec
@@ -37,7 +38,6 @@ from megaladder.data.store import (
     StoreWriter,
     commit,
     split_holdout,
-    with_totals,
 )
 from megaladder.errors import DataError
 from megaladder.run_dir import to_json
@@ -107,8 +107,9 @@ class _Build:
 
     def samples(self) -> Iterator[TokenSample]:
         special = special_token_ids(self.tokenizer)
-        examples = self._examples()
+        examples, progress = self._examples(), Progress(f"{self.reader.source.path}: tokenising")
         while chunk := list(islice(examples, TOKENIZE_BATCH_ROWS)):
+            progress.add(len(chunk))
             for example, result in zip(
                 chunk, tokenize_batch(chunk, self.tokenizer, self.spec.template), strict=True
             ):
@@ -194,8 +195,8 @@ def open_store(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> Sam
     if spec.cache_dir is None:
         writer = StoreWriter()
         report = _run(_Build(spec, tokenizer), writer)
-        arrays, names = writer.finish()
-        return SampleStore(arrays, names, fingerprint, with_totals(report, arrays))
+        arrays, report = writer.finish(report)
+        return SampleStore(arrays, fingerprint, report)
     target = Path(spec.cache_dir) / f"data-{fingerprint[:24]}"
     return _good_store(target) or _build_cache(spec, tokenizer, target, fingerprint)
 

@@ -9,11 +9,11 @@ import pytest
 from data.chat_templates import FAMILIES, GLM_4_5, LLAMA_3_DATE, QWEN_2_5, QWEN_3, SPECIAL, Family
 from data.conftest import build_tokenizer
 
+from megaladder.data.chat.prompts import render_prompts
 from megaladder.data.chat.samples import split_turns, tokenize_example
 from megaladder.data.chat.stops import stop_token_ids, turn_end
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.chat.tokenizer import load_tokenizer
-from megaladder.data.prompts import render_prompts
 from megaladder.data.read import BadRow
 from megaladder.errors import ConfigError
 from megaladder.types import Example, Message, Problem, Tokenizer, TokenSample

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import store_of_samples
+from stores import names_of, store_of_samples
 
 from megaladder.data.loader import SftLoader
 from megaladder.data.mixture import MixedStore, Mixture
@@ -97,7 +97,7 @@ def test_holdout_of_a_mixture_keeps_its_shares() -> None:
     train, held = split_holdout(store, 8, seed=0)
     assert isinstance(train, MixedStore) and len(train) == 32 and len(held) == 8
     assert train.mixture.counts(0, 32) == (16, 16)
-    assert not set(train.sample_ids) & set(held.sample_ids)
+    assert not set(names_of(train)) & set(names_of(held))
     assert train.fingerprint != held.fingerprint != store.fingerprint
 
 

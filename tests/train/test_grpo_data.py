@@ -11,8 +11,8 @@ import pytest
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.config.grpo import GrpoConfig
+from megaladder.data.chat.prompts import render_prompts
 from megaladder.data.chat.stops import stop_token_ids
-from megaladder.data.prompts import render_prompts
 from megaladder.errors import DataError
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine

@@ -18,9 +18,9 @@ import numpy as np
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.data import MixturePart
+from megaladder.data.chat.prompts import render_prompts
 from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
 from megaladder.data.mixture import Mixture
-from megaladder.data.prompts import render_prompts
 from megaladder.data.read_problems import ProblemOptions, ProblemReader
 from megaladder.data.sources.find import SourceSpec
 from megaladder.errors import DataError
