@@ -40,7 +40,11 @@ class StepMetrics:
     tokens: int  # non-padding tokens that went through the model
     step_s: float  # wall-clock seconds
     loss_tokens: int | None = None
-    # model FLOP/s over the peak of all devices; None where the peak is not known (CPU)
+    # model FLOPs of the step, over all its phases (`ledger`)
+    flops: float | None = None
+    # model FLOP/s of the trainer, over all ranks, while it computed
+    flops_per_s: float | None = None
+    # the same over the peak of the ranks' devices; None where the peak is not known (CPU)
     mfu: float | None = None
     non_padding_share: float | None = None
     # peak of the fullest rank: device memory on CUDA, resident set on CPU
@@ -72,7 +76,7 @@ class StepMetrics:
             f"lr {self.lr:.2e}",
         ]
         parts += [f"grad {_number(self.grad_norm, '.3f')}", f"{self.tokens_per_s:,.0f} tok/s"]
-        parts += [f"mfu {self.mfu:.1%}"] if self.mfu is not None else []
+        parts += [speed] if (speed := self._speed()) else []
         parts += (
             [f"filled {self.non_padding_share:.1%}"] if self.non_padding_share is not None else []
         )
@@ -84,6 +88,12 @@ class StepMetrics:
             if _is_number(value) and self._is_shown(key)
         ]
         return "  ".join(parts)
+
+    def _speed(self) -> str:
+        """`mfu 41.2%`, or what was reached where the peak is not known."""
+        if self.mfu is not None:
+            return f"mfu {self.mfu:.1%}"
+        return f"{self.flops_per_s / 1e9:.3g} GFLOP/s" if self.flops_per_s else ""
 
     def _is_shown(self, key: str) -> bool:
         return self.shown is None or key in self.shown
@@ -230,12 +240,12 @@ class RunLog:
         for name in list(self._sinks):
             self._guard(name, "log", metrics.step, numbers)
 
-    def held_out(self, step: int, loss: float) -> None:
+    def held_out(self, step: int, loss: float, **work: float) -> None:
         """Held-out loss after `step` updates, nats a token: a row of held_out.jsonl, and to the
-        sinks."""
+        sinks. work: keys of the ledger."""
         if self._run is None:
             return
-        self._held_out.append({"step": step, "held_out_loss": loss})
+        self._held_out.append({"step": step, "held_out_loss": loss, **work})
         for name in list(self._sinks):
             self._guard(name, "log", step, {"held_out_loss": loss})
 

@@ -247,6 +247,12 @@ def peak_flops_per_second() -> float | None:
     )
 
 
+def share_of_peak(flops_per_second: float, num_devices: int) -> float | None:
+    """Model FLOP/s of all devices over their peak (MFU); None where the peak is not known."""
+    peak = peak_flops_per_second()
+    return flops_per_second / (peak * num_devices) if peak else None
+
+
 @functools.lru_cache(maxsize=1)
 def transformer_engine_problem() -> str | None:
     """Why Transformer Engine's torch part cannot be imported; None if it can. Imports it (seconds)

@@ -21,6 +21,7 @@ from megaladder.data.pack import build_micro_batches, plan_global_batch
 from megaladder.dryrun import memory
 from megaladder.dryrun.record import Event, Recorder
 from megaladder.dryrun.world import Place, simulated_rank
+from megaladder.ledger.work import Work
 from megaladder.model import portable
 from megaladder.model.build import LadderGPT, build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
@@ -225,7 +226,7 @@ def run_objective(job: Job, trainer: _Trainer, batches: list[PackedBatch]) -> No
         }
     )
     policy = rl_policy.Policy(random, trainer, 0)
-    mini = rl_policy.MiniBatch(batches, (), 0, 0)
+    mini = rl_policy.MiniBatch(batches, (), 0, 0, Work())
     trainer.recorder.where = "log-probs"
     policy.update(1, policy.with_logprobs(mini))
 

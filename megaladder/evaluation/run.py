@@ -69,6 +69,7 @@ class Timing:
     wall_s: float = 0.0
     generate_s: float = 0.0
     grade_s: float = 0.0  # inside the grading thread; overlaps generation
+    grade_cpu_s: float = 0.0  # of the grading processes
     num_tokens: int = 0
     num_new: int = 0
     restarts: int = 0
@@ -123,7 +124,12 @@ def clock(seconds: float) -> str:
 
 
 class Grader(Protocol):
-    """`rewards.verifiers.pool.VerifierPool`, or `sandbox.SandboxPool` for a command of the user's."""
+    """`rewards.verifiers.pool.VerifierPool`, or `sandbox.SandboxPool` for a command of the user's.
+
+    cpu_s: CPU seconds of its processes so far."""
+
+    @property
+    def cpu_s(self) -> float: ...
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]: ...
 
@@ -143,7 +149,7 @@ def run_task(
     begun = time.monotonic()
     requests, keys = missing_requests(task, journal)
     timing = Timing()
-    restarts_before = engine.restarts
+    restarts_before, cpu_s_before = engine.restarts, pool.cpu_s if pool else 0.0
     if progress is not None:
         progress.start(task, task.num_samples - len(requests))
     with _Writer(task, pool, journal, timing) as writer:
@@ -157,6 +163,7 @@ def run_task(
                 progress.add(len(drawn.completion.token_ids))
     timing.wall_s = time.monotonic() - begun
     timing.restarts = engine.restarts - restarts_before
+    timing.grade_cpu_s = (pool.cpu_s if pool else 0.0) - cpu_s_before
     return timing
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from megaladder.errors import ConfigError, RewardError
+from megaladder.rewards.cpu_time import CpuMeter
 from megaladder.rewards.programs import reap
 from megaladder.rewards.verifiers.code import last_program
 from megaladder.rewards.worker import Failure, GradeTask
@@ -37,11 +38,17 @@ class SandboxPool:
             raise ConfigError("sandbox is empty; fix: --sandbox 'command with arguments'")
         self._num_workers, self._timeout_s = num_workers, timeout_s
         self.failures: list[Failure] = []
+        self._cpu = CpuMeter()
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the commands so far."""
+        return self._cpu.seconds
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
         """Verdicts in order; a command that outlives the timeout counts as a wrong answer by
         timeout."""
-        with ThreadPoolExecutor(self._num_workers) as threads:
+        with ThreadPoolExecutor(self._num_workers) as threads, self._cpu.of_ended_children():
             return list(threads.map(self._grade, tasks))
 
     def __enter__(self) -> SandboxPool:

@@ -36,6 +36,8 @@ from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal, model_fingerprint
 from megaladder.finished import write_evaluated
+from megaladder.ledger.sampled import sampled_work, shape_at, write_sampled_ledger
+from megaladder.ledger.work import Work
 from megaladder.rewards.grade import grader_label
 from megaladder.rewards.programs.runner import isolation
 from megaladder.rewards.verifiers import VERIFIERS, parameters_of
@@ -48,6 +50,7 @@ from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 from megaladder.run_dir import atomic_write, refuse_damaged, to_json
 from megaladder.types import Problem, Tokenizer
 
+LEDGER = "ledger.json"
 MAX_NAMED = 5  # timeouts and crashes of the grader that are named
 
 
@@ -270,7 +273,9 @@ def _finish(job: _Job, config: EvalConfig, parts: dict[str, Any], timing: Timing
             scores = _judged(job, config, journal)
         else:
             scores = report.score(task.problems, journal.records, n, config.seed, job.spec.groups)
+        work = _work(task, journal, config.model.path) + Work(cpu_s=timing.grade_cpu_s)
         summary = report.summary_entry(scores, protocol, timing)
+        summary["ledger"] = write_sampled_ledger(job.folder / LEDGER, "evaluation", work)
         lm_eval_format.write_samples(
             job.folder / f"samples_{name}.jsonl", task, journal.records, scores, journal.fingerprint
         )
@@ -281,6 +286,13 @@ def _finish(job: _Job, config: EvalConfig, parts: dict[str, Any], timing: Timing
         atomic_write(job.folder / "summary.json", to_json(summary, sort_keys=True, indent=2) + "\n")
     print("\n".join(report.lines(scores, protocol, timing)), flush=True)
     return summary
+
+
+def _work(task: Task, journal: Journal, model: str) -> Work:
+    """What the samples of a benchmark cost, drawn by this start or an earlier one."""
+    prompts = {p.id: len(ids) for p, ids in zip(task.problems, task.prompt_ids, strict=True)}
+    samples = ((r.id, len(r.response_ids)) for r in journal.records.values() if r.id in prompts)
+    return sampled_work(shape_at(model), prompts, samples)
 
 
 def _judged(job: _Job, config: EvalConfig, journal: Journal) -> report.Scores:

@@ -126,15 +126,26 @@ class ModelShape:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
         return self.num_layers * layer + embeddings + self.hidden_size
 
-    def flops_per_token(self, mean_context: float) -> float:
-        """Model FLOPs of forward and backward per token (6 per matmul parameter,
-        12·layers·heads·dim·context for causal attention's two products halved by causality; PaLM
-        appendix B, arXiv 2204.02311). `mean_context`: mean over tokens of their sequence's length.
+    def forward_flops(self, tokens: float, seen_tokens: float, head_tokens: float) -> float:
+        """Model FLOPs of a forward pass: 2 per weight of a matrix product and token (PaLM, arXiv
+        2204.02311, appendix B).
+
+        seen_tokens: pairs of a token and one that its attention sees, summed over layers, each of
+        which costs two products of a head's size. head_tokens: how many tokens get logits.
         """
-        matmul = self.num_parameters - self.vocab_size * self.hidden_size * (0 if self.tied else 1)
-        context = self.layer_context(mean_context)
-        attention = 6 * self.num_layers * self.num_attention_heads * self.head_dim * context
-        return 6.0 * matmul + attention
+        attention = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_query_groups)
+        weights = self.hidden_size * (attention + 3 * self.ffn_hidden_size)
+        return (
+            2.0 * self.num_layers * weights * tokens
+            + 4.0 * self.num_attention_heads * self.head_dim * seen_tokens
+            + 2.0 * self.vocab_size * self.hidden_size * head_tokens
+        )
+
+    def flops_per_token(self, mean_context: float) -> float:
+        """Model FLOPs of forward and backward per token, logits included, where a token sees half of
+        its sequence. `mean_context`: mean over tokens of their sequence's length."""
+        seen_tokens = self.num_layers * self.layer_context(mean_context) / 2
+        return 3.0 * self.forward_flops(1, seen_tokens, 1)
 
 
 def read_config_json(model_dir: str | Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from typing import Any
 import megaladder
 from megaladder.errors import ConfigError, DataError
 from megaladder.rewards import child
+from megaladder.rewards.cpu_time import CpuMeter
 from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
 from megaladder.rewards.grade import OWN
@@ -109,6 +110,7 @@ class GradePool:
         self.counts: Counter[GradeReason] = Counter()
         self.failures: list[Failure] = []
         self.protections: tuple[str, ...] = ()
+        self._cpu = CpuMeter()
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
 
@@ -121,6 +123,11 @@ class GradePool:
         graded = [_as_graded(answer) for answer in answers]
         self.counts.update(verdict.reason for verdict in graded)
         return graded
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the processes so far."""
+        return self._cpu.seconds
 
     def close(self) -> None:
         """Ends every process; the pool may be used again and then starts new ones."""
@@ -143,6 +150,8 @@ class GradePool:
                 # whatever is under way belongs to this call; late answers must not reach the next
                 self.close()
                 raise
+            finally:
+                self._cpu.look(worker.process.pid for worker in self._workers)
 
 
 class _Run:
@@ -233,6 +242,7 @@ class _Run:
         reason, detail = cause
         self.selector.unregister(worker.output)
         self.pool._workers.remove(worker)
+        self.pool._cpu.look([worker.process.pid])
         worker.kill()
         if not worker.ready:
             raise ConfigError(_start_message(f"the process ended before it was ready ({detail})"))

@@ -89,7 +89,7 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
     rollouts = RoundFeed(
         config,
         parts.run.path / "rollouts",
-        open_source(config, parts.data, engine, report.cursor),
+        open_source(config, parts.model.shape, parts.data, engine, report.cursor),
         watchdog,
         life.listen(),
     )
@@ -142,7 +142,7 @@ def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
     total_steps = parts.data.facts.total_steps
     report = GrpoReport(config, parts.run, parts.data.facts, None)
     life = RunLife(config, parts.run, report, None, total_steps)
-    source = open_source(config, parts.data, engine, 0)
+    source = open_source(config, parts.model.shape, parts.data, engine, 0)
     signals = life.listen()
     rollouts = RoundFeed(config, parts.run.path / "rollouts", source, parts.watchdog, signals)
     parts.closing.callback(rollouts.close)

@@ -75,6 +75,7 @@ def table(vocab_size: int, starved: bool):
         random.normal(size=count),
         {},
         {},
+        {},
     )
 
 

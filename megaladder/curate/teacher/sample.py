@@ -6,6 +6,7 @@ rows. Resumable, nothing doubled.
     OUT                         the kept samples in Rethinking SFT's columns (message, response,
                                 advantage[, logprob])
     OUT.difficulty.jsonl        per problem: samples, correct, success rate
+    OUT.ledger.json             tokens, FLOPs and grading seconds of all samples, kept or not
 
 `logprob` is written where the answer's text tokenises to exactly the sampled ids (end-of-sequence
 included), because that is what its reader checks; elsewhere it is left out and counted. The full
@@ -39,6 +40,8 @@ from megaladder.evaluation.run import clock
 from megaladder.evaluation.store import model_fingerprint
 from megaladder.evaluation.verb import make_engine
 from megaladder.finished import write_sampled
+from megaladder.ledger.sampled import sampled_work, shape_at, teacher_ledger, write_sampled_ledger
+from megaladder.ledger.work import Work
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
@@ -94,17 +97,26 @@ def run_sample(config: SampleConfig) -> None:
                 )
             with VerifierPool(config.grade_workers, config.grade_timeout_s) as pool:
                 counts = draw(task, engine, pool, journal, config.progress_s)
-                failures = list(pool.failures)
+                failures, cpu_s = list(pool.failures), pool.cpu_s
             with RowWriter(config.out) as writer:
                 write_kept(config, task, journal, writer, (prompter.tokenizer, counts))
             rates = write_difficulty(f"{config.out}.difficulty.jsonl", task, journal)
+            work = teacher_work(task, journal, config.model.path) + Work(cpu_s=cpu_s)
+            write_sampled_ledger(teacher_ledger(config.out), "teacher", work)
     lines = list(_lines(config, task, journal, (counts, rates, writer.num_rows)))
     print("\n".join(lines))
     for failure in failures[:MAX_NAMED]:
         print(f"  grading {failure.id}: {failure.reason.value} ({failure.detail})")
     if not counts.aborted:
         write_sampled(
-            config, lines, [Path(config.out), Path(f"{config.out}.difficulty.jsonl"), journal.path]
+            config,
+            lines,
+            [
+                Path(config.out),
+                Path(f"{config.out}.difficulty.jsonl"),
+                teacher_ledger(config.out),
+                journal.path,
+            ],
         )
 
 
@@ -197,6 +209,17 @@ def _grade_and_append(
     ):
         journal.append(TeacherSample(problem.id, sample, completion, graded))
     waiting.clear()
+
+
+def teacher_work(task: TeacherTask, journal: TeacherJournal, model: str) -> Work:
+    """What the samples in the journal cost, drawn by this start or an earlier one."""
+    prompts = {p.id: len(ids) for p, ids in zip(task.problems, task.prompt_ids, strict=True)}
+    samples = (
+        (problem, verdict.num_tokens)
+        for (problem, _), verdict in journal.records.items()
+        if problem in prompts
+    )
+    return sampled_work(shape_at(model), prompts, samples)
 
 
 def _say(task: TeacherTask, journal: TeacherJournal, counts: Counts, elapsed_s: float) -> None:

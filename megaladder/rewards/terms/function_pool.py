@@ -24,6 +24,7 @@ from typing import Any
 
 import megaladder
 from megaladder.errors import ConfigError, RewardError
+from megaladder.rewards.cpu_time import CpuMeter
 from megaladder.rewards.terms import function_child
 
 START_TIMEOUT_S = 300.0
@@ -43,6 +44,7 @@ class FunctionPool:
         self._free: deque[_Process] = deque()
         self._lock = threading.Lock()
         self._num_workers = num_workers
+        self.cpu = CpuMeter()
 
     def values(self, samples: Sequence[Mapping[str, Any]]) -> list[Value]:
         """A value for each sample, in order.
@@ -72,6 +74,7 @@ class FunctionPool:
     def _call(self, samples: Sequence[Mapping[str, Any]]) -> list[Value]:
         process = self._take()
         reply = process.ask(samples, self._timeout_s)
+        self.cpu.look([process.pid])
         if isinstance(reply, str):
             process.kill()
             return [reply] * len(samples)
@@ -104,6 +107,10 @@ class _Process:
             why = ready if isinstance(ready, str) else ready["error"]
             raise ConfigError(f"reward function {spec} cannot be loaded: {why}; fix: that file")
         self.batched: bool = ready["batched"]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def ask(self, samples: Sequence[Mapping[str, Any]], timeout_s: float) -> dict[str, Any] | str:
         """The process's reply, or why there is none."""

@@ -48,6 +48,11 @@ class RewardTerms:
             for place, sample in enumerate(samples)
         ]
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the processes of users' functions so far."""
+        return sum(pool.cpu.seconds for pool in self._pools.values())
+
     def _sum(self, sample: Sample, values: dict[str, Value]) -> Scored:
         found: dict[str, float] = {}
         for term in self._terms:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from megaladder.rewards.cpu_time import CpuMeter
 from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.grade import OWN
 from megaladder.rewards.programs.runner import ProgramLimits
@@ -36,6 +37,12 @@ class VerifierPool:
         self._answers = GradePool(num_workers, timeout_s, memory_bytes, grader, dialect)
         self._limits = ProgramLimits(memory_bytes=memory_bytes)
         self._num_workers = num_workers
+        self._programs = CpuMeter()
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the processes that have graded so far, and of programs."""
+        return self._answers.cpu_s + self._programs.seconds
 
     @property
     def failures(self) -> list[Failure]:
@@ -68,7 +75,7 @@ class VerifierPool:
     def _run(self, tasks: Sequence[GradeTask]) -> list[Graded]:
         if not tasks:
             return []
-        with ThreadPoolExecutor(self._num_workers) as threads:
+        with ThreadPoolExecutor(self._num_workers) as threads, self._programs.of_ended_children():
             return list(threads.map(self._run_one, tasks))
 
     def _run_one(self, task: GradeTask) -> Graded:

@@ -9,6 +9,7 @@ ratio is 1 exactly. They stay on the last pipeline stage, the only one that uses
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.data.pack import build_micro_batches, plan_global_batch
 from megaladder.errors import ConfigError
+from megaladder.ledger.book import Phase
+from megaladder.ledger.work import Work, forward_work
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
@@ -50,13 +53,14 @@ class MiniBatch:
     """The samples of one update, packed for this rank.
 
     batches: this rank's micro-batches; names: all samples over all ranks; tokens over all ranks,
-    without padding.
+    without padding. forward: what a forward pass over it costs, on all ranks together.
     """
 
     batches: list[PackedBatch]
     names: tuple[str, ...]
     num_tokens: int
     total_tokens: int  # padding included
+    forward: Work
 
 
 def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> LossFunction:
@@ -157,7 +161,8 @@ class Policy:
         self.old_is_rollout = wanted == "never" and many
         self._loss = grpo_loss(self.options, old_is_rollout=self.old_is_rollout)
         self._head = grpo_head(config, self.options, self._loss)
-        self.logprobs_s = 0.0  # seconds of the last `mini_batches` call's forward passes
+        # seconds and work of the last `mini_batches` call's forward passes
+        self.logprobs_s, self.work = 0.0, defaultdict[Phase, Work](Work)
 
     def mini_batches(self, table: SampleTable) -> list[MiniBatch]:
         """The updates of a round, in order.
@@ -183,6 +188,7 @@ class Policy:
         )
         packed = [self._pack(table, part) for part in parts]
         began = time.perf_counter()
+        self.work.clear()
         packed = [self.with_logprobs(mini) for mini in packed]
         self.logprobs_s = time.perf_counter() - began
         return packed
@@ -212,18 +218,34 @@ class Policy:
             lambda i: table.sample(i, weight_of[i], with_rollout_as_old=self.old_is_rollout),
         )
         return MiniBatch(
-            batches, tuple(table.names[i] for i in part.indices), plan.num_tokens, plan.total_tokens
+            batches,
+            tuple(table.names[i] for i in part.indices),
+            plan.num_tokens,
+            plan.total_tokens,
+            self._forward(table, part),
+        )
+
+    def _forward(self, table: SampleTable, part: MiniBatchSamples) -> Work:
+        """A forward pass over a mini-batch: logits of response tokens that can carry a gradient."""
+        active = part.weights_b != 0
+        if self._head.skip_zero_advantage:
+            active &= table.advantages_b[part.indices] != 0
+        responses = table.response_lengths[part.indices]
+        return forward_work(
+            self._trainer.shape, table.lengths[part.indices], int(responses[active].sum())
         )
 
     def with_logprobs(self, mini: MiniBatch) -> MiniBatch:
         batches = mini.batches
         if self._recompute_old:
+            self.work["old_logprobs"] += mini.forward
             found = token_logprobs(self._trainer.chunks, batches, self._head)
             batches = [
                 replace(batch, old_logprobs_t=values)
                 for batch, values in zip(batches, found, strict=True)
             ]
         if self._reference is not None:
+            self.work["reference_logprobs"] += mini.forward
             found = token_logprobs(self._reference, batches, self._head)
             batches = [
                 replace(batch, ref_logprobs_t=values)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import DataError
+from megaladder.ledger.book import Phase, read_work, row_of
+from megaladder.ledger.work import Work
 from megaladder.run_dir import atomic_write, read_jsonl, to_json
 from megaladder.types import (
     Completion,
@@ -34,7 +36,8 @@ class Round:
     """One round: whole, graded groups with advantages, sampled by weights `version`.
 
     cursor: the problem stream's position after it. counts: what was left out or went wrong, by
-    reason. seconds: by phase.
+    reason. seconds: by phase. work: what sampling and grading cost, groups that were left out
+    included.
     """
 
     step: int
@@ -43,6 +46,7 @@ class Round:
     cursor: int
     counts: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[Phase, Work] = field(default_factory=dict)
 
     def digest(self) -> str:
         """sha256 over problems, token ids, rewards and advantages: the record of what a step
@@ -81,6 +85,7 @@ def write_round(folder: Path, found: Round, key: str = "") -> None:
         "key": key,
         "counts": dict(found.counts),
         "seconds": dict(found.seconds),
+        "work": row_of(found.work),
         "sha256": hashlib.sha256(text).hexdigest(),
     }
     atomic_write(
@@ -123,6 +128,7 @@ def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
         summary.get("cursor", 0),
         summary.get("counts", {}),
         summary.get("seconds", {}),
+        read_work(summary.get("work", {})),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import RunStopped
+from megaladder.ledger.book import Ledger, Phase
+from megaladder.ledger.work import Work, total_work
 from megaladder.log import RunLog, StepMetrics
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
@@ -41,6 +43,7 @@ class GrpoReport:
         self.cursor = 0  # the problem stream's position after the last step
         self._left_out: Counter[str] = Counter()
         self._rewards: dict[int, float] = {}
+        self.ledger = Ledger()
         self._step_began = time.perf_counter()
         self._phases: defaultdict[str, float] = defaultdict(float)
 
@@ -54,6 +57,7 @@ class GrpoReport:
             "cursor": self.cursor,
             "left_out": dict(self._left_out),
             "rewards": {str(key): value for key, value in self._rewards.items()},
+            "ledger": self.ledger.state(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -61,6 +65,7 @@ class GrpoReport:
         self.cursor = saved["cursor"]
         self._left_out.update(saved["left_out"])
         self._rewards = {int(key): value for key, value in saved["rewards"].items()}
+        self.ledger.restore(saved.get("ledger", {}))
 
     def begin(self, log: RunLog, step: int) -> None:
         """Says what is trained on what."""
@@ -119,7 +124,8 @@ class GrpoReport:
 
         Seconds: rollouts_s is what the step waited for its round (generation_s and grading_s are
         rank 0's thread, which works beside the training at lag 1); what no phase took is other_s.
-        Saving comes after the row and counts for no step.
+        Saving comes after the row and counts for no step. FLOP/s and MFU are those of updates and
+        log-prob passes over their seconds; the engine's work is in `flops` and in the ledger.
 
         Raises:
             RunStopped: mean |Δ log-prob| between trainer and engine above grpo.mismatch_limit.
@@ -144,6 +150,10 @@ class GrpoReport:
         )
         norms = [result.grad_norm for result in results]
         tokens = sum(mini.num_tokens for mini in minis)
+        trainer = _trainer_work(minis, policy)
+        booked = self.ledger.book({**table.work, **trainer})
+        flops = total_work(trainer.values()).flops
+        speed = flops / (update_s + seconds["logprobs"]) if results else 0.0
         self.log.step(
             StepMetrics(
                 step=step,
@@ -158,12 +168,17 @@ class GrpoReport:
                     tokens / sum(mini.total_tokens for mini in minis) if minis else None
                 ),
                 memory_bytes=platform.memory_peak_bytes(),
+                flops=flops + total_work(table.work.values()).flops,
+                flops_per_s=speed,
+                mfu=platform.share_of_peak(speed, parallel.world_size()),
                 extra={
                     **table.metrics,
                     **learned,
                     "version": table.version,
                     "updates": sum(result.updated for result in results),
                     **{f"{name}_s": value for name, value in seconds.items()},
+                    "total_flops": self.ledger.flops,
+                    **booked,
                 },
                 shown=CONSOLE_KEYS,
             )
@@ -196,6 +211,7 @@ class GrpoReport:
             rows.append(("reward", shown))
         left_out = (f"{count:,} {name.replace('_', ' ')}" for name, count in self._left_out.items())
         rows.append(("left out", ", ".join(left_out) or "nothing"))
+        rows += self.ledger.lines()
         return [*rows, ("rollouts", str(self._run.path / "rollouts"))]
 
 
@@ -211,6 +227,13 @@ LEFT_OUT = (
     "undecided_left_out",
     "engine_restarts",
 )
+
+
+def _trainer_work(minis: Sequence[MiniBatch], policy: Policy | None) -> dict[Phase, Work]:
+    """What updates and log-prob passes of a step cost; nothing where nothing was trained."""
+    if policy is None:
+        return {}
+    return {"train": total_work(mini.forward.with_backward for mini in minis), **policy.work}
 
 
 def loss_metrics(results: Sequence[UpdateResult], *, first_only: bool = False) -> dict[str, float]:

@@ -21,6 +21,9 @@ import numpy as np
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import ConfigError
+from megaladder.ledger.book import Phase
+from megaladder.ledger.work import Work, generation_work, total_work
+from megaladder.model.hf_config import ModelShape
 from megaladder.process.faults import fault_point
 from megaladder.rewards.terms.builtin import Sample
 from megaladder.rewards.terms.total import RewardTerms, Scored
@@ -126,6 +129,11 @@ class Rewarder:
         undecided = sum(one.reward is None for one in scored)
         return found, Counter(undecided_answers=undecided) if undecided else Counter()
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the processes that have graded so far."""
+        return self._pool.cpu_s + self._terms.cpu_s
+
     def close(self) -> None:
         self._pool.close()
         self._terms.close()
@@ -159,9 +167,12 @@ def teaches_nothing(group: RolloutGroup, by: Literal["none", "accuracy", "reward
 class EngineRounds:
     """Rounds from an engine. `collect` is for one thread at a time."""
 
-    def __init__(self, config: GrpoConfig, data: ProblemData, engine: Engine, cursor: int) -> None:
+    def __init__(
+        self, config: GrpoConfig, shape: ModelShape, data: ProblemData, engine: Engine, cursor: int
+    ) -> None:
+        """shape: of the model that the engine samples from."""
         assert data.stream is not None, "rank 0 holds the problems"
-        self.cursor, self.engine = cursor, engine
+        self.cursor, self.engine, self._shape = cursor, engine, shape
         self._config, self._stream, self._rewarder = config, data.stream, Rewarder(config)
         self._restarts = 0  # of the engine, as far as they are counted
         rollout = config.rollout
@@ -191,13 +202,14 @@ class EngineRounds:
         kept: list[RolloutGroup] = []
         counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
         seconds: defaultdict[str, float] = defaultdict(float)
+        work: defaultdict[Phase, Work] = defaultdict(Work)
         filters = grpo.dynamic_sampling != "none"
         for wave in range(1 + (grpo.max_resamples if filters else 0)):
             counts["resample_rounds"] = wave
             missing = wanted - len(kept)
             usable = max(len(kept) / counts["sampled_groups"], LEAST_USABLE_SHARE) if wave else 1.0
             prompts = self._stream.take(self.cursor, min(wanted, math.ceil(missing / usable)))
-            groups, found = self._wave(prompts, version, seconds)
+            groups, found = self._wave(prompts, version, seconds, work)
             counts.update(found)
             dull = [teaches_nothing(group, grpo.dynamic_sampling) for _, group in groups]
             counts["zero_variance_groups"] += sum(dull)
@@ -225,10 +237,15 @@ class EngineRounds:
             self.cursor,
             dict(counts),
             dict(seconds),
+            dict(work),
         )
 
     def _wave(
-        self, prompts: Sequence[Prompt], version: int, seconds: defaultdict[str, float]
+        self,
+        prompts: Sequence[Prompt],
+        version: int,
+        seconds: defaultdict[str, float],
+        work: defaultdict[Phase, Work],
     ) -> tuple[list[tuple[int, RolloutGroup]], Counter[str]]:
         """Graded groups with their stream positions, and what to count."""
         began = time.perf_counter()
@@ -239,11 +256,13 @@ class EngineRounds:
             version=version,
             on_progress=lambda *_: fault_point("completion"),
         )
-        generated = time.perf_counter()
+        generated, cpu_s = time.perf_counter(), self._rewarder.cpu_s
         fault_point("before_grading")
         groups, counts = self._rewarder.score(sampled.groups)
         seconds["generation"] += generated - began
         seconds["grading"] += time.perf_counter() - generated
+        work["generation"] += total_work(map(self._generation, sampled.groups))
+        work["grading"] += Work(cpu_s=self._rewarder.cpu_s - cpu_s)
         counts.update(sampled_groups=len(prompts), aborted_groups=sampled.num_aborted)
         for group in sampled.groups:
             counts["truncated_completions"] += sum(
@@ -251,6 +270,10 @@ class EngineRounds:
             )
             counts["empty_completions"] += sum(not one.token_ids for one in group.completions)
         return list(zip(sampled.positions, groups, strict=True)), counts
+
+    def _generation(self, group: RolloutGroup) -> Work:
+        lengths = [len(completion.token_ids) for completion in group.completions]
+        return generation_work(self._shape, len(group.prompt_ids), lengths)
 
     def close(self) -> None:
         self.engine.close()
@@ -276,7 +299,11 @@ class ReplayRounds:
                 " another rollout.replay_dir"
             )
         return replace(
-            found, groups=with_advantages(found.groups, self._config), counts={}, seconds={}
+            found,
+            groups=with_advantages(found.groups, self._config),
+            counts={},
+            seconds={},
+            work={},
         )
 
     def close(self) -> None:
@@ -284,14 +311,14 @@ class ReplayRounds:
 
 
 def open_source(
-    config: GrpoConfig, data: ProblemData, engine: Engine | None, cursor: int
+    config: GrpoConfig, shape: ModelShape, data: ProblemData, engine: Engine | None, cursor: int
 ) -> RoundSource | None:
     """Where this run's rounds come from; None but on rank 0."""
     if not parallel.is_main():
         return None
     if config.rollout.engine == "replay":
         return ReplayRounds(config)
-    return EngineRounds(config, data, required(engine, "rank 0's engine"), cursor)
+    return EngineRounds(config, shape, data, required(engine, "rank 0's engine"), cursor)
 
 
 def replay_folder(config: GrpoConfig) -> Path:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megaladder.ledger.book import Phase
+from megaladder.ledger.work import Work
 from megaladder.train.objectives.advantages import Aggregation, group_statistics, token_weights
 from megaladder.train.rl.records import Round
 from megaladder.types import FinishReason, TokenSample
@@ -39,6 +41,7 @@ class SampleTable:
     advantages_b: np.ndarray  # float64 [B]
     metrics: Mapping[str, float | int | str]  # of the round, for the log
     seconds: Mapping[str, float]  # of the round, by phase
+    work: Mapping[Phase, Work]  # of the round
 
     def __len__(self) -> int:
         return len(self.names)
@@ -117,6 +120,7 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
             "undecided_left_out": undecided,
         },
         dict(found.seconds),
+        dict(found.work),
     )
 
 

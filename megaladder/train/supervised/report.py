@@ -7,10 +7,13 @@ from typing import Any
 from megaladder import parallel, platform
 from megaladder.config.sft import SftConfig
 from megaladder.data.loader import BatchStats
+from megaladder.ledger.book import Ledger
+from megaladder.ledger.work import Work, forward_work, total_work
 from megaladder.log import RunLog, StepMetrics
 from megaladder.train.objectives.losses import held_out_loss
 from megaladder.train.supervised.data import SftData
 from megaladder.train.trainer import Trainer, UpdateResult
+from megaladder.types import required
 
 
 class SftReport:
@@ -23,7 +26,7 @@ class SftReport:
         self._config, self._trainer, self._data = config, trainer, data
         self._held_out: dict[int, float] = {}
         self._last_loss: float | None = None
-        self._tokens = 0
+        self.ledger = Ledger()
 
     def identity(self) -> dict[str, Any]:
         """Hashes of data and tokenizer, size of the model."""
@@ -40,12 +43,14 @@ class SftReport:
             "held_out_loss": self._held_out.get(step),
             "held_out": {str(key): value for key, value in self._held_out.items()},
             "loss": self._last_loss,
+            "ledger": self.ledger.state(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         self._data.loader.load_state_dict(saved["loader"])
         self._held_out = {int(key): value for key, value in saved["held_out"].items()}
+        self.ledger.restore(saved.get("ledger", {}))
 
     def begin(self, log: RunLog, step: int) -> None:
         """Says what is trained on what."""
@@ -80,29 +85,31 @@ class SftReport:
 
     def evaluate(self, step: int) -> None:
         """Held-out loss: mean cross-entropy per loss token over all held-out samples."""
-        total, count = 0.0, 0
-        for batches, _ in self._data.held_out_batches():
+        total, count, passes = 0.0, 0, []
+        for batches, stats in self._data.held_out_batches():
             sums = self._trainer.evaluate(batches, held_out_loss)
             total, count = total + sums.loss, count + sums.num_loss_tokens
+            passes.append(self._forward(stats, held_out=True))
         num_samples = len(self._data.held_out or ())
         self._held_out[step] = total / count
         self.log.info(
             f"held-out loss after step {step}: {self._held_out[step]:.4f} nats/token "
             f"({num_samples} samples, {count:,} tokens)"
         )
-        self.log.held_out(step, self._held_out[step])
+        work = self.ledger.book({"held_out": total_work(passes)})
+        self.log.held_out(step, self._held_out[step], **work)
+
+    def _forward(self, stats: BatchStats, *, held_out: bool = False) -> Work:
+        """A forward pass over a global batch."""
+        data = required(self._data.held_out, "held_out") if held_out else self._data.train
+        lengths = data.lengths[stats.sample_ids]
+        return forward_work(self._trainer.shape, lengths, stats.num_loss_tokens)
 
     def record(self, step: int, result: UpdateResult, stats: BatchStats) -> None:
         """One step's line and metrics.jsonl row."""
         self._last_loss = result.sums.mean_loss
-        self._tokens += stats.num_tokens
-        shape, peak = self._trainer.shape, platform.peak_flops_per_second()
-        mfu = None
-        if peak:
-            flops = stats.num_tokens * shape.flops_per_token(
-                stats.num_tokens / len(stats.sample_ids)
-            )
-            mfu = flops / result.step_s / (peak * parallel.world_size())
+        work = self._forward(stats).with_backward
+        booked, speed = self.ledger.book({"train": work}), work.flops / result.step_s
         self.log.step(
             StepMetrics(
                 step=step,
@@ -113,14 +120,19 @@ class SftReport:
                 tokens=stats.num_tokens,
                 step_s=result.step_s,
                 loss_tokens=result.sums.num_loss_tokens,
-                mfu=mfu,
+                flops=work.flops,
+                flops_per_s=speed,
+                mfu=platform.share_of_peak(speed, parallel.world_size()),
                 non_padding_share=stats.non_padding_share,
                 memory_bytes=platform.memory_peak_bytes(),
                 extra={
                     "epoch": stats.epoch,
                     "updated": result.updated,
                     "num_micro_batches": stats.num_micro_batches,
+                    "total_flops": self.ledger.flops,
+                    **booked,
                 },
+                shown=("epoch", "num_micro_batches"),
             )
         )
 
@@ -135,5 +147,4 @@ class SftReport:
                 f" (step {last})"
             )
             rows.append(("held-out loss", shown))
-        tokens = (f"{self._tokens:,}", self._data.summary())
-        return [*rows, ("tokens of this start", tokens[0]), ("data", tokens[1])]
+        return [*rows, *self.ledger.lines(), ("data", self._data.summary())]
