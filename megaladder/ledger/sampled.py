@@ -54,7 +54,7 @@ def write_sampled_ledger(path: Path, phase: Phase, work: Work) -> dict[str, Any]
     """Writes the ledger file of a phase, with the grading seconds of earlier starts added; returns
     what it holds."""
     before = read_sampled_ledger(path).get(phase, Work())
-    found = {phase: asdict(work + Work(cpu_s=before.cpu_s))}
+    found: dict[str, Any] = {phase: asdict(work + Work(cpu_s=before.cpu_s))}
     atomic_write(path, to_json(found, sort_keys=True, indent=1) + "\n")
     return found
 
