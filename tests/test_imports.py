@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "train": {
         "config",
         "data",
+        "ledger",
         "model",
         "checkpoint",
         "rollout",
@@ -37,10 +38,11 @@ MAY_IMPORT = {
     },
     "rollout": {"config", "data", "model", "kernels", "checkpoints_conv", "rollout", "rewards"},
     "rewards": {"config", "rewards"},
-    "evaluation": {"config", "data", "rollout", "rewards", "evaluation"},
+    "evaluation": {"config", "data", "rollout", "rewards", "ledger", "evaluation"},
     # curation asks a teacher through the evaluation's engine and grader
-    "curate": {"config", "data", "rollout", "rewards", "evaluation", "curate"},
+    "curate": {"config", "data", "rollout", "rewards", "evaluation", "ledger", "curate"},
     "checkpoint": {"config", "model", "checkpoints_conv", "checkpoint"},
+    "ledger": {"model", "ledger"},
     "plan": {"config", "model", "plan"},  # of model only hf_config, which is as free of torch
 }
 ROOT_FILES = {
@@ -55,7 +57,7 @@ ROOT_FILES = {
     "process",
 }
 # `analyze shift` may inside functions
-TORCH_FREE = ("cli", "process", "config", "rewards", "plan", "analysis")
+TORCH_FREE = ("cli", "process", "config", "rewards", "ledger", "plan", "analysis")
 TORCH_FREE_FILES = (
     "__init__.py",
     "types.py",
