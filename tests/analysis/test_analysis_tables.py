@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from megaladder.analysis.samples import read_samples
+from megaladder.analysis.samples.sets import read_samples
 from megaladder.analysis.tables import Warnings, read_csv
 from megaladder.errors import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaladder.analysis.samples import ProblemSamples, SampleSet
+from megaladder.analysis.samples.sets import ProblemSamples, SampleSet
 from megaladder.analysis.studies.scaling import Setting, control, majority_curve, scaling
 from megaladder.analysis.studies.trajectory import Point, classify, keep_step
 from megaladder.analysis.studies.transfer import shared_sigma, transferability

@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 from tiny_models import build_tokenizer
 
-from megaladder.analysis.samples import read_samples
+from megaladder.analysis.samples.sets import read_samples
 from megaladder.analysis.tables import Warnings
 from megaladder.cli import main
 from megaladder.evaluation.lm_eval_format import sanitized

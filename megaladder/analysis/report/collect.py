@@ -13,15 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megaladder.analysis.samples import (
-    NoVerdictError,
-    SampleFile,
-    SampleSet,
-    find_sample_files,
-    read_object,
-    read_samples,
-    with_sample_lists,
-)
+from megaladder.analysis.samples.files import SampleFile, find_sample_files, read_object
+from megaladder.analysis.samples.rows import NoVerdictError, with_sample_lists
+from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.studies.compute import read_config
 from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
 from megaladder.errors import DataError

@@ -17,7 +17,7 @@ import numpy as np
 
 from megaladder.analysis.report.blocks import Rollout, RolloutList, Section
 from megaladder.analysis.report.collect import Inputs, rollout_rows
-from megaladder.analysis.samples import (
+from megaladder.analysis.samples.rows import (
     CORRECT_KEYS,
     problem_id,
     question_of,

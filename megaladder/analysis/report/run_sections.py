@@ -9,7 +9,7 @@ from megaladder.analysis.report.blocks import Block, CsvRow, Panels, Prose, Sect
 from megaladder.analysis.report.cells import Palette, amount, number
 from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun, rollout_rows
 from megaladder.analysis.report.svg import Chart, Series
-from megaladder.analysis.samples import flatten
+from megaladder.analysis.samples.files import flatten
 from megaladder.analysis.studies.compute import read_compute
 from megaladder.analysis.tables import Warnings
 from megaladder.process import last_word

@@ -10,7 +10,8 @@ from megaladder.analysis.report.blocks import CsvRow, Drawing, Panels, Prose, Se
 from megaladder.analysis.report.cells import Palette, span
 from megaladder.analysis.report.collect import Inputs
 from megaladder.analysis.report.svg import Chart, Series, strip
-from megaladder.analysis.samples import SampleSet, is_benchmark
+from megaladder.analysis.samples.files import is_benchmark
+from megaladder.analysis.samples.sets import SampleSet
 from megaladder.analysis.stats import mean_intervals
 from megaladder.analysis.studies.compare import compare
 from megaladder.analysis.studies.ladder import intervals, tier_means

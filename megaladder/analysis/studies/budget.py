@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import (
+from megaladder.analysis.samples.rows import (
     problem_id,
     response_ids,
     row_gold,

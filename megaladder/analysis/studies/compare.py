@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import NoVerdictError, SampleSet, find_sample_files, read_samples
+from megaladder.analysis.samples.files import find_sample_files
+from megaladder.analysis.samples.rows import NoVerdictError
+from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.stats import holm, mean_intervals, sign_flip_p_values
 from megaladder.analysis.studies.compute import Compute, matched_scores, read_compute
 from megaladder.analysis.studies.trajectory import read_curves

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from megaladder.analysis.samples import read_object
+from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.studies.trajectory import Point
 from megaladder.analysis.tables import Warnings, read_growing, read_text
 from megaladder.errors import DataError

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import SampleSet, read_samples, sample_files_of
+from megaladder.analysis.samples.files import sample_files_of
+from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.stats import linear_fit, mean_intervals, spearman
 from megaladder.analysis.studies.tiers import TIERS, TierTable, constructed, published_aime24
 from megaladder.analysis.tables import Warnings, printable, read_csv, write_result

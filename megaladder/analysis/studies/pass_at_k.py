@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import sample_rows
+from megaladder.analysis.samples.rows import sample_rows
 from megaladder.analysis.tables import Warnings, write_result
 from megaladder.config.verbs.grade import PassAtKConfig
 from megaladder.errors import DataError

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import find_sample_files, read_samples
+from megaladder.analysis.samples.files import find_sample_files
+from megaladder.analysis.samples.sets import read_samples
 from megaladder.analysis.stats import linear_fit, spearman, spearman_interval
 from megaladder.analysis.tables import Row, Warnings, format_columns, read_csv, write_result
 from megaladder.config.verbs.analysis import PredictConfig

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import ProblemSamples, SampleSet, read_samples
+from megaladder.analysis.samples.sets import ProblemSamples, SampleSet, read_samples
 from megaladder.analysis.tables import Warnings, format_columns, read_csv, write_result
 from megaladder.config.verbs.analysis import ScalingConfig
 from megaladder.errors import DataError

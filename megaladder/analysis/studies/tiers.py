@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megaladder.analysis.samples import ProblemSamples
+from megaladder.analysis.samples.sets import ProblemSamples
 
 TIERS = ("easy", "medium", "hard", "exhard")
 AIME24_TIERS: dict[str, tuple[int, ...]] = {  # ids of AI-MO/aimo-validation-aime

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples import SampleSet, read_samples, sample_files_of
+from megaladder.analysis.samples.files import sample_files_of
+from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.stats import percentile_interval, resample_indices
 from megaladder.analysis.tables import Warnings, format_columns, printable, read_csv, write_result
 from megaladder.config.verbs.analysis import TransferConfig

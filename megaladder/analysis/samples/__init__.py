@@ -1,0 +1,1 @@
+"""Stored samples: rows, sets of them, and the files that hold them."""
