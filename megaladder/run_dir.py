@@ -143,6 +143,7 @@ class JsonlFile:
 # of an exported Hugging Face folder: what `sha256sum -c` reads, written last. A folder from
 # elsewhere has nothing to compare with.
 SUMS = "SHA256SUMS"
+_HEADER_BYTES = 1 << 20
 _SEAL = b', "sha256": "'
 _SEAL_BYTES = len(_SEAL) + 64 + len(b'"}')
 
@@ -204,6 +205,30 @@ def refuse_damaged(folder: Path) -> None:
             f"{problem}; fix: export or copy the folder again, or delete {folder / SUMS} if you"
             " changed the file yourself"
         )
+
+
+def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
+    """What identifies the weights: for a folder, sha256 over its configs and, of each weight file,
+    its size, first and last MiB.
+
+    Reading 28 GB to notice a change is not worth it: training changes every tensor, so the ends of
+    every file change.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return {"hub": path, "revision": revision}
+    digest = hashlib.sha256()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_HEADER_BYTES))
+            stream.seek(max(0, size - _HEADER_BYTES))
+            digest.update(stream.read(_HEADER_BYTES))
+    return {"sha256": digest.hexdigest()}
 
 
 def _hash_all(files: list[Path]) -> list[str]:

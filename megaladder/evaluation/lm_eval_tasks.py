@@ -22,10 +22,17 @@ from megaladder.errors import ConfigError, DataError, MissingDependencyError
 from megaladder.evaluation import metrics, report
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
-from megaladder.evaluation.store import fingerprint_of, model_fingerprint
+from megaladder.evaluation.store import fingerprint_of
 from megaladder.rewards.extract import answer_part
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
-from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_jsonl, to_json
+from megaladder.run_dir import (
+    JsonlFile,
+    RunLock,
+    atomic_write,
+    model_fingerprint,
+    read_jsonl,
+    to_json,
+)
 
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
 

@@ -20,8 +20,6 @@ from megaladder.errors import ConfigError, DataError
 from megaladder.process.faults import fault_point
 from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_jsonl, to_json
 
-HEADER_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -52,30 +50,6 @@ class Record:
 def fingerprint_of(parts: Mapping[str, Any]) -> str:
     """16 hex digits over canonical JSON."""
     return hashlib.sha256(to_json(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
-    """What identifies the weights: for a folder, sha256 over its configs and, of each weight file,
-    its size, first and last MiB.
-
-    Reading 28 GB to notice a change is not worth it: training changes every tensor, so the ends of
-    every file change.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return {"hub": path, "revision": revision}
-    digest = hashlib.sha256()
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(HEADER_BYTES))
-            stream.seek(max(0, size - HEADER_BYTES))
-            digest.update(stream.read(HEADER_BYTES))
-    return {"sha256": digest.hexdigest()}
 
 
 Entry = TypeVar("Entry")

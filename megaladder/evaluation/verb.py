@@ -34,7 +34,7 @@ from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, describe_regist
 from megaladder.evaluation.budget import BudgetSampler, instruction
 from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run_task
 from megaladder.evaluation.sandbox import SandboxPool
-from megaladder.evaluation.store import Journal, model_fingerprint
+from megaladder.evaluation.store import Journal
 from megaladder.finished import write_evaluated
 from megaladder.ledger.sampled import sampled_work, shape_at, write_sampled_ledger
 from megaladder.ledger.work import Work
@@ -47,7 +47,7 @@ from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
-from megaladder.run_dir import atomic_write, refuse_damaged, to_json
+from megaladder.run_dir import atomic_write, model_fingerprint, refuse_damaged, to_json
 from megaladder.types import Problem, Tokenizer
 
 LEDGER = "ledger.json"

@@ -37,7 +37,6 @@ from megaladder.data.read_problems import ProblemOptions, read_problems
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.run import clock
-from megaladder.evaluation.store import model_fingerprint
 from megaladder.evaluation.verb import make_engine
 from megaladder.finished import write_sampled
 from megaladder.ledger.sampled import sampled_work, shape_at, teacher_ledger, write_sampled_ledger
@@ -46,7 +45,7 @@ from megaladder.rewards.verifiers import parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
-from megaladder.run_dir import to_json
+from megaladder.run_dir import model_fingerprint, to_json
 from megaladder.types import Completion, FinishReason, Problem, Tokenizer
 
 if TYPE_CHECKING:

@@ -6,15 +6,17 @@ The folder remembers its configuration; a start compares it with its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from megaladder import parallel
 from megaladder.config.resolve import to_yaml
 from megaladder.config.resume import compare_for_resume
 from megaladder.config.sections.run import RunConfig
+from megaladder.config.sections.shared import ModelSection
 from megaladder.errors import ConfigError
 from megaladder.finished import forget_finished
-from megaladder.run_dir import RunDir
+from megaladder.run_dir import RunDir, model_fingerprint
 
 
 def check_same_run(config: RunConfig, run: RunDir, *, resuming: bool) -> list[str]:
@@ -52,4 +54,11 @@ def write_run_identity(
         if changes or run.read_config() is None:
             run.append_history(step, changes, config.model_dump(mode="json"))
         run.write_config(to_yaml(config))
-        run.write_fingerprint(identity)
+        run.write_fingerprint({**identity, "model": _start_of(config.model)})
+
+
+def _start_of(model: ModelSection) -> dict[str, Any]:
+    """The weights that the run began with: by their content, and where they lay."""
+    found = model_fingerprint(model.path, model.revision)
+    here = Path(model.path).is_dir()
+    return found | ({"path": str(Path(model.path).resolve())} if here else {})

@@ -63,6 +63,7 @@ class SftData:
         held_out = self.held_out.fingerprint if self.held_out is not None else None
         return {
             "data": self.train.fingerprint,
+            "num_samples": len(self.train),
             "held_out": held_out,
             "tokenizer": self.tokenizer_hash,
             "stop_token_ids": self.files.stop_ids,
