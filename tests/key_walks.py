@@ -102,6 +102,7 @@ def _graded(folder: Path, rng: np.random.Generator) -> None:
         for ladder in ("ladder", "ladder2") if name != "c" else ("ladder",):
             write_rows(folder / ladder / name / "math1" / "samples_math1.jsonl", rows)
             write_rows(folder / ladder / name / "aime24" / "samples_aime24.jsonl", aime)
+        write_rows(folder / "steps" / "m" / f"step_{ord(name)}" / "samples_aime24.jsonl", aime)
     for samples in ("samples", "samples2"):
         for run in range(12):
             write_rows(folder / samples / f"r{run}.jsonl", _graded_rows(rng, 0.05 * run))
@@ -325,14 +326,15 @@ def cheap_walks(i: Path) -> list[Walk]:
         ),
         Walk(
             "analyze pass-at-k",
-            {"input": str(i / "a.jsonl"), "draws": 200},
-            values={"input": str(i / "b.jsonl"), "k": [2]},
+            {"runs": [str(i / "a.jsonl")], "draws": 200},
+            values={"runs": [str(i / "b.jsonl")], "k": [2], "benchmark": ["math1"]},
+            beside={"benchmark": {"runs": [str(i / "eval" / "a")]}},
         ),
         Walk(
             "analyze transfer",
-            {"scores": str(i / "scores.csv"), "base": "a", "json_path": "j.json"},
+            {"table": str(i / "scores.csv"), "base": "a", "json_path": "j.json"},
             values={
-                "scores": str(i / "scores2.csv"),
+                "table": str(i / "scores2.csv"),
                 "base": "b",
                 "sigma": [1.0, 1.1, 1.2],
                 "samples": str(i / "eval"),
@@ -341,33 +343,37 @@ def cheap_walks(i: Path) -> list[Walk]:
         ),
         Walk(
             "analyze scaling",
-            {"runs": str(i / "runs.csv")},
-            values={"runs": str(i / "runs2.csv"), "samples": str(i / "a.jsonl")},
+            {"table": str(i / "runs.csv")},
+            values={"table": str(i / "runs2.csv"), "samples": str(i / "a.jsonl")},
             beside={k: {"samples": str(i / "a.jsonl")} for k in ("draws", "seed")},
         ),
         Walk(
             "analyze ladder",
-            {"results": str(i / "ladder"), "draws": 200, "json_path": "j.json"},
+            {"runs": [str(i / "ladder")], "draws": 200, "json_path": "j.json"},
             values={
-                "results": str(i / "ladder2"),
+                "runs": [str(i / "ladder2")],
                 "benchmark": "math1",
+                "steps": "last",
                 "tier_base": "a",
                 "tier_sft": ["c"],
                 "factors": str(i / "factors.csv"),
             },
-            beside={"tier_sft": {"tier_base": "a", "tier_sft": ["b"], "benchmark": "math1"}},
+            beside={
+                "tier_sft": {"tier_base": "a", "tier_sft": ["b"], "benchmark": "math1"},
+                "steps": {"runs": [str(i / "steps")]},
+            },
             together={"tier_base": {"tier_sft": ["b"], "benchmark": "math1"}},
         ),
         Walk(
             "analyze predict",
             {
-                "runs": str(i / "predict_runs.csv"),
+                "table": str(i / "predict_runs.csv"),
                 "target": "rl",
                 "metrics": ["pass1", "loss"],
                 "splits": 20,
             },
             values={
-                "runs": str(i / "predict_runs2.csv"),
+                "table": str(i / "predict_runs2.csv"),
                 "target": "rl2",
                 "metrics": ["pass8", "loss"],
                 "calibration": 0.4,
@@ -386,19 +392,23 @@ def cheap_walks(i: Path) -> list[Walk]:
         ),
         Walk(
             "analyze trajectory",
-            {"curve": str(i / "curve.csv")},
-            values={"curve": str(i / "curve2.csv"), "tolerance": 5.0},
+            {"table": str(i / "curve.csv")},
+            values={"table": str(i / "curve2.csv"), "tolerance": 5.0},
         ),
         Walk(
             "analyze budget",
-            {"input": str(i / "a.jsonl"), "budgets": [6, 20], "workers": 1, "json_path": "j.json"},
+            {"runs": [str(i / "a.jsonl")], "budgets": [6, 20], "workers": 1, "json_path": "j.json"},
             values={
-                "input": str(i / "b.jsonl"),
+                "runs": [str(i / "b.jsonl")],
                 "budgets": [5, 20],
+                "benchmark": ["math1"],
                 "tokenizer": str(i / "tokenizer"),
                 "kind": "exact",
             },
-            beside={key: {"tokenizer": str(i / "tokenizer")} for key in ("kind", "workers")},
+            beside={
+                **{key: {"tokenizer": str(i / "tokenizer")} for key in ("kind", "workers")},
+                "benchmark": {"runs": [str(i / "eval" / "a")]},
+            },
             probes=(
                 "megaladder.analysis.studies.budget:GradePool",
                 # 20 problems: another seed may well give the same interval
@@ -417,10 +427,10 @@ def cheap_walks(i: Path) -> list[Walk]:
                 "base": str(i / "c.jsonl"),
                 "runs": [str(i / "c.jsonl")],
                 "level": 0.999,
-                "curve": str(i / "curve.csv"),
+                "table": str(i / "curve.csv"),
                 "compute": [f"a={i / 'run'}"],
             },
-            beside={"curve": {"compute": [f"a={i / 'run'}"]}},
+            beside={"table": {"compute": [f"a={i / 'run'}"]}},
         ),
         Walk(
             "report",

@@ -26,15 +26,15 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "bench rollout": {"model": "m"},
     "eval": {"model.path": "m", "benchmark": ["aime24"]},
     "grade": {"input": "i", "output": "o"},
-    "analyze pass-at-k": {"input": "i"},
-    "analyze transfer": {"scores": "s", "base": "b"},
-    "analyze scaling": {"runs": "r"},
-    "analyze ladder": {"results": "r"},
-    "analyze predict": {"runs": "r", "target": "t", "metrics": ["a"]},
-    "analyze trajectory": {"curve": "c"},
+    "analyze pass-at-k": {"runs": ["i"]},
+    "analyze transfer": {"runs": ["r"]},
+    "analyze scaling": {"runs": ["r"]},
+    "analyze ladder": {"runs": ["r"]},
+    "analyze predict": {"runs": ["r"]},
+    "analyze trajectory": {"runs": ["r"]},
     "analyze shift": {"base": "b", "tuned": "t", "data": "d"},
-    "analyze budget": {"input": "i", "budgets": [1]},
-    "analyze compare": {"base": "b", "runs": ["r"]},
+    "analyze budget": {"runs": ["i"], "budgets": [1]},
+    "analyze compare": {"runs": ["r"]},
     "report": {"run_dirs": ["r"]},
     "data get": {"names": ["gsm8k"]},
     "data stats": {"path": "p"},
@@ -174,7 +174,7 @@ def command_line(config_class: type[StrictModel], flat: dict[str, Any]) -> list[
     first = positionals(config_class)
     args: list[str] = []
     for name in first:
-        value = flat[name]
+        value = flat.get(name, ())  # an empty tuple: an argument that may be left out
         args += [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
     for key, value in flat.items():
         if key not in first:

@@ -229,4 +229,4 @@ def _summarise(config: GradeConfig, counts: _Counts, seconds: float) -> None:
     if num_undecided > MAX_NAMED:
         print(f"… and {num_undecided - MAX_NAMED} more; `correct` is null in their rows")
     print(f"written: {config.output}")
-    print(f"next: megaladder analyze pass-at-k --input {config.output} --k 1 --json pass_at_k.json")
+    print(f"next: megaladder analyze pass-at-k {config.output} --k 1 --json pass_at_k.json")

@@ -53,7 +53,7 @@ CSV_FAULTS = [
     ("content", "message"), CSV_FAULTS, ids=[message[:30] for _, message in CSV_FAULTS]
 )
 def test_csv_faults(verb, write, content, message):
-    done = verb("analyze scaling", "--runs", write("r.csv", content))
+    done = verb("analyze scaling", "--table", write("r.csv", content))
     assert (
         done.status == 2
         and message in done.err
@@ -69,7 +69,7 @@ def test_what_spreadsheets_write_is_read(verb, write):
         b"\xef\xbb\xbf"
         + (HEAD + 'm,"a ""x"", y",100,10\n\nm,b,1e3,2.5e1\n').replace("\n", "\r\n").encode()
     )
-    done = verb("analyze scaling", "--runs", write("r.csv", content))
+    done = verb("analyze scaling", "--table", write("r.csv", content))
     assert done.status == 0 and done.json["methods"]["m"]["performance"] == 25.0
 
 
@@ -150,7 +150,7 @@ OTHER_FAULTS = [
         "column 'x' is blank",
     ),
 ]
-FLAG = {"transfer": "--scores", "trajectory": "--curve", "predict": "--runs"}
+FLAG = dict.fromkeys(("transfer", "trajectory", "predict"), "--table")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ print([name for name in heavy if name in sys.modules])"""
 
 def test_broken_input_exits_2_without_a_traceback(repository, write):
     path = write("r.csv", HEAD + "m,a,x,10\n")
-    command = [sys.executable, "-m", "megaladder", "analyze", "scaling", "--runs", str(path)]
+    command = [sys.executable, "-m", "megaladder", "analyze", "scaling", "--table", str(path)]
     run = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=240)
     assert (
         run.returncode == 2

@@ -22,11 +22,7 @@ def test_two_files(verb, write):
     skill = rng.random(200)
     a, b = rng.random((200, 8)) < skill[:, None] * 0.7, rng.random((200, 8)) < skill[:, None] * 0.9
     done = verb(
-        "analyze compare",
-        "--base",
-        write("a.jsonl", graded(a)),
-        "--runs",
-        write("b.jsonl", graded(b)[::-1]),
+        "analyze compare", "--base", write("a.jsonl", graded(a)), write("b.jsonl", graded(b)[::-1])
     )  # order does not matter
     found = done.json["comparisons"]["b"]
     assert (
@@ -45,7 +41,7 @@ def test_two_files(verb, write):
 
 def test_a_run_against_itself(verb, write):
     path = write("a.jsonl", graded(np.random.default_rng(0).random((30, 4)) < 0.5))
-    done = verb("analyze compare", "--base", path, "--runs", path)
+    done = verb("analyze compare", "--base", path, path)
     found = done.json["comparisons"]["a"]
     assert (
         found["difference"] == 0
@@ -66,7 +62,7 @@ def test_holm_over_benchmarks_and_partial_overlap(verb, write, tmp_path):
             graded(base | (rng.random((60, 4)) < gain), start=2),
         )
     write("tuned/math500/samples_math500.jsonl", graded(rng.random((5, 1)) < 1))
-    done = verb("analyze compare", "--base", tmp_path / "base", "--runs", tmp_path / "tuned")
+    done = verb("analyze compare", "--base", tmp_path / "base", tmp_path / "tuned")
     found = done.json["comparisons"]
     assert (
         set(found) == {"tuned/aime24", "tuned/gsm8k"}
@@ -85,10 +81,10 @@ def test_compare_faults(verb, write, tmp_path):
         write("a.jsonl", graded(np.ones((3, 1)))),
         write("b.jsonl", graded(np.ones((3, 1)), start=9)),
     )
-    assert "share no problem id" in verb("analyze compare", "--base", a, "--runs", b).err
+    assert "share no problem id" in verb("analyze compare", "--base", a, b).err
     write("many/m1/x/samples_x.jsonl", graded(np.ones((3, 1))))
     write("many/m2/x/samples_x.jsonl", graded(np.ones((3, 1))))
-    done = verb("analyze compare", "--base", tmp_path / "many", "--runs", a)
+    done = verb("analyze compare", "--base", tmp_path / "many", a)
     assert done.status == 2 and "several models (m1, m2)" in done.err
 
 
@@ -101,12 +97,12 @@ def test_protocols_that_differ_are_named(verb, write, tmp_path):
             "fingerprint": name,
         }
         write(f"{name}/gsm8k/results_gsm8k.json", json.dumps({"protocol": protocol}))
-    done = verb("analyze compare", "--base", tmp_path / "a", "--runs", tmp_path / "b")
+    done = verb("analyze compare", "--base", tmp_path / "a", tmp_path / "b")
     assert (
         done.status == 0
         and "b on gsm8k were not made alike: decoding.temperature 0.6 and 1.0" in done.err
     )
-    assert verb("analyze compare", "--base", tmp_path / "a", "--runs", tmp_path / "c").err == ""
+    assert verb("analyze compare", "--base", tmp_path / "a", tmp_path / "c").err == ""
     mixed = write(
         "m.jsonl",
         [
@@ -114,16 +110,13 @@ def test_protocols_that_differ_are_named(verb, write, tmp_path):
             *graded(np.ones((1, 1)), start=1, fingerprint="v"),
         ],
     )
-    done = verb("analyze compare", "--base", mixed, "--runs", mixed)
+    done = verb("analyze compare", "--base", mixed, mixed)
     assert done.status == 2 and "m.jsonl:2: fingerprint v after u" in done.err
     write(
         "a/judged/samples_judged.jsonl",
         [{"id": 1, "doc": {"samples": {"exact_matches": [None, None]}}}],
     )
-    assert (
-        "left out"
-        in verb("analyze compare", "--base", tmp_path / "a", "--runs", tmp_path / "c").err
-    )
+    assert "left out" in verb("analyze compare", "--base", tmp_path / "a", tmp_path / "c").err
 
 
 def test_who_graded_is_said_from_command_to_comparison(verb, write, tmp_path):
@@ -134,7 +127,7 @@ def test_who_graded_is_said_from_command_to_comparison(verb, write, tmp_path):
     for name, flags in (("ours", []), ("box_match", ["--grader", "box_match"])):
         command = ["--input", source, "--output", tmp_path / f"{name}.jsonl", "--workers", 1]
         assert verb("grade", *command, *flags, with_json=False).status == 0
-    pair = ("--base", tmp_path / "ours.jsonl", "--runs", tmp_path / "box_match.jsonl")
+    pair = ("--base", tmp_path / "ours.jsonl", tmp_path / "box_match.jsonl")
     done = verb("analyze compare", *pair)
     assert done.status == 0, done.err
     found = done.json["comparisons"]["box_match"]
@@ -166,11 +159,10 @@ def test_equal_compute(verb, write):
         "analyze compare",
         "--base",
         a,
-        "--runs",
         a,
         "--compute",
         f"sft={sft},rl={rl}",
-        "--curve",
+        "--table",
         write("c.csv", curve),
     )
     totals, matched = done.json["compute"]["totals"], done.json["compute"]["matched"]["b"]
@@ -200,7 +192,7 @@ def test_flops_count_the_tensors_of_the_model_folder(verb, write, tmp_path):
     folder = run_folder(write, "run", 1000, 10, 1)
     (folder / "config.yaml").write_text(f"model: {{path: {model}}}\n")
     a = write("a.jsonl", graded(np.ones((3, 1))))
-    done = verb("analyze compare", "--base", a, "--runs", a, "--compute", folder)
+    done = verb("analyze compare", "--base", a, a, "--compute", folder)
     from transformers import AutoModelForCausalLM
 
     count = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(model).parameters())
@@ -231,7 +223,6 @@ def test_budget_regrades_what_is_cut(verb, write, tmp_path):
     path, budgets = write("g.jsonl", rows), sorted({4, len(ids[2]), 12, 20, *map(len, ids), 500})
     done = verb(
         "analyze budget",
-        "--input",
         path,
         "--budgets",
         ",".join(map(str, budgets)),
@@ -249,7 +240,7 @@ def test_budget_regrades_what_is_cut(verb, write, tmp_path):
         done.json["accuracy"]["500"] == done.json["native"]["accuracy"] == 1.0
         and done.json["truncated"]["4"] > 0
     )
-    plain = verb("analyze budget", "--input", path, "--budgets", ",".join(map(str, budgets)))
+    plain = verb("analyze budget", path, "--budgets", ",".join(map(str, budgets)))
     for budget in budgets:
         within = [len(row) <= budget for row in ids]
         assert plain.json["accuracy"][str(budget)] == pytest.approx(
@@ -266,20 +257,14 @@ def test_budget_faults(verb, write):
     assert (
         "keep the token ids"
         in verb(
-            "analyze budget",
-            "--input",
-            write("a.jsonl", [{"id": 1, "correct": [True]}]),
-            "--budgets",
-            "5",
+            "analyze budget", write("a.jsonl", [{"id": 1, "correct": [True]}]), "--budgets", "5"
         ).err
     )
     bad = [{"id": 1, "correct": [True], "response_ids": ["x"]}]
-    assert verb("analyze budget", "--input", write("b.jsonl", bad), "--budgets", "5").status == 2
+    assert verb("analyze budget", write("b.jsonl", bad), "--budgets", "5").status == 2
     good = write("c.jsonl", [{"id": 1, "correct": [True], "response_ids": [[1, 2]]}])
-    assert verb("analyze budget", "--input", good, "--budgets", "0").status == 2
+    assert verb("analyze budget", good, "--budgets", "0").status == 2
     assert (
         "tokenizer.json"
-        in verb(
-            "analyze budget", "--input", good, "--budgets", "1", "--tokenizer", good.parent / "no"
-        ).err
+        in verb("analyze budget", good, "--budgets", "1", "--tokenizer", good.parent / "no").err
     )

@@ -38,7 +38,7 @@ def test_tiers_from_both_layouts(verb, write, tmp_path):
     # another benchmark: ignored
     write("r/ours/math500/samples_math500.jsonl", [{"id": 1, "correct": [True]}])
     write("r/plain/samples_aime24.jsonl", rows)
-    done = verb("analyze ladder", "--results", tmp_path / "r")
+    done = verb("analyze ladder", tmp_path / "r")
     average = 100 * (4 * 1.0 + 10 * 0.75 + 12 * 0.25) / 30
     expected = {
         "easy": 100.0,
@@ -77,7 +77,7 @@ def test_gold_stands_in_for_other_ids(verb, write, tmp_path):
         row["doc"] = {"problem": f"question {i}", "answer": row["doc"]["answer"].zfill(3)}
         del row["doc_id"]
     write("r/m/samples_aime24.jsonl", rows)
-    done = verb("analyze ladder", "--results", tmp_path / "r")
+    done = verb("analyze ladder", tmp_path / "r")
     assert done.json["models"]["m"]["medium"] == 75.0 and "gold answer gave the tier" in done.err
 
 
@@ -91,7 +91,7 @@ def test_checkpoints_stamps_and_scalars(verb, write, tmp_path):
         lm_eval_rows(dict.fromkeys(SHARES, 1.0), field="exact_match"),
     )
     write("r/m/step_20/samples_aime24.jsonl", lm_eval_rows(SHARES))
-    done = verb("analyze ladder", "--results", tmp_path / "r")
+    done = verb("analyze ladder", tmp_path / "r")
     assert (
         set(done.json["models"]) == {"m/step_10", "m/step_20"}
         and done.json["models"]["m/step_10"]["avg@n"] == 100.0
@@ -114,7 +114,7 @@ def test_other_benchmark_has_null_tiers_until_they_are_built(verb, write, tmp_pa
                 for i, v in enumerate(values)
             ],
         )
-    plain = verb("analyze ladder", "--results", tmp_path / "r", "--benchmark", "amc")
+    plain = verb("analyze ladder", tmp_path / "r", "--benchmark", "amc")
     assert (
         plain.status == 0
         and plain.json["models"]["base"]["easy"] is None
@@ -122,7 +122,6 @@ def test_other_benchmark_has_null_tiers_until_they_are_built(verb, write, tmp_pa
     )
     built = verb(
         "analyze ladder",
-        "--results",
         tmp_path / "r",
         "--benchmark",
         "amc",
@@ -143,7 +142,6 @@ def test_other_benchmark_has_null_tiers_until_they_are_built(verb, write, tmp_pa
     assert (
         verb(
             "analyze ladder",
-            "--results",
             tmp_path / "r",
             "--benchmark",
             "amc",
@@ -166,7 +164,7 @@ def test_accuracy_against_log_size(verb, write, tmp_path):
     for i, (size, share) in enumerate(((100, 0.25), (1000, 0.5), (10000, 0.75))):
         write(f"r/m{i}/samples_aime24.jsonl", lm_eval_rows({**SHARES, "hard": share}))
         csv += f"m{i},{size},{'R1' if i else 'Gemini'}\n"
-    done = verb("analyze ladder", "--results", tmp_path / "r", "--factors", write("f.csv", csv))
+    done = verb("analyze ladder", tmp_path / "r", "--factors", write("f.csv", csv))
     fit = done.json["factors"]["hard"]["log_size"]
     assert (
         fit["slope_per_tenfold"] == pytest.approx(25)
@@ -178,13 +176,13 @@ def test_accuracy_against_log_size(verb, write, tmp_path):
 
 
 def test_faults(verb, write, tmp_path):
-    assert verb("analyze ladder", "--results", tmp_path / "nothing").status == 2
+    assert verb("analyze ladder", tmp_path / "nothing").status == 2
     write("r/m/samples_math500.jsonl", [{"id": 1, "correct": [True]}])
-    done = verb("analyze ladder", "--results", tmp_path / "r")
+    done = verb("analyze ladder", tmp_path / "r")
     assert done.status == 2 and "no samples of 'aime24'" in done.err
     rows = lm_eval_rows(SHARES)
     write("d/m/samples_aime24.jsonl", [*rows, rows[0]])
-    done = verb("analyze ladder", "--results", tmp_path / "d")
+    done = verb("analyze ladder", tmp_path / "d")
     assert (
         done.status == 2
         and "samples_aime24.jsonl:31:" in done.err
@@ -194,14 +192,9 @@ def test_faults(verb, write, tmp_path):
         "p/m/samples_aime24.jsonl",
         [{**rows[0], "fingerprint": "a"}, {**rows[1], "fingerprint": "b"}],
     )
-    done = verb("analyze ladder", "--results", tmp_path / "p")
+    done = verb("analyze ladder", tmp_path / "p")
     assert done.status == 2 and "two protocols" in done.err
     write("q/m/samples_aime24_figures.jsonl", rows)
     write("q/m/samples_aime24_nofigures.jsonl", rows)
-    assert verb("analyze ladder", "--results", tmp_path / "q").status == 2
-    assert (
-        verb(
-            "analyze ladder", "--results", tmp_path / "q", "--benchmark", "aime24_nofigures"
-        ).status
-        == 0
-    )
+    assert verb("analyze ladder", tmp_path / "q").status == 2
+    assert verb("analyze ladder", tmp_path / "q", "--benchmark", "aime24_nofigures").status == 0

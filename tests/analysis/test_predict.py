@@ -63,7 +63,7 @@ def test_the_json(verb, write):
     )
     done = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         write("r.csv", rows),
         "--target",
         "rl",
@@ -91,7 +91,7 @@ def test_the_json(verb, write):
     )
     best = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         write("r.csv", rows),
         "--target",
         "rl",
@@ -109,7 +109,7 @@ def test_two_runs_give_a_spearman_and_a_null_r2(verb, write):
     flip = HEADER + "2ep,32.51,0.7,42.57\n4ep,36.61,0.9,41.63\n"  # Quagmires, Mistral 25k
     done = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         write("r.csv", flip),
         "--target",
         "rl",
@@ -125,7 +125,7 @@ def test_two_runs_give_a_spearman_and_a_null_r2(verb, write):
     )
     one = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         write("o.csv", HEADER + "a,1,2,3\n"),
         "--target",
         "rl",
@@ -144,7 +144,7 @@ def test_overfit_flag_drops_a_run_before_ranking(verb, write):
     rows += "c,10k,2,30,0.75,40\nd,10k,4,29,0.80,39\ne,5k,2,20,0.9,35\n"
     done = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         write("r.csv", rows),
         "--target",
         "rl",
@@ -170,7 +170,7 @@ def test_candidates_without_a_target_are_what_is_selected(verb, write):
         HEADER + "".join(f"r{i},{i},{9 - i},{2 * i}\n" for i in range(6)) + "new1,7,0,\nnew2,8,0,\n"
     )
     done = verb(
-        "analyze predict", "--runs", write("r.csv", rows), "--target", "rl", "--metrics", "pass1"
+        "analyze predict", "--table", write("r.csv", rows), "--target", "rl", "--metrics", "pass1"
     )
     assert done.json["select"] == ["new2", "new1"] and done.json["num_runs"] == 6
     assert [row["forecast"] for row in done.json["runs"][-2:]] == pytest.approx([14, 16])
@@ -188,7 +188,7 @@ def test_pass_at_k_from_samples_and_correlation_by_k(verb, write, tmp_path):
         rows += f"r{i},{10 * i}\n"
     done = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         write("r.csv", rows),
         "--target",
         "rl",
@@ -201,7 +201,7 @@ def test_pass_at_k_from_samples_and_correlation_by_k(verb, write, tmp_path):
     assert set(done.json["spearman_by_k"]) == {"1", "8"}
     too_many = verb(
         "analyze predict",
-        "--runs",
+        "--table",
         tmp_path / "r.csv",
         "--target",
         "rl",
@@ -234,6 +234,8 @@ def test_calibration_never_starves_either_side(num_runs, share):
 def test_wrong_columns_and_options_exit_2(verb, write, arguments):
     rows = HEADER + "a,1,2,3\nb,2,1,4\n"
     assert (
-        verb("analyze predict", "--runs", write("r.csv", rows), "--target", "rl", *arguments).status
+        verb(
+            "analyze predict", "--table", write("r.csv", rows), "--target", "rl", *arguments
+        ).status
         == 2
     )

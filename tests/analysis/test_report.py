@@ -314,16 +314,12 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
     assert found["base", "undecided samples"] == 0
     assert text.count(grader_label("qwen")) == 4, "accuracy and protocol of two models"
     assert "attack success rate" in text and "temperature 1.0" in text and "answer 1" in text
-    ladder = verb("analyze ladder", "--results", tmp_path / "eval")
+    ladder = verb("analyze ladder", tmp_path / "eval")
     assert ladder.json["models"]["base"]["avg@n"] == pytest.approx(10) and ladder.err == ""
     tiers = ladder.json["models"]["base"]
     assert (tiers["easy"], tiers["exhard"]) == (25.0, 25.0)  # 60 of the easy, 62 of the exhard
     compared = verb(
-        "analyze compare",
-        "--base",
-        tmp_path / "eval" / "base",
-        "--runs",
-        tmp_path / "eval" / "tuned",
+        "analyze compare", "--base", tmp_path / "eval" / "base", tmp_path / "eval" / "tuned"
     )
     assert compared.json["comparisons"]["tuned/aime24"]["difference"] == pytest.approx(
         100 * 49 / 60 - 10
@@ -331,7 +327,6 @@ def test_the_real_eval_files_are_read(verb, tmp_path):
     assert f"graded tuned/aime24: {grader_label('qwen')}, 0 undecided each" in compared.out
     cut = verb(
         "analyze budget",
-        "--input",
         tmp_path / "eval" / "base" / "aime24" / "samples_aime24.jsonl",
         "--budgets",
         "3,4",
@@ -422,10 +417,10 @@ def test_results_of_the_verbs_are_shown(verb, write, tmp_path):
     )
     scaling = write("a/t.csv", "method,setting,tokens,accuracy\nm,a,100,10\nm,b,200,20\n")
     for name, flags in (
-        ("trajectory", ("--curve", curve)),
-        ("transfer", ("--scores", scores, "--base", "b", "--sigma", "1,1,1")),
-        ("predict", ("--runs", runs, "--target", "rl", "--metrics", "pass@1,pass@8")),
-        ("scaling", ("--runs", scaling)),
+        ("trajectory", ("--table", curve)),
+        ("transfer", ("--table", scores, "--base", "b", "--sigma", "1,1,1")),
+        ("predict", ("--table", runs, "--target", "rl", "--metrics", "pass@1,pass@8")),
+        ("scaling", ("--table", scaling)),
     ):
         done = verb(f"analyze {name}", *flags)
         write(f"a/{name}.json", json.dumps(done.json))

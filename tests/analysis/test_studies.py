@@ -29,7 +29,7 @@ SCORES = "model,group,benchmark,score\n" + "".join(
 def test_transfer_reproduces_the_published_index(verb, write):
     done = verb(
         "analyze transfer",
-        "--scores",
+        "--table",
         write("s.csv", SCORES),
         "--base",
         "Qwen3-14B-Base",
@@ -51,13 +51,13 @@ def test_transfer_reproduces_the_published_index(verb, write):
 
 def test_transfer_shares_sigma_over_all_models(verb, write):
     path = write("s.csv", SCORES)
-    done = verb("analyze transfer", "--scores", path, "--base", "Qwen3-14B-Base", "--variant", "v2")
+    done = verb("analyze transfer", "--table", path, "--base", "Qwen3-14B-Base", "--variant", "v2")
     gains = [
         np.array(TI_SCORES[m][0]) - np.array(TI_SCORES["Qwen3-14B-Base"][0]) for m in TI_PUBLISHED
     ]
     assert done.json["sigma"]["math"] == pytest.approx(np.std(np.concatenate(gains)))
     one = "".join(line + "\n" for line in SCORES.splitlines() if not line.startswith("SFT"))
-    alone = verb("analyze transfer", "--scores", write("one.csv", one), "--base", "Qwen3-14B-Base")
+    alone = verb("analyze transfer", "--table", write("one.csv", one), "--base", "Qwen3-14B-Base")
     assert (
         alone.status == 0
         and "one model only" in alone.err
@@ -69,7 +69,7 @@ def test_transfer_guards(verb, write):
     head = "model,group,benchmark,score\n"
     zero = head + "b,math,m,0\nb,other,o,10\nb,non,n,10\nx,math,m,5\nx,other,o,20\nx,non,n,20\n"
     done = verb(
-        "analyze transfer", "--scores", write("z.csv", zero), "--base", "b", "--variant", "v1"
+        "analyze transfer", "--table", write("z.csv", zero), "--base", "b", "--variant", "v1"
     )
     found = done.json["models"]["x"]
     assert (
@@ -81,14 +81,14 @@ def test_transfer_guards(verb, write):
     assert found["gain"]["other"] == pytest.approx(1.0)
     worse = head + "b,math,m,50\nb,other,o,10\nx,math,m,40\nx,other,o,20\n"
     done = verb(
-        "analyze transfer", "--scores", write("w.csv", worse), "--base", "b", "--variant", "v1"
+        "analyze transfer", "--table", write("w.csv", worse), "--base", "b", "--variant", "v1"
     )
     found = done.json["models"]["x"]
     # not positive; no group non
     assert found["ti_other"] is None and found["ti_non"] is None and len(found["warnings"]) == 2
     full = head + "b,math,m,100\nb,other,o,10\nx,math,m,100\nx,other,o,20\n"
     found = verb(
-        "analyze transfer", "--scores", write("f.csv", full), "--base", "b", "--sigma", "1,1,1"
+        "analyze transfer", "--table", write("f.csv", full), "--base", "b", "--sigma", "1,1,1"
     ).json["models"]["x"]
     assert found["gain"]["math"] is None and "headroom" in " ".join(found["warnings"])
 
@@ -125,7 +125,7 @@ def test_transfer_intervals_resample_problems_together(verb, write, tmp_path):
             scores += f"{model},{group},{group}1,{100 * correct.mean():.1f}\n"
     done = verb(
         "analyze transfer",
-        "--scores",
+        "--table",
         write("s.csv", scores),
         "--base",
         "b",
@@ -146,7 +146,7 @@ def test_scaling_through_the_command_line(verb, write):
         "method,setting,tokens,accuracy,instructed_min,instructed_max\n"
         "m,a,1000,10,,1000\nm,b,2000,20,1500,\nm,c,8000,50,9000,\n"
     )
-    done = verb("analyze scaling", "--runs", write("r.csv", rows))
+    done = verb("analyze scaling", "--table", write("r.csv", rows))
     # slopes per doubling: a–b 10, b–c 15, a–c 40/3
     assert done.json["methods"] == {
         "m": {
@@ -159,7 +159,7 @@ def test_scaling_through_the_command_line(verb, write):
 
 def test_scaling_without_bounds_or_pairs(verb, write):
     rows = "method,setting,tokens,accuracy\none,a,100,10\nsame,a,100,10\nsame,b,100,20\n"
-    done = verb("analyze scaling", "--runs", write("r.csv", rows))
+    done = verb("analyze scaling", "--table", write("r.csv", rows))
     assert done.status == 0 and done.json["methods"]["one"] == {
         "control": 100.0,
         "scaling": None,
@@ -240,7 +240,7 @@ def test_trajectory_classes(verb, write, scores, kind, step, dip, recovery):
     rows = "model,benchmark,step,score\n" + "".join(
         f"m,b,{10 * i},{s}\n" for i, s in reversed(list(enumerate(scores)))
     )
-    done = verb("analyze trajectory", "--curve", write("c.csv", rows))
+    done = verb("analyze trajectory", "--table", write("c.csv", rows))
     expected = {
         "class": kind,
         "dip_step": step,

@@ -103,7 +103,7 @@ def test_samples_with_verdicts_need_no_grading(tmp_path, name):
 
 def pass_at_k_of(tmp_path, source):
     out = tmp_path / "pass_at_k.json"
-    assert main(["analyze", "pass-at-k", "--input", str(source), "--json", str(out)]) == 0
+    assert main(["analyze", "pass-at-k", str(source), "--json", str(out)]) == 0
     return out
 
 
@@ -249,7 +249,6 @@ def pass_at_k(tmp_path, rows, *flags: str) -> dict:
             [
                 "analyze",
                 "pass-at-k",
-                "--input",
                 write(tmp_path / "graded.jsonl", rows),
                 "--json",
                 str(result),
@@ -346,13 +345,13 @@ def test_one_problem_has_no_interval(tmp_path):
     ],
 )
 def test_pass_at_k_bad_rows(tmp_path, capsys, rows, said):
-    assert main(["analyze", "pass-at-k", "--input", write(tmp_path / "in.jsonl", rows)]) == 2
+    assert main(["analyze", "pass-at-k", write(tmp_path / "in.jsonl", rows)]) == 2
     error = capsys.readouterr().err
     assert said in error and "in.jsonl:" in error
 
 
 def test_pass_at_k_bad_files_and_k(tmp_path, capsys):
     (tmp_path / "empty").write_text("")
-    assert main(["analyze", "pass-at-k", "--input", str(tmp_path / "empty")]) == 2
-    assert main(["analyze", "pass-at-k", "--input", str(tmp_path / "empty"), "--k", "0"]) == 2
+    assert main(["analyze", "pass-at-k", str(tmp_path / "empty")]) == 2
+    assert main(["analyze", "pass-at-k", str(tmp_path / "empty"), "--k", "0"]) == 2
     assert "is empty" in capsys.readouterr().err

@@ -94,19 +94,12 @@ def main() -> int:
         big = max(k for k in (1, 8, 64, 256) if k <= args.samples)
         verbs = {
             "analyze --help": ["analyze", "--help"],
-            "analyze pass-at-k, one model": [
-                "analyze",
-                "pass-at-k",
-                "--input",
-                files[0],
-                "--k",
-                f"1,{big}",
-            ],
+            "analyze pass-at-k, one model": ["analyze", "pass-at-k", files[0], "--k", f"1,{big}"],
             f"analyze predict, {args.models} models from samples": [
                 *(
                     "analyze",
                     "predict",
-                    "--runs",
+                    "--table",
                     str(folder / "runs.csv"),
                     "--target",
                     "post_rl",
@@ -120,8 +113,7 @@ def main() -> int:
                 "compare",
                 "--base",
                 files[0],
-                "--runs",
-                ",".join(files[1:]),
+                *files[1:],
             ],
         }
         print("| verb | seconds | of it processor | peak memory MiB |\n|---|---|---|---|")

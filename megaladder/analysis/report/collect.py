@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megaladder.analysis.runs.folder import read_config
 from megaladder.analysis.samples.files import SampleFile, find_sample_files, read_object
 from megaladder.analysis.samples.rows import NoVerdictError, with_sample_lists
 from megaladder.analysis.samples.sets import SampleSet, read_samples
-from megaladder.analysis.studies.compute import read_config
 from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
 from megaladder.errors import DataError
 from megaladder.process import last_word

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from megaladder.analysis.runs.choose import every_score
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import RunRecord
 from megaladder.analysis.samples.rows import (
     problem_id,
     response_ids,
@@ -22,7 +25,7 @@ from megaladder.analysis.samples.rows import (
     sample_rows,
 )
 from megaladder.analysis.stats import mean_intervals
-from megaladder.analysis.tables import Warnings, format_columns, write_result
+from megaladder.analysis.tables import Warnings, format_columns, printable, write_result
 from megaladder.config.verbs.analysis import BudgetConfig
 from megaladder.errors import DataError, MissingDependencyError
 from megaladder.rewards.worker import GradePool, GradeTask
@@ -126,12 +129,11 @@ def verdicts_at(
     return out
 
 
-def run_budget(config: BudgetConfig) -> None:
-    """The verb `analyze budget`."""
-    warnings = Warnings()
-    problems = read_problems(config.input)
+def analyse(
+    problems: list[StoredProblem], decode: Any, config: BudgetConfig, warnings: Warnings
+) -> dict[str, Any]:
+    """What `--json` holds for one model on one benchmark."""
     budgets = sorted(set(config.budgets))
-    decode = load_decoder(config.tokenizer) if config.tokenizer else None
     missing = next((p for p in problems if not (p.gold or "").strip()), None)
     if decode is not None and missing is not None:
         raise DataError(
@@ -144,7 +146,7 @@ def run_budget(config: BudgetConfig) -> None:
             "no --tokenizer: an answer above the budget counts as wrong, so accuracies are lower"
             " bounds"
         )
-    verdicts = {**verdicts_at(problems, budgets, decode, config)}
+    verdicts = verdicts_at(problems, budgets, decode, config)
     means = {
         str(budget): np.array([np.mean(row) for row in rows]) for budget, rows in verdicts.items()
     }
@@ -152,8 +154,7 @@ def run_budget(config: BudgetConfig) -> None:
         str(budget): np.array([float(row[0]) for row in rows]) for budget, rows in verdicts.items()
     }
     native = np.array([np.mean(p.correct) for p in problems])
-    bounds = mean_intervals({**means, "native": native}, seed=config.seed)
-    out: dict[str, Any] = {
+    return {
         "accuracy": {budget: float(values.mean()) for budget, values in means.items()},
         "first_sample": {budget: float(values.mean()) for budget, values in first.items()},
         "truncated": {str(budget): float((lengths > budget).mean()) for budget in budgets},
@@ -165,37 +166,55 @@ def run_budget(config: BudgetConfig) -> None:
             "mean_tokens": float(lengths.mean()),
             "max_tokens": int(lengths.max()),
         },
-        "ci95": bounds,
+        "ci95": mean_intervals({**means, "native": native}, seed=config.seed),
         "n": min(len(p.correct) for p in problems),
         "num_problems": len(problems),
         "regraded": decode is not None,
         "warnings": warnings.list(),
     }
-    write_result(config.json_path, out)
+
+
+def tokenizer_beside(record: RunRecord) -> str | None:
+    """The folder with the tokenizer.json that a record's model answered with, where it still lies
+    there: of a run what travels with its weights, of a model its own."""
+    folders = (Path(record.path) / "model_files", Path(record.path))
+    return next((str(folder) for folder in folders if (folder / "tokenizer.json").is_file()), None)
+
+
+def run_budget(config: BudgetConfig) -> None:
+    """The verb `analyze budget`. One file gives one result; of several, the JSON holds each under
+    `runs`, by model and benchmark."""
+    warnings = Warnings()
+    named = every_score(read_runs(config.runs, warnings), config.benchmark)
+    results: dict[str, dict[str, Any]] = {}
+    for name, (record, score) in named.items():
+        own = warnings if len(named) == 1 else Warnings()
+        folder = config.tokenizer or tokenizer_beside(record)
+        decode = load_decoder(folder) if folder else None
+        results[name] = analyse(read_problems(str(score.samples)), decode, config, own)
+        if len(named) > 1:
+            print(printable(name))
+        print(_table(results[name]))
+    one = next(iter(results.values()))
+    write_result(config.json_path, one if len(results) == 1 else {"runs": results})
+
+
+def _table(out: dict[str, Any]) -> str:
     rows = [
         [
-            b,
-            100 * out["accuracy"][b],
-            _bounds(bounds[b]),
-            100 * out["truncated"][b],
-            out["mean_tokens"][b],
+            budget,
+            100 * accuracy,
+            _bounds(out["ci95"][budget]),
+            100 * out["truncated"][budget],
+            out["mean_tokens"][budget],
         ]
-        for b in means
+        for budget, accuracy in out["accuracy"].items()
     ]
-    rows.append(
-        [
-            "none",
-            100 * out["native"]["accuracy"],
-            _bounds(bounds["native"]),
-            0.0,
-            out["native"]["mean_tokens"],
-        ]
-    )
-    print(
-        format_columns(
-            ("budget (tokens)", "accuracy %", "95 %", "truncated %", "mean tokens"), rows
-        )
-    )
+    native = out["native"]
+    bounds = _bounds(out["ci95"]["native"])
+    rows.append(["none", 100 * native["accuracy"], bounds, 0.0, native["mean_tokens"]])
+    columns = ("budget (tokens)", "accuracy %", "95 %", "truncated %", "mean tokens")
+    return format_columns(columns, rows)
 
 
 def _bounds(ci95: list[float] | None) -> str:

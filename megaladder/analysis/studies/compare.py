@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples.files import find_sample_files
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import RunRecord, Runs
 from megaladder.analysis.samples.rows import NoVerdictError
-from megaladder.analysis.samples.sets import SampleSet, read_samples
+from megaladder.analysis.samples.sets import SampleSet
 from megaladder.analysis.stats import holm, mean_intervals, sign_flip_p_values
 from megaladder.analysis.studies.compute import Compute, matched_scores, read_compute
-from megaladder.analysis.studies.trajectory import read_curves
+from megaladder.analysis.studies.trajectory import curves_by_run, read_curves
 from megaladder.analysis.tables import Warnings, format_columns, printable, write_result
 from megaladder.config.verbs.analysis import CompareConfig
 from megaladder.errors import DataError
@@ -169,45 +170,93 @@ def compare(
     ]
 
 
-def load_run(path: str, warnings: Warnings) -> dict[str, SampleSet]:
-    """Benchmark → samples. A JSONL file is one nameless benchmark; a folder must belong to one
-    model."""
-    name = Path(path).resolve().stem if Path(path).is_file() else Path(path).resolve().name
-    if not Path(path).is_dir():
-        return {"": read_samples(path, name, "", warnings)}
-    files = find_sample_files(path, warnings)
-    models = list(
-        dict.fromkeys(
-            f"{file.model}/{file.checkpoint}" if file.checkpoint else file.model for file in files
-        )
-    )
-    if not files:
-        raise DataError(
-            f"{path}: no samples_*.jsonl in it; fix: a graded file, or a model's eval folder"
-        )
-    if len(models) > 1:
-        raise DataError(
-            f"{path}: holds several models ({', '.join(models[:6])}); fix: give the folder of one"
-            " of them"
-        )
-    found = {}
-    for file in files:
+Sets = dict[str, SampleSet]  # benchmark → samples
+
+
+def sets_of(runs: Runs, record: RunRecord) -> Sets:
+    """The samples of a record's last step on each benchmark, {} without any that have right-or-wrong
+    verdicts."""
+    found: Sets = {}
+    for name in record.benchmarks:
+        score = runs.last(record, name)
         try:
-            found[file.task] = read_samples(file.path, name, file.task, warnings)
-        except NoVerdictError as error:
-            warnings.add(f"left out: {error}")
-    if not found:
-        raise DataError(
-            f"{path}: none of its benchmarks has right-or-wrong verdicts; fix: evaluate a graded"
-            " benchmark"
-        )
+            if score is not None:
+                found[name] = runs.samples(record, score)
+        except DataError as error:
+            if not isinstance(error, NoVerdictError) and score is not None and score.samples:
+                raise
+            runs.warnings.add(f"left out: {error}")
     return found
+
+
+def pairs_of(
+    config: CompareConfig, warnings: Warnings
+) -> tuple[list[tuple[SampleSet, SampleSet]], Runs]:
+    """(A, B) by benchmark of everything that is to be compared, and all records.
+
+    `base` is the name of a record, or a path. Without it each run stands against what it began
+    with, GRPO runs first, and against SFT from the same model.
+    """
+    runs = read_runs(config.runs, warnings)
+    pairs: list[tuple[SampleSet, SampleSet]] = []
+    if config.base is None:
+        for a, b in ladder_pairs(runs):
+            pairs += pair_up(sets_of(runs, a), sets_of(runs, b), warnings)
+        if not pairs:
+            raise DataError(
+                "no run whose model of before was evaluated too; found"
+                f" {', '.join(runs.names)[:300]}; fix: --base with the path or name of A"
+            )
+        return pairs, runs
+    base = _base_sets(config, runs, warnings)
+    known = {samples.path for samples in base.values()}
+    for record in runs.evaluated:
+        sets = sets_of(runs, record)
+        same = config.base in runs.names and {s.path for s in sets.values()} == known
+        if sets and not same:
+            pairs += pair_up(base, sets, warnings)
+    if not pairs:
+        raise DataError(
+            f"{', '.join(config.runs)}: nothing to compare with {config.base} has right-or-wrong"
+            " verdicts; fix: evaluate a graded benchmark"
+        )
+    return pairs, runs
+
+
+def ladder_pairs(runs: Runs) -> list[tuple[RunRecord, RunRecord]]:
+    """Each evaluated run after what it began with; GRPO against SFT first, whether it began with
+    that SFT or both with one model."""
+    pairs = []
+    for record in runs.evaluated:
+        before = runs.parent(record)
+        if before is None:
+            continue
+        siblings = [r for r in runs.evaluated if r.parent == record.parent and r.stage == "sft"]
+        others = siblings if record.stage == "grpo" and before.stage != "sft" else []
+        pairs += [(other, record) for other in (*others, before) if other.scores]
+    return sorted(pairs, key=lambda pair: (pair[1].stage != "grpo", pair[0].stage != "sft"))
+
+
+def _base_sets(config: CompareConfig, runs: Runs, warnings: Warnings) -> Sets:
+    """The samples of `base`. Raises DataError where it is several models, or nothing."""
+    if config.base in runs.names:
+        return sets_of(runs, runs.named(str(config.base)))
+    found = read_runs((str(config.base),), warnings)
+    named = {record.name: sets for record in found if (sets := sets_of(found, record))}
+    if len(named) != 1:
+        held = f"holds several models ({', '.join(list(named)[:6])})" if named else "holds none"
+        raise DataError(
+            f"{config.base}: {held} with right-or-wrong verdicts; fix: give the folder of one"
+        )
+    return next(iter(named.values()))
 
 
 def pair_up(
     base: Mapping[str, SampleSet], run: Mapping[str, SampleSet], warnings: Warnings
 ) -> list[tuple[SampleSet, SampleSet]]:
     """Pairs by benchmark; benchmarks that one side lacks are named in a warning."""
+    if not base or not run:
+        return []
     a, b = next(iter(base.values())), next(iter(run.values()))
     if len(base) == len(run) == 1:
         return [(a, b)]
@@ -222,84 +271,123 @@ def pair_up(
     return [(base[name], run[name]) for name in common]
 
 
-def compute_section(config: CompareConfig, warnings: Warnings) -> dict[str, Any]:
-    """What each run cost, and the scores of their checkpoints at equal cost."""
-    runs: dict[str, Compute] = {}
+def compute_section(config: CompareConfig, runs: Runs, warnings: Warnings) -> dict[str, Any]:
+    """What each training run cost, and scores at equal cost: of the folders given by hand, else of
+    all run folders that were found; curves by hand, else of their evaluations."""
+    folders = dict(_named_folders(config))
+    if not folders:
+        folders = {
+            record.name: record.path
+            for record in runs
+            if record.is_run and (Path(record.path) / "metrics.jsonl").is_file()
+        }
+    costs = {name: read_compute(folder, warnings) for name, folder in folders.items()}
+    out: dict[str, Any] = {"totals": {name: cost.totals() for name, cost in costs.items()}}
+    if config.table:
+        out["matched"] = matched_scores(read_curves(config.table), costs, warnings)
+    elif not config.compute:
+        out["matched"] = _matched_siblings(runs, costs, warnings)
+    return out if costs else {}
+
+
+def _matched_siblings(
+    runs: Runs, costs: Mapping[str, Compute], warnings: Warnings
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Scores at equal cost of the runs that began with the same model."""
+    starts: dict[Any, list[RunRecord]] = {}
+    for record in runs.evaluated:
+        if record.parent is not None and record.name in costs:
+            starts.setdefault(record.parent, []).append(record)
+    out: dict[str, dict[str, dict[str, float | None]]] = {}
+    for siblings in (found for found in starts.values() if len(found) > 1):
+        curves = curves_by_run(runs, siblings)
+        shared = [name for name in curves if sum(other[1] == name[1] for other in curves) > 1]
+        chosen = {name: curves[name] for name in shared}
+        out |= matched_scores(chosen, {r.name: costs[r.name] for r in siblings}, warnings)
+    return out
+
+
+def _named_folders(config: CompareConfig) -> list[tuple[str, str]]:
+    """(name, folder) of --compute."""
+    found: list[tuple[str, str]] = []
     for item in config.compute:
         name, equals, folder = item.partition("=")
-        name = name if equals else Path(item).resolve().name
-        if name in runs:
+        name, folder = (name, folder) if equals else (Path(item).resolve().name, item)
+        if name in dict(found):
             raise DataError(
                 f"--compute names {name!r} twice; fix: name=folder with different names"
             )
-        runs[name] = read_compute(folder if equals else item, warnings)
-    out: dict[str, Any] = {"totals": {name: run.totals() for name, run in runs.items()}}
-    if config.curve:
-        out["matched"] = matched_scores(read_curves(config.curve), runs, warnings)
-    return out
+        found.append((name, folder))
+    return found
 
 
 def run_compare(config: CompareConfig) -> None:
     """The verb `analyze compare`."""
     warnings = Warnings()
-    base = load_run(config.base, warnings)
-    pairs: list[tuple[SampleSet, SampleSet]] = []
-    for path in config.runs:
-        pairs += pair_up(base, load_run(path, warnings), warnings)
+    pairs, runs = pairs_of(config, warnings)
     comparisons = compare(pairs, config, warnings)
-    keys = comparison_keys(comparisons, config.runs)
+    keys = comparison_keys(comparisons)
     out: dict[str, Any] = {
-        "comparisons": {},
+        "comparisons": {key: _as_json(c) for key, c in zip(keys, comparisons, strict=True)},
         "sentences": [c.sentence() for c in comparisons],
         "level": config.level,
     }
     for key, c in zip(keys, comparisons, strict=True):
-        out["comparisons"][key] = {
-            "a": c.score_a,
-            "b": c.score_b,
-            "difference": c.difference,
-            "ci95": c.ci95,
-            "p": c.p,
-            "p_holm": c.p_holm,
-            "num_problems": c.num_problems,
-            "real": c.real,
-            "grader_a": c.grader_a,
-            "grader_b": c.grader_b,
-            "undecided_a": c.undecided_a,
-            "undecided_b": c.undecided_b,
-        }
         if c.ci95 is None:
             warnings.add(f"{key}: one problem has no interval")
-    if config.compute:
-        out["compute"] = compute_section(config, warnings)
+    compute = compute_section(config, runs, warnings)
+    if compute:
+        out["compute"] = compute
     out["warnings"] = warnings.list()
     write_result(config.json_path, out)
+    _print(keys, comparisons, compute)
+
+
+def _as_json(c: Comparison) -> dict[str, Any]:
+    return {
+        "a": c.score_a,
+        "b": c.score_b,
+        "a_name": c.a,
+        "b_name": c.b,
+        "difference": c.difference,
+        "ci95": c.ci95,
+        "p": c.p,
+        "p_holm": c.p_holm,
+        "num_problems": c.num_problems,
+        "real": c.real,
+        "grader_a": c.grader_a,
+        "grader_b": c.grader_b,
+        "undecided_a": c.undecided_a,
+        "undecided_b": c.undecided_b,
+    }
+
+
+def _print(
+    keys: Sequence[str], comparisons: Sequence[Comparison], compute: Mapping[str, Any]
+) -> None:
     rows = [
         [key, c.score_a, c.score_b, c.difference, _bounds(c.ci95), c.p, c.p_holm]
         for key, c in zip(keys, comparisons, strict=True)
     ]
     print(format_columns(("run", "A %", "B %", "B − A", "95 %", "p", "p (Holm)"), rows))
-    print("\n".join(printable(text, 300) for text in out["sentences"]))
+    print("\n".join(printable(c.sentence(), 300) for c in comparisons))
     for key, c in zip(keys, comparisons, strict=True):
         print(printable(f"graded {key}: {c.graded_by()}", 300))
-    for name, total in out.get("compute", {}).get("totals", {}).items():
-        print(
-            f"{name}: "
-            + ", ".join(
-                f"{key} {'–' if value is None else format(value, '.4g')}"
-                for key, value in total.items()
-            )
+    for name, total in compute.get("totals", {}).items():
+        amounts = (
+            f"{key} {'–' if value is None else format(value, '.4g')}"
+            for key, value in total.items()
         )
+        print(f"{name}: {', '.join(amounts)}")
 
 
-def comparison_keys(comparisons: Sequence[Comparison], paths: Sequence[str]) -> list[str]:
-    """`model/benchmark`, or `model` for plain files; the path where two runs have the same name."""
-    names = [c.b for c in comparisons]
-    if len({Path(path).resolve().stem for path in paths}) < len(paths) and len(names) == len(paths):
-        names = [str(path) for path in paths]
+def comparison_keys(comparisons: Sequence[Comparison]) -> list[str]:
+    """`model/benchmark`, or `model` for plain files; with "minus A" behind where B stands against
+    several."""
+    plain = [f"{c.b}/{c.benchmark}" if c.benchmark else c.b for c in comparisons]
     keys = [
-        f"{name}/{c.benchmark}" if c.benchmark else name
-        for name, c in zip(names, comparisons, strict=True)
+        f"{key} minus {c.a}" if plain.count(key) > 1 else key
+        for key, c in zip(plain, comparisons, strict=True)
     ]
     if len(set(keys)) < len(keys):
         raise DataError(

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from megaladder.analysis.runs.folder import read_config
 from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.studies.trajectory import Point
-from megaladder.analysis.tables import Warnings, read_growing, read_text
+from megaladder.analysis.tables import Warnings, read_growing
 from megaladder.errors import DataError
 
 MEASURES = ("tokens", "flops", "gpu_hours")
@@ -110,20 +110,6 @@ def _sum(rows: list[dict[str, Any]], names: tuple[str, ...]) -> np.ndarray | Non
         if all(isinstance(row.get(name), (int, float)) for row in rows):
             return np.cumsum([float(row[name]) for row in rows])
     return None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The run's config.yaml as plain values; {} where there is none."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(
-            f"{path}: not valid YAML ({str(error).splitlines()[0]}); fix: the file"
-        ) from None
-    return values if isinstance(values, dict) else {}
 
 
 def _ranks(folder: Path) -> int:

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.samples.files import sample_files_of
-from megaladder.analysis.samples.sets import SampleSet, read_samples
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import Runs
+from megaladder.analysis.samples.files import is_benchmark
+from megaladder.analysis.samples.sets import SampleSet
 from megaladder.analysis.stats import linear_fit, mean_intervals, spearman
 from megaladder.analysis.studies.tiers import TIERS, TierTable, constructed, published_aime24
 from megaladder.analysis.tables import Warnings, printable, read_csv, write_result
@@ -85,7 +87,7 @@ def choose_tiers(
     for name in (config.tier_base, *config.tier_sft):
         if name not in sets:
             raise DataError(
-                f"{config.results}: no model named {name!r}; found {', '.join(sets)[:300]}; fix:"
+                f"{', '.join(config.runs)}: no model named {name!r}; found {', '.join(sets)[:300]}; fix:"
                 " --tier-base, --tier-sft"
             )
     accuracy = {
@@ -190,14 +192,50 @@ def _log_fit(sized: list[tuple[float, float]]) -> dict[str, float | int | None] 
     }
 
 
+def sets_of(runs: Runs, config: LadderConfig) -> dict[str, SampleSet]:
+    """Name of a model (and step) → its samples of the benchmark. Raises DataError for none, or for
+    two tasks that fit its name."""
+    tasks = [name for name in runs.benchmarks if is_benchmark(name, config.benchmark)]
+    sets: dict[str, SampleSet] = {}
+    for record in runs:
+        own = [name for name in tasks if name in record.benchmarks]
+        if len(own) > 1:
+            raise DataError(
+                f"{record.name}: both {own[0]} and {own[1]} fit '{config.benchmark}'; fix:"
+                " --benchmark with the full name"
+            )
+        steps = sorted({score.step for name in own for score in record.plain(name)})
+        for step in steps if config.steps == "all" else steps[-1:]:
+            score = runs.score(record, own[0], step)
+            if score is not None:
+                label = runs.label(record, step)
+                sets[label] = runs.samples(record, score, label)
+    if not sets:
+        raise DataError(
+            f"{', '.join(config.runs)}: no samples of '{config.benchmark}'"
+            f" (samples_{config.benchmark}*.jsonl) in it; fix: the folder, or --benchmark"
+        )
+    return sets
+
+
+def recorded_sizes(runs: Runs, sets: Mapping[str, SampleSet]) -> dict[str, dict[str, Any]]:
+    """Model → the size of its training set, of SFT runs that recorded it; {} for fewer than two
+    sizes."""
+    found = {
+        runs.label(record, step): {"size": float(size)}
+        for record in runs
+        if record.stage == "sft" and isinstance(size := record.identity.get("num_samples"), int)
+        for step in record.steps[-1:]
+    }
+    sized = {name: factors for name, factors in found.items() if name in sets}
+    return sized if len({factors["size"] for factors in sized.values()}) > 1 else {}
+
+
 def run_ladder(config: LadderConfig) -> None:
     """The verb `analyze ladder`: JSON, and a TSV on stdout."""
     warnings = Warnings()
-    files = sample_files_of(config.results, config.benchmark, warnings)
-    sets = {
-        name: read_samples(path, name, config.benchmark, warnings)
-        for name, path in sorted(files.items())
-    }
+    runs = read_runs(config.runs, warnings)
+    sets = sets_of(runs, config)
     table = choose_tiers(config, sets, warnings)
     out: dict[str, Any] = {"models": {}, "ci95": {}, "potential": {}, "benchmark": config.benchmark}
     for name, samples in sets.items():
@@ -214,8 +252,10 @@ def run_ladder(config: LadderConfig) -> None:
         out["tiers"] = {
             tier: [key for key, found in table.by_id.items() if found == tier] for tier in TIERS
         }
-    if config.factors:
-        out["factors"] = by_factor(out["models"], read_factors(config.factors, sets, warnings))
+    given = read_factors(config.factors, sets, warnings) if config.factors else None
+    factors = recorded_sizes(runs, sets) if given is None else given
+    if factors:
+        out["factors"] = by_factor(out["models"], factors)
     out["warnings"] = warnings.list()
     write_result(config.json_path, out)
     columns = (*TIERS, "avg@n", "cov@n")

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from megaladder.analysis.runs.choose import sample_paths
+from megaladder.analysis.runs.read import read_runs
 from megaladder.analysis.samples.rows import sample_rows
-from megaladder.analysis.tables import Warnings, write_result
+from megaladder.analysis.tables import Warnings, printable, write_result
 from megaladder.config.verbs.grade import PassAtKConfig
 from megaladder.errors import DataError
 from megaladder.evaluation.metrics import (
@@ -38,16 +40,26 @@ class GradedProblem:
 
 def run_pass_at_k(config: PassAtKConfig) -> int:
     """Prints the table, writes `config.json_path`. Raises DataError (status 2) for rows that cannot
-    be used."""
+    be used.
+
+    One file gives one result; of several, the JSON holds each under `runs`, by model and benchmark.
+    """
     warnings = Warnings()
-    result = analyse(read_problems(config.input), config, warnings)
-    write_result(config.json_path, result)
-    _print(result)
+    named = sample_paths(read_runs(config.runs, warnings), config.benchmark)
+    results = {}
+    for name, path in named.items():
+        own = warnings if len(named) == 1 else Warnings()
+        results[name] = analyse(read_problems(path), path, config, own)
+        if len(named) > 1:
+            print(printable(name))
+        _print(results[name])
+    one = next(iter(results.values()))
+    write_result(config.json_path, one if len(results) == 1 else {"runs": results})
     return 0
 
 
 def analyse(
-    problems: list[GradedProblem], config: PassAtKConfig, warnings: Warnings
+    problems: list[GradedProblem], path: str, config: PassAtKConfig, warnings: Warnings
 ) -> dict[str, Any]:
     """What `--json` writes: estimators, interval, number of problems, warnings."""
     num_undecided = sum(problem.num_undecided for problem in problems)
@@ -55,7 +67,7 @@ def analyse(
         warnings.add(f"{num_undecided} undecided samples left out (`correct` is null)")
     problems = [problem for problem in problems if problem.correct]
     if not problems:
-        raise DataError(f"{config.input}: every sample is undecided; fix: grade the file again")
+        raise DataError(f"{path}: every sample is undecided; fix: grade the file again")
     counts = np.array([len(problem.correct) for problem in problems])
     n = int(counts.min())
     if counts.max() != n:

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megaladder.analysis.runs.predictors import SftStep, sft_steps
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import Runs
 from megaladder.analysis.samples.files import find_sample_files
-from megaladder.analysis.samples.sets import read_samples
+from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.stats import linear_fit, spearman, spearman_interval
 from megaladder.analysis.tables import Row, Warnings, format_columns, read_csv, write_result
 from megaladder.config.verbs.analysis import PredictConfig
@@ -34,13 +37,21 @@ CHUNK_SPLITS = 4096
 
 
 @dataclass(frozen=True)
-class Runs:
+class RunTable:
     """R runs: `values[metric]` float64 [R] in the good direction, `target` float64 [R] (NaN = a
-    candidate without a score yet)."""
+    candidate without a score yet).
+
+    `lower`: metrics whose sign was turned. `by_k`: further pass@K, in the same form. `overfit`: bool
+    a run, the first stage of the selection.
+    """
 
     names: tuple[str, ...]
     target: np.ndarray
     values: dict[str, np.ndarray]
+    target_name: str
+    lower: tuple[str, ...] = ()
+    by_k: dict[str, np.ndarray] = field(default_factory=dict)
+    overfit: tuple[bool, ...] = ()
 
     @property
     def known(self) -> np.ndarray:
@@ -62,7 +73,7 @@ class Predictor:
 
 
 def calibration_size(calibration: float, num_runs: int) -> int:
-    """Runs in the calibration part: a share (rounded half up) or a number; at least 2, and at least
+    """RunTable in the calibration part: a share (rounded half up) or a number; at least 2, and at least
     2 are left to judge by."""
     size = int(calibration) if calibration >= 2 else math.floor(calibration * num_runs + 0.5)
     return max(2, min(size, num_runs - 2))
@@ -119,7 +130,7 @@ def forecast(values: list[np.ndarray], target: np.ndarray, known: np.ndarray) ->
     return predicted
 
 
-def judge(values: list[np.ndarray], runs: Runs, config: PredictConfig) -> Predictor:
+def judge(values: list[np.ndarray], runs: RunTable, config: PredictConfig) -> Predictor:
     """One metric, or several averaged."""
     known, target = runs.known, runs.target[runs.known]
     score = values[0] if len(values) == 1 else forecast(values, runs.target, known)
@@ -156,7 +167,7 @@ def overfit_flags(
     return flags
 
 
-def select(runs: Runs, score: np.ndarray, flagged: list[bool]) -> list[str]:
+def select(runs: RunTable, score: np.ndarray, flagged: list[bool]) -> list[str]:
     """Second stage: survivors, best first. Candidates (no target) if there are any, else all runs;
     ties keep the file's order."""
     candidates = ~runs.known if (~runs.known).any() else np.ones(len(runs.names), dtype=bool)
@@ -168,22 +179,20 @@ def select(runs: Runs, score: np.ndarray, flagged: list[bool]) -> list[str]:
     return [runs.names[i] for i in sorted(chosen, key=lambda i: -score[i])]
 
 
-def read_runs(config: PredictConfig, warnings: Warnings) -> tuple[Runs, list[Row]]:
+def read_table(config: PredictConfig, warnings: Warnings) -> RunTable:
     """The CSV as arrays; metrics of --lower-is-better are negated."""
+    path = str(config.table)
     missing = [name for name in config.metrics if PASS_AT.fullmatch(name)] if config.samples else []
-    rows = read_csv(
-        config.runs, (config.target, *(name for name in config.metrics if name not in missing))
-    )
-    computed = [name for name in missing if name not in rows[0].cells]
-    label = next((name for name in LABELS if name in rows[0].cells), None)
-    names = tuple(row.text(label) if label else f"row {i}" for i, row in enumerate(rows, start=1))
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled:
+    columns = [name for name in config.metrics if name not in missing]
+    rows = read_csv(path, (str(config.target), *columns))
+    names = _names(rows, path)
+    target = [row.number_or_none(str(config.target)) for row in rows]
+    if all(value is None for value in target):
         raise DataError(
-            f"{config.runs}: two runs are named {doubled!r} (column '{label}'); fix: give each run"
-            " its own name"
+            f"{path}: column '{config.target}' is blank in every row; fix: fill in the runs that"
+            " went through RL"
         )
-    target = [row.number_or_none(config.target) for row in rows]
+    computed = [name for name in missing if name not in rows[0].cells]
     values = {
         name: (
             np.array([row.number(name) for row in rows])
@@ -194,19 +203,36 @@ def read_runs(config: PredictConfig, warnings: Warnings) -> tuple[Runs, list[Row
     }
     if computed:
         values |= metrics_from_samples(config.samples, names, computed, warnings)
-    if all(value is None for value in target):
-        raise DataError(
-            f"{config.runs}: column '{config.target}' is blank in every row; fix: fill in the runs"
-            " that went through RL"
-        )
-    return (
-        Runs(
-            names,
-            np.array([np.nan if value is None else value for value in target]),
-            {name: values[name] for name in config.metrics},
-        ),
-        rows,
+    return RunTable(
+        names,
+        np.array([np.nan if value is None else value for value in target]),
+        {name: values[name] for name in config.metrics},
+        str(config.target),
+        tuple(config.lower_is_better),
+        _pass_columns(rows, values),
+        tuple(find_overfit(config, rows)),
     )
+
+
+def _names(rows: list[Row], path: str) -> tuple[str, ...]:
+    label = next((name for name in LABELS if name in rows[0].cells), None)
+    names = tuple(row.text(label) if label else f"row {i}" for i, row in enumerate(rows, start=1))
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled:
+        raise DataError(
+            f"{path}: two runs are named {doubled!r} (column '{label}'); fix: give each run its own"
+            " name"
+        )
+    return names
+
+
+def _pass_columns(rows: list[Row], values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The numeric columns named pass@K that are no metrics."""
+    return {
+        name: np.array([row.number(name) for row in rows])
+        for name in rows[0].cells
+        if PASS_AT.fullmatch(name) and name not in values and all(row.cells[name] for row in rows)
+    }
 
 
 def metrics_from_samples(
@@ -227,31 +253,15 @@ def metrics_from_samples(
             )
         samples = read_samples(path, name, "", warnings)
         for metric in metrics:
-            kind, k = PASS_AT.fullmatch(metric).groups()  # type: ignore[union-attr]
-            if kind.lower() == "avg":
-                out[metric][r] = 100 * float(samples.accuracy_p.mean())
-            elif k == "n" or int(k) > samples.num_samples or int(k) < 1:
-                raise DataError(
-                    f"{path}: {metric} needs a k from 1 to its {samples.num_samples} samples; fix:"
-                    " --metrics"
-                )
-            else:
-                out[metric][r] = 100 * float(
-                    pass_at_k(samples.num_samples_p, samples.num_correct_p, int(k)).mean()
-                )
+            out[metric][r] = _percent(samples, metric)
     return out
 
 
-def correlation_by_k(rows: list[Row], runs: Runs) -> dict[str, float | None]:
-    """Spearman with the target for each numeric column named pass@K (and pass@K metrics), by
-    growing K."""
-    columns = dict(runs.values)
-    for name in rows[0].cells:
-        if PASS_AT.fullmatch(name) and name not in columns and all(row.cells[name] for row in rows):
-            columns[name] = np.array([row.number(name) for row in rows])
+def correlation_by_k(runs: RunTable) -> dict[str, float | None]:
+    """Spearman with the target for each pass@K, by growing K."""
     by_k = {
         int(name[5:]): x
-        for name, x in columns.items()
+        for name, x in {**runs.by_k, **runs.values}.items()
         if re.fullmatch(r"pass@\d+", name, re.IGNORECASE)
     }
     return {str(k): spearman(by_k[k][runs.known], runs.target[runs.known]) for k in sorted(by_k)}
@@ -266,24 +276,101 @@ def find_overfit(config: PredictConfig, rows: list[Row]) -> list[bool]:
     missing = [name for name in needed if name not in rows[0].cells]
     if missing:
         raise DataError(
-            f"{config.runs}:1: no column {', '.join(missing)} for the over-fit flag; found"
+            f"{config.table}:1: no column {', '.join(missing)} for the over-fit flag; found"
             f" {', '.join(rows[0].cells)}; fix: the names"
         )
     numbers = [[row.number(name) for row in rows] for name in needed[1:]]
     return overfit_flags([row.text(config.series) for row in rows], *numbers)
 
 
+def table_of(records: Runs, config: PredictConfig) -> RunTable:
+    """Each evaluated step of each SFT run as a row; its target is the score of the GRPO run that
+    began with it (the mean of several), on the benchmarks that all have."""
+    rows = sft_steps(records, config.benchmark)
+    if not any(row.after for row in rows):
+        raise DataError(
+            "no GRPO run with scores began with an evaluated SFT step; found"
+            f" {', '.join(f'{r.name} ({r.stage})' for r in records)[:300]}; fix: the folders of SFT"
+            " runs, of the GRPO runs that began with their exports, and of the evaluations of both"
+        )
+    largest = min(s.num_samples for row in rows for s in row.before)
+    ks = [2**i for i in range(largest.bit_length())]
+    columns = {f"pass@{k}": [_measure(row.before, f"pass@{k}") for row in rows] for k in ks}
+    columns["avg@n"] = [_measure(row.before, "avg@n") for row in rows]
+    if all(row.held_out is not None for row in rows):
+        columns["held_out_loss"] = [-row.held_out for row in rows if row.held_out is not None]
+    names = config.metrics or tuple(
+        name
+        for name in ("avg@n", f"pass@{ks[-1]}" if largest > 1 else "", "held_out_loss")
+        if name in columns
+    )
+    for name in names:
+        match = PASS_AT.fullmatch(name)
+        if name not in columns and match and match[2] != "n" and 1 <= int(match[2]) <= largest:
+            columns[name] = [_measure(row.before, name) for row in rows]
+        if name not in columns:
+            raise DataError(
+                f"--metrics {name}: not among {', '.join(columns)} of the run folders; fix: one of"
+                " them, or more samples, or a held-out set (data.held_out)"
+            )
+    target = config.target or "avg@n"
+    values = {name: np.array(column) for name, column in columns.items()}
+    return RunTable(
+        tuple(row.name for row in rows),
+        np.array([_measure(row.after, target) if row.after else math.nan for row in rows]),
+        {name: values[name] for name in names},
+        f"{target} after RL",
+        tuple(name for name in names if name == "held_out_loss"),
+        {name: x for name, x in values.items() if name not in names and name.startswith("pass@")},
+        tuple(_overfit(rows, values)),
+    )
+
+
+def _measure(sets: Sequence[SampleSet], metric: str) -> float:
+    """pass@K or avg@n in %, the mean over the sets (benchmarks, runs)."""
+    return float(np.mean([_percent(samples, metric) for samples in sets]))
+
+
+def _percent(samples: SampleSet, metric: str) -> float:
+    match = PASS_AT.fullmatch(metric)
+    kind, k = match.groups() if match else ("", "")
+    if kind.lower() == "avg":
+        return 100 * float(samples.accuracy_p.mean())
+    if not k.isdigit() or not 1 <= int(k) <= samples.num_samples:
+        raise DataError(
+            f"{samples.path}: {metric} needs a k from 1 to its {samples.num_samples} samples; fix:"
+            " --metrics, --target"
+        )
+    return 100 * float(pass_at_k(samples.num_samples_p, samples.num_correct_p, int(k)).mean())
+
+
+def _overfit(rows: Sequence[SftStep], columns: Mapping[str, np.ndarray]) -> list[bool]:
+    """The first stage, where there is a held-out loss: runs that differ in length only, and the
+    steps of one run."""
+    if "held_out_loss" not in columns:
+        return [False] * len(rows)
+    return overfit_flags(
+        [row.series for row in rows],
+        [float(row.num_updates) for row in rows],
+        list(columns["avg@n"]),
+        list(-columns["held_out_loss"]),
+    )
+
+
 def run_predict(config: PredictConfig) -> None:
     """The verb `analyze predict`."""
     warnings = Warnings()
-    runs, rows = read_runs(config, warnings)
+    if config.table is not None:
+        runs = read_table(config, warnings)
+    else:
+        runs = table_of(read_runs(config.runs, warnings), config)
     found = {name: judge([x], runs, config) for name, x in runs.values.items()}
     if len(runs.values) > 1:
         found["both"] = judge(list(runs.values.values()), runs, config)
     warn_of_gaps(found, runs, config, warnings)
-    flagged = find_overfit(config, rows)
-    scores = {**runs.values, "both": forecast(list(runs.values.values()), runs.target, runs.known)}
-    rank_by = config.rank_by or (config.metrics[0] if len(config.metrics) == 1 else "both")
+    forecasts = forecast(list(runs.values.values()), runs.target, runs.known)
+    scores = {**runs.values, "both": forecasts}
+    rank_by = config.rank_by or (next(iter(runs.values)) if len(runs.values) == 1 else "both")
     if rank_by not in scores:
         raise DataError(
             f"--rank-by {rank_by}: is none of {', '.join(scores)}; fix: name a metric, or both"
@@ -293,24 +380,28 @@ def run_predict(config: PredictConfig) -> None:
             name: {"spearman": p.spearman, "r2_mean": p.r2_mean, "r2_std": p.r2_std}
             for name, p in found.items()
         },
-        "select": select(runs, scores[rank_by], flagged),
+        "select": select(runs, scores[rank_by], list(runs.overfit)),
         "ci95": {name: p.ci95 for name, p in found.items()},
         "r2_median": {name: p.r2_median for name, p in found.items()},
         "num_splits": {name: p.num_splits for name, p in found.items()},
         "num_runs": int(runs.known.sum()),
-        "spearman_by_k": correlation_by_k(rows, runs),
-        "overfit": [name for name, flag in zip(runs.names, flagged, strict=True) if flag],
-        "target": config.target,
-        "lower_is_better": list(config.lower_is_better),
-        "runs": _points(runs, scores["both"], config),
+        "spearman_by_k": correlation_by_k(runs),
+        "overfit": [name for name, flag in zip(runs.names, runs.overfit, strict=True) if flag],
+        "target": runs.target_name,
+        "lower_is_better": list(runs.lower),
+        "runs": _points(runs, forecasts),
         "warnings": warnings.list(),
     }
     write_result(config.json_path, out)
+    _print(found, out)
+
+
+def _print(found: dict[str, Predictor], out: dict[str, Any]) -> None:
     table = [
         [name, p.spearman, _bounds(p.ci95), p.r2_mean, p.r2_std, p.num_splits]
         for name, p in found.items()
     ]
-    print(f"predicting {config.target} from {out['num_runs']} runs")
+    print(f"predicting {out['target']} from {out['num_runs']} runs")
     print(format_columns(("metric", "Spearman", "95 %", "R² mean", "R² std", "splits"), table))
     if out["overfit"]:
         print("over-fit (loss rises, score does not fall): " + ", ".join(out["overfit"]))
@@ -318,7 +409,7 @@ def run_predict(config: PredictConfig) -> None:
 
 
 def warn_of_gaps(
-    found: dict[str, Predictor], runs: Runs, config: PredictConfig, warnings: Warnings
+    found: dict[str, Predictor], runs: RunTable, config: PredictConfig, warnings: Warnings
 ) -> None:
     """One warning for each null."""
     known = int(runs.known.sum())
@@ -354,9 +445,9 @@ def warn_of_gaps(
             )
 
 
-def _points(runs: Runs, predicted: np.ndarray, config: PredictConfig) -> list[dict[str, Any]]:
-    """Rows of the scatter in the report: metrics as in the CSV, target, forecast."""
-    sign = {name: -1.0 if name in config.lower_is_better else 1.0 for name in runs.values}
+def _points(runs: RunTable, predicted: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of the scatter in the report: metrics as they were given, target, forecast."""
+    sign = {name: -1.0 if name in runs.lower else 1.0 for name in runs.values}
     return [
         {
             "run": name,

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import RunRecord, Runs, Score
 from megaladder.analysis.samples.sets import ProblemSamples, SampleSet, read_samples
 from megaladder.analysis.tables import Warnings, format_columns, read_csv, write_result
 from megaladder.config.verbs.analysis import ScalingConfig
@@ -177,10 +179,114 @@ def parallel_points(path: str, draws: int, seed: int, warnings: Warnings) -> lis
     return majority_curve(samples, draws, seed)
 
 
+METHODS = {
+    "max_thinking": "budget forcing",
+    "num_waits": "wait",
+    "tokens": "token-conditional",
+    "steps": "step-conditional",
+    "effort": "class-conditional",
+    "reject_above": "rejection",
+}
+STEP_TOKENS = 100  # s1: a step is 100 tokens
+
+
+def settings_of(runs: Runs, only: str | None) -> dict[str, list[Setting]]:
+    """Method → its settings, by growing budget: evaluations of one model on one benchmark that
+    differ in their thinking budget. Names carry model and benchmark where there are several.
+
+    Bounds as s1 has them: a token budget is an upper bound, so is 100 tokens a step; a short answer
+    must think less than the plain evaluation, a long one more. Waiting has none.
+    """
+    places = [
+        (record, benchmark)
+        for record in runs
+        for benchmark in record.benchmarks
+        if any(score.benchmark == benchmark and score.budget for score in record.scores)
+        and only in (None, benchmark)
+    ]
+    if not places:
+        raise DataError(
+            f"no evaluation under a thinking budget; found {', '.join(runs.benchmarks) or 'none'}"
+            " without one; fix: megaladder eval --budget.max-thinking N with another --name for"
+            " each N"
+        )
+    methods: dict[str, list[Setting]] = {}
+    for record, benchmark in places:
+        prefix = f"{record.name}/{benchmark}: " if len(places) > 1 else ""
+        for method, settings in _settings(runs, record, benchmark).items():
+            methods[prefix + method] = settings
+    return methods
+
+
+def _settings(runs: Runs, record: RunRecord, benchmark: str) -> dict[str, list[Setting]]:
+    scores = [score for score in record.scores if score.benchmark == benchmark]
+    step = max(score.step for score in scores if score.budget)
+    plain = next((s for s in scores if not s.budget and s.step == step), None)
+    plain_tokens = None if plain is None else _thinking(runs, record, plain)
+    found: dict[str, list[tuple[float, Setting]]] = {}
+    for score in scores:
+        kind = next((kind for kind in METHODS if score.budget.get(kind)), None)
+        percent = runs.percent(record, score)
+        if score.step != step or kind is None or percent is None:
+            continue
+        amount = score.budget[kind]
+        low, high = _bounds(kind, amount, plain_tokens)
+        setting = Setting(_thinking(runs, record, score), percent, low, high)
+        order = float(amount) if isinstance(amount, int) else setting.tokens
+        found.setdefault(METHODS[kind], []).append((order, setting))
+    return {
+        method: [setting for _, setting in sorted(pairs, key=lambda pair: pair[0])]
+        for method, pairs in found.items()
+    }
+
+
+def _bounds(kind: str, amount: Any, plain_tokens: float | None) -> tuple[float, float]:
+    """Least and most thinking tokens that a setting asks for."""
+    if kind == "effort" and plain_tokens is not None:
+        return (-math.inf, plain_tokens) if amount == "short" else (plain_tokens, math.inf)
+    if kind in ("num_waits", "effort") or not isinstance(amount, int):
+        return -math.inf, math.inf
+    return -math.inf, float(amount * (STEP_TOKENS if kind == "steps" else 1))
+
+
+def _thinking(runs: Runs, record: RunRecord, score: Score) -> float:
+    """Mean thinking tokens; of the whole answer where only that is recorded."""
+    tokens = runs.length(record, score, thinking=True)
+    if tokens is None:
+        runs.warnings.add(
+            f"{record.name} on {score.benchmark}: thinking tokens are recorded for forced budgets"
+            " only; the tokens of whole answers are used"
+        )
+        tokens = runs.length(record, score)
+    if not tokens:
+        raise DataError(
+            f"{score.where}: no token counts; fix: samples with 'num_tokens' or 'response_ids'"
+        )
+    return tokens
+
+
+def parallel_source(runs: Runs, only: str | None) -> str | None:
+    """The file for the parallel curve: the plain evaluation of the model and benchmark that has
+    budgets, where it has several samples a problem."""
+    for record in runs:
+        for score in record.scores:
+            alone = not score.budget and only in (None, score.benchmark) and score.samples
+            others = [s for s in record.scores if s.benchmark == score.benchmark and s.budget]
+            if alone and others and runs.samples(record, score).num_samples > 1:
+                return str(score.samples)
+    return None
+
+
 def run_scaling(config: ScalingConfig) -> None:
     """The verb `analyze scaling`."""
     warnings = Warnings()
-    methods = read_settings(config.runs) if config.runs else {}
+    methods, samples = {}, config.samples
+    if config.runs:
+        runs = read_runs(config.runs, warnings)
+        methods = settings_of(runs, config.benchmark)
+        samples = parallel_source(runs, config.benchmark)
+    elif config.table is not None:
+        methods = read_settings(config.table)
     out: dict[str, Any] = {
         "methods": {name: describe(name, settings, warnings) for name, settings in methods.items()}
     }
@@ -188,8 +294,8 @@ def run_scaling(config: ScalingConfig) -> None:
         name: [{"tokens": s.tokens, "accuracy": s.accuracy} for s in settings]
         for name, settings in methods.items()
     }
-    if config.samples:
-        points = parallel_points(config.samples, config.draws, config.seed, warnings)
+    if samples:
+        points = parallel_points(samples, config.draws, config.seed, warnings)
         settings = [Setting(point["tokens"], point["accuracy"]) for point in points]
         out["parallel"] = {
             "points": points,
@@ -201,7 +307,7 @@ def run_scaling(config: ScalingConfig) -> None:
     rows = [
         [name, m["control"], m["scaling"], m["performance"]] for name, m in out["methods"].items()
     ]
-    if config.samples:
+    if samples:
         rows.append(
             ["majority of n", None, out["parallel"]["scaling"], out["parallel"]["performance"]]
         )

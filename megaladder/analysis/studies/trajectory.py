@@ -9,9 +9,12 @@ than the tolerance but stays below base, degrading = last regained no more than 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import RunRecord, Runs
 from megaladder.analysis.tables import Warnings, format_columns, read_csv, write_result
 from megaladder.config.verbs.analysis import TrajectoryConfig
 from megaladder.errors import DataError
@@ -93,10 +96,73 @@ def read_curves(path: str) -> dict[tuple[str, str], list[Point]]:
     return {key: [curve[step] for step in sorted(curve)] for key, curve in curves.items()}
 
 
+def curves_of(runs: Runs, only: Sequence[str] = ()) -> dict[tuple[str, str], list[Point]]:
+    """(run, benchmark) → points of every run that was evaluated after some step, and before the
+    first; `only`: of these benchmarks.
+
+    Raises:
+        DataError: no run has such a curve.
+    """
+    curves = curves_by_run(runs, runs.records, only)
+    if not curves:
+        raise DataError(
+            "no run was evaluated both before its first step and after another; found"
+            f" {_evaluated(runs)}; fix: megaladder eval of the base model and of the run's steps, and"
+            " give both folders"
+        )
+    return curves
+
+
+def curves_by_run(
+    runs: Runs, records: Sequence[RunRecord], only: Sequence[str] = ()
+) -> dict[tuple[str, str], list[Point]]:
+    """(run, benchmark) → points, of these records; {} where none has a step 0 and another."""
+    curves = {
+        (record.name, name): _curve(runs, record, name)
+        for record in records
+        for name in record.benchmarks
+        if not only or name in only
+    }
+    return {key: points for key, points in curves.items() if len(points) > 1}
+
+
+def _curve(runs: Runs, record: RunRecord, benchmark: str) -> list[Point]:
+    scores = runs.curve(record, benchmark)
+    trained = record.is_run or len(record.steps) > 1
+    if trained and any(scores) and 0 not in scores:
+        began = f"; it began with {record.parent.name}" if record.parent else ""
+        runs.warnings.add(
+            f"{record.name} on {benchmark}: no score before the first step, which a dip is measured"
+            f" from, so it is left out{began}"
+        )
+    if not trained or not any(scores) or 0 not in scores:
+        return []
+    points = []
+    for step, score in scores.items():
+        percent = runs.percent(record, score)
+        if percent is None:
+            runs.warnings.add(
+                f"{record.name} on {benchmark}: {score.headline} is no share, left out"
+            )
+            return []
+        points.append(Point(step, percent, runs.length(record, score)))
+    return points
+
+
+def _evaluated(runs: Runs) -> str:
+    """What was found, for an error: each record with its evaluated steps."""
+    said = [f"{r.name} ({r.stage}) at steps {r.steps[:8]}" for r in runs.evaluated]
+    return ", ".join(said[:6]) or "no evaluation"
+
+
 def run_trajectory(config: TrajectoryConfig) -> None:
     """The verb `analyze trajectory`."""
     warnings = Warnings()
-    curves = read_curves(config.curve)
+    curves = (
+        read_curves(config.table)
+        if config.table is not None
+        else curves_of(read_runs(config.runs, warnings), config.benchmark)
+    )
     out: dict[str, Any] = {
         "curves": {},
         "points": {},
@@ -109,7 +175,7 @@ def run_trajectory(config: TrajectoryConfig) -> None:
         name, result = f"{model}/{benchmark}", classify(points, config.tolerance)
         if name in out["curves"]:
             raise DataError(
-                f"{config.curve}: two curves are named {name} (a slash in a model or benchmark);"
+                f"{config.table or 'runs'}: two curves are named {name} (a slash in a model or benchmark);"
                 " fix: rename one"
             )
         out["curves"][name] = {

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from megaladder.analysis.runs.read import read_runs
+from megaladder.analysis.runs.record import RunRecord, Runs, Score
 from megaladder.analysis.samples.files import sample_files_of
 from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.stats import percentile_interval, resample_indices
@@ -199,6 +201,104 @@ def read_scores(path: str, base: str) -> ScoreTable:
     )
 
 
+# the groups of the paper's benchmarks, and where ours belong; by the name without punctuation
+GROUP_OF = {
+    "math": (
+        *("aime24", "aime25", "math500", "hendrycksmath500", "openaimath", "olympiadbench"),
+        *("olympiad", "amc23", "gsm8k", "minerva", "arithmetic", "countdown", "aime", "math"),
+    ),
+    "other": (
+        *("livecodebench", "gpqadiamond", "gpqa", "acpbench", "acpmcqcot2shot", "headqa"),
+        *("headqaen", "mmlupro"),
+    ),
+    "non": ("coqa", "ifeval", "ifevallmeval", "halueval", "mctaco", "truthfulqa"),
+}
+
+
+def group_of(benchmark: str, given: Sequence[str]) -> str | None:
+    """math, other or non; `given`: `benchmark=group`, which wins. None for an unknown one."""
+    named = dict(item.split("=", 1) for item in given)
+    if benchmark in named:
+        return named[benchmark]
+    for text in (benchmark, benchmark.split("_")[0]):
+        plain = "".join(char for char in text.lower() if char.isalnum())
+        for group, names in GROUP_OF.items():
+            if plain in names:
+                return group
+    return None
+
+
+def scores_of(
+    runs: Runs, config: TransferConfig
+) -> tuple[ScoreTable, dict[str, dict[str, SampleSet]]]:
+    """The last step of each run against the base, on the benchmarks that all of them have; and the
+    samples behind the scores, {} unless every score has them."""
+    base = _base_of(runs, config.base)
+    found: dict[str, dict[str, tuple[RunRecord, Score]]] = {}
+    for record in [base, *(r for r in runs.evaluated if r is not base)]:
+        scores = {name: runs.last(record, name) for name in record.benchmarks}
+        found[record.name] = {
+            name: (record, score)
+            for name, score in scores.items()
+            if score is not None and runs.percent(record, score) is not None
+        }
+    table = ScoreTable(base.name, {name: {} for name in found})
+    for benchmark in _common(found, runs.warnings):
+        group = group_of(benchmark, config.group)
+        if group is None:
+            runs.warnings.add(
+                f"{benchmark} is in no known group, left out; --group {benchmark}=math, =other or"
+                " =non"
+            )
+            continue
+        for name, scores in found.items():
+            value = runs.percent(*scores[benchmark])
+            table.scores[name].setdefault(group, {})[benchmark] = float(value or 0.0)
+    if "math" not in table.scores[base.name]:
+        raise DataError(
+            f"{base.name} and the runs have no benchmark of group math in common, which the index"
+            f" divides by; found {', '.join(runs.benchmarks)}; fix: evaluate all on one, or --group"
+        )
+    return table, _samples_of(runs, found, table)
+
+
+def _base_of(runs: Runs, name: str | None) -> RunRecord:
+    if name is not None:
+        return runs.named(name)
+    roots = [record for record in runs.evaluated if record.stage == "base"]
+    roots = roots or [r for r in runs.evaluated if not r.is_run and "base" in r.name.lower()]
+    if len(roots) != 1:
+        raise DataError(
+            f"{len(roots)} base models with scores among {', '.join(runs.names)[:300]}; fix:"
+            " --base NAME, or the folder of the base model's evaluation"
+        )
+    return roots[0]
+
+
+def _common(found: Mapping[str, Mapping[str, Any]], warnings: Warnings) -> list[str]:
+    """Benchmarks of all models, in the first one's order; the others are named."""
+    first = next(iter(found.values()))
+    common = [name for name in first if all(name in scores for scores in found.values())]
+    left = {name for scores in found.values() for name in scores} - set(common)
+    if left:
+        warnings.add(f"{', '.join(sorted(left))}: not evaluated for all models, left out")
+    return common
+
+
+def _samples_of(
+    runs: Runs, found: Mapping[str, Mapping[str, tuple[RunRecord, Score]]], table: ScoreTable
+) -> dict[str, dict[str, SampleSet]]:
+    names = [name for group in table.scores[table.base].values() for name in group]
+    out: dict[str, dict[str, SampleSet]] = {}
+    for model, scores in found.items():
+        try:
+            out[model] = {name: runs.samples(*scores[name]) for name in names}
+        except DataError as error:
+            runs.warnings.add(f"no intervals: {error}")
+            return {}
+    return out
+
+
 def analyze(
     table: ScoreTable, variant: str, sigma: Sequence[float] | None
 ) -> tuple[dict[str, Transfer], dict[str, float] | None]:
@@ -309,10 +409,11 @@ def read_all_samples(
 def run_transfer(config: TransferConfig) -> None:
     """The verb `analyze transfer`."""
     warnings = Warnings()
-    table = read_scores(config.scores, config.base)
+    table, samples = _read(config, warnings)
     if not table.models:
         raise DataError(
-            f"{config.scores}: holds the base {config.base} only; fix: add rows of a tuned model"
+            f"{config.table or ', '.join(config.runs)}: holds the base {table.base} only; fix: add"
+            " a tuned model"
         )
     if config.variant == "v2" and config.sigma is None and len(table.models) == 1:
         warnings.add(
@@ -323,7 +424,7 @@ def run_transfer(config: TransferConfig) -> None:
     out: dict[str, Any] = {
         "models": {},
         "variant": config.variant,
-        "base": config.base,
+        "base": table.base,
         "points": {},
         "sigma": sigma,
     }
@@ -337,15 +438,25 @@ def run_transfer(config: TransferConfig) -> None:
             "gain": result.gain,
             "warnings": result.warnings,
         }
-    if config.samples:
-        samples = read_all_samples(table, config.samples, warnings)
+    out["scores"] = table.scores
+    if samples:
         out["ci95"] = bootstrap_indices(table, samples, sigma, config.draws, config.seed)
     out["warnings"] = warnings.list()
     write_result(config.json_path, out)
-    print(_table(config, results, out.get("ci95", {})))
+    print(_table(config.variant, table.base, results, out.get("ci95", {})))
 
 
-def _table(config: TransferConfig, results: dict[str, Transfer], ci95: dict[str, Any]) -> str:
+def _read(
+    config: TransferConfig, warnings: Warnings
+) -> tuple[ScoreTable, dict[str, dict[str, SampleSet]]]:
+    """The scores, and their samples where there are any, from the table or the run folders."""
+    if config.table is None:
+        return scores_of(read_runs(config.runs, warnings), config)
+    table = read_scores(config.table, str(config.base))
+    return table, read_all_samples(table, config.samples, warnings) if config.samples else {}
+
+
+def _table(variant: str, base: str, results: dict[str, Transfer], ci95: dict[str, Any]) -> str:
     def bounds(name: str, key: str) -> str:
         found = ci95.get(name, {}).get(key)
         return f"[{found[0]:.1f}, {found[1]:.1f}]" if found else ""
@@ -361,10 +472,7 @@ def _table(config: TransferConfig, results: dict[str, Transfer], ci95: dict[str,
         ]
         for name, result in results.items()
     ]
-    title = (
-        f"transferability index {config.variant}, % of the gain in math (base"
-        f" {printable(config.base)})"
-    )
+    title = f"transferability index {variant}, % of the gain in math (base {printable(base)})"
     return (
         title
         + "\n"

@@ -25,21 +25,44 @@ class _HasSamples(Protocol):
     @property
     def samples(self) -> str | None: ...
 
+    @property
+    def runs(self) -> tuple[str, ...]: ...
+
 
 _IF_SAMPLES: tuple[ReadIf[_HasSamples], ...] = (
-    ReadIf(("draws", "seed"), lambda run: run.samples is not None, "--samples"),
+    ReadIf(("draws", "seed"), lambda run: bool(run.samples or run.runs), "--samples"),
+    ReadIf(("samples",), lambda run: not run.runs, "--table"),
 )
+
+
+_IF_RUNS: ReadIf[_HasSamples] = ReadIf(
+    ("benchmark",), lambda run: bool(run.runs), "run folders, not --table"
+)
+
+
+def _one_source(verb: str, runs: tuple[str, ...], others: bool, other: str) -> list[str]:
+    """What is wrong where not exactly one of run folders and tables is given."""
+    if bool(runs) != others:
+        return []
+    found = "both run folders and" if runs else "neither run folders nor"
+    return [f"runs: {found} {other}; fix: megaladder analyze {verb} RUN_DIR…, or {other} alone"]
 
 
 class TransferConfig(StrictModel):
     """Transferability index (arXiv 2507.00432): how much of the gain in maths arrives in other
     reasoning and in non-reasoning tasks."""
 
-    scores: str
-    """CSV `model,group,benchmark,score`: percent; groups math, other, non; one row a model and
-    benchmark."""
-    base: str
-    """The base model's name in the column `model`."""
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders, evaluation folders, parents or globs of them: the last step of
+    each run, against its base model."""
+    table: str | None = None
+    """Instead: CSV `model,group,benchmark,score`: percent; groups math, other, non; one row a model
+    and benchmark."""
+    base: str | None = None
+    """The base model's name. null = the one that the runs began with."""
+    group: CommaStrs = ()
+    """With run folders: benchmark=math, =other or =non, for benchmarks whose group is not known, or
+    another one."""
     variant: Literal["v1", "v2"] = "v2"
     """v1 = ratio of mean relative gains; v2 = headroom-weighted signed roots of gains in units of σ
     per group."""
@@ -47,8 +70,8 @@ class TransferConfig(StrictModel):
     """v2: σ of the groups math,other,non in points. null = population standard deviation of the
     gains of all models given."""
     samples: str | None = None
-    """Folder with <model>/…/samples_<benchmark>*.jsonl of base and models: adds 95 % intervals that
-    resample problems."""
+    """With --table: folder with <model>/…/samples_<benchmark>*.jsonl of base and models. Run folders
+    bring their own. Adds 95 % intervals that resample problems."""
     draws: Draws = 10_000
     """Bootstrap draws."""
     seed: int = 42
@@ -65,7 +88,17 @@ class TransferConfig(StrictModel):
             )
         if self.sigma is not None and self.variant == "v1":
             raise ValueError("sigma belongs to v2 only; fix: --variant v2, or leave --sigma out")
-        raise_all(unread_problems(self, _IF_SAMPLES))
+        problems = _one_source("transfer", self.runs, self.table is not None, "--table")
+        if self.table and self.base is None:
+            problems.append("base is required with --table; fix: --base NAME")
+        if self.group and not self.runs:
+            problems.append("group is read with run folders only; fix: the column `group`")
+        problems += [
+            f"group {item!r}: expected benchmark=math, =other or =non; fix: --group gsm8k=math"
+            for item in self.group
+            if item.partition("=")[2] not in ("math", "other", "non")
+        ]
+        raise_all([*problems, *unread_problems(self, _IF_SAMPLES)])
         return self
 
 
@@ -73,12 +106,17 @@ class ScalingConfig(StrictModel):
     """s1's test-time scaling metrics (arXiv 2501.19393): control, scaling (log2 tokens, all pairs),
     performance."""
 
-    runs: str | None = None
-    """CSV `method,setting,tokens,accuracy[,instructed_min,instructed_max]`: mean thinking tokens,
-    accuracy in %; a blank bound is none."""
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders, evaluation folders, parents or globs of them: evaluations of a
+    model under thinking budgets, and without one."""
+    table: str | None = None
+    """Instead: CSV `method,setting,tokens,accuracy[,instructed_min,instructed_max]`: mean thinking
+    tokens, accuracy in %; a blank bound is none."""
+    benchmark: str | None = None
+    """With run folders: the benchmark. null = all of them."""
     samples: str | None = None
-    """Graded samples with token counts (a JSONL file): adds the parallel curve, majority of 1, 2,
-    4, … samples against their tokens."""
+    """Graded samples with token counts (a JSONL file), or beside --table; run folders bring their
+    own. Adds the parallel curve, majority of 1, 2, 4, … samples against their tokens."""
     draws: Annotated[int, Field(ge=1, le=100_000)] = 200
     """Random orders of the samples that a parallel point averages over."""
     seed: int = 42
@@ -88,12 +126,9 @@ class ScalingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_input(self) -> ScalingConfig:
-        if self.runs is None and self.samples is None:
-            raise ValueError(
-                "runs is required; fix: --runs R.csv (and/or --samples graded.jsonl for the"
-                " parallel curve)"
-            )
-        raise_all(unread_problems(self, _IF_SAMPLES))
+        given = self.table is not None or self.samples is not None
+        problems = _one_source("scaling", self.runs, given, "--table (and/or --samples)")
+        raise_all([*problems, *unread_problems(self, (*_IF_SAMPLES, _IF_RUNS))])
         return self
 
 
@@ -101,9 +136,11 @@ class LadderConfig(StrictModel):
     """AIME24 by difficulty tier (arXiv 2504.11741), from stored samples; also tiers of other
     benchmarks, built from accuracies."""
 
-    results: str
-    """Folder with <model>/<ckpt>/samples_*.jsonl (lm-eval) or
-    <model>/<benchmark>/samples_<benchmark>.jsonl (ours)."""
+    runs: Positional[tuple[str, ...]]
+    """Run folders, evaluation folders, parents or globs of them; also lm-eval's
+    <model>/<ckpt>/samples_*.jsonl."""
+    steps: Literal["last", "all"] = "all"
+    """Which evaluated steps of a run: each, or the last."""
     benchmark: str = "aime24"
     """Task name or the part of it before an underscore; files of other benchmarks are ignored."""
     tier_base: str | None = None
@@ -114,7 +151,7 @@ class LadderConfig(StrictModel):
     medium."""
     factors: str | None = None
     """CSV `model[,size][,length][,style][,similarity][,category]` of the training sets: adds
-    accuracy against log size and by factor."""
+    accuracy against log size and by factor. null = the sizes that SFT runs recorded."""
     draws: Draws = 10_000
     """Bootstrap draws of the intervals."""
     seed: int = 42
@@ -136,14 +173,20 @@ class PredictConfig(StrictModel):
     """Which SFT-time metric predicts the score after RL (arXiv 2510.01624): calibrated linear fits,
     rank correlation, selection."""
 
-    runs: str
-    """CSV, one row a run: a label (column run, name, label, candidate or model), the metrics, the
-    target. Blank target = a candidate."""
-    target: str
-    """Column of the score after RL."""
-    metrics: CommaStrs
-    """Columns of the predictors. pass@K or avg@n that are not columns are computed from
-    --samples."""
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders, evaluation folders, parents or globs of them, of SFT and of the
+    GRPO that began with its steps. Each evaluated SFT step is a row."""
+    table: str | None = None
+    """Instead: CSV, one row a run: a label (column run, name, label, candidate or model), the
+    metrics, the target. Blank target = a candidate."""
+    benchmark: CommaStrs = ()
+    """With run folders: the benchmarks whose mean counts. Empty = all that every run has."""
+    target: str | None = None
+    """Column of the score after RL; with run folders avg@n or pass@K of the last GRPO step. null =
+    avg@n."""
+    metrics: CommaStrs = ()
+    """Columns of the predictors. pass@K or avg@n that are not columns are computed from --samples.
+    With run folders avg@n, pass@K and held_out_loss; empty = those of them that there are."""
     calibration: Annotated[float, Field(gt=0)] = 0.5
     """Runs used for the fit: a share below 1, or a number of runs from 2 on."""
     lower_is_better: CommaStrs = ()
@@ -152,7 +195,8 @@ class PredictConfig(StrictModel):
     """Second stage of the selection: the predictor that ranks survivors. null = the combined
     forecast, or the only metric."""
     series: str | None = None
-    """First stage (over-fit flag): column that names runs which differ only in training length."""
+    """First stage (over-fit flag): column that names runs which differ only in training length. Run
+    folders need none of these: their configurations say so."""
     order: str | None = None
     """First stage: column with the training length (epochs or steps) inside a series."""
     flag_score: str | None = None
@@ -172,15 +216,19 @@ class PredictConfig(StrictModel):
 
     @model_validator(mode="after")
     def _check_columns(self) -> PredictConfig:
-        if not self.metrics:
-            raise ValueError("metrics is empty; fix: --metrics A,B with columns of the CSV")
+        problems = _one_source("predict", self.runs, self.table is not None, "--table")
+        if self.table is not None and not (self.metrics and self.target):
+            problems.append(
+                "target and metrics are required with --table; fix: --target COLUMN --metrics A,B"
+            )
+        raise_all(problems)
         unknown = [name for name in self.lower_is_better if name not in self.metrics]
         if unknown:
             raise ValueError(
                 f"lower_is_better names {', '.join(unknown)}, which is none of --metrics; fix: the"
                 " name, or add it to --metrics"
             )
-        if self.target in self.metrics:
+        if self.table is not None and self.target in self.metrics:
             raise ValueError(
                 f"target {self.target} is also a metric; fix: leave it out of --metrics"
             )
@@ -204,6 +252,12 @@ class PredictConfig(StrictModel):
 
 
 _PREDICT: tuple[ReadIf[PredictConfig], ...] = (
+    ReadIf(
+        ("series", "order", "flag_score", "lower_is_better", "samples"),
+        lambda run: run.table is not None,
+        "--table",
+    ),
+    ReadIf(("benchmark",), lambda run: bool(run.runs), "run folders, not --table"),
     ReadIf(("flag_loss",), lambda run: run.series is not None, "--series, --order, --flag-score"),
 )
 
@@ -212,13 +266,27 @@ class TrajectoryConfig(StrictModel):
     """Does training dip and recover? Classes of score curves over checkpoints (arXiv 2604.06628),
     and which checkpoint to keep."""
 
-    curve: str
-    """CSV `model,benchmark,step,score[,length]`: step 0 = base, score in %, length = mean response
-    tokens."""
+    runs: Positional[tuple[str, ...]] = ()
+    """Run folders, evaluation folders, parents or globs of them. Step 0 is the model that a
+    run began with, or its own evaluation of it."""
+    table: str | None = None
+    """Instead: CSV `model,benchmark,step,score[,length]`: step 0 = base, score in %, length = mean
+    response tokens."""
+    benchmark: CommaStrs = ()
+    """With run folders: only these. Empty = all."""
     tolerance: Annotated[float, Field(ge=0)] = 1.0
     """Points that a curve may move without it counting as a dip or as a recovery."""
     json_path: JsonPath = None
     """Write the result here."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> TrajectoryConfig:
+        by_runs: ReadIf[TrajectoryConfig] = ReadIf(
+            ("benchmark",), lambda run: bool(run.runs), "run folders, not --table"
+        )
+        problems = _one_source("trajectory", self.runs, self.table is not None, "--table")
+        raise_all([*problems, *unread_problems(self, [by_runs])])
+        return self
 
 
 class ShiftConfig(StrictModel):
@@ -266,13 +334,16 @@ class BudgetConfig(StrictModel):
     """Accuracy if every answer had been cut at a token budget: stored token ids are truncated,
     decoded and graded again."""
 
-    input: str
-    """Graded JSONL rows with `response_ids` (a list of ids, or one list a sample) and `gold`."""
+    runs: Positional[tuple[str, ...]]
+    """Run folders, evaluation folders, parents or globs of them, or files of graded rows with
+    `response_ids` (a list of ids, or one list a sample) and `gold`."""
+    benchmark: CommaStrs = ()
+    """Only these. Empty = all."""
     budgets: CommaInts
     """Token budgets."""
     tokenizer: str | None = None
-    """Folder with tokenizer.json, to decode truncated answers. null = an answer above the budget
-    counts as wrong (a lower bound)."""
+    """Folder with tokenizer.json, to decode truncated answers. null = that of the evaluated model
+    where it still lies there, else an answer above the budget counts as wrong (a lower bound)."""
     kind: Literal["math", "gsm8k", "choice", "exact"] = "math"
     """How answers are compared when they are graded again."""
     workers: Annotated[int, Field(ge=1, le=256)] = 2
@@ -293,18 +364,20 @@ class CompareConfig(StrictModel):
     """Is this difference real? Paired bootstrap and permutation over problems, Holm-corrected; also
     at equal compute."""
 
-    base: str
-    """A: a graded JSONL file, or a model's eval folder (all its benchmarks)."""
-    runs: CommaStrs
-    """B: one or more of the same."""
+    runs: Positional[tuple[str, ...]]
+    """B: run folders (their last step), evaluation folders, parents or globs of them, or files of
+    graded samples."""
+    base: str | None = None
+    """A: one more of these, or the name of a model among them. null = each run against what it began
+    with, and GRPO against SFT from the same model."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Family-wise error rate that Holm's correction keeps over all comparisons."""
-    curve: str | None = None
-    """Compute-matched: CSV `model,benchmark,step,score` of the checkpoints of the runs in
+    table: str | None = None
+    """Compute-matched by hand: CSV `model,benchmark,step,score` of the checkpoints of the runs in
     --compute."""
     compute: CommaStrs = ()
-    """Training run folders (`name=folder`, name as in --curve); tokens, FLOPs and GPU-hours are
-    summed from metrics.jsonl."""
+    """With --table: training run folders (`name=folder`, name as in the table); tokens, FLOPs and
+    GPU-hours are summed from metrics.jsonl. Run folders in `runs` are matched without it."""
     draws: Draws = 10_000
     """Bootstrap and permutation draws."""
     seed: int = 42
@@ -315,10 +388,10 @@ class CompareConfig(StrictModel):
     @model_validator(mode="after")
     def _check_runs(self) -> CompareConfig:
         if not self.runs:
-            raise ValueError("runs is empty; fix: --runs PATH[,PATH…]")
-        if self.curve and not self.compute:
+            raise ValueError("runs is empty; fix: megaladder analyze compare RUN_DIR…")
+        if self.table and not self.compute:
             raise ValueError(
-                "curve needs --compute name=RUN_DIR,… to know what each checkpoint cost; fix:"
+                "table needs --compute name=RUN_DIR,… to know what each checkpoint cost; fix:"
                 " add it"
             )
         return self

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from megaladder.config.base import CommaInts, StrictModel
+from megaladder.config.base import CommaInts, CommaStrs, Positional, StrictModel
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_problems
 from megaladder.config.verbs.analysis import Draws, JsonPath
 from megaladder.types import DialectName, Kind
@@ -65,9 +65,12 @@ class PassAtKConfig(StrictModel):
     """avg@n, unbiased pass@k, prefix cov@n and maj@n of graded rows, with 95 % intervals that
     resample problems."""
 
-    input: str
-    """Samples with verdicts: what `grade` and `eval` write, what lm-eval, LIMO and Rethinking SFT
-    wrote, or rows {"id", "correct": [true, false, …]}; one row a problem."""
+    runs: Positional[tuple[str, ...]]
+    """Run folders, evaluation folders, parents or globs of them, or files of samples with verdicts:
+    what `grade` and `eval` write, what lm-eval, LIMO and Rethinking SFT wrote, or rows {"id",
+    "correct": [true, false, …]}; one row a problem."""
+    benchmark: CommaStrs = ()
+    """Only these. Empty = all."""
     k: CommaInts = (1,)
     """The k of pass@k, e.g. 1,8,64. A k above the number of samples gives null and a warning."""
     draws: Draws = 10_000

@@ -1,0 +1,40 @@
+"""The small files of a training run's folder, as an analysis reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megaladder.analysis.tables import Warnings, read_growing, read_text
+from megaladder.errors import DataError
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's config.yaml as plain values; {} where there is none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise DataError(
+            f"{path}: not valid YAML ({str(error).splitlines()[0]}); fix: the file"
+        ) from None
+    return values if isinstance(values, dict) else {}
+
+
+def read_held_out(folder: Path, warnings: Warnings) -> dict[int, float]:
+    """Step → held-out loss, nats a token; {} where none was measured."""
+    path = folder / "held_out.jsonl"
+    if not path.is_file() or not path.stat().st_size:
+        return {}
+    rows, note = read_growing(path)
+    if note:
+        warnings.add(note)
+    return {
+        row["step"]: float(row["held_out_loss"])
+        for _, row in rows
+        if isinstance(row.get("step"), int) and isinstance(row.get("held_out_loss"), (int, float))
+    }
