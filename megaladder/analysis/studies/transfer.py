@@ -251,8 +251,8 @@ def scores_of(
                 " =non"
             )
             continue
-        for name, scores in found.items():
-            value = runs.percent(*scores[benchmark])
+        for name, own in found.items():
+            value = runs.percent(*own[benchmark])
             table.scores[name].setdefault(group, {})[benchmark] = float(value or 0.0)
     if "math" not in table.scores[base.name]:
         raise DataError(
