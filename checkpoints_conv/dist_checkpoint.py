@@ -8,8 +8,8 @@ global shapes are those of `GPTModel.sharded_state_dict()`: the layers of one ki
 a first axis [L, …], so a folder written here can be loaded by `dist_checkpointing.load` at any TP ×
 PP, and a trainer's checkpoint of any layout can be read here.
 
-`.metadata` is a pickle; it is read with an allow-list, so a foreign checkpoint can't run code. Not
-here: names (families.py), optimizers.
+`.metadata` is a pickle, read with an allow-list (`plain_data`), so a foreign checkpoint can't run
+code. Not here: names (families.py), optimizers.
 """
 
 from __future__ import annotations
@@ -38,17 +38,11 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megaladder.checkpoint import store
+from megaladder.checkpoint import plain_data, store
 from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import CheckpointError
 
-_FORMAT = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
 _MAX_FILE_BYTES = 10**9  # several files, so that they can be hashed and read on several cores
 _HASH_ASIDE_BYTES = 2**20  # larger writes are hashed by a second thread while the first one writes
 Shape = tuple[int, ...]
@@ -147,8 +141,8 @@ class DistCheckpointWriter:
     def _finish(self, content: dict[str, Any]) -> None:
         self._roll()
         torch.save({"content_metadata": content}, self.folder / "common.pt")
-        (self.folder / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
-        with (self.folder / ".metadata").open("wb") as file:
+        (self.folder / "metadata.json").write_text(json.dumps(plain_data.FORMAT), encoding="utf-8")
+        with (self.folder / plain_data.METADATA).open("wb") as file:
             pickle.dump(self._metadata, file)
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = str(path.relative_to(self.folder))
@@ -257,64 +251,10 @@ class _IntoTensor(LoadPlanner):
     set_up_planner = create_local_plan = create_global_plan = finish_plan = load_bytes = _unused
 
 
-_ALLOWED_GLOBALS = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    ("builtins", "set"),
-    ("builtins", "list"),
-    ("builtins", "dict"),
-    ("builtins", "slice"),
-    ("_codecs", "encode"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "PurePosixPath"),
-}
-_ALLOWED_MODULES = {
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed.checkpoint.planner",
-    "torch.distributed.checkpoint.filesystem",
-}
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Only the classes that a checkpoint's metadata is made of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        plain = "." not in name
-        own_class = (
-            module in _ALLOWED_MODULES
-            and plain
-            and isinstance(getattr(__import__(module, fromlist=[name]), name, None), type)
-        )
-        mcore_class = module == "megatron.core.dist_checkpointing.strategies.torch" and name in (
-            "MCoreMetadata",
-            "MCoreSavePlan",
-        )
-        if (module, name) in _ALLOWED_GLOBALS or is_dtype or own_class or mcore_class:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
-
-
-def _load_metadata(file: IO[bytes]) -> Metadata:
-    metadata = _MetadataUnpickler(file).load()
-    if not isinstance(metadata, Metadata):
-        raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
-    return metadata
-
-
 def _read_metadata(folder: Path) -> Metadata:
     if not (folder / store.MARKER).is_file():
         raise CheckpointError(f"{folder}: {_not_committed(folder)}")
-    try:
-        with (folder / ".metadata").open("rb") as file:
-            return _load_metadata(file)
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / '.metadata'}: cannot be read ({error}); fix: copy the folder again"
-        ) from error
+    return plain_data.read_metadata(folder)
 
 
 def _not_committed(folder: Path) -> str:

@@ -8,6 +8,7 @@ loops may ask. Under no launcher at all (WORLD_SIZE unset) it is a world of one.
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,12 @@ import torch.distributed as dist
 
 from megaladder import platform
 from megaladder.errors import ConfigError, MegaladderError
+from megaladder.process.ranks import STORE_SOCKET, gloo_on_loopback
 from megaladder.process.storage import storage_error
 
 T = TypeVar("T")
+_stores: list[dist.Store] = []  # at most one, for all sessions of this process
+_sessions = itertools.count()  # their keys are apart
 
 _STOP_KEY, _STOP_POLL = "megaladder/stop", datetime.timedelta(seconds=1)
 
@@ -95,15 +99,9 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     from megatron.core import parallel_state, tensor_parallel
 
     if not dist.is_initialized():
-        # A process by itself meets nobody: no port, and nothing in the environment that its
-        # children would take for theirs.
-        alone: dict[str, Any] = (
-            {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        )
+        timeout = datetime.timedelta(seconds=timeout_s)
         platform.bind_device(local_rank_from_env())
-        dist.init_process_group(
-            platform.collective_backend(), timeout=datetime.timedelta(seconds=timeout_s), **alone
-        )
+        dist.init_process_group(platform.collective_backend(), timeout=timeout, **_meeting(timeout))
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
@@ -113,6 +111,37 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     )
     # no dropout anywhere: only satisfies megatron-core's bookkeeping
     tensor_parallel.model_parallel_cuda_manual_seed(1234)
+
+
+def _meeting(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Where the ranks meet, if not in a store that torch opens: that one listens on every interface
+    of the machine, and obeys anyone."""
+    if "RANK" not in os.environ:
+        # A process by itself meets nobody: no port, and nothing in the environment that makes its
+        # children ranks.
+        os.environ.update(gloo_on_loopback(os.environ))
+        return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    if STORE_SOCKET not in os.environ:  # torchrun's, on a network of several machines
+        return {}
+    store = dist.PrefixStore(f"session_{next(_sessions)}", _launchers_store(timeout))
+    store.set_timeout(timeout)
+    return {"store": store, "rank": rank_from_env(), "world_size": world_size_from_env()}
+
+
+def _launchers_store(timeout: datetime.timedelta) -> dist.Store:
+    """The store of this launch: rank 0 serves it at a socket of the loopback interface."""
+    if not _stores:
+        serves = rank_from_env() == 0
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            world_size_from_env(),
+            is_master=serves,
+            timeout=timeout,
+            master_listen_fd=int(os.environ[STORE_SOCKET]) if serves else None,
+        )
+        _stores.append(store)
+    return _stores[0]
 
 
 def shutdown() -> None:

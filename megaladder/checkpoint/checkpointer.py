@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
 from megaladder import parallel
-from megaladder.checkpoint import store, writers
+from megaladder.checkpoint import plain_data, store, writers
 from megaladder.errors import CheckpointError
 from megaladder.model.weights import gathered
 from megaladder.process import last_word
@@ -70,20 +70,13 @@ def _load_chunk(chunk: Any, state: dict[str, Any]) -> None:
         )
 
 
-def _stored_keys(path: Path) -> set[str]:
-    """Names of the tensors and objects in a checkpoint."""
-    return {
-        value.key
-        for value in dist_checkpointing.serialization.load_sharded_metadata(str(path)).values()
-    }
-
-
 def _sharded_state(
     wrapped: Sequence[Any], optimizer: Any, *, load_from: Path | None = None, with_rng: bool = True
 ) -> dict[str, Any]:
     is_loading = load_from is not None
     state = _model_state(
-        [chunk.module for chunk in wrapped], _stored_keys(load_from) if load_from else None
+        [chunk.module for chunk in wrapped],
+        plain_data.stored_keys(load_from) if load_from else None,
     )
     state["optimizer"] = optimizer.sharded_state_dict(
         state, is_loading=is_loading, metadata=_OPTIMIZER_METADATA
@@ -198,10 +191,7 @@ class Checkpointer:
         last_word.note_saved(trainer["step"])
         with_rng = trainer.get("num_ranks") == parallel.world_size()
         state = _sharded_state(self._wrapped, self._optimizer, load_from=path, with_rng=with_rng)
-        try:
-            loaded = dist_checkpointing.load(state, str(path))
-        except dist_checkpointing.core.CheckpointingException as error:
-            raise CheckpointError(f"{path}: does not fit this model or layout: {error}") from error
+        loaded = plain_data.load(state, path)
         for name, chunk in zip(_names(self._wrapped), self._wrapped, strict=True):
             _load_chunk(chunk.module, loaded[name])
         self._optimizer.load_state_dict(loaded["optimizer"])
@@ -216,7 +206,7 @@ def load_model_only(path: Path, chunks: Sequence[Any]) -> None:
     problem = _damage(path)
     if problem is not None:
         raise CheckpointError(problem)
-    loaded = dist_checkpointing.load(_model_state(chunks, _stored_keys(path)), str(path))
+    loaded = plain_data.load(_model_state(chunks, plain_data.stored_keys(path)), path)
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         _load_chunk(chunk, loaded[name])
 

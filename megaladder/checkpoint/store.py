@@ -6,8 +6,8 @@ retention rule.
 converts by itself), `integrity.json` (sha256 and size of every file) and, last of all, `COMMITTED`.
 A folder without that marker does not exist for `committed_steps` and is removed by the next start.
 
-torch reads a distributed checkpoint's `.metadata` with pickle: load checkpoints of your own runs
-only; exchange models as safetensors.
+The manifest tells damage, not forgery: whoever can write the files can write it too. What runs no
+code although it is a pickle: `plain_data`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from megaladder.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 _PLAIN_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+# far more than any file that people write
+MAX_VALUES, MAX_DEPTH = 100_000, 50
+_TOO_DEEP = f"values inside values, more than {MAX_DEPTH} deep; fix: write them flat"
 _TAGS_ARE_NOT_READ = "tags such as !!python are not read"
 
 
@@ -107,6 +110,8 @@ def parse_yaml(text: str, path: str) -> YamlFile:
     try:
         loader = _CoreLoader(text)
         root = loader.get_single_node()
+    except RecursionError:
+        raise ConfigError(f"{path}: {_TOO_DEEP}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(
@@ -145,9 +150,11 @@ class _Builder:
 
     def __post_init__(self) -> None:
         self.open_nodes: set[int] = set()
+        self.num_values = 0
 
     def build(self, node: yaml.Node, key: KeyPath) -> Any:
         line = node.start_mark.line + 1
+        self._bound(line, len(key))
         if id(node) in self.open_nodes:
             raise ConfigError(
                 f"{self.path}:{line}: an anchor contains itself; fix: write the value out"
@@ -165,6 +172,17 @@ class _Builder:
             return self._scalar(node, line)
         finally:
             self.open_nodes.discard(id(node))
+
+    def _bound(self, line: int, depth: int) -> None:
+        """A few anchors inside each other stand for more values than any memory holds."""
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise ConfigError(
+                f"{self.path}:{line}: more than {MAX_VALUES:,} values once its anchors are written"
+                " out; fix: fewer of them"
+            )
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{self.path}:{line}: {_TOO_DEEP}")
 
     def _mapping(self, node: yaml.MappingNode, key: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -28,12 +28,13 @@ from megaladder.process import ending, heartbeat, last_word, signals
 from megaladder.process.gpu_stack import cudnn_environment
 from megaladder.process.heartbeat import Beat
 from megaladder.process.last_word import Ending
-from megaladder.process.ranks import LAUNCHER_PID, STATUS_FILE, host
+from megaladder.process.ranks import LAUNCHER_PID, STATUS_FILE, STORE_SOCKET, gloo_on_loopback, host
 
 FAILED_GRACE_S = 3.0  # from a rank's crash to SIGKILL for the rest
 # after a stop that all ranks agreed on everything is saved; closing an engine takes a while
 STOPPED_GRACE_S = 60.0
 POLL_S = 0.05
+MAX_WAITING = 4096  # ranks that may knock at the store before rank 0 serves it
 
 
 def hold_port() -> socket.socket:
@@ -67,6 +68,7 @@ def rank_environment(
         "OMP_NUM_THREADS": str(threads),
         **own,
         **cudnn_environment(own),
+        **gloo_on_loopback(own),
         "USE_HUB_KERNELS": "NO",  # transformers would download and run compiled code
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -126,16 +128,19 @@ class _Job:
         self._interrupted = False
         self._seen: dict[int, tuple[int, float]] = {}
         self._port = hold_port()
+        self._port.listen(MAX_WAITING)
 
     def start(self, command: Sequence[str]) -> None:
         port = self._port.getsockname()[1]
         told = {
             STATUS_FILE: os.environ.get(STATUS_FILE) or str(self._notes / "status"),
             heartbeat.FOLDER_VARIABLE: str(self._notes),
+            STORE_SOCKET: str(self._port.fileno()),
         }
         for rank in range(self._num_ranks):
             environ = rank_environment(rank, self._num_ranks, port) | told
-            self._ranks.append(_start(command, rank, environ))
+            own = (self._port.fileno(),) if rank == 0 else ()
+            self._ranks.append(_start(command, rank, environ, own))
         self._readers = [
             _prefix_output(rank, self._ranks[rank]) for rank in range(1, len(self._ranks))
         ]
@@ -269,8 +274,11 @@ class _Job:
         self._port.close()
 
 
-def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A session of its own, so that a terminal's Ctrl-C reaches a rank once: handed on."""
+def _start(
+    command: Sequence[str], rank: int, environ: dict[str, str], own: tuple[int, ...]
+) -> subprocess.Popen[bytes]:
+    """A session of its own, so that a terminal's Ctrl-C reaches a rank once: handed on. own: open
+    files that it inherits."""
     pipe = None if rank == 0 else subprocess.PIPE
     merged = None if rank == 0 else subprocess.STDOUT
     return subprocess.Popen(
@@ -280,6 +288,7 @@ def _start(command: Sequence[str], rank: int, environ: dict[str, str]) -> subpro
         stderr=merged,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        pass_fds=own,
     )
 
 

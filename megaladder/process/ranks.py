@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from megaladder.process.signals import die_with_parent
 LAUNCHER_PID = "MEGALADDER_LAUNCHER_PID"
 # torchrun makes a 1 of every failure: the first rank that fails leaves its own status here
 STATUS_FILE = "MEGALADDER_STATUS_FILE"
+# number of the listening socket that rank 0 inherits from our launcher: the ranks' store
+STORE_SOCKET = "MEGALADDER_STORE_SOCKET"
 FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
 LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
 
@@ -30,6 +33,14 @@ def process_start(pid: object) -> str | None:
 def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
     """True in a process that torchrun, Slurm's torchrun, or `launch_local` started."""
     return "RANK" in environ and "WORLD_SIZE" in environ
+
+
+def gloo_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
+    """For ranks of one machine: gloo would listen where the machine's name leads. The user's own
+    choice counts."""
+    if not sys.platform.startswith("linux"):
+        return {}
+    return {"GLOO_SOCKET_IFNAME": environ.get("GLOO_SOCKET_IFNAME", "lo")}
 
 
 def rank_from_env() -> int:

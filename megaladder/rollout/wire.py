@@ -14,7 +14,7 @@ import struct
 import threading
 from typing import Any
 
-_LENGTH = struct.Struct("!I")
+LENGTH = struct.Struct("!I")
 
 
 class Channel:
@@ -28,12 +28,12 @@ class Channel:
         """Blocks until it is written. Raises OSError when the other side is gone."""
         raw = json.dumps(message, separators=(",", ":")).encode()
         with self._lock:
-            self._end.sendall(_LENGTH.pack(len(raw)) + raw)
+            self._end.sendall(LENGTH.pack(len(raw)) + raw)
 
     def receive(self) -> dict[str, Any] | None:
         """The next message, or None when the other side is gone."""
-        head = self._exactly(_LENGTH.size)
-        raw = self._exactly(_LENGTH.unpack(head)[0]) if head else None
+        head = self._exactly(LENGTH.size)
+        raw = self._exactly(LENGTH.unpack(head)[0]) if head else None
         return json.loads(raw) if raw is not None else None
 
     def close(self) -> None:

@@ -17,22 +17,26 @@ tensors (`weight_sync` writes each node's own copy), starting of nodes (torchrun
 from __future__ import annotations
 
 import hmac
+import json
 import os
 import queue
 import secrets
+import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megaladder.errors import EngineError, MegaladderError
 from megaladder.rollout.replica import Inbox, ReplicaSpec
-from megaladder.rollout.wire import Channel
+from megaladder.rollout.wire import LENGTH, Channel
 
 TOKEN_BYTES = 32
-HELLO_TIMEOUT_S = 10.0  # a connection that says nothing is dropped
+HELLO_TIMEOUT_S = 10.0  # a connection that has not said who it is by then is dropped
+MAX_GREETINGS = 256  # at once; the oldest of more is dropped
+MAX_HELLO_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 60.0
 
 
@@ -55,7 +59,8 @@ class Listener:
         self.meeting = Meeting(host, self._socket.getsockname()[1], secrets.token_hex(TOKEN_BYTES))
 
     def accept(self, timeout_s: float) -> list[RemoteSpec]:
-        """The replicas that the leaders offer, by node and place.
+        """The replicas that the leaders offer, by node and place. Greetings go side by side: who
+        says nothing, or drips, holds nobody up.
 
         Raises:
             EngineError: a leader did not come in time. MegaladderError: a leader cannot offer what
@@ -64,52 +69,129 @@ class Listener:
         found: dict[tuple[int, int], RemoteSpec] = {}
         expected: dict[int, int] = {}
         deadline = time.monotonic() + timeout_s
-        with self._socket:
+        with self._socket, _Door(self._socket, self.meeting.token) as door:
             while len(expected) < self._num_leaders or len(found) < sum(expected.values()):
-                self._socket.settimeout(max(0.01, deadline - time.monotonic()))
-                try:
-                    connection, _ = self._socket.accept()
-                except TimeoutError:
-                    raise EngineError(
-                        f"{self._num_leaders - len(expected)} of {self._num_leaders} other nodes"
-                        f" did not offer their engines at {self.meeting.host}:{self.meeting.port}"
-                        f" within {timeout_s:.0f} s; fix: see the other nodes' output, and that the"
-                        " nodes reach each other on any port"
-                    ) from None
-                hello = self._greet(connection)
-                if hello is None:
-                    continue
-                channel, words = hello
-                if "error" in words:
-                    error = MegaladderError(f"node {words['node']}: {words['error']}")
-                    error.exit_status = words["exit_status"]
-                    raise error
-                expected[words["node"]] = words["slots"]
-                if words["slots"]:
-                    found[words["node"], words["slot"]] = RemoteSpec(
-                        words["node"], words["slot"], channel
-                    )
+                if time.monotonic() > deadline:
+                    raise self._nobody_came(len(expected), timeout_s)
+                for connection, words in door.open(deadline):
+                    if "error" in words:
+                        error = MegaladderError(f"node {words['node']}: {words['error']}")
+                        error.exit_status = words["exit_status"]
+                        raise error
+                    node, slot = words["node"], words["slot"]
+                    expected[node] = words["slots"]
+                    if words["slots"]:
+                        found[node, slot] = RemoteSpec(node, slot, Channel(connection))
         return [found[key] for key in sorted(found)]
 
-    def _greet(self, connection: socket.socket) -> tuple[Channel, dict[str, Any]] | None:
-        """Checks the token before anything is parsed; None for a stranger."""
-        connection.settimeout(HELLO_TIMEOUT_S)
-        said = b""
+    def _nobody_came(self, num_came: int, timeout_s: float) -> EngineError:
+        missing, place = self._num_leaders - num_came, f"{self.meeting.host}:{self.meeting.port}"
+        return EngineError(
+            f"{missing} of {self._num_leaders} other nodes did not offer their engines at {place}"
+            f" within {timeout_s:.0f} s; fix: see the other nodes' output, and that the nodes reach"
+            " each other on any port"
+        )
+
+
+class _Door:
+    """The connections that have not said yet who they are."""
+
+    def __init__(self, listener: socket.socket, token: str) -> None:
+        self._listener, self._token = listener, token
+        self._selector = selectors.DefaultSelector()
+        self._waiting: list[_Greeting] = []  # oldest first
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def __enter__(self) -> _Door:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for greeting in list(self._waiting):
+            self._turn_away(greeting)
+        self._selector.close()
+
+    def open(self, deadline: float) -> Iterator[tuple[socket.socket, dict[str, Any]]]:
+        """Waits for something to happen; the connections that know the token, and their words."""
+        until = min([deadline, *(greeting.deadline for greeting in self._waiting)])
+        for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
+            if key.data is None:
+                self._let_in()
+                continue
+            try:
+                words = key.data.hear()
+            except (OSError, ValueError):
+                self._turn_away(key.data)
+                continue
+            if words is not None:
+                yield self._through(key.data), words
+        for greeting in [one for one in self._waiting if time.monotonic() > one.deadline]:
+            self._turn_away(greeting)
+
+    def _let_in(self) -> None:
         try:
-            while len(said) < 2 * TOKEN_BYTES and (
-                more := connection.recv(2 * TOKEN_BYTES - len(said))
-            ):
-                said += more
-        except OSError:
-            said = b""
-        if not hmac.compare_digest(said, self.meeting.token.encode()):
-            connection.close()
+            connection, _ = self._listener.accept()
+        except OSError:  # it went away again
+            return
+        if len(self._waiting) >= MAX_GREETINGS:
+            self._turn_away(self._waiting[0])
+        greeting = _Greeting(connection, self._token)
+        self._waiting.append(greeting)
+        self._selector.register(connection, selectors.EVENT_READ, greeting)
+
+    def _through(self, greeting: _Greeting) -> socket.socket:
+        self._selector.unregister(greeting.connection)
+        self._waiting.remove(greeting)
+        greeting.connection.setblocking(True)
+        keep_alive(greeting.connection)
+        return greeting.connection
+
+    def _turn_away(self, greeting: _Greeting) -> None:
+        self._selector.unregister(greeting.connection)
+        self._waiting.remove(greeting)
+        greeting.connection.close()
+
+
+class _Greeting:
+    """The first words of one connection: the token, then a frame as of `wire`. One deadline for
+    all of it."""
+
+    def __init__(self, connection: socket.socket, token: str) -> None:
+        connection.setblocking(False)
+        self.connection, self._token = connection, token.encode()
+        self.deadline = time.monotonic() + HELLO_TIMEOUT_S
+        self._said = b""
+        self._wanted = len(self._token)
+
+    def hear(self) -> dict[str, Any] | None:
+        """Takes what has come, at most to the end of the greeting; its words once it is complete.
+
+        Raises:
+            OSError, ValueError: it ended, or is no greeting of ours.
+        """
+        more = self.connection.recv(self._wanted - len(self._said))
+        if not more:
+            raise ConnectionError("it ended before it had said who it is")
+        self._said += more
+        if len(self._said) < self._wanted:
             return None
-        connection.settimeout(None)
-        keep_alive(connection)
-        channel = Channel(connection)
-        words = channel.receive()
-        return None if words is None else (channel, words)
+        head = len(self._token)
+        # nothing is parsed before the token has been checked
+        if not hmac.compare_digest(self._said[:head], self._token):
+            raise ValueError("another token")
+        if self._wanted == head:
+            self._wanted += LENGTH.size
+            return None
+        if self._wanted == head + LENGTH.size:
+            (size,) = LENGTH.unpack(self._said[head:])
+            if not 0 < size <= MAX_HELLO_BYTES:
+                raise ValueError(f"a greeting of {size} bytes")
+            self._wanted += size
+            return None
+        words = json.loads(self._said[head + LENGTH.size :])
+        if not isinstance(words, dict):
+            raise ValueError("no greeting")
+        return words
 
 
 def offer(meeting: Meeting, node: int, specs: Callable[[], Sequence[ReplicaSpec]]) -> None:
@@ -248,8 +330,6 @@ class RemoteReplica:
 
 def _listen(host: str) -> socket.socket:
     """Listens on the meeting's own address.
-
-    On all of this machine's where that name is not one of its addresses (behind a translation).
 
     On all of this machine's where that name is not one of its addresses (behind a translation).
     """
