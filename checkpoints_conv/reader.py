@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,16 +207,37 @@ def _no_weights(folder: Path) -> str:
     )
 
 
+# configuration, tokenizers of every kind, templates, licence; the code of a family that
+# transformers has no class for (never run here)
+_AUXILIARY = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
+    r"|chat_template|processor_config|preprocessor_config)\.json"
+    r"|merges\.txt|vocab\.txt|tokenizer\.model(\.v\d)?|spiece\.model|sentencepiece\.bpe\.model"
+    r"|[\w.-]+\.(jinja|tiktoken)"
+    r"|(configuration|modeling|tokenization)_\w+\.py"
+    r"|LICEN[CS]E[\w.-]*",
+    re.IGNORECASE,
+)
+
+
 def auxiliary_files(folder: Path) -> Iterator[Path]:
-    """Files of a model folder that travel with its weights: configuration, tokenizer, chat
-    template, licence, the code of a family that transformers has no class for (never run here);
-    config.json comes last."""
-    suffixes = {".json", ".txt", ".model", ".jinja", ".tiktoken", ".py"}
+    """Files of a model folder that travel with its weights, by name; config.json comes last.
+
+    Raises:
+        ModelError: one of them is a link to somewhere else: what lies there is not the model's.
+    """
     for path in sorted(folder.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
-        licence = path.name.upper().startswith("LICENSE")
-        if (
-            path.is_file()
-            and (path.suffix in suffixes or licence)
-            and not path.name.endswith(".index.json")
-        ):
+        if _AUXILIARY.fullmatch(path.name) and path.is_file():
+            if path.is_symlink() and not _leads_home(path, folder):
+                raise ModelError(
+                    f"{path}: is a link to {path.resolve()}, outside of the model's folder; fix:"
+                    " put a copy of the file there if it belongs to the model"
+                )
             yield path
+
+
+def _leads_home(link: Path, folder: Path) -> bool:
+    """Links stay in the folder, or lead to the blobs beside a snapshot of the hub's cache."""
+    home = folder.resolve()
+    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    return any(link.resolve().is_relative_to(place) for place in homes)

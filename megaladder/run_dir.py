@@ -27,10 +27,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from megaladder import shared_memory
 from megaladder.errors import ConfigError, DataError, ModelError
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
@@ -77,13 +78,17 @@ def _plain(value: Any) -> Any:
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Old content or new content, never a mixture, also after a power cut: temp file in the same
     folder, fsync, rename, fsync folder."""
+    atomic_lines(path, [data.encode("utf-8") if isinstance(data, str) else data])
+
+
+def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
+    """The same for content that comes in pieces, of which one is in memory."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode("utf-8") if isinstance(data, str) else data
     temporary = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.tmp"
     try:
         with naming(path), temporary.open("xb") as file:
-            file.write(raw)
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -113,15 +118,17 @@ class JsonlFile:
         self.repaired_bytes = repair_torn_tail(self.path)
         self._file = self.path.open("ab")
 
-    def append(self, row: Mapping[str, Any], durable: bool = False) -> None:
-        """One row, one write. It survives a kill of this process; `durable` also waits for the disk
-        (power cut)."""
+    def append(self, row: Mapping[str, Any], durable: bool = False) -> int:
+        """One row, one write; where it begins. It survives a kill of this process; `durable` also
+        waits for the disk (power cut)."""
         line = to_json(row).encode("utf-8")
+        line = (_seal(line) if self._sealed else line) + b"\n"
         with naming(self.path):
-            self._file.write((_seal(line) if self._sealed else line) + b"\n")
+            self._file.write(line)
             self._file.flush()
             if durable:
                 os.fsync(self._file.fileno())
+            return self._file.tell() - len(line)
 
     def sync(self) -> None:
         """Waits until every row is on the disk: none is lost to a power cut."""
@@ -266,24 +273,37 @@ def repair_torn_tail(path: str | Path) -> int:
 def read_jsonl(path: str | Path, *, sealed: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of a file that we wrote. Only newlines separate rows; a torn last line is no row;
     anything else broken is an error. sealed: as the `JsonlFile` that wrote them."""
+    return (row for _, row in read_places(path, sealed=sealed))
+
+
+def read_places(path: str | Path, *, sealed: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the byte at which each row begins."""
+    start = 0
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            if sealed:
-                line = _unseal(line[:-1], f"{path}:{number}")
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}:{number}: not a JSON object ({error}); fix: delete that line"
-                ) from None
-            if not isinstance(row, dict):
-                kind = type(row).__name__
-                raise DataError(
-                    f"{path}:{number}: expected an object, found {kind}; fix: delete that line"
-                )
-            yield row
+            yield start, _row(line, f"{path}:{number}", sealed)
+            start += len(line)
+
+
+def read_row(file: IO[bytes], start: int, path: str | Path, *, sealed: bool) -> dict[str, Any]:
+    """The row of an open file that begins at byte `start`."""
+    file.seek(start)
+    return _row(file.readline(), f"{path}, byte {start:,}", sealed)
+
+
+def _row(line: bytes, where: str, sealed: bool) -> dict[str, Any]:
+    if sealed:
+        line = _unseal(line.removesuffix(b"\n"), where)
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not a JSON object ({error}); fix: delete that line") from None
+    if not isinstance(row, dict):
+        kind = type(row).__name__
+        raise DataError(f"{where}: expected an object, found {kind}; fix: delete that line")
+    return row
 
 
 def drop_rows_after(path: str | Path, step: int) -> int:
@@ -348,6 +368,7 @@ class RunDir:
             self._lock = RunLock(self.path)
             last_word.begin(self.path, writer=True)
             heartbeat.forget_earlier(self.path)
+            shared_memory.sweep()
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(
                 f"run_dir {path}: is a file, expected a folder; fix: another run_dir"

@@ -30,7 +30,7 @@ from megaladder.evaluation import metrics
 from megaladder.evaluation.benchmarks.problems import fill
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.report import Scores, count, length_values
-from megaladder.evaluation.store import Record
+from megaladder.evaluation.store import Record, Sample
 from megaladder.rewards.extract import answer_part
 from megaladder.rollout.engine import Engine, SamplingParams, expand
 from megaladder.run_dir import JsonlFile, read_jsonl, to_json
@@ -278,7 +278,7 @@ def judge_records(
 
 def judged_scores(
     problems: Sequence[Problem],
-    records: Mapping[tuple[str, int], Record],
+    records: Mapping[tuple[str, int], Sample],
     judgements: Mapping[tuple[str, int], Judgement],
     kind: str,
     n: int,

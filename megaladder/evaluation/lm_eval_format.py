@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from megaladder import __version__
 from megaladder.evaluation.report import Scores
 from megaladder.evaluation.run import Task
 from megaladder.evaluation.store import Record
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.run_dir import atomic_lines, to_json
 
 FILTER = "none"
 SCHEMA_VERSION = 1.0
@@ -38,15 +38,14 @@ def write_samples(
 ) -> None:
     """`samples_<benchmark>.jsonl`, atomically: old rows or new rows."""
     rows = sample_rows(task, records, scores, fingerprint)
-    atomic_write(path, "".join(to_json(row) + "\n" for row in rows))
+    atomic_lines(path, (to_json(row).encode("utf-8") + b"\n" for row in rows))
 
 
 def sample_rows(
     task: Task, records: Mapping[tuple[str, int], Record], scores: Scores, fingerprint: str
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One row per problem, in the benchmark's order."""
     decoding = gen_kwargs(task)
-    out = []
     graded = [problem.id for problem in task.problems if problem.id not in scores.left_out]
     place_of = {name: place for place, name in enumerate(graded)}
     for index, problem in enumerate(task.problems):
@@ -64,28 +63,24 @@ def sample_rows(
             if place is None
             else {name: float(value_p[place]) for name, value_p in scores.values_p.items()}
         )
-        out.append(
-            {
-                "doc_id": index,
-                "doc": doc,
-                "target": problem.gold,
-                "arguments": {"gen_args_0": {"arg_0": task.prompts[index], "arg_1": decoding}},
-                "resps": [[record.response for record in samples]],
-                "filtered_resps": [record.answer or "" for record in samples],
-                "filter": FILTER,
-                "metrics": sorted(values),
-                "doc_hash": _sha256(
-                    to_json(
-                        {key: value for key, value in doc.items() if key != "samples"},
-                        sort_keys=True,
-                    )
-                ),
-                "prompt_hash": _sha256(task.prompts[index]),
-                "target_hash": _sha256(problem.gold),
-                **values,
-            }
-        )
-    return out
+        yield {
+            "doc_id": index,
+            "doc": doc,
+            "target": problem.gold,
+            "arguments": {"gen_args_0": {"arg_0": task.prompts[index], "arg_1": decoding}},
+            "resps": [[record.response for record in samples]],
+            "filtered_resps": [record.answer or "" for record in samples],
+            "filter": FILTER,
+            "metrics": sorted(values),
+            "doc_hash": _sha256(
+                to_json(
+                    {key: value for key, value in doc.items() if key != "samples"}, sort_keys=True
+                )
+            ),
+            "prompt_hash": _sha256(task.prompts[index]),
+            "target_hash": _sha256(problem.gold),
+            **values,
+        }
 
 
 def _sample_lists(samples: Sequence[Record], fingerprint: str) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def _sample_lists(samples: Sequence[Record], fingerprint: str) -> dict[str, Any]
         "exact_matches": [record.correct for record in samples],
         "extracted_answers": [record.answer for record in samples],
         "response_ids": [record.response_ids for record in samples],
-        "num_tokens": [len(record.response_ids) for record in samples],
+        "num_tokens": [record.num_tokens for record in samples],
         "finish_reasons": [record.finish_reason for record in samples],
         "reasons": [record.reason for record in samples],
         "fingerprint": fingerprint,

@@ -19,7 +19,7 @@ from megaladder.errors import DataError
 from megaladder.evaluation import metrics
 from megaladder.evaluation.metrics import Interval
 from megaladder.evaluation.run import Timing
-from megaladder.evaluation.store import Record
+from megaladder.evaluation.store import Sample
 from megaladder.types import UNDECIDED_REASONS, GradeReason, Problem
 
 LENGTHS = ("response_length", "thinking_tokens")
@@ -52,7 +52,7 @@ class Scores:
 
 def score(
     problems: Sequence[Problem],
-    records: Mapping[tuple[str, int], Record],
+    records: Mapping[tuple[str, int], Sample],
     n: int,
     seed: int,
     groups: Mapping[str, Sequence[str]] | None = None,
@@ -102,8 +102,8 @@ def score(
 
 
 def decided_rows(
-    problems: Sequence[Problem], rows: Sequence[Sequence[Record]]
-) -> tuple[list[Problem], list[list[Record]]]:
+    problems: Sequence[Problem], rows: Sequence[Sequence[Sample]]
+) -> tuple[list[Problem], list[list[Sample]]]:
     """The problems that have a verdict, with their decided samples. Raises DataError without any."""
     decided = [[record for record in row if record.correct is not None] for row in rows]
     kept = [(problem, row) for problem, row in zip(problems, decided, strict=True) if row]
@@ -115,11 +115,11 @@ def decided_rows(
     return [problem for problem, _ in kept], [row for _, row in kept]
 
 
-def length_values(rows: Sequence[Sequence[Record]]) -> dict[str, np.ndarray]:
+def length_values(rows: Sequence[Sequence[Sample]]) -> dict[str, np.ndarray]:
     """Mean tokens per problem, and mean thinking tokens where budgets counted them."""
     values = {
         "response_length": np.array(
-            [np.mean([len(record.response_ids) for record in row]) for row in rows]
+            [np.mean([record.num_tokens for record in row]) for row in rows]
         )
     }
     if all(record.num_thinking_tokens is not None for row in rows for record in row):
@@ -129,7 +129,7 @@ def length_values(rows: Sequence[Sequence[Record]]) -> dict[str, np.ndarray]:
     return values
 
 
-def count(rows: Sequence[Sequence[Record]]) -> dict[str, int]:
+def count(rows: Sequence[Sequence[Sample]]) -> dict[str, int]:
     """What did not go as it should, over all samples; zeros stay, so that nobody wonders."""
     flat = [record for row in rows for record in row]
     reasons = Counter(record.reason for record in flat)

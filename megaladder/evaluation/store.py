@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 from megaladder.errors import ConfigError, DataError
 from megaladder.process.faults import fault_point
-from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_jsonl, to_json
+from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_places, read_row, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,40 @@ class Record:
     @property
     def key(self) -> tuple[str, int]:
         return self.id, self.sample
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.response_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What stays in memory of a sample, whatever its length: a record without its text. `start`:
+    the byte of the journal at which its row begins."""
+
+    start: int
+    num_tokens: int
+    finish_reason: str
+    correct: bool | None
+    answer: str | None
+    reason: str
+    num_thinking_tokens: int | None
+
+    @classmethod
+    def of(cls, record: Record, start: int) -> Self:
+        answer = None if record.answer is None else sys.intern(record.answer)
+        return cls(
+            start,
+            record.num_tokens,
+            sys.intern(record.finish_reason),
+            record.correct,
+            answer,
+            sys.intern(record.reason),
+            record.num_thinking_tokens,
+        )
+
+
+Sample = Record | Verdict  # for what needs no text
 
 
 def fingerprint_of(parts: Mapping[str, Any]) -> str:
@@ -140,19 +175,24 @@ class SampleJournal(Generic[Entry, Kept]):
             )
 
 
-class Journal(SampleJournal[Record, Record]):
-    """The samples of one benchmark."""
+class Journal(SampleJournal[Record, Verdict]):
+    """The samples of one benchmark: verdicts in `records`, texts in the file (`stored`)."""
 
     def append(self, record: Record) -> None:
         assert record.key not in self.records, f"sample {record.key} is there already"
         fault_point("before_append")
-        self._file.append({**asdict(record), "fingerprint": self.fingerprint})
-        self.records[record.key] = record
+        start = self._file.append({**asdict(record), "fingerprint": self.fingerprint})
+        self.records[sys.intern(record.id), record.sample] = Verdict.of(record, start)
         fault_point("after_append")
 
-    def _read(self) -> dict[tuple[str, int], Record]:
-        records: dict[tuple[str, int], Record] = {}
-        for number, row in enumerate(read_jsonl(self.path, sealed=True), start=1):
+    @property
+    def stored(self) -> Mapping[tuple[str, int], Record]:
+        """Every sample as it was appended, read from the file when it is asked for."""
+        return _Stored(self.path, self.records)
+
+    def _read(self) -> dict[tuple[str, int], Verdict]:
+        records: dict[tuple[str, int], Verdict] = {}
+        for number, (start, row) in enumerate(read_places(self.path, sealed=True), start=1):
             if row.pop("fingerprint", None) != self.fingerprint:
                 raise DataError(
                     f"{self.path}:{number}: was made with other settings than its folder says; fix:"
@@ -164,8 +204,28 @@ class Journal(SampleJournal[Record, Record]):
                     f"{self.path}:{number}: sample {record.sample} of problem {record.id!r} again;"
                     " fix: delete the line"
                 )
-            records[record.key] = record
+            records[sys.intern(record.id), record.sample] = Verdict.of(record, start)
         return records
+
+
+class _Stored(Mapping[tuple[str, int], Record]):
+    """See `Journal.stored`."""
+
+    def __init__(self, path: Path, verdicts: Mapping[tuple[str, int], Verdict]):
+        self._path, self._verdicts = path, verdicts
+
+    def __getitem__(self, key: tuple[str, int]) -> Record:
+        start = self._verdicts[key].start
+        with self._path.open("rb") as file:
+            row = read_row(file, start, self._path, sealed=True)
+        del row["fingerprint"]
+        return Record(**row)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._verdicts)
+
+    def __len__(self) -> int:
+        return len(self._verdicts)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

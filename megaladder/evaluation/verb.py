@@ -277,7 +277,7 @@ def _finish(job: _Job, config: EvalConfig, parts: dict[str, Any], timing: Timing
         summary = report.summary_entry(scores, protocol, timing)
         summary["ledger"] = write_sampled_ledger(job.folder / LEDGER, "evaluation", work)
         lm_eval_format.write_samples(
-            job.folder / f"samples_{name}.jsonl", task, journal.records, scores, journal.fingerprint
+            job.folder / f"samples_{name}.jsonl", task, journal.stored, scores, journal.fingerprint
         )
         results = lm_eval_format.results_object(task, scores, summary, config.model.path)
         atomic_write(
@@ -298,7 +298,7 @@ def _work(task: Task, journal: Journal, model: str) -> Work:
 def _judged(job: _Job, config: EvalConfig, journal: Journal) -> report.Scores:
     kind, task = str(job.spec.judge), job.task
     with _make_judge(kind, config) as by:
-        judgements = judge.judge_records(task.problems, journal.records, by, job.folder)
+        judgements = judge.judge_records(task.problems, journal.stored, by, job.folder)
     return judge.judged_scores(
         task.problems, journal.records, judgements, kind, task.params.n, config.seed
     )

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from megaladder import __version__
+from megaladder import __version__, shared_memory
 from megaladder.capabilities import FP8_BLOCK, Machine, fp8_problem
 from megaladder.config.base import StrictModel
 from megaladder.process.gpu_stack import STACKS, matching_stack
@@ -73,6 +73,7 @@ def run_doctor(config: DoctorConfig) -> int:
         detail = versions if finding.ready else f"{finding.reason}; add it: {finding.command}"
         print(f"{'yes' if finding.ready else 'no ':<5}{finding.feature:<{width}}{detail}")
     print(_stack_line())
+    print("\n".join(_shared_memory_lines()))
     if config.json_file:
         report = {
             "megaladder": __version__,
@@ -80,6 +81,18 @@ def run_doctor(config: DoctorConfig) -> int:
         }
         atomic_write(config.json_file, to_json(report, sort_keys=True, indent=2) + "\n")
     return 0 if findings[0].ready else 2
+
+
+def _shared_memory_lines() -> list[str]:
+    """What runs keep there; leftovers of killed ones are removed."""
+    lines = [
+        f"shared memory: {name} of a killed run removed ({size / GIB:.2f} GiB)"
+        for name, size in shared_memory.sweep()
+    ]
+    used = [f"{name} ({size / GIB:.2f} GiB)" for name, size in shared_memory.in_use()]
+    if used:
+        lines.append(f"shared memory: in use by runs that live: {', '.join(used)}")
+    return lines or ["shared memory: nothing of ours"]
 
 
 def _stack_line() -> str:

@@ -45,6 +45,7 @@ MAX_BATCH_CHARS = 2_000_000
 # of one frame of answers; more means that the process is not ours any more
 MAX_ANSWER_BYTES = 16 << 20
 START_TIMEOUT_S = 120.0
+_REASONS = frozenset(reason.value for reason in GradeReason)
 _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
 
@@ -172,7 +173,7 @@ class _Run:
                 worker for worker in self.pool._workers if worker.process.poll() is None
             ]
             for worker in self.pool._workers:
-                self.selector.register(worker.output, selectors.EVENT_READ, worker)
+                self._watch(worker)
             while self.num_missing:
                 self._add_workers()
                 for worker in self.pool._workers:
@@ -186,7 +187,21 @@ class _Run:
         while len(self.pool._workers) < wanted and (self.todo or not self.pool._workers):
             worker = _Worker(self.pool._setup)
             self.pool._workers.append(worker)
-            self.selector.register(worker.output, selectors.EVENT_READ, worker)
+            self._watch(worker)
+
+    def _watch(self, worker: _Worker) -> None:
+        """Its answers, and while it has not taken all of its tasks, its readiness for more."""
+        self.selector.register(worker.output, selectors.EVENT_READ, worker)
+        self._hand_over(worker)
+
+    def _hand_over(self, worker: _Worker) -> None:
+        watched = worker.input in self.selector.get_map()
+        if worker.write() == watched:
+            return
+        if watched:
+            self.selector.unregister(worker.input)
+        else:
+            self.selector.register(worker.input, selectors.EVENT_WRITE, worker)
 
     def _send_batch(self, worker: _Worker) -> None:
         num_tasks = max(1, min(MAX_BATCH_TASKS, len(self.todo) // (4 * self.pool.num_workers)))
@@ -202,27 +217,42 @@ class _Run:
             if index in self.tried_once:
                 break
         worker.send(batch, [_as_message(self.tasks[index]) for index in batch])
+        self._hand_over(worker)
 
     def _receive(self) -> None:
         now = time.monotonic()
         wait_s = min((worker.deadline for worker in self.pool._workers), default=now) - now
-        for key, _ in self.selector.select(max(0.0, wait_s)):
+        for key, events in self.selector.select(max(0.0, wait_s)):
             worker: _Worker = key.data
-            alive = worker.read()
-            for message in worker.messages():
-                if worker.ready:
-                    self._take(worker, message)
-                else:
-                    self._begin(worker, message)
-            if not alive:
-                self._lost(worker, worker.died())
+            if worker not in self.pool._workers:  # lost a moment ago
+                continue
+            if events & selectors.EVENT_WRITE:
+                self._hand_over(worker)
+            else:
+                self._hear(worker)
         now = time.monotonic()
         for worker in list(self.pool._workers):
             if now > worker.deadline:
                 seconds = self.pool.limits.wall_s
                 self._lost(worker, (GradeReason.TIMEOUT, f"killed after {seconds:g} s"))
 
-    def _begin(self, worker: _Worker, message: dict[str, Any]) -> None:
+    def _hear(self, worker: _Worker) -> None:
+        alive = worker.read()
+        try:
+            for message in worker.messages():
+                if worker.ready:
+                    self._take(worker, _answers(message, len(worker.pending)))
+                else:
+                    self._begin(worker, message)
+        except _Nonsense as error:
+            self._lost(worker, (GradeReason.CRASH, f"the process {error}"))
+            return
+        if not alive:
+            self._lost(worker, worker.died())
+
+    def _begin(self, worker: _Worker, message: Any) -> None:
+        if not isinstance(message, dict) or not {"error", "ready"} & message.keys():
+            raise _Nonsense("began with something that is no beginning")
         if "error" in message:
             raise ConfigError(_start_message(message["error"]))
         worker.started(self.pool.limits.wall_s)
@@ -241,6 +271,8 @@ class _Run:
         the queue."""
         reason, detail = cause
         self.selector.unregister(worker.output)
+        if worker.input in self.selector.get_map():
+            self.selector.unregister(worker.input)
         self.pool._workers.remove(worker)
         self.pool._cpu.look([worker.process.pid])
         worker.kill()
@@ -271,6 +303,26 @@ class _Run:
         self.num_missing -= 1
 
 
+class _Nonsense(Exception):
+    """A grading process says what it never would by itself; the words go on after `the process`."""
+
+
+def _answers(message: Any, num_pending: int) -> list[list[Any]]:
+    """Answers as `child` sends them: a verdict of four parts, or the text of a crash."""
+    is_list = isinstance(message, list) and len(message) <= num_pending
+    if is_list and all(isinstance(answer, list) and _is_answer(*answer) for answer in message):
+        return message
+    raise _Nonsense("answered with something that is no list of verdicts")
+
+
+def _is_answer(*parts: Any) -> bool:
+    if len(parts) == 1:
+        return isinstance(parts[0], str)
+    if len(parts) != 4 or parts[0] not in (True, False, None):
+        return False
+    return isinstance(parts[1], str | None) and parts[2] in _REASONS and isinstance(parts[3], str)
+
+
 class _Worker:
     """One process with its pipes. `pending`: indices of the samples it has and has not answered, in
     order."""
@@ -294,14 +346,17 @@ class _Worker:
         os.close(page)
         # both are pipes
         assert self.process.stdin is not None and self.process.stdout is not None
-        self._input, self.output = self.process.stdin, self.process.stdout
+        self.input, self.output = self.process.stdin, self.process.stdout
+        # one that does not read must not hold us up
+        os.set_blocking(self.input.fileno(), False)
+        self._unsent = bytearray()
         self.pending: deque[int] = deque()
         self._num_answered = 0
         self.ready = False
         self.deadline = time.monotonic() + START_TIMEOUT_S
         self._timeout_s = 0.0
         self._buffer = bytearray()
-        self._write(child.frame(setup))
+        self._unsent += child.frame(setup)
 
     def started(self, timeout_s: float) -> None:
         self.ready, self._timeout_s = True, timeout_s
@@ -325,15 +380,20 @@ class _Worker:
         self.pending.extend(batch)
         self._num_answered = 0
         child.PROGRESS.pack_into(self._progress, 0, 0)
-        self._write(child.frame(messages))
+        self._unsent += child.frame(messages)
         self.restart_clock()
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        # it died: reading finds that out, and knows what to do
-        with contextlib.suppress(BrokenPipeError):
-            while view:
-                view = view[self._input.write(view) :]
+    def write(self) -> bool:
+        """Hands over what the pipe takes; True while there is more."""
+        try:
+            while self._unsent:
+                taken = os.write(self.input.fileno(), self._unsent)
+                del self._unsent[:taken]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:  # it died: reading finds that out, and knows what to do
+            self._unsent.clear()
+        return False
 
     def read(self) -> bool:
         """Takes what is there; False at the end of the stream."""
@@ -342,15 +402,22 @@ class _Worker:
         return bool(data)
 
     def messages(self) -> list[Any]:
+        """Whole frames that have come.
+
+        Raises:
+            _Nonsense: a frame is too large, or no JSON.
+        """
         found, start = [], 0
         while len(self._buffer) - start >= 4:
             (size,) = struct.unpack_from(">I", self._buffer, start)
             if size > MAX_ANSWER_BYTES:
-                self.kill()
-                break
+                raise _Nonsense(f"answered with a frame of {size:,} bytes")
             if len(self._buffer) - start - 4 < size:
                 break
-            found.append(loads(bytes(self._buffer[start + 4 : start + 4 + size])))
+            try:
+                found.append(loads(bytes(self._buffer[start + 4 : start + 4 + size])))
+            except (ValueError, RecursionError) as error:
+                raise _Nonsense(f"answered with a frame that is no JSON ({error})") from None
             start += 4 + size
         del self._buffer[:start]
         return found
@@ -379,7 +446,7 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._input.close()
+        self.input.close()
         self.output.close()
 
 

@@ -2,8 +2,6 @@
 
 Collective: every training rank calls `WeightSync.send`.
 
-Collective: every training rank calls `WeightSync.send`.
-
 All transports stream the model as Hugging Face tensors through the converter's own tables
 (`live_model.iter_hf_tensors`: pipeline broadcast, tensor-parallel gather, one parameter at a time):
 
@@ -34,7 +32,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from megaladder import parallel, platform
+from megaladder import parallel, platform, shared_memory
 from megaladder.checkpoints_conv.families import name_table
 from megaladder.checkpoints_conv.live_model import export_hf, iter_hf_tensors
 from megaladder.checkpoints_conv.writer import WriteOptions
@@ -45,10 +43,10 @@ from megaladder.process.faults import fault_point
 from megaladder.rollout.engine import Engine, FileWeights, WeightClient
 from megaladder.rollout.remote.clients import PickledHandles, RankedWorkers
 from megaladder.rollout.weight_check import CheckResult, compare_checksums
+from megaladder.shared_memory import SharedFolder
 from megaladder.types import required
 
 Transport = Literal["file", "ipc", "nccl"]
-SHARED_MEMORY = Path("/dev/shm")
 SPACE_MARGIN = 1.1
 
 
@@ -286,9 +284,12 @@ class FileCarrier:
     def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
         self._model, self._writers = model, options.writers
         own: Path | None = None
+        self._shared: SharedFolder | None = None
         if parallel.rank() in self._writers:
             node = self._writers.index(parallel.rank())
-            own = weight_folder(model.num_bytes, options.run_dir, node, options.shared_dir)
+            place = weight_folder(model.num_bytes, options.run_dir, node, options.shared_dir)
+            self._shared = place if isinstance(place, SharedFolder) else None
+            own = place.path if isinstance(place, SharedFolder) else place
         self.folders = [folder for folder in parallel.all_gather(own) if folder is not None]
         self.folder = own or self.folders[0]
 
@@ -312,35 +313,29 @@ class FileCarrier:
         parallel.on_main(lambda: _main(engine).update_weights(weights, version))
 
     def close(self) -> None:
-        if parallel.rank() in self._writers:
+        if self._shared is not None:
+            self._shared.close()
+        elif parallel.rank() in self._writers:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def weight_folder(
     num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None
-) -> Path:
-    """An empty folder for the weights, readable by this user only.
+) -> SharedFolder | Path:
+    """An empty folder for the weights, readable by this user only: in shared memory, or where that
+    is too small (or `shared_dir` says so) a path.
 
     Named after the run (and the node: two may share a machine), so that a killed run's leftovers
     are replaced.
     """
-    name = (
-        "megaladder-"
-        + hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
-        + (f"-node{node}" if node else "")
-    )
-    candidates = (
-        [SHARED_MEMORY / name]
-        if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK) and shared_dir is None
-        else []
-    )
-    for folder in candidates:
-        shutil.rmtree(folder, ignore_errors=True)
-        if shutil.disk_usage(folder.parent).free > num_bytes * SPACE_MARGIN:
-            folder.mkdir(mode=0o700)
-            return folder
+    run = hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
+    name = run + (f"-node{node}" if node else "")
+    if shared_dir is None and (shared := shared_memory.take(name)) is not None:
+        if shared_memory.free_bytes() > num_bytes * SPACE_MARGIN:
+            return shared
+        shared.close()
     folder = (
-        shared_dir / name
+        shared_dir / f"megaladder-{name}"
         if shared_dir
         else run_dir / "engine" / ("weights" if node == 0 else f"weights_node{node}")
     )

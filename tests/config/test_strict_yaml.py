@@ -134,3 +134,16 @@ _KEYS = st.text(
 @example({"0": "\x85"})
 def test_what_we_write_reads_back_the_same(values: dict[str, object]) -> None:
     assert parse_yaml(dump_yaml(values), "f").values == values
+
+
+def test_anchors_inside_anchors_are_counted_before_they_fill_the_memory():
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)]
+    with pytest.raises(ConfigError, match=r"run.yaml:\d+: more than 100,000 values"):
+        parse_yaml("\n".join(lines), "run.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 5000, "a: " + "[" * 80 + "]" * 80, "{a: " * 5000])
+def test_values_inside_values_have_an_end(text):
+    with pytest.raises(ConfigError, match=r"run.yaml"):
+        parse_yaml(text, "run.yaml")

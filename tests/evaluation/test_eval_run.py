@@ -226,7 +226,7 @@ def test_grader_of_evaluation_is_the_grader_of_rl(tmp_path, pool):
     assert verb.VerifierPool is VerifierPool
     with Journal(tmp_path, PARTS) as journal:
         run_task(task(graded=True), FakeEngine(answers), pool, journal)
-        for record in journal.records.values():
+        for record in journal.stored.values():
             gold = next(problem.gold for problem in PROBLEMS if problem.id == record.id)
             direct = grade(record.response, gold, "math")
             assert (record.correct, record.answer, record.reason) == (

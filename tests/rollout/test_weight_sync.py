@@ -22,6 +22,7 @@ from model_cases import INTERNLM2_NAMES, make_folder, random_model, read_all
 from tiny_models import build_tiny_model
 from waiting import wait_until
 
+from megaladder import shared_memory
 from megaladder.errors import EngineError, MissingDependencyError
 from megaladder.rollout import weight_sync
 from megaladder.rollout.weight_check import compare_checksums
@@ -164,20 +165,19 @@ def test_file_transport_is_exact_at_every_layout(model, tmp_path):
 
 
 def test_weights_lie_in_shared_memory_or_in_the_run_folder(tmp_path, monkeypatch):
-    shared = tmp_path / "shm"
-    shared.mkdir()
-    monkeypatch.setattr(weight_sync, "SHARED_MEMORY", shared)
-    folder = weight_sync.weight_folder(1000, tmp_path / "run")
-    assert folder.parent == shared and oct(folder.stat().st_mode & 0o777) == "0o700"
-    (folder / "left.over").touch()
-    assert weight_sync.weight_folder(1000, tmp_path / "run") == folder and not list(
-        folder.iterdir()
-    )  # a killed run's files are gone
-    too_much = shutil.disk_usage(shared).free * 2
-    assert (
-        weight_sync.weight_folder(too_much, tmp_path / "run")
-        == tmp_path / "run" / "engine" / "weights"
-    )
+    monkeypatch.setattr(shared_memory, "ROOT", tmp_path / "shm")
+    shared_memory.ROOT.mkdir()
+    shared = weight_sync.weight_folder(1000, tmp_path / "run")
+    assert isinstance(shared, shared_memory.SharedFolder)
+    assert shared.path.parent == shared_memory.ROOT
+    assert oct(shared.path.stat().st_mode & 0o777) == "0o700"
+    own = tmp_path / "run" / "engine" / "weights"
+    assert weight_sync.weight_folder(1000, tmp_path / "run") == own  # another process has it
+    shared.close()
+    assert list(shared_memory.ROOT.iterdir()) == []
+    too_much = shutil.disk_usage(tmp_path).free * 2
+    assert weight_sync.weight_folder(too_much, tmp_path / "run") == own
+    assert list(shared_memory.ROOT.iterdir()) == []
 
 
 def test_transports_without_cuda_say_so():

@@ -1,0 +1,99 @@
+"""A grading process that is not itself any more: it does not read, or says what is no answer. It
+costs the samples it had, never the run or its time."""
+
+import textwrap
+
+import pytest
+
+from megaladder.errors import ConfigError
+from megaladder.rewards import child, worker
+from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.types import GradeReason
+
+STUB = """\
+import struct, sys, time
+def frame(raw): return struct.pack(">I", len(raw)) + raw
+def say(raw): sys.stdout.buffer.write(raw); sys.stdout.buffer.flush()
+def read():
+    head = sys.stdin.buffer.read(4)
+    return sys.stdin.buffer.read(struct.unpack(">I", head)[0]) if head else sys.exit()
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """Makes grading processes run a program of our own."""
+
+    def set_program(program: str) -> None:
+        path = tmp_path / "stub.py"
+        path.write_text(STUB + textwrap.dedent(program))
+
+        class Stub:
+            __file__ = str(path)
+            frame, PROGRESS = staticmethod(child.frame), child.PROGRESS
+
+        monkeypatch.setattr(worker, "child", Stub)
+
+    return set_program
+
+
+def tasks(count: int, chars: int = 1) -> list[GradeTask]:
+    return [GradeTask(f"q{number}", "5" * chars, "5") for number in range(count)]
+
+
+def test_a_process_that_stops_reading_holds_nobody_up(stub):
+    """More than a pipe holds, and nobody takes it."""
+    stub("""
+        read()
+        say(frame(b'{"ready": []}'))
+        time.sleep(100_000)
+    """)
+    with GradePool(num_workers=1, timeout_s=0.1) as pool:
+        graded = pool.grade_many(tasks(1, chars=200_000))
+        assert [verdict.reason for verdict in graded] == [GradeReason.TIMEOUT]
+        assert graded[0].correct is None and pool.failures[0].id == "q0"
+
+
+NONSENSE = {
+    "no JSON": "frame(b'{')",
+    "no text": r"frame(b'\xff\xfe')",
+    "deep": "frame(b'[' * 100_000)",
+    "a number": "frame(b'7')",
+    "too many": 'frame(b\'[[true, "5", "correct", ""], [true, "5", "correct", ""]]\')',
+    "no verdict": 'frame(b\'[[1.5, null, "correct", ""]]\')',
+    "unknown reason": 'frame(b\'[[true, "5", "because", ""]]\')',
+    "too long": r"b'\xff\xff\xff\xff'",
+    "half": "frame(b'[[true]]')[:6]",
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
+def test_answers_that_are_none_cost_their_sample(stub, said):
+    stub(f"""
+        read()
+        say(frame(b'{{"ready": []}}'))
+        read()
+        say({said})
+    """)
+    with GradePool(num_workers=1) as pool:
+        graded = pool.grade_many(tasks(1))
+        assert [verdict.reason for verdict in graded] == [GradeReason.CRASH]
+        assert pool.failures[0].id == "q0" and "the process" in pool.failures[0].detail
+
+
+@pytest.mark.parametrize("said", [b"[]", b"{}", b"{", b"7"])
+def test_a_beginning_that_is_none_is_told(stub, said):
+    stub(f"""
+        read()
+        say(frame({said!r}))
+    """)
+    with GradePool(num_workers=1) as pool, pytest.raises(ConfigError, match="cannot start"):
+        pool.grade_many(tasks(1))
+
+
+def test_large_batches_travel_in_pieces():
+    """Responses larger than any pipe, to real processes that read."""
+    long = "x " * 150_000 + "\\boxed{5}"
+    given = [GradeTask(f"q{number}", long, "5") for number in range(12)]
+    with GradePool(num_workers=2) as pool:
+        assert all(verdict.correct for verdict in pool.grade_many(given))
