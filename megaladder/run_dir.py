@@ -29,9 +29,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from megaladder import shared_memory
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError, DataError, ModelError
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
@@ -412,21 +411,14 @@ class RunDir:
         """The resolved config of an earlier start in this folder, as plain values; None if there
         was none."""
         path = self.path / "config.yaml"
-        try:
-            value = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (ValueError, yaml.YAMLError) as error:
+        try:
+            return load_yaml(path).values
+        except ConfigError as error:
             raise ConfigError(
-                f"{path}: unreadable ({error}); fix: delete it if this run may start anew, or use"
-                " another run_dir"
+                f"{error}; or delete the file if this run may start anew, or use another run_dir"
             ) from None
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"{path}: expected a mapping, found {type(value).__name__}; fix: delete it, or use"
-                " another run_dir"
-            )
-        return value
 
     def write_config(self, resolved_yaml: str) -> None:
         self._assert_writer()

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from megaladder.errors import ConfigError
-from megaladder.rewards import child, worker
+from megaladder.rewards import child, sandbox, worker
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.types import GradeReason
 
@@ -41,8 +41,10 @@ def tasks(count: int, chars: int = 1) -> list[GradeTask]:
     return [GradeTask(f"q{number}", "5" * chars, "5") for number in range(count)]
 
 
-def test_a_process_that_stops_reading_holds_nobody_up(stub):
+def test_a_process_that_stops_reading_holds_nobody_up(stub, monkeypatch):
     """More than a pipe holds, and nobody takes it."""
+    monkeypatch.setattr(sandbox, "HANG_S", 0.2)
+    monkeypatch.setattr(sandbox, "HANG_FACTOR", 2.0)
     stub("""
         read()
         say(frame(b'{"ready": []}'))

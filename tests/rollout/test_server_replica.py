@@ -202,6 +202,10 @@ def test_refusals_and_missing_routes_say_so(server):
         (b'{"choices": []}', 0, "IndexError"),
         (b'{"choices": [{"text": "x"}]}', 0, "KeyError"),
         (b"[]", 0, "TypeError"),
+        (b"[" * 100_000, 0, "is no JSON"),
+        (b"\xff\xfe", 0, "is no JSON"),
+        (b'{"choices": [{"token_ids": ["1"], "text": 5, "finish_reason": null}]}', 0, "token_ids"),
+        (b"{}", 1 << 40, "too long"),
     ],
 )
 def test_an_answer_that_is_none_loses_the_request_and_says_so(server, raw, missing_bytes, words):

@@ -50,6 +50,7 @@ HOW_TO_START = (
 PING_S = 10.0
 LOST_AFTER_PINGS = 6
 CALL_TIMEOUT_S = 600.0
+MAX_BODY_BYTES = 1 << 28  # a million tokens with their log-probs take a third of it
 REQUEST_TIMEOUT_S = 24 * 3600.0  # a silent server is noticed by the pings
 
 
@@ -152,7 +153,7 @@ class ServerReplica:
         try:
             self.info = self._describe()
             self._set_mark()
-        except (*NO_ANSWER, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  (the end of a thread; see _one)
             self._say(
                 incarnation,
                 {"op": "broken", "message": f"server {self._spec.url}: {error}; {HOW_TO_START}"},
@@ -221,7 +222,7 @@ class ServerReplica:
             if self._http.get("/weight_info")["weight_version"] != self._mark:
                 self._lose(incarnation, "it was restarted, its weights are not ours")
                 return
-        except NO_ANSWER as error:
+        except Exception as error:  # noqa: BLE001  (the end of a thread; see _one)
             self._lose(incarnation, f"{type(error).__name__}: {error}")
             return
         for number, prompt, params, seed in message["requests"]:
@@ -241,21 +242,14 @@ class ServerReplica:
     def _one(self, body: dict[str, Any], call: int, number: int, incarnation: int) -> None:
         try:
             choice = self._http.post(GENERATE, body, timeout_s=REQUEST_TIMEOUT_S)["choices"][0]
-            item = {
-                "id": number,
-                "ids": choice["token_ids"],
-                "text": choice["text"],
-                "finish": choice["finish_reason"],
-                "logprobs": [
-                    at["logprob"] for at in (choice.get("logprobs") or {}).get("content") or []
-                ],
-            }
+            item = {"id": number, **_completion(choice)}
             self._say(incarnation, {"op": "done", "call": call, "items": [item]})
         except Refused as error:
             self._say(
                 incarnation, {"op": "refused", "call": call, "id": number, "message": str(error)}
             )
-        except NO_ANSWER as error:
+        # whatever it is: nobody reads this future, and the request must not vanish with it
+        except Exception as error:  # noqa: BLE001
             self._lose(incarnation, f"{GENERATE}: {type(error).__name__}: {error}")
         finally:
             with self._lock:
@@ -278,7 +272,7 @@ class ServerReplica:
         reply = {"op": "reply", "call": message["call"]}
         try:
             reply["result"] = getattr(self, f"_do_{message['method']}")(**message["kwargs"])
-        except NO_ANSWER as error:
+        except Exception as error:  # noqa: BLE001  (the end of a thread; see _one)
             reply["error"] = f"{type(error).__name__}: {error}"
         self._say(incarnation, reply)
 
@@ -326,10 +320,6 @@ class ServerReplica:
         return self._rpc(method, arguments)
 
 
-# no connection, or an answer of another shape than vLLM's
-NO_ANSWER = (OSError, LookupError, TypeError, AttributeError)
-
-
 class Refused(Exception):
     """The server understood and declined (status 4xx); its own words."""
 
@@ -371,7 +361,7 @@ class _Http:
     def _ask(self, request: urllib.request.Request, timeout_s: float) -> Any:
         try:
             with self._opener.open(request, timeout=timeout_s) as response:
-                text = response.read()
+                text = _body(response)
         except urllib.error.HTTPError as error:
             words = error.read().decode("utf-8", "replace")[:500]
             if (
@@ -387,11 +377,46 @@ class _Http:
             raise OSError(f"{request.full_url}: {error.reason}") from None
         except http.client.HTTPException as error:
             how = f"{type(error).__name__}: {error}"
-            raise OSError(f"{request.full_url}: the answer was cut short ({how})") from None
+            raise OSError(
+                f"{request.full_url}: the answer was cut short or is too long ({how})"
+            ) from None
         try:
             return json.loads(text) if text else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OSError(f"{request.full_url}: the answer is no JSON ({error})") from None
+
+
+def _body(response: http.client.HTTPResponse) -> bytes:
+    """All of an answer, unless it is none of vLLM's: so long that it would fill the memory."""
+    if response.length is None:
+        text = response.read(MAX_BODY_BYTES + 1)
+    else:
+        text = response.read() if response.length <= MAX_BODY_BYTES else b""
+    if len(text) > MAX_BODY_BYTES or (response.length or 0) > MAX_BODY_BYTES:
+        raise http.client.HTTPException(f"more than {MAX_BODY_BYTES:,} bytes")
+    return text
+
+
+def _completion(choice: Any) -> dict[str, Any]:
+    """One choice of vLLM's answer in our words. Raises TypeError for values of another shape."""
+    found = {
+        "ids": choice["token_ids"],
+        "text": choice["text"],
+        "finish": choice["finish_reason"],
+        "logprobs": [at["logprob"] for at in (choice.get("logprobs") or {}).get("content") or []],
+    }
+    wrong = [
+        name
+        for name, value, of in (
+            ("token_ids", found["ids"], int),
+            ("logprobs", found["logprobs"], float | int),
+        )
+        if not isinstance(value, list) or not all(isinstance(one, of) for one in value)
+    ]
+    wrong += [name for name in ("text", "finish") if not isinstance(found[name], str)]
+    if wrong:
+        raise TypeError(f"a completion whose {', '.join(wrong)} has another type")
+    return found
 
 
 def _their_params(ours: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
