@@ -218,6 +218,7 @@ def test_top_level_holds_what_is_listed_here() -> None:
         "tests",
         "setup.py",
         "README.md",
+        "SECURITY.md",
         "pyproject.toml",
         "Makefile",
         "LICENSE",

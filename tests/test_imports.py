@@ -55,6 +55,7 @@ ROOT_FILES = {
     "parallel",
     "finished",
     "process",
+    "shared_memory",
 }
 # `analyze shift` may inside functions
 TORCH_FREE = ("cli", "process", "config", "rewards", "ledger", "plan", "analysis")

@@ -239,7 +239,7 @@ def test_config_and_fingerprint_round_trip(tmp_path) -> None:
         for name in ("HF_TOKEN", "WANDB_API_KEY")
     )
     (tmp_path / "a" / "run" / "config.yaml").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.yaml: unreadable"):
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: not valid YAML"):
         RunDir(tmp_path / "a" / "run", writer=False).read_config()
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file, expected a folder"):
