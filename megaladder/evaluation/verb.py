@@ -291,7 +291,11 @@ def _finish(job: _Job, config: EvalConfig, parts: dict[str, Any], timing: Timing
 def _work(task: Task, journal: Journal, model: str) -> Work:
     """What the samples of a benchmark cost, drawn by this start or an earlier one."""
     prompts = {p.id: len(ids) for p, ids in zip(task.problems, task.prompt_ids, strict=True)}
-    samples = ((r.id, len(r.response_ids)) for r in journal.records.values() if r.id in prompts)
+    samples = (
+        (problem, kept.num_tokens)
+        for (problem, _), kept in journal.records.items()
+        if problem in prompts
+    )
     return sampled_work(shape_at(model), prompts, samples)
 
 
