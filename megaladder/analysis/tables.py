@@ -33,12 +33,14 @@ class Warnings:
     """Collects warnings in order, each once. They go to stderr and into the JSON; a warning never
     changes the exit status."""
 
-    def __init__(self) -> None:
-        self._seen: dict[str, None] = {}
+    def __init__(self, said: bool = True) -> None:
+        self._said, self._seen = said, dict[str, None]()
 
     def add(self, text: str) -> None:
-        if text not in self._seen:
-            self._seen[text] = None
+        if text in self._seen:
+            return
+        self._seen[text] = None
+        if self._said:
             print(f"warning: {text}", file=sys.stderr)
 
     def list(self) -> list[str]:

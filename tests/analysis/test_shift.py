@@ -7,9 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from distributed import run_ranks
 from tiny_models import build_tiny_model
 
+from megaladder import platform
 from megaladder.analysis.shift.pca import pca_shift
+from megaladder.analysis.shift.score import batches_of
 
 ROWS = [
     {"input": "What is 12 + 30?", "output": " The answer is \\boxed{42}."},
@@ -190,3 +193,43 @@ def test_token_view_and_faults(verb, write, models, tmp_path):
         write("f.jsonl", [{"input": "a", "output": ""}]),
     )
     assert empty.status == 2 and "no row has output tokens" in empty.err
+
+
+def test_ranks_share_the_rows(verb, write, models, tmp_path):
+    """Two ranks give the numbers of one, row by row in the file's order; the first one writes."""
+    rows = [*ROWS, {"input": "y", "output": ""}, {"input": "7 + 7", "output": " = 14, wait"}]
+    data = write("d.jsonl", rows)
+    given = ["--base", models[0], "--tuned", models[1], "--data", data, "--batch-tokens", "40"]
+    alone = verb("analyze shift", *given, "--tokens", tmp_path / "one.jsonl")
+    out = ["--json", tmp_path / "two.json", "--tokens", tmp_path / "two.jsonl"]
+    run_ranks("analysis/shift_worker.py", 2, *map(str, [*given, *out]))
+    shared = json.loads((tmp_path / "two.json").read_text())
+    assert (
+        shared["num_ranks"] == 2 and shared["num_rows"] == 4 and shared["device"] == "cpu, float32"
+    )
+    for key in ("kl", "kl_exact", "mean_rank_shift", "shifted_fraction", "num_tokens"):
+        assert shared[key] == pytest.approx(alone.json[key], abs=1e-6), key
+    for variant in ("with_padding", "without_padding"):
+        found = [p[variant]["distance"] for p in (shared["pca_shift"], alone.json["pca_shift"])]
+        assert found[0] == pytest.approx(found[1], rel=1e-4)
+    views = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two")]
+    said = [
+        [(t["id"], t["rank"]) for t in json.loads(v)["tokens"]] for lines in views for v in lines
+    ]
+    assert said[:4] == said[4:]
+
+
+def test_batches_hold_what_they_may():
+    assert batches_of([3, 9, 4, 9], 18) == [[1, 3], [2, 0]]
+    assert batches_of([30, 2], 10) == [[0], [1]]
+    assert batches_of([], 10) == []
+
+
+def test_a_gpu_that_is_not_there_is_named(verb, write, models):
+    given = ("--base", models[0], "--tuned", models[1], "--data", write("d.jsonl", ROWS))
+    for device in ("cuda", "spread"):
+        done = verb("analyze shift", *given, "--device", device)
+        if not platform.has_cuda():
+            assert done.status == 2 and f"--device {device}: no GPU" in done.err
+    done = verb("analyze shift")
+    assert done.status == 2 and "base, tuned, data missing" in done.err

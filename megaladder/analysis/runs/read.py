@@ -76,6 +76,7 @@ class _Drafts:
     # ---- runs
 
     def add_run(self, folder: Path) -> _Draft:
+        """The run that wrote into a folder, once; its exports are known by their digests."""
         key = str(folder.resolve())
         if key not in self.by_key:
             config = read_config(folder)
@@ -144,6 +145,7 @@ class _Drafts:
     # ---- scores
 
     def add_scores(self, scored: Scored) -> None:
+        """Puts the scores of a file to the step that made their weights."""
         draft, step = self._owner(scored)
         place = str(scored.file.path.resolve())
         for score in scored.scores:
@@ -160,7 +162,8 @@ class _Drafts:
             assert place is not None
             return self.by_key[place[0]], place[1]
         if weights.sha256 is not None:
-            return self._model(weights, file.model), 0
+            # ours lie in <out>/<name>/<benchmark>/
+            return self._model(weights, file.path.resolve().parent.parent.name), 0
         return self._by_folders(scored)
 
     def _by_folders(self, scored: Scored) -> tuple[_Draft, int]:

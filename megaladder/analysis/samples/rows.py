@@ -186,6 +186,7 @@ def row_gold(row: dict[str, Any]) -> str | None:
 
 
 def aligned(row: dict[str, Any], keys: tuple[str, ...], num_samples: int, where: str) -> list[Any]:
+    """The first of these columns, one text (or None) a sample; [] where the row has none of them."""
     for name in keys:
         value = row.get(name)
         if value is None and not (name in row and num_samples == 1):
@@ -202,6 +203,7 @@ def aligned(row: dict[str, Any], keys: tuple[str, ...], num_samples: int, where:
 
 
 def token_counts(row: dict[str, Any], num_samples: int, where: str) -> list[int]:
+    """Tokens of each sample, by its ids or a column of counts; [] where the row has neither."""
     ids = response_ids(row, where)
     if len(ids) == num_samples:
         return [len(item) for item in ids]

@@ -16,91 +16,18 @@ from typing import Any
 import numpy as np
 
 from megaladder.analysis.shift.pca import pca_shift
+from megaladder.analysis.shift.rows import TextRow, find_places, read_rows, tokenize
 from megaladder.analysis.shift.score import (
     ModelPair,
     RowScores,
     load_pair,
     mean_features,
-    score_row,
+    score_rows,
 )
-from megaladder.analysis.tables import Warnings, read_json_lines, write_result
+from megaladder.analysis.tables import Warnings, write_result
 from megaladder.config.verbs.analysis import ShiftConfig
-from megaladder.errors import DataError
+from megaladder.errors import ConfigError, DataError, MissingDependencyError
 from megaladder.run_dir import atomic_write, to_json
-
-
-@dataclass(frozen=True, slots=True)
-class TextRow:
-    """A prompt and an answer. `output_ids` are used as they are when the row has them."""
-
-    where: str
-    input: str
-    output: str
-    output_ids: list[int] | None = None
-
-
-def read_rows(path: str, max_rows: int) -> list[TextRow]:
-    """The first rows {input, output[, output_ids]}."""
-    rows = []
-    for where, row in read_json_lines(path):
-        if not isinstance(row.get("input"), str) or not isinstance(row.get("output"), str):
-            raise DataError(
-                f"{where}: expected strings 'input' and 'output', found {', '.join(list(row)[:8])};"
-                " fix: the row"
-            )
-        ids = row.get("output_ids", row.get("response_ids"))
-        if ids is not None and not (
-            isinstance(ids, list)
-            and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
-        ):
-            raise DataError(f"{where}: 'output_ids' must be a list of token ids; fix: the row")
-        rows.append(TextRow(where, row["input"], row["output"], ids))
-        if len(rows) == max_rows:
-            break
-    return rows
-
-
-def tokenize(
-    pair: ModelPair, row: TextRow, config: ShiftConfig
-) -> tuple[list[int], list[int], bool]:
-    """Prompt ids, output ids, and whether the output was cut at `max_length`. Prompt and output are
-    tokenised apart, as in generation."""
-    if config.chat_template:
-        messages = [{"role": "user", "content": row.input}]
-        prompt = list(
-            pair.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        )
-    else:
-        prompt = list(pair.tokenizer(row.input)["input_ids"])
-    if not prompt:
-        start = next(
-            (
-                t
-                for t in (pair.tokenizer.bos_token_id, pair.tokenizer.eos_token_id)
-                if t is not None
-            ),
-            None,
-        )
-        if start is None:
-            raise DataError(
-                f"{row.where}: 'input' has no tokens and the tokenizer no start token; fix: a"
-                " prompt"
-            )
-        prompt = [start]
-    output = (
-        row.output_ids
-        if row.output_ids is not None
-        else list(pair.tokenizer(row.output, add_special_tokens=False)["input_ids"])
-    )
-    if output and max(output) >= pair.vocab_size:
-        raise DataError(
-            f"{row.where}: token id {max(output)} is beyond the vocabulary of {pair.vocab_size};"
-            " fix: ids of this model family"
-        )
-    kept = max(0, config.max_length - len(prompt))
-    return prompt, output[:kept], kept < len(output)
 
 
 def summarise(scores: list[RowScores], warnings: Warnings) -> dict[str, Any]:
@@ -129,7 +56,8 @@ def summarise(scores: list[RowScores], warnings: Warnings) -> dict[str, Any]:
 def pca_section(
     pair: ModelPair, rows: list[TextRow], config: ShiftConfig, warnings: Warnings
 ) -> dict[str, Any]:
-    """`distance` as published (with padding), and both variants in full; null below two texts."""
+    """`distance` as published (with padding), and both variants in full; null below two texts. Every
+    rank calls it with all rows, and takes its share of them."""
     texts = ["  ".join((row.input, row.output)) for row in rows[: config.pca_texts]]
     ids = [
         list(pair.tokenizer(text, truncation=True, max_length=config.pca_max_length)["input_ids"])
@@ -145,13 +73,36 @@ def pca_section(
             "without_padding": None,
             "num_texts": len(ids),
         }
-    padded = pca_shift(*mean_features(pair, ids, padded=True))
+    padded = _features(pair, ids, max(map(len, ids)))
+    with_padding, alone = pca_shift(*padded), pca_shift(*_features(pair, ids, 0))
     return {
-        "distance": padded["distance"],
-        "with_padding": padded,
-        "without_padding": pca_shift(*mean_features(pair, ids, padded=False)),
+        "distance": with_padding["distance"],
+        "with_padding": with_padding,
+        "without_padding": alone,
         "num_texts": len(ids),
     }
+
+
+def _features(pair: ModelPair, ids: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """`mean_features` of all texts, each rank its share."""
+    from megaladder import parallel
+
+    mine = share(len(ids))
+    found = mean_features(pair, [ids[i] for i in mine], length) if mine else None
+    parts = [part for part in parallel.all_gather((mine, found)) if part[1] is not None]
+    order = np.argsort([i for indices, _ in parts for i in indices])
+    base, tuned = (
+        np.concatenate([features[which] for _, features in parts], axis=1)[:, order]
+        for which in (0, 1)
+    )
+    return base, tuned
+
+
+def share(num_rows: int) -> list[int]:
+    """The rows of this rank: every world-size-th."""
+    from megaladder import parallel
+
+    return list(range(parallel.rank(), num_rows, parallel.world_size()))
 
 
 def token_view(pair: ModelPair, row: TextRow, scores: RowScores) -> dict[str, Any]:
@@ -182,47 +133,103 @@ def token_view(pair: ModelPair, row: TextRow, scores: RowScores) -> dict[str, An
     return {"where": row.where, "input": row.input, "tokens": tokens}
 
 
+@dataclass(frozen=True)
+class Scored:
+    """All rows with output tokens, in the file's order; how many were cut, or had none."""
+
+    rows: list[TextRow]
+    scores: list[RowScores]
+    num_cut: int
+    num_empty: int
+
+
+def score_all(pair: ModelPair, rows: list[TextRow], config: ShiftConfig) -> Scored:
+    """Scores the rows, each rank its share; every rank gets all of them."""
+    from megaladder import parallel
+
+    split = [tokenize(pair, row, config) for row in rows]
+    kept = [i for i, (_, output, _) in enumerate(split) if output]
+    mine = [kept[i] for i in share(len(kept))]
+    scores = score_rows(
+        pair,
+        [split[i][0] for i in mine],
+        [split[i][1] for i in mine],
+        config.batch_tokens,
+        config.chunk_tokens,
+    )
+    parts = parallel.all_gather(dict(zip(mine, scores, strict=True)))
+    by_row = {i: found for part in parts for i, found in part.items()}
+    return Scored(
+        [rows[i] for i in kept],
+        [by_row[i] for i in kept],
+        sum(was_cut for _, _, was_cut in split),
+        len(rows) - len(kept),
+    )
+
+
 def run_shift(config: ShiftConfig) -> None:
-    """The verb `analyze shift`."""
-    warnings = Warnings()
-    rows = read_rows(config.data, config.max_rows)
-    pair = load_pair(config.base, config.tuned, config.dtype)
-    scores, views, used = [], [], []
-    cut = empty = 0
-    for row in rows:
-        prompt, output, was_cut = tokenize(pair, row, config)
-        cut += was_cut
-        if not output:
-            empty += 1
-            continue
-        scores.append(score_row(pair, prompt, output, config.chunk_tokens))
-        used.append(row)
-        if config.tokens:
-            views.append(token_view(pair, row, scores[-1]))
-    if not scores:
+    """The verb `analyze shift`; under torchrun the ranks share the rows, and the first one writes."""
+    try:
+        import torch  # noqa: F401  (what follows needs it)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"analyze shift needs torch and transformers ({error}); fix: pip install torch"
+            " transformers"
+        ) from None
+    from megaladder import parallel
+
+    if parallel.world_size_from_env() == 1:
+        _run(config)
+        return
+    if config.device == "spread":
+        raise ConfigError("device spread takes one rank; fix: start without torchrun")
+    with parallel.session(parallel.Layout()):
+        _run(config)
+
+
+def _run(config: ShiftConfig) -> None:
+    from megaladder import parallel
+
+    warnings = Warnings(parallel.is_main())
+    places = find_places(config, warnings)
+    rows = read_rows(places.data, config.max_rows)
+    pair = load_pair(places.base, places.tuned, config.device, config.dtype)
+    scored = score_all(pair, rows, config)
+    if not scored.rows:
         raise DataError(
-            f"{config.data}: no row has output tokens within --max-length {config.max_length}; fix:"
+            f"{places.data}: no row has output tokens within --max-length {config.max_length}; fix:"
             " the rows, or a larger length"
         )
-    if cut or empty:
+    if scored.num_cut or scored.num_empty:
         warnings.add(
-            f"{cut} rows cut at {config.max_length} tokens, {empty} rows without output tokens"
-            " left out"
+            f"{scored.num_cut} rows cut at {config.max_length} tokens, {scored.num_empty} rows"
+            " without output tokens left out"
         )
     out = {
-        **summarise(scores, warnings),
-        "pca_shift": pca_section(pair, used, config, warnings),
-        "base": config.base,
-        "tuned": config.tuned,
+        **summarise(scored.scores, warnings),
+        "pca_shift": pca_section(pair, scored.rows, config, warnings),
+        "base": places.base,
+        "tuned": places.tuned,
+        "data": places.data,
+        "device": pair.place,
+        "num_ranks": parallel.world_size(),
     }
     out["warnings"] = warnings.list()
+    if parallel.is_main():
+        _write(config, pair, scored, out)
+
+
+def _write(config: ShiftConfig, pair: ModelPair, scored: Scored, out: dict[str, Any]) -> None:
     write_result(config.json_path, out)
     if config.tokens:
-        atomic_write(config.tokens, "".join(to_json(view) + "\n" for view in views))
+        pairs = zip(scored.rows, scored.scores, strict=True)
+        views = (to_json(token_view(pair, row, scores)) + "\n" for row, scores in pairs)
+        atomic_write(config.tokens, "".join(views))
     print(
         f"KL {out['kl']:.4g} nats/token (exact {out['kl_exact']:.4g}), mean rank shift"
         f" {out['mean_rank_shift']:.3g}, shifted {out['num_shifted']:,} of {out['num_tokens']:,}"
-        f" tokens ({out['shifted_fraction']:.1%}) in {out['num_rows']} rows"
+        f" tokens ({out['shifted_fraction']:.1%}) in {out['num_rows']} rows; {out['tuned']} against"
+        f" {out['base']} on {out['device']}"
     )
     if out["pca_shift"]["distance"] is not None:
         alone = out["pca_shift"]["without_padding"]["distance"]

@@ -291,14 +291,19 @@ class TrajectoryConfig(StrictModel):
 
 class ShiftConfig(StrictModel):
     """What a tuned model changed: KL, token rank shift, PCA shift of hidden states. Needs torch and
-    transformers; runs on CPU."""
+    transformers; runs where the model does, also on several ranks: torchrun --nproc-per-node N -m
+    megaladder analyze shift …, which share the rows."""
 
-    base: str
-    """Hugging Face folder of the base model."""
-    tuned: str
-    """Hugging Face folder of the tuned model; same vocabulary."""
-    data: str
-    """JSONL rows {input, output}; output = the tuned model's own (greedy) answers."""
+    runs: Positional[tuple[str, ...]] = ()
+    """One run folder: its last export against the model that it began with, on the answers of that
+    export's evaluation. Evaluations that lie elsewhere: their folders too."""
+    base: str | None = None
+    """Hugging Face folder of the base model. null = what the run began with."""
+    tuned: str | None = None
+    """Hugging Face folder of the tuned model; same vocabulary. null = the run's last export."""
+    data: str | None = None
+    """JSONL rows {input, output}, or samples of an evaluation; output = the tuned model's own (greedy)
+    answers. null = the samples of the export's evaluation."""
     max_rows: Annotated[int, Field(ge=1)] = 100
     """Rows used, from the top."""
     max_length: Annotated[int, Field(ge=2)] = 4096
@@ -307,14 +312,20 @@ class ShiftConfig(StrictModel):
     """Inputs whose hidden states are compared (30 as published); 0 = no PCA."""
     pca_max_length: Annotated[int, Field(ge=1)] = 128
     """Tokens of each such input (128 as published)."""
+    batch_tokens: Annotated[int, Field(ge=1)] = 8192
+    """Tokens of a batch with its padding: rows of like length go through a model together."""
     chunk_tokens: Annotated[int, Field(ge=1)] = 512
     """Positions whose float64 log-probabilities are held at once; memory = chunk · vocabulary · 8
     bytes a model."""
     chat_template: bool = False
     """Wrap `input` as a user turn with the base tokenizer's chat template; off = the text as it
     is."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Weights and activations; log-probabilities are taken in float64 either way."""
+    device: Literal["auto", "cpu", "cuda", "spread"] = "auto"
+    """Where both models run. auto = a GPU where there is one; spread = the layers of each model over
+    all GPUs that this process sees (accelerate), for models that do not fit one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Weights and activations; log-probabilities are taken in float64 either way. auto = bfloat16 on
+    a GPU, float32 on a CPU."""
     tokens: str | None = None
     """Write the token view here (JSONL, one object a row); the report shows it when it lies beside
     shift.json."""
@@ -322,11 +333,18 @@ class ShiftConfig(StrictModel):
     """Write the result here."""
 
     @model_validator(mode="after")
-    def _no_unread_key(self) -> ShiftConfig:
+    def _check_models(self) -> ShiftConfig:
         pca: ReadIf[ShiftConfig] = ReadIf(
             ("pca_max_length",), lambda run: run.pca_texts > 0, "--pca-texts above 0"
         )
-        raise_all(unread_problems(self, [pca]))
+        missing = [name for name in ("base", "tuned", "data") if getattr(self, name) is None]
+        problems = []
+        if missing and not self.runs:
+            problems.append(
+                f"{', '.join(missing)} missing; fix: megaladder analyze shift RUN_DIR, or --base DIR"
+                " --tuned DIR --data FILE"
+            )
+        raise_all([*problems, *unread_problems(self, [pca])])
         return self
 
 
