@@ -338,7 +338,7 @@ def test_real_runs_need_no_table(tmp_path, verb):
         ("grpo", "grpo", [1]),
     ]
     assert sorted(found.named("sft").held_out) == [0, 1, 2]
-    assert found.named("sft").identity["num_samples"] == 20
+    assert found.named("sft").identity["num_samples"] == 19
     assert found.named("grpo").parent.step == 2
     for name in ("trajectory", "compare", "ladder --benchmark gsm8k", "pass-at-k", "transfer"):
         done = verb(f"analyze {name}", *folders(tmp_path))
@@ -405,6 +405,7 @@ def test_published_outputs_are_read_by_name_and_rows(tmp_path, verb):
         (score,) = record.scores
         assert (record.name, score.step, score.benchmark) == ("m", step, benchmark), name
         done = verb("analyze pass-at-k", tmp_path / name, "--draws", 100)
+        assert done.status == 0, f"{name}: {done.err}"
         assert done.json["avg@n"] == pytest.approx(right.mean()), name
     assert score.budget == {}
     results = {"AIME24": {"accuracy_avg": 0.5, "num_total": 30}, "coqa": {"f1,none": 0.25}}

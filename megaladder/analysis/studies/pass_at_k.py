@@ -14,7 +14,7 @@ import numpy as np
 
 from megaladder.analysis.runs.choose import sample_paths
 from megaladder.analysis.runs.read import read_runs
-from megaladder.analysis.samples.rows import sample_rows
+from megaladder.analysis.samples.rows import problem_id, question_of, sample_rows
 from megaladder.analysis.tables import Warnings, printable, write_result
 from megaladder.config.verbs.grade import PassAtKConfig
 from megaladder.errors import DataError
@@ -174,12 +174,18 @@ def _problem(row: dict[str, Any], where: str) -> GradedProblem:
         answers = tuple(None if answer is None else str(answer) for answer in answers)
     decided = [i for i, value in enumerate(correct) if value is not None]
     return GradedProblem(
-        str(row.get("id", where)),
+        _id(row, where),
         where,
         tuple(bool(correct[i]) for i in decided),
         tuple(answers[i] for i in decided) if answers is not None else None,
         len(correct) - len(decided),
     )
+
+
+def _id(row: dict[str, Any], where: str) -> str:
+    """The row's id, else its question's digest, else its line."""
+    named = row.get("id") is not None or question_of(row) is not None
+    return problem_id(row, where) if named else where
 
 
 def _print(result: dict[str, Any]) -> None:
