@@ -346,7 +346,7 @@ def test_the_verbs_input_errors_exit_2(toy, tmp_path, capsys):
     assert main(command(toy, tmp_path, "--benchmark", "aime2024")) == 2
     assert "did you mean 'aime24'" in capsys.readouterr().err
     assert main(command(toy, tmp_path, "--benchmark", "gpqa_diamond")) == 2
-    assert "--revision COMMIT" in capsys.readouterr().err
+    assert " --revision 633f5ee89ab8ad4522a9f850766b73f62147ffdd" in capsys.readouterr().err
     assert main(["eval", "--benchmark", "aime24", "--model", "no/such-model"]) == 2
     assert "no/such-model: no such folder, and a hub id needs its commit" in capsys.readouterr().err
     assert main(["eval", "--benchmark", "list"]) == 0
