@@ -41,7 +41,7 @@ def write_finished(config: RunConfig, run: RunDir, lines: Sequence[str]) -> None
         "settings": config.model_dump(mode="json"),
         "inputs": _training_inputs(config),
         "outputs": _training_outputs(run),
-        "exports": {str(path.relative_to(run.path)): _as_written(path) for path in _exports(run)},
+        "exports": {str(path.relative_to(run.path)): as_written(path) for path in _exports(run)},
     }
     atomic_write(run.path / FILE, to_json(record, indent=1) + "\n")
 
@@ -65,7 +65,7 @@ def answer_training(config: RunConfig) -> bool:
     same = not errors and not changes and record["inputs"] == _training_inputs(config)
     same = same and record["outputs"] == _training_outputs(run)
     whole = same and all(
-        _is_as_written(run.path / name, written) for name, written in record["exports"].items()
+        is_as_written(run.path / name, written) for name, written in record["exports"].items()
     )
     return whole and _say(record)
 
@@ -102,7 +102,7 @@ def answer_conversion(config: HfToMegatronConfig | MegatronToHfConfig) -> bool:
 
 
 def _write_mark(mark: Path, lines: Sequence[str], inputs: _Stamps, outputs: Iterable[Path]) -> None:
-    written = {str(path): _as_written(path) for path in outputs}
+    written = {str(path): as_written(path) for path in outputs}
     record = {"lines": list(lines), "inputs": inputs, "outputs": written}
     atomic_write(mark, to_json(record, indent=1) + "\n")
 
@@ -112,16 +112,18 @@ def _answer_mark(mark: Path, inputs: _Stamps) -> bool:
     if record is None or record["inputs"] != inputs:
         return False
     written = record["outputs"].items()
-    return all(_is_as_written(Path(path), found) for path, found in written) and _say(record)
+    return all(is_as_written(Path(path), found) for path, found in written) and _say(record)
 
 
-def _as_written(path: Path) -> dict[str, Any]:
+def as_written(path: Path) -> dict[str, Any]:
+    """Size, time and sha256 of a file that was just written, for `is_as_written` later."""
     stat = path.stat()
     digest = read_sums(path.parent).get(path.name) or _sha256(path)
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
 
 
-def _is_as_written(path: Path, written: Mapping[str, Any]) -> bool:
+def is_as_written(path: Path, written: Mapping[str, Any]) -> bool:
+    """Whether the file is still what `as_written` saw; a large one that nobody touched is."""
     if not path.is_file() or path.stat().st_size != written["bytes"]:
         return False
     untouched = path.stat().st_mtime_ns == written["mtime_ns"]

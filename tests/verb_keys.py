@@ -36,6 +36,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "analyze budget": {"runs": ["i"], "budgets": [1]},
     "analyze compare": {"runs": ["r"]},
     "report": {"run_dirs": ["r"]},
+    "study": {"name": "list"},
     "data get": {"names": ["gsm8k"]},
     "data stats": {"path": "p"},
     "data decontaminate": {"path": "p", "against": ["a"], "out": "o"},

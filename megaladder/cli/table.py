@@ -226,6 +226,14 @@ VERBS: tuple[Verb, ...] = (
         "Analyze",
     ),
     Verb(
+        "study",
+        "megaladder.config.verbs.study:StudyConfig",
+        "megaladder.study.verb:run_study",
+        "a published study from data to findings with verdicts, at toy or paper scale; resumable",
+        "Studies",
+        resumes=True,
+    ),
+    Verb(
         "data get",
         "megaladder.config.verbs.data:GetConfig",
         "megaladder.curate.get:run_get",

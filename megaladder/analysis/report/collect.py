@@ -24,6 +24,7 @@ from megaladder.process import last_word
 METRIC_FILES = ("metrics.jsonl", "held_out.jsonl")
 ROLLOUT_FILE = re.compile(r"step_(\d+)\.jsonl")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by keys that only it has
+    ("study", ("study", "findings")),
     ("trajectory", ("curves", "points")),
     ("scaling", ("methods", "points")),
     ("predict", ("metrics", "select", "runs")),

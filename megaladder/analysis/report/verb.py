@@ -30,6 +30,7 @@ from megaladder.analysis.report.svg import legend_key
 from megaladder.config.verbs.analysis import ReportConfig
 from megaladder.errors import ConfigError
 from megaladder.run_dir import atomic_write
+from megaladder.study.section import findings_section
 
 CSV_COLUMNS = ("section", "figure", "series", "x", "y", "low", "high", "n")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -39,6 +40,7 @@ def build_sections(inputs: Inputs, config: ReportConfig) -> list[Section]:
     """All sections that have something to show, and last what is not there."""
     styles = palette(inputs)
     sections = [
+        findings_section([analysis.result for analysis in inputs.of_kind("study")]),
         summary(inputs, config.seed),
         runs_section(inputs),
         learning_section(inputs, styles),

@@ -82,6 +82,9 @@ class MakeArithmeticConfig(MakeConfig):
     """Digits of what is multiplied with, 1 to 4."""
     steps: Positive = 2
     """Operations per question, 1 to 12."""
+    max_steps: Positive | None = None
+    """A ladder of difficulty: each question has from `steps` to this many operations, drawn; the
+    column `steps` says how many. null = all have `steps`."""
     operations: str = "*+"
     """Operations out of + - *, taken in this order and repeated: '*+' with 2 steps is a*b+c."""
     shuffle: bool = False

@@ -29,13 +29,15 @@ class ArithmeticSpec:
     """How hard the questions are.
 
     >>> ArithmeticSpec()                                    # a*b+c: two digits times one digit plus
-    two digits ArithmeticSpec(digits=2, factor_digits=1, steps=2, operations='*+', shuffle=False,
-    recheck_share=0.0, direct_share=0.0, direct_from=0)
+    two digits ArithmeticSpec(digits=2, factor_digits=1, steps=2, max_steps=None, operations='*+',
+    shuffle=False, recheck_share=0.0, direct_share=0.0, direct_from=0)
     """
 
     digits: int = 2  # of the first number and of everything added or subtracted
     factor_digits: int = 1  # of everything multiplied with
     steps: int = 2  # number of operations
+    # a ladder of difficulty: each question has from `steps` to this many, drawn; None: all `steps`
+    max_steps: int | None = None
     operations: str = "*+"  # taken in this order, repeated; with `shuffle` drawn at random
     shuffle: bool = False
     # of the rows, those in which every line is followed by one that checks it
@@ -56,6 +58,11 @@ class ArithmeticSpec:
                 raise DataError(
                     f"{name} {value} is outside {low}…{high}; fix: a number in that range"
                 )
+        if self.max_steps is not None and not self.steps <= self.max_steps <= 12:
+            raise DataError(
+                f"max_steps {self.max_steps} is outside {self.steps}…12 (steps to 12); fix: a number"
+                " in that range"
+            )
         for name in ("recheck_share", "direct_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(
@@ -109,9 +116,9 @@ def arithmetic_rows(
                 {"role": "assistant", "content": answer},
             ],
             "worked": worked,
-            "steps": spec.steps,
+            "steps": len(pairs),
             "largest": largest,
-            "rechecks": spec.steps * (rechecked and worked),
+            "rechecks": len(pairs) * (rechecked and worked),
         }
 
 
@@ -120,7 +127,8 @@ def _draw(spec: ArithmeticSpec, rng: random.Random) -> tuple[str, list[tuple[str
     that occurs on the way."""
     value = largest = _number(spec.digits, rng)
     expression, last_operation, pairs = str(value), "*", []
-    for step in range(spec.steps):
+    num_steps = spec.steps if spec.max_steps is None else rng.randint(spec.steps, spec.max_steps)
+    for step in range(num_steps):
         operation = (
             rng.choice(spec.operations)
             if spec.shuffle

@@ -31,6 +31,7 @@ def _arithmetic(config: MakeArithmeticConfig) -> ArithmeticSpec:
         digits=config.digits,
         factor_digits=config.factor_digits,
         steps=config.steps,
+        max_steps=config.max_steps,
         operations=config.operations,
         shuffle=config.shuffle,
         recheck_share=config.recheck_share,

@@ -1,0 +1,167 @@
+"""A study at one scale → the jobs of its stages: every command as it will run, checked before any
+of them does."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaladder.config.base import StrictModel
+from megaladder.errors import ConfigError
+from megaladder.study.study import OWN_WORDS, Case, Scale, Stage
+
+REFERENCE = re.compile(r"\$\{([a-z0-9_]*)\}")
+# programs beside the verbs, with the class of their flags
+TOOLS = {"make_tiny_model": "megaladder.tools.make_tiny_model:TinyModelConfig"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case of a stage. `commands` are words without `megaladder`; `needs` are the stages whose
+    folders they name; `files` the run files of the study among them."""
+
+    stage: str
+    label: str
+    folder: Path
+    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.label}"
+
+    def programs(self) -> Iterator[list[str]]:
+        """The commands as processes of this Python."""
+        return ([sys.executable, "-m", *_module(words)] for words in self.commands)
+
+    def typed(self) -> Iterator[str]:
+        """The commands as a person types them."""
+        for words in self.commands:
+            start = ["python", "-m"] if words[0] in TOOLS else []
+            yield shlex.join([*start, *_module(words)])
+
+
+def _module(words: Sequence[str]) -> list[str]:
+    tool = words[0] in TOOLS
+    return [f"megaladder.tools.{words[0]}", *words[1:]] if tool else ["megaladder", *words]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs, stage by stage in their order."""
+
+    out: Path
+    stages: tuple[tuple[str, tuple[Job, ...]], ...]
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return tuple(job for _, jobs in self.stages for job in jobs)
+
+    def jobs_of(self, stage: str) -> tuple[Job, ...]:
+        return dict(self.stages)[stage]
+
+    def named(self, only: str) -> tuple[Job, ...]:
+        """The jobs that `only` means: a stage, or STAGE/LABEL. Raises ConfigError."""
+        found = tuple(job for job in self.jobs if only in (job.stage, job.name))
+        if not found:
+            raise ConfigError(
+                f"only {only}: no such stage or job; fix: one of"
+                f" {', '.join(name for name, _ in self.stages)}, or STAGE/LABEL (--dry-run lists"
+                " them)"
+            )
+        return found
+
+
+def make_plan(scale: Scale, folder: Path, out: Path) -> Plan:
+    """Every command with its references filled in. Raises ConfigError for one that means nothing."""
+    stages: list[tuple[str, tuple[Job, ...]]] = []
+    for stage in scale.stages:
+        earlier = {name: str(out / name) for name, _ in stages}
+        jobs = tuple(
+            _job(stage, (label, case), {**earlier, "study": str(folder)}, out)
+            for label, case in stage.sweep.expand()
+        )
+        stages.append((stage.name, jobs))
+    return Plan(out, tuple(stages))
+
+
+def _job(stage: Stage, named_case: tuple[str, Case], known: Mapping[str, str], out: Path) -> Job:
+    label, case = named_case
+    here = out / stage.name / label if stage.sweep.cases or stage.sweep.grid else out / stage.name
+    own = {"here": str(here), "stage": str(out / stage.name), "label": label}
+    words: dict[str, object] = {**known, **own, **{k: v for k, v in case.items() if k != "label"}}
+    used: dict[str, None] = {}
+    commands = tuple(
+        tuple(_filled(shlex.split(command), words, used, stage.name)) for command in stage.run
+    )
+    study = Path(known["study"])
+    files = tuple(
+        dict.fromkeys(
+            Path(word)
+            for words_ in commands
+            for word in words_
+            if word.startswith(f"{study}/") and word.endswith((".yaml", ".jinja", ".jsonl"))
+        )
+    )
+    needs = tuple(name for name in used if name in known and name not in OWN_WORDS)
+    return Job(stage.name, label, here, commands, needs, files)
+
+
+def _filled(
+    words: Sequence[str], values: Mapping[str, object], used: dict[str, None], stage: str
+) -> Iterator[str]:
+    """The words with `${name}` replaced; a word that is a list's name alone becomes its words."""
+    for word in words:
+        names = REFERENCE.findall(word)
+        used.update(dict.fromkeys(names))
+        unknown = [name for name in names if name not in values]
+        if unknown:
+            raise ConfigError(
+                f"stage {stage}: ${{{unknown[0]}}} is no stage before it and no axis of its sweep;"
+                f" fix: one of {', '.join(values)}"
+            )
+        alone = values[names[0]] if names and word == f"${{{names[0]}}}" else None
+        if isinstance(alone, tuple):
+            yield from map(str, alone)
+        else:
+            yield REFERENCE.sub(lambda match: str(values[match[1]]), word)
+
+
+def check_job(job: Job) -> None:
+    """Resolves every command as its verb would, and starts none. Raises ConfigError naming the job
+    and the command."""
+    missing = [path for path in job.files if not path.is_file()]
+    if missing:
+        raise ConfigError(f"{job.name}: {missing[0]}: no such file; fix: the name in study.yaml")
+    for words in job.commands:
+        try:
+            _resolve(words)
+        except (ConfigError, SystemExit) as error:
+            raise ConfigError(f"{job.name}: `megaladder {shlex.join(words)}`: {error}") from None
+
+
+def _resolve(words: tuple[str, ...]) -> StrictModel:
+    from megaladder.cli.dispatch import find_verb, load
+    from megaladder.config.grpo import GrpoConfig
+    from megaladder.config.resolve import resolve
+    from megaladder.config.rules.layout import check_world
+    from megaladder.config.sft import SftConfig
+
+    if words[0] in TOOLS:
+        tool = load(TOOLS[words[0]])
+        assert isinstance(tool, type)
+        return resolve(tool, list(words[1:]), prog=words[0], takes_yaml=False)
+    verb, rest = find_verb(words)
+    config_class = load(verb.config)
+    if not isinstance(config_class, type):
+        config_class = config_class(rest)
+    takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
+    config: StrictModel = resolve(config_class, rest, f"megaladder {verb.name}", takes_yaml)
+    if isinstance(config, (SftConfig, GrpoConfig)):
+        check_world(config, config.parallel.ranks or config.parallel.model_ranks)
+    return config

@@ -1,0 +1,132 @@
+"""What a job left behind, so that the next start need not do it again.
+
+    OUT/.study/STAGE/LABEL/record.json    digests of what it was made from and of what it wrote
+    OUT/.study/STAGE/LABEL/log.txt        what its commands said
+
+A job is finished when its commands, the run files that they name and the records of the stages that
+it reads are as recorded, and every file that it wrote is still as it was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaladder.errors import DataError
+from megaladder.finished import as_written, is_as_written
+from megaladder.run_dir import atomic_write, to_json
+from megaladder.study.plan import Job, Plan
+
+NOTES = ".study"
+# of a run: what later stages never read, and what changes without the result
+NO_RESULTS = {"checkpoints", "logs", "log.txt", "last_word.json"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job took, over all its starts."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
+
+
+class Records:
+    """The records of a study's output folder."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._inputs: dict[str, str] = {}
+
+    def notes(self, job: Job) -> Path:
+        """The folder of a job's record and log."""
+        return self._plan.out / NOTES / job.stage / job.label
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether its record says so and is still true."""
+        record = self._read(job)
+        if record.get("inputs") != self._inputs_of(job):
+            return False
+        written = record["outputs"].items()
+        return all(is_as_written(job.folder / name, found) for name, found in written)
+
+    def write(self, job: Job, cost: Cost) -> None:
+        """Marks a job as finished; the last thing that is done for it."""
+        outputs = {
+            str(path.relative_to(job.folder)): as_written(path) for path in _results(job.folder)
+        }
+        if not outputs:
+            raise DataError(
+                f"{job.name}: its commands ended well and wrote nothing into {job.folder}; fix:"
+                " ${here} in its commands"
+            )
+        record = {
+            "inputs": self._inputs_of(job),
+            "outputs": outputs,
+            "digest": _digest({name: found["sha256"] for name, found in outputs.items()}),
+            "wall_s": cost.wall_s,
+            "cpu_s": cost.cpu_s,
+        }
+        atomic_write(self.notes(job) / "record.json", to_json(record, indent=1) + "\n")
+        (self.notes(job) / "cost.json").unlink(missing_ok=True)
+
+    def add_cost(self, job: Job, cost: Cost) -> Cost:
+        """Notes what a start took that did not finish the job; the sum over all such starts."""
+        path = self.notes(job) / "cost.json"
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        total = Cost(**found) + cost
+        atomic_write(path, to_json({"wall_s": total.wall_s, "cpu_s": total.cpu_s}) + "\n")
+        return total
+
+    def cost(self, job: Job) -> Cost:
+        """What a finished job took."""
+        record = self._read(job)
+        return Cost(record.get("wall_s", 0.0), record.get("cpu_s", 0.0))
+
+    def _inputs_of(self, job: Job) -> str:
+        """Digest of everything that the job is made from. The place of the output folder is not
+        part of it: a study may be moved."""
+        if job.name not in self._inputs:
+            out, files = str(self._plan.out), job.files
+            # a base: of a run file lies beside it
+            beside = {path.parent for path in files}
+            texts = sorted(path for folder in beside for path in folder.glob("*.yaml"))
+            named = [path for path in texts if path.name != "study.yaml"]
+            self._inputs[job.name] = _digest(
+                {
+                    "commands": [[w.replace(out, "${out}") for w in c] for c in job.commands],
+                    "files": {path.name: _digest(path.read_text("utf-8")) for path in named},
+                    "needs": {
+                        other.name: self._read(other).get("digest")
+                        for stage in job.needs
+                        for other in self._plan.jobs_of(stage)
+                    },
+                }
+            )
+        return self._inputs[job.name]
+
+    def _read(self, job: Job) -> dict[str, Any]:
+        try:
+            record = json.loads((self.notes(job) / "record.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) and "outputs" in record else {}
+
+
+def _results(folder: Path) -> list[Path]:
+    """The files of a job that count as its results."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if _is_result(path.relative_to(folder).parts))
+
+
+def _is_result(parts: tuple[str, ...]) -> bool:
+    return not any(part in NO_RESULTS or part.startswith(".") for part in parts)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(to_json(value, sort_keys=True).encode("utf-8")).hexdigest()

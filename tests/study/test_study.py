@@ -1,0 +1,236 @@
+"""A study of cheap stages: what it plans, what it does once, what it does again and what not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from waiting import descendants, wait_until
+
+from megaladder.cli import main
+from megaladder.config.verbs.study import StudyConfig
+from megaladder.errors import ConfigError
+from megaladder.study.plan import make_plan
+from megaladder.study.study import load_study, shipped_studies
+from megaladder.study.verb import run_study
+
+MOMENTS = (
+    # (stage whose work is under way, what tells that it has begun)
+    ("data", "data/train.jsonl"),
+    ("data", "data/problems.jsonl"),
+    ("more", "more/1/rows.jsonl"),
+    ("evaluate", ".study/evaluate/a/log.txt"),
+    ("evaluate", "evaluate/b/sums/samples_sums.jsonl"),
+)
+
+
+def start(study: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "megaladder", "study", str(study), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, "--jobs", "1", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def written(out: Path) -> dict[str, object]:
+    """What the jobs made, without times."""
+    rows = {
+        str(path.relative_to(out)): path.read_text()
+        for path in sorted(out.rglob("*.jsonl"))
+        if ".study" not in path.parts
+    }
+    findings = json.loads((out / "findings.json").read_text())
+    return {**rows, "findings": findings["findings"]}
+
+
+def test_a_study_ends_in_findings_and_a_report(whole: Path) -> None:
+    out = whole / "out"
+    found = json.loads((out / "findings.json").read_text())
+    assert [(f["name"], f["verdict"]) for f in found["findings"]] == [("equal", "reproduced")]
+    assert found["cpu_s"] > 0
+    page = (out / "report.html").read_text()
+    assert page.index("Published findings") < page.index("Accuracy")
+    assert "equal" in (out / "report.csv").read_text()
+
+
+def test_what_is_finished_is_not_done_again(
+    whole: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing may be started
+    run_study(StudyConfig(name=str(whole / "small"), out=str(whole / "out")))
+    assert "more: 2 job(s), 2 finished by an earlier start" in capfd.readouterr().out
+
+
+def test_only_what_depends_on_a_change_is_done_again(
+    study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run_study(StudyConfig(name=str(study), out=str(out), only="data"))
+    run_study(StudyConfig(name=str(study), out=str(out), only="more"))
+    text = (study / "study.yaml").read_text()
+    (study / "study.yaml").write_text(text.replace("n=${seed}", "n=3"))
+    capfd.readouterr()
+    run_study(StudyConfig(name=str(study), out=str(out), only="more"))
+    assert "more: 2 job(s), 0 finished" in capfd.readouterr().out
+    assert len((out / "more" / "1" / "rows.jsonl").read_text().splitlines()) == 3
+    (out / "data" / "train.jsonl").write_text("another\n")
+    run_study(StudyConfig(name=str(study), out=str(out), only="data"))
+    assert "data: 1 job(s), 0 finished" in capfd.readouterr().out
+    assert "another" not in (out / "data" / "train.jsonl").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "file"), MOMENTS)
+def test_killed_at_any_moment_it_goes_on(
+    stage: str, file: str, whole: Path, study: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = start(study, out)
+    wait_until(lambda: (out / file).exists() or first.poll() is not None, f"{stage} at work")
+    children = list(descendants(first.pid))
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    wait_until(lambda: not any(map(_runs, children)), "the end of its children")
+    second = start(study, out)
+    said, _ = second.communicate()
+    assert second.returncode == 0, said
+    assert written(out) == written(whole / "out")
+
+
+@pytest.mark.slow
+def test_a_stop_signal_ends_it_in_good_order(study: Path, tmp_path: Path, whole: Path) -> None:
+    out = tmp_path / "out"
+    first = start(study, out)
+    wait_until((out / ".study/data/all/log.txt").exists, "the first command")
+    first.send_signal(signal.SIGTERM)
+    said, _ = first.communicate()
+    assert first.returncode == 3, said
+    second = start(study, out)
+    said, _ = second.communicate()
+    assert second.returncode == 0, said
+    assert written(out) == written(whole / "out")
+
+
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_command_that_fails_is_named_with_the_end_of_its_log(
+    study: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = (study / "study.yaml").read_text()
+    (study / "study.yaml").write_text(text.replace("--rows 30 ", "--rows 30 --digits 1 --steps 1 "))
+    status = main(["study", str(study), "--out", str(tmp_path / "out")])
+    said = capfd.readouterr().err
+    assert status == 2
+    assert (
+        "data/all: status 2" in said and "different training questions" in said and "fix:" in said
+    )
+
+
+def test_dry_run_lists_every_command_and_starts_none(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run_study(StudyConfig(name=str(study), out=str(out), dry_run=True))
+    said = capsys.readouterr().out
+    assert (
+        f"megaladder data make arithmetic --rows 10 --seed 2 --out {out}/more/2/rows.jsonl" in said
+    )
+    assert "python -m megaladder.tools.make_tiny_model" in said and "reproduced if" in said
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("--set n", "--sett n", "more/1: `megaladder data select"),
+        ("--workers ${w", "--workers a${w", "evaluate/a: `megaladder grade"),
+        ("${seed}", "${sead}", r"\$\{sead\} is no stage before it"),
+        ("report: [evaluate]", "report: [evaluat]", "report names evaluat"),
+        ("{seed: [1, 2]}", "{seed: [1, 1]}", "two cases are called 1"),
+        ("run:\n          - data make", "run:\n          - data mak", "data/all"),
+    ],
+)
+def test_a_bad_study_is_refused_before_anything_starts(
+    before: str, after: str, told: str, study: Path, tmp_path: Path
+) -> None:
+    text = (study / "study.yaml").read_text()
+    (study / "study.yaml").write_text(text.replace(before, after))
+    with pytest.raises(ConfigError, match=told):
+        run_study(StudyConfig(name=str(study), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_rules_that_change_after_the_start_are_told(
+    whole: Path, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (whole / "small" / "study.yaml").read_text()
+    try:
+        (whole / "small" / "study.yaml").write_text(text.replace("[-1, 1]", "[-9, 9]"))
+        config = StudyConfig(name=str(whole / "small"), out=str(whole / "out"), only="findings")
+        run_study(config)
+    finally:
+        (whole / "small" / "study.yaml").write_text(text)
+    assert (
+        "the rule of equal is another than when this study was started" in capsys.readouterr().out
+    )
+    assert json.loads((whole / "out" / "findings.json").read_text())["changed_rules"] == ["equal"]
+
+
+def test_slurm_gets_an_array_a_stage_and_their_order(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(StudyConfig(name=str(study), out=str(out), launcher="slurm"))
+    submit = (out / "slurm" / "submit.sh").read_text()
+    assert submit.index("data.sbatch") < submit.index("more.sbatch") < submit.index("evaluate.sb")
+    assert "--array=0-1" in submit and submit.count("afterok") == 3
+    task = (out / "slurm" / "more.sbatch").read_text()
+    assert "jobs=(more/1 more/2)" in task and '--only "${jobs[$SLURM_ARRAY_TASK_ID]}"' in task
+    for script in (out / "slurm").iterdir():
+        subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+@pytest.mark.parametrize("scale", ["toy", "paper"])
+def test_every_shipped_study_is_well_formed(
+    name: str, scale: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"name": name, "scale": scale, "out": str(tmp_path / "out"), "dry_run": True}
+    run_study(StudyConfig.model_validate(config))
+    assert "all commands are well formed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_every_finding_names_evaluations_that_its_stages_make(name: str, tmp_path: Path) -> None:
+    study = load_study(shipped_studies()[name])
+    for scale, what in study.scales.items():
+        stages = dict(make_plan(what, shipped_studies()[name], tmp_path).stages)
+        assert len(study.findings_at(scale)) >= 2
+        for finding in study.findings_at(scale):
+            for place in _places(finding.measured[scale].model_dump()):
+                stage, label, *_ = place.split("/")
+                labels = [job.label for job in stages[stage]]
+                assert any(Path(one).match(label) for one in labels), (finding.name, place)
+
+
+def _places(statistic: dict[str, object]) -> list[str]:
+    """Every STAGE/LABEL that a statistic reads."""
+    found: list[str] = []
+    runs = statistic.get("runs") or ("",)
+    assert isinstance(runs, tuple)
+    for key, value in statistic.items():
+        if isinstance(value, dict) and key != "only":
+            found += [one.replace("{run}", run) for one in _places(value) for run in runs]
+        elif isinstance(value, tuple) and key == "points":
+            found += [place for point in value for place in _places(point)]
+        elif key in ("of", "minus") and isinstance(value, str):
+            found.append(value)
+    return found
