@@ -14,6 +14,8 @@ from megaladder.config.base import StrictModel
 from megaladder.errors import ConfigError
 from megaladder.study.study import OWN_WORDS, Case, Scale, Stage
 
+# of a checkout; an installed package has none, and then the check names the missing file
+RECIPES = str(Path(__file__).resolve().parents[2] / "examples" / "recipes")
 REFERENCE = re.compile(r"\$\{([a-z0-9_]*)\}")
 # programs beside the verbs, with the class of their flags
 TOOLS = {"make_tiny_model": "megaladder.tools.make_tiny_model:TinyModelConfig"}
@@ -53,8 +55,9 @@ def _module(words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs, stage by stage in their order."""
+    """All jobs, stage by stage in their order; the folders of the study and of what it makes."""
 
+    folder: Path
     out: Path
     stages: tuple[tuple[str, tuple[Job, ...]], ...]
 
@@ -83,53 +86,56 @@ def make_plan(scale: Scale, folder: Path, out: Path) -> Plan:
     for stage in scale.stages:
         earlier = {name: str(out / name) for name, _ in stages}
         jobs = tuple(
-            _job(stage, (label, case), {**earlier, "study": str(folder)}, out)
+            _job(stage, (label, case), {**earlier, "study": str(folder), "recipes": RECIPES}, out)
             for label, case in stage.sweep.expand()
         )
         stages.append((stage.name, jobs))
-    return Plan(out, tuple(stages))
+    return Plan(folder, out, tuple(stages))
 
 
 def _job(stage: Stage, named_case: tuple[str, Case], known: Mapping[str, str], out: Path) -> Job:
     label, case = named_case
     here = out / stage.name / label if stage.sweep.cases or stage.sweep.grid else out / stage.name
     own = {"here": str(here), "stage": str(out / stage.name), "label": label}
-    words: dict[str, object] = {**known, **own, **{k: v for k, v in case.items() if k != "label"}}
-    used: dict[str, None] = {}
-    commands = tuple(
-        tuple(_filled(shlex.split(command), words, used, stage.name)) for command in stage.run
-    )
-    study = Path(known["study"])
-    files = tuple(
-        dict.fromkeys(
-            Path(word)
-            for words_ in commands
-            for word in words_
-            if word.startswith(f"{study}/") and word.endswith((".yaml", ".jinja", ".jsonl"))
-        )
-    )
-    needs = tuple(name for name in used if name in known and name not in OWN_WORDS)
+    fill = _Filling(stage.name, {**known, **own}, {})
+    for axis, value in case.items():
+        fill.values[axis] = value if isinstance(value, tuple) else fill.text(str(value))
+    fill.values["label"] = label
+    commands = tuple(tuple(fill.words(shlex.split(command))) for command in stage.run)
+    folders = (f"{known['study']}/", f"{RECIPES}/")
+    named = (Path(word) for words in commands for word in words if word.startswith(folders))
+    files = tuple(dict.fromkeys(path for path in named if path.suffix in (".yaml", ".jsonl")))
+    needs = tuple(name for name in fill.used if name in known and name not in OWN_WORDS)
     return Job(stage.name, label, here, commands, needs, files)
 
 
-def _filled(
-    words: Sequence[str], values: Mapping[str, object], used: dict[str, None], stage: str
-) -> Iterator[str]:
-    """The words with `${name}` replaced; a word that is a list's name alone becomes its words."""
-    for word in words:
-        names = REFERENCE.findall(word)
-        used.update(dict.fromkeys(names))
-        unknown = [name for name in names if name not in values]
-        if unknown:
-            raise ConfigError(
-                f"stage {stage}: ${{{unknown[0]}}} is no stage before it and no axis of its sweep;"
-                f" fix: one of {', '.join(values)}"
-            )
-        alone = values[names[0]] if names and word == f"${{{names[0]}}}" else None
-        if isinstance(alone, tuple):
-            yield from map(str, alone)
-        else:
-            yield REFERENCE.sub(lambda match: str(values[match[1]]), word)
+@dataclass(frozen=True)
+class _Filling:
+    """`${name}` → value in the words of a stage; `used` are the names that were asked for."""
+
+    stage: str
+    values: dict[str, object]
+    used: dict[str, None]
+
+    def words(self, words: Sequence[str]) -> Iterator[str]:
+        """A word that is a list's name alone becomes its words."""
+        for word in words:
+            alone = REFERENCE.fullmatch(word)
+            value = self.values.get(alone[1]) if alone else None
+            if isinstance(value, tuple):
+                yield from (self.text(str(item)) for item in value)
+            else:
+                yield self.text(word)
+
+    def text(self, text: str) -> str:
+        for name in REFERENCE.findall(text):
+            self.used[name] = None
+            if name not in self.values:
+                raise ConfigError(
+                    f"stage {self.stage}: ${{{name}}} is no stage before it and no axis of its"
+                    f" sweep; fix: one of {', '.join(self.values)}"
+                )
+        return REFERENCE.sub(lambda match: str(self.values[match[1]]), text)
 
 
 def check_job(job: Job) -> None:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megaladder.config.resolve.overlay import load_layered
 from megaladder.errors import DataError
 from megaladder.finished import as_written, is_as_written
 from megaladder.run_dir import atomic_write, to_json
-from megaladder.study.plan import Job, Plan
+from megaladder.study.plan import RECIPES, Job, Plan
 
 NOTES = ".study"
 # of a run: what later stages never read, and what changes without the result
@@ -89,18 +90,13 @@ class Records:
         return Cost(record.get("wall_s", 0.0), record.get("cpu_s", 0.0))
 
     def _inputs_of(self, job: Job) -> str:
-        """Digest of everything that the job is made from. The place of the output folder is not
-        part of it: a study may be moved."""
+        """Digest of everything that the job is made from. Where the study's folders lie is not part
+        of it: they may be moved."""
         if job.name not in self._inputs:
-            out, files = str(self._plan.out), job.files
-            # a base: of a run file lies beside it
-            beside = {path.parent for path in files}
-            texts = sorted(path for folder in beside for path in folder.glob("*.yaml"))
-            named = [path for path in texts if path.name != "study.yaml"]
             self._inputs[job.name] = _digest(
                 {
-                    "commands": [[w.replace(out, "${out}") for w in c] for c in job.commands],
-                    "files": {path.name: _digest(path.read_text("utf-8")) for path in named},
+                    "commands": [[self._unplaced(w) for w in c] for c in job.commands],
+                    "files": {path.name: _digest(_content(path)) for path in job.files},
                     "needs": {
                         other.name: self._read(other).get("digest")
                         for stage in job.needs
@@ -110,12 +106,25 @@ class Records:
             )
         return self._inputs[job.name]
 
+    def _unplaced(self, word: str) -> str:
+        """The word without the places of the study's folders."""
+        plan = self._plan
+        placed = word.replace(str(plan.out), "${out}").replace(str(plan.folder), "${study}")
+        return placed.replace(RECIPES, "${recipes}")
+
     def _read(self, job: Job) -> dict[str, Any]:
         try:
             record = json.loads((self.notes(job) / "record.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return record if isinstance(record, dict) and "outputs" in record else {}
+
+
+def _content(path: Path) -> Any:
+    """What a run file says, its `base:` included; another file's text."""
+    if path.suffix == ".yaml":
+        return load_layered(path).values
+    return path.read_text("utf-8")
 
 
 def _results(folder: Path) -> list[Path]:

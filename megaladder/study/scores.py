@@ -99,7 +99,8 @@ class Evaluations:
         if not path.is_file():
             raise DataError(f"{path}: no such file; fix: `only.file` of the finding")
         rows = read_jsonl(path)
-        return {str(row["id"]) for row in rows if row.get(only.column) in wanted}
+        values = {str(value) for value in wanted}
+        return {str(row["id"]) for row in rows if str(row.get(only.column)) in values}
 
 
 def _metric(samples: SampleSet, metric: str) -> Sequence[float]:

@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parent / "studies"
 ScaleName = Literal["toy", "paper"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # words that every command may use beside the stages before it and the axes of its sweep
-OWN_WORDS = ("here", "stage", "label", "study")
+OWN_WORDS = ("here", "stage", "label", "study", "recipes")
 Value = str | int | float
 Case = dict[Name, Value | tuple[Value, ...]]
 
@@ -60,8 +60,8 @@ class Stage(StrictModel):
     """Also the name of its folder, and the word `${NAME}` in the commands of later stages."""
     run: tuple[str, ...]
     """Commands as typed, without `megaladder`. `${here}` is this case's folder, `${stage}` the
-    stage's, `${study}` the study's own files, `${AXIS}` a value of the sweep; a list becomes
-    several words."""
+    stage's, `${study}` the study's own files, `${recipes}` examples/recipes of a checkout,
+    `${AXIS}` a value of the sweep; a list becomes several words."""
     sweep: Sweep = Sweep()
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import descendants, wait_until
+from waiting import descendants, is_alive, wait_until
 
 from megaladder.cli import main
 from megaladder.config.verbs.study import StudyConfig
@@ -98,7 +98,7 @@ def test_killed_at_any_moment_it_goes_on(
     children = list(descendants(first.pid))
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    wait_until(lambda: not any(map(_runs, children)), "the end of its children")
+    wait_until(lambda: not any(map(is_alive, children)), "the end of its children")
     second = start(study, out)
     said, _ = second.communicate()
     assert second.returncode == 0, said
@@ -117,10 +117,6 @@ def test_a_stop_signal_ends_it_in_good_order(study: Path, tmp_path: Path, whole:
     said, _ = second.communicate()
     assert second.returncode == 0, said
     assert written(out) == written(whole / "out")
-
-
-def _runs(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 def test_a_command_that_fails_is_named_with_the_end_of_its_log(

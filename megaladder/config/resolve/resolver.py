@@ -217,10 +217,15 @@ def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, An
                 else ""
             )
             lines.append(
-                f"{origin}{dotted}: {message.replace('Input should be', 'should be')}; found"
-                f" {item['input']!r}"
+                f"{origin}{dotted}: {message.replace('Input should be', 'should be')}"
+                f"{_found(item['input'])}"
             )
     return "\n".join(dict.fromkeys(lines))
+
+
+def _found(value: Any) -> str:
+    """What stood there; nothing for a section or list, whose parts the message names itself."""
+    return "" if isinstance(value, (dict, list)) else f"; found {value!r}"
 
 
 def _with_origin(line: str, file: YamlFile | None, values: dict[str, Any]) -> str:
