@@ -40,6 +40,23 @@ def make_inputs(folder: Path) -> None:
     _training_rows(folder)
     _graded(folder, rng)
     _tables(folder, rng)
+    _studies(folder)
+
+
+def _studies(folder: Path) -> None:
+    """Two studies of one stage and one command, at both scales."""
+    for name, rows in (("study", 2), ("study2", 3)):
+        (folder / name).mkdir()
+        scales = "".join(
+            f"  {scale}:\n    about: {scale}\n    report: [data]\n    stages:\n      - name: data\n"
+            "        run: ['data make arithmetic --out ${here}/o.jsonl --rows "
+            f"{rows + more}']\n      - name: more\n"
+            "        run: ['data make arithmetic --rows 2 --out ${here}/o.jsonl']\n"
+            for scale, more in (("toy", 0), ("paper", 5))
+        )
+        (folder / name / "study.yaml").write_text(
+            f"title: t\nsource: s\nfindings: []\nscales:\n{scales}"
+        )
 
 
 def _training_rows(folder: Path) -> None:
@@ -436,6 +453,19 @@ def cheap_walks(i: Path) -> list[Walk]:
             "report",
             {"run_dirs": [str(i / "eval")]},
             values={"run_dirs": [str(i / "eval" / "a")], "out": "another.html", "max_chars": 100},
+        ),
+        Walk(
+            "study",
+            {"name": str(i / "study"), "dry_run": True},
+            values={
+                "name": str(i / "study2"),
+                "out": "another",
+                "only": "data",
+                "jobs": 7,
+                "dry_run": False,
+            },
+            beside={"jobs": {"dry_run": False}, "launcher": {"dry_run": False}},
+            probes=("megaladder.study.verb:Crew",),
         ),
         Walk("doctor", {}),
     ]

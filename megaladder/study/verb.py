@@ -54,7 +54,7 @@ def run_study(config: StudyConfig) -> None:
     for job in wanted:
         check_job(job)
     if config.dry_run:
-        show(start)
+        show(start, wanted)
     elif config.launcher == "slurm":
         register(start)
         print(f"written, not started: bash {write_arrays(start.plan, _words(config), study.title)}")
@@ -74,18 +74,20 @@ def list_studies() -> None:
             print(f"    {scale}: {what.about}; {len(study.findings_at(scale))} findings")
 
 
-def show(start: Start) -> None:
-    """Every stage, job and command; nothing is started."""
+def show(start: Start, wanted: Sequence[Job]) -> None:
+    """Every stage, job and command that would run; nothing is started."""
     for name, jobs in start.plan.stages:
-        print(f"{name}: {len(jobs)} job(s)")
-        for job in jobs:
+        asked = [job for job in jobs if job in wanted]
+        if asked:
+            print(f"{name}: {len(asked)} job(s)")
+        for job in asked:
             print(f"  {job.name}")
             for command in job.typed():
                 print(f"    {command}")
     for finding in start.study.findings_at(start.config.scale):
         print(f"finding {finding.name}: {finding.claim}")
         print(f"    reproduced if {finding.reproduced}, opposite if {finding.opposite}")
-    print(f"{len(start.plan.jobs)} jobs, all commands are well formed; nothing was started")
+    print(f"{len(wanted)} jobs, all commands are well formed; nothing was started")
 
 
 def run_stages(start: Start, wanted: Sequence[Job]) -> None:

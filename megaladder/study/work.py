@@ -143,7 +143,7 @@ class Crew:
         cost = self._records.add_cost(running.job, running.cost)
         if done:
             self._records.write(running.job, cost)
-            self._say(f"{running.job.name}: {cost.wall_s:.0f} s, {cost.cpu_s:.0f} CPU seconds")
+            self._say(f"{running.job.name}: {cost.wall_s:.0f} s, CPU {cost.cpu_s:.0f} s")
         running.lock.release()
         if status != 0 and not self._ends():
             self._fault = _failure(running, status)
