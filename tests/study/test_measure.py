@@ -139,10 +139,10 @@ def correlation(**more: object) -> dict[str, object]:
 def test_rank_correlation_over_runs(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     for run, skill in enumerate((0.1, 0.3, 0.5, 0.7, 0.9)):
-        write_scores(tmp_path, f"r{run}", rng.binomial(N, skill, size=200).tolist())
-        write_scores(tmp_path, f"r{run}-rl", rng.binomial(N, skill, size=200).tolist())
+        write_scores(tmp_path, f"r{run}", rng.binomial(N, skill, size=60).tolist())
+        write_scores(tmp_path, f"r{run}-rl", rng.binomial(N, skill, size=60).tolist())
         noise = 0.5 + (-1) ** run * 0.2
-        write_scores(tmp_path, f"r{run}-noise", rng.binomial(N, noise, size=200).tolist())
+        write_scores(tmp_path, f"r{run}-noise", rng.binomial(N, noise, size=60).tolist())
     found = measured(tmp_path, **correlation())
     assert found.value == 1.0 and found.ci95 is not None and found.ci95[0] > 0.9
     noise = {"of": "evaluate/{run}-noise/sums", "metric": "accuracy"}
