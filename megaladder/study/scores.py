@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megaladder.analysis.samples import SampleSet, read_samples, sample_rows
+from megaladder.analysis.samples.rows import sample_rows
+from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.tables import Warnings
 from megaladder.errors import DataError
 from megaladder.evaluation.metrics import pass_at_k
