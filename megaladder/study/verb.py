@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megaladder.analysis.report.study_section import in_words
 from megaladder.config.verbs.study import StudyConfig
 from megaladder.process.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json
@@ -16,7 +17,6 @@ from megaladder.study.measure import Outcome, judge
 from megaladder.study.plan import Job, Plan, check_job, make_plan
 from megaladder.study.record import NOTES, Records
 from megaladder.study.scores import Evaluations
-from megaladder.study.section import in_words
 from megaladder.study.slurm import write_arrays
 from megaladder.study.study import Study, load_study, shipped_studies, study_folder
 from megaladder.study.work import Crew

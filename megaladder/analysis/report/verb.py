@@ -26,11 +26,11 @@ from megaladder.analysis.report.score_sections import (
     pass_at_k_section,
     summary,
 )
+from megaladder.analysis.report.study_section import findings_section
 from megaladder.analysis.report.svg import legend_key
 from megaladder.config.verbs.analysis import ReportConfig
 from megaladder.errors import ConfigError
 from megaladder.run_dir import atomic_write
-from megaladder.study.section import findings_section
 
 CSV_COLUMNS = ("section", "figure", "series", "x", "y", "low", "high", "n")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
