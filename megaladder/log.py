@@ -260,7 +260,7 @@ class RunLog:
         if self._run is None:
             return ""
         there = {row["step"] for row in read_jsonl(self._run.metrics)}
-        return _spans([step for step in range(after + 1, until + 1) if step not in there])
+        return spans([step for step in range(after + 1, until + 1) if step not in there])
 
     def finish(
         self,
@@ -321,7 +321,7 @@ def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> Ru
     return log
 
 
-def _spans(steps: Sequence[int]) -> str:
+def spans(steps: Sequence[int]) -> str:
     """Ascending numbers with runs drawn together: 1, 3–5."""
     spans: list[list[int]] = []
     for step in steps:

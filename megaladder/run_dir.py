@@ -16,6 +16,7 @@ Not here: checkpoints (`checkpoint.store`), and what is printed (`log`). No torc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -25,6 +26,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -330,8 +332,8 @@ def _step_of(row: Mapping[str, Any], path: Path, number: int) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """What ran: versions of the packages that decide numbers, Python, machine type, command line.
-    No environment variables (secrets)."""
+    """What ran: versions of the packages that decide numbers, our code, Python, processor, threads,
+    command line. No other environment variables (secrets)."""
     versions: dict[str, str | None] = {}
     for name in FINGERPRINT_PACKAGES:
         try:
@@ -341,9 +343,32 @@ def environment() -> dict[str, Any]:
     return {
         "packages": versions,
         "python": sys.version.split()[0],
+        "code": _code_digest(),
         "machine": os.uname().machine,
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "argv": sys.argv,
     }
+
+
+@cache
+def _code_digest() -> str:
+    """16 hex digits over this package's Python files: two checkouts of one version differ."""
+    digest, root = hashlib.sha256(), Path(__file__).resolve().parent
+    for folder in (root, root.parent / "kernels", root.parent / "checkpoints_conv"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str | None:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return None
 
 
 class RunDir:

@@ -125,6 +125,13 @@ VERBS: tuple[Verb, ...] = (
         "Bench",
     ),
     Verb(
+        "replay",
+        "megaladder.config.verbs.replay:ReplayConfig",
+        "megaladder.replay.verb:run_replay",
+        "a step of a run once more from its record, compared bit by bit with what was recorded",
+        "Train",
+    ),
+    Verb(
         "doctor",
         "megaladder.preflight.doctor:DoctorConfig",
         "megaladder.preflight.doctor:run_doctor",
