@@ -37,6 +37,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "analyze compare": {"runs": ["r"]},
     "report": {"run_dirs": ["r"]},
     "study": {"name": "list"},
+    "replay": {"run_dir": "r", "step": 1},
     "data get": {"names": ["gsm8k"]},
     "data stats": {"path": "p"},
     "data decontaminate": {"path": "p", "against": ["a"], "out": "o"},

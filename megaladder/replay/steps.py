@@ -49,8 +49,12 @@ def compute_again(recorded: RecordedStep, run: RunDir) -> dict[str, Any]:
         f"{recorded.folder}: step {recorded.step} from"
         f" {recorded.checkpoint or config.model.path}, after step {recorded.after}"
     )
-    again = _sft_again if isinstance(config, SftConfig) else _grpo_again
-    identity = again(config, recorded, (run, model, log))
+    place = run, model, log
+    if isinstance(config, GrpoConfig):
+        identity = _grpo_again(config, recorded, place)
+    else:
+        assert isinstance(config, SftConfig), "a run is of either kind"
+        identity = _sft_again(config, recorded, place)
     log.close()
     return identity
 
