@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaladder.analysis.report.study_section import in_words
+from megaladder.analysis.report.sections.study import in_words
 from megaladder.config.verbs.study import StudyConfig
 from megaladder.process.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json

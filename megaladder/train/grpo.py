@@ -97,7 +97,7 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
     for part in (weights, rollouts):
         parts.closing.callback(part.close)
     report.note_engine(engine)
-    report.rollouts = rollouts
+    report.sections.rollouts = rollouts
     rollouts.resume_after(step)
 
     while step < total_steps:

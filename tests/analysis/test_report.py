@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaladder.analysis.report.rollouts import pick, visible
+from megaladder.analysis.report.sections.rollouts import pick, visible
 from megaladder.analysis.report.svg import Chart, Series, log_ticks, nice_ticks, short, signed_log
 from megaladder.analysis.report.verb import csv_text
 from megaladder.rewards.grade import grader_label

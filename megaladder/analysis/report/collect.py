@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megaladder.analysis.runs.choose import budget_words
+from megaladder.analysis.runs.find import find
 from megaladder.analysis.runs.folder import read_config
-from megaladder.analysis.samples.files import SampleFile, find_sample_files, read_object
+from megaladder.analysis.runs.read import look_for_runs
+from megaladder.analysis.runs.record import RunRecord, Runs, Score
+from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.samples.rows import NoVerdictError, with_sample_lists
-from megaladder.analysis.samples.sets import SampleSet, read_samples
+from megaladder.analysis.samples.sets import SampleSet
+from megaladder.analysis.studies.compare import ladder_pairs
 from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
 from megaladder.errors import DataError
 from megaladder.process import last_word
@@ -48,13 +53,28 @@ class TrainRun:
     rollouts: dict[int, Path]
     last_word: dict[str, Any] | None = None
 
+    @property
+    def stage(self) -> str:
+        """SFT or GRPO."""
+        return "GRPO" if "grpo" in self.config or self.rollouts else "SFT"
+
+    @property
+    def device(self) -> str:
+        """What the run's hours are hours of: the device that its fingerprint names."""
+        found = self.fingerprint.get("device")
+        return found if isinstance(found, str) and found else "device"
+
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One model on one benchmark, with what its results file says about the protocol."""
+    """One model (and step) on one benchmark, with what its results file says about the protocol.
+    `last`: of the model's last step on that benchmark."""
 
     samples: SampleSet
     protocol: dict[str, Any]
+    run: str = ""
+    step: int = 0
+    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,32 +105,39 @@ class Inputs:
     evals: list[EvalResult] = field(default_factory=list)
     others: list[OtherResult] = field(default_factory=list)
     analyses: list[Analysis] = field(default_factory=list)
+    data: list[Path] = field(default_factory=list)  # *.stages.json, *.difficulty.jsonl
+    pairs: list[tuple[str, str]] = field(default_factory=list)  # models to compare first: A, B
     notes: list[str] = field(default_factory=list)
 
     @property
     def size(self) -> int:
         """How many things were found."""
-        return len(self.runs) + len(self.evals) + len(self.others) + len(self.analyses)
+        found = (self.runs, self.evals, self.others, self.analyses, self.data)
+        return sum(map(len, found))
 
     def of_kind(self, kind: str) -> list[Analysis]:
         return [analysis for analysis in self.analyses if analysis.kind == kind]
 
     @property
+    def shown(self) -> list[EvalResult]:
+        """Of each model its last step; the steps before are curves."""
+        return [item for item in self.evals if item.last]
+
+    @property
     def models(self) -> list[str]:
-        """The base first (a model with "base" in its name, if there is one), then in the order of
-        the command line."""
-        names = list(dict.fromkeys(item.samples.model for item in self.evals))
-        return sorted(names, key=lambda name: "base" not in name.lower())
+        """In the order of the ladder: base models (or one with "base" in its name) first, then what
+        was trained from them, then what was trained from that."""
+        return list(dict.fromkeys(item.samples.model for item in self.shown))
 
     @property
     def benchmarks(self) -> list[str]:
-        return list(dict.fromkeys(item.samples.benchmark for item in self.evals))
+        return list(dict.fromkeys(item.samples.benchmark for item in self.shown))
 
     def find(self, model: str, benchmark: str) -> SampleSet | None:
         return next(
             (
                 e.samples
-                for e in self.evals
+                for e in self.shown
                 if (e.samples.model, e.samples.benchmark) == (model, benchmark)
             ),
             None,
@@ -129,15 +156,22 @@ def collect(paths: tuple[str, ...]) -> Inputs:
             _add_analyses(inputs, [path])
         else:
             _add_run(inputs, path)
-            _add_evals(inputs, path, warnings)
+            inputs.data += data_files(path)
             _add_analyses(
                 inputs, sorted([*path.glob("*.json"), *(path / "analysis").glob("*.json")])
             )
-        if before == inputs.size:
+        if before == inputs.size and (path.is_file() or not find([text], warnings).files):
             inputs.notes.append(
                 f"{text}: holds no metrics.jsonl, no samples_*.jsonl and no analysis JSON, so"
                 " nothing of it is shown."
             )
+    folders = [text for text in paths if Path(text).is_dir()]
+    runs = look_for_runs(folders, warnings)
+    for record in runs:
+        _add_scores(inputs, runs, record)
+    for run in inputs.runs:
+        inputs.data += [file for file in data_of_run(run.config) if file not in inputs.data]
+    inputs.pairs = _ladder_labels(inputs, runs)
     if not inputs.size:
         raise DataError(
             f"{', '.join(paths)}: nothing to report (metrics.jsonl, samples_*.jsonl or analysis"
@@ -145,9 +179,66 @@ def collect(paths: tuple[str, ...]) -> Inputs:
         )
     inputs.notes += warnings.list()
     _name_apart(inputs)
-    order = inputs.models
-    inputs.evals.sort(key=lambda item: order.index(item.samples.model))
+    inputs.runs.sort(key=lambda run: run.stage != "SFT")
     return inputs
+
+
+DATA_FILES = ("*.stages.json", "*.difficulty.jsonl")
+
+
+def data_files(folder: Path) -> list[Path]:
+    """What data stages left in a folder or one below it."""
+    found = (folder.glob(f"{place}{name}") for name in DATA_FILES for place in ("", "*/"))
+    return sorted(path for files in found for path in files)
+
+
+def data_of_run(config: dict[str, Any]) -> list[Path]:
+    """What data stages left beside the files that a run trained on."""
+    given = (config.get("data") or {}).get("path")
+    names = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    beside = (
+        Path(f"{name}{suffix.removeprefix('*')}")
+        for name in names
+        if isinstance(name, str)
+        for suffix in DATA_FILES
+    )
+    return [path for path in beside if path.is_file()]
+
+
+def _add_scores(inputs: Inputs, runs: Runs, record: RunRecord) -> None:
+    """Every score of a record: its samples, or its means where there are no verdicts."""
+    for score in record.scores:
+        label = "/".join([runs.label(record, score.step), *budget_words(score)])
+        try:
+            samples = runs.samples(record, score, label)
+        except DataError as error:
+            if score.samples is not None and not isinstance(error, NoVerdictError):
+                raise
+            _add_other(inputs, label, score)
+            continue
+        last = score.step == max(s.step for s in record.scores if s.benchmark == score.benchmark)
+        inputs.evals.append(EvalResult(samples, samples.protocol, record.name, score.step, last))
+
+
+def _add_other(inputs: Inputs, model: str, score: Score) -> None:
+    """A judged benchmark, or one with metrics of its own: its means come from the results file."""
+    if score.means:
+        inputs.others.append(OtherResult(model, score.benchmark, dict(score.means)))
+        return
+    inputs.notes.append(
+        f"{score.where}: has no right-or-wrong verdicts and no results file with scores, so it is"
+        " not shown."
+    )
+
+
+def _ladder_labels(inputs: Inputs, runs: Runs) -> list[tuple[str, str]]:
+    """(A, B) of `compare.ladder_pairs`, by the names of their last steps."""
+    last = {item.run: item.samples.model for item in inputs.evals if item.last}
+    return [
+        (last[a.name], last[b.name])
+        for a, b in ladder_pairs(runs)
+        if a.name in last and b.name in last
+    ]
 
 
 def _add_run(inputs: Inputs, path: Path) -> None:
@@ -203,38 +294,6 @@ def _add_rows(rows: dict[int, dict[str, Any]], path: Path, inputs: Inputs) -> No
                 f"{where}: 'step' is {step!r}, expected a whole number; fix: delete that line"
             )
         rows.setdefault(step, {}).update(row)
-
-
-def _add_evals(inputs: Inputs, path: Path, warnings: Warnings) -> None:
-    for file in find_sample_files(path, warnings):
-        model = f"{file.model}/{file.checkpoint}" if file.checkpoint else file.model
-        try:
-            samples = read_samples(file.path, model, file.task, warnings)
-        except NoVerdictError:
-            _add_other(inputs, model, file)
-            continue
-        inputs.evals.append(EvalResult(samples, samples.protocol))
-
-
-def _add_other(inputs: Inputs, model: str, file: SampleFile) -> None:
-    """A judged benchmark, or one with metrics of its own: its means come from the results file."""
-    found: dict[str, float] = {}
-    for path in sorted(file.path.parent.glob("results_*.json")):
-        table = (read_object(path).get("results") or {}).get(file.task) or {}
-        for key, value in table.items():
-            name, comma, _ = key.partition(",")
-            if comma and not name.endswith("_stderr") and isinstance(value, (int, float)):
-                found[name] = float(value)
-                spread = table.get(key.replace(name, f"{name}_stderr", 1))
-                if isinstance(spread, (int, float)):
-                    found[f"{name} ± standard error"] = float(spread)
-    if found:
-        inputs.others.append(OtherResult(model, file.task, found))
-    else:
-        inputs.notes.append(
-            f"{file.path}: has no right-or-wrong verdicts and no results file with scores, so it is"
-            " not shown."
-        )
 
 
 def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:

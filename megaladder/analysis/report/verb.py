@@ -17,16 +17,18 @@ from megaladder import __version__
 from megaladder.analysis.report.blocks import CsvRow, Prose, Section
 from megaladder.analysis.report.cells import palette
 from megaladder.analysis.report.collect import Inputs, collect
-from megaladder.analysis.report.findings import finding_sections
-from megaladder.analysis.report.rollouts import rollout_section, visible
-from megaladder.analysis.report.run_sections import learning_section, reward_section, runs_section
-from megaladder.analysis.report.score_sections import (
+from megaladder.analysis.report.sections.data import data_section
+from megaladder.analysis.report.sections.findings import finding_sections
+from megaladder.analysis.report.sections.rollouts import rollout_section, visible
+from megaladder.analysis.report.sections.runs import learning_section, reward_section, runs_section
+from megaladder.analysis.report.sections.scores import (
     accuracy_section,
     length_section,
     pass_at_k_section,
     summary,
 )
-from megaladder.analysis.report.study_section import findings_section
+from megaladder.analysis.report.sections.steps import steps_section
+from megaladder.analysis.report.sections.study import findings_section
 from megaladder.analysis.report.svg import legend_key
 from megaladder.config.verbs.analysis import ReportConfig
 from megaladder.errors import ConfigError
@@ -43,8 +45,10 @@ def build_sections(inputs: Inputs, config: ReportConfig) -> list[Section]:
         findings_section([analysis.result for analysis in inputs.of_kind("study")]),
         summary(inputs, config.seed),
         runs_section(inputs),
+        data_section(inputs),
         learning_section(inputs, styles),
         reward_section(inputs, styles),
+        steps_section(inputs, styles, config.seed),
         accuracy_section(inputs, styles, config.seed),
         pass_at_k_section(inputs, styles, config.seed),
         length_section(inputs, styles),

@@ -33,17 +33,23 @@ def read_runs(paths: Sequence[str], warnings: Warnings) -> Runs:
     Raises:
         DataError: a path is not there, holds nothing to analyse, or holds a broken file.
     """
+    runs = look_for_runs(paths, warnings)
+    if not runs.records:
+        raise DataError(
+            f"{', '.join(paths)}: no training run and no scores in it (config.yaml with"
+            " metrics.jsonl, samples_*.jsonl, results_*.json); fix: folders of runs or evaluations"
+        )
+    return runs
+
+
+def look_for_runs(paths: Sequence[str], warnings: Warnings) -> Runs:
+    """`read_runs` where finding nothing is no error."""
     found = find(paths, warnings)
     drafts = _Drafts(warnings)
     for folder in found.runs:
         drafts.add_run(folder)
     for file in found.files:
         drafts.add_scores(read_scores(file))
-    if not drafts.by_key:
-        raise DataError(
-            f"{', '.join(paths)}: no training run and no scores in it (config.yaml with"
-            " metrics.jsonl, samples_*.jsonl, results_*.json); fix: folders of runs or evaluations"
-        )
     drafts.link_parents()
     return Runs(drafts.records(), warnings)
 

@@ -85,12 +85,11 @@ def _pretrained(model_args: Any) -> str | None:
 
 
 def _means(table: Mapping[str, Any]) -> dict[str, float]:
-    """Metric → mean of one task, filters left out: the first filter of a metric counts."""
+    """Metric (and `metric_stderr`) → mean of one task; the first filter of a metric counts."""
     found: dict[str, float] = {}
     for key, value in table.items():
         name = key.partition(",")[0]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and not name.endswith("_stderr"):
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
             found.setdefault(name, float(value))
     return found
 

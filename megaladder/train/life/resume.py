@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megaladder import parallel
+from megaladder import parallel, platform
 from megaladder.config.resolve import to_yaml
 from megaladder.config.resume import compare_for_resume
 from megaladder.config.sections.run import RunConfig
@@ -54,7 +54,13 @@ def write_run_identity(
         if changes or run.read_config() is None:
             run.append_history(step, changes, config.model_dump(mode="json"))
         run.write_config(to_yaml(config))
-        run.write_fingerprint({**identity, "model": _start_of(config.model)})
+        run.write_fingerprint(
+            {
+                **identity,
+                "model": _start_of(config.model),
+                "device": platform.device_name() or "CPU",
+            }
+        )
 
 
 def _start_of(model: ModelSection) -> dict[str, Any]:

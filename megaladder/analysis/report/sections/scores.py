@@ -13,7 +13,7 @@ from megaladder.analysis.report.svg import Chart, Series, strip
 from megaladder.analysis.samples.files import is_benchmark
 from megaladder.analysis.samples.sets import SampleSet
 from megaladder.analysis.stats import mean_intervals
-from megaladder.analysis.studies.compare import compare
+from megaladder.analysis.studies.compare import Comparison, compare
 from megaladder.analysis.studies.ladder import intervals, tier_means
 from megaladder.analysis.studies.tiers import TIERS, published_aime24
 from megaladder.analysis.tables import Warnings
@@ -27,40 +27,53 @@ MAX_SENTENCES = 8
 
 
 def summary(inputs: Inputs, seed: int) -> Section:
-    """What changed against the base model, one tested sentence a benchmark."""
+    """What changed, one tested sentence a benchmark: GRPO against SFT first, then each model against
+    what it began with, then against the base model."""
     section = Section("summary", "In short")
     counts = [
         (len(inputs.runs), "training run"),
         (len(inputs.models), "evaluated model"),
         (len(inputs.benchmarks), "benchmark"),
     ]
-    section.blocks.append(
-        Prose(
-            [", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts if n) or "Analyses only"]
-        )
-    )
+    said = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts if n)
+    section.blocks.append(Prose([said or "Analyses only"]))
     if len(inputs.models) < 2:
         if inputs.evals:
             section.blocks.append(Prose(["One model only: nothing to compare it with."]))
         return section
-    base = inputs.models[0]
-    pairs = []
-    for item in inputs.evals:
-        other = inputs.find(base, item.samples.benchmark)
-        if item.samples.model != base and other is not None:
-            pairs.append((other, item.samples))
+    pairs = compared_pairs(inputs)
     if not pairs:
         section.blocks.append(
-            Prose(
-                [f"No benchmark was run for both {base} and another model, so nothing is compared."]
-            )
+            Prose(["No benchmark was run for two of the models, so nothing is compared."])
         )
         return section
     warnings = Warnings()
-    config = CompareConfig(base=base, runs=("report",), seed=seed)
-    found = sorted(compare(pairs, config, warnings), key=lambda c: (not c.real, -abs(c.difference)))
+    config = CompareConfig(runs=("report",), seed=seed)
+    found = compare(pairs, config, warnings)
     inputs.notes += warnings.list()
-    section.blocks.append(Prose([c.sentence() for c in found[:MAX_SENTENCES]], as_list=True))
+    _add_comparisons(section, inputs, found, config)
+    return section
+
+
+def compared_pairs(inputs: Inputs) -> list[tuple[SampleSet, SampleSet]]:
+    """(A, B) on each benchmark that both have: the pairs of the ladder, then the rest against the
+    first model."""
+    base = inputs.models[0]
+    names = list(dict.fromkeys([*inputs.pairs, *((base, name) for name in inputs.models[1:])]))
+    places = ((a, b, benchmark) for a, b in names for benchmark in inputs.benchmarks)
+    sets = ((inputs.find(a, name), inputs.find(b, name)) for a, b, name in places)
+    return [(a, b) for a, b in sets if a is not None and b is not None]
+
+
+def _add_comparisons(
+    section: Section, inputs: Inputs, found: Sequence[Comparison], config: CompareConfig
+) -> None:
+    first = dict.fromkeys(inputs.pairs)
+    order = {pair: place for place, pair in enumerate(first)}
+    ranked = sorted(
+        found, key=lambda c: (order.get((c.a, c.b), len(order)), not c.real, -abs(c.difference))
+    )
+    section.blocks.append(Prose([c.sentence() for c in ranked[:MAX_SENTENCES]], as_list=True))
     numbers = [
         CsvRow(
             "summary",
@@ -71,11 +84,12 @@ def summary(inputs: Inputs, seed: int) -> Section:
             *ends(c.ci95),
             c.num_problems,
         )
-        for c in found
+        for c in ranked
     ]
     rows = [
         [
             c.b,
+            c.a,
             c.benchmark,
             f"{c.difference:+.1f}",
             span(c.ci95, "+.1f"),
@@ -83,15 +97,25 @@ def summary(inputs: Inputs, seed: int) -> Section:
             str(c.num_problems),
             "yes" if c.real else "no",
         ]
-        for c in found
+        for c in ranked
     ]
-    columns = ("model", "benchmark", "points", "95 % interval", "p (Holm)", "problems", "real")
-    caption = (
-        f"Difference to {base}. Paired by problem; p of {config.draws:,} sign flips, adjusted over"
-        f" the rows; real: below {config.level:g}."
+    columns = (
+        *(
+            "model",
+            "against",
+            "benchmark",
+            "points",
+            "95 % interval",
+            "p (Holm)",
+            "problems",
+            "real",
+        ),
     )
-    section.blocks.append(Table(columns, rows, caption, numbers, frozenset({2, 3, 4, 5})))
-    return section
+    caption = (
+        f"Paired by problem; p of {config.draws:,} sign flips, adjusted over the rows; real: below"
+        f" {config.level:g}."
+    )
+    section.blocks.append(Table(columns, rows, caption, numbers, frozenset({3, 4, 5, 6})))
 
 
 def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
@@ -104,7 +128,7 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
         missing="eval results (samples_*.jsonl)",
     )
     for benchmark in inputs.benchmarks:
-        sets = [item.samples for item in inputs.evals if item.samples.benchmark == benchmark]
+        sets = [item.samples for item in inputs.shown if item.samples.benchmark == benchmark]
         bounds = {
             s.model: mean_intervals(
                 {"avg": 100 * s.accuracy_p, "cov": 100 * s.covered_p}, DRAWS, seed
@@ -241,7 +265,7 @@ def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     charts, shown = [], []
     for benchmark in inputs.benchmarks:
         series = []
-        for s in (item.samples for item in inputs.evals if item.samples.benchmark == benchmark):
+        for s in (item.samples for item in inputs.shown if item.samples.benchmark == benchmark):
             if s.num_samples < 2:
                 continue
             ks = sorted({2**i for i in range(s.num_samples.bit_length())} | {s.num_samples})
@@ -312,7 +336,7 @@ def length_section(inputs: Inputs, styles: Palette) -> Section:
         )
     for benchmark in inputs.benchmarks:
         series = []
-        for s in (item.samples for item in inputs.evals if item.samples.benchmark == benchmark):
+        for s in (item.samples for item in inputs.shown if item.samples.benchmark == benchmark):
             points = _within_budget(s)
             if len(points) > 1:
                 series.append(Series(s.model, points, styles[s.model]))

@@ -17,7 +17,7 @@ from megaladder.analysis.report.blocks import (
     ends,
 )
 from megaladder.analysis.report.collect import Analysis, Inputs, rollout_rows
-from megaladder.analysis.report.rollouts import visible
+from megaladder.analysis.report.sections.rollouts import visible
 from megaladder.analysis.report.svg import Chart, Series, bar
 from megaladder.errors import DataError
 
@@ -434,7 +434,7 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
         numbers += [CsvRow("compute", "total", name, key, value) for key, value in totals.items()]
     section.blocks.append(
         Table(
-            ("run", "tokens", "FLOPs", "GPU-hours"),
+            ("run", "tokens", "FLOPs", "device-hours"),
             rows,
             "What each run cost.",
             numbers,

@@ -96,7 +96,7 @@ def runs_section(inputs: Inputs) -> Section:
     if inputs.runs:
         section.blocks.append(_runs_table(inputs))
         section.blocks += _unfinished(inputs)
-    protocols = [(item, item.protocol) for item in inputs.evals]
+    protocols = [(item, item.protocol) for item in inputs.shown]
     if protocols:
         section.blocks.append(_protocol_table(protocols))
         section.blocks += _mixed_protocols(inputs)
@@ -129,7 +129,7 @@ def _runs_table(inputs: Inputs) -> Table:
             str(steps),
             amount(cost.get("tokens")),
             number(cost.get("flops"), ".3g"),
-            number(cost.get("gpu_hours"), ".3g"),
+            hours(cost.get("gpu_hours"), run.device),
             number(last, ".4f"),
             last_word.how_it_ended(run.last_word) if run.last_word else "no last_word.json",
         ]
@@ -140,15 +140,20 @@ def _runs_table(inputs: Inputs) -> Table:
             numbers.append(CsvRow("runs", "training runs", run.name, name, value))
     caption = (
         "Tokens through the model; FLOPs = 6 · parameters · tokens where the parameter count is"
-        " known; GPU-hours = seconds · ranks."
+        " known; hours = seconds · ranks, of the device that is named."
     )
     return Table(
-        ("run", "steps", "tokens", "FLOPs", "GPU-hours", "last loss", "ended", "settings"),
+        ("run", "steps", "tokens", "FLOPs", "device hours", "last loss", "ended", "settings"),
         rows,
         caption,
         numbers,
         frozenset({1, 2, 3, 4, 5}),
     )
+
+
+def hours(value: float | None, device: str) -> str:
+    """`1.5 NVIDIA H200-h`: hours mean nothing without what they are hours of."""
+    return "–" if value is None else f"{value:.3g} {device}-h"
 
 
 def _unfinished(inputs: Inputs) -> list[Block]:
@@ -191,7 +196,7 @@ def _mixed_protocols(inputs: Inputs) -> list[Block]:
     """Says where models of one benchmark were not measured alike."""
     lines = []
     for benchmark in inputs.benchmarks:
-        sets = [item.samples for item in inputs.evals if item.samples.benchmark == benchmark]
+        sets = [item.samples for item in inputs.shown if item.samples.benchmark == benchmark]
         for what, values in (
             ("samples a problem", {s.num_samples for s in sets}),
             ("problems", {len(s.problems) for s in sets}),
@@ -209,12 +214,22 @@ def learning_section(inputs: Inputs, styles: Palette) -> Section:
     section = Section(
         "learning", "Learning curves", missing="a training run folder with metrics.jsonl"
     )
-    keys = _numeric_keys(inputs.runs)
-    first = [key for key in LEARNING if key in keys]
-    rest = [key for key in keys if key not in LEARNING and not _is_reward(key)]
-    _add_curves(section, inputs.runs, first, styles, "")
-    _add_curves(section, inputs.runs, rest, styles, "more curves")
+    for stage, runs in by_stage(inputs.runs).items():
+        keys = _numeric_keys(runs)
+        first = [key for key in LEARNING if key in keys]
+        rest = [key for key in keys if key not in LEARNING and not _is_reward(key)]
+        prefix = f"{stage}: " if len(by_stage(inputs.runs)) > 1 else ""
+        _add_curves(section, runs, first, styles, prefix)
+        _add_curves(section, runs, rest, styles, prefix, "more curves")
     return section
+
+
+def by_stage(runs: Sequence[TrainRun]) -> dict[str, list[TrainRun]]:
+    """SFT and GRPO apart: their losses and steps share no axis."""
+    found: dict[str, list[TrainRun]] = {}
+    for run in runs:
+        found.setdefault(run.stage, []).append(run)
+    return found
 
 
 def reward_section(inputs: Inputs, styles: Palette) -> Section:
@@ -224,7 +239,7 @@ def reward_section(inputs: Inputs, styles: Palette) -> Section:
     section.blocks += [Prose(said, as_list=True)] if said else []
     keys = [key for key in _numeric_keys(inputs.runs) if _is_reward(key) and key not in LEARNING]
     _add_curves(section, inputs.runs, keys[:12], styles, "")
-    _add_curves(section, inputs.runs, keys[12:], styles, "more curves")
+    _add_curves(section, inputs.runs, keys[12:], styles, "", "more curves")
     return section
 
 
@@ -270,7 +285,12 @@ def _numeric_keys(runs: Sequence[TrainRun]) -> list[str]:
 
 
 def _add_curves(
-    section: Section, runs: Sequence[TrainRun], keys: Sequence[str], styles: Palette, folded: str
+    section: Section,
+    runs: Sequence[TrainRun],
+    keys: Sequence[str],
+    styles: Palette,
+    prefix: str,
+    folded: str = "",
 ) -> None:
     """A panel for each key that changes; keys that keep one value (counters of what did not happen)
     become one sentence a run."""
@@ -293,7 +313,7 @@ def _add_curves(
                     CsvRow(section.id, title, run.name, "constant", points[0][1], n=len(points))
                 )
         if series:
-            charts.append(Chart(title, "step", title, series, csv_name=key))
+            charts.append(Chart(f"{prefix}{title}", "step", title, series, csv_name=key))
     if charts:
         section.blocks.append(Panels(charts, styles.legend(shown), folded))
     for name, rows in constant.items():

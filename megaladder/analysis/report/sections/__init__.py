@@ -1,0 +1,1 @@
+"""The sections of the page, by where their numbers come from."""

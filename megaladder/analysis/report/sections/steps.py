@@ -1,0 +1,63 @@
+"""Scores over the steps of the runs, from their evaluations alone."""
+
+from __future__ import annotations
+
+from megaladder.analysis.report.blocks import Panels, Section
+from megaladder.analysis.report.cells import Palette
+from megaladder.analysis.report.collect import EvalResult, Inputs
+from megaladder.analysis.report.svg import Chart, Series
+from megaladder.analysis.stats import mean_intervals
+
+DRAWS = 1000
+
+
+def steps_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
+    """avg@n of each run by step with a 95 % band, a panel a benchmark and stage."""
+    section = Section(
+        "steps",
+        "Scores over steps",
+        "avg@n after each evaluated step, with a 95 % band over problems.",
+        missing="a run that was evaluated at several steps",
+    )
+    charts, shown = [], []
+    stage_of = {run.name: run.stage for run in inputs.runs}
+    for benchmark in dict.fromkeys(item.samples.benchmark for item in inputs.evals):
+        panels: dict[str, list[Series]] = {}
+        for run, items in _by_run(inputs.evals, benchmark).items():
+            if len({item.step for item in items}) > 1:
+                style = styles[items[-1].samples.model]
+                panels.setdefault(stage_of.get(run, ""), []).append(
+                    _series(run, items, style, seed)
+                )
+                shown.append(items[-1].samples.model)
+        charts += [
+            Chart(
+                f"{stage}: {benchmark}" if stage else benchmark,
+                "step",
+                "avg@n %",
+                series,
+                csv_name=f"steps {benchmark}",
+            )
+            for stage, series in panels.items()
+        ]
+    if charts:
+        section.blocks.append(Panels(charts, styles.legend(shown)))
+    return section
+
+
+def _by_run(evals: list[EvalResult], benchmark: str) -> dict[str, list[EvalResult]]:
+    found: dict[str, list[EvalResult]] = {}
+    for item in sorted(evals, key=lambda item: item.step):
+        if item.samples.benchmark == benchmark and item.run:
+            found.setdefault(item.run, []).append(item)
+    return found
+
+
+def _series(run: str, items: list[EvalResult], style: int, seed: int) -> Series:
+    points, bands = [], []
+    for item in {item.step: item for item in items}.values():
+        values = 100 * item.samples.accuracy_p
+        found = mean_intervals({"": values}, DRAWS, seed)[""]
+        points.append((item.step, float(values.mean())))
+        bands.append((found[0], found[1]) if found else None)
+    return Series(run, points, style, bands)
