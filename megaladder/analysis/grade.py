@@ -14,6 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megaladder.analysis.runs.choose import every_score
+from megaladder.analysis.runs.read import look_for_runs
+from megaladder.analysis.samples.files import SAMPLE_FILE, read_object
+from megaladder.analysis.tables import Warnings
 from megaladder.config.verbs.grade import GradeConfig
 from megaladder.data.layouts.stored import lifted, stored_layout
 from megaladder.data.read import BadRow
@@ -23,7 +27,7 @@ from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import VERIFIERS, check_row
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
-from megaladder.run_dir import to_json
+from megaladder.run_dir import atomic_write, to_json
 from megaladder.types import Graded, GradeReason
 
 CHUNK_ROWS = 4096  # rows in memory at once
@@ -44,23 +48,49 @@ class _Row:
 
 
 def run_grade(config: GradeConfig) -> int:
-    """Grades `config.input` into `config.output`. Raises DataError (status 2) before the output is
-    touched."""
+    """Grades `config.input` into `config.output`: a file, or every stored sample file of a folder of
+    runs or evaluations. Raises DataError (status 2) before an output is touched."""
     started = time.monotonic()
-    rows = _read_rows(config.input, config.kind)
-    first = list(islice(rows, CHUNK_ROWS))
-    if not first:
-        raise DataError(
-            f"{config.input}: no rows; fix: give a file with rows {{'id', 'gold', 'response' or"
-            " 'responses'}"
-        )
     counts = _Counts()
     label = grader_label(config.grader, config.extract)
+    places = _places(config)
     pool = VerifierPool(
         config.workers, config.timeout_s, config.memory_mib << 20, config.grader, config.extract
     )
-    with pool, _replaced(config.output) as output:
-        chunk = first
+    with pool:
+        for source, target in places.items():
+            _grade_file(source, target, config.kind, pool, label, counts)
+    _summarise(config, counts, time.monotonic() - started)
+    return 0
+
+
+def _places(config: GradeConfig) -> dict[str, Path]:
+    """Input file → output file. A folder with stored samples gives
+    <output>/<model>/<benchmark>/samples_<benchmark>.jsonl of each."""
+    found = {}
+    if Path(config.input).is_dir():
+        runs = look_for_runs((config.input,), Warnings())
+        found = every_score(runs) if any(s.samples for r in runs for s in r.scores) else {}
+    if found and Path(config.output).is_file():
+        raise ConfigError(f"{config.output}: is a file; fix: --output needs a folder here")
+    places = {
+        str(score.samples): Path(config.output) / name / f"samples_{score.benchmark}.jsonl"
+        for name, (_, score) in found.items()
+    }
+    return places or {config.input: Path(config.output)}
+
+
+def _grade_file(
+    source: str, target: Path, kind: str, pool: VerifierPool, label: str, counts: _Counts
+) -> None:
+    rows = _read_rows(source, kind)
+    chunk = list(islice(rows, CHUNK_ROWS))
+    if not chunk:
+        raise DataError(
+            f"{source}: no rows; fix: give a file with rows {{'id', 'gold', 'response' or"
+            " 'responses'}"
+        )
+    with _replaced(str(target)) as output:
         while chunk:
             tasks = [task for row in chunk for task in _tasks(row)]
             graded = pool.grade_many(tasks)
@@ -71,8 +101,22 @@ def run_grade(config: GradeConfig) -> int:
                 output.write((to_json(_graded_row(row, verdicts, label)) + "\n").encode("utf-8"))
             counts.add(len(chunk), tasks, graded)
             chunk = list(islice(rows, CHUNK_ROWS))
-    _summarise(config, counts, time.monotonic() - started)
-    return 0
+    if SAMPLE_FILE.fullmatch(target.name):
+        _keep_origin(Path(source), target, label)
+
+
+def _keep_origin(source: Path, target: Path, label: str) -> None:
+    """What the results beside the source say of weights and protocol goes beside the target too,
+    without scores: those are the new verdicts'."""
+    task = SAMPLE_FILE.fullmatch(target.name)["task"]  # type: ignore[index]
+    before = read_object(source.parent / f"results_{task}.json")
+    if "protocol" in before:
+        origin = {
+            "results": {task: {}},
+            "protocol": {**before["protocol"], "grader": label},
+            "model_name": before.get("model_name"),
+        }
+        atomic_write(target.parent / f"results_{task}.json", to_json(origin, indent=2) + "\n")
 
 
 @dataclass(slots=True)

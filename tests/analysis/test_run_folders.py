@@ -422,3 +422,26 @@ def test_published_outputs_are_read_by_name_and_rows(tmp_path, verb):
     assert "no intervals" in done.err
     nothing = verb("analyze pass-at-k", tmp_path / "harness")
     assert nothing.status == 2 and "no stored samples" in nothing.err and "fix:" in nothing.err
+
+
+def test_grade_takes_a_folder_and_keeps_what_it_belongs_to(ladder, tmp_path, verb):
+    """Graded again by a published grader: the same records, with the new verdicts."""
+    runs, evaluations = folders(tmp_path)
+    again = tmp_path / "again"
+    given = ("--input", evaluations, "--output", again, "--workers", 1, "--grader", "qwen")
+    done = verb("grade", *given, with_json=False)
+    assert done.status == 0, done.err
+    assert "graded 384 responses of 96 rows" in done.out
+    before = read_runs([str(runs), str(evaluations)], Warnings())
+    after = read_runs([str(runs), str(again)], Warnings())
+    steps = [[(r.name.removesuffix("-0"), r.steps, r.parent and r.parent.step) for r in found]
+             for found in (before, after)]  # fmt: skip
+    assert steps[0] == steps[1]
+    for record in before.evaluated:
+        other = next(r for r in after if r.steps == record.steps and r.stage == record.stage)
+        for score in record.scores:
+            twin = after.score(other, score.benchmark, score.step)
+            assert after.percent(other, twin) == pytest.approx(before.percent(record, score))
+            assert "qwen" in after.samples(other, twin).grader
+    nowhere = verb("grade", "--input", evaluations, "--output", Path(__file__), with_json=False)
+    assert nowhere.status == 2 and "--output needs a folder here" in nowhere.err

@@ -32,11 +32,11 @@ class GradeConfig(StrictModel):
     input: str
     """Rows {"id", "gold", "response": text} or {"id", "gold", "responses": [text, …]}, or samples as
     `eval`, lm-eval, LIMO, evalchemy and Rethinking SFT write them, or traces as OpenR1-Math has
-    them."""
+    them; or a folder of runs or evaluations, all samples in it."""
     output: str
     """JSONL: each row plus `answer`, `correct` (null: undecided), `reason` (lists for `responses`);
     where a row has an `answer` of its own, what was found is `extracted_answer`. Replaced only when
-    all is graded."""
+    all is graded. For a folder: a folder, <model>/<benchmark>/samples_<benchmark>.jsonl in it."""
     kind: Literal["auto"] | Kind = "auto"
     """Verifier; auto = the row's column `verifier`, else math. math = numbers, sets, expressions;
     gsm8k = one number; choice = an option letter; exact = the same string."""
