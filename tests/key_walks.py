@@ -103,6 +103,8 @@ def _training_rows(folder: Path) -> None:
     (folder / "grid.yaml").write_text(
         "name: grid_{n}\nvary: {n: [2, 4]}\nstages:\n  - sample: {n: '{n}'}\n"
     )
+    for name, path in (("trl", "model_name_or_path"), ("axolotl", "base_model")):
+        (folder / f"{name}.yaml").write_text(f"{path}: m\nlearning_rate: 1e-5\nseed: 3\n")
     (folder / "rule.yaml").write_text(
         "weights: {elaboration: 1.0, verification: 0, exploration: 0, granularity: 0}\n"
     )
@@ -240,6 +242,18 @@ def cheap_walks(i: Path) -> list[Walk]:
                 "lag": {**grpo, "engine_gpus": 4},
             },
             together={"workload": grpo},
+        ),
+        Walk(
+            "import-config",
+            {"file": str(i / "trl.yaml"), "out": "run.yaml"},
+            values={
+                "file": str(i / "axolotl.yaml"),
+                "overrides": ["seed=7"],
+                "out": "another.yaml",
+                "source": "axolotl",
+            },
+            beside={"force": {"out": str(i / "rule.yaml"), "force": True}},
+            together={"force": {"force": False}},
         ),
         Walk(
             "data make arithmetic",

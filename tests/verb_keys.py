@@ -18,6 +18,7 @@ from megaladder.config.base import StrictModel, leaf_keys, section_of
 REQUIRED: dict[str, dict[str, Any]] = {
     "sft": {"model.path": "m", "data.path": "d"},
     "grpo": {"model.path": "m", "data.path": "d"},
+    "import-config": {"file": "f"},
     "convert hf-to-megatron": {"hf": "h", "out": "o"},
     "convert megatron-to-hf": {"megatron": "c", "out": "o"},
     "convert verify": {"hf": "h", "megatron": "c"},

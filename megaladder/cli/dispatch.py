@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
 from megaladder.cli.table import VERBS, Verb
+from megaladder.cli.wanted import WANTED
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
 from megaladder.process import ending, heartbeat, last_word, signals
 
@@ -198,6 +199,8 @@ def overview(verbs: Sequence[Verb] = VERBS) -> str:
 
 def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
     typed = args[0]
+    if Path(typed).suffix in (".yaml", ".yml"):
+        return f"{typed} stands where a verb is expected; fix: megaladder sft {typed} (or grpo, check, eval)"
     family = [name for name in names if name.startswith(f"{typed} ")]
     if family:
         words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[:3]))
@@ -206,6 +209,8 @@ def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
         ) or difflib.get_close_matches(" ".join(words[:2]), family, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(family)}"
         return f"unknown verb '{' '.join(words)}'; fix: {hint}"
+    if meant := WANTED.get(typed.lower().replace("_", "-"), WANTED.get(typed.lower())):
+        return f"unknown verb '{typed}'; fix: {meant}"
     candidates = list(dict.fromkeys(part for name in names for part in (name.split(" ")[0], name)))
     near = difflib.get_close_matches(typed, candidates, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else "megaladder --help lists them"

@@ -40,6 +40,13 @@ VERBS: tuple[Verb, ...] = (
         takes_yaml=True,
     ),
     Verb(
+        "import-config",
+        "megaladder.config.foreign.verb:ImportConfig",
+        "megaladder.config.foreign.verb:run_import_config",
+        "a file of TRL, LLaMA-Factory, axolotl or verl → a run.yaml; what was mapped, refused and why",
+        "Train",
+    ),
+    Verb(
         "dryrun",
         "megaladder.dryrun.verb:config_class",
         "megaladder.dryrun.verb:run_dryrun",

@@ -8,6 +8,8 @@ function that takes one. Field types: `CommaInts`, `CommaFloats`, `CommaStrs` ar
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -30,6 +32,15 @@ __all__ = [
 ]
 
 
+# a whole word with a slash that begins with ~ or has a folder that is a variable: ~/x, $HOME/x,
+# data/${USER}/x; text such as $x$ is none
+_SHELL_PATH = re.compile(
+    r"~(?:/\S*)?|\$(?:\w+|\{\w+\})(?:/[^\s$]*|/\S*\$(?:\w+|\{\w+\})\S*)"
+    r"|[^\s$]*/\$(?:\w+|\{\w+\})(?:/\S*)?|\$\{\w+\}"
+)
+_VARIABLES = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+
+
 class StrictModel(BaseModel):
     """Unknown keys are errors, values are frozen after validation, defaults are validated too."""
 
@@ -48,7 +59,30 @@ class StrictModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_defaults(cls, given: Any) -> Any:
-        return {**cls.defaults(given), **given} if isinstance(given, Mapping) else given
+        if not isinstance(given, Mapping):
+            return given
+        return {
+            name: expanded(value, name) for name, value in {**cls.defaults(given), **given}.items()
+        }
+
+
+def expanded(value: Any, name: str) -> Any:
+    """A path with `~` and `$VAR` put in; every other value as it is. In a list, each item.
+
+    >>> expanded("$HOME/x", "path") == os.environ["HOME"] + "/x", expanded("$x$ is", "suffix")
+    (True, '$x$ is')
+    """
+    if isinstance(value, (list, tuple)):
+        return type(value)(expanded(item, name) for item in value)
+    if not isinstance(value, str) or not _SHELL_PATH.fullmatch(value):
+        return value
+    missing = [found for found in _VARIABLES.findall(value) if found not in os.environ]
+    if missing:
+        raise ValueError(
+            f"{name} {value}: the environment has no {missing[0]}; fix: export {missing[0]}=…, or"
+            " write the path out"
+        )
+    return os.path.expanduser(os.path.expandvars(value))
 
 
 def leaf_keys(config_class: type[BaseModel], prefix: str = "") -> dict[str, Any]:

@@ -137,6 +137,15 @@ def parse_yaml(text: str, path: str) -> YamlFile:
     return YamlFile(path, values, lines)
 
 
+def parse_value(text: str) -> Any:
+    """A value as a file would hold it; text that is no YAML stays text, `None` is nothing."""
+    try:
+        value = yaml.load(text, _CoreLoader)
+    except yaml.YAMLError:
+        return text
+    return None if value == "None" else value
+
+
 @dataclass
 class _Builder:
     """Turns YAML nodes into values and notes their lines.

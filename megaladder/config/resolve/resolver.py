@@ -10,7 +10,9 @@ is read but the YAML file.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -29,7 +31,7 @@ from tyro.constructors import (
 )
 
 from megaladder.config.base import StrictModel, leaf_keys, section_of
-from megaladder.config.resolve.elsewhere import verbs_with
+from megaladder.config.resolve.elsewhere import hint_of, other_kind
 from megaladder.config.resolve.overlay import load_layered as load_yaml
 from megaladder.config.strict_yaml import KeyPath, YamlFile
 from megaladder.errors import ConfigError
@@ -49,7 +51,7 @@ def resolve(
     if takes_yaml and rest and not rest[0].startswith("-"):
         file = load_yaml(rest.pop(0))
     defaults = checked_values(config_class, file) if file else {}
-    _refuse_flags_of_other_verbs(config_class, rest)
+    _refuse_unknown_flags(config_class, rest)
     flags = _as_tyro_flags(config_class, rest)
     _take_preset_flags(config_class, flags, defaults)
     registry = ConstructorRegistry()
@@ -57,7 +59,7 @@ def resolve(
     registry.primitive_rule(_yaml_words)
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     default = _unvalidated(config_class, defaults)
-    with registry:
+    with registry, _a_fix_at_the_end(prog):
         # the parsed sections are dicts, see `_model_as_dict`
         values: Any = tyro.cli(
             config_class,
@@ -68,6 +70,18 @@ def resolve(
             config=(tyro.conf.EnumChoicesFromValues,),
         )
     return validate(config_class, values, file)
+
+
+@contextmanager
+def _a_fix_at_the_end(prog: str) -> Iterator[None]:
+    """tyro says what is wrong with a flag; this says what to do about it."""
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == 2:
+            what = "the flag or argument named above"
+            print(f"megaladder: fix: {what}; `{prog} --help` explains each", file=sys.stderr)
+        raise
 
 
 def from_yaml(config_class: type[Config], path: str) -> Config:
@@ -114,7 +128,8 @@ def checked_values(config_class: type[StrictModel], file: YamlFile) -> dict[str,
     problems: list[str] = []
     values = _check_section(config_class, file.values, (), _Reading(file, config_class, problems))
     if problems:
-        raise ConfigError("\n".join(problems))
+        whole = other_kind(file, config_class)
+        raise ConfigError("\n".join([*([whole] if whole else []), *problems]))
     return values
 
 
@@ -145,7 +160,7 @@ def _check_section(
         if field is None:
             problems.append(
                 f"{file.where(here)}: unknown key '{'.'.join(here)}';"
-                f" {verbs_with('.'.join(here), reading.config_class) or _suggest(model, key, name)}"
+                f" {_unknown(reading.config_class, model, here)}"
             )
         elif section := section_of(field.annotation):
             values[name] = _check_section(section, value, here, reading)
@@ -155,6 +170,11 @@ def _check_section(
             except ValidationError as error:
                 problems.append(f"{file.where(here)}: {'.'.join(here)}: {_sentence(error)}")
     return values
+
+
+def _unknown(config_class: type[StrictModel], model: type[StrictModel], key: KeyPath) -> str:
+    """What an unknown key may have meant: one of another verb, of another trainer, a misspelt one."""
+    return hint_of(".".join(key), config_class) or _suggest(model, key[:-1], key[-1])
 
 
 def _kind(field: FieldInfo) -> Any:
@@ -210,6 +230,8 @@ def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, An
             lines.append(f"{dotted} is required; fix: --{dotted} VALUE")
         elif item["type"] == "extra_forbidden":
             lines.append(f"unknown key '{dotted}'")
+        elif item["type"] == "value_error" and isinstance(item["input"], dict):
+            lines.append(f"{dotted}.{message}")
         else:
             origin = (
                 f"{file.where(key)}: "
@@ -344,21 +366,40 @@ def _yaml_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
     )
 
 
-def _refuse_flags_of_other_verbs(config_class: type[StrictModel], args: list[str]) -> None:
-    """A flag that this verb lacks and another one has is named here; tyro names the rest."""
-    own = leaf_keys(config_class)
-    keys = [
-        arg.partition("=")[0].removeprefix("--").replace("-", "_")
-        for arg in args
-        if arg.startswith("--")
-    ]
-    problems = [
-        f"unknown key '{key}'; {hint}"
-        for key in keys
-        if key not in own and (hint := verbs_with(key, config_class))
-    ]
+def _refuse_unknown_flags(config_class: type[StrictModel], args: list[str]) -> None:
+    """Flags that this verb lacks, each with what it may have meant: a key of another verb, another
+    trainer's name for one, a misspelt one."""
+    own = _flags(config_class)
+    problems = []
+    for arg in args:
+        name = arg.partition("=")[0]
+        key = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or key in own or name in ("--", "--help"):
+            continue
+        hint = hint_of(key, config_class)
+        if hint is None:
+            near = difflib.get_close_matches(key, own, n=1, cutoff=0.6)
+            last = [known for known in own if known.rpartition(".")[2] == key.rpartition(".")[2]]
+            chosen = [*near, *last][:1]
+            hint = (
+                f"fix: did you mean '--{chosen[0]}'?" if chosen else "fix: --help lists the flags"
+            )
+        problems.append(f"unknown key '{key}'; {hint}")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _flags(config_class: type[StrictModel]) -> list[str]:
+    """Every flag without its dashes, in YAML's spelling: keys, names that fields give themselves,
+    the `no_` form of switches."""
+    flags: list[str] = []
+    for key, field in leaf_keys(config_class).items():
+        section, dot, leaf = key.rpartition(".")
+        given = [getattr(part, "name", None) for part in field.metadata]
+        names = [leaf, *(name for name in given if isinstance(name, str))]
+        names += [f"no_{leaf}"] if field.annotation is bool else []
+        flags += [f"{section}{dot}{name}".replace("-", "_") for name in names]
+    return flags
 
 
 def _as_tyro_flags(config_class: type[StrictModel], args: list[str]) -> list[str]:

@@ -1,0 +1,42 @@
+"""Words that people try as verbs, and where each leads: by meaning, before spelling is looked at."""
+
+from __future__ import annotations
+
+SFT_OR_GRPO = "megaladder sft run.yaml (supervised), or megaladder grpo run.yaml (RL)"
+CHAT = "megaladder chat MODEL"
+EVAL = "megaladder eval --model DIR --benchmark NAME or FILE"
+EXPORT = (
+    "megaladder convert megatron-to-hf --megatron RUN/checkpoints/step_N --out DIR (or"
+    " checkpoint.export_hf: true while training)"
+)
+PUSH = "megaladder push RUN_DIR --to FOLDER or OWNER/NAME"
+NO_ADAPTERS = "there are no adapters to merge, and the ranks' parts become one folder with"
+WANTED: dict[str, str] = {
+    **dict.fromkeys(("train", "finetune", "fine-tune", "tune", "fit", "pretrain"), SFT_OR_GRPO),
+    **dict.fromkeys(("run", "launch", "start", "resume", "continue", "torchrun"), SFT_OR_GRPO),
+    **dict.fromkeys(("rl", "rlhf", "ppo", "dapo", "rlvr", "reinforce"), "megaladder grpo run.yaml"),
+    **dict.fromkeys(("distill", "rejection-sample"), "megaladder data sample FILE --model DIR"),
+    **dict.fromkeys(("dpo", "kto", "orpo", "reward"), f"not built; built are {SFT_OR_GRPO}"),
+    **dict.fromkeys(("generate", "infer", "inference", "predict", "complete", "ask"), CHAT),
+    **dict.fromkeys(("evaluate", "eval-model", "lm_eval", "lm-eval", "test", "benchmark"), EVAL),
+    **dict.fromkeys(("export", "save", "to-hf", "hf", "consolidate"), EXPORT),
+    "merge": f"{NO_ADAPTERS} {EXPORT}",
+    **dict.fromkeys(("upload", "publish", "share"), PUSH),
+    **dict.fromkeys(("server", "api", "vllm-serve", "deploy", "host"), "megaladder serve MODEL"),
+    **dict.fromkeys(
+        ("import", "migrate", "translate"), "megaladder import-config FILE --out run.yaml"
+    ),
+    **dict.fromkeys(("validate", "lint", "verify", "dry-run"), "megaladder check run.yaml"),
+    **dict.fromkeys(("memory", "estimate", "layout"), "megaladder plan --model NAME --gpus N"),
+    **dict.fromkeys(("download", "fetch", "get"), "megaladder data get gsm8k (problem sets)"),
+    **dict.fromkeys(
+        ("tokenize", "preprocess", "prepare", "prepare-data", "dataset"),
+        "megaladder data stats FILE --tokenizer DIR (training tokenises by itself)",
+    ),
+    **dict.fromkeys(("filter", "subset", "sample-data"), "megaladder data select FILE --recipe R"),
+    **dict.fromkeys(("compare", "diff"), "megaladder analyze compare --base A --runs B"),
+    **dict.fromkeys(("score", "judge"), "megaladder grade --input IN.jsonl --output OUT.jsonl"),
+    **dict.fromkeys(("plot", "dashboard", "visualize", "webui"), "megaladder report RUN_DIR"),
+    **dict.fromkeys(("init", "new", "config", "template"), "megaladder examples --out DIR"),
+    **dict.fromkeys(("env", "info", "status", "version"), "megaladder doctor"),
+}

@@ -1,0 +1,130 @@
+"""Files of other trainers as flat, dotted keys: YAML, and the shell scripts in which verl's examples
+keep their overrides. Nothing is executed: a script's assignments are read, not run."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megaladder.config.strict_yaml import load_yaml, parse_value
+from megaladder.errors import ConfigError
+
+ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
+OVERRIDE = re.compile(r"[+~]{0,2}([A-Za-z_][\w]*(?:\.\w+)+)=(.*)", re.DOTALL)
+ARITHMETIC = re.compile(r"\$\(\(((?:[^()]|\([^()]*\)|\(\([^()]*\)\))*)\)\)")
+VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-((?:[^{}]|\{[^{}]*\})*))?\}|([A-Za-z_]\w*))")
+INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.floordiv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def read_foreign(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Dotted key → value of a YAML file or a script, the overrides (`key=value`) on top.
+
+    Raises:
+        ConfigError: no such file, no YAML, a script without overrides, an override without `=`.
+    """
+    if Path(path).suffix in (".sh", ".bash"):
+        flat = read_script(Path(path))
+    else:
+        flat = flattened(load_yaml(path).values)
+    for word in overrides:
+        match = re.fullmatch(r"[+~]{0,2}([\w.]+)=(.*)", word, re.DOTALL)
+        if match is None:
+            raise ConfigError(f"{word}: expected key=value; fix: e.g. trainer.nnodes=2")
+        flat[match[1]] = parse_value(match[2])
+    return {key: _interpolated(value, flat) for key, value in flat.items()}
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections as dotted keys; lists and empty sections stay values.
+
+    >>> flattened({"a": {"b": 1, "c": [2]}, "d": None})
+    {'a.b': 1, 'a.c': [2], 'd': None}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_script(path: Path) -> dict[str, Any]:
+    """The dotted overrides of a shell script, its own variables and sums put in."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; fix: the path of a YAML file or a script")
+    text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8", errors="replace"))
+    variables: dict[str, str] = {}
+    flat: dict[str, Any] = {}
+    for line in text.splitlines():
+        expanded = _expanded(line, variables)
+        try:
+            words = shlex.split(expanded, comments=True)
+        except ValueError:
+            continue  # a here-document or an open quote: no override stands there
+        if len(words) <= 2 and words and (match := ASSIGNMENT.fullmatch(words[-1])):
+            variables[match[1]] = match[2]
+            continue
+        flat |= {
+            match[1]: parse_value(match[2]) for word in words if (match := OVERRIDE.fullmatch(word))
+        }
+    if not flat:
+        raise ConfigError(
+            f"{path}: expected a script with overrides such as data.train_files=…, found none; fix:"
+            " the script that starts the training"
+        )
+    return flat
+
+
+def _expanded(line: str, variables: Mapping[str, str]) -> str:
+    """Variables of the script, then sums. What the script does not set stays as it is ($HOME)."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[3]
+        given = variables.get(name) or match[2]
+        return match[0] if given is None else given.strip("\"'")
+
+    def total(match: re.Match[str]) -> str:
+        names = {name: int(text) for name, text in variables.items() if text.isdigit()}
+        try:
+            return str(_sum(ast.parse(match[1].replace("$", "").strip(), mode="eval").body, names))
+        except (SyntaxError, KeyError, TypeError, ZeroDivisionError):
+            return match[0]
+
+    for _ in range(3):  # values may hold variables and sums themselves
+        line = ARITHMETIC.sub(total, VARIABLE.sub(value, line))
+    return line
+
+
+def _sum(node: ast.expr, names: Mapping[str, int]) -> int:
+    """A whole-number sum; KeyError for an unknown name, TypeError for anything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        return names[node.id]
+    if isinstance(node, ast.BinOp):
+        return OPERATORS[type(node.op)](_sum(node.left, names), _sum(node.right, names))
+    raise TypeError(ast.dump(node))
+
+
+def _interpolated(value: Any, flat: Mapping[str, Any]) -> Any:
+    """OmegaConf's `${a.b}` with the value of that key."""
+    if not isinstance(value, str):
+        return value
+    whole = INTERPOLATION.fullmatch(value)
+    if whole and whole[1] in flat:
+        return flat[whole[1]]
+    return INTERPOLATION.sub(lambda match: str(flat.get(match[1], match[0])), value)

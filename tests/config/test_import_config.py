@@ -1,0 +1,239 @@
+"""import-config on configurations that other projects publish (tests/config/foreign/README.md), and
+the hints that their keys get in a file of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megaladder.cli import main
+from megaladder.config.base import leaf_keys
+from megaladder.config.foreign.convert import CONFIGS, convert
+from megaladder.config.foreign.meanings import recognise, trainers
+from megaladder.config.foreign.read import read_foreign
+from megaladder.config.resolve.elsewhere import meant_elsewhere
+from megaladder.config.sft import SftConfig
+from megaladder.errors import ConfigError
+
+FOREIGN = Path(__file__).parent / "foreign"
+# file → GPUs, the keys whose values another person would check first
+IMPORTED: dict[str, tuple[int | None, dict[str, object]]] = {
+    "trl_sft_open_r1.yaml": (
+        8,
+        {
+            "optim.lr": 1e-5,
+            "optim.min_lr": 1e-6,
+            "optim.warmup_ratio": 0.05,
+            "optim.weight_decay": 0.0,
+            "train.epochs": 15,
+            "train.global_batch_size": 16,
+            "train.recompute": "full",
+            "data.seq_length": 32768,
+            "checkpoint.keep_last": 1,
+        },
+    ),
+    "trl_grpo_open_r1.yaml": (
+        None,
+        {
+            "parallel.ranks": 7,
+            "grpo.prompts_per_step": 256,
+            "rollout.n": 7,
+            "rollout.max_tokens": 1024,
+            "data.seq_length": 1536,
+            "grpo.kl": "none",
+            "grpo.clip_high": 0.2,
+            "optim.lr": 2e-5,
+        },
+    ),
+    "llamafactory_llama3_full_sft.yaml": (
+        4,
+        {
+            "data.path": ["data/identity.json", "data/alpaca_en_demo.json"],
+            "train.global_batch_size": 8,
+            "train.epochs": 3.0,
+            "optim.lr": 1e-5,
+            "checkpoint.every": 500,
+            "model.trust_remote_code": True,
+        },
+    ),
+    "llamafactory_qwen3_full_sft.yaml": (
+        8,
+        {"data.seq_length": 131072, "optim.clip_grad": 1e-3, "optim.weight_decay": 0.03},
+    ),
+    "axolotl_llama3_fft_8b.yaml": (
+        8,
+        {
+            "train.global_batch_size": 64,
+            "data.path": "tatsu-lab/alpaca",
+            "data.holdout": 0.05,
+            "optim.warmup_steps": 100,
+            "data.packing": True,
+        },
+    ),
+    "axolotl_llama3_fft_8b_liger_fsdp.yaml": (
+        8,
+        {"train.micro_batch_size": 2, "train.global_batch_size": 64, "data.split": "train"},
+    ),
+    "verl_grpo_qwen2_7b_math.sh": (
+        None,
+        {
+            "data.path": ["$HOME/data/gsm8k/train.parquet", "$HOME/data/math/train.parquet"],
+            "grpo.prompts_per_step": 1024,
+            "grpo.mini_batches": 4,
+            "grpo.kl": "k3",
+            "grpo.kl_coef": 0.001,
+            "grpo.dual_clip": 3.0,
+            "rollout.n": 5,
+            "rollout.tp": 2,
+            "parallel.ranks": 8,
+            "log.wandb_project": "verl_grpo_example_gsm8k_math",
+        },
+    ),
+    "verl_dapo_qwen2_5_32b.sh": (
+        None,
+        {
+            "model.path": "${HOME}/verl/models/Qwen2.5-32B",
+            "run_dir": "${HOME}/verl/ckpts/DAPO/DAPO-Qwen2.5-32B",
+            "parallel.ranks": 128,
+            "grpo.mini_batches": 16,
+            "grpo.clip_high": 0.28,
+            "grpo.dynamic_sampling": "accuracy",
+            "grpo.max_resamples": 9,
+            "grpo.kl": "none",
+            "rollout.max_tokens": 20480,
+            "rollout.top_k": 0,
+            "data.seq_length": 22528,
+            "optim.warmup_steps": 10,
+            "reward.terms": ["correctness", {"name": "overlong", "tokens": 4096, "weight": 1.0}],
+        },
+    ),
+    "verl_sft_trainer.yaml": (
+        None,
+        {
+            "model.path": "~/models/gemma-1.1-7b-it",
+            "run_dir": "checkpoints/gsm8k-sft/test",
+            "train.seed": 1,
+            "train.global_batch_size": 256,
+            "optim.betas": [0.9, 0.95],
+            "checkpoint.every": 0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_published_files_become_files_that_check_takes(name: str, tmp_path, capsys) -> None:
+    gpus, expected = IMPORTED[name]
+    out = tmp_path / "run.yaml"
+    more = ["--gpus", str(gpus)] if gpus else []
+    assert main(["import-config", str(FOREIGN / name), "--out", str(out), *more]) == 0
+    shown = capsys.readouterr().out
+    values = yaml.safe_load(out.read_text())
+    for key, value in expected.items():
+        section, _, leaf = key.rpartition(".")
+        assert (values[section] if section else values)[leaf] == value, key
+    assert f"next: megaladder check {out}" in shown and "mapped" in shown
+    assert main(["check", str(out)]) == 0
+    assert main(["import-config", str(FOREIGN / name), "--out", str(out)]) == 2  # there already
+    assert "fix: --force" in capsys.readouterr().err
+
+
+def test_every_file_of_the_folder_is_imported_or_refused_with_the_reason(capsys) -> None:
+    files = {path.name for path in FOREIGN.iterdir()} - {"README.md"}
+    assert files - IMPORTED.keys() == {"axolotl_qwen3_lora.yaml"}
+    assert main(["import-config", str(FOREIGN / "axolotl_qwen3_lora.yaml")]) == 2
+    shown = capsys.readouterr().err
+    assert "adapter lora: adapters (LoRA, QLoRA) are not built" in shown
+    assert "load_in_4bit true" in shown and "fix: adapter=null after the file name" in shown
+
+
+def test_every_target_of_the_table_is_a_key_that_takes_the_values() -> None:
+    """A renamed key of ours would otherwise leave a hint that leads nowhere."""
+    known = {key for config in CONFIGS.values() for key in leaf_keys(config)}
+    for trainer in trainers().values():
+        for key, meaning in trainer.keys.items():
+            says = (meaning.to, meaning.part, meaning.neutral, meaning.refuse, meaning.stop)
+            assert sum(one is not None for one in says) == 1, f"{trainer.name} {key}"
+            assert meaning.to is None or meaning.to in known, f"{trainer.name} {key}"
+            assert meaning.part is None or meaning.hint, f"{trainer.name} {key} has no hint"
+
+
+def test_what_is_not_carried_is_listed_with_the_reason() -> None:
+    flat = {
+        "model_name_or_path": "m",
+        "dataset_name": "d.jsonl",
+        "optim": "adafactor",
+        "lr_scheduler_type": "polynomial",
+        "mystery": 3,
+        "fp16": False,
+        "reward_funcs": ["accuracy", "code_format"],
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "beta": 0.04,
+    }
+    work = convert(trainers()["trl"], flat, gpus=1)
+    refused = {one.key: one.text for one in work.findings if one.verdict == "refused"}
+    assert set(refused) == {"optim", "lr_scheduler_type", "mystery", "reward_funcs code_format"}
+    assert "linear, cosine" in refused["lr_scheduler_type"]
+    assert work.ours["reward.terms"] == ["correctness"] and work.ours["grpo.kl_coef"] == 0.04
+    assert work.ours["grpo.prompts_per_step"] == 2
+
+
+def test_overrides_scripts_and_interpolation(tmp_path) -> None:
+    path = tmp_path / "run.sh"
+    path.write_text(
+        "A=${A:-3}\nB=$((A * 2 + (1 + 1)))\nX='a b'\nfoo $(rm -rf /nowhere) trainer.nnodes=$B \\\n"
+        "  trainer.n_gpus_per_node=$A data.train_files='[x.parquet, y.parquet]' "
+        'trainer.project_name="$X" trainer.total_epochs=$(seq 3)\n'
+    )
+    flat = read_foreign(str(path), ["+trainer.nnodes=2", "data.seed=None", "optim.lr=1e-6"])
+    assert flat["trainer.nnodes"] == 2 and flat["trainer.n_gpus_per_node"] == 3
+    assert flat["data.train_files"] == ["x.parquet", "y.parquet"]
+    assert flat["trainer.project_name"] == "a b" and flat["optim.lr"] == 1e-6
+    assert flat["data.seed"] is None and str(flat["trainer.total_epochs"]).startswith("$(seq")
+    assert recognise(flat) == "verl"
+    with pytest.raises(ConfigError, match="expected key=value; fix: "):
+        read_foreign(str(path), ["nnodes"])
+    path.write_text("echo hello\n")
+    with pytest.raises(ConfigError, match="expected a script with overrides"):
+        read_foreign(str(path))
+
+
+def test_llamafactory_sets_are_found_in_their_own_list(tmp_path) -> None:
+    info = {"mine": {"file_name": "m.json", "columns": {"prompt": "ask", "response": "say"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    flat = {"stage": "sft", "dataset": "mine", "dataset_dir": str(tmp_path), "cutoff_len": 9}
+    work = convert(trainers()["llamafactory"], flat, None)
+    assert work.ours["data.path"] == str(tmp_path / "m.json")
+    assert work.ours["data.fields"] == {"question": "ask", "answer": "say"}
+
+
+def test_files_that_are_none_of_these(tmp_path, capsys) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("colour: blue\n")
+    assert main(["import-config", str(path)]) == 2
+    assert "has no keys of TRL" in (shown := capsys.readouterr().err) and "fix: --source" in shown
+    ppo = ["actor_rollout_ref.model.path=m", "data.train_files=d.parquet"]
+    assert main(["import-config", str(path), *ppo, "actor_rollout_ref.rollout.n=4"]) == 2
+    assert "adv_estimator gae" in (shown := capsys.readouterr().err) and "fix: grpo" in shown
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learning_rate", "here it is optim.lr"),
+        ("num_train_epochs", "here it is train.epochs"),
+        ("model_name_or_path", "here it is model.path"),
+        ("gradient_checkpointing", "here it is train.recompute"),
+        ("optim.learning_rate", "here it is optim.lr"),
+        ("per_device_train_batch_size", "here it is train.global_batch_size"),
+        ("num_generations", "here it is rollout.n, and only `megaladder grpo`"),
+        ("deepspeed", "leave it out: states are spread by the distributed optimizer"),
+        ("push_to_hub", "megaladder push"),
+    ],
+)
+def test_hints_at_keys_of_other_trainers(key: str, hint: str) -> None:
+    assert hint in str(meant_elsewhere(key, SftConfig))
