@@ -103,8 +103,11 @@ def _training_rows(folder: Path) -> None:
     (folder / "grid.yaml").write_text(
         "name: grid_{n}\nvary: {n: [2, 4]}\nstages:\n  - sample: {n: '{n}'}\n"
     )
+    (folder / "taken.yaml").write_text("{}\n")
     for name, path in (("trl", "model_name_or_path"), ("axolotl", "base_model")):
-        (folder / f"{name}.yaml").write_text(f"{path}: m\nlearning_rate: 1e-5\nseed: 3\n")
+        (folder / f"{name}.yaml").write_text(
+            f"{path}: m\nlearning_rate: 1e-5\ndataset_name: d.jsonl\ndatasets: [{{path: e.jsonl}}]\n"
+        )
     (folder / "rule.yaml").write_text(
         "weights: {elaboration: 1.0, verification: 0, exploration: 0, granularity: 0}\n"
     )
@@ -252,8 +255,7 @@ def cheap_walks(i: Path) -> list[Walk]:
                 "out": "another.yaml",
                 "source": "axolotl",
             },
-            beside={"force": {"out": str(i / "rule.yaml"), "force": True}},
-            together={"force": {"force": False}},
+            beside={"force": {"out": str(i / "taken.yaml"), "force": True}},
         ),
         Walk(
             "data make arithmetic",

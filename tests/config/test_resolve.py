@@ -254,7 +254,9 @@ def test_paths_may_hold_a_home_and_variables(monkeypatch) -> None:
     assert sft(*MINIMAL, "--run_dir", "r/${WORK_OF_A_TEST}/x").run_dir == "r//scratch/x"
     text = "$x$ and ~ $HOME/x"
     assert sft(*MINIMAL, "--data.system_prompt", text).data.system_prompt == text
-    with pytest.raises(ConfigError, match=r"model.path \$NO_SUCH/m: the environment has no NO_SUCH; fix"):
+    with pytest.raises(
+        ConfigError, match=r"model.path \$NO_SUCH/m: the environment has no NO_SUCH; fix"
+    ):
         sft("--model.path", "$NO_SUCH/m", "--data.path", "d")
 
 

@@ -94,7 +94,8 @@ def _llamafactory_sets(work: Conversion, names: Any) -> None:
     listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     folder = Path(str(work.take("lf_dataset_dir", "data"))).expanduser()
     known = _dataset_info(folder / "dataset_info.json")
-    paths, fields = [], {}
+    paths: list[str] = []
+    fields: dict[str, str] = {}
     for name in listed:
         entry = known.get(name, {})
         paths.append(
