@@ -4,14 +4,16 @@ sources, rewards, layout."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from megaladder.config.foreign.convert import Conversion
-from megaladder.data.sources.find import HUB_ID, as_data_file
-from megaladder.data.sources.hub import is_commit
 from megaladder.errors import ConfigError
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt)(\.\w+)?$")
 KL_TYPES = {"low_var_kl": "k3", "k3": "k3", "kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2"}
 REWARDS: dict[str, Any] = {"accuracy": "correctness", "format": {"name": "format", "rule": "think"}}
 
@@ -28,7 +30,7 @@ def compute(work: Conversion) -> None:
 def _model(work: Conversion) -> None:
     path = str(work.ours.get("model.path", ""))
     revision = work.take("model_revision")
-    if is_commit(revision):
+    if COMMIT.fullmatch(str(revision)):
         work.put("model.revision", revision, "model_revision")
     elif path and not Path(path).expanduser().is_dir() and path.count("/") == 1:
         work.say("to do", "model.path", f"{path} is a hub id: set model.revision, or give a folder")
@@ -68,7 +70,7 @@ def _sources(work: Conversion) -> None:
                 f"{truncation}: data.truncation knows drop, right, error",
             )
     for path in _as_list(work.ours.get("data.path", [])):
-        if HUB_ID.fullmatch(str(path)) and as_data_file(str(path)) is None:
+        if HUB_ID.fullmatch(str(path)) and not DATA_FILE.search(str(path)):
             work.say("to do", "data.path", f"{path} is a hub id: set data.revision to its commit")
 
 
