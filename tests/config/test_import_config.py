@@ -11,9 +11,10 @@ import yaml
 
 from megaladder.cli import main
 from megaladder.config.base import leaf_keys
-from megaladder.config.foreign.convert import CONFIGS, convert
+from megaladder.config.foreign.convert import convert
 from megaladder.config.foreign.meanings import recognise, trainers
 from megaladder.config.foreign.read import read_foreign
+from megaladder.config.foreign.work import CONFIGS
 from megaladder.config.resolve.elsewhere import meant_elsewhere
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError

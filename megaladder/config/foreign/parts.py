@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.foreign.convert import Conversion
+from megaladder.config.foreign.work import Conversion
 from megaladder.errors import ConfigError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

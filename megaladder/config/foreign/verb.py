@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from megaladder.config.base import Positional, StrictModel
-from megaladder.config.foreign.convert import CONFIGS, Conversion, Finding, convert, nested
+from megaladder.config.foreign.convert import convert
 from megaladder.config.foreign.meanings import TITLES, recognise, trainers
 from megaladder.config.foreign.read import read_foreign
+from megaladder.config.foreign.work import CONFIGS, Conversion, Finding, nested
 from megaladder.config.resolve import validate
 from megaladder.config.resolve.resolver import dump_yaml
 from megaladder.errors import ConfigError
