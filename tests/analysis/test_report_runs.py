@@ -91,3 +91,49 @@ def test_data_stages_and_difficulty(page):
     assert "5 problems; 1 always solved, 1 never" in shown
     bins = [float(r["y"]) for r in rows if r["figure"] == "difficulty pool"]
     assert sum(bins) == pytest.approx(100) and len(bins) == 10
+
+
+def test_published_shift_files_and_several_budgets(tmp_path, verb):
+    """Transferability's three files fill the shift section; results of several models are one chart
+    each."""
+    layers = [
+        {
+            "layer": i,
+            "state": s,
+            "shift": i * 3.0 * (s == "Updated"),
+            "principle": 4.0 * (s[0] == "U"),
+        }
+        for i in (0, 2)
+        for s in ("Original", "Updated")
+    ]
+    files = {
+        "x_pca_shift": [{"benchmark": "MATH_PCA_Shift", "data": layers}],
+        "kl": {
+            "generation_model": "RL", "task": "ifeval", "tested_model": "base",
+            "kl_divergence": 0.0187, "num_data_points": 100, "total_tokens": 127458,
+            "avg_tokens_per_data_point": 1274.58,
+        },
+        "m_d_token_losses": {
+            "model": "base", "dataset": "d", "average_perplexity": 1.5,
+            "results": [{"avg_loss": 1, "perplexity": 2, "token_losses": [
+                {"loss": 1, "token": "a", "rank": r} for r in (1, 1, 5, 2)]}],
+        },
+    }  # fmt: skip
+    for name, value in files.items():
+        (tmp_path / "f").mkdir(exist_ok=True)
+        (tmp_path / "f" / f"{name}.json").write_text(json.dumps(value))
+    for i in (0, 1):
+        model = write_model(tmp_path / f"m{i}", i)
+        write_eval(tmp_path / "eval", model, "gsm8k", verdicts(i, 0.5))
+    verb("analyze budget", tmp_path / "eval", "--budgets", "9,12")
+    (tmp_path / "result.json").rename(tmp_path / "f" / "budget.json")
+    out = ("--out", tmp_path / "r.html")
+    assert verb("report", tmp_path / "f", *out, with_json=False).status == 0
+    numbers = (tmp_path / "r.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(numbers)))
+    shift = {(r["figure"], r["series"]): r["y"] for r in rows if r["section"] == "shift"}
+    assert float(shift["PCA distance with_padding", "x_pca_shift"]) == 5.0
+    assert float(shift["KL, nats a token (Monte Carlo)", "kl"]) == 0.0187
+    assert float(shift["mean rank shift", "m_d_token_losses"]) == 1.25
+    assert float(shift["share of tokens shifted", "m_d_token_losses"]) == 0.5
+    assert {r["figure"] for r in rows if r["section"] == "budget"} == {"m0/gsm8k", "m1/gsm8k"}

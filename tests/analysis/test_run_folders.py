@@ -12,6 +12,8 @@ import pytest
 from analysis.stored_runs import verdicts, write_eval, write_model, write_rows, write_run
 from clean_fork import run_in_fork
 from grpo_runs import GrpoRuns
+from tiny_models import build_tokenizer
+from tokenizers import Tokenizer
 
 from megaladder.analysis.runs.read import read_runs
 from megaladder.analysis.tables import Warnings
@@ -445,3 +447,23 @@ def test_grade_takes_a_folder_and_keeps_what_it_belongs_to(ladder, tmp_path, ver
             assert "qwen" in after.samples(other, twin).grader
     nowhere = verb("grade", "--input", evaluations, "--output", Path(__file__), with_json=False)
     assert nowhere.status == 2 and "--output needs a folder here" in nowhere.err
+
+
+def test_thinking_is_counted_in_the_stored_ids(tmp_path, verb):
+    """An asked-for budget counts nothing while it samples: tokens up to the end of thinking."""
+    model = build_tokenizer(write_model(tmp_path / "m", 1))
+    for steps in (4, 8):
+        path = write_eval(
+            *(tmp_path / "eval", model, "gsm8k", verdicts(steps, 0.5)),
+            name=f"m-{steps}", budget={"steps": steps, "end": "</think>"},
+        )  # fmt: skip
+        end = Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id("</think>")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["doc"]["samples"]["response_ids"] = [[3] * (90 * steps) + [end, 3, 3]] * 4
+        write_rows(path, rows)
+    done = verb("analyze scaling", tmp_path / "eval")
+    assert done.status == 0, done.err
+    found = done.json["points"]["step-conditional"]
+    assert [point["tokens"] for point in found] == [360.0, 720.0]
+    assert done.json["methods"]["step-conditional"]["control"] == 100.0

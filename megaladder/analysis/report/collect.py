@@ -21,6 +21,7 @@ from megaladder.analysis.runs.record import RunRecord, Runs, Score
 from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.samples.rows import NoVerdictError, with_sample_lists
 from megaladder.analysis.samples.sets import SampleSet
+from megaladder.analysis.shift.published import published_shift
 from megaladder.analysis.studies.compare import ladder_pairs
 from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
 from megaladder.errors import DataError
@@ -89,11 +90,16 @@ class OtherResult:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A JSON file of an analyze verb; `path` names it."""
+    """A result of an analyze verb, and the JSON file that holds it. `name`: which of several."""
 
     kind: str
     path: Path
     result: dict[str, Any]
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.path.stem
 
 
 @dataclass
@@ -298,10 +304,14 @@ def _add_rows(rows: dict[int, dict[str, Any]], path: Path, inputs: Inputs) -> No
 
 def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:
     for path in paths:
-        result = read_object(path)
-        kind = next((kind for kind, keys in KINDS if all(key in result for key in keys)), None)
-        if kind:
-            inputs.analyses.append(Analysis(kind, path, result))
+        result = published_shift(path) or read_object(path)
+        # of several models, each under `runs`
+        several = result["runs"] if list(result) == ["runs"] else {}
+        named = several if isinstance(several, dict) and several else {"": result}
+        for name, one in named.items():
+            kind = next((kind for kind, keys in KINDS if all(key in one for key in keys)), None)
+            if kind:
+                inputs.analyses.append(Analysis(kind, path, one, name))
 
 
 def _name_apart(inputs: Inputs) -> None:

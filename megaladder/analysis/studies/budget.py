@@ -16,7 +16,7 @@ import numpy as np
 
 from megaladder.analysis.runs.choose import every_score
 from megaladder.analysis.runs.read import read_runs
-from megaladder.analysis.runs.record import RunRecord
+from megaladder.analysis.runs.thinking import tokenizer_beside
 from megaladder.analysis.samples.rows import (
     problem_id,
     response_ids,
@@ -174,13 +174,6 @@ def analyse(
     }
 
 
-def tokenizer_beside(record: RunRecord) -> str | None:
-    """The folder with the tokenizer.json that a record's model answered with, where it still lies
-    there: of a run what travels with its weights, of a model its own."""
-    folders = (Path(record.path) / "model_files", Path(record.path))
-    return next((str(folder) for folder in folders if (folder / "tokenizer.json").is_file()), None)
-
-
 def run_budget(config: BudgetConfig) -> None:
     """The verb `analyze budget`. One file gives one result; of several, the JSON holds each under
     `runs`, by model and benchmark."""
@@ -190,7 +183,7 @@ def run_budget(config: BudgetConfig) -> None:
     for name, (record, score) in named.items():
         own = warnings if len(named) == 1 else Warnings()
         folder = config.tokenizer or tokenizer_beside(record)
-        decode = load_decoder(folder) if folder else None
+        decode = load_decoder(str(folder)) if folder else None
         results[name] = analyse(read_problems(str(score.samples)), decode, config, own)
         if len(named) > 1:
             print(printable(name))

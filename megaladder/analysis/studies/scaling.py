@@ -16,6 +16,7 @@ import numpy as np
 
 from megaladder.analysis.runs.read import read_runs
 from megaladder.analysis.runs.record import RunRecord, Runs, Score
+from megaladder.analysis.runs.thinking import count_thinking
 from megaladder.analysis.samples.sets import ProblemSamples, SampleSet, read_samples
 from megaladder.analysis.tables import Warnings, format_columns, read_csv, write_result
 from megaladder.config.verbs.analysis import ScalingConfig
@@ -250,12 +251,15 @@ def _bounds(kind: str, amount: Any, plain_tokens: float | None) -> tuple[float, 
 
 
 def _thinking(runs: Runs, record: RunRecord, score: Score) -> float:
-    """Mean thinking tokens; of the whole answer where only that is recorded."""
+    """Mean thinking tokens, recorded or counted in the stored ids; else tokens of the answer."""
     tokens = runs.length(record, score, thinking=True)
     if tokens is None:
+        tokens = count_thinking(record, score)
+    if tokens is None:
         runs.warnings.add(
-            f"{record.name} on {score.benchmark}: thinking tokens are recorded for forced budgets"
-            " only; the tokens of whole answers are used"
+            f"{record.name} on {score.benchmark}: thinking tokens are not recorded, and cannot be"
+            " counted (no token ids, no tokenizer, or no end of thinking in the answers); the tokens"
+            " of whole answers are used"
         )
         tokens = runs.length(record, score)
     if not tokens:

@@ -319,7 +319,7 @@ def length_section(inputs: Inputs, styles: Palette) -> Section:
             )
             for b, _ in points
         ]
-        name = analysis.path.stem
+        name = analysis.title
         note = (
             "cut answers graded again" if result.get("regraded") else "cut answers count as wrong"
         )
