@@ -33,6 +33,8 @@ def read_runs(paths: Sequence[str], warnings: Warnings) -> Runs:
     Raises:
         DataError: a path is not there, holds nothing to analyse, or holds a broken file.
     """
+    if not paths:
+        raise DataError("no folder is given; fix: run or evaluation folders, or files of samples")
     runs = look_for_runs(paths, warnings)
     if not runs.records:
         raise DataError(

@@ -8,6 +8,7 @@ longest row.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -49,15 +50,27 @@ class ModelPair:
     place: str  # the device and dtype, in words
 
 
+SPREAD = "all GPUs"
+
+
 def choose_device(device: str, dtype: str) -> tuple[str, str]:
-    """(device_map, dtype) as transformers takes them. ModelError for a GPU where there is none."""
+    """Where the models go, in torch's words or `SPREAD`, and their dtype.
+
+    Raises:
+        ModelError: a GPU is asked for where there is none.
+        MissingDependencyError: layers are to be spread, and accelerate is not installed.
+    """
     from megaladder import platform
 
     if device in ("cuda", "spread") and not platform.has_cuda():
         raise ModelError(f"--device {device}: no GPU is visible here; fix: --device cpu")
     on_gpu = device != "cpu" and platform.has_cuda()
     chosen = "float32" if not on_gpu else "bfloat16"
-    place = "auto" if device == "spread" else str(platform.device()) if on_gpu else "cpu"
+    if device == "spread" and importlib.util.find_spec("accelerate") is None:
+        raise MissingDependencyError(
+            "--device spread needs accelerate; fix: pip install accelerate"
+        )
+    place = SPREAD if device == "spread" else str(platform.device()) if on_gpu else "cpu"
     return place, chosen if dtype == "auto" else dtype
 
 
@@ -82,11 +95,13 @@ def load_pair(base: str, tuned: str, device: str, dtype: str) -> ModelPair:
             # what transformers declares is wider than what its tokenizers do
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             tokenizers.append(cast("Tokenizer", tokenizer))
-            models.append(
-                AutoModelForCausalLM.from_pretrained(
-                    folder, local_files_only=True, dtype=getattr(torch, dtype), device_map=place
-                ).eval()
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                dtype=getattr(torch, dtype),
+                device_map="auto" if place == SPREAD else None,
             )
+            models.append((model if place == SPREAD else model.to(place)).eval())
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{folder}: cannot be loaded ({str(error).splitlines()[0][:300]}); fix: a Hugging"
@@ -98,8 +113,7 @@ def load_pair(base: str, tuned: str, device: str, dtype: str) -> ModelPair:
             " a model tuned from this base"
         )
     sizes = [model.get_output_embeddings().weight.shape[0] for model in models]
-    where = "all GPUs" if place == "auto" else place
-    return ModelPair(models[0], models[1], tokenizers[0], min(sizes), f"{where}, {dtype}")
+    return ModelPair(models[0], models[1], tokenizers[0], min(sizes), f"{place}, {dtype}")
 
 
 def batches_of(lengths: list[int], batch_tokens: int) -> list[list[int]]:
