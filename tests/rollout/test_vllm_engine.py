@@ -155,8 +155,8 @@ def test_files_downstream_do_not_depend_on_who_generated(engine, tmp_path):
             with Journal(tmp_path / name, {"same": True}) as journal:
                 run_task(task, generator, pool, journal)
                 scores = report.score(problems, journal.records, 4, seed=0)
-                rows = lm_eval_format.sample_rows(
-                    task, journal.records, scores, journal.fingerprint
+                rows = list(
+                    lm_eval_format.sample_rows(task, journal.stored, scores, journal.fingerprint)
                 )
             files[name] = (
                 sorted((tmp_path / name / "journal.jsonl").read_bytes().splitlines()),
