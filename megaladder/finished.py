@@ -31,6 +31,8 @@ FILE = "finished.json"
 MARKS = ".finished"
 HASHED_BYTES = 1 << 28  # larger files are not read for an answer within two seconds
 _NOT_OF_THE_RESULT = {"progress_s", "grade_workers", "force"}  # settings that change no number
+# what says which steps of a run are there
+_STEP_FILES = ("checkpoints/step_*/COMMITTED", "hf/step_*/*")
 _Stamps = dict[str, list[int] | None]
 
 
@@ -181,8 +183,10 @@ def _evaluation_inputs(config: EvalConfig) -> _Stamps:
     from megaladder.evaluation.benchmarks.spec import local_files
 
     model, data = config.model, config.data_dir or os.environ.get("MEGALADDER_DATA")
+    run = Path(config.run_dir) if config.run_dir else None
+    steps = [path for pattern in _STEP_FILES for path in sorted(run.glob(pattern))] if run else []
     files = local_files(config.benchmark, config.registry, data)
-    return _stamps([*files, *_model_files(model.path), *_model_files(model.tokenizer)])
+    return _stamps([*files, *steps, *_model_files(model.path), *_model_files(model.tokenizer)])
 
 
 def _sampling_inputs(config: SampleConfig) -> _Stamps:
@@ -203,7 +207,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _evaluation_mark(config: EvalConfig) -> Path:
-    return Path(config.out) / MARKS / f"{_key(config)}.json"
+    return config.results / MARKS / f"{_key(config)}.json"
 
 
 def _sampling_mark(config: SampleConfig) -> Path:

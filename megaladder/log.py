@@ -185,7 +185,7 @@ class RunLog:
     is silent.
 
     resumed_step: rows of metrics.jsonl past it belong to lost work and are dropped, so that no step
-    is there twice (held_out.jsonl too).
+    is there twice (held_out.jsonl and evaluations.jsonl too).
     """
 
     def __init__(
@@ -202,7 +202,9 @@ class RunLog:
             return
         self.dropped_rows = drop_rows_after(run.metrics, resumed_step)
         drop_rows_after(run.held_out, resumed_step)
+        drop_rows_after(run.evaluation_rows, resumed_step)
         self._metrics, self._held_out = JsonlFile(run.metrics), JsonlFile(run.held_out)
+        self._evaluations = JsonlFile(run.evaluation_rows)
         self._text = run.log_text.open("a", encoding="utf-8", buffering=1)
 
     def start_sinks(self, sinks: Mapping[str, Sink], config: Mapping[str, Any]) -> None:
@@ -249,11 +251,22 @@ class RunLog:
         for name in list(self._sinks):
             self._guard(name, "log", step, {"held_out_loss": loss})
 
+    def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Scores of benchmarks after a step: rows of evaluations.jsonl (step, benchmark, score …),
+        and to the sinks."""
+        if self._run is None:
+            return
+        for row in rows:
+            self._evaluations.append(row)
+            for name in list(self._sinks):
+                self._guard(name, "log", row["step"], {f"eval/{row['benchmark']}": row["score"]})
+
     def sync(self) -> None:
         """Makes every row so far durable."""
         if self._run is not None:
             self._metrics.sync()
             self._held_out.sync()
+            self._evaluations.sync()
 
     def missing_rows(self, after: int, until: int) -> str:
         """The steps in (after, until] that metrics.jsonl has no row of, e.g. '3, 7–9'; '' if none."""
@@ -285,6 +298,7 @@ class RunLog:
         if self._run is not None:
             self._metrics.close()
             self._held_out.close()
+            self._evaluations.close()
             self._text.close()
             self._run = None
 

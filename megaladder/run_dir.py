@@ -8,6 +8,8 @@ can be read and resumed.
     run_dir/model_files/       configuration and tokenizer as they travel with the weights
     run_dir/metrics.jsonl      one object a step (append-only, torn tail repaired on open)
     run_dir/held_out.jsonl     held-out loss by step, the same way
+    run_dir/evaluations.jsonl  score of a benchmark by step, the same way; best.json: the best step
+    run_dir/evaluations/       its samples, step_N/BENCHMARK/
     run_dir/log.txt, checkpoints/, hf/, rollouts/, report.html
     run_dir/.lock              held by rank 0 of the one running process
 
@@ -417,6 +419,18 @@ class RunDir:
     @property
     def held_out(self) -> Path:
         return self.path / "held_out.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def evaluation_rows(self) -> Path:
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.json"
 
     @property
     def log_text(self) -> Path:

@@ -124,17 +124,16 @@ class GrpoRuns:
 def _run(config: Any, fault: str | None, how: dict[str, Any]) -> int:
     from megaladder.rollout.fake_engine import FakeEngine
     from megaladder.train.grpo import run_grpo
-    from megaladder.train.rl import engines
+    from megaladder.train.life import engines
 
     if fault:
         os.environ["MEGALADDER_FAULT"] = fault
     if respond := how.get("respond"):
 
-        def fake_answers(stream: Any, tokenizer: Any) -> Callable:
-            gold_of = dict(
-                zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True)
+        def fake_answers(known: Any) -> Callable:
+            return lambda request: respond(
+                request, known.gold_of[request.prompt_ids], known.tokenizer
             )
-            return lambda request: respond(request, gold_of[request.prompt_ids], tokenizer)
 
         engines.fake_answers = fake_answers
     if faults := how.get("faults"):

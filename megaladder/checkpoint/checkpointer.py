@@ -10,6 +10,7 @@ needs `psutil` here: without it its forked writer dies and the main process wait
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ class Checkpointer:
         self.root = root
         self._wrapped, self._optimizer = wrapped, optimizer
         self._retention, self._hf_files = retention, hf_files
+        self.also_kept: frozenset[int] = frozenset()  # steps that retention leaves alone
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
 
     def save(self, step: int, trainer: dict[str, Any]) -> None:
@@ -144,7 +146,8 @@ class Checkpointer:
                 store.copy_files(self._hf_files, path / "hf")
                 store.write_json(path / store.TRAINER, trainer)
                 store.commit(path)
-                store.apply_retention(self.root, self._retention)
+                kept = (*self._retention.keep_steps, *self.also_kept)
+                store.apply_retention(self.root, replace(self._retention, keep_steps=kept))
         last_word.note_saved(step)
         fault_point("after_commit")
 

@@ -28,8 +28,8 @@ FILE = "lineage.json"
 SET_ASIDE = "set_aside"
 NOTHING = -1  # as `fork`: the new line keeps no step of the one before
 _STEP_NAME = re.compile(r"step_(\d+)(\.jsonl|\.summary\.json)?")
-_STEP_FOLDERS = ("checkpoints", "hf", "rollouts")
-_ROW_FILES = ("metrics.jsonl", "held_out.jsonl")
+_STEP_FOLDERS = ("checkpoints", "hf", "rollouts", "evaluations", "eval")
+_ROW_FILES = ("metrics.jsonl", "held_out.jsonl", "evaluations.jsonl")
 
 
 @dataclass(frozen=True, slots=True)

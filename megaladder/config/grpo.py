@@ -34,7 +34,7 @@ class GrpoConfig(RunConfig):
         raise_all(
             [
                 *run_problems(self),
-                *grpo_problems(self.rollout, self.grpo, self.reward, self.data),
+                *grpo_problems(self.rollout, self.grpo, self.reward, self.data, self.evaluate),
                 *unread_problems(self, READ_IF),
             ]
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from megaladder.config.rules.run import run_problems
-from megaladder.config.rules.sft import sft_problems
-from megaladder.config.rules.unread import raise_all
+from megaladder.config.rules.sft import READ_IF, sft_problems
+from megaladder.config.rules.unread import raise_all, unread_problems
+from megaladder.config.sections.evaluate import SftEvaluateSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.sft import SftCheckpointSection, SftDataSection, SftTrainSection
 
@@ -19,10 +20,17 @@ class SftConfig(RunConfig):
     data: SftDataSection = SftDataSection()
     train: SftTrainSection = SftTrainSection()
     checkpoint: SftCheckpointSection = SftCheckpointSection()
+    evaluate: SftEvaluateSection = SftEvaluateSection()
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> SftConfig:
-        raise_all([*run_problems(self), *sft_problems(self.data, self.train, self.checkpoint)])
+        raise_all(
+            [
+                *run_problems(self),
+                *sft_problems(self.data, self.train, self.checkpoint),
+                *unread_problems(self, READ_IF),
+            ]
+        )
         return self
 
     @property

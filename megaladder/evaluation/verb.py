@@ -7,61 +7,41 @@ numbers: `report`.
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megaladder import __version__
 from megaladder.config.sections.engine import EngineSection
+from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
-from megaladder.config.verbs.evaluation import EvalConfig, PromptSection, section_values
-from megaladder.data.chat.tokenizer import (
-    load_tokenizer,
-    model_tokenizer,
-    tokenizer_dir,
-    tokenizer_fingerprint,
-)
+from megaladder.config.verbs.evaluation import EvalConfig, section_values
+from megaladder.data.chat.tokenizer import load_tokenizer, model_tokenizer
 from megaladder.errors import ConfigError
 from megaladder.evaluation import judge, lm_eval_format, report
-from megaladder.evaluation.benchmarks.problems import build_problems
+from megaladder.evaluation.benchmarks.job import Job, fingerprint_parts, prepare, write_results
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
-from megaladder.evaluation.benchmarks.source import BenchmarkRows, load_rows
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, describe_registry, find_benchmarks
-from megaladder.evaluation.budget import BudgetSampler, instruction
-from megaladder.evaluation.run import Progress, Task, Timing, plain_sampler, run_task
+from megaladder.evaluation.budget import instruction
+from megaladder.evaluation.run import Progress, Timing, run_task
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
 from megaladder.finished import write_evaluated
-from megaladder.ledger.sampled import sampled_work, shape_at, write_sampled_ledger
-from megaladder.ledger.work import Work
-from megaladder.rewards.grade import grader_label
+from megaladder.ledger.sampled import shape_at
 from megaladder.rewards.programs.runner import isolation
-from megaladder.rewards.verifiers import VERIFIERS, parameters_of
+from megaladder.rewards.verifiers import VERIFIERS
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
-from megaladder.rollout.engine import Engine, SamplingParams
+from megaladder.rollout.engine import Engine
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
-from megaladder.run_dir import atomic_write, model_fingerprint, refuse_damaged, to_json
-from megaladder.types import Problem, Tokenizer
+from megaladder.run_dir import atomic_write, refuse_damaged, to_json
+from megaladder.types import Tokenizer
 
-LEDGER = "ledger.json"
 MAX_NAMED = 5  # timeouts and crashes of the grader that are named
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One benchmark, ready to run."""
-
-    spec: BenchmarkSpec
-    rows: BenchmarkRows
-    task: Task
-    folder: Path
 
 
 def run_eval(config: EvalConfig) -> int:
@@ -72,47 +52,109 @@ def run_eval(config: EvalConfig) -> int:
         return 0
     for note in config.unread:
         print(f"note: {note}")
+    if config.run_dir is not None:
+        from megaladder.evaluation.benchmarks.steps import run_steps
+
+        return run_steps(config)
+    name = config.name or lm_eval_format.sanitized(
+        Path(config.model.path).name or config.rollout.engine
+    )
+    plan = plan_model(config, config.results / name)
+    with (
+        warm_pool(config) as pool,
+        make_engine(config.model, config.rollout, config.seed, plan.tokenizer, plan.out) as engine,
+    ):
+        plan.generate(engine, pool)
+    plan.judge()  # the engine has left: a local judge may need its memory
+    following = f"next: megaladder report {plan.out} --out {plan.out / 'report.html'}"
+    print(following)
+    written = [*plan.written(), *(Path(p) for p in [config.json_path] if p)]
+    write_evaluated(config, [*plan.score_lines(), following], written)
+    return 0
+
+
+@dataclass
+class ModelPlan:
+    """The benchmarks of one model, ready to be asked; their results go to the folder `out`.
+
+    weights: what identifies them, where they are not those of `config.model.path`.
+    """
+
+    config: EvalConfig
+    out: Path
+    prompter: Prompter
+    jobs: list[Job]
+    harness: list[BenchmarkSpec]  # those that lm-eval runs
+    weights: dict[str, Any] | None = None
+    about: dict[str, Any] = field(default_factory=dict)  # further keys of summary.json
+    summaries: dict[str, Any] = field(default_factory=dict)
+    _judged: list[tuple[Job, dict[str, Any], Timing]] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.prompter.tokenizer
+
+    def parts(self, job: Job, engine: Engine) -> dict[str, Any]:
+        """What the samples of a benchmark are made with."""
+        return fingerprint_parts(job, self.config, self.prompter, engine, self.weights)
+
+    def generate(self, engine: Engine, pool: VerifierPool) -> None:
+        """Draws and grades what is missing, and scores what needs no judge."""
+        for job in self.jobs:
+            parts = self.parts(job, engine)
+            timing = _generate(job, self.config, engine, pool, parts)
+            if job.spec.runner == "judge":
+                self._judged.append((job, parts, timing))
+            else:
+                self.summaries[job.spec.name] = _finish(job, self.config, parts, timing)
+            self._write_summary()
+        for spec in self.harness:
+            from megaladder.evaluation import lm_eval_tasks
+
+            self.summaries[spec.name] = lm_eval_tasks.run_spec(
+                spec, self.config, self.prompter, engine, self.out
+            )
+            self._write_summary()
+
+    def judge(self) -> None:
+        """Scores what a judge has to see."""
+        for job, parts, timing in self._judged:
+            self.summaries[job.spec.name] = _finish(job, self.config, parts, timing)
+            self._write_summary()
+
+    def _write_summary(self) -> None:
+        """<out>/summary.json over the benchmarks of this call, kept up to date as they finish."""
+        model = {"model": self.config.model.path, **self.about}
+        text = to_json({**model, "benchmarks": self.summaries}, sort_keys=True, indent=2) + "\n"
+        extra = [Path(self.config.json_path)] if self.config.json_path else []
+        for path in (self.out / "summary.json", *extra):
+            atomic_write(path, text)
+
+    def written(self) -> list[Path]:
+        """The files of this call."""
+        found = [self.out / "summary.json"]
+        for name in self.summaries:
+            found += sorted((self.out / name).glob("*.json*"))
+        return found
+
+    def score_lines(self) -> list[str]:
+        """The headline of each benchmark, for a start that finds all done."""
+        return _score_lines(self.summaries)
+
+
+def plan_model(config: EvalConfig, out: Path, weights: dict[str, Any] | None = None) -> ModelPlan:
+    """Reads and checks all that can be before an engine starts. See `ModelPlan`."""
     specs = find_benchmarks(config.benchmark, config.registry)
-    tokenizer = _tokenizer(config)
     prompter = make_prompter(
-        tokenizer, config.prompt, config.model.path, instruction(config.budget)
+        _tokenizer(config), config.prompt, config.model.path, instruction(config.budget)
     )
-    out = Path(config.out) / (
-        config.name
-        or lm_eval_format.sanitized(Path(config.model.path).name or config.rollout.engine)
-    )
-    jobs = [_prepare(spec, config, prompter, out) for spec in specs if spec.runner != "lm_eval"]
+    jobs = [prepare(spec, config, prompter, out) for spec in specs if spec.runner != "lm_eval"]
     harness = [spec for spec in specs if spec.runner == "lm_eval"]
     if harness:
         from megaladder.evaluation import lm_eval_tasks
 
         lm_eval_tasks.require_installed()
-    summaries: dict[str, Any] = {}
-    judged: list[tuple[_Job, dict[str, Any], Timing]] = []
-    with (
-        _warm_pool(config) as pool,
-        make_engine(config.model, config.rollout, config.seed, tokenizer, out) as engine,
-    ):
-        for job in jobs:
-            parts = fingerprint_parts(job, config, prompter, engine)
-            timing = _generate(job, config, engine, pool, parts)
-            if job.spec.runner == "judge":
-                judged.append((job, parts, timing))
-            else:
-                summaries[job.spec.name] = _finish(job, config, parts, timing)
-            _write_summary(config, out, summaries)
-        for spec in harness:
-            summaries[spec.name] = lm_eval_tasks.run_spec(spec, config, prompter, engine, out)
-            _write_summary(config, out, summaries)
-    for job, parts, timing in judged:  # the engine has left: a local judge may need its memory
-        summaries[job.spec.name] = _finish(job, config, parts, timing)
-        _write_summary(config, out, summaries)
-    following = f"next: megaladder report {out} --out {out / 'report.html'}"
-    print(following)
-    written = [out / "summary.json", *(Path(p) for p in [config.json_path] if p)]
-    written += [path for name in summaries for path in sorted((out / name).glob("*.json*"))]
-    write_evaluated(config, [*_score_lines(summaries), following], written)
-    return 0
+    return ModelPlan(config, out, prompter, jobs, harness, weights)
 
 
 def _score_lines(summaries: dict[str, Any]) -> list[str]:
@@ -165,16 +207,6 @@ def make_engine(
     return engine
 
 
-def sampling(spec: BenchmarkSpec, config: EvalConfig, stops: Sequence[int]) -> SamplingParams:
-    """The benchmark's published decoding under the flags that were given; `stops` end an answer."""
-    given = section_values(config.rollout, ("n", "temperature", "top_p", "top_k", "max_tokens"))
-    return SamplingParams(
-        **{**spec.decoding, **{name: value for name, value in given.items() if value is not None}},
-        seed=config.seed,
-        stop_token_ids=tuple(stops),
-    )
-
-
 def _tokenizer(config: EvalConfig) -> Tokenizer:
     model = config.model
     if model.path and not Path(model.path).is_dir() and model.revision is None:
@@ -185,40 +217,8 @@ def _tokenizer(config: EvalConfig) -> Tokenizer:
     return model_tokenizer(model)
 
 
-def _prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: Path) -> _Job:
-    rows = load_rows(spec, config.data_dir, config.revision)
-    if spec.runner == "judge" and config.judge.model is None:
-        raise ConfigError(
-            f"{spec.name} needs a judge; fix: --judge.model DIR, or --judge.url ADDRESS with"
-            " --judge.model NAME"
-        )
-    template = (
-        config.prompt.template.replace("\\n", "\n") if config.prompt.template is not None else None
-    )
-    problems = build_problems(spec, rows, config.seed, template)[: config.limit]
-    params = sampling(spec, config, prompter.stop_token_ids)
-    prompts = tuple(prompter.text(problem) for problem in problems)
-    prompt_ids = tuple(prompter.ids(text) for text in prompts)
-    sampler = plain_sampler
-    if config.budget.forces:
-        budget = BudgetSampler(config.budget, prompter.tokenizer, max(map(len, prompt_ids)))
-        if config.budget.max_thinking is not None:
-            budget.limit(params)
-        sampler = budget
-    task = Task(
-        spec.name,
-        tuple(problems),
-        prompts,
-        prompt_ids,
-        params,
-        sampler,
-        graded=spec.runner != "judge",
-    )
-    return _Job(spec, rows, task, out / spec.name)
-
-
 def _generate(
-    job: _Job, config: EvalConfig, engine: Engine, pool: VerifierPool, parts: dict[str, Any]
+    job: Job, config: EvalConfig, engine: Engine, pool: VerifierPool, parts: dict[str, Any]
 ) -> Timing:
     """Brings the benchmark's journal to n samples per problem."""
     grader: VerifierPool | SandboxPool = pool
@@ -249,7 +249,7 @@ def _generate(
 
 
 @contextmanager
-def _warm_pool(config: EvalConfig) -> Iterator[VerifierPool]:
+def warm_pool(config: EvalConfig) -> Iterator[VerifierPool]:
     """One pool for all benchmarks; its processes import sympy while the engine loads the model."""
     with VerifierPool(
         config.grade_workers, config.grade_timeout_s, grader=config.grader, dialect=config.extract
@@ -264,42 +264,22 @@ def _warm_pool(config: EvalConfig) -> Iterator[VerifierPool]:
             warm_up.join()
 
 
-def _finish(job: _Job, config: EvalConfig, parts: dict[str, Any], timing: Timing) -> dict[str, Any]:
+def _finish(job: Job, config: EvalConfig, parts: dict[str, Any], timing: Timing) -> dict[str, Any]:
     """Scores, files and printed lines of a benchmark whose samples are all there."""
-    task, name, n = job.task, job.spec.name, job.task.params.n
+    task, n = job.task, job.task.params.n
     with Journal(job.folder, parts) as journal:
-        protocol = {**parts, "fingerprint": journal.fingerprint, "n": n}
         if job.spec.runner == "judge":
             scores = _judged(job, config, journal)
         else:
             scores = report.score(task.problems, journal.records, n, config.seed, job.spec.groups)
-        work = _work(task, journal, config.model.path) + Work(cpu_s=timing.grade_cpu_s)
-        summary = report.summary_entry(scores, protocol, timing)
-        summary["ledger"] = write_sampled_ledger(job.folder / LEDGER, "evaluation", work)
-        lm_eval_format.write_samples(
-            job.folder / f"samples_{name}.jsonl", task, journal.stored, scores, journal.fingerprint
-        )
-        results = lm_eval_format.results_object(task, scores, summary, config.model.path)
-        atomic_write(
-            job.folder / f"results_{name}.json", to_json(results, sort_keys=True, indent=2) + "\n"
-        )
-        atomic_write(job.folder / "summary.json", to_json(summary, sort_keys=True, indent=2) + "\n")
+        shape = shape_at(config.model.path)
+        summary = write_results(job, journal, scores, timing, config.model.path, shape)
+    protocol = summary["protocol"]
     print("\n".join(report.lines(scores, protocol, timing)), flush=True)
     return summary
 
 
-def _work(task: Task, journal: Journal, model: str) -> Work:
-    """What the samples of a benchmark cost, drawn by this start or an earlier one."""
-    prompts = {p.id: len(ids) for p, ids in zip(task.problems, task.prompt_ids, strict=True)}
-    samples = (
-        (problem, kept.num_tokens)
-        for (problem, _), kept in journal.records.items()
-        if problem in prompts
-    )
-    return sampled_work(shape_at(model), prompts, samples)
-
-
-def _judged(job: _Job, config: EvalConfig, journal: Journal) -> report.Scores:
+def _judged(job: Job, config: EvalConfig, journal: Journal) -> report.Scores:
     kind, task = str(job.spec.judge), job.task
     with _make_judge(kind, config) as by:
         judgements = judge.judge_records(task.problems, journal.stored, by, job.folder)
@@ -324,65 +304,3 @@ def _make_judge(kind: str, config: EvalConfig) -> Iterator[judge.Judge]:
         )
         with VllmEngine(options) as engine:
             yield judge.EngineJudge(engine, prompter, config.judge)
-
-
-def fingerprint_parts(
-    job: _Job, config: EvalConfig, prompter: Prompter, engine: Engine
-) -> dict[str, Any]:
-    """Everything that decides what a sample is. Not in it: n (a larger n adds samples) and what
-    only changes speed."""
-    task, model = job.task, config.model
-    decoding = {
-        name: getattr(task.params, name)
-        for name in SamplingParams.__dataclass_fields__
-        if name not in ("n", "logprobs")
-    }
-    problems = [
-        [problem.id, prompt, problem.gold, problem.kind, *_parameters(problem)]
-        for problem, prompt in zip(task.problems, task.prompts, strict=True)
-    ]
-    tokenizer_folder = tokenizer_dir(
-        model.tokenizer or model.path, None if model.tokenizer else model.revision
-    )
-    return {
-        "benchmark": job.spec.name,
-        "model": model_fingerprint(model.path, model.revision),
-        "tokenizer_sha256": tokenizer_fingerprint(
-            tokenizer_folder, prompter.tokenizer.chat_template
-        ),
-        "prompt": prompter.fingerprint(),
-        "decoding": {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in decoding.items()
-        },
-        "budget": config.budget.model_dump(mode="json") if config.budget.active else None,
-        "data": {
-            "source": job.rows.source,
-            "revision": job.rows.revision,
-            "num_rows": len(job.rows.rows),
-            "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest(),
-        },
-        "limit": config.limit if len(task.problems) < len(job.rows.rows) else None,
-        "engine": {
-            key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")
-        },
-        "grader": grader_label(config.grader, config.extract),
-        "megaladder": __version__,
-    }
-
-
-def _parameters(problem: Problem) -> list[dict[str, Any]]:
-    """What the verifier reads beside the gold answer, if anything."""
-    found = parameters_of(problem.kind, problem.metadata)
-    return [found] if found else []
-
-
-def _write_summary(config: EvalConfig, out: Path, summaries: dict[str, Any]) -> None:
-    """<out>/<model>/summary.json over the benchmarks of this call, kept up to date as they
-    finish."""
-    text = (
-        to_json({"model": config.model.path, "benchmarks": summaries}, sort_keys=True, indent=2)
-        + "\n"
-    )
-    for path in (out / "summary.json", *([Path(config.json_path)] if config.json_path else [])):
-        atomic_write(path, text)

@@ -6,7 +6,8 @@
 reason is `running` from the moment the folder is locked; the first ending replaces it, whoever
 sees it: the run itself, a rank's watchdog, or the launcher for a rank that was killed. One that
 still says `running` while process `pid` on `host` is gone was ended by SIGKILL or a power cut.
-`truth` says so; the next start does in its log. `saved`: no finished step is missing from the newest committed checkpoint. Steps are null before the
+`truth` says so; the next start does in its log. `best_step`: the one with the highest score on
+`evaluate.benchmarks`. `saved`: no finished step is missing from the newest committed checkpoint. Steps are null before the
 first one.
 """
 
@@ -53,6 +54,7 @@ class _Progress:
     folder: Path | None = None
     step: int | None = None
     saved_step: int | None = None
+    best_step: int | None = None
     before: dict[str, Any] | None = None
 
 
@@ -90,6 +92,11 @@ def note_saved(step: int) -> None:
     """A committed checkpoint holds `step`: it was saved, or resumed from."""
     _run.saved_step = step
     _run.step = max(step, _run.step or 0)
+
+
+def note_best(step: int | None) -> None:
+    """The step that scored best on the run's benchmarks; None where none was evaluated."""
+    _run.best_step = step
 
 
 def start_before() -> dict[str, Any] | None:
@@ -194,6 +201,7 @@ def _here() -> dict[str, Any]:
         "saved": _run.step == _run.saved_step,
         "step": _run.step,
         "saved_step": _run.saved_step,
+        "best_step": _run.best_step,
         "rank": rank_from_env(),
         "host": host(),
         "pid": os.getpid(),

@@ -179,6 +179,8 @@ class Engine(Protocol):
 
     def wake(self, tags: Sequence[str] = ()) -> bool: ...
 
+    def forget_prompts(self) -> None: ...
+
     def health(self) -> Health: ...
 
     def describe(self) -> dict[str, Any]:
@@ -356,6 +358,10 @@ class BaseEngine:
         if not tags or "kv_cache" in tags:
             self._asleep_level = 0
         return supported
+
+    def forget_prompts(self) -> None:
+        """Drops what is kept of earlier prompts: what comes next is computed as if they had never
+        been asked."""
 
     def __enter__(self) -> Any:
         return self

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -177,3 +177,30 @@ def _hash_ids(request: SampleRequest, vocab_size: int) -> list[int]:
         hashlib.sha256(key + block.to_bytes(4, "big")).digest() for block in range(-(-length // 16))
     )
     return [int.from_bytes(stream[2 * i : 2 * i + 2], "big") % vocab_size for i in range(length)]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAnswers:
+    """Prompts with their right answers, and the tokenizer that made the prompts."""
+
+    gold_of: Mapping[tuple[int, ...], str]
+    tokenizer: TextTokenizer
+
+
+def fake_answers(known: KnownAnswers) -> Responder:
+    """A responder for the fake engine.
+
+    It boxes the gold answer about every other time, else a number, with text of varying length
+    before it.
+    """
+
+    def answer(request: SampleRequest) -> list[int]:
+        draw = hashlib.sha256(f"{request.params.seed}".encode()).digest()
+        right, words = draw[0] % 2 == 0, draw[1] % 8
+        gold = known.gold_of[request.prompt_ids]
+        said = gold if right else str(int.from_bytes(draw[2:4], "big"))
+        text = "so " * words + f"\\boxed{{{said}}}"
+        ids = known.tokenizer.encode(text, add_special_tokens=False)
+        return [*ids, *request.params.stop_token_ids[:1]]
+
+    return answer

@@ -160,6 +160,10 @@ class ProcessEngine(BaseEngine):
             return None
         return [worker for replica in self.call("weight_checksums") for worker in replica]
 
+    def forget_prompts(self) -> None:
+        """See `Engine.forget_prompts`: empties the prefix caches."""
+        self.call("reset_prefix_cache")
+
     def close(self) -> None:
         super().close()
         for replica in self._replicas:

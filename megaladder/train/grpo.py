@@ -16,14 +16,16 @@ from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.run_dir import RunDir
+from megaladder.train.evaluation.benchmarks import prepare_benchmarks
+from megaladder.train.evaluation.evaluate import BenchmarkEvaluation, Respondent
 from megaladder.train.health import Watchdog
+from megaladder.train.life.engines import EngineStart, open_weight_sync
 from megaladder.train.life.run_life import RunLife
-from megaladder.train.rl.engines import EngineStart, open_weight_sync
 from megaladder.train.rl.feed import RoundFeed
 from megaladder.train.rl.policy import Policy
 from megaladder.train.rl.problems import ProblemData, prepare_problems
 from megaladder.train.rl.report import GrpoReport
-from megaladder.train.rl.rounds import open_source
+from megaladder.train.rl.rounds import engine_setup, open_source
 from megaladder.train.schedule import build_schedule
 from megaladder.train.trainer import ModelSource, Trainer, layout_of, open_model
 
@@ -74,33 +76,39 @@ class _Parts:
 def _train(config: GrpoConfig, parts: _Parts) -> None:
     """The loop."""
     watchdog, facts = parts.watchdog, parts.data.facts
-    # loads while the trainer is built
-    starting = EngineStart(config, parts.model, parts.data, parts.run)
+    benchmarks, _ = prepare_benchmarks(
+        config, config.reward.extract, parts.model.folder, config.data.seq_length
+    )
+    setup = engine_setup(config, parts.data, benchmarks)
+    starting = EngineStart(setup, parts.model, parts.run)  # loads while the trainer is built
     watchdog.beat("building the model")
     schedule = build_schedule(config.optim, facts.total_steps)
     trainer = Trainer(config, parts.run, parts.model, schedule, facts.files)
     policy = Policy(config, trainer, facts.pad_token_id)
     report = GrpoReport(config, parts.run, facts, trainer)
     life = RunLife(config, parts.run, report, trainer, facts.total_steps)
-    step, total_steps = life.resume(), facts.total_steps
+    step = life.resume()
 
     watchdog.beat("starting the engine", patience_s=3600.0)
     engine = starting.result(trainer)
-    rollouts = RoundFeed(
-        config,
-        parts.run.path / "rollouts",
-        open_source(config, parts.model.shape, parts.data, engine, report.cursor),
-        watchdog,
-        life.listen(),
-    )
-    weights = open_weight_sync(config, trainer, parts.run, engine, version=0 if step == 0 else None)
+    source = open_source(config, parts.model.shape, parts.data, engine, report.cursor)
+    signals = life.listen()
+    rollouts = RoundFeed(config, parts.run.path / "rollouts", source, watchdog, signals)
+    weights = open_weight_sync(setup, trainer, parts.run, engine, version=0 if step == 0 else None)
     for part in (weights, rollouts):
         parts.closing.callback(part.close)
     report.note_engine(engine)
     report.sections.rollouts = rollouts
     rollouts.resume_after(step)
+    if config.evaluate.benchmarks:
+        # the engine that makes the rollouts and their grader, between two rounds
+        by = Respondent(
+            engine, rollouts.grader, weights, trainer.shape, report.ledger, rollouts.settle
+        )
+        evaluation = BenchmarkEvaluation(config, parts.run, benchmarks, by, watchdog, signals)
+        life.watch(evaluation, step)
 
-    while step < total_steps:
+    while step < life.last_step:
         step += 1
         report.start_step()
         if not rollouts.begun(step):  # always with lag 0; with lag 1 the first round of a start
@@ -113,7 +121,7 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
             samples = rollouts.take(step)
         if samples is None:
             life.stop(step - 1)
-        if config.grpo.lag and step < total_steps:
+        if config.grpo.lag and step < life.last_step:
             with report.phase("sync"):
                 report.note_sync(weights.send(step - 1))
             rollouts.begin(step + 1, version=step - 1)
@@ -138,7 +146,7 @@ def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
 
     A round that is stored already is not made again.
     """
-    engine = EngineStart(config, parts.model, parts.data, parts.run).result()
+    engine = EngineStart(engine_setup(config, parts.data), parts.model, parts.run).result()
     total_steps = parts.data.facts.total_steps
     report = GrpoReport(config, parts.run, parts.data.facts, None)
     life = RunLife(config, parts.run, report, None, total_steps)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 
 from megaladder import parallel, platform
 from megaladder.config.rules.layout import check_platform, validate_layout
 from megaladder.config.sft import SftConfig
 from megaladder.run_dir import RunDir
+from megaladder.train.evaluation.benchmarks import prepare_benchmarks
 from megaladder.train.health import Watchdog
 from megaladder.train.life.run_life import RunLife
 from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.schedule import build_schedule
+from megaladder.train.supervised.answers import AnsweringEngine
 from megaladder.train.supervised.data import prepare_data
 from megaladder.train.supervised.report import SftReport
 from megaladder.train.trainer import Trainer, layout_of, open_model
@@ -33,11 +36,16 @@ def run_sft(config: SftConfig) -> int:
     with (
         parallel.session(layout, timeout_s=config.collective_timeout_s),
         RunDir(config.run_dir, parallel.is_main()) as run,
+        ExitStack() as closing,
     ):
         model = open_model(config)
         validate_layout(config, model.shape)
         data = prepare_data(config, layout, model.shape, model.folder, watchdog)
         loader, total_steps = data.loader, data.total_steps
+        answering = None
+        if config.evaluate.benchmarks:
+            benchmarks = prepare_benchmarks(config, config.evaluate.extract, model.folder)
+            answering = AnsweringEngine(config, run, model, *benchmarks, closing)
         watchdog.beat("building the model")
         trainer = Trainer(config, run, model, build_schedule(config.optim, total_steps), data.files)
         report = SftReport(config, trainer, data)
@@ -50,8 +58,11 @@ def run_sft(config: SftConfig) -> int:
         head = sft_head(config.train.loss, loss, config.train.logits)
 
         step = life.resume()
-        life.listen()
-        while step < total_steps:
+        signals = life.listen()
+        if answering is not None:
+            evaluation = answering.evaluation(trainer, step, watchdog, signals, report.ledger)
+            life.watch(evaluation, step)
+        while step < life.last_step:
             step += 1
             watchdog.beat(f"training step {step}")
             batches, stats = next(loader)

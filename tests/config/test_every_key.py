@@ -14,9 +14,10 @@ from config_reads import readers
 from verb_keys import VerbConfig, another_value, command_line, spelled, verb_configs
 
 from megaladder.config.resolve import resolve, to_yaml
+from megaladder.config.sections.evaluate import BenchmarkPromptSection
 from megaladder.config.sections.shared import TrainedModelSection
 from megaladder.config.verbs.data import SampleConfig
-from megaladder.config.verbs.evaluation import BenchmarkPromptSection, EvalConfig
+from megaladder.config.verbs.evaluation import EvalConfig
 from megaladder.errors import ConfigError
 
 # their keys are those of the runs that they look at

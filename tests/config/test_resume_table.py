@@ -17,8 +17,8 @@ GRPO = GrpoConfig(model={"path": "m"}, data={"path": "d"}).model_dump(mode="json
 
 
 def changed(key: str, value: object, base: dict = BASE) -> dict:
-    section, _, leaf = key.rpartition(".")
-    return {**base, section: {**base[section], leaf: value}} if section else {**base, leaf: value}
+    name, _, below = key.partition(".")
+    return {**base, name: changed(below, value, base[name]) if below else value}
 
 
 def test_every_key_is_classified_and_no_class_names_a_key_that_is_gone() -> None:

@@ -47,7 +47,7 @@ def test_a_named_value_is_spelled_alike_everywhere(tmp_path, name: str, key: str
         assert f"{key.rpartition('.')[2]}: {word}" in typed
 
 
-LONGEST_LINE = 100  # of a list of choices in one column of the help
+LONGEST_LINE = 70  # of a list of choices in one column of the help
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -11,7 +11,8 @@ import pytest
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.cli import main
-from megaladder.config.verbs.evaluation import JudgeSection, PromptSection
+from megaladder.config.sections.evaluate import PromptSection
+from megaladder.config.verbs.evaluation import JudgeSection
 from megaladder.errors import ConfigError, RunStopped
 from megaladder.evaluation import judge
 from megaladder.evaluation.benchmarks.prompting import make_prompter

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_models import build_tokenizer
 
-from megaladder.config.verbs.evaluation import EvalConfig, PromptSection
+from megaladder.config.sections.evaluate import PromptSection
+from megaladder.config.verbs.evaluation import EvalConfig
 from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.evaluation import lm_eval_tasks
 from megaladder.evaluation.benchmarks.prompting import make_prompter

@@ -21,7 +21,8 @@ from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rollout import vllm_engine
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine
-from megaladder.train.rl import engines, rounds
+from megaladder.train.life import engines
+from megaladder.train.rl import rounds
 from megaladder.types import Completion, FinishReason, Message, Problem, RolloutGroup
 
 TEXTS = (

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from megaladder import platform
+from megaladder.config.sections.engine import SyncedEngineSection
+from megaladder.config.sections.shared import TrainedModelSection
 from megaladder.parallel import Nodes
 from megaladder.process import gpu_stack
 from megaladder.rollout.replica import child_environment
 from megaladder.rollout.vllm_engine import VllmOptions
 from megaladder.rollout.vllm_engine import child_environment as vllm_environment
-from megaladder.train.rl import engines
+from megaladder.train.life import engines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +43,7 @@ def test_torchs_cudnn_comes_first(monkeypatch, tmp_path) -> None:
 
 
 def gpu_config(sync: str = "ipc", tp: int = 2) -> SimpleNamespace:
-    return SimpleNamespace(rollout=SimpleNamespace(tp=tp, sync=sync))
+    return SimpleNamespace(tp=tp, sync=sync)
 
 
 def test_the_engines_gpus_are_named_and_the_trainers_stay(monkeypatch) -> None:
@@ -75,12 +77,10 @@ def test_on_a_shared_gpu_the_trainer_waits_for_the_engine(
     monkeypatch.setattr(engines.parallel, "nodes", lambda: Nodes((0,), 0))
     monkeypatch.setattr(engines.EngineStart, "_begin", lambda *_: seen.append("start"))
     monkeypatch.setattr(engines.EngineStart, "_wait", lambda *_: seen.append("ready"))
-    config = SimpleNamespace(
-        rollout=SimpleNamespace(engine="vllm", servers=()),
-        model=SimpleNamespace(init="pretrained"),
-        grpo=SimpleNamespace(lag=0),
+    setup = engines.EngineSetup(
+        "vllm", SyncedEngineSection(), TrainedModelSection(), "bfloat16", 0, 128
     )
-    engines.EngineStart(config, SimpleNamespace(folder=ROOT), SimpleNamespace(), SimpleNamespace())
+    engines.EngineStart(setup, SimpleNamespace(folder=ROOT), SimpleNamespace())
     assert seen == order
 
 

@@ -316,7 +316,12 @@ def _take_preset_flags(
 
 
 def _as_dict(model: StrictModel) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in type(model).model_fields}
+    """Field → value, sections as dicts too."""
+    return {
+        name: _as_dict(value) if isinstance(value, StrictModel) else value
+        for name in type(model).model_fields
+        for value in (getattr(model, name),)
+    }
 
 
 def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:

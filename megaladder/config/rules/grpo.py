@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from megaladder.config.rules.unread import ReadIf
+from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 from megaladder.config.sections.reward import OverlongTerm, RewardSection
 from megaladder.config.sections.shared import DataSection, OptimSection
@@ -99,7 +100,11 @@ with another one."""
 
 
 def grpo_problems(
-    rollout: RolloutSection, grpo: GrpoSection, reward: RewardSection, data: DataSection
+    rollout: RolloutSection,
+    grpo: GrpoSection,
+    reward: RewardSection,
+    data: DataSection,
+    evaluate: EvaluateSection,
 ) -> list[str]:
     """Violations that only GRPO knows."""
     problems = []
@@ -129,7 +134,7 @@ def grpo_problems(
             "rollout.engine replay needs rollout.replay_dir; fix: the run folder whose rollouts to"
             " train on"
         )
-    problems += _servers(rollout, grpo)
+    problems += [*_servers(rollout, grpo), *_evaluate(rollout, grpo, data, evaluate)]
     if grpo.correction_low >= grpo.correction_high:
         problems.append(
             f"grpo.correction_low {grpo.correction_low:g} is not below correction_high"
@@ -170,6 +175,33 @@ def _servers(rollout: RolloutSection, grpo: GrpoSection) -> list[str]:
         problems.append(
             "grpo.mode rollout_only sends no weights, and who knows what rollout.servers hold; fix:"
             " no servers, or mode train"
+        )
+    return problems
+
+
+def _evaluate(
+    rollout: RolloutSection, grpo: GrpoSection, data: DataSection, evaluate: EvaluateSection
+) -> list[str]:
+    """Benchmarks are answered by the engine that makes the rollouts."""
+    if not evaluate.benchmarks:
+        return []
+    names = ",".join(evaluate.benchmarks)
+    problems = []
+    if rollout.engine == "replay":
+        problems.append(
+            f"evaluate.benchmarks {names} needs an engine, rollout.engine replay starts none; fix:"
+            " `megaladder eval RUN_DIR` afterwards, or another engine"
+        )
+    if grpo.mode == "rollout_only":
+        problems.append(
+            f"evaluate.benchmarks {names}: grpo.mode rollout_only trains nothing to evaluate; fix:"
+            " `megaladder eval`, or mode train"
+        )
+    if evaluate.max_tokens is not None and evaluate.max_tokens >= data.seq_length:
+        problems.append(
+            f"evaluate.max_tokens {evaluate.max_tokens} leaves no room for a prompt in"
+            f" data.seq_length {data.seq_length}, which the engine is started with; fix: a larger"
+            " seq_length or a smaller max_tokens"
         )
     return problems
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from megaladder.config.base import leaf_keys
 from megaladder.config.rules.gpu import gpu_problems
 from megaladder.config.rules.layout import values_problems
 from megaladder.config.rules.unread import ReadIf, unread_problems
+from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import (
     CheckpointSection,
@@ -57,6 +59,14 @@ READ_IF: tuple[ReadIf[RunConfig], ...] = (
     ),
     ReadIf(("gpu.cp_comm_type",), lambda run: run.parallel.cp > 1, "parallel.cp above 1"),
     ReadIf(
+        tuple(f"evaluate.{key}" for key in leaf_keys(EvaluateSection) if key != "benchmarks"),
+        lambda run: bool(run.evaluate.benchmarks),
+        "evaluate.benchmarks",
+    ),
+    ReadIf(
+        ("evaluate.min_delta",), lambda run: run.evaluate.patience is not None, "evaluate.patience"
+    ),
+    ReadIf(
         ("gpu.optimizer_offload_fraction",),
         lambda run: run.gpu.optimizer_cpu_offload,
         "gpu.optimizer_cpu_offload true",
@@ -71,6 +81,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_schedule(config.optim, config.train),
         *_checkpoint(config.checkpoint),
         *_profile(config.train, config.parallel),
+        *_evaluate(config.evaluate, config.train),
         *gpu_problems(config),
         *unread_problems(config, READ_IF),
     ]
@@ -124,6 +135,22 @@ def _checkpoint(checkpoint: CheckpointSection) -> list[str]:
     return (
         [f"checkpoint.keep_steps {bad}: steps are counted from 1; fix: numbers ≥ 1"] if bad else []
     )
+
+
+def _evaluate(evaluate: EvaluateSection, train: TrainSection) -> list[str]:
+    problems = []
+    if "list" in evaluate.benchmarks:
+        problems.append(
+            "evaluate.benchmarks list is no benchmark; fix: names that `megaladder eval --benchmark"
+            " list` prints"
+        )
+    last = train.max_steps
+    if evaluate.every and last is not None and evaluate.every > last:
+        problems.append(
+            f"evaluate.every {evaluate.every} never happens in train.max_steps {last}; fix: at most"
+            f" {last}, or 0 for before the first and after the last step only"
+        )
+    return problems
 
 
 def _profile(train: TrainSection, parallel: ParallelSection) -> list[str]:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from megaladder.config.rules.unread import ReadIf
+from megaladder.config.sections.evaluate import EvaluateSection, SftEvaluateSection
 from megaladder.config.sections.sft import SftCheckpointSection, SftDataSection, SftTrainSection
 from megaladder.types import TokenWeighting
 
 # train/objectives/token_loss.py: the modes whose formula has no clip(…)
 NO_CLIP = (TokenWeighting.VANILLA, TokenWeighting.TEACHER_WEIGHTED, TokenWeighting.ADV_ONLY)
+_ENGINE_KEYS = SftEvaluateSection.model_fields.keys() - EvaluateSection.model_fields.keys()
+
+
+class SftRun(Protocol):
+    """The section that the conditions look at."""
+
+    @property
+    def evaluate(self) -> SftEvaluateSection: ...
+
+
+READ_IF: tuple[ReadIf[SftRun], ...] = (
+    ReadIf(
+        tuple(f"evaluate.{key}" for key in sorted(_ENGINE_KEYS)),
+        lambda run: bool(run.evaluate.benchmarks),
+        "evaluate.benchmarks",
+    ),
+)
 CLIPPED = tuple(mode.value for mode in TokenWeighting if mode not in NO_CLIP)
 
 

@@ -1,6 +1,7 @@
-"""The section `rollout` of generation outside training.
+"""How generation engines are run.
 
-Of `eval`, and what `data sample` shares with it. GRPO's own section: `grpo.py`.
+The section `rollout` of `eval`, what `data sample` shares with it, and what the engines beside a
+training share (GRPO's section: `grpo.py`, that of SFT: `evaluate.py`).
 """
 
 from __future__ import annotations
@@ -60,3 +61,26 @@ class EvalRolloutSection(EngineSection):
     """Keep the k likeliest tokens; 0 = all."""
     max_tokens: Positive | None = None
     """Longest answer, tokens."""
+
+
+class SyncedEngineSection(StrictModel):
+    """An engine beside a training, which is given the weights of a step."""
+
+    tp: Positive = 1
+    """Tensor parallel ranks of the engine; independent of parallel.tp."""
+    sync: Literal["auto", "file", "ipc", "nccl"] = "auto"
+    """How weights reach the engine: file (shared memory, any machine), ipc or nccl (CUDA). auto =
+    ipc on CUDA (nccl with servers), file on CPU."""
+    sync_bucket_mib: Positive = 512
+    """Weights travel in pieces of this size, MiB."""
+    check_sync: Literal["never", "first", "always"] = "first"
+    """Compare a checksum of every tensor after a sync: never, after the first one of a start, after
+    each."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of a GPU's memory that the engine may take while it generates (it sleeps during
+    updates). Not read on CPU."""
+    cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Key/value cache of the engine on a CPU, GiB."""
+    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds without a sign of life until the engine counts as lost; in GRPO also what one round
+    of generation may take."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from megaladder.config.base import StrictModel
+from megaladder.config.sections.engine import SyncedEngineSection
 from megaladder.config.sections.shared import Positive
 from megaladder.config.strict_yaml import load_yaml
 
@@ -26,14 +27,12 @@ def presets() -> dict[str, dict[str, Any]]:
     return load_yaml(Path(__file__).parents[1] / "presets.yaml").values
 
 
-class RolloutSection(StrictModel):
+class RolloutSection(SyncedEngineSection):
     """Generation: one engine for training and evaluation."""
 
     engine: Literal["vllm", "fake", "replay"] = "vllm"
     """vllm; fake = a deterministic stand-in for tests; replay = train from rollouts that an earlier
     run stored (replay_dir)."""
-    tp: Positive = 1
-    """Tensor parallel ranks of the engine; independent of parallel.tp."""
     n: Positive = 16
     """Completions per prompt: the group."""
     temperature: NonNegative = 1.0
@@ -50,9 +49,6 @@ class RolloutSection(StrictModel):
     max_prompt_tokens: Positive | None = None
     """Problems with a longer prompt are left out and counted. null = data.seq_length −
     max_tokens."""
-    sync: Literal["auto", "file", "ipc", "nccl"] = "auto"
-    """How weights reach the engine: file (shared memory, any machine), ipc or nccl (CUDA). auto =
-    ipc on CUDA (nccl with servers), file on CPU."""
     servers: tuple[str, ...] = ()
     """vLLM servers on machines where no training rank runs, e.g. http://node7:8000 (how to start
     one: docs/slurm.md). none = engines on the job's own nodes. VLLM_API_KEY in the environment is
@@ -62,20 +58,8 @@ class RolloutSection(StrictModel):
     sync_dir: str | None = None
     """For servers with sync file: a folder that this machine and the servers see under the same
     path. null = run_dir/engine."""
-    sync_bucket_mib: Positive = 512
-    """Weights travel in pieces of this size, MiB."""
-    check_sync: Literal["never", "first", "always"] = "first"
-    """Compare a checksum of every tensor after a sync: never, after the first one of a start, after
-    each."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.6
-    """Share of a GPU's memory that the engine may take while it generates (it sleeps during
-    updates). Not read on CPU."""
-    cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Key/value cache of the engine on a CPU, GiB."""
     replay_dir: str | None = None
     """For engine replay: a run folder with rollouts/, or that folder."""
-    timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds that one round of generation may take before the engine counts as lost."""
 
 
 class GrpoSection(StrictModel):

@@ -7,6 +7,7 @@ in and call the rules.
 from __future__ import annotations
 
 from megaladder.config.base import StrictModel
+from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.config.sections.shared import (
     CheckpointSection,
@@ -30,6 +31,7 @@ class RunConfig(StrictModel):
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()
     gpu: GpuSection = GpuSection()
 

@@ -16,8 +16,9 @@ from megaladder.config.rules.engine import READ_BY_VLLM
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.data import Duplicates, FieldMap
 from megaladder.config.sections.engine import EngineSection
+from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
-from megaladder.config.verbs.evaluation import SHORT_FLAGS, PromptSection
+from megaladder.config.verbs.evaluation import SHORT_FLAGS
 from megaladder.types import Kind
 
 Positive = Annotated[int, Field(ge=1)]

@@ -6,14 +6,16 @@ Which model, which benchmarks, how answers are drawn and where results go.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from megaladder.config.base import CommaStrs, StrictModel
+from megaladder.config.base import CommaInts, CommaStrs, StrictModel
 from megaladder.config.rules.engine import READ_BY_VLLM
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
+from megaladder.config.sections.evaluate import BenchmarkPromptSection
 from megaladder.config.sections.shared import ModelSection, Positive
 from megaladder.config.verbs.grade import OWN_GRADER_READS, GraderName
 from megaladder.types import DialectName
@@ -34,32 +36,15 @@ SHORT_FLAGS = {
 
 
 def eval_config(args: list[str]) -> type[EvalConfig]:
-    """The config class of `eval`; spells the short flags out in `args`, in place."""
+    """The config class of `eval`; spells the short flags out in `args`, in place, and a run folder
+    in the place of a run.yaml."""
+    if args and not args[0].startswith("-") and Path(args[0]).is_dir():
+        args.insert(0, "--run-dir")
     for index, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         if name.replace("_", "-") in SHORT_FLAGS:
             args[index] = f"{SHORT_FLAGS[name.replace('_', '-')]}{equals}{value}"
     return EvalConfig
-
-
-class PromptSection(StrictModel):
-    """How a problem becomes a prompt."""
-
-    style: Literal["auto", "chat", "raw"] = "auto"
-    """chat = the tokenizer's chat template; raw = the text alone; auto = chat where the tokenizer
-    has a template."""
-    system: str | None = None
-    """System message. null = none."""
-    suffix: str = ""
-    """Put after the problem's prompt."""
-
-
-class BenchmarkPromptSection(PromptSection):
-    """How a problem becomes a prompt."""
-
-    template: str | None = None
-    """Replaces the benchmark's prompt; {question} (and {options}, …) stand for the row's fields.
-    \\n is a line break."""
 
 
 class BudgetSection(StrictModel):
@@ -133,6 +118,11 @@ class EvalConfig(StrictModel):
     --temperature --top-p --top-k --max-tokens."""
 
     model: ModelSection = ModelSection()
+    run_dir: str | None = None
+    """Run folder of a training in the place of model.path: every step that it kept is evaluated, by
+    one engine that is given their weights in turn. Also as first argument: megaladder eval RUN_DIR."""
+    steps: CommaInts = ()
+    """Of run_dir: only these steps. none = all whose checkpoint or export is there."""
     benchmark: CommaStrs = ()
     """Names from the registry (`--benchmark list` prints it), a file of rows of your own
     (problems.jsonl), or a YAML file that names data, fields, prompt, kind and decoding; several
@@ -141,7 +131,7 @@ class EvalConfig(StrictModel):
     """YAML file with benchmarks of your own by name, in the form of the shipped registry."""
     out: str = "runs/eval"
     """Results go to <out>/<model>/<benchmark>/. A second start with the same settings resumes; with
-    others it is refused."""
+    others it is refused. With run_dir: RUN_DIR/eval, unless it is set, and step_N for the model."""
     name: str | None = None
     """Folder name of the model under <out>. null = the last part of its path."""
     data_dir: str | None = None
@@ -182,7 +172,7 @@ class EvalConfig(StrictModel):
                 "benchmark is empty; fix: --benchmark aime24,math500 (--benchmark list prints the"
                 " names)"
             )
-        elif self.benchmark != ("list",) and not self.model.path and self.rollout.engine == "vllm":
+        elif self.benchmark != ("list",) and not self.has_model:
             problems.append("model.path is empty; fix: --model DIR")
         if self.budget.reject_above is not None and (
             self.budget.max_thinking is not None or self.budget.num_waits
@@ -195,12 +185,30 @@ class EvalConfig(StrictModel):
         return self
 
     @property
+    def has_model(self) -> bool:
+        """Whether there are weights to evaluate, or none are needed."""
+        return bool(self.model.path or self.run_dir) or self.rollout.engine != "vllm"
+
+    @property
+    def results(self) -> Path:
+        """The folder that has one of each model in it."""
+        if self.run_dir is not None and self.out == type(self).model_fields["out"].default:
+            return Path(self.run_dir) / "eval"
+        return Path(self.out)
+
+    @property
     def unread(self) -> list[str]:
         """Keys that the chosen engine does not read, a line each."""
         return unread_notes(self, READ_BY_VLLM)
 
 
 _READ_IF: tuple[ReadIf[EvalConfig], ...] = (
+    ReadIf(("steps",), lambda run: run.run_dir is not None, "run_dir"),
+    ReadIf(
+        ("model.path", "model.revision", "model.tokenizer", "name"),
+        lambda run: run.run_dir is None,
+        "run_dir null",
+    ),
     OWN_GRADER_READS,
     ReadIf(
         ("budget.start", "budget.end", "budget.end_forced", "budget.stop"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megaladder.config.verbs.evaluation import PromptSection
+from megaladder.config.sections.evaluate import PromptSection
 from megaladder.data.chat.stops import stop_token_ids
 from megaladder.errors import ConfigError
 from megaladder.types import Message, Problem, Tokenizer

@@ -2,7 +2,8 @@
 
     step = life.resume()                     where this start begins; the log is open from here on
     life.listen()                            stop signals count from here on
-    while step < total_steps:
+    life.watch(benchmarks, step)             optional: what is evaluated by an engine
+    while step < life.last_step:
         step += 1
         …                                    one step of the algorithm
         life.note_update(step, updated, …)   progress is updates, not steps or checkpoints
@@ -10,7 +11,8 @@
     life.finish(step)                        last checkpoint, export, the final table
 
 What differs between the two (what else a checkpoint holds, what is printed) is a `RunContents`;
-SFT's held-out loss is an `Evaluation`. Every method is collective; the main rank alone writes and prints.
+SFT's held-out loss is an `Evaluation`, scores on benchmarks are `Benchmarks`. Every method is
+collective; the main rank alone writes and prints.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from typing import Any, NoReturn, Protocol
 
 from megaladder import parallel
 from megaladder.checkpoint import lineage
-from megaladder.checkpoint.store import step_dir
+from megaladder.checkpoint.store import MARKER, step_dir
+from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
+from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
 from megaladder.finished import write_finished
@@ -65,11 +69,34 @@ class RunContents(Protocol):
 class Evaluation(Protocol):
     """What is measured of the model between steps."""
 
-    def evaluation_due(self, step: int, saving: bool) -> bool:
-        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows."""
+    def evaluation_due(self, step: int, saving: bool, last: bool) -> bool:
+        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows; `last`: no
+        step does."""
 
     def evaluate(self, step: int) -> None:
         """Evaluates the model as it is after `step`."""
+
+
+class Benchmarks(Evaluation, Protocol):
+    """An evaluation that is remembered, and that decides what is kept and when it is enough."""
+
+    def begin(self, log: RunLog, step: int, line: str) -> None:
+        """`step` steps are done, on the run's line of that name."""
+
+    def wanted(self, step: int) -> frozenset[int]:
+        """Steps up to `step` whose checkpoints are kept for their scores."""
+
+    def enough(self) -> bool:
+        """Whether more steps are not worth it."""
+
+    def best(self) -> int | None:
+        """The step with the highest score; None before the first evaluation."""
+
+    def record_best(self) -> None:
+        """Writes down which step is best, and where its weights are. Main rank only."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The rows of the final table that are about scores."""
 
 
 class RunLife:
@@ -89,8 +116,9 @@ class RunLife:
         """trainer: None when nothing is trained, and so nothing is saved. evaluation: None where
         nothing is measured between steps."""
         self._evaluation = evaluation
+        self._benchmarks: Benchmarks | None = None
         self._config, self._run, self._contents = config, run, contents
-        self._trainer, self._total_steps = trainer, total_steps
+        self._trainer, self.last_step = trainer, total_steps
         self._signals: StopSignals | None = None
         self._guard = NonFiniteGuard(config.train.nonfinite_limit)
         self._updates = 0
@@ -121,9 +149,9 @@ class RunLife:
         self._tell_start(start, changes)
         self._contents.begin(self.log, start.step)
         where = f"resumed after step {start.step} of" if start.step else ""
-        self.log.info(f"{where} {self._total_steps} steps".strip())
+        self.log.info(f"{where} {self.last_step} steps".strip())
         if start.step == 0:
-            self._evaluate(0, saving=False)
+            self._evaluate(self._evaluation, 0, saving=False)
         return start.step
 
     def _restore(self, path: Path) -> None:
@@ -162,6 +190,20 @@ class RunLife:
         parallel.barrier()
         return self._signals
 
+    def watch(self, benchmarks: Benchmarks, step: int) -> None:
+        """From here on scores count too. What an earlier start left open at `step` is done now.
+
+        Raises:
+            RunStopped: a signal asked for it; the step is saved.
+        """
+        self._benchmarks = benchmarks
+        benchmarks.begin(self.log, step, self._line.name)
+        self._evaluate(benchmarks, step, saving=False)
+        self._heed(step)
+        self._record_best()
+        if self._signals is not None and self._signals.agreed():
+            self.stop(step)
+
     # ---- each step
 
     def note_update(self, step: int, updated: bool, names: Callable[[], Sequence[str]]) -> None:
@@ -184,21 +226,40 @@ class RunLife:
         if self._trainer is not None:
             self._trainer.checkpoints.poll()
         saving = self._save_due(step)
-        self._evaluate(step, saving)
-        if saving:
+        self._evaluate(self._benchmarks, step, saving)
+        kept = self._heed(step)
+        self._evaluate(self._evaluation, step, saving)
+        if saving or kept or step == self.last_step:
             self.save(step)
+        self._record_best()
         # asked after the save: a signal that came meanwhile costs no further step
-        if self._signals is not None and self._signals.agreed() and step < self._total_steps:
+        if self._signals is not None and self._signals.agreed() and step < self.last_step:
             self.save(step)
             self.stop(step)
 
-    def _evaluate(self, step: int, saving: bool) -> None:
-        if self._evaluation is not None and self._evaluation.evaluation_due(step, saving):
-            self._evaluation.evaluate(step)
+    def _evaluate(self, evaluation: Evaluation | None, step: int, saving: bool) -> None:
+        last = step == self.last_step
+        if evaluation is not None and evaluation.evaluation_due(step, saving, last):
+            evaluation.evaluate(step)
+
+    def _heed(self, step: int) -> bool:
+        """Draws the conclusions from the scores so far; True: this step is kept for its own."""
+        if self._benchmarks is None:
+            return False
+        wanted = self._benchmarks.wanted(step)
+        if self._trainer is not None:
+            self._trainer.checkpoints.also_kept = wanted
+        if self._benchmarks.enough() and step < self.last_step:
+            self.log.info(
+                f"the score has not risen for {self._config.evaluate.patience} evaluations"
+                f" (evaluate.patience): step {step} is the last one of {self.last_step}"
+            )
+            self.last_step = step
+        return step in wanted
 
     def _save_due(self, step: int) -> bool:
         section = self._config.checkpoint
-        last_or_listed = step == self._total_steps or step in section.keep_steps
+        last_or_listed = step == self.last_step or step in section.keep_steps
         return last_or_listed or bool(section.every and step % section.every == 0)
 
     def save(self, step: int, *, at_rest: bool = True) -> None:
@@ -217,7 +278,7 @@ class RunLife:
         done = "started" if self._config.checkpoint.async_save else "saved"
         self.log.info(f"checkpoint step_{step} {done} in {time.monotonic() - began:.2f} s")
         section = self._config.checkpoint
-        if section.export_hf and step in section.keep_steps and step != self._total_steps:
+        if section.export_hf and step in section.keep_steps and step != self.last_step:
             self.log.info(f"exported {self._trainer.export(step)}")
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -241,7 +302,7 @@ class RunLife:
         if self._trainer is not None:
             self._trainer.checkpoints.close()
         raise stopped(
-            f"stopped by a signal after step {step} of {self._total_steps}; saved;"
+            f"stopped by a signal after step {step} of {self.last_step}; saved;"
             f" {self.resume_hint()}"
         )
 
@@ -253,6 +314,8 @@ class RunLife:
         """
         self.save(step)
         rows = [("steps", f"{step}"), *self._contents.rows()]
+        if self._benchmarks is not None:
+            rows += self._benchmarks.rows()
         following = None
         if self._trainer is not None:
             self._trainer.checkpoints.close()
@@ -292,7 +355,27 @@ class RunLife:
         ):
             self._trainer.export(step)
         rows.append(("HF model", str(folder)))
+        best = parallel.on_main(lambda: self._export_best(step))
+        rows += [("HF model, best", str(path)) for path in best]
+        self._record_best()
         return rows, evaluation_command(folder, self._config.data.paths[0])
+
+    def _export_best(self, last: int) -> list[Path]:
+        """Converts the checkpoint with the highest score, where it is not the last one."""
+        best = None if self._benchmarks is None else self._benchmarks.best()
+        if not best or best == last:
+            return []
+        checkpoint, folder = step_dir(self._run.checkpoints, best), self._run.hf_folder(best)
+        if not (checkpoint / MARKER).is_file():
+            return []
+        if not (folder / "config.json").is_file() or export_damage(folder):
+            convert_to_hf(checkpoint, folder, WriteOptions(force=True))
+        return [folder]
+
+    def _record_best(self) -> None:
+        if self._benchmarks is not None:
+            parallel.on_main(self._benchmarks.record_best)
+            last_word.note_best(self._benchmarks.best())
 
     def resume_hint(self) -> str:
         """The command that goes on from here."""

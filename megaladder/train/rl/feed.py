@@ -5,17 +5,16 @@ A thread makes them, one ahead where the lag allows, and stores them; training g
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.process.faults import fault_point
+from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.train.health import StopSignals, Watchdog
+from megaladder.train.life.background import in_background
 from megaladder.train.rl.records import Round, read_round, remove_after, write_round
 from megaladder.train.rl.rounds import RoundSource
 from megaladder.train.rl.samples import SampleTable, table_of
@@ -25,20 +24,6 @@ POLL_S = 0.2
 # on top of generation: a full round of hanging rewards is slower than that only with a very long
 # timeout
 GRADING_PATIENCE_S = 600.0
-
-
-def in_background(action: Callable[[], Any]) -> Future:
-    """Runs `action` in a daemon thread: a process that has to end does not wait for it."""
-    future: Future = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:  # noqa: BLE001  handed to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="rollouts", daemon=True).start()
-    return future
 
 
 class RoundFeed:
@@ -68,6 +53,11 @@ class RoundFeed:
         self.patience_s = waves * (config.rollout.timeout_s + GRADING_PATIENCE_S)
         self._begun: set[int] = set()
         self._future: Future | None = None
+
+    @property
+    def grader(self) -> VerifierPool | None:
+        """The rounds' grader; None but on rank 0."""
+        return None if self._source is None else self._source.grader
 
     def resume_after(self, step: int) -> None:
         """Forgets rounds of lost work.

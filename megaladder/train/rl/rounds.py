@@ -29,12 +29,14 @@ from megaladder.rewards.terms.builtin import Sample
 from megaladder.rewards.terms.total import RewardTerms, Scored
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
-from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams
-from megaladder.rollout.fake_engine import Responder, TextTokenizer
+from megaladder.rollout.engine import Engine, SamplingParams
+from megaladder.rollout.fake_engine import KnownAnswers
 from megaladder.rollout.sample import Prompt, sample_groups
 from megaladder.run_dir import to_json
+from megaladder.train.evaluation.benchmarks import BenchmarkSet
+from megaladder.train.life.engines import EngineSetup, Servers, dtype_of
 from megaladder.train.objectives.advantages import group_advantages, zero_variance
-from megaladder.train.rl.problems import ProblemData, ProblemStream
+from megaladder.train.rl.problems import ProblemData
 from megaladder.train.rl.records import Round, read_round, stored_steps
 from megaladder.types import FinishReason, RolloutGroup, required
 
@@ -61,6 +63,10 @@ class RoundSource(Protocol):
 
     cursor: int
     key: str
+
+    @property
+    def grader(self) -> VerifierPool | None:
+        """What gives the verdicts; None where nothing is graded."""
 
     def collect(self, step: int, version: int) -> Round: ...
 
@@ -89,7 +95,7 @@ class Rewarder:
     def __init__(self, config: GrpoConfig) -> None:
         self._max_tokens = config.rollout.max_tokens
         reward = config.reward
-        self._pool = VerifierPool(reward.workers, reward.timeout_s, dialect=reward.extract)
+        self.pool = VerifierPool(reward.workers, reward.timeout_s, dialect=reward.extract)
         self._terms = RewardTerms(config.reward)
 
     def score(self, groups: Sequence[RolloutGroup]) -> tuple[list[RolloutGroup], Counter[str]]:
@@ -106,7 +112,7 @@ class Rewarder:
             for group in groups
             for number, completion in enumerate(group.completions)
         ]
-        verdicts = self._pool.grade_many(
+        verdicts = self.pool.grade_many(
             [
                 GradeTask(name, completion.text, problem.gold, problem.kind, problem.metadata)
                 for name, problem, completion in names
@@ -132,10 +138,10 @@ class Rewarder:
     @property
     def cpu_s(self) -> float:
         """CPU seconds of the processes that have graded so far."""
-        return self._pool.cpu_s + self._terms.cpu_s
+        return self.pool.cpu_s + self._terms.cpu_s
 
     def close(self) -> None:
-        self._pool.close()
+        self.pool.close()
         self._terms.close()
 
 
@@ -275,6 +281,11 @@ class EngineRounds:
         lengths = [len(completion.token_ids) for completion in group.completions]
         return generation_work(self._shape, len(group.prompt_ids), lengths)
 
+    @property
+    def grader(self) -> VerifierPool:
+        """What gives the verdicts."""
+        return self._rewarder.pool
+
     def close(self) -> None:
         self.engine.close()
         self._rewarder.close()
@@ -285,6 +296,8 @@ class ReplayRounds:
 
     Advantages are computed anew, so that the objective may be another one.
     """
+
+    grader = None
 
     def __init__(self, config: GrpoConfig) -> None:
         self._config, self._folder = config, replay_folder(config)
@@ -336,27 +349,28 @@ def replay_folder(config: GrpoConfig) -> Path:
     return folder
 
 
-def fake_answers(stream: ProblemStream, tokenizer: TextTokenizer) -> Responder:
-    """A responder for the fake engine.
-
-    It boxes the gold answer about every other time, else a number, with text of varying length
-    before it.
-    """
-    gold_of = dict(
-        zip(stream.prompt_ids, (problem.gold for problem in stream.problems), strict=True)
+def engine_setup(
+    config: GrpoConfig, data: ProblemData, benchmarks: BenchmarkSet | None = None
+) -> EngineSetup:
+    """What the engine that makes the rounds, and answers the benchmarks, is started with."""
+    rollout = config.rollout
+    known = None
+    if rollout.engine == "fake" and data.stream is not None:
+        golds = (problem.gold for problem in data.stream.problems)
+        gold_of = dict(zip(data.stream.prompt_ids, golds, strict=True))
+        gold_of |= benchmarks.known.gold_of if benchmarks is not None else {}
+        known = KnownAnswers(gold_of, required(data.tokenizer, "the problems' tokenizer"))
+    return EngineSetup(
+        rollout.engine,
+        rollout,
+        config.model,
+        dtype_of(config),
+        config.train.seed,
+        config.data.seq_length,
+        known,
+        apart=bool(config.grpo.lag),
+        servers=Servers(rollout.servers, rollout.server_concurrency, rollout.sync_dir),
     )
-
-    def answer(request: SampleRequest) -> list[int]:
-        draw = hashlib.sha256(f"{request.params.seed}".encode()).digest()
-        right, words = draw[0] % 2 == 0, draw[1] % 8
-        said = gold_of[request.prompt_ids] if right else str(int.from_bytes(draw[2:4], "big"))
-        stops = request.params.stop_token_ids[:1]
-        return [
-            *tokenizer.encode("so " * words + f"\\boxed{{{said}}}", add_special_tokens=False),
-            *stops,
-        ]
-
-    return answer
 
 
 def _settings_key(config: GrpoConfig, data: str) -> str:

@@ -67,7 +67,7 @@ class SftReport:
         for line in self._data.describe():
             log.info(line)
 
-    def evaluation_due(self, step: int, saving: bool) -> bool:
+    def evaluation_due(self, step: int, saving: bool, last: bool) -> bool:
         """Whether the held-out loss is measured after `step`.
 
         Before the first and after the last step, as often as asked for, and with every checkpoint
@@ -76,7 +76,7 @@ class SftReport:
         if self._data.held_out is None:
             return False
         every = self._config.train.eval_every
-        if step in (0, self._data.total_steps) or (every and step % every == 0):
+        if step == 0 or last or (every and step % every == 0):
             return True
         return saving and self._config.num_best_kept is not None
 

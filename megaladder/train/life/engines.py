@@ -1,4 +1,4 @@
-"""The generation engines of a GRPO run.
+"""The generation engines beside a training: of GRPO's rollouts, of evaluation in both.
 
 Started in the background while the trainer is built, closed with the run.
 
@@ -11,16 +11,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from megaladder import parallel, platform
 from megaladder.checkpoints_conv.live_model import export_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
-from megaladder.config.grpo import GrpoConfig
+from megaladder.config.sections.engine import SyncedEngineSection
+from megaladder.config.sections.run import RunConfig
+from megaladder.config.sections.shared import TrainedModelSection
 from megaladder.errors import ConfigError
 from megaladder.rollout.engine import Engine
-from megaladder.rollout.fake_engine import FakeEngine
+from megaladder.rollout.fake_engine import FakeEngine, KnownAnswers, fake_answers
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.remote.fake_replica import FakeSpec
 from megaladder.rollout.remote.nodes import Listener, Meeting, offer
@@ -35,14 +38,56 @@ from megaladder.rollout.weight_sync import (
     chosen_transport,
 )
 from megaladder.run_dir import RunDir
-from megaladder.train.rl.feed import in_background
-from megaladder.train.rl.problems import ProblemData
-from megaladder.train.rl.rounds import fake_answers
+from megaladder.train.life.background import in_background
 from megaladder.train.trainer import ModelSource, Trainer, precision_of
 from megaladder.types import required
 
 MIB = 1 << 20
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """vLLM servers elsewhere instead of engines of our own; folder: one that both sides see."""
+
+    urls: tuple[str, ...] = ()
+    concurrency: int = 256
+    folder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """What the engines beside a training are started with.
+
+    max_model_len: prompt and answer, tokens. known: what a fake engine answers; on rank 0. apart:
+    engine and trainer work at the same time, so none gives the other its devices.
+    """
+
+    kind: Literal["vllm", "fake", "replay"]
+    section: SyncedEngineSection
+    model: TrainedModelSection
+    dtype: str
+    seed: int
+    max_model_len: int
+    known: KnownAnswers | None = None
+    apart: bool = False
+    servers: Servers = Servers()
+
+    @property
+    def colocated(self) -> bool:
+        """Whether engine and trainer share devices, so that one sleeps while the other works.
+
+        Not where both work at once, nor when there are GPUs that no training rank has, nor when the
+        engines are servers elsewhere.
+        """
+        if self.apart or self.servers.urls:
+            return False
+        local = parallel.local_world_size_from_env()
+        return not platform.has_cuda() or platform.spare_devices(local) == 0
+
+
+def dtype_of(config: RunConfig) -> str:
+    """The type that engine and trainer compute in, in vLLM's words."""
+    return {"fp32": "float32", "bf16": "bfloat16"}[precision_of(config)]
 
 
 class EngineStart:
@@ -51,24 +96,18 @@ class EngineStart:
     Every method is for every rank; only rank 0 ever holds an `Engine`.
     """
 
-    def __init__(
-        self, config: GrpoConfig, model: ModelSource, data: ProblemData, run: RunDir
-    ) -> None:
-        self._config, self._data, self._run = config, data, run
+    def __init__(self, setup: EngineSetup, model: ModelSource, run: RunDir) -> None:
+        self._setup, self._run = setup, run
         self._future: Future | None = None
         self._nodes = parallel.nodes()
         self._listener: Listener | None = None
         self._meeting: Meeting | None = None
-        if (
-            len(self._nodes.leaders) > 1
-            and config.rollout.engine != "replay"
-            and not config.rollout.servers
-        ):
+        if len(self._nodes.leaders) > 1 and setup.kind != "replay" and not setup.servers.urls:
             self._meet()
-        self._needs_folder = config.rollout.engine == "vllm" and config.model.init == "random"
+        self._needs_folder = setup.kind == "vllm" and setup.model.init == "random"
         if not self._needs_folder:
             self._begin(model.folder)
-            if config.rollout.engine == "vllm" and platform.has_cuda() and colocated(config):
+            if setup.kind == "vllm" and platform.has_cuda() and setup.colocated:
                 # vLLM counts all that its GPU takes in since its start as its own: on a shared one
                 # the trainer is built after the engine is ready, never beside it
                 self._wait()
@@ -81,23 +120,23 @@ class EngineStart:
         if parallel.is_main():
             self._listener = Listener(len(self._nodes.leaders) - 1)
         self._meeting = parallel.broadcast(self._listener.meeting if self._listener else None)
-        if self._config.rollout.engine == "fake":
-            stream, tokenizer = parallel.broadcast((self._data.stream, self._data.tokenizer))
-            self._data = replace(self._data, stream=stream, tokenizer=tokenizer)
+        if self._setup.kind == "fake":
+            known = parallel.broadcast(self._setup.known)
+            self._setup = replace(self._setup, known=known)
 
     def _begin(self, folder: Path) -> None:
-        config, data, meeting = self._config, self._data, self._meeting
+        setup, meeting = self._setup, self._meeting
         log_dir = (
             self._run.path / "engine" / (f"node_{self._nodes.mine}" if self._nodes.mine else "")
         )
-        if parallel.is_main() and config.rollout.engine != "replay":
+        if parallel.is_main() and setup.kind != "replay":
             self._future = in_background(
-                lambda: open_engine(config, folder, data, log_dir, self._listener)
+                lambda: open_engine(setup, folder, log_dir, self._listener)
             )
         elif self._nodes.leading and meeting is not None:
             in_background(
                 lambda: offer(
-                    meeting, self._nodes.mine, lambda: node_replicas(config, folder, data, log_dir)
+                    meeting, self._nodes.mine, lambda: node_replicas(setup, folder, log_dir)
                 )
             )
 
@@ -136,83 +175,75 @@ class EngineStart:
 
 
 def open_engine(
-    config: GrpoConfig,
-    folder: Path,
-    data: ProblemData,
-    log_dir: Path,
-    others: Listener | None = None,
+    setup: EngineSetup, folder: Path, log_dir: Path, others: Listener | None = None
 ) -> Engine:
     """Starts the engine that the configuration asks for, with the weights of `folder`.
 
     They are version 0. This node's replicas and, where there are more nodes, those that `others`
     takes in.
     """
-    rollout, limits = config.rollout, Limits(stall_s=config.rollout.timeout_s)
-    if rollout.servers:
-        return _open_servers(config, limits)
-    if rollout.engine == "fake" and others is None:
-        return _fake_engine(data)
-    own = node_replicas(config, folder, data, log_dir)
+    limits = Limits(stall_s=setup.section.timeout_s)
+    if setup.servers.urls:
+        return _open_servers(setup, limits)
+    if setup.kind == "fake" and others is None:
+        return _fake_engine(setup)
+    own = node_replicas(setup, folder, log_dir)
     return ProcessEngine([*own, *(others.accept(limits.start_s) if others else [])], limits)
 
 
-def _fake_engine(data: ProblemData) -> FakeEngine:
-    """One that knows the problems' answers."""
-    tokenizer = required(data.tokenizer, "the problems' tokenizer")
-    stream = required(data.stream, "the stream of problems")
-    return FakeEngine(responder=fake_answers(stream, tokenizer), tokenizer=tokenizer)
+def _fake_engine(setup: EngineSetup) -> FakeEngine:
+    """One that knows the answers."""
+    known = required(setup.known, "the answers of a fake engine")
+    return FakeEngine(responder=fake_answers(known), tokenizer=known.tokenizer)
 
 
-def _open_servers(config: GrpoConfig, limits: Limits) -> Engine:
+def _open_servers(setup: EngineSetup, limits: Limits) -> Engine:
     """The servers as one engine; what they are started with has to fit the run."""
-    rollout = config.rollout
+    servers = setup.servers
     engine = ProcessEngine(
-        [ServerSpec(url, ServerOptions(rollout.server_concurrency)) for url in rollout.servers],
-        limits,
+        [ServerSpec(url, ServerOptions(servers.concurrency)) for url in servers.urls], limits
     )
     said = engine.describe()
-    if said["max_model_len"] < config.data.seq_length:
+    if said["max_model_len"] < setup.max_model_len:
         raise ConfigError(
             f"rollout.servers take {said['max_model_len']} tokens of prompt and answer,"
-            f" data.seq_length is {config.data.seq_length}; fix: start them with --max-model-len"
-            f" {config.data.seq_length}"
+            f" data.seq_length is {setup.max_model_len}; fix: start them with --max-model-len"
+            f" {setup.max_model_len}"
         )
-    dtype = _DTYPES[precision_of(config)]
+    dtype = setup.dtype
     if said["dtype"] != dtype:
         raise ConfigError(
             f"rollout.servers compute in {said['dtype']}, the trainer in {dtype}; fix: start them"
             f" with --dtype {dtype}"
         )
-    if said["tp"] not in (None, rollout.tp):
+    if said["tp"] not in (None, setup.section.tp):
         raise ConfigError(
-            f"rollout.servers run on {said['tp']} devices each, rollout.tp is {rollout.tp}; fix:"
+            f"rollout.servers run on {said['tp']} devices each, rollout.tp is {setup.section.tp}; fix:"
             f" rollout.tp {said['tp']}"
         )
     return engine
 
 
-def node_replicas(
-    config: GrpoConfig, folder: Path, data: ProblemData, log_dir: Path
-) -> Sequence[ReplicaSpec]:
+def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[ReplicaSpec]:
     """What this node contributes, not started yet."""
-    rollout = config.rollout
-    if rollout.engine == "fake":
-        return [FakeSpec(lambda: _fake_engine(data))]
-    transport = chosen_transport(rollout.sync)
-    devices = _engine_gpus(config) if platform.has_cuda() else None
+    section = setup.section
+    if setup.kind == "fake":
+        return [FakeSpec(lambda: _fake_engine(setup))]
+    transport = chosen_transport(section.sync)
+    devices = _engine_gpus(section) if platform.has_cuda() else None
     return vllm_children(
         VllmOptions(
             model=str(folder),
-            tokenizer=config.model.tokenizer,
-            tp=rollout.tp,
-            replicas=1 if devices is None else len(devices) // rollout.tp,
-            dtype=_DTYPES[precision_of(config)],
-            max_model_len=config.data.seq_length,
-            seed=config.train.seed,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            cpu_kv_cache_gib=rollout.cpu_kv_cache_gib,
-            enable_sleep=colocated(config),
-            trust_remote_code=config.model.trust_remote_code,
+            tokenizer=setup.model.tokenizer,
+            tp=section.tp,
+            replicas=1 if devices is None else len(devices) // section.tp,
+            dtype=setup.dtype,
+            max_model_len=setup.max_model_len,
+            seed=setup.seed,
+            gpu_memory_utilization=section.gpu_memory_utilization,
+            cpu_kv_cache_gib=section.cpu_kv_cache_gib,
+            enable_sleep=setup.colocated,
+            trust_remote_code=setup.model.trust_remote_code,
             weight_transfer=None if transport == "file" else transport,
             log_dir=str(log_dir),
             devices=devices,
@@ -221,74 +252,53 @@ def node_replicas(
 
 
 def open_weight_sync(
-    config: GrpoConfig, trainer: Trainer, run: RunDir, engine: Engine | None, *, version: int | None
+    setup: EngineSetup, trainer: Trainer, run: RunDir, engine: Engine | None, *, version: int | None
 ) -> WeightSync | NoSync:
     """Opens the way of the trainer's weights to the engine. Collective.
 
     `version`: what the engine holds now; None = not the trainer's weights (as for servers, which
     may hold anything).
     """
-    rollout = config.rollout
-    if rollout.engine == "replay":
+    section, servers = setup.section, setup.servers
+    if setup.kind == "replay":
         return NoSync()
     transport = (
-        "file"
-        if rollout.engine == "fake"
-        else chosen_transport(rollout.sync, bool(rollout.servers))
+        "file" if setup.kind == "fake" else chosen_transport(section.sync, bool(servers.urls))
     )
-    writers = (0,) if rollout.servers else parallel.nodes().leaders
-    shared = (
-        Path(rollout.sync_dir)
-        if rollout.sync_dir
-        else run.path / "engine"
-        if rollout.servers
-        else None
-    )
+    writers = (0,) if servers.urls else parallel.nodes().leaders
+    shared = Path(servers.folder) if servers.folder else None
     options = SyncOptions(
         transport,
-        rollout.sync_bucket_mib * MIB,
-        rollout.check_sync,
+        section.sync_bucket_mib * MIB,
+        section.check_sync,
         run.path,
-        colocated(config),
-        rollout.tp,
+        setup.colocated,
+        section.tp,
         writers,
-        shared,
+        shared or (run.path / "engine" if servers.urls else None),
     )
     return WeightSync(
         TrainedModel(trainer.chunks, trainer.shape, trainer.folder),
         options,
         engine,
-        None if rollout.servers else version,
+        None if servers.urls else version,
     )
 
 
-def colocated(config: GrpoConfig) -> bool:
-    """Whether engine and trainer share devices, so that one sleeps while the other works.
-
-    Not with lag 1, where both work at once, nor when there are GPUs that no training rank has, nor
-    when the engines are servers elsewhere.
-    """
-    if config.grpo.lag or config.rollout.servers:
-        return False
-    return (
-        not platform.has_cuda() or platform.spare_devices(parallel.local_world_size_from_env()) == 0
-    )
-
-
-def _engine_gpus(config: GrpoConfig) -> tuple[str, ...]:
+def _engine_gpus(section: SyncedEngineSection) -> tuple[str, ...]:
     """Names of the engine's GPUs, as many as whole replicas take.
 
     Those of this machine that no training rank has, else those of the training ranks.
     """
     local = parallel.local_world_size_from_env()
-    spare, tp = platform.spare_devices(local), config.rollout.tp
+    spare, tp = platform.spare_devices(local), section.tp
     first, count = (local, spare) if spare else (0, local)
     if count < tp:
         raise ConfigError(
             f"rollout.tp {tp} needs {tp} GPUs, {count} are there for the engine; fix: rollout.tp"
             f" {count}, or more GPUs"
         )
-    if chosen_transport(config.rollout.sync) == "nccl" and not spare:
+    if chosen_transport(section.sync) == "nccl" and not spare:
         raise ConfigError(
             "rollout.sync nccl needs GPUs of the engine's own: two NCCL ranks cannot share one;"
             " fix: rollout.sync ipc, or fewer training ranks than GPUs"

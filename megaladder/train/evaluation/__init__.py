@@ -1,0 +1,2 @@
+"""Benchmarks between the steps of a training: what is asked, who answers, and what the scores
+decide."""

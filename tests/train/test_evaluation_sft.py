@@ -1,0 +1,108 @@
+"""Benchmarks between the steps of SFT: one engine for the run, which is given the weights of each
+evaluated step; the training does not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from clean_fork import run_in_fork
+from tiny_models import build_tiny_model
+
+SMALL = (
+    "--data.seq-length 128 --train.global-batch-size 8 --train.max-steps 4 --optim.lr 1e-2"
+    " --checkpoint.every 4"
+)
+ASKED = (
+    "--evaluate.benchmarks arithmetic --evaluate.every 2 --evaluate.limit 6 --evaluate.n 2"
+    " --evaluate.max-tokens 40 --evaluate.grade-workers 1"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    rows = [
+        {"question": f"What is {a} + {b}?", "answer": f"The answer is \\boxed{{{a + b}}}."}
+        for a in range(8)
+        for b in range(8)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bench" / "arithmetic").mkdir(parents=True)
+    test = [
+        {"id": f"t{i}", "question": f"What is {i} + 9?", "answer": str(i + 9)} for i in range(8)
+    ]
+    (folder / "bench" / "arithmetic" / "test.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in test)
+    )
+    build_tiny_model(folder / "model", hidden=32)
+    return folder
+
+
+def sft(folder: Path, name: str, *more: str, fault: str | None = None) -> int:
+    flags = ["--run-dir", str(folder / name), "--model.path", str(folder / "model")]
+    flags += ["--data.path", str(folder / "data.jsonl"), *SMALL.split(), *more]
+
+    def start() -> int:
+        from megaladder.cli import main
+
+        if fault:
+            os.environ["MEGALADDER_FAULT"] = fault
+        return main(["sft", *flags])
+
+    return run_in_fork(start, stdout=folder / f"{name}.out", stderr=folder / f"{name}.err")
+
+
+def asked(folder: Path, *more: str) -> list[str]:
+    return [*ASKED.split(), "--evaluate.data-dir", str(folder / "bench"), *more]
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(folder: Path, name: str) -> list[tuple]:
+    found = rows(folder / name / "metrics.jsonl")
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in found]
+
+
+def test_an_engine_beside_the_training_scores_it_and_changes_nothing(folder) -> None:
+    assert sft(folder, "plain") == 0
+    fake = asked(folder, "--evaluate.engine", "fake")
+    assert sft(folder, "evaluated", *fake, fault="before_append:17:SIGKILL") == -9
+    assert sft(folder, "evaluated", *fake) == 0, (folder / "evaluated.err").read_text()
+    assert losses(folder, "evaluated") == losses(folder, "plain")
+    scores = rows(folder / "evaluated" / "evaluations.jsonl")
+    assert [(row["step"], row["benchmark"]) for row in scores] == [
+        (step, "arithmetic") for step in (0, 2, 4)
+    ]
+    # the answers are the fake engine's, whatever the weights: the first of equal scores is best
+    assert json.loads((folder / "evaluated" / "best.json").read_text())["step"] == 0
+    assert json.loads((folder / "evaluated" / "last_word.json").read_text())["best_step"] == 0
+
+
+@pytest.mark.slow
+def test_a_real_engine_answers_by_the_weights_of_the_step(folder) -> None:
+    """What `eval` draws from the export of the last step afterwards is what was drawn inside the
+    training, token by token; and the step-0 answers are those of the model that it began with."""
+    from megaladder.cli import main
+
+    more = ["--checkpoint.export-hf", "true", "--evaluate.temperature", "1.0"]
+    assert sft(folder, "real", *asked(folder, *more)) == 0, (folder / "real.err").read_text()
+    exported = folder / "real" / "hf" / "step_4"
+    for step, model in ((0, folder / "model"), (4, exported)):
+        flags = ["--model", str(model), "--benchmark", "arithmetic", "--limit", "6", "--n", "2"]
+        flags += ["--max-tokens", "40", "--temperature", "1.0", "--rollout.dtype", "float32"]
+        flags += ["--data-dir", str(folder / "bench"), "--out", str(folder / "eval"), "--name"]
+        assert main(["eval", *flags, f"step_{step}"]) == 0
+        drawn = {
+            (row["id"], row["sample"]): row["response_ids"]
+            for row in rows(folder / "eval" / f"step_{step}" / "arithmetic" / "journal.jsonl")
+        }
+        inside = folder / "real" / "evaluations" / f"step_{step}" / "arithmetic"
+        assert drawn == {
+            (row["id"], row["sample"]): row["response_ids"]
+            for row in rows(inside / "journal.jsonl")
+        }
