@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megaladder.config.resume import compare_for_resume
+from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.run_dir import RunDir, atomic_write, read_sums, to_json
 
 if TYPE_CHECKING:
@@ -166,7 +167,17 @@ def _training_inputs(config: RunConfig) -> _Stamps:
     model = config.model
     named = [Path(name) for name in (*config.data.paths, model.chat_template) if name]
     named += [file for path in named if path.is_dir() for file in sorted(path.rglob("*"))]
+    named += _benchmark_files(config.evaluate) if config.evaluate.benchmarks else []
     return _stamps([*named, *_model_files(model.path), *_model_files(model.tokenizer)])
+
+
+def _benchmark_files(asked: EvalConfig | EvaluateSection) -> list[Path]:
+    """The files on this machine that decide what the benchmarks are."""
+    from megaladder.evaluation.benchmarks.spec import local_files
+
+    names = asked.benchmarks if isinstance(asked, EvaluateSection) else asked.benchmark
+    data = asked.data_dir or os.environ.get("MEGALADDER_DATA")
+    return local_files(names, asked.registry, data)
 
 
 def _training_outputs(run: RunDir) -> list[str]:
@@ -180,12 +191,10 @@ def _exports(run: RunDir) -> list[Path]:
 
 
 def _evaluation_inputs(config: EvalConfig) -> _Stamps:
-    from megaladder.evaluation.benchmarks.spec import local_files
-
-    model, data = config.model, config.data_dir or os.environ.get("MEGALADDER_DATA")
+    model = config.model
     run = Path(config.run_dir) if config.run_dir else None
     steps = [path for pattern in _STEP_FILES for path in sorted(run.glob(pattern))] if run else []
-    files = local_files(config.benchmark, config.registry, data)
+    files = _benchmark_files(config)
     return _stamps([*files, *steps, *_model_files(model.path), *_model_files(model.tokenizer)])
 
 

@@ -28,6 +28,7 @@ from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.search import Task, predict, search
+from megaladder.preflight.check_benchmarks import check_benchmarks
 from megaladder.preflight.check_data import check_data, show
 from megaladder.preflight.check_recipe import CheckRecipe, is_recipe, run_check_recipe
 
@@ -111,7 +112,7 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     not_here = _not_here(config)
     if not_here:
         show("not here", not_here)
-    needs = [*_check_model(config, dp), *check_data(config)]
+    needs = [*_check_model(config, dp), *check_data(config), *check_benchmarks(config)]
     for need in needs:
         show("needs", need)
     if needs:
@@ -169,7 +170,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}",
     )
     layout, work, software = planned(config, dp, precision)
-    colocated = isinstance(config, GrpoConfig) and config.rollout.engine == "vllm"
+    colocated = _has_engine(config)
     estimate = estimate_memory(shape, layout, work, colocated, software)
     show(
         "memory/rank",
@@ -191,6 +192,13 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
             " folder, or model.init random"
         ]
     return []
+
+
+def _has_engine(config: SftConfig | GrpoConfig) -> bool:
+    """Whether an engine takes its share of the trainer's GPUs: for rollouts, or for benchmarks."""
+    if isinstance(config, GrpoConfig):
+        return config.rollout.engine == "vllm"
+    return bool(config.evaluate.benchmarks) and config.evaluate.engine == "vllm"
 
 
 def _count(shape: ModelShape) -> str:

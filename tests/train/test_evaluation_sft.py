@@ -3,6 +3,7 @@ evaluated step; the training does not notice."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
 
+from megaladder.rollout.fake_engine import FakeEngine
+
 SMALL = (
     "--data.seq-length 128 --train.global-batch-size 8 --train.max-steps 4 --optim.lr 1e-2"
-    " --checkpoint.every 4"
+    " --checkpoint.every 4 --checkpoint.keep-steps 2"
 )
 ASKED = (
     "--evaluate.benchmarks arithmetic --evaluate.every 2 --evaluate.limit 6 --evaluate.n 2"
@@ -68,8 +71,13 @@ def losses(folder: Path, name: str) -> list[tuple]:
     return [(row["step"], row["loss"], row["grad_norm"]) for row in found]
 
 
-def test_an_engine_beside_the_training_scores_it_and_changes_nothing(folder) -> None:
+@pytest.fixture(scope="module")
+def plain(folder) -> Path:
     assert sft(folder, "plain") == 0
+    return folder / "plain"
+
+
+def test_an_engine_beside_the_training_scores_it_and_changes_nothing(folder, plain) -> None:
     fake = asked(folder, "--evaluate.engine", "fake")
     assert sft(folder, "evaluated", *fake, fault="before_append:17:SIGKILL") == -9
     assert sft(folder, "evaluated", *fake) == 0, (folder / "evaluated.err").read_text()
@@ -81,6 +89,51 @@ def test_an_engine_beside_the_training_scores_it_and_changes_nothing(folder) -> 
     # the answers are the fake engine's, whatever the weights: the first of equal scores is best
     assert json.loads((folder / "evaluated" / "best.json").read_text())["step"] == 0
     assert json.loads((folder / "evaluated" / "last_word.json").read_text())["best_step"] == 0
+
+
+def test_eval_takes_the_run_folder_and_streams_its_steps_into_one_engine(
+    folder, plain, monkeypatch, capsys
+) -> None:
+    from megaladder.cli import main
+    from megaladder.evaluation import verb
+
+    engines = []
+
+    class Recording(FakeEngine):
+        """Notes the digest of the weights that it is given."""
+
+        def __init__(self, **given) -> None:
+            super().__init__(**given)
+            self.held: list[str] = []
+            engines.append(self)
+
+        def _apply(self, weights, replica=None) -> None:
+            file = Path(weights.path) / "model.safetensors"
+            self.held.append(hashlib.sha256(file.read_bytes()).hexdigest())
+
+    monkeypatch.setattr(verb, "FakeEngine", Recording)
+    flags = ["eval", str(plain), "--benchmark", "arithmetic", "--engine", "fake", "--limit", "6"]
+    flags += ["--n", "2", "--data-dir", str(folder / "bench"), "--grade-workers", "1"]
+    assert main(flags) == 0
+    (engine,) = engines
+    # the engine starts with the first step, and is given the second
+    assert len(engine.held) == 1 and engine.num_calls == 24
+    scored = rows(plain / "eval" / "evaluations.jsonl")
+    assert [(row["step"], row["benchmark"], row["n"]) for row in scored] == [
+        (step, "arithmetic", 2) for step in (2, 4)
+    ]
+    summary = json.loads((plain / "eval" / "step_4" / "summary.json").read_text())
+    assert (summary["run_dir"], summary["line"], summary["step"]) == (str(plain), "line_1", 4)
+    assert main(flags) == 0 and len(engines) == 1
+    assert "finished by an earlier start" in capsys.readouterr().out
+    # a sample of the second step is gone: it alone is drawn, by that step's weights
+    journal = plain / "eval" / "step_4" / "arithmetic" / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    (plain / "eval" / "step_4" / "summary.json").unlink()
+    assert main(flags) == 0
+    assert engines[1].held == engine.held and engines[1].num_calls == 1
+    assert main([*flags, "--steps", "3"]) == 2
+    assert "step 3 is not there; kept: 2, 4; fix:" in capsys.readouterr().err
 
 
 @pytest.mark.slow

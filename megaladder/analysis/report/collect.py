@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class TrainRun:
     rows: list[dict[str, Any]]
     rollouts: dict[int, Path]
     last_word: dict[str, Any] | None = None
+    best: dict[str, Any] = field(default_factory=dict)  # its best.json
 
     @property
     def stage(self) -> str:
@@ -283,6 +284,7 @@ def _add_run(inputs: Inputs, path: Path) -> None:
                 [rows[s] for s in sorted(rows)],
                 rollouts,
                 last_word.truth(folder),
+                read_object(folder / "best.json"),
             )
         )
 
@@ -319,20 +321,10 @@ def _name_apart(inputs: Inputs) -> None:
     stays an error."""
     names = [run.name for run in inputs.runs]
     inputs.runs = [
-        (
-            TrainRun(
-                f"{r.path.resolve().parent.name}/{r.name}",
-                r.path,
-                r.config,
-                r.fingerprint,
-                r.rows,
-                r.rollouts,
-                r.last_word,
-            )
-            if names.count(r.name) > 1
-            else r
-        )
-        for r in inputs.runs
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+        if names.count(run.name) > 1
+        else run
+        for run in inputs.runs
     ]
     seen: dict[tuple[str, str], str] = {}
     for item in inputs.evals:

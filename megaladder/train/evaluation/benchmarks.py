@@ -93,7 +93,7 @@ def read_benchmarks(
     """The benchmarks of `config.evaluate` for the model's tokenizer. Raises as
     `prepare_benchmarks`."""
     specs = [
-        _usable(spec)
+        usable(spec)
         for spec in find_benchmarks(config.evaluate.benchmarks, config.evaluate.registry)
     ]
     asked = _as_eval(config, extract, model_folder)
@@ -114,7 +114,8 @@ def check_room(found: BenchmarkSet, longest: int | None) -> None:
         )
 
 
-def _usable(spec: BenchmarkSpec) -> BenchmarkSpec:
+def usable(spec: BenchmarkSpec) -> BenchmarkSpec:
+    """The benchmark. Raises ConfigError for one that needs more than an engine and the grader."""
     if spec.runner != "ours":
         needs = "lm-eval" if spec.runner == "lm_eval" else "a judge"
         raise ConfigError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megaladder.analysis.report.blocks import Panels, Section
+from megaladder.analysis.report.blocks import Panels, Prose, Section
 from megaladder.analysis.report.cells import Palette
-from megaladder.analysis.report.collect import EvalResult, Inputs
+from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun
 from megaladder.analysis.report.svg import Chart, Series
 from megaladder.analysis.stats import mean_intervals
 
@@ -42,7 +42,22 @@ def steps_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
         ]
     if charts:
         section.blocks.append(Panels(charts, styles.legend(shown)))
+    best = [_best(run) for run in inputs.runs if run.best]
+    if best:
+        section.blocks.append(Prose(best, as_list=True))
     return section
+
+
+def _best(run: TrainRun) -> str:
+    """The step that scored highest inside the training, as the run recorded it."""
+    best = run.best
+    scores = ", ".join(
+        f"{row['benchmark']} {row['metric']} {100 * row['score']:.1f} %"
+        for row in best["benchmarks"]
+    )
+    where = best.get("hf") or best.get("checkpoint")
+    kept = f"kept in {run.path / where}" if where else "its weights are not kept"
+    return f"{run.name}: step {best['step']} scored highest ({scores}); {kept}."
 
 
 def _by_run(evals: list[EvalResult], benchmark: str) -> dict[str, list[EvalResult]]:
