@@ -35,7 +35,7 @@ def check_benchmarks(config: SftConfig | GrpoConfig) -> list[str]:
     if away or not Path(model).is_dir():
         show("evaluate", ", ".join(spec.name for spec in specs))
         return [f"rows of {name}: not here, fetched from the hub at the start" for name in away]
-    extract = config.reward.extract if isinstance(config, GrpoConfig) else section.extract
+    extract = config.reward.extract if isinstance(config, GrpoConfig) else config.evaluate.extract
     found = read_benchmarks(config, extract, config.model.path)
     check_room(found, config.data.seq_length if isinstance(config, GrpoConfig) else None)
     for line in found.lines(section):

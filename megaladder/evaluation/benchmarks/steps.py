@@ -34,6 +34,7 @@ from megaladder.log import format_table
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import weight_folder
 from megaladder.run_dir import atomic_write, refuse_damaged, to_json
+from megaladder.shared_memory import SharedFolder
 
 _STEP = re.compile(r"step_(\d+)")
 
@@ -146,24 +147,27 @@ class _Weights:
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._folder: Path | None = None
+        self._place: SharedFolder | Path | None = None
 
     def folder(self, step: KeptStep) -> Path:
         """Where the engine finds the weights of `step`; good until the next one is asked for."""
         if step.export is not None:
             return step.export
         size = sum(path.stat().st_size for path in step.checkpoint.rglob("*") if path.is_file())
-        if self._folder is None:
-            self._folder = weight_folder(size, self._out)
-        convert_to_hf(step.checkpoint, self._folder, WriteOptions(force=True, digests=False))
-        return self._folder
+        if self._place is None:
+            self._place = weight_folder(size, self._out)
+        folder = self._place.path if isinstance(self._place, SharedFolder) else self._place
+        convert_to_hf(step.checkpoint, folder, WriteOptions(force=True, digests=False))
+        return folder
 
     def __enter__(self) -> _Weights:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if isinstance(self._place, SharedFolder):
+            self._place.close()
+        elif self._place is not None:
+            shutil.rmtree(self._place, ignore_errors=True)
 
 
 def _rows(step: KeptStep, plan: ModelPlan) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,6 @@ own: a score during training and one afterwards have the same protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.job import Job, prepare
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, find_benchmarks
+from megaladder.evaluation.run import Sampler
 from megaladder.rollout.fake_engine import KnownAnswers
 from megaladder.types import DialectName
 
@@ -150,6 +150,6 @@ def _as_eval(config: RunConfig, extract: DialectName, model_folder: str | Path) 
     )
 
 
-def at_step(job: Job, folder: Path, sampler: Callable[..., object]) -> Job:
+def at_step(job: Job, folder: Path, sampler: Sampler) -> Job:
     """The job with its results in `folder`, its samples drawn by `sampler`."""
     return replace(job, folder=folder / job.spec.name, task=replace(job.task, sampler=sampler))
