@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
 from megaladder.config.verbs.evaluation import EvalConfig, section_values
@@ -23,12 +23,14 @@ from megaladder.evaluation.run import Task, Timing, plain_sampler
 from megaladder.evaluation.store import Journal
 from megaladder.ledger.sampled import sampled_work, write_sampled_ledger
 from megaladder.ledger.work import Work
-from megaladder.model.hf_config import ModelShape
 from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.run_dir import atomic_write, model_fingerprint, to_json
 from megaladder.types import Problem
+
+if TYPE_CHECKING:
+    from megaladder.model.hf_config import ModelShape
 
 LEDGER = "ledger.json"
 
