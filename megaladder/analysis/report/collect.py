@@ -28,6 +28,7 @@ from megaladder.errors import DataError
 from megaladder.process import last_word
 
 METRIC_FILES = ("metrics.jsonl", "held_out.jsonl")
+WHILE_TRAINING = " while training"
 ROLLOUT_FILE = re.compile(r"step_(\d+)\.jsonl")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by keys that only it has
     ("study", ("study", "findings")),
@@ -214,8 +215,13 @@ def data_of_run(config: dict[str, Any]) -> list[Path]:
 
 def _add_scores(inputs: Inputs, runs: Runs, record: RunRecord) -> None:
     """Every score of a record: its samples, or its means where there are no verdicts."""
-    for score in record.scores:
+    within = [score for score in record.scores if _is_of_the_training(record, score)]
+    others = [score for score in record.scores if score not in within]
+    asked = {score.benchmark for score in others}
+    for score in (*others, *within):
+        beside = score in within and score.benchmark in asked
         label = "/".join([runs.label(record, score.step), *budget_words(score)])
+        label += WHILE_TRAINING if beside else ""
         try:
             samples = runs.samples(record, score, label)
         except DataError as error:
@@ -223,8 +229,17 @@ def _add_scores(inputs: Inputs, runs: Runs, record: RunRecord) -> None:
                 raise
             _add_other(inputs, label, score)
             continue
-        last = score.step == max(s.step for s in record.scores if s.benchmark == score.benchmark)
-        inputs.evals.append(EvalResult(samples, samples.protocol, record.name, score.step, last))
+        alike = [s.step for s in record.scores if s.benchmark == score.benchmark]
+        run = record.name + (WHILE_TRAINING if beside else "")
+        last = score.step == max(alike) and not beside
+        inputs.evals.append(EvalResult(samples, samples.protocol, run, score.step, last))
+
+
+def _is_of_the_training(record: RunRecord, score: Score) -> bool:
+    """Whether a step was evaluated inside the training: on fewer problems, as a rule, and so shown
+    as a curve of its own where `eval` asked too."""
+    inside = Path(record.path, "evaluations").resolve()
+    return score.samples is not None and inside in score.samples.resolve().parents
 
 
 def _add_other(inputs: Inputs, model: str, score: Score) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megaladder.analysis.report.blocks import Panels, Prose, Section
 from megaladder.analysis.report.cells import Palette
-from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun
+from megaladder.analysis.report.collect import WHILE_TRAINING, EvalResult, Inputs, TrainRun
 from megaladder.analysis.report.svg import Chart, Series
 from megaladder.analysis.stats import mean_intervals
 
@@ -26,7 +26,7 @@ def steps_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
         for run, items in _by_run(inputs.evals, benchmark).items():
             if len({item.step for item in items}) > 1:
                 style = styles[items[-1].samples.model]
-                panels.setdefault(stage_of.get(run, ""), []).append(
+                panels.setdefault(stage_of.get(run.removesuffix(WHILE_TRAINING), ""), []).append(
                     _series(run, items, style, seed)
                 )
                 shown.append(items[-1].samples.model)
