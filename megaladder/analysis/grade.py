@@ -111,7 +111,7 @@ def _keep_origin(source: Path, target: Path, label: str) -> None:
     task = SAMPLE_FILE.fullmatch(target.name)["task"]  # type: ignore[index]
     before = read_object(source.parent / f"results_{task}.json")
     if "protocol" in before:
-        origin = {
+        origin: dict[str, Any] = {
             "results": {task: {}},
             "protocol": {**before["protocol"], "grader": label},
             "model_name": before.get("model_name"),

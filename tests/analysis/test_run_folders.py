@@ -98,6 +98,9 @@ def test_scores_inside_a_run_belong_to_its_steps(ladder, tmp_path):
     runs = read_runs([str(tmp_path / "runs" / "*ft")], Warnings())
     sft = runs.named("sft")
     assert [(s.step, s.benchmark) for s in sft.scores] == [(3, "gsm8k")]
+    for place in (inside, inside / "x" / "gsm8k", sft.scores[0].samples):
+        alone = read_runs([str(place)], Warnings()).named("sft")
+        assert [(s.step, s.benchmark) for s in alone.scores] == [(3, "gsm8k")], place
 
 
 def test_trajectory_equals_the_table(ladder, tmp_path, verb, write):

@@ -120,11 +120,8 @@ class Inputs:
     @property
     def size(self) -> int:
         """How many things were found."""
-        found = (self.runs, self.evals, self.others, self.analyses, self.data)
-        return sum(map(len, found))
-
-    def of_kind(self, kind: str) -> list[Analysis]:
-        return [analysis for analysis in self.analyses if analysis.kind == kind]
+        results = len(self.runs) + len(self.evals) + len(self.others)
+        return results + len(self.analyses) + len(self.data)
 
     @property
     def shown(self) -> list[EvalResult]:

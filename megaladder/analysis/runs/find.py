@@ -101,10 +101,10 @@ def _look_into(folder: Path, place: _Place, found: Found) -> None:
     if is_run(folder):
         found.runs.append(folder)
         place = _Place(folder, folder, 0)
-    elif place.run is None and place.depth == 0 and folder.parent.name and is_run(folder.parent):
+    elif place.depth == 0 and (around := _run_around(folder)) is not None:
         # a folder inside a run was named: the run is known by it
-        found.runs.append(folder.parent)
-        place = _Place(folder.parent, folder.parent, 1)
+        found.runs.append(around)
+        place = _Place(around, around, 1)
     entries = sorted(folder.iterdir())
     files = [entry for entry in entries if entry.is_file()]
     found.files += _score_files(folder, files, place, found.warnings)
@@ -114,6 +114,11 @@ def _look_into(folder: Path, place: _Place, found: Found) -> None:
     for entry in entries:
         if entry.is_dir() and not _is_private(entry, place):
             _look_into(entry, below, found)
+
+
+def _run_around(path: Path) -> Path | None:
+    """The run folder that a path lies in."""
+    return next((folder for folder in path.absolute().parents if is_run(folder)), None)
 
 
 def _is_private(folder: Path, place: _Place) -> bool:
@@ -183,7 +188,7 @@ def _names(path: Path, root: Path, task: str) -> tuple[str, str | None]:
 def _single_file(path: Path) -> ScoreFile:
     match = SAMPLE_FILE.fullmatch(path.name)
     folder = path.resolve().parent
-    run = next((parent for parent in folder.parents if is_run(parent)), None)
+    run = _run_around(path)
     if match is None:
         return ScoreFile(path, path, path.name.split(".")[0], None, "", run)
     model = folder.parent.name if folder.name == match["task"] else folder.name

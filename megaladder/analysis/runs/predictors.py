@@ -42,6 +42,9 @@ def sft_steps(runs: Runs, benchmarks: Sequence[str]) -> list[SftStep]:
     """
     places = [(r, step) for r in runs if r.stage == "sft" for step in r.steps if step > 0]
     names = benchmarks or _common(runs, places)
+    if not names:  # evaluations while training may have other benchmarks than those of the end
+        places = [(r, step) for r, step in places if step == r.steps[-1] or runs.children(r, step)]
+        names = _common(runs, places)
     if places and not names:
         raise DataError(
             "the evaluated SFT steps and the GRPO runs have no benchmark in common; found"

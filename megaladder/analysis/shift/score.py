@@ -95,7 +95,7 @@ def load_pair(base: str, tuned: str, device: str, dtype: str) -> ModelPair:
             # what transformers declares is wider than what its tokenizers do
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             tokenizers.append(cast("Tokenizer", tokenizer))
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
                 dtype=getattr(torch, dtype),
