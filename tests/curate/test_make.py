@@ -34,6 +34,7 @@ ARITHMETIC = [
     ArithmeticSpec(digits=3, factor_digits=2, steps=4, operations="*+-", shuffle=True),
     ArithmeticSpec(digits=2, steps=6, operations="-*+"),
     ArithmeticSpec(digits=3, steps=4, operations="*+-", shuffle=True, recheck_share=0.5),
+    ArithmeticSpec(digits=1, steps=2, max_steps=6, operations="+-", shuffle=True),
 ]
 COUNTDOWN = [
     CountdownSpec(),
@@ -55,6 +56,15 @@ def test_every_arithmetic_line_is_true(spec: ArithmeticSpec) -> None:
     for row in rows:
         expression = row["question"].removeprefix("What is ").removesuffix("?")
         assert str(evaluate(expression)) == row["gold"]
+
+
+def test_a_ladder_of_steps_is_drawn_and_told() -> None:
+    rows = rows_of(ArithmeticSpec(digits=1, steps=2, max_steps=5, operations="+"), 400)
+    assert {row["steps"] for row in rows} == {2, 3, 4, 5}
+    assert all(row["question"].count("+") == row["steps"] for row in rows)
+    assert all(row["messages"][1]["content"].count(" = ") == row["steps"] for row in rows)
+    with pytest.raises(DataError, match="max_steps 1 is outside 2…12"):
+        ArithmeticSpec(steps=2, max_steps=1)
 
 
 def test_recheck_and_direct_share_change_answers_and_no_question() -> None:
