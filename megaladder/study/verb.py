@@ -92,6 +92,7 @@ def show(start: Start, wanted: Sequence[Job]) -> None:
 
 def run_stages(start: Start, wanted: Sequence[Job]) -> None:
     """Stage by stage; what is finished is left as it is."""
+    crew = Crew(places(start.config), lambda line: print(f"  {line}", flush=True))
     for name, jobs in start.plan.stages:
         asked = [job for job in jobs if job in wanted]
         # the digests of earlier stages are what they are now
@@ -101,7 +102,7 @@ def run_stages(start: Start, wanted: Sequence[Job]) -> None:
             continue
         done = len(asked) - len(todo)
         print(f"{name}: {len(asked)} job(s), {done} finished by an earlier start", flush=True)
-        Crew(records, places(start.config), lambda line: print(f"  {line}", flush=True)).run(todo)
+        crew.run(todo, records)
 
 
 def places(config: StudyConfig) -> int:

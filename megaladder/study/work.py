@@ -8,6 +8,7 @@ kernel ends them too, and no start finds a folder in use.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -59,10 +60,11 @@ class _Running:
 
 
 class Crew:
-    """At most `places` jobs at once. `say` prints a line of progress."""
+    """At most `places` jobs at once; the same crew for all stages, so that a stop signal between two
+    of them is not lost. `say` prints a line of progress."""
 
-    def __init__(self, records: Records, places: int, say: Callable[[str], None]) -> None:
-        self._records, self._places, self._say = records, places, say
+    def __init__(self, places: int, say: Callable[[str], None]) -> None:
+        self._places, self._say = places, say
         self._running: dict[int, _Running] = {}
         self._selector = selectors.DefaultSelector()
         self._fault: StageFailedError | None = None
@@ -70,14 +72,14 @@ class Crew:
         if signals.listening():
             signals.replace_action(self._stop)
 
-    def run(self, jobs: Iterable[Job]) -> None:
-        """Returns when all are done.
+    def run(self, jobs: Iterable[Job], records: Records) -> None:
+        """Returns when all are done, and in the records.
 
         Raises:
             StageFailedError: a command failed; those beside it were asked to stop.
             StopRequested: a signal did.
         """
-        waiting = deque(jobs)
+        self._records, waiting = records, deque(jobs)
         while waiting or self._running:
             while waiting and len(self._running) < self._places and not self._ends():
                 self._begin(waiting.popleft())
@@ -158,8 +160,9 @@ class Crew:
 
     def _send(self, number: int) -> None:
         for running in list(self._running.values()):
-            # by its pidfd, which names this very process for as long as it is open
-            signal.pidfd_send_signal(running.pidfd, number)
+            # by its pidfd, which names this very process; closed where it has just ended
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(running.pidfd, number)
 
 
 def _environment(places: int) -> dict[str, str]:
