@@ -14,7 +14,7 @@ from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
-MAPPED = ("kernels", "tools", "checkpoints_conv")
+MAPPED = ("kernels", "tools", "checkpoints_conv", "examples")
 
 REQUIRES = [
     "torch>=2.11,<2.14",
@@ -87,6 +87,10 @@ setup(
         "megaladder": "megaladder",
         **{f"megaladder.{folder}": folder for folder in MAPPED},
     },
-    package_data={"": ["*.yaml", "*.json", "*.jinja", "*.html", "*.css", "*.js", "*.txt"]},
+    package_data={
+        "": ["*.yaml", "*.json", "*.jinja", "*.html", "*.css", "*.js", "*.txt"],
+        "megaladder.examples": ["*.sh"],
+        "megaladder.examples.slurm": ["*.sbatch", "*.sh", "*.md"],
+    },
     entry_points={"console_scripts": ["megaladder=megaladder.cli:main"]},
 )

@@ -19,6 +19,7 @@ from megaladder.process import ending, heartbeat, last_word, signals
 
 if TYPE_CHECKING:
     # pydantic is imported when a verb runs
+    from megaladder.config.base import StrictModel
     from megaladder.config.grpo import GrpoConfig
     from megaladder.config.sft import SftConfig
 
@@ -110,7 +111,12 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     if not isinstance(config_class, type):
         config_class = config_class(rest)
     takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
-    config = resolve(config_class, rest, prog=f"megaladder {verb.name}", takes_yaml=takes_yaml)
+    try:
+        config = resolve(config_class, rest, prog=f"megaladder {verb.name}", takes_yaml=takes_yaml)
+    except SystemExit as end:
+        if end.code == 0:  # --help was shown
+            print(f"\nexample: megaladder {verb.name} {_example(verb, config_class)}")
+        raise
     if print_config:
         print(to_yaml(config), end="")
         return 0
@@ -121,6 +127,22 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
         if status is not None:
             return status
     return load(verb.run)(config) or 0
+
+
+def _example(verb: Verb, config_class: type[StrictModel]) -> str:
+    """What to type after the verb's name: its own example, a run.yaml, or what is required."""
+    from megaladder.config.base import is_positional, leaf_keys
+
+    if verb.example is not None:
+        return verb.example
+    if verb.takes_yaml:
+        return "run.yaml"
+    words = []
+    for key, field in leaf_keys(config_class).items():
+        if field.is_required():
+            flag = "" if is_positional(field) else f"--{key.replace('_', '-')} "
+            words.append(f"{flag}{key.rpartition('.')[2].upper()}")
+    return " ".join(words)
 
 
 def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:

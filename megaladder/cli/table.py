@@ -28,6 +28,8 @@ class Verb:
     distributed: bool = False
     # the same command goes on where an earlier one was stopped: stop signals end it with status 3
     resumes: bool = False
+    # what follows the name in the line to type under --help; None = run.yaml, or what is required
+    example: str | None = None
 
 
 VERBS: tuple[Verb, ...] = (
@@ -146,14 +148,47 @@ VERBS: tuple[Verb, ...] = (
         "Train",
     ),
     Verb(
+        "examples",
+        "megaladder.preflight.examples:ExamplesConfig",
+        "megaladder.preflight.examples:run_examples",
+        "run files, recipes and launch scripts that come along: listed, or copied",
+        "Train",
+        example="configs/sft_gsm8k_cpu.yaml --out .",
+    ),
+    Verb(
         "eval",
         "megaladder.config.verbs.evaluation:eval_config",
         "megaladder.evaluation.verb:run_eval",
         "benchmarks: generate, grade, append; resumable; lm-eval files, scores with intervals",
         "Evaluate",
         finished="megaladder.finished:answer_evaluation",
+        example="--model DIR --benchmark gsm8k,my_exam.jsonl",
         takes_yaml=True,
         resumes=True,
+    ),
+    Verb(
+        "chat",
+        "megaladder.config.verbs.serving:ChatConfig",
+        "megaladder.serving.chat:run_chat",
+        "talk with a model or with a run's newest export; one answer with --prompt",
+        "Use",
+        example='runs/sft --prompt "What is 2+3?"',
+    ),
+    Verb(
+        "serve",
+        "megaladder.config.verbs.serving:ServeConfig",
+        "megaladder.serving.serve:run_serve",
+        "an OpenAI-compatible address for a model, by vLLM's server, until Ctrl-C",
+        "Use",
+        example="runs/sft --port 8000",
+    ),
+    Verb(
+        "push",
+        "megaladder.config.verbs.serving:PushConfig",
+        "megaladder.serving.push:run_push",
+        "a model with a model card of what was recorded, to a folder or to the hub",
+        "Use",
+        example="runs/sft --to published/my-model --evals runs/eval/step_640",
     ),
     Verb(
         "bench rollout",

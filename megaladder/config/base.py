@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 from tyro.conf import Positional
 
 __all__ = [
@@ -96,6 +97,11 @@ def leaf_keys(config_class: type[BaseModel], prefix: str = "") -> dict[str, Any]
     return leaves
 
 
+def is_positional(field: FieldInfo) -> bool:
+    """Whether a field is an argument without a flag."""
+    return any(part is _POSITIONAL for part in field.metadata)
+
+
 def section_of(annotation: Any) -> type[StrictModel] | None:
     """The section class where a field is a section; None where it is a leaf."""
     return (
@@ -162,4 +168,5 @@ def _to_flag(value: Any) -> list[str]:
     return [yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()]
 
 
+_POSITIONAL = Positional[str].__metadata__[0]  # type: ignore[attr-defined]
 YamlObject = Annotated[dict[str, Any], yaml_flag("{NAME: VALUE}", dict)]

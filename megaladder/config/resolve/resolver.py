@@ -168,13 +168,20 @@ def _check_section(
             try:
                 values[name] = TypeAdapter(_kind(field)).validate_python(value)
             except ValidationError as error:
-                problems.append(f"{file.where(here)}: {'.'.join(here)}: {_sentence(error)}")
+                said = f"{file.where(here)}: {'.'.join(here)}: {_sentence(error)}"
+                problems.append(_with_fix(said))
     return values
 
 
 def _unknown(config_class: type[StrictModel], model: type[StrictModel], key: KeyPath) -> str:
     """What an unknown key may have meant: one of another verb, of another trainer, a misspelt one."""
     return hint_of(".".join(key), config_class) or _suggest(model, key[:-1], key[-1])
+
+
+def _with_fix(line: str) -> str:
+    """A line about a value that says what to do, where the reason does not say it already."""
+    known = "fix:" in line
+    return line if known else f"{line}; fix: such a value (--help shows each default)"
 
 
 def _kind(field: FieldInfo) -> Any:
@@ -238,10 +245,8 @@ def _explain(error: ValidationError, file: YamlFile | None, values: dict[str, An
                 if file and key in file.lines and _at(file.values, key) == item["input"]
                 else ""
             )
-            lines.append(
-                f"{origin}{dotted}: {message.replace('Input should be', 'should be')}"
-                f"{_found(item['input'])}"
-            )
+            said = f"{dotted}: {message.replace('Input should be', 'should be')}"
+            lines.append(_with_fix(f"{origin}{said}{_found(item['input'])}"))
     return "\n".join(dict.fromkeys(lines))
 
 

@@ -1,0 +1,81 @@
+"""`megaladder examples`: the run files, recipes and launch scripts that come along, listed or copied.
+
+They lie in the installed package, or beside it in a checkout.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from megaladder.config.base import Positional, StrictModel
+from megaladder.errors import ConfigError
+
+SUFFIXES = (".yaml", ".sh", ".sbatch", ".py", ".md")
+
+
+class ExamplesConfig(StrictModel):
+    """Lists the run files, recipes and launch scripts that come along; with names, copies them."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Files or folders of the list, e.g. configs/sft_gsm8k_cpu.yaml or recipes/limo. None = the
+    list."""
+    out: str = "examples"
+    """Folder to copy to; files that are there are left alone."""
+
+
+def run_examples(config: ExamplesConfig) -> None:
+    """The verb. Raises ConfigError for a name that is not in the list."""
+    root = examples_folder()
+    files = _files(root)
+    if not config.names:
+        width = max(len(str(path)) for path in files)
+        for path in files:
+            print(f"{path!s:<{width}}  {_about(root / path)}".rstrip())
+        print("next: megaladder examples NAME --out DIR copies a file or a folder of these")
+        return
+    for name in config.names:
+        wanted = Path(name.strip("/"))
+        chosen = [path for path in files if path == wanted or wanted in path.parents]
+        if not chosen:
+            raise ConfigError(f"example {name}: not in the list; fix: megaladder examples")
+        for path in chosen:
+            _copy(root / path, Path(config.out) / path)
+
+
+def examples_folder() -> Path:
+    """Where they lie: inside the installed package, else beside it."""
+    package = Path(__file__).resolve().parents[1]
+    for place in (package / "examples", package.parent / "examples"):
+        if (place / "configs").is_dir():
+            return place
+    raise ConfigError(
+        f"no examples in {package}; fix: install the wheel anew, or use a checkout of the project"
+    )
+
+
+def _files(root: Path) -> list[Path]:
+    found = (path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    return sorted(
+        path.relative_to(root)
+        for path in found
+        if path.name != "__init__.py" and "__pycache__" not in path.parts
+    )
+
+
+def _about(path: Path) -> str:
+    """The first line of its comment, or of its docstring or heading."""
+    for line in path.read_text(encoding="utf-8").splitlines()[:5]:
+        words = line.strip("#\"' ")
+        if words and not line.startswith("#!"):
+            return words[:100]
+    return ""
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists():
+        print(f"{target}: there already")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+    print(f"{target}: written")

@@ -1,0 +1,85 @@
+"""`megaladder chat`: turns in, answers out, by the engine of rollouts and benchmarks.
+
+An answer is printed when it is whole: the engine hands out finished completions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+
+from megaladder.config.sections.shared import ModelSection
+from megaladder.config.verbs.evaluation import PromptSection
+from megaladder.config.verbs.serving import ChatConfig
+from megaladder.data.chat.tokenizer import model_tokenizer
+from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
+from megaladder.evaluation.verb import make_engine
+from megaladder.rollout.engine import Engine, SamplingParams
+from megaladder.serving.folder import find_model
+from megaladder.types import FinishReason, Message
+
+LEAVE, AGAIN = ("/quit", "/exit", "/q"), "/new"
+
+
+@dataclass
+class Conversation:
+    """The turns so far. `ask` adds a question and its answer."""
+
+    engine: Engine
+    prompter: Prompter
+    params: SamplingParams
+    turns: list[Message] = field(default_factory=list)
+
+    def ask(self, text: str) -> str:
+        """The answer to one more turn of the user."""
+        self.turns.append(Message("user", text))
+        ids = self.prompter.ids(self.prompter.render(self.turns))
+        completion = self.engine.generate([ids], self.params)[0][0]
+        self.turns.append(Message("assistant", completion.text))
+        cut = completion.finish_reason is FinishReason.LENGTH
+        return completion.text + (" … (cut at max_tokens)" if cut else "")
+
+
+def run_chat(config: ChatConfig) -> None:
+    """The verb. With `prompt` only the answers go to standard output."""
+    folder = find_model(config.model)
+    model = ModelSection(path=str(folder.hf), tokenizer=config.tokenizer)
+    tokenizer = model_tokenizer(model)
+    prompter = make_prompter(tokenizer, PromptSection(system=config.system), model.path)
+    logs = Path(mkdtemp(prefix="megaladder-chat-"))
+    print(f"{folder.name}: loading", file=sys.stderr, flush=True)
+    with make_engine(model, config.rollout, config.seed or 0, tokenizer, logs) as engine:
+        talk = Conversation(engine, prompter, _params(config, prompter))
+        for text in config.prompt or _typed():
+            if text == AGAIN:
+                talk.turns.clear()
+            else:
+                print(talk.ask(text), flush=True)
+
+
+def _params(config: ChatConfig, prompter: Prompter) -> SamplingParams:
+    return SamplingParams(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        stop_token_ids=prompter.stop_token_ids,
+    )
+
+
+def _typed() -> Iterator[str]:
+    """Lines that somebody types, or that a pipe brings, until one that leaves."""
+    person = sys.stdin.isatty()
+    if person:
+        print(f"a line is a turn; {AGAIN} starts again, {LEAVE[0]} leaves", file=sys.stderr)
+    while True:
+        if person:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() in LEAVE:
+            return
+        if line.strip():
+            yield line.strip()

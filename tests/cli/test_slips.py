@@ -1,0 +1,146 @@
+"""Slips that people make, and the next step that each message names: status 2, one message, a
+`fix:` with a verb, key, file or flag in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from megaladder.cli import VERBS, main
+
+M, D = ["--model.path", "m"], ["--data.path", "d.jsonl"]
+RUN = [*M, *D]
+# what is typed → what the message has to lead to
+SLIPS: tuple[tuple[Sequence[str], str], ...] = (
+    # verbs
+    (["train", "run.yaml"], "megaladder sft run.yaml"),
+    (["finetune"], "megaladder grpo run.yaml"),
+    (["generate"], "megaladder chat MODEL"),
+    (["infer"], "megaladder chat MODEL"),
+    (["evaluate"], "megaladder eval --model DIR --benchmark"),
+    (["export"], "checkpoint.export_hf: true"),
+    (["merge"], "megaladder convert megatron-to-hf"),
+    (["upload"], "megaladder push RUN_DIR"),
+    (["deploy"], "megaladder serve MODEL"),
+    (["dpo"], "not built"),
+    (["ppo"], "megaladder grpo run.yaml"),
+    (["preprocess"], "megaladder data stats"),
+    (["download"], "megaladder data get"),
+    (["migrate"], "megaladder import-config FILE"),
+    (["validate"], "megaladder check run.yaml"),
+    (["sftt"], "did you mean 'sft'?"),
+    (["run.yaml"], "megaladder sft run.yaml"),
+    (["data", "stat", "x"], "did you mean 'data stats'?"),
+    (["analyze", "pas-at-k"], "did you mean 'analyze pass-at-k'?"),
+    # files
+    (["sft", "absent.yaml"], "no such file; fix: the path of a run.yaml"),
+    (["sft", "."], "is a folder, expected a YAML file; fix:"),
+    (["sft", "broken.yaml"], "broken.yaml:2: not valid YAML"),
+    (["sft", "twice.yaml"], "twice.yaml:2: key 'run_dir' stands in line 1 already; fix: keep one"),
+    (["sft", "empty.yaml"], "is empty, expected keys such as `model:` and `data:`; fix: see"),
+    (["sft", "list.yaml"], "expected a mapping"),
+    (["sft", "grpo.yaml"], "is a file for `megaladder grpo`; fix: megaladder grpo grpo.yaml"),
+    (["grpo", "sft.yaml"], "is a file for `megaladder sft`; fix: megaladder sft sft.yaml"),
+    (["sft", "trl.yaml"], "megaladder import-config trl.yaml --out run.yaml"),
+    (["sft", "recipe.yaml"], "megaladder data select FILE --recipe recipe.yaml"),
+    (["sft", "base.yaml"], "base ../nowhere.yaml: no such file"),
+    # keys
+    (["sft", *RUN, "--optim.lrr", "1"], "did you mean '--optim.lr'?"),
+    (["sft", *RUN, "--lr", "1"], "did you mean '--optim.lr'?"),
+    (["sft", *RUN, "--learning_rate", "1"], "here it is optim.lr"),
+    (["sft", *RUN, "--rollout.n", "4"], "only `megaladder grpo`"),
+    (["sft", "typo.yaml"], "typo.yaml:3: unknown key 'optim.learningrate'; fix:"),
+    (["sft", "section.yaml"], "optim is a section, found 3; fix: keys below it"),
+    (["sft", "checkpointing.yaml"], "here it is train.recompute"),
+    # values
+    (["sft", "words.yaml"], "optim.lr: "),
+    (["sft", *RUN, "--optim.lr", "fast"], "`megaladder sft --help` explains each"),
+    (["sft", *RUN, "--train.epochs"], "`megaladder sft --help` explains each"),
+    (["sft", *RUN, "--optim.schedule", "cosin"], "`megaladder sft --help` explains each"),
+    (["sft", *RUN, "--optim.min_lr", "1"], "fix: min_lr ≤ lr"),
+    (["sft", *RUN, "--parallel.vpp", "2"], "parallel.vpp 2 needs pipeline stages"),
+    (["sft", *RUN, "--train.eval_every", "5"], "needs data.holdout; fix: data.holdout"),
+    (["sft", *RUN, "--data.holdout", "0.9"], "fix: a share in (0, 0.5]"),
+    (["sft", *RUN, "--data.packing", "maybe"], "fix:"),
+    (["grpo", *RUN, "--rollout.n", "1"], "fix: rollout.n ≥ 2"),
+    (["grpo", *RUN, "--rollout.temperature", "0"], "fix: a temperature above 0"),
+    (["grpo", *RUN, "--rollout.max_tokens", "4096"], "fix: a larger seq_length"),
+    (["grpo", *RUN, "--rollout.servers", "node7"], "fix: http://HOST:PORT"),
+    (["sft", *D], "model.path is empty; fix: set model.path"),
+    (["sft", *M], "data.path is empty; fix: set data.path"),
+    (["sft", "--model.path", "$NO_SUCH_THING/m", *D], "fix: export NO_SUCH_THING=…"),
+    # evaluation, models, data
+    (["eval", "--model", "m"], "--benchmark aime24,math500 (--benchmark list prints the names)"),
+    (["eval", "--benchmark", "gsm8k"], "fix: --model DIR"),
+    (["eval", "--model", "m", "--benchmark", "gsm9k"], "did you mean 'gsm8k'?"),
+    (["eval", "--model", "m", "--benchmark", "x", "--registry", "typo.yaml"], "fix: benchmarks:"),
+    (["chat", "nowhere"], "fix: a Hugging Face folder or a run folder"),
+    (["chat", "."], "fix: a Hugging Face folder, or a folder that sft or grpo wrote"),
+    (["push", "nowhere", "--to", "x"], "fix: a Hugging Face folder or a run folder"),
+    (["data", "stats", "absent.jsonl"], "fix: data.path"),
+    (["data", "stats", "zero.jsonl"], "fix: give a file with rows"),
+    (["data", "stats", "table.xlsx"], "fix: convert or rename it"),
+    (["data", "get", "gsm9k"], "did you mean 'gsm8k'?"),
+    (["data", "make", "sudoku"], "megaladder data make"),
+    (["grade", "--input", "absent.jsonl", "--output", "o"], "fix:"),
+    (["report", "nowhere"], "fix:"),
+    (["import-config", "sft.yaml"], "megaladder check sft.yaml"),
+    (["examples", "nowhere"], "megaladder examples"),
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder in which all this is typed."""
+    files = {
+        "broken.yaml": "run_dir: [a\noptim: {lr: 1\n",
+        "twice.yaml": "run_dir: a\nrun_dir: b\n",
+        "empty.yaml": "",
+        "list.yaml": "- a\n- b\n",
+        "grpo.yaml": "model: {path: m}\ndata: {path: d}\nrollout: {n: 4}\ngrpo: {preset: dapo}\n",
+        "sft.yaml": "model: {path: m}\ndata: {path: d, holdout: 5}\ntrain: {global_batch_size: 8}\n",
+        "trl.yaml": "model_name_or_path: m\nlearning_rate: 1e-5\nnum_train_epochs: 3\n",
+        "recipe.yaml": "name: r\nstages: [{sample: {n: 3}}]\n",
+        "base.yaml": "base: ../nowhere.yaml\n",
+        "typo.yaml": "model: {path: m}\noptim:\n  learningrate: 1\n",
+        "section.yaml": "optim: 3\n",
+        "checkpointing.yaml": "gradient_checkpointing: true\n",
+        "words.yaml": "optim: {lr: quick}\n",
+        "zero.jsonl": "",
+        "table.xlsx": "x",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "d.jsonl").write_text(json.dumps({"question": "1?", "answer": "1"}) + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_SUCH_THING", raising=False)
+    return tmp_path
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(SLIPS) >= 40 and len({tuple(typed) for typed, _ in SLIPS}) == len(SLIPS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "leads_to"), SLIPS, ids=lambda part: " ".join(part) if part else ""
+)
+def test_each_slip_names_the_next_step(typed, leads_to, here, capsys) -> None:
+    try:
+        status = main(list(typed))
+    except SystemExit as end:  # the parser of flags ends by itself
+        status = end.code
+    shown = capsys.readouterr().err
+    assert status == 2
+    assert "fix:" in shown and leads_to in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_the_help_of_every_verb_ends_with_a_line_to_type(verb, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([*verb.name.split(" "), "--help"])
+    shown = capsys.readouterr().out
+    assert f"example: megaladder {verb.name}" in shown

@@ -1,0 +1,285 @@
+"""Which model a name means, conversations, vLLM's server as a child (a stand-in here), model cards
+and where they go."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from tiny_models import build_tokenizer
+
+from megaladder.cli import main
+from megaladder.config.verbs.serving import ServeConfig
+from megaladder.errors import ConfigError, StorageError
+from megaladder.rollout.engine import SamplingParams
+from megaladder.run_dir import export_damage, write_sums
+from megaladder.serving import push
+from megaladder.serving.chat import Conversation
+from megaladder.serving.folder import find_model
+from megaladder.serving.serve import server_command
+from megaladder.types import Completion, FinishReason
+
+
+def make_model(folder: Path) -> Path:
+    """What every verb here looks at: a configuration, weights, a tokenizer."""
+    build_tokenizer(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run folder with two exports."""
+    folder = tmp_path / "my-run"
+    for step in (9, 10):
+        make_model(folder / "hf" / f"step_{step}")
+    (folder / "config.yaml").write_text(
+        "model: {path: Owner/Base}\ndata: {path: d.jsonl}\noptim: {lr: 1.0e-5}\n"
+    )
+    (folder / "fingerprint.json").write_text('{"data": {"sha256": "abc"}, "ranks": 2}')
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 1, "train_tokens": 100, "train_flops": 2e9}\n'
+        '{"step": 2, "train_tokens": 300, "train_flops": 4e9}\n'
+    )
+    return folder
+
+
+def test_a_run_means_its_newest_export(run: Path) -> None:
+    assert find_model(str(run)).hf == run / "hf" / "step_10"
+    found = find_model(str(run / "hf" / "step_9"))
+    assert (found.name, found.run) == ("my-run-step_9", run)
+    (run / "hf" / "step_10" / "config.json").unlink()  # an export that was cut off
+    assert find_model(str(run)).hf.name == "step_9"
+
+
+def test_folders_without_a_model_name_the_next_step(tmp_path, run) -> None:
+    with pytest.raises(ConfigError, match="no such folder; fix: a Hugging Face folder or a run"):
+        find_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"neither a model nor a run there; fix:"):
+        find_model(str(tmp_path))
+    bare = tmp_path / "bare"
+    (bare / "checkpoints" / "step_3").mkdir(parents=True)
+    (bare / "config.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=r"convert megatron-to-hf --megatron .*step_3 --out"):
+        find_model(str(bare))
+
+
+class Parrot:
+    """Answers with the number of tokens that it was given."""
+
+    def generate(self, prompts, params):
+        text = str(len(prompts[0]))
+        return [
+            [
+                Completion(
+                    (1,), text, FinishReason.LENGTH if params.max_tokens == 1 else FinishReason.STOP
+                )
+            ]
+        ]
+
+
+def test_a_conversation_keeps_its_turns() -> None:
+    shown = []
+
+    class Prompter:
+        def render(self, messages):
+            shown.append([message.content for message in messages])
+            return " ".join(shown[-1])
+
+        def ids(self, text):
+            return tuple(range(len(text.split())))
+
+    talk = Conversation(Parrot(), Prompter(), SamplingParams())
+    assert (talk.ask("one two"), talk.ask("three")) == ("2", "4")
+    assert shown == [["one two"], ["one two", "2", "three"]]
+    talk.params = SamplingParams(max_tokens=1)
+    assert talk.ask("x").endswith("(cut at max_tokens)")
+
+
+def test_chat_by_prompt_and_by_lines(tmp_path, capsys, monkeypatch) -> None:
+    """One answer a turn on standard output, nothing else."""
+    model = make_model(tmp_path / "model")
+    fake = ["--rollout.engine", "fake", "--max-tokens", "4", "--seed", "1"]
+    assert main(["chat", str(model), *fake, "--prompt", "Hello"]) == 0
+    first = capsys.readouterr()
+    assert first.out.strip() and "loading" in first.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\n/new\nHello\n/quit\nnever\n"))
+    assert main(["chat", str(model), *fake]) == 0
+    assert capsys.readouterr().out == first.out * 2
+
+
+def test_the_servers_command_has_the_template_of_the_export(tmp_path) -> None:
+    model = make_model(tmp_path / "model")
+    config = ServeConfig(model=str(model), port=8123, max_model_len=64)
+    command = server_command(config, find_model(str(model)), 8123, tmp_path)
+    given = dict(zip(command[3::2], command[4::2], strict=True))
+    assert given["--host"] == "127.0.0.1" and given["--served-model-name"] == "model"
+    assert given["--max-model-len"] == "64"
+    assert "<|im_start|>" in Path(given["--chat-template"]).read_text()
+
+
+STAND_IN = """
+import http.server, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers(); self.wfile.write(self.path.encode())
+    def log_message(self, *words): print("asked", flush=True)
+server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+open(sys.argv[1], "w").write(str(server.server_port))
+server.serve_forever()
+"""
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from megaladder.config.verbs.serving import ServeConfig
+from megaladder.serving import serve as it
+place, script = Path(sys.argv[1]), sys.argv[2]
+it._answers = lambda url, real=it._answers: (place / "port").exists() and real(
+    "http://127.0.0.1:" + (place / "port").read_text() + "/health")
+it.serve([sys.executable, "-c", script, str(place / "port")], os.environ, "http://x", place,
+         ServeConfig(model="m"))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_answers_until_it_is_told_to_stop(tmp_path, number) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path), STAND_IN], stdout=subprocess.PIPE, text=True
+    )
+    assert "serving at http://x/v1" in parent.stdout.readline()
+    address = f"http://127.0.0.1:{(tmp_path / 'port').read_text()}"
+    with urllib.request.urlopen(f"{address}/v1/models") as answer:
+        assert answer.read() == b"/v1/models"
+    parent.send_signal(number)
+    rest, _ = parent.communicate()
+    assert parent.returncode == 0 and "stopped" in rest
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address)
+
+
+def test_a_server_that_ends_by_itself_shows_its_last_lines(tmp_path) -> None:
+    script = "import sys; print('no such weights'); sys.exit(7)"
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT, str(tmp_path), script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert "ended with status 7; fix:" in done.stderr and "no such weights" in done.stderr
+
+
+def test_a_port_in_use_is_refused(tmp_path, capsys) -> None:
+    import socket
+
+    model = make_model(tmp_path / "model")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", str(model), "--port", str(port)]) == 2
+    assert (
+        f"port {port} of 127.0.0.1" in (shown := capsys.readouterr().err)
+        and "fix: --port 0" in shown
+    )
+
+
+def make_scores(folder: Path) -> Path:
+    entry = {
+        "headline": "avg@4",
+        "metrics": {"avg@4": 0.318},
+        "ci95": {"avg@4": [0.282, 0.352]},
+        "num_problems": 200,
+        "n": 4,
+        "protocol": {"decoding": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 128}},
+    }
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"benchmarks": {"arithmetic": entry}}))
+    return folder
+
+
+def test_push_writes_a_folder_with_a_card_of_what_was_recorded(run, tmp_path, capsys) -> None:
+    scores = make_scores(tmp_path / "scores")
+    out = tmp_path / "out" / "model"
+    out.parent.mkdir()
+    command = [
+        "push",
+        str(run),
+        "--to",
+        str(out),
+        "--evals",
+        str(scores),
+        "--license",
+        "apache-2.0",
+    ]
+    assert main(command) == 0
+    card = (out / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "apache-2.0" and head["base_model"] == "Owner/Base"
+    assert "| arithmetic | avg@4 31.8 % | 28.2 to 35.2 % | 200 × 4 | T 1.0" in card
+    assert "| train | 400 tokens, 6e+09 FLOPs |" in card  # the ledger's rows, added up
+    assert "| data.sha256 | `abc` |" in card and "| `optim.lr` | `1e-05` |" in card
+    assert (out / "model.safetensors").read_bytes() == b"weights"
+    assert export_damage(out) is None and find_model(str(out)).hf == out
+    assert (
+        main(command) == 2
+        and "not empty; fix: another folder, or --force" in capsys.readouterr().err
+    )
+    (out / "model.safetensors").write_bytes(b"weightz")
+    assert export_damage(out) is not None
+    assert main([*command, "--force"]) == 0 and export_damage(out) is None
+
+
+def test_push_needs_weights_and_scores_that_are_there(run, tmp_path, capsys) -> None:
+    assert main(["push", str(run), "--to", str(tmp_path / "o"), "--evals", str(tmp_path)]) == 2
+    assert "no summary.json; fix: the folder of one model" in capsys.readouterr().err
+    (run / "hf/step_10/model.safetensors").unlink()
+    assert main(["push", str(run), "--to", str(tmp_path / "o")]) == 2
+    assert "has no *.safetensors; fix:" in capsys.readouterr().err
+
+
+def test_push_to_the_hub_sends_card_and_files(run, monkeypatch, capsys) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, dict]] = []
+
+    class Api:
+        def __getattr__(self, name):
+            def call(*args, **given):
+                calls.append((name, {"args": args, **given}))
+                return SimpleNamespace(commit_url="https://huggingface.co/a/b/commit/1")
+
+            return call
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert main(["push", str(run), "--to", "some-owner/some-model"]) == 0
+    names = [name for name, _ in calls]
+    assert names == ["create_repo", "upload_file", "upload_folder"] and calls[0][1]["private"]
+    assert b"my-run-step_10" in calls[1][1]["path_or_fileobj"]
+    assert calls[2][1]["folder_path"] == str(run / "hf/step_10")
+    assert "commit/1" in capsys.readouterr().out
+
+
+def test_a_hub_that_cannot_be_reached_is_named(run, monkeypatch) -> None:
+    """Tests run with the hub off: the real client says so."""
+    with pytest.raises(StorageError, match=r"the hub did not take .*fix: hf auth login"):
+        push._to_hub(
+            find_model(str(run)), "card", SimpleNamespace(to="o/m", private=True, message="m")
+        )
+
+
+def test_damaged_exports_are_refused(run) -> None:
+    write_sums(run / "hf/step_10", ["model.safetensors"])
+    (run / "hf/step_10/model.safetensors").write_bytes(b"weightz")
+    with pytest.raises(Exception, match="fix:"):
+        find_model(str(run))
