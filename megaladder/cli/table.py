@@ -43,8 +43,8 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "import-config",
-        "megaladder.config.foreign.verb:ImportConfig",
-        "megaladder.config.foreign.verb:run_import_config",
+        "megaladder.preflight.import_config:ImportConfig",
+        "megaladder.preflight.import_config:run_import_config",
         "a file of TRL, LLaMA-Factory, axolotl or verl → a run.yaml; what was mapped, refused and why",
         "Train",
     ),

@@ -230,7 +230,10 @@ def test_a_bad_flag_names_the_flag_not_the_file(run_yaml) -> None:
     path = run_yaml("model: {path: m}\ndata: {path: d}\noptim: {lr: 1e-5}\n")
     with pytest.raises(ConfigError) as caught:
         sft(path, "--optim.lr=-1")
-    assert str(caught.value) == "optim.lr: should be greater than 0; found -1.0"
+    assert (
+        str(caught.value)
+        == "optim.lr: should be greater than 0; found -1.0; fix: such a value (--help shows each default)"
+    )
     with pytest.raises(
         ConfigError, match=r"--data.packing: should be true or false; found 'maybe'"
     ):

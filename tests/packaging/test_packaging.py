@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("megaladder", "kernels", "tools", "checkpoints_conv", "setup.py", "pyproject.toml")
+COPIED = (
+    "megaladder",
+    "kernels",
+    "tools",
+    "checkpoints_conv",
+    "examples",
+    "setup.py",
+    "pyproject.toml",
+)
 PROBE = """
 import importlib.util
 import megaladder.checkpoints_conv.mapping as mapping
@@ -84,7 +92,7 @@ def test_every_python_file_is_packaged_and_nothing_else_is_top_level(wheel) -> N
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name.split("/")[0] for name in names} == {"megaladder"}
     wanted = set()
-    for top in ("megaladder", "kernels", "tools", "checkpoints_conv"):
+    for top in ("megaladder", "kernels", "tools", "checkpoints_conv", "examples"):
         prefix = "" if top == "megaladder" else "megaladder/"
         wanted |= {
             prefix + str(path.relative_to(ROOT))
@@ -105,6 +113,12 @@ def test_a_wheel_works_from_elsewhere(wheel, hub_kernels, tmp_path) -> None:
     assert found == str(tmp_path / "lib" / "megaladder" / "checkpoints_conv" / "mapping.py")
     assert kernels == str(hub_kernels / "kernels" / "__init__.py")
     assert presets == "5"
+    # examples come along
+    command = [sys.executable, "-m", "megaladder", "examples"]
+    listed = run(command, tmp_path, PYTHONPATH=path)
+    assert "recipes/limo/train_limo.yaml" in listed and "quickstart.sh" in listed
+    run([*command, "recipes/limo"], tmp_path, PYTHONPATH=path)
+    assert (tmp_path / "examples/recipes/limo/train_limo.yaml").is_file()
 
 
 def test_a_checkout_works_without_installation_and_leaves_the_hub_package_alone(
