@@ -98,7 +98,7 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
     for part in (weights, rollouts):
         parts.closing.callback(part.close)
     report.note_engine(engine)
-    report.sections.rollouts = rollouts
+    report.rollouts = rollouts
     rollouts.resume_after(step)
     if config.evaluate.benchmarks:
         # the engine that makes the rollouts and their grader, between two rounds
