@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
+from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
-from megaladder.config.verbs.evaluation import PromptSection
 from megaladder.config.verbs.serving import ChatConfig
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
