@@ -261,6 +261,8 @@ class Problem:
     metadata: dict[str, Any] = field(default_factory=dict)
     # the row's prompt was a list of messages: TRL's reward functions then get such lists
     conversational: bool = False
+    tools: tuple[dict[str, Any], ...] = ()  # JSON schemas of functions, for the template
+    template_kwargs: dict[str, Any] = field(default_factory=dict)  # of this row's rendering
 
 
 @dataclass(frozen=True, slots=True)

@@ -354,7 +354,10 @@ def cheap_walks(i: Path) -> list[Walk]:
                 "only": "grid_2*",
                 "seed": 9,
             },
-            beside={"only": {"recipe": str(i / "grid.yaml"), "out": "folder/"}},
+            beside={
+                "only": {"recipe": str(i / "grid.yaml"), "out": "folder/"},
+                "duplicates": {"path": str(i / "repeats.jsonl")},
+            },
             probes=("megaladder.curate.select.run:select",),
         ),
         Walk(

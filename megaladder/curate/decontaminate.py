@@ -30,6 +30,7 @@ from megaladder.curate.rows import (
 from megaladder.data.sources.find import as_data_file
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write, to_json
+from megaladder.types import required
 
 if TYPE_CHECKING:
     from megaladder.config.verbs.data import DecontaminateConfig
@@ -121,7 +122,7 @@ def build_index(
 
 def scan_file(config: DecontaminateConfig, index: NgramIndex) -> Scan:
     """First pass: every row's spans and duplicates."""
-    scan, ids = Scan(), RowIds(config.id_column)
+    scan, ids = Scan(), RowIds(config.path, config.id_column)
     finders: list[tuple[str, Any]] = []
     if config.dedup in ("exact", "near"):
         finders.append(("exact duplicate", ExactDuplicates()))
@@ -129,7 +130,8 @@ def scan_file(config: DecontaminateConfig, index: NgramIndex) -> Scan:
         finders.append(("near duplicate", NearDuplicates(config.near_threshold)))
     for position, row in enumerate(iter_rows(config.path)):
         scan.rows += 1
-        row_id = ids.take(row)
+        # which repeats are left out is the business of `dedup`
+        row_id = required(ids.take(row), "id")
         for column, text in _scanned(row.data, config.columns, row.where):
             for span in index.find(text):
                 if span.problem.benchmark != "itself" or span.problem.position < position:

@@ -9,17 +9,17 @@ what a row means (`megaladder.data.layouts`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import uuid
 from array import array
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megaladder.config.sections.data import Duplicates
 from megaladder.data.read import BadRow, RawRow
+from megaladder.data.repeats import Repeats, hash_text, numbered
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
 from megaladder.process.storage import naming
@@ -152,36 +152,31 @@ def prompt_text(row: Mapping[str, Any]) -> str | None:
 def content_id(values: Mapping[str, Any]) -> str:
     """16 hex digits of blake2b over the row's canonical JSON: the id of a row that has none. Column
     order does not matter."""
-    return hashlib.blake2b(
-        to_json(values, sort_keys=True).encode("utf-8"), digest_size=8
-    ).hexdigest()
+    return hash_text(to_json(values, sort_keys=True)).to_bytes(8, "little").hex()
 
 
 class RowIds:
-    """Hands out row ids and refuses doubles, also `1` beside `"1"`. Rows without an id column get
-    their content hash; identical rows then get `-2`, `-3` (they are interchangeable, so their order
-    cannot matter). About 200 bytes a row.
+    """Hands out row ids and refuses one id over different rows, also `1` beside `"1"`.
+
+    Rows without an id column get their content hash. A row that repeats an earlier one is left out
+    or becomes `-2`, `-3`, as `duplicates` says (they are interchangeable, so their order cannot
+    matter). About 30 bytes a row.
     """
 
-    def __init__(self, column: str | None = None):
+    def __init__(
+        self, path: str | Path, column: str | None = None, duplicates: Duplicates = "keep"
+    ) -> None:
         self.column = column
-        self._first: dict[str, str] = {}
-        self._copies: Counter[str] = Counter()
+        self.repeats = Repeats(open_source(path), duplicates)
+        self._rows = 0
 
-    def take(self, row: RawRow) -> str:
-        """The row's id; a DataError names both rows of a double id."""
-        given = self._given(row)
-        if given is None:
-            base = content_id(row.data)
-            self._copies[base] += 1
-            given = base if self._copies[base] == 1 else f"{base}-{self._copies[base]}"
-        earlier = self._first.setdefault(given, row.where)
-        if earlier != row.where:
-            raise DataError(
-                f"{row.where}: id {given!r} is also the id of {earlier}; fix: unique ids, or drop"
-                " the id column"
-            )
-        return given
+    def take(self, row: RawRow) -> str | None:
+        """The row's id, None for a repeat that is left out. Raises BadRow, which names both rows,
+        for the id of another row."""
+        self._rows += 1
+        given, content = self._given(row), to_json(row.data, sort_keys=True)
+        copy = self.repeats.take(self._rows, row.where, given, content)
+        return None if copy == 0 else numbered(given or content_id(row.data), copy)
 
     def _given(self, row: RawRow) -> str | None:
         if self.column is None:

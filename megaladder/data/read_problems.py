@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megaladder.config.sections.data import Duplicates
-from megaladder.data.chat.turns import MEDIA_COLUMNS, PROMPT_COLUMNS, refuse_columns
+from megaladder.data.chat.turns import (
+    MEDIA_COLUMNS,
+    TEMPLATE_COLUMNS,
+    read_template_kwargs,
+    read_tools,
+    refuse_columns,
+)
 from megaladder.data.layouts.ask import Asked, plain_gold
 from megaladder.data.layouts.layout import Layout, check_fits
 from megaladder.data.layouts.table import layout_of
@@ -90,7 +96,8 @@ class ProblemReader:
         asked = {
             name: parameter(problem.metadata, name) for name in VERIFIERS[problem.kind].parameters
         }
-        content = repr((problem.prompt, problem.gold, problem.kind, asked))
+        shown = (problem.prompt, problem.tools, problem.template_kwargs)
+        content = repr((*shown, problem.gold, problem.kind, asked))
         copy = self.repeats.take(self.rows, row.where, problem.id or None, content)
         if copy == 0:
             return None
@@ -115,11 +122,11 @@ def read_problems(
 def problem_of(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
     """One row of a layout as a problem; its id is empty where the row has none. Raises BadRow."""
     check_fits(layout, row)
-    refuse_columns(row, (*MEDIA_COLUMNS, *PROMPT_COLUMNS))
+    refuse_columns(row, MEDIA_COLUMNS)
     # `layout_of` refuses the others
     assert layout.ask is not None
     asked = layout.ask(row)
-    used = (*asked.used, *ID_KEYS, VERIFIER_KEY)
+    used = (*asked.used, *ID_KEYS, VERIFIER_KEY, *TEMPLATE_COLUMNS)
     metadata = {key: value for key, value in row.data.items() if key not in used}
     metadata |= {key: value for key, value in asked.parameters.items() if value is not None}
     kind, gold = _kind_and_gold(row, asked, options.kind or _named_verifier(row))
@@ -132,6 +139,8 @@ def problem_of(row: RawRow, layout: Layout, options: ProblemOptions) -> Problem:
         source=str(row.data.get("data_source", "")),
         metadata=metadata,
         conversational=not isinstance(asked.prompt, str),
+        tools=read_tools(row),
+        template_kwargs=read_template_kwargs(row),
     )
 
 

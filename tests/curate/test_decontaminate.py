@@ -201,11 +201,11 @@ def test_a_common_phrase_is_no_contamination_when_told_so(tmp_path) -> None:
         ),
         (
             b'{"id": 1, "question": "again"}',
-            r"train.jsonl:2: id '1' is also the id of .*train.jsonl:1",
+            r"train.jsonl:2: expected a unique id, found id '1' again, first at .*train.jsonl:1",
         ),
         (
             b'{"id": "1", "question": "again"}',
-            r"train.jsonl:2: id '1' is also the id of .*train.jsonl:1",
+            r"train.jsonl:2: expected a unique id, found id '1' again, first at .*train.jsonl:1",
         ),
         (b'{"id": 2, "question": "\\ud800"}', r"train.jsonl:2: .*lone surrogate"),
         (b'{"id": 2, "score": NaN}', r"train.jsonl:2: .*NaN"),

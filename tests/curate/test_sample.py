@@ -32,6 +32,7 @@ from megaladder.curate.teacher.sample import (
     TeacherTask,
     draw,
     kept_samples,
+    prepare,
     run_sample,
     training_row,
     write_difficulty,
@@ -39,7 +40,7 @@ from megaladder.curate.teacher.sample import (
 )
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.read_examples import ExampleReader
-from megaladder.errors import ConfigError, EngineError
+from megaladder.errors import ConfigError, DataError, EngineError
 from megaladder.rewards.grade import grade
 from megaladder.rollout.engine import SampleRequest, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine, Faults
@@ -305,6 +306,38 @@ def test_the_verb_with_the_fake_engine_and_its_rows_in_the_sft_reader(
     shown = capsys.readouterr().out
     assert "resumes: 18 of 18 samples are there" in shown
     assert "18 samples of 6 problems (n 3), 0 new" in shown
+
+
+@pytest.mark.parametrize(("duplicates", "left"), [("drop", 1), ("keep", 3)])
+def test_repeated_problems_are_left_out_or_kept_and_counted(
+    tokenizer_folder: Path, tmp_path: Path, capsys, duplicates: str, left: int
+) -> None:
+    """Sets for reinforcement learning are published with every row many times."""
+    (tmp_path / "p.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n' * 3)
+    config = SampleConfig(
+        path=str(tmp_path / "p.jsonl"),
+        out=str(tmp_path / "out.jsonl"),
+        duplicates=duplicates,
+        model=ModelSection(tokenizer=str(tokenizer_folder)),
+    )
+    assert len({problem.id for problem in prepare(config)[0].problems}) == left
+    what = "left out" if duplicates == "drop" else "kept"
+    assert f"2 rows that repeat an earlier one: {what}" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"p.jsonl:2: expected a new row, found one that repeats"):
+        prepare(config.model_copy(update={"duplicates": "error"}))
+
+
+def test_a_kept_sample_trains_on_the_prompt_that_it_was_drawn_with(tmp_path: Path) -> None:
+    tools, arguments = ({"name": "adder_tool"},), {"enable_thinking": False}
+    prompt = (Message("user", "1+1?"),)
+    problem = Problem("p", prompt, "2", tools=tools, template_kwargs=arguments)
+    stored = {"sample": 0, "response": "2", "response_ids": [1], "logprobs": [], "correct": True}
+    stored |= {"finish_reason": "stop", "reason": "exact"}
+    row = training_row(problem, stored, None, Counts())
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (example,) = ExampleReader(tmp_path / "rows.jsonl", ReadOptions())
+    assert example.tools == tools and example.template_kwargs == arguments
+    assert example.messages[:-1] == prompt
 
 
 def test_short_flags() -> None:

@@ -59,6 +59,21 @@ def recipe_of(*stages: str) -> str:
     return "name: test\nstages:\n" + "".join(f"  - {stage}\n" for stage in stages)
 
 
+@pytest.mark.parametrize("ids", [True, False])
+def test_repeated_rows_are_left_out_or_kept_and_counted(tmp_path: Path, capsys, ids: bool) -> None:
+    rows = [{"x": 1}, {"x": 2}, {"x": 1}, {"x": 1}]
+    rows = [{"id": row["x"], **row} for row in rows] if ids else rows
+    recipe = recipe_of("drop_missing: {columns: [x]}")
+    assert sorted(row["x"] for row in load(select(tmp_path, rows, recipe))) == [1, 2]
+    assert "2 rows that repeat an earlier one: left out" in capsys.readouterr().out
+    kept = load(select(tmp_path, rows, recipe, duplicates="keep"))
+    assert sorted(row["x"] for row in kept) == [1, 1, 1, 2]
+    with pytest.raises(
+        DataError, match=r"pool.jsonl:3: expected a new row, found one that repeats"
+    ):
+        select(tmp_path, rows, recipe, duplicates="error")
+
+
 # --- LIMO
 # --------------------------------------------------------------------------------------------------
 
@@ -446,7 +461,7 @@ BAD = [
     (
         [{"id": 1}, {"id": "1"}],
         "sample: {n: 1}",
-        r"pool.jsonl:2: id '1' is also the id of .*pool.jsonl:1",
+        r"pool.jsonl:2: expected a unique id, found id '1' again, first at .*pool.jsonl:1",
     ),
     ([{"id": 1, "score": float("nan")}], "top: {n: 1}", r"pool.jsonl:1: .*NaN"),
     (

@@ -4,6 +4,7 @@ types: what has no loss, what is in the prompt, what is refused and by which nam
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -11,8 +12,13 @@ from data.chat_templates import CHATML, DEEPSEEK_R1, QWEN_2_5, QWEN_3, SPECIAL
 from data.conftest import build_tokenizer
 
 from megaladder import cli
+from megaladder.config.verbs.evaluation import PromptSection
+from megaladder.data.chat.prompts import render_prompts
+from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.data.read import BadRow
 from megaladder.data.read_problems import read_problems
+from megaladder.errors import DataError
+from megaladder.evaluation.benchmarks.prompting import make_prompter
 
 USER = {"role": "user", "content": "2+3?"}
 ADDER = {
@@ -172,15 +178,61 @@ def test_a_template_that_opens_the_thinking_and_drops_it(stats):
     assert "<think>\n⟦two, three\n</think>\n\n5<|im_end|>⟧" in out
 
 
-@pytest.mark.parametrize("column", ["images", "tools", "chat_template_kwargs"])
-def test_problems_that_a_text_prompt_would_cut_short_are_refused(tmp_path, column):
-    row = {"question": "2+3?", "answer": "5"}
-    value = {"enable_thinking": False} if column == "chat_template_kwargs" else [{"name": "x"}]
-    (tmp_path / "d.jsonl").write_text(json.dumps({**row, column: value}) + "\n")
-    with pytest.raises(BadRow, match=f"expected rows of text, found the column '{column}'"):
-        read_problems(tmp_path / "d.jsonl")
-    (tmp_path / "d.jsonl").write_text(json.dumps({**row, column: None}) + "\n")
-    assert [problem.gold for problem in read_problems(tmp_path / "d.jsonl")] == ["5"]
+def problem_of(tmp_path, **columns):
+    row = {"question": "2+3?", "answer": "5", **columns}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
+    return read_problems(tmp_path / "d.jsonl")[0]
+
+
+def test_problems_with_images_are_refused(tmp_path):
+    with pytest.raises(BadRow, match="expected rows of text, found the column 'images'"):
+        problem_of(tmp_path, images=[{"path": "x.png"}])
+    assert problem_of(tmp_path, images=None, tools=None).gold == "5"
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tools_and_arguments_of_a_problem_stand_in_its_prompt(tmp_path, tokenizer, as_text):
+    """Whoever asks an engine renders a problem as SFT renders such a row."""
+    columns = {"tools": [ADDER], "chat_template_kwargs": {"enable_thinking": False}}
+    given = {name: json.dumps(value) if as_text else value for name, value in columns.items()}
+    problem = problem_of(tmp_path, **given)
+    assert not columns.keys() & problem.metadata.keys()
+    base = load_tokenizer(tokenizer)
+    closed = "<think>\n\n</think>\n\n"
+    base.chat_template = QWEN_2_5 + f"{{% if enable_thinking is false %}}{closed}{{% endif %}}"
+    turns = [{"role": "user", "content": "2+3?"}]
+    text = base.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, tools=[ADDER], enable_thinking=False
+    )
+    assert "adder_tool" in text and text.endswith(closed)
+    (ids,) = render_prompts([problem], base)
+    prompter = make_prompter(base, PromptSection(), None)
+    assert base.decode(ids) == prompter.text(problem) == text
+
+    base.chat_template = CHATML
+    for render in (lambda: render_prompts([problem], base), lambda: prompter.text(problem)):
+        with pytest.raises(BadRow, match="that prints or reads the argument 'enable_thinking'"):
+            render()
+    with_tools = replace(problem, template_kwargs={})
+    with pytest.raises(BadRow, match="expected a chat template that prints or reads the tools"):
+        render_prompts([with_tools], base)
+    base.chat_template = None
+    with pytest.raises(DataError, match="that prints its tools, found a prompt without a template"):
+        render_prompts([with_tools], base)
+
+
+def test_calls_and_results_of_sharegpt_are_turns_of_a_tool(stats):
+    """`function_call` is an answer that calls, its text the call; `observation` the tool's turn."""
+    call = {"name": "adder_tool", "arguments": {"a": 2, "b": 3}}
+    turns = [
+        {"from": "human", "value": "2+3?"},
+        {"from": "function_call", "value": json.dumps(call)},
+        {"from": "observation", "value": "5"},
+        {"from": "gpt", "value": "It is 5."},
+    ]
+    _, out = stats({"conversations": turns, "tools": json.dumps([ADDER])}, QWEN_2_5)
+    assert "⟦<tool_call>" in out and '"adder_tool"' in out.partition("⟦<tool_call>")[2]
+    assert "<|im_start|>tool\n5<|im_end|>" in out and "⟦It is 5.<|im_end|>⟧" in out
 
 
 def test_arguments_of_a_row_and_of_the_command(stats):

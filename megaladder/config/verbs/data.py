@@ -227,6 +227,9 @@ class SelectConfig(StrictModel):
     """Of a grid, the selections whose name fits this pattern, e.g. 'openr1_algebra_*'."""
     seed: int | None = None
     """Of all random choices; null = the recipe's."""
+    duplicates: Duplicates = "drop"
+    """Rows that repeat an earlier one (same id, same content): left out, kept, or an error.
+    Counted in each case."""
     workers: Positive = 1
     """Processes that measure texts. The result does not depend on it."""
 
@@ -324,6 +327,9 @@ class SampleConfig(StrictModel):
     are neither always nor never solved."""
     kind: Kind | None = None
     """Verifier of all rows; null = by the row (its column `verifier`, #### is gsm8k, else math)."""
+    duplicates: Duplicates = "drop"
+    """Rows that repeat an earlier one (same id, same content): left out, kept, or an error.
+    Counted in each case."""
     limit: Positive | None = None
     """Only the first problems, for trials."""
     seed: Count = 42

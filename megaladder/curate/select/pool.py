@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaladder.config.sections.data import Duplicates
 from megaladder.curate.rows import Row, RowIds, fetch_rows, iter_rows, parse_fetched
 from megaladder.errors import DataError
 
@@ -124,15 +125,19 @@ def full_row(row: PoolRow, content: Row) -> Row:
     return content
 
 
-def load_pool(path: str, columns: Sequence[str], id_column: str | None) -> list[PoolRow]:
-    """Reads the named columns of every row, sorted by id. Raises on bad rows and double ids (naming
-    both)."""
-    ids, rows = RowIds(id_column), []
+def load_pool(
+    path: str, columns: Sequence[str], id_column: str | None, duplicates: Duplicates = "drop"
+) -> tuple[list[PoolRow], int]:
+    """The named columns of every row, sorted by id, and how many rows repeat an earlier one. Raises
+    on bad rows and double ids (naming both)."""
+    ids, rows = RowIds(path, id_column, duplicates), []
     for position, raw in enumerate(iter_rows(path)):
-        values = {name: raw.data[name] for name in columns if name in raw.data}
-        rows.append(PoolRow(ids.take(raw), position, raw.where, values))
+        row_id = ids.take(raw)
+        if row_id is not None:
+            values = {name: raw.data[name] for name in columns if name in raw.data}
+            rows.append(PoolRow(row_id, position, raw.where, values))
     rows.sort(key=lambda row: row.id)
-    return rows
+    return rows, ids.repeats.count
 
 
 def columns_of(path: str, num_rows: int = 1000) -> list[str]:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megaladder.config.sections.data import Duplicates
 from megaladder.curate.rows import Row, RowWriter
 from megaladder.curate.select import choose, derive, diversity, filters, similar
 from megaladder.curate.select.pool import Context, PoolRow, columns_of, load_pool, written_rows
 from megaladder.curate.select.recipe import Recipe, Stage, load_recipes
+from megaladder.data.repeats import repeats_line
 from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write, to_json
 
@@ -103,21 +105,25 @@ def run_select(config: SelectConfig) -> None:
             f"--out {config.out}: {len(recipes)} selections need a folder; fix: --out FOLDER, or"
             " --set to narrow the grid"
         )
-    pool = read_pool(config.path, recipes)
+    pool, repeats = read_pool(config.path, recipes, config.duplicates)
+    if repeats:
+        print(repeats_line(repeats, config.duplicates))
     for recipe, target in zip(recipes, targets, strict=True):
         selection = select(config.path, [copy_row(row) for row in pool], recipe, config.workers)
         write_selection(config.path, selection, target)
         print("\n".join([*table(selection), f"→ {target} ({selection.ids_hash[:12]})"]), flush=True)
 
 
-def read_pool(path: str, recipes: Sequence[Recipe]) -> list[PoolRow]:
-    """The columns that the recipes need; one that no row has is an error naming its stage."""
+def read_pool(
+    path: str, recipes: Sequence[Recipe], duplicates: Duplicates = "drop"
+) -> tuple[list[PoolRow], int]:
+    """The columns that the recipes need, and how many rows repeat an earlier one; a column that no
+    row has is an error naming its stage."""
     needed = [
         (column, recipe, index) for recipe in recipes for column, index in recipe.needed_columns()
     ]
-    pool = load_pool(
-        path, list(dict.fromkeys(column for column, _, _ in needed)), recipes[0].id_column
-    )
+    columns = list(dict.fromkeys(column for column, _, _ in needed))
+    pool, repeats = load_pool(path, columns, recipes[0].id_column, duplicates)
     present = {column for row in pool for column in row.values}
     for column, recipe, index in needed:
         if column not in present:
@@ -126,7 +132,7 @@ def read_pool(path: str, recipes: Sequence[Recipe]) -> list[PoolRow]:
                 f"{path}: no column '{column}', which {recipe.label(index)} needs; fix: add it; the"
                 f" rows have {have}"
             )
-    return pool
+    return pool, repeats
 
 
 def copy_row(row: PoolRow) -> PoolRow:

@@ -32,8 +32,9 @@ from megaladder import __version__
 from megaladder.config.verbs.evaluation import section_values
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
+from megaladder.data.chat.templates import turn_fields
 from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
-from megaladder.data.read_problems import ProblemOptions, read_problems
+from megaladder.data.read_problems import ProblemOptions, ProblemReader
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.run import clock
@@ -127,7 +128,11 @@ def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:
             " fake)"
         )
     tokenizer = model_tokenizer(config.model)
-    problems = read_problems(config.path, ProblemOptions(kind=config.kind))[: config.limit]
+    reader = ProblemReader(
+        config.path, ProblemOptions(kind=config.kind, duplicates=config.duplicates)
+    )
+    problems = list(reader)[: config.limit]
+    print("\n".join(reader.lines()), end="\n" if reader.lines() else "")
     prompter = make_prompter(tokenizer, config.prompt, config.model.path)
     prompts = [prompter.text(problem) for problem in problems]
     decoding = section_values(
@@ -295,9 +300,9 @@ def training_row(problem: Problem, stored: Row, tokenizer: Tokenizer, counts: Co
         "id": f"{problem.id}#{stored['sample']}",
         "problem_id": problem.id,
         "sample": stored["sample"],
-        "message": [
-            {"role": message.role, "content": message.content} for message in problem.prompt
-        ],
+        "message": [turn_fields(message) for message in problem.prompt],
+        **({"tools": list(problem.tools)} if problem.tools else {}),
+        **({"chat_template_kwargs": arguments} if (arguments := problem.template_kwargs) else {}),
         "response": stored["response"],
         "advantage": 1.0 if stored["correct"] else -1.0,
     }

@@ -99,6 +99,15 @@ class Renderer:
             fix = "reorder the turns"
             raise BadRow(example.where, "template refuses it", expected, found, fix) from error
 
+    def prompt(self, example: Example) -> str:
+        """All turns, up to where the answer starts. Raises BadRow where the template leaves out
+        tools or arguments."""
+        count = len(example.messages)
+        text = self.text(example, count, prompt=True)
+        if example.tools and text == self.text(replace(example, tools=()), count, prompt=True):
+            raise _left_out(example, "the tools", "column tools")
+        return text
+
     def spans(self, example: Example) -> tuple[str, list[tuple[str, str]]]:
         """(rendered text, [(text before the answer, text through it)] per trained turn), each
         checked to be a prefix of the rendered text."""

@@ -27,8 +27,8 @@ NEUTRAL_KEYS = (
     *("id", "index", "turn", "uuid", "timestamp", "created_at", "model", "info", "source"),
     *("metadata", "language", "lang", "score", "rating"),
 )
-# columns of a problem that its prompt, rendered without them, would leave out
-PROMPT_COLUMNS = ("tools", "chat_template_kwargs")
+# columns of a row that its chat template reads
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 # columns of a row that would change the loss, or that no text model can take in
 MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHT_COLUMNS = ("weight", "loss_weight", "sample_weight", "loss_mask")
@@ -78,7 +78,7 @@ def read_row_fields(row: RawRow, example: Example) -> Example:
             expected, fix = "rows that all weigh 1", "remove the column, or the rows it would drop"
             found = f"{describe(value)} in column {key!r}"
             raise BadRow(row.where, f"column {key}", expected, found, fix)
-    return replace(example, tools=_tools(row), template_kwargs=_template_kwargs(row))
+    return replace(example, tools=read_tools(row), template_kwargs=read_template_kwargs(row))
 
 
 def refuse_columns(row: RawRow, columns: Sequence[str]) -> None:
@@ -104,7 +104,8 @@ def _plain_text(row: RawRow, name: str, content: Any) -> str:
     return content
 
 
-def _tools(row: RawRow) -> tuple[dict[str, Any], ...]:
+def read_tools(row: RawRow) -> tuple[dict[str, Any], ...]:
+    """The column `tools`, a list or JSON text. Raises BadRow."""
     tools = _parsed(row, "tools", row.data.get("tools"))
     if _is_empty(tools):
         return ()
@@ -113,7 +114,8 @@ def _tools(row: RawRow) -> tuple[dict[str, Any], ...]:
     return tuple(_without_nulls(tool) for tool in tools)
 
 
-def _template_kwargs(row: RawRow) -> dict[str, Any]:
+def read_template_kwargs(row: RawRow) -> dict[str, Any]:
+    """The column `chat_template_kwargs`, an object or JSON text. Raises BadRow."""
     kwargs = _parsed(row, "chat_template_kwargs", row.data.get("chat_template_kwargs"))
     if _is_empty(kwargs):
         return {}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from megaladder.data.chat.turns import ROLES, read_turn
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.rewards.extract import last_box
 from megaladder.types import Kind, Message
@@ -176,9 +177,12 @@ def _question(row: RawRow, key: str) -> str | tuple[Message, ...]:
     if not isinstance(value, list):
         fix = "fill it, or remove the row"
         raise BadRow(row.where, "no question", f"text in {key!r}", describe(value), fix)
-    turns = [turn for turn in value if _is_turn(turn)]
-    last = turns[-1] if turns and len(turns) == len(value) else {"role": "", "content": ""}
-    if last["role"] != "user" or not last["content"].strip():
+    roles = {role: role for role in ROLES}
+    turns = tuple(
+        read_turn(row, f"{key}[{place}]", turn, ("role", "content"), roles)
+        for place, turn in enumerate(value)
+    )
+    if not turns or turns[-1].role != "user" or not turns[-1].content.strip():
         raise BadRow(
             row.where,
             "malformed prompt",
@@ -186,15 +190,7 @@ def _question(row: RawRow, key: str) -> str | tuple[Message, ...]:
             describe(value),
             "repair the row",
         )
-    return tuple(Message(turn["role"], turn["content"]) for turn in turns)
-
-
-def _is_turn(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and turn.get("role") in ("system", "user", "assistant")
-        and isinstance(turn.get("content"), str)
-    )
+    return turns
 
 
 def _boxed(row: RawRow, key: str) -> str:

@@ -34,6 +34,7 @@ SHAREGPT_ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "chatgpt": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
     "tool": "tool",
     "observation": "tool",
 }
@@ -183,10 +184,27 @@ def from_sharegpt(row: RawRow, options: ReadOptions) -> Example:
     first = row.data["conversations"][:1] if isinstance(row.data["conversations"], list) else []
     plain = bool(first) and isinstance(first[0], dict) and "role" in first[0]
     keys = ("role", "content") if plain else ("from", "value")
-    turns = _turns(row, "conversations", keys, SHAREGPT_ROLES)
+    turns = _turns(_with_calls(row, *keys), "conversations", keys, SHAREGPT_ROLES)
     if turns[0].role != "system":
         turns = (*_system_turn(row, "system"), *turns)
     return _conversation(row, turns, options)
+
+
+def _with_calls(row: RawRow, role: str, text: str) -> RawRow:
+    """The row with the turns called `function_call`, whose text is the call as JSON, as answers
+    that call a tool."""
+    turns = row.data["conversations"]
+    if not isinstance(turns, list):
+        return row
+    found = []
+    for turn in turns:
+        if isinstance(turn, dict) and turn.get(role) == "function_call":
+            calls = turn.get(text)
+            if isinstance(calls, str) and not calls.lstrip().startswith("["):
+                calls = f"[{calls}]"
+            turn = {**turn, text: None, "tool_calls": calls}
+        found.append(turn)
+    return RawRow(row.where, {**row.data, "conversations": found})
 
 
 def pair(question: str, answer: str, system: str = "system") -> Learn:

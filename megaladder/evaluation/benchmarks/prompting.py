@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megaladder.config.sections.evaluate import PromptSection
+from megaladder.data.chat.prompts import chat_prompt, refuse_tools
 from megaladder.data.chat.stops import stop_token_ids
 from megaladder.errors import ConfigError
 from megaladder.types import Message, Problem, Tokenizer
@@ -28,20 +29,20 @@ class Prompter:
         """The whole prompt as the model sees it."""
         if problem.prompt_text is not None:
             return problem.prompt_text + self.suffix
-        return self.render(problem.prompt)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Messages → text; `suffix` goes after the last one."""
-        *before, last = messages
-        content = last.content + self.suffix
         if self.style == "raw":
-            head = [self.system] if self.system else []
-            return "\n\n".join([*head, *(message.content for message in before), content])
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns += [{"role": message.role, "content": message.content} for message in before] + [
-            {"role": last.role, "content": content}
-        ]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            refuse_tools(problem)
+        return self.render(problem.prompt, problem)
+
+    def render(self, messages: Sequence[Message], problem: Problem | None = None) -> str:
+        """Messages → text; `suffix` goes after the last one. `problem`: whose they are, where the
+        template has to read further columns of its row."""
+        *before, last = messages
+        last = replace(last, content=last.content + self.suffix)
+        head = [Message("system", self.system)] if self.system else []
+        turns = [*head, *before, last]
+        if self.style == "raw":
+            return "\n\n".join(turn.content for turn in turns)
+        return chat_prompt(turns, self.tokenizer, problem)
 
     def ids(self, text: str) -> tuple[int, ...]:
         """A chat template writes its own special tokens; raw text gets the tokenizer's (a
