@@ -146,7 +146,11 @@ def plan_model(config: EvalConfig, out: Path, weights: dict[str, Any] | None = N
     """Reads and checks all that can be before an engine starts. See `ModelPlan`."""
     specs = find_benchmarks(config.benchmark, config.registry)
     prompter = make_prompter(
-        _tokenizer(config), config.prompt, config.model.path, instruction(config.budget)
+        _tokenizer(config),
+        config.prompt,
+        config.model.path,
+        instruction(config.budget),
+        config.model.revision,
     )
     jobs = [prepare(spec, config, prompter, out) for spec in specs if spec.runner != "lm_eval"]
     harness = [spec for spec in specs if spec.runner == "lm_eval"]

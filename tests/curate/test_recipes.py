@@ -20,6 +20,7 @@ from megaladder.curate.select.run import STAGES
 from megaladder.errors import ConfigError, ModelError
 from megaladder.model.hf_config import model_shape
 from megaladder.preflight.fit import check_model
+from megaladder.tools.study.published_models import check_all, table
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
@@ -83,6 +84,14 @@ def test_the_published_model_of_a_run_opens_and_fits_its_layout(path: Path, tmp_
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
     here = config.model.model_copy(update={"path": str(tmp_path)})
     check_model(config.model_copy(update={"model": here}))
+
+
+def test_the_page_of_models_lists_every_recipe_and_every_published_model() -> None:
+    found = check_all()
+    assert [one for one in found if one.problem is not None] == []
+    assert [one.file for one in found] == [str(file.relative_to(RECIPES)) for file in RUNS]
+    assert "| Rethinking SFT | 33 of 33 |" in table(found)
+    assert table(found) in (RECIPES.parents[1] / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED) - {"Qwen3-30B-A3B"}))

@@ -17,6 +17,7 @@ from megaladder.data.read_examples import ExampleReader
 from megaladder.data.read_problems import read_problems
 from megaladder.data.sources.find import SourceSpec
 from megaladder.errors import DataError
+from megaladder.tools.study.layout_table import table
 
 NAMES = [one.source for one in PUBLISHED]
 
@@ -99,6 +100,10 @@ def test_check_opens_the_data_of_a_grpo_run_without_any_model(
     assert (
         "expected rows for grpo and data sample, found layout messages" in capsys.readouterr().err
     )
+
+
+def test_the_page_of_data_lists_every_layout() -> None:
+    assert table() in (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -12,7 +12,7 @@ from data.chat_templates import CHATML, DEEPSEEK_R1, QWEN_2_5, QWEN_3, SPECIAL
 from data.conftest import build_tokenizer
 
 from megaladder import cli
-from megaladder.config.verbs.evaluation import PromptSection
+from megaladder.config.sections.evaluate import PromptSection
 from megaladder.data.chat.prompts import render_prompts
 from megaladder.data.chat.tokenizer import load_tokenizer
 from megaladder.data.read import BadRow

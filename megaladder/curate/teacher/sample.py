@@ -133,7 +133,9 @@ def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:
     )
     problems = list(reader)[: config.limit]
     print("\n".join(reader.lines()), end="\n" if reader.lines() else "")
-    prompter = make_prompter(tokenizer, config.prompt, config.model.path)
+    prompter = make_prompter(
+        tokenizer, config.prompt, config.model.path, revision=config.model.revision
+    )
     prompts = [prompter.text(problem) for problem in problems]
     decoding = section_values(
         config.rollout, ("n", "temperature", "top_p", "top_k", "min_p", "max_tokens")

@@ -9,10 +9,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from megaladder.data.sources.find import HUB_ID
 from megaladder.errors import ModelError
 from megaladder.types import Tokenizer
 
 _ANSWER, _NEXT = "ANSWER", "NEXT"
+GENERATION_CONFIG = "generation_config.json"
 
 
 def special_token_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -76,11 +78,14 @@ def _first_special(text: str, tokenizer: Tokenizer) -> tuple[str, str] | None:
     return None
 
 
-def stop_token_ids(tokenizer: Tokenizer, model: str | Path | None = None) -> tuple[int, ...]:
+def stop_token_ids(
+    tokenizer: Tokenizer, model: str | Path | None = None, revision: str | None = None
+) -> tuple[int, ...]:
     """Every token id that ends an answer; all that ask an engine for samples stop at these.
 
     The control token with which the chat template ends a turn, the tokenizer's end-of-sequence, and
-    those of the model folder's generation_config.json. Raises ModelError for a damaged one.
+    those of the model's generation_config.json. `model`: a folder, or a hub id at `revision`.
+    Raises ModelError for a damaged file, and where the hub refuses to say whether there is one.
     """
     stops: list[int] = []
     closing = turn_end(tokenizer).closing
@@ -88,12 +93,33 @@ def stop_token_ids(tokenizer: Tokenizer, model: str | Path | None = None) -> tup
         stops += tokenizer.encode(closing, add_special_tokens=False)[:1]
     if tokenizer.eos_token_id is not None:
         stops.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys([*stops, *_generation_stops(model)]))
+    return tuple(dict.fromkeys([*stops, *_generation_stops(model, revision)]))
 
 
-def _generation_stops(model: str | Path | None) -> list[int]:
-    file = Path(model or "") / "generation_config.json"
-    if model is None or not file.is_file():
+def _generation_file(model: str | Path | None, revision: str | None) -> Path | None:
+    """Of a folder, or of a hub id, downloaded or cached; None where the model has none."""
+    if model is None or Path(model).exists() or not HUB_ID.fullmatch(str(model)):
+        file = Path(model or "") / GENERATION_CONFIG
+        return file if model is not None and file.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(str(model), GENERATION_CONFIG, revision=revision))
+    # also without network, where the cache has the model without this file
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ModelError(
+            f"{model} at {revision or 'main'}: expected the hub to say which tokens end an answer"
+            f" ({GENERATION_CONFIG}), found {type(error).__name__}: {error}; fix: model.path and"
+            " model.revision, or a folder"
+        ) from error
+
+
+def _generation_stops(model: str | Path | None, revision: str | None) -> list[int]:
+    file = _generation_file(model, revision)
+    if file is None:
         return []
     try:
         found = json.loads(file.read_text("utf-8")).get("eos_token_id")

@@ -63,10 +63,15 @@ class Prompter:
 
 
 def make_prompter(
-    tokenizer: Tokenizer, section: PromptSection, model: str | None, extra_suffix: str = ""
+    tokenizer: Tokenizer,
+    section: PromptSection,
+    model: str | None,
+    extra_suffix: str = "",
+    revision: str | None = None,
 ) -> Prompter:
-    """`section.style` auto: chat where the tokenizer has a template. `model`: its folder, which may
-    name further ends of an answer. `extra_suffix`: budget instructions (`budget.instruction`)."""
+    """`section.style` auto: chat where the tokenizer has a template. `model`: its folder or hub id
+    at `revision`, which may name further ends of an answer. `extra_suffix`: budget instructions
+    (`budget.instruction`)."""
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if section.style == "chat" and not has_template:
         raise ConfigError(
@@ -79,5 +84,5 @@ def make_prompter(
         style,
         section.system,
         section.suffix.replace("\\n", "\n") + extra_suffix,
-        stop_token_ids(tokenizer, model),
+        stop_token_ids(tokenizer, model, revision),
     )
