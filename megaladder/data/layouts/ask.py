@@ -15,7 +15,7 @@ from typing import Any
 from megaladder.data.chat.turns import ROLES, read_turn
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.rewards.extract import last_box
-from megaladder.types import Kind, Message
+from megaladder.types import Kind, Message, Role
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -177,7 +177,7 @@ def _question(row: RawRow, key: str) -> str | tuple[Message, ...]:
     if not isinstance(value, list):
         fix = "fill it, or remove the row"
         raise BadRow(row.where, "no question", f"text in {key!r}", describe(value), fix)
-    roles = {role: role for role in ROLES}
+    roles: dict[str, Role] = {role: role for role in ROLES}
     turns = tuple(
         read_turn(row, f"{key}[{place}]", turn, ("role", "content"), roles)
         for place, turn in enumerate(value)
