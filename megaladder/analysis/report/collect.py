@@ -123,6 +123,10 @@ class Inputs:
         results = len(self.runs) + len(self.evals) + len(self.others)
         return results + len(self.analyses) + len(self.data)
 
+    def of_kind(self, kind: str) -> list[Analysis]:
+        """The results of one analyze verb."""
+        return [analysis for analysis in self.analyses if analysis.kind == kind]
+
     @property
     def shown(self) -> list[EvalResult]:
         """Of each model its last step; the steps before are curves."""
