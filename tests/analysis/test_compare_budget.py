@@ -168,6 +168,7 @@ def test_equal_compute(verb, write):
     totals, matched = done.json["compute"]["totals"], done.json["compute"]["matched"]["b"]
     assert totals["sft"] == {
         "tokens": 4000,
+        "train_flops": 240_000,
         "flops": 240_000,
         "gpu_hours": 8,
         "generated_tokens": None,

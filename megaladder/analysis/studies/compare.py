@@ -8,7 +8,7 @@ level. Pairing is by problem id.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +282,13 @@ def compute_section(config: CompareConfig, runs: Runs, warnings: Warnings) -> di
             if record.is_run and (Path(record.path) / "metrics.jsonl").is_file()
         }
     costs = {name: read_compute(folder, warnings) for name, folder in folders.items()}
-    out: dict[str, Any] = {"totals": {name: cost.totals() for name, cost in costs.items()}}
+    out: dict[str, Any] = {
+        "totals": {name: cost.totals() for name, cost in costs.items()},
+        "ledger": {
+            name: {phase: asdict(work) for phase, work in cost.ledger.items()}
+            for name, cost in costs.items()
+        },
+    }
     if config.table:
         out["matched"] = matched_scores(read_curves(config.table), costs, warnings)
     elif not config.compute:

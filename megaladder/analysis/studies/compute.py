@@ -1,9 +1,10 @@
 """What a training run cost, from its run folder: tokens, FLOPs, GPU-hours, summed over
 metrics.jsonl; and scores at equal cost.
 
-FLOPs: the rows' own `flops` where they have it, else 6·parameters·tokens (forward and backward of
-the trained tokens; generation of a GRPO run is in its GPU-hours and in `generated_tokens`, not in
-its FLOPs). GPU-hours: wall-clock seconds · ranks.
+FLOPs: all that the model learned from, by the run's ledger: training, log-prob passes, generation,
+and a teacher's work on the data of an SFT run (`data sample` leaves it beside its rows); held-out
+losses and evaluations only measure. `train_flops`: forward and backward alone. Rows without a
+ledger count 6·parameters·tokens for both. GPU-hours: wall-clock seconds · ranks.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.studies.trajectory import Point
 from megaladder.analysis.tables import Warnings, read_growing
 from megaladder.errors import DataError
+from megaladder.ledger.book import Phase, add_up, read_work, row_of, training_flops
+from megaladder.ledger.sampled import read_sampled_ledger, teacher_ledger
+from megaladder.ledger.work import Work
 
-MEASURES = ("tokens", "flops", "gpu_hours")
+MEASURES = ("tokens", "train_flops", "flops", "gpu_hours")
 PARAMETER_KEYS = ("num_parameters", "num_params", "parameters")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 SECOND_KEYS = ("step_s", "step_seconds", "wall_s")
@@ -32,29 +36,31 @@ SECOND_KEYS = ("step_s", "step_seconds", "wall_s")
 @dataclass(frozen=True)
 class Compute:
     """Cumulative cost after each step: `steps` int64 [S]; each of `cumulative` float64 [S], or None
-    where the folder does not say."""
+    where the folder does not say. at_start: FLOPs before the first step (a teacher's). ledger: the
+    work of each phase, evaluations included."""
 
     steps: np.ndarray
     cumulative: dict[str, np.ndarray | None]
-    generated_tokens: float | None = None
+    at_start: float = 0.0
+    ledger: Mapping[Phase, Work] = field(default_factory=dict)
 
     def totals(self) -> dict[str, float | None]:
         out = {
             name: None if values is None else float(values[-1])
             for name, values in self.cumulative.items()
         }
-        return {**out, "generated_tokens": self.generated_tokens}
+        generation = self.ledger.get("generation")
+        generated = None if generation is None else generation.tokens - generation.prompt_tokens
+        return {**out, "generated_tokens": None if generated is None else float(generated)}
 
     def at(self, measure: str, step: int) -> float | None:
         """Cost of the first `step` steps; None beyond the run's end or where it is not known."""
         values = self.cumulative[measure]
         if values is None or step > self.steps[-1]:
             return None
-        if step == 0:
-            return 0.0
-        return float(
-            np.interp(step, np.concatenate([[0], self.steps]), np.concatenate([[0.0], values]))
-        )
+        first = self.at_start if measure == "flops" else 0.0
+        steps, costs = np.concatenate([[0], self.steps]), np.concatenate([[first], values])
+        return float(np.interp(step, steps, costs))
 
 
 def read_compute(folder: str | Path, warnings: Warnings) -> Compute:
@@ -71,27 +77,58 @@ def read_compute(folder: str | Path, warnings: Warnings) -> Compute:
         raise DataError(f"{path}: has no training steps; fix: the folder of a run that made some")
     steps = np.array(sorted(rows))
     ordered = [rows[step] for step in steps]
-    tokens = _sum(ordered, ("tokens",))
-    seconds = _sum(ordered, SECOND_KEYS)
-    ranks, parameters = _ranks(Path(folder)), _parameters(Path(folder), ordered)
-    flops = _sum(ordered, ("flops",))
-    if flops is None and tokens is not None and parameters:
-        flops = 6.0 * parameters * tokens
+    tokens, seconds = _sum(ordered, ("tokens",)), _sum(ordered, SECOND_KEYS)
+    teacher = _teacher(Path(folder))
+    at_start, ledger = training_flops(teacher), {**_ledger(Path(folder), ordered), **teacher}
+    train_flops, flops = _flops(Path(folder), ordered, tokens)
     found: dict[str, np.ndarray | None] = {
         "tokens": tokens,
-        "flops": flops,
-        "gpu_hours": None if seconds is None else seconds * ranks / 3600,
+        "train_flops": train_flops,
+        "flops": None if flops is None else at_start + flops,
+        "gpu_hours": None if seconds is None else seconds * _ranks(Path(folder)) / 3600,
     }
     for name, values in found.items():
         if values is None:
             why = (
                 "no parameter count in fingerprint.json and no weights at model.path"
-                if name == "flops"
+                if name.endswith("flops")
                 else "not in metrics.jsonl"
             )
             warnings.add(f"{folder}: {name} not known ({why})")
-    generated = _sum(ordered, ("generated_tokens", "rollout_tokens"))
-    return Compute(steps, found, None if generated is None else float(generated[-1]))
+    return Compute(steps, found, at_start, ledger)
+
+
+def _flops(
+    folder: Path, rows: list[dict[str, Any]], tokens: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Cumulative FLOPs of training proper, and of all that the model learned from."""
+    works = [read_work(row) for row in rows]
+    if all("train" in work for work in works):
+        trained = np.cumsum([work["train"].flops for work in works])
+        return trained, np.cumsum([training_flops(work) for work in works])
+    parameters = _parameters(folder, rows)
+    flops = _sum(rows, ("flops",))
+    if flops is None and tokens is not None and parameters:
+        flops = 6.0 * parameters * tokens
+    return flops, flops
+
+
+def _ledger(folder: Path, rows: list[dict[str, Any]]) -> dict[Phase, Work]:
+    """The work of all steps, and of the held-out losses between them."""
+    path = folder / "held_out.jsonl"
+    measured = read_growing(path)[0] if path.is_file() and path.stat().st_size else []
+    return add_up([*rows, *(row for _, row in measured)])
+
+
+def _teacher(folder: Path) -> dict[Phase, Work]:
+    """What a teacher's work on the run's data cost, where `data sample` left it beside them."""
+    config = read_config(folder)
+    data = config.get("data") or {}
+    parts = [data, *(part for part in data.get("mixture") or [] if isinstance(part, dict))]
+    paths = (
+        {str(part["path"]) for part in parts if part.get("path")} if "grpo" not in config else ()
+    )
+    return add_up(row_of(read_sampled_ledger(teacher_ledger(path))) for path in sorted(paths))
 
 
 def _has_step(row: Mapping[str, Any], where: str) -> bool:
@@ -113,6 +150,9 @@ def _sum(rows: list[dict[str, Any]], names: tuple[str, ...]) -> np.ndarray | Non
 
 
 def _ranks(folder: Path) -> int:
+    counted = read_object(folder / "fingerprint.json").get("num_ranks")
+    if isinstance(counted, int):
+        return counted
     parallel = read_config(folder).get("parallel") or {}
     if isinstance(parallel.get("ranks"), int):
         return parallel["ranks"]

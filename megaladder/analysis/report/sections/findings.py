@@ -19,6 +19,7 @@ from megaladder.analysis.report.blocks import (
 from megaladder.analysis.report.collect import Analysis, Inputs, rollout_rows
 from megaladder.analysis.report.sections.rollouts import visible
 from megaladder.analysis.report.svg import Chart, Series, bar
+from megaladder.analysis.studies.compute import MEASURES
 from megaladder.errors import DataError
 
 MAX_TOKEN_ROWS = 20
@@ -428,17 +429,15 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
     compute = analysis.result["compute"]
     rows, numbers = [], []
     for name, totals in compute["totals"].items():
-        rows.append(
-            [name, *(_value(totals[key], ".4g") for key in ("tokens", "flops", "gpu_hours"))]
-        )
+        rows.append([name, *(_value(totals.get(key), ".4g") for key in MEASURES)])
         numbers += [CsvRow("compute", "total", name, key, value) for key, value in totals.items()]
     section.blocks.append(
         Table(
-            ("run", "tokens", "FLOPs", "device-hours"),
+            ("run", "tokens", "FLOPs of training", "FLOPs in all", "device-hours"),
             rows,
-            "What each run cost.",
+            "What each run cost. FLOPs in all: also log-prob passes, generation, a teacher's data.",
             numbers,
-            frozenset({1, 2, 3}),
+            frozenset({1, 2, 3, 4}),
         )
     )
     rows, numbers = [], []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from megaladder.analysis.report.blocks import Block, CsvRow, Panels, Prose, Section, Table
@@ -12,6 +14,9 @@ from megaladder.analysis.report.svg import Chart, Series
 from megaladder.analysis.samples.files import flatten
 from megaladder.analysis.studies.compute import read_compute
 from megaladder.analysis.tables import Warnings
+from megaladder.ledger.book import ROW_KEYS, Phase
+from megaladder.ledger.sampled import read_sampled_ledger
+from megaladder.ledger.work import Work
 from megaladder.process import last_word
 from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.grade import grader_label
@@ -39,6 +44,10 @@ HIDDEN = {
     "timestamp",
     "memory_bytes",
     "step_s",
+    "flops",
+    "flops_per_s",
+    "total_flops",
+    *ROW_KEYS,
 }
 
 
@@ -96,6 +105,7 @@ def runs_section(inputs: Inputs) -> Section:
     if inputs.runs:
         section.blocks.append(_runs_table(inputs))
         section.blocks += _unfinished(inputs)
+    section.blocks += ledger_table(inputs)
     protocols = [(item, item.protocol) for item in inputs.shown]
     if protocols:
         section.blocks.append(_protocol_table(protocols))
@@ -139,8 +149,9 @@ def _runs_table(inputs: Inputs) -> Table:
         for name, value in {**cost, **values}.items():
             numbers.append(CsvRow("runs", "training runs", run.name, name, value))
     caption = (
-        "Tokens through the model; FLOPs = 6 · parameters · tokens where the parameter count is"
-        " known; hours = seconds · ranks, of the device that is named."
+        "Tokens trained on; FLOPs of all that the model learned from (training, log-prob passes,"
+        " generation, a teacher's data; 6 · parameters · tokens for a run without a ledger);"
+        " hours = seconds · ranks, of the device that is named."
     )
     return Table(
         ("run", "steps", "tokens", "FLOPs", "device hours", "last loss", "ended", "settings"),
@@ -154,6 +165,33 @@ def _runs_table(inputs: Inputs) -> Table:
 def hours(value: float | None, device: str) -> str:
     """`1.5 NVIDIA H200-h`: hours mean nothing without what they are hours of."""
     return "–" if value is None else f"{value:.3g} {device}-h"
+
+
+def ledger_table(inputs: Inputs) -> list[Block]:
+    """What each phase of each run and evaluation cost."""
+    works: dict[str, Mapping[Phase, Work]] = {
+        run.name: read_compute(run.path, Warnings()).ledger
+        for run in inputs.runs
+        if any(row.get("step", 0) > 0 for row in run.rows)
+    }
+    for item in inputs.shown:
+        name = f"{item.samples.model} on {item.samples.benchmark}"
+        works[name] = read_sampled_ledger(Path(item.samples.path).parent / "ledger.json")
+    rows, numbers = [], []
+    for name, phases in works.items():
+        total = sum(work.flops for work in phases.values())
+        for phase, work in phases.items():
+            share = f"{work.flops / total:.1%}" if total else "–"
+            cells = [amount(work.tokens), amount(work.prompt_tokens), number(work.flops, ".3g")]
+            rows.append([name, phase.replace("_", " "), *cells, share, f"{work.cpu_s:.1f}"])
+            for measure, value in asdict(work).items():
+                numbers.append(CsvRow("runs", f"ledger: {phase}", name, measure, value))
+    head = ("run", "phase", "tokens", "of prompts", "FLOPs", "share", "CPU s of grading")
+    caption = (
+        "The ledger: model FLOPs, without padding and recomputation; a prompt counts once for"
+        " the completions that share it."
+    )
+    return [Table(head, rows, caption, numbers, frozenset({2, 3, 4, 5, 6}))] if rows else []
 
 
 def _unfinished(inputs: Inputs) -> list[Block]:
