@@ -41,6 +41,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "analyze compare": {"runs": ["r"]},
     "report": {"run_dirs": ["r"]},
     "study": {"name": "list"},
+    "power": {"effect": 2.0},
     "replay": {"run_dir": "r", "step": 1},
     "data get": {"names": ["gsm8k"]},
     "data stats": {"path": "p"},

@@ -268,6 +268,13 @@ VERBS: tuple[Verb, ...] = (
         "Analyze",
     ),
     Verb(
+        "power",
+        "megaladder.config.verbs.power:PowerConfig",
+        "megaladder.analysis.power.verb:run_power",
+        "how many problems and samples show a difference, from stored samples or given numbers",
+        "Analyze",
+    ),
+    Verb(
         "report",
         "megaladder.config.verbs.analysis:ReportConfig",
         "megaladder.analysis.report.verb:run_report",

@@ -8,9 +8,9 @@ numbers: `report`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from megaladder.evaluation.benchmarks.job import Job, fingerprint_parts, prepare
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, describe_registry, find_benchmarks
 from megaladder.evaluation.budget import instruction
-from megaladder.evaluation.run import Progress, Timing, run_task
+from megaladder.evaluation.run import Progress, Timing, run_task, run_until
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
 from megaladder.finished import write_evaluated
@@ -102,7 +102,7 @@ class ModelPlan:
         """Draws and grades what is missing, and scores what needs no judge."""
         for job in self.jobs:
             parts = self.parts(job, engine)
-            timing = _generate(job, self.config, engine, pool, parts)
+            job, timing = _generate(job, self.config, engine, pool, parts)
             if job.spec.runner == "judge":
                 self._judged.append((job, parts, timing))
             else:
@@ -145,6 +145,7 @@ class ModelPlan:
 def plan_model(config: EvalConfig, out: Path, weights: dict[str, Any] | None = None) -> ModelPlan:
     """Reads and checks all that can be before an engine starts. See `ModelPlan`."""
     specs = find_benchmarks(config.benchmark, config.registry)
+    _check_stopping(specs, config)
     prompter = make_prompter(
         _tokenizer(config),
         config.prompt,
@@ -159,6 +160,15 @@ def plan_model(config: EvalConfig, out: Path, weights: dict[str, Any] | None = N
 
         lm_eval_tasks.require_installed()
     return ModelPlan(config, out, prompter, jobs, harness, weights)
+
+
+def _check_stopping(specs: Sequence[BenchmarkSpec], config: EvalConfig) -> None:
+    late = [spec.name for spec in specs if spec.runner in ("judge", "lm_eval")]
+    if late and config.stop_at_half_width is not None:
+        raise ConfigError(
+            f"{', '.join(late)}: scored when all samples are there, so stop_at_half_width cannot"
+            " stop it; fix: leave the key out, or these benchmarks"
+        )
 
 
 def _score_lines(summaries: dict[str, Any]) -> list[str]:
@@ -223,8 +233,9 @@ def _tokenizer(config: EvalConfig) -> Tokenizer:
 
 def _generate(
     job: Job, config: EvalConfig, engine: Engine, pool: VerifierPool, parts: dict[str, Any]
-) -> Timing:
-    """Brings the benchmark's journal to n samples per problem."""
+) -> tuple[Job, Timing]:
+    """Brings the benchmark's journal to n samples per problem, or to as many as are enough; the job
+    with that n."""
     grader: VerifierPool | SandboxPool = pool
     if any(VERIFIERS[problem.kind].runs_programs for problem in job.task.problems):
         if config.sandbox is not None:
@@ -243,13 +254,23 @@ def _generate(
                 f"{job.spec.name}  resumes: {journal.num_resumed} samples are there{torn}",
                 flush=True,
             )
-        timing = run_task(job.task, engine, grader, journal, Progress(config.progress_s))
+        task, progress = job.task, Progress(config.progress_s)
+        if config.stop_at_half_width is None:
+            timing = run_task(task, engine, grader, journal, progress)
+        else:
+            width = config.stop_at_half_width / 100
+            task, timing = run_until(task, width, engine, grader, journal, progress)
+            print(
+                f"{job.spec.name}  stopped after {task.params.n} of {job.task.params.n} samples a"
+                f" problem; asked for ± {config.stop_at_half_width:g} points",
+                flush=True,
+            )
     failures = grader.failures[seen:]
     for failure in failures[:MAX_NAMED]:
         print(f"  grading {failure.id}: {failure.reason.value} ({failure.detail})")
     if len(failures) > MAX_NAMED:
         print(f"  … and {len(failures) - MAX_NAMED} more")
-    return timing
+    return replace(job, task=task), timing
 
 
 @contextmanager

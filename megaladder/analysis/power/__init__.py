@@ -1,0 +1,1 @@
+"""How large an evaluation must be: problems and samples for an effect."""
