@@ -93,7 +93,10 @@ def _measured(sets: list[SampleSet]) -> Pair:
     if len(shared) < 2:
         raise DataError(f"{first.path} and {last.path} share no problems; fix: the same benchmark")
     at_a, at_b = np.array(shared).T
-    return Pair(*spreads, measured_covariance(first.accuracy_p[at_a], last.accuracy_p[at_b]))
+    spread_a, spread_b = spreads
+    return Pair(
+        spread_a, spread_b, measured_covariance(first.accuracy_p[at_a], last.accuracy_p[at_b])
+    )
 
 
 def _correlation(pair: Pair) -> float:
