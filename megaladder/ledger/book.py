@@ -2,8 +2,9 @@
 
     row = ledger.book({"train": work, "generation": more})   → {"train_tokens": …, "train_flops": …}
 
-The keys go into the row of metrics.jsonl (or held_out.jsonl) that the work belongs to, so a
-folder's ledger is the sum over its rows, and rows of lost work take theirs with them. The total is
+The keys go into the row of metrics.jsonl (or held_out.jsonl, evaluations.jsonl) that the work
+belongs to, so a folder's ledger is the sum over its rows, and rows of lost work take theirs with
+them. The total is
 in every checkpoint and goes on where a run is resumed.
 """
 

@@ -136,6 +136,21 @@ def test_eval_takes_the_run_folder_and_streams_its_steps_into_one_engine(
     assert "step 3 is not there; kept: 2, 4; fix:" in capsys.readouterr().err
 
 
+def test_check_says_what_will_be_asked_and_refuses_what_cannot_be(folder, capsys) -> None:
+    from megaladder.cli import main
+
+    flags = ["--model.path", str(folder / "model"), "--data.path", str(folder / "data.jsonl")]
+    flags += ["--run-dir", str(folder / "checked"), *SMALL.split(), *asked(folder)]
+    assert main(["check", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "evaluated every 2 steps, before the first and after the last step" in said
+    assert "arithmetic: 6 of 8 problems × 2, at most 40 tokens, temperature 1" in said
+    assert main(["check", *flags, "--evaluate.benchmarks", "arithmetik"]) == 2
+    assert "did you mean 'arithmetic'?" in capsys.readouterr().err
+    assert main(["check", *flags, "--evaluate.benchmarks", "hexphi"]) == 2
+    assert "needs a judge" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_real_engine_answers_by_the_weights_of_the_step(folder) -> None:
     """What `eval` draws from the export of the last step afterwards is what was drawn inside the

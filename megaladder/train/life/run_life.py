@@ -226,21 +226,25 @@ class RunLife:
         if self._trainer is not None:
             self._trainer.checkpoints.poll()
         saving = self._save_due(step)
-        self._evaluate(self._benchmarks, step, saving)
+        scored = self._evaluate(self._benchmarks, step, saving)
         kept = self._heed(step)
         self._evaluate(self._evaluation, step, saving)
         if saving or kept or step == self.last_step:
             self.save(step)
-        self._record_best()
+        if scored or saving:
+            self._record_best()
         # asked after the save: a signal that came meanwhile costs no further step
         if self._signals is not None and self._signals.agreed() and step < self.last_step:
             self.save(step)
             self.stop(step)
 
-    def _evaluate(self, evaluation: Evaluation | None, step: int, saving: bool) -> None:
+    def _evaluate(self, evaluation: Evaluation | None, step: int, saving: bool) -> bool:
+        """Evaluates where it is due; whether it was."""
         last = step == self.last_step
-        if evaluation is not None and evaluation.evaluation_due(step, saving, last):
-            evaluation.evaluate(step)
+        if evaluation is None or not evaluation.evaluation_due(step, saving, last):
+            return False
+        evaluation.evaluate(step)
+        return True
 
     def _heed(self, step: int) -> bool:
         """Draws the conclusions from the scores so far; True: this step is kept for its own."""
