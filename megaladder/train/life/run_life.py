@@ -326,6 +326,7 @@ class RunLife:
             self._refuse_untrained(step)
             more, following = self._weights(step)
             rows += more
+            self._record_best()  # the last checkpoints and exports are there now
         rows.append(("time", f"{time.monotonic() - self._began:.1f} s"))
         parallel.barrier()
         self.log.finish(self._contents.title, rows, following)
@@ -361,7 +362,6 @@ class RunLife:
         rows.append(("HF model", str(folder)))
         best = parallel.on_main(lambda: self._export_best(step))
         rows += [("HF model, best", str(path)) for path in best]
-        self._record_best()
         return rows, evaluation_command(folder, self._config.data.paths[0])
 
     def _export_best(self, last: int) -> list[Path]:
