@@ -48,6 +48,9 @@ EXTRAS = {
     "gpu": list(GPU_STACK["GPU_EXTRA"]),
     "wandb": ["wandb>=0.20"],
     "tensorboard": ["tensorboard>=2.18"],
+    "mlflow": ["mlflow-skinny>=3"],
+    "trackio": ["trackio>=0.2"],
+    "docs": ["mkdocs-material>=9.5"],
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.4",

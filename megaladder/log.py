@@ -1,5 +1,5 @@
 """What a run says: one line a step, `metrics.jsonl`, `log.txt`, a final table that ends with the
-next command; W&B and TensorBoard aside.
+next command; trackers aside (`trackers`).
 
 Rank 0 speaks; every other rank's `RunLog` is silent. Colour and tables only on a terminal. A sink
 that fails is reported once and dropped: it never stops a run. Numbers in files are full precision;
@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from megaladder.config.sections.run import RunConfig
-from megaladder.errors import MissingDependencyError
 from megaladder.process import last_word
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after, read_jsonl
+from megaladder.trackers.sinks import Sink, chosen_sinks
 
 GIB = 1024**3
 
@@ -105,79 +105,6 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: float | None, spec: str) -> str:
     return "none" if value is None else format(value, spec)
-
-
-class Sink(Protocol):
-    """A place outside the run folder that metrics go to. Whatever these raise is reported once,
-    then the sink is dropped."""
-
-    def start(self, run_name: str, config: Mapping[str, Any]) -> None: ...
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def finish(self, exit_status: int) -> None: ...
-
-
-class WandbSink:
-    """Weights & Biases. Its login comes from its own environment or netrc; a resumed run continues
-    the same curve."""
-
-    def __init__(self, project: str, folder: Path):
-        self._project, self._folder = project, folder
-
-    def start(self, run_name: str, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise MissingDependencyError(
-                "log.wandb needs the package wandb; add it: pip install 'megaladder[wandb]'"
-            ) from None
-        self._run = wandb.init(
-            project=self._project,
-            name=run_name,
-            id=_stable_id(self._folder),
-            resume="allow",
-            dir=str(self._folder),
-            config=dict(config),
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def finish(self, exit_status: int) -> None:
-        self._run.finish(exit_code=exit_status)
-
-
-class TensorBoardSink:
-    """Event files under run_dir/tensorboard; rows past a resumed step are purged by TensorBoard
-    itself."""
-
-    def __init__(self, folder: Path, first_step: int):
-        self._folder, self._first_step = folder, first_step
-
-    def start(self, run_name: str, config: Mapping[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingDependencyError(
-                "log.tensorboard needs tensorboard; add it: pip install 'megaladder[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=self._first_step or None
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def finish(self, exit_status: int) -> None:
-        self._writer.close()
-
-
-def _stable_id(folder: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
 
 
 class RunLog:
@@ -326,11 +253,7 @@ def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> Ru
     row."""
     log = RunLog(run, resumed_step=resumed_step, every=config.log.every)
     if run is not None:
-        sinks: dict[str, Sink] = {}
-        if config.log.wandb:
-            sinks["wandb"] = WandbSink(config.log.wandb_project, run.path)
-        if config.log.tensorboard:
-            sinks["tensorboard"] = TensorBoardSink(run.path, max(resumed_step, 0) + 1)
+        sinks = chosen_sinks(config.log, run.path, resumed_step)
         log.start_sinks(sinks, config.model_dump(mode="json"))
     return log
 

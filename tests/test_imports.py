@@ -80,7 +80,7 @@ TORCH_FREE_FILES = (
     "finished.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
-MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/log.py")
+MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/trackers")
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool, int]]:

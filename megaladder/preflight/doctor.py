@@ -240,6 +240,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("analyses and reports", (("scipy",), ("jinja2",)), BASE),
     Feature("Weights & Biases", (("wandb",),), "pip install -e '.[wandb]'"),
     Feature("TensorBoard", (("tensorboard",),), "pip install -e '.[tensorboard]'"),
+    Feature("MLflow", (("mlflow",),), "pip install -e '.[mlflow]'"),
+    Feature("trackio", (("trackio",),), "pip install -e '.[trackio]'"),
     Feature(
         "tests",
         (("pytest",), ("pytest-timeout",), ("hypothesis",)),

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megaladder.log import (
-    RunLog,
-    StepMetrics,
-    TensorBoardSink,
-    WandbSink,
-    evaluation_command,
-    format_table,
-)
+from megaladder.log import RunLog, StepMetrics, evaluation_command, format_table
 from megaladder.run_dir import RunDir, read_jsonl
 
 
@@ -146,22 +139,6 @@ def test_a_failing_sink_warns_once_and_never_stops_the_run(run, capsys, method: 
         " route to host"
     ]
     assert len(list(read_jsonl(run.metrics))) == 3
-
-
-@pytest.mark.parametrize(("sink", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboard")])
-def test_a_sink_without_its_package_says_the_command(
-    run, capsys, monkeypatch, sink: str, package: str
-) -> None:
-    import sys
-
-    for name in ("wandb", "tensorboard", "torch.utils.tensorboard"):
-        monkeypatch.setitem(sys.modules, name, None)
-    log = RunLog(run, stream=io.StringIO())
-    log.start_sinks(
-        {sink: WandbSink("p", run.path) if sink == "wandb" else TensorBoardSink(run.path, 1)}, {}
-    )
-    log.close()
-    assert f"pip install 'megaladder[{package}]'" in capsys.readouterr().err
 
 
 def test_a_console_that_went_away_does_not_stop_the_run(run) -> None:

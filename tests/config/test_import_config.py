@@ -90,7 +90,7 @@ IMPORTED: dict[str, tuple[int | None, dict[str, object]]] = {
             "rollout.n": 5,
             "rollout.tp": 2,
             "parallel.ranks": 8,
-            "log.wandb_project": "verl_grpo_example_gsm8k_math",
+            "log.project": "verl_grpo_example_gsm8k_math",
         },
     ),
     "verl_dapo_qwen2_5_32b.sh": (

@@ -276,13 +276,14 @@ def _trackers(work: Conversion) -> None:
     named = [str(name) for name in _as_list(work.take("report_to", []))]
     project = work.take("wandb_project")
     wandb = "wandb" in named or (project is not None and work.trainer.name != "verl")
-    known = {"wandb": wandb, "tensorboard": "tensorboard" in named}
+    known = {name: name in named for name in ("tensorboard", "mlflow", "trackio")}
+    known["wandb"] = wandb
     for name in (name for name, on in known.items() if on):
         work.put(f"log.{name}", True, "report_to")
-    if wandb:
-        for part in ("project", "entity"):
-            if value := work.take(f"wandb_{part}"):
-                work.put(f"log.wandb_{part}", value, f"wandb_{part}")
+    if project and (wandb or known["mlflow"] or known["trackio"]):
+        work.put("log.project", project, "project")
+    if wandb and (entity := work.take("wandb_entity")):
+        work.put("log.entity", entity, "wandb_entity")
     for name in named:
         if name not in (*known, "none", "console", "all"):
             work.say("refused", "report_to", f"{name}: trackers are {', '.join(known)}")

@@ -45,7 +45,16 @@ READ_IF: tuple[ReadIf[RunConfig], ...] = (
     ReadIf(
         ("optim.wsd_decay_ratio",), lambda run: run.optim.schedule == "wsd", "optim.schedule wsd"
     ),
-    ReadIf(("log.wandb_project",), lambda run: run.log.wandb, "log.wandb true"),
+    ReadIf(
+        ("log.project",),
+        lambda run: run.log.wandb or run.log.mlflow or run.log.trackio,
+        "log.wandb, log.mlflow or log.trackio",
+    ),
+    ReadIf(("log.entity",), lambda run: run.log.wandb, "log.wandb true"),
+    ReadIf(
+        ("log.group",), lambda run: run.log.wandb or run.log.trackio, "log.wandb or log.trackio"
+    ),
+    ReadIf(("log.tags",), lambda run: run.log.wandb or run.log.mlflow, "log.wandb or log.mlflow"),
     ReadIf(("gpu.fp8_format",), lambda run: run.train.fp8 is not None, "train.fp8"),
     ReadIf(
         ("gpu.fp8_amax_history_len", "gpu.fp8_amax_compute_algo"),

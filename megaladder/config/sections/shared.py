@@ -199,7 +199,17 @@ class LogSection(StrictModel):
     wandb: bool = False
     """Also log to Weights & Biases (the package and its login must be there). Its failure never
     stops a run."""
-    wandb_project: str = "megaladder"
-    """Weights & Biases project."""
     tensorboard: bool = False
     """Also write TensorBoard files to run_dir/tensorboard."""
+    mlflow: bool = False
+    """Also log to MLflow, at its own MLFLOW_TRACKING_URI. Its failure never stops a run."""
+    trackio: bool = False
+    """Also log to trackio. Its failure never stops a run."""
+    project: str = "megaladder"
+    """Project of Weights & Biases and trackio, experiment of MLflow."""
+    entity: str | None = None
+    """Weights & Biases team or user. null = your default."""
+    group: str | None = None
+    """Group of runs in Weights & Biases and trackio. null = none."""
+    tags: CommaStrs = ()
+    """Tags of the run in Weights & Biases and MLflow."""

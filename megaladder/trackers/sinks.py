@@ -1,0 +1,177 @@
+"""The trackers. A run keeps its identity in its folder: a resumed run continues its curve, another
+run of the same name, or one that starts anew, never does."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from megaladder.config.sections.shared import LogSection
+from megaladder.errors import MissingDependencyError
+from megaladder.run_dir import atomic_write, to_json
+
+IDENTITY = "tracker.json"
+
+
+class Sink(Protocol):
+    """A place outside the run folder that metrics go to. Whatever these raise is reported once,
+    then the sink is dropped."""
+
+    def start(self, run_name: str, config: Mapping[str, Any]) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def finish(self, exit_status: int) -> None: ...
+
+
+def chosen_sinks(log: LogSection, folder: Path, resumed_step: int) -> dict[str, Sink]:
+    """The trackers that a run's configuration asks for, by name. resumed_step: steps already done;
+    0 or less = the run starts anew, with a new identity."""
+    sinks: dict[str, Sink] = {}
+    identity = run_identity(folder, anew=resumed_step <= 0)
+    if log.wandb:
+        sinks["wandb"] = WandbSink(log, folder, identity)
+    if log.tensorboard:
+        sinks["tensorboard"] = TensorBoardSink(folder, max(resumed_step, 0) + 1)
+    if log.mlflow:
+        sinks["mlflow"] = MlflowSink(log, identity)
+    if log.trackio:
+        sinks["trackio"] = TrackioSink(log, identity)
+    return sinks
+
+
+def run_identity(folder: Path, anew: bool) -> str:
+    """16 hex digits kept in the run folder; drawn again where the run starts anew."""
+    path = folder / IDENTITY
+    if path.is_file() and not anew:
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+        except (ValueError, KeyError, TypeError):
+            pass  # a damaged file costs the old curve, not the run
+    identity = uuid.uuid4().hex[:16]
+    atomic_write(path, to_json({"id": identity}) + "\n")
+    return identity
+
+
+class WandbSink:
+    """Weights & Biases. Its login comes from its own environment or netrc; a resumed run continues
+    the same curve."""
+
+    def __init__(self, log: LogSection, folder: Path, identity: str):
+        self._log, self._folder, self._identity = log, folder, identity
+
+    def start(self, run_name: str, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise _missing("wandb") from None
+        self._run = wandb.init(
+            project=self._log.project,
+            entity=self._log.entity,
+            group=self._log.group,
+            tags=list(self._log.tags) or None,
+            name=run_name,
+            id=self._identity,
+            resume="allow",
+            dir=str(self._folder),
+            config=dict(config),
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self, exit_status: int) -> None:
+        self._run.finish(exit_code=exit_status)
+
+
+class TensorBoardSink:
+    """Event files under run_dir/tensorboard; rows past a resumed step are purged by TensorBoard
+    itself."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self._folder, self._first_step = folder, first_step
+
+    def start(self, run_name: str, config: Mapping[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _missing("tensorboard") from None
+        self._writer = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=self._first_step or None
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self, exit_status: int) -> None:
+        self._writer.close()
+
+
+class MlflowSink:
+    """MLflow, at the address of its own MLFLOW_TRACKING_URI. The run's identity is a tag, by which
+    a resumed run is found again."""
+
+    def __init__(self, log: LogSection, identity: str):
+        self._log, self._identity = log, identity
+
+    def start(self, run_name: str, config: Mapping[str, Any]) -> None:
+        try:
+            import mlflow
+        except ImportError:
+            raise _missing("mlflow") from None
+        self._mlflow = mlflow
+        mlflow.set_experiment(self._log.project)
+        wanted = f"tags.megaladder_id = '{self._identity}'"
+        found = mlflow.search_runs(
+            experiment_names=[self._log.project], filter_string=wanted, output_format="list"
+        )
+        mlflow.start_run(
+            run_id=found[0].info.run_id if found else None,
+            run_name=run_name,
+            tags={"megaladder_id": self._identity, **dict.fromkeys(self._log.tags, "")},
+        )
+        if not found:
+            mlflow.log_dict(dict(config), "config.json")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(dict(metrics), step=step)
+
+    def finish(self, exit_status: int) -> None:
+        self._mlflow.end_run("FAILED" if exit_status else "FINISHED")
+
+
+class TrackioSink:
+    """trackio: local-first, the same calls as Weights & Biases."""
+
+    def __init__(self, log: LogSection, identity: str):
+        self._log, self._identity = log, identity
+
+    def start(self, run_name: str, config: Mapping[str, Any]) -> None:
+        try:
+            import trackio
+        except ImportError:
+            raise _missing("trackio") from None
+        self._trackio = trackio
+        trackio.init(
+            project=self._log.project,
+            name=f"{run_name}-{self._identity[:6]}",
+            group=self._log.group,
+            config=dict(config),
+            resume="allow",
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._trackio.log(dict(metrics), step=step)
+
+    def finish(self, exit_status: int) -> None:
+        self._trackio.finish()
+
+
+def _missing(package: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"log.{package} needs the package {package}; add it: pip install 'megaladder[{package}]'"
+    )
