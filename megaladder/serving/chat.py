@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -51,7 +52,10 @@ def run_chat(config: ChatConfig) -> None:
     prompter = make_prompter(tokenizer, PromptSection(system=config.system), model.path)
     logs = Path(mkdtemp(prefix="megaladder-chat-"))
     print(f"{folder.name}: loading", file=sys.stderr, flush=True)
-    with make_engine(model, config.rollout, config.seed or 0, tokenizer, logs) as engine:
+    # only answers go to standard output
+    with redirect_stdout(sys.stderr):
+        made = make_engine(model, config.rollout, config.seed or 0, tokenizer, logs)
+    with made as engine:
         talk = Conversation(engine, prompter, _params(config, prompter))
         for text in config.prompt or _typed():
             if text == AGAIN:

@@ -23,6 +23,7 @@ from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.serving import ServeConfig
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
+from megaladder.platform import has_cuda
 from megaladder.process.signals import die_with_parent
 from megaladder.rollout.vllm_engine import VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
@@ -71,7 +72,9 @@ def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: P
         options["--chat-template"] = str(place / "chat_template.jinja")
     if config.max_model_len is not None:
         options["--max-model-len"] = str(config.max_model_len)
-    return [sys.executable, *SERVER, *(word for pair in options.items() for word in pair)]
+    words = [word for pair in options.items() for word in pair]
+    # as our engine: on a CPU compiling takes minutes and saves little
+    return [sys.executable, *SERVER, *words, *([] if has_cuda() else ["--enforce-eager"])]
 
 
 def _environment(config: ServeConfig, folder: ModelFolder) -> dict[str, str]:
