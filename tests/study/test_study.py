@@ -45,7 +45,8 @@ def written(out: Path) -> dict[str, object]:
     rows = {
         str(path.relative_to(out)): path.read_text()
         for path in sorted(out.rglob("*.jsonl"))
-        if ".study" not in path.parts
+        # what was dropped is told with its place, in a folder of its own for each test
+        if ".study" not in path.parts and "dropped" not in path.name
     }
     findings = json.loads((out / "findings.json").read_text())
     return {**rows, "findings": findings["findings"]}
