@@ -269,7 +269,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "power",
-        "megaladder.config.verbs.power:PowerConfig",
+        "megaladder.config.verbs.grade:PowerConfig",
         "megaladder.analysis.power.verb:run_power",
         "how many problems and samples show a difference, from stored samples or given numbers",
         "Analyze",

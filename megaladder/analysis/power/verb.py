@@ -18,7 +18,7 @@ from megaladder.analysis.power.design import (
 )
 from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.tables import Warnings, format_columns, write_result
-from megaladder.config.verbs.power import PowerConfig
+from megaladder.config.verbs.grade import PowerConfig
 from megaladder.errors import DataError
 
 
