@@ -12,7 +12,7 @@ VENV = "$${MEGALADDER_VENV:-$$PWD/.venv}"
 RUN = $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: env quickstart test test-slow test-gpu lint format types clean
+.PHONY: env quickstart test chaos test-slow test-gpu lint format types clean
 
 env:
 	@"$$PYTHON" tools/env/setup_env.py
@@ -22,6 +22,9 @@ quickstart: env
 
 test: env
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+chaos: env
+	@PYTHONPATH=.:tests $(RUN) -m chaos.run $(ARGS)
 
 test-slow: env
 	@$(RUN) -m pytest -m "slow and not gpu" $(ARGS)

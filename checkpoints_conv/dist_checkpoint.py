@@ -42,6 +42,7 @@ from megaladder.checkpoint import plain_data, store
 from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import CheckpointError
+from megaladder.run_dir import fsync_folder
 
 _MAX_FILE_BYTES = 10**9  # several files, so that they can be hashed and read on several cores
 _HASH_ASIDE_BYTES = 2**20  # larger writes are hashed by a second thread while the first one writes
@@ -78,7 +79,9 @@ class _HashingFile:
         self._file.flush()
 
     def close(self) -> dict[str, Any]:
-        """Closes it and returns its entry of the integrity manifest."""
+        """Closes it, on the disk, and returns its entry of the integrity manifest."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         return {"sha256": self._sha256.hexdigest(), "bytes": self.num_bytes}
 
@@ -147,11 +150,14 @@ class DistCheckpointWriter:
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = str(path.relative_to(self.folder))
             if name not in self._manifest and name != INCOMPLETE_NAME:
+                store.sync_file(path)
                 data = path.read_bytes()
                 self._manifest[name] = {
                     "sha256": hashlib.sha256(data).hexdigest(),
                     "bytes": len(data),
                 }
+        for folder in {(self.folder / name).parent for name in self._manifest}:
+            fsync_folder(folder)
         store.write_json(self.folder / store.INTEGRITY, self._manifest)
         total = sum(entry["bytes"] for entry in self._manifest.values())
         store.write_json(self.folder / store.MARKER, {"files": len(self._manifest), "bytes": total})

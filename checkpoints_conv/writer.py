@@ -7,8 +7,8 @@ in, then the index, then tokenizer files, then config.json, then SHA256SUMS; a f
 lies there until the end.
 
 File format: https://github.com/huggingface/safetensors (8 bytes of header length, JSON header,
-tensors without gaps). Not here: which tensors a model has (families.py), fsync (a power cut may
-lose the last seconds of writes, as with `cp`).
+tensors without gaps). A folder that looks complete is so after a power cut too. Not here: which
+tensors a model has (families.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ from megaladder.checkpoints_conv.reader import (
 )
 from megaladder.errors import ConversionError, StorageError
 from megaladder.process.storage import storage_error
-from megaladder.run_dir import SUMS, atomic_write, write_sums
+from megaladder.run_dir import (
+    SUMS,
+    atomic_write,
+    fsync_folder,
+    make_folder,
+    remove_temporaries,
+    write_sums,
+)
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _COMPLETENESS = ("config.json", store.MARKER)  # what makes a folder look complete: removed first
@@ -101,6 +108,7 @@ class HFWriter:
         )
 
     def __enter__(self) -> HFWriter:
+        remove_temporaries(self.out_dir)
         (self.out_dir / INCOMPLETE_NAME).write_text(
             "an export into this folder is running, or was killed\n", encoding="utf-8"
         )
@@ -139,6 +147,9 @@ class HFWriter:
         self._written.add(name)
         shard.remaining -= 1
         if shard.remaining == 0:
+            if self.options.digests:  # else nobody needs it after a power cut
+                with room_needed(self.out_dir):
+                    os.fsync(shard.fd)
             os.close(shard.fd)
             shard.fd = -1
             os.replace(
@@ -167,6 +178,7 @@ class HFWriter:
             if self.options.digests:
                 write_sums(self.out_dir, names)
         (self.out_dir / INCOMPLETE_NAME).unlink()
+        fsync_folder(self.out_dir)
 
     def _open(self, shard: _Shard) -> None:
         header, start = _header(shard.specs)
@@ -274,7 +286,7 @@ def prepare_folder(
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise ConversionError(f"--out {out_dir}: is a file; fix: give a folder")
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     present = sorted(out_dir.iterdir(), key=lambda p: (p.name not in _COMPLETENESS, p.name))
     if present and not force and not (out_dir / INCOMPLETE_NAME).exists():
         raise ConversionError(

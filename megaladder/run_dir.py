@@ -23,6 +23,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import time
 import uuid
@@ -87,7 +88,7 @@ def atomic_write(path: str | Path, data: str | bytes) -> None:
 def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
     """The same for content that comes in pieces, of which one is in memory."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.tmp"
     try:
         with naming(path), temporary.open("xb") as file:
@@ -99,6 +100,26 @@ def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+_TEMPORARY = re.compile(
+    r"\..+\.[0-9a-f]{32}\.tmp"
+)  # as `atomic_lines` and the last word name theirs
+
+
+def remove_temporaries(folder: Path) -> None:
+    """What killed writers left below a folder. By the holder of its lock."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def make_folder(folder: str | Path) -> None:
+    """The folder and those above it, where they are missing; their names survive a power cut."""
+    missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: str | Path) -> None:
@@ -116,8 +137,8 @@ class JsonlFile:
     start takes as done; `read_jsonl` compares it."""
 
     def __init__(self, path: str | Path, *, sealed: bool = False):
-        self.path, self._sealed = Path(path), sealed
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._sealed, self._named = Path(path), sealed, False
+        make_folder(self.path.parent)
         self.repaired_bytes = repair_torn_tail(self.path)
         self._file = self.path.open("ab")
 
@@ -129,15 +150,19 @@ class JsonlFile:
         with naming(self.path):
             self._file.write(line)
             self._file.flush()
-            if durable:
-                os.fsync(self._file.fileno())
-            return self._file.tell() - len(line)
+            start = self._file.tell() - len(line)
+        if durable:
+            self.sync()
+        return start
 
     def sync(self) -> None:
         """Waits until every row is on the disk: none is lost to a power cut."""
         with naming(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
+            if not self._named:  # the file itself may be new
+                fsync_folder(self.path.parent)
+                self._named = True
 
     def close(self) -> None:
         with naming(self.path):
@@ -390,10 +415,11 @@ class RunDir:
             return
         existed = self.path.is_dir()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock = RunLock(self.path)
             last_word.begin(self.path, writer=True)
             heartbeat.forget_earlier(self.path)
+            remove_temporaries(self.path)
             shared_memory.sweep()
         except (FileExistsError, NotADirectoryError):
             raise ConfigError(

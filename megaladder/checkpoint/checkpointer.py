@@ -200,6 +200,9 @@ class Checkpointer:
         self._optimizer.load_state_dict(loaded["optimizer"])
         if with_rng:
             torch.set_rng_state(loaded["rng"]["torch"])
+        if path.parent == self.root and parallel.is_main():
+            # a kill between a save and this left more than the rule keeps
+            store.apply_retention(self.root, self._retention)
         return trainer
 
 

@@ -22,7 +22,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megaladder.errors import CheckpointError
-from megaladder.run_dir import atomic_write, drop_rows_after, fsync_folder, read_jsonl, to_json
+from megaladder.run_dir import (
+    atomic_write,
+    drop_rows_after,
+    fsync_folder,
+    make_folder,
+    read_jsonl,
+    to_json,
+)
 
 FILE = "lineage.json"
 SET_ASIDE = "set_aside"
@@ -115,7 +122,7 @@ def move(paths: Sequence[Path], target: Path) -> None:
     """Renames `paths` into the folder `target`, durably. A link is moved as a link."""
     if not paths:
         return
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for path in paths:
         os.replace(path, _free_name(target / path.name))
         fsync_folder(path.parent)

@@ -24,6 +24,7 @@ from typing import Any
 
 from megaladder.errors import CheckpointError, StorageError
 from megaladder.process.faults import fault_point
+from megaladder.run_dir import fsync_folder, make_folder
 
 MARKER = "COMMITTED"
 INTEGRITY = "integrity.json"
@@ -103,7 +104,7 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
     if path.exists():
         (path / MARKER).unlink(missing_ok=True)
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    make_folder(path)
     free, needed = shutil.disk_usage(path).free, int(needed_bytes * _FREE_SPACE_MARGIN)
     if free < needed:
         path.rmdir()
@@ -127,7 +128,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Waits until a file's content is on the disk, whoever wrote it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,22 +138,24 @@ def _fsync(path: Path) -> None:
 
 
 def commit(path: Path) -> None:
-    """Hashes and syncs every file of a complete checkpoint, then sets the marker. Main rank only,
-    after all ranks wrote."""
+    """Hashes and syncs every file of a complete checkpoint and its name, then sets the marker. Main
+    rank only, after all ranks wrote."""
     manifest = {}
-    for file in _files(path):
-        _fsync(file)
+    files = _files(path)
+    for file in files:
+        sync_file(file)
         manifest[str(file.relative_to(path))] = {
             "sha256": _sha256(file),
             "bytes": file.stat().st_size,
         }
+    for folder in {path.parent, *(file.parent for file in files)}:
+        fsync_folder(folder)
     write_json(path / INTEGRITY, manifest)
     fault_point("before_commit")
     write_json(
         path / MARKER,
         {"files": len(manifest), "bytes": sum(entry["bytes"] for entry in manifest.values())},
     )
-    _fsync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -162,7 +166,7 @@ def write_json(path: Path, value: Any) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, path)
-    _fsync(path.parent)
+    fsync_folder(path.parent)
 
 
 def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
@@ -238,6 +242,6 @@ def apply_retention(root: Path, retention: Retention) -> list[int]:
 
 
 def copy_files(sources: Iterable[Path], target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     for source in sources:
         shutil.copyfile(source, target / source.name)

@@ -19,7 +19,16 @@ from typing import Any, Generic, Self, TypeVar
 
 from megaladder.errors import ConfigError, DataError
 from megaladder.process.faults import fault_point
-from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_places, read_row, to_json
+from megaladder.run_dir import (
+    JsonlFile,
+    RunLock,
+    atomic_write,
+    make_folder,
+    read_places,
+    read_row,
+    remove_temporaries,
+    to_json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +110,10 @@ class SampleJournal(Generic[Entry, Kept]):
     def __init__(self, folder: str | Path, parts: Mapping[str, Any]):
         self.folder, self.parts = Path(folder), dict(parts)
         self.fingerprint = fingerprint_of(parts)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._lock = RunLock(self.folder)
         try:
+            remove_temporaries(self.folder)
             self._check_fingerprint()
             self._file = JsonlFile(self.path, sealed=True)  # cuts a torn last line off
             self.records: dict[tuple[str, int], Kept] = self._read()
@@ -133,6 +143,8 @@ class SampleJournal(Generic[Entry, Kept]):
         return [sample for sample in range(num_samples) if (problem_id, sample) not in self.records]
 
     def close(self) -> None:
+        """Once it is closed, its samples survive a power cut too."""
+        self._file.sync()
         self._file.close()
         self._lock.release()
 
