@@ -75,7 +75,7 @@ def read_lineage(run_dir: Path) -> Lineage:
         return Lineage(tuple(Line(**row) for row in rows))
     except FileNotFoundError:
         return Lineage()
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: expected the lines of this run, found {type(error).__name__}: {error}; fix:"
             " restore the file, or start in a new run_dir with checkpoint.resume naming a step here"

@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megaladder.errors import CheckpointError, StorageError
@@ -30,6 +30,7 @@ MARKER = "COMMITTED"
 INTEGRITY = "integrity.json"
 TRAINER = "trainer.json"
 _STEP = re.compile(r"step_(\d+)")
+_MAX_NAME = 200  # far more than a file of ours has
 _FREE_SPACE_MARGIN = 1.2
 
 
@@ -181,12 +182,7 @@ def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
         raise CheckpointError(
             f"{path}: no {MARKER} marker: the save was cut short; {_way_out(path)}"
         )
-    try:
-        manifest = json.loads((path / INTEGRITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path / INTEGRITY}: cannot be read ({error}); {_way_out(path)}"
-        ) from None
+    manifest = _read_manifest(path)
     for name in sorted(manifest)[part::parts]:
         file, expected = path / name, manifest[name]
         if not file.is_file():
@@ -201,6 +197,24 @@ def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
                 f"{file}: its content has changed since it was saved (sha256 differs);"
                 f" {_way_out(path)}"
             )
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """File name → sha256 and bytes; names stay in the folder."""
+    try:
+        manifest = json.loads((path / INTEGRITY).read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            parts = PurePosixPath(name).parts
+            if not parts or {"..", "/"} & set(parts) or "\0" in name or len(name) > _MAX_NAME:
+                raise ValueError(f"the name {name[:80]!r}")
+            if not isinstance(entry["sha256"], str) or not isinstance(entry["bytes"], int):
+                raise TypeError(f"what it says of {name}")
+        return manifest
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path / INTEGRITY}: cannot be read ({type(error).__name__}: {str(error)[:200]});"
+            f" {_way_out(path)}"
+        ) from None
 
 
 def _way_out(path: Path) -> str:
@@ -221,7 +235,7 @@ def read_trainer(path: Path) -> dict[str, Any]:
     """The small plain part of a checkpoint: step, loader state, held-out loss, layout."""
     try:
         return json.loads((path / TRAINER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path / TRAINER}: cannot be read ({error}); {_way_out(path)}"
         ) from None

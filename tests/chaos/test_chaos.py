@@ -92,3 +92,12 @@ def test_the_harness_finds_and_shrinks(tmp_path):
 
     said = tmp_path / "said.txt"
     assert run_in_fork(check, stderr=said) == 0, said.read_text()[-3000:]
+
+
+def test_mutated_bytes_are_accepted_or_told():
+    """A taste of `python -m chaos.fuzz`, for the readers that need no torch."""
+    names = ("yaml", "metrics", "journal", "manifest", "trainer", "lineage", "rows", "rows.csv")
+    command = [sys.executable, "-m", "chaos.fuzz", "--inputs", "40", "--seed", "1"]
+    command += [word for name in names for word in ("--reader", name)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

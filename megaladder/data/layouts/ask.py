@@ -209,7 +209,7 @@ def plain_gold(gold: Any, kind: Kind | None) -> Any:
     if isinstance(gold, str) and gold.startswith("[") and kind != "code":
         try:
             listed = json.loads(gold)
-        except ValueError:
+        except (ValueError, RecursionError):
             listed = None
         if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], str):
             gold = listed[0]
