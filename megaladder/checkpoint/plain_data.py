@@ -132,7 +132,7 @@ def _check_opcodes(raw: bytes) -> None:
     for number, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
         if opcode.name in _NEVER_USED:
             raise pickle.UnpicklingError(f"it has the opcode {opcode.name}, which is not used")
-        if opcode.name.endswith("PUT") and int(argument) > number:
+        if opcode.name.endswith("PUT") and int(argument or 0) > number:
             raise pickle.UnpicklingError(f"it remembers something at place {argument:,}")
 
 
