@@ -42,7 +42,7 @@ from megaladder.checkpoint import plain_data, store
 from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import CheckpointError
-from megaladder.run_dir import fsync_folder
+from megaladder.process.storage import fsync_folder
 
 _MAX_FILE_BYTES = 10**9  # several files, so that they can be hashed and read on several cores
 _HASH_ASIDE_BYTES = 2**20  # larger writes are hashed by a second thread while the first one writes

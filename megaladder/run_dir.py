@@ -23,7 +23,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import sys
 import time
 import uuid
@@ -39,7 +38,7 @@ from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError, DataError, ModelError
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
-from megaladder.process.storage import naming
+from megaladder.process.storage import fsync_folder, make_folder, naming, remove_temporaries
 
 FINGERPRINT_PACKAGES = (
     "megaladder",
@@ -100,35 +99,6 @@ def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
-
-
-_TEMPORARY = re.compile(
-    r"\..+\.[0-9a-f]{32}\.tmp"
-)  # as `atomic_lines` and the last word name theirs
-
-
-def remove_temporaries(folder: Path) -> None:
-    """What killed writers left below a folder. By the holder of its lock."""
-    for path in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-def make_folder(folder: str | Path) -> None:
-    """The folder and those above it, where they are missing; their names survive a power cut."""
-    missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        fsync_folder(path.parent)
-
-
-def fsync_folder(folder: str | Path) -> None:
-    """Makes renames and new names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class JsonlFile:

@@ -22,14 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megaladder.errors import CheckpointError
-from megaladder.run_dir import (
-    atomic_write,
-    drop_rows_after,
-    fsync_folder,
-    make_folder,
-    read_jsonl,
-    to_json,
-)
+from megaladder.process.storage import fsync_folder, make_folder
+from megaladder.run_dir import atomic_write, drop_rows_after, read_jsonl, to_json
 
 FILE = "lineage.json"
 SET_ASIDE = "set_aside"

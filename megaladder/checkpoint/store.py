@@ -24,7 +24,7 @@ from typing import Any
 
 from megaladder.errors import CheckpointError, StorageError
 from megaladder.process.faults import fault_point
-from megaladder.run_dir import fsync_folder, make_folder
+from megaladder.process.storage import fsync_folder, make_folder
 
 MARKER = "COMMITTED"
 INTEGRITY = "integrity.json"

@@ -22,8 +22,8 @@ from megaladder.data.read import BadRow, RawRow
 from megaladder.data.repeats import Repeats, hash_text, numbered
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
-from megaladder.process.storage import naming
-from megaladder.run_dir import fsync_folder, to_json
+from megaladder.process.storage import fsync_folder, naming
+from megaladder.run_dir import to_json
 
 ID_COLUMNS = ("id", "unique_id", "question_hash", "uuid")
 QUESTION_COLUMNS = (

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from megaladder.errors import ConfigError, DataError
-from megaladder.process.storage import naming
-from megaladder.run_dir import atomic_write, fsync_folder, to_json
+from megaladder.process.storage import fsync_folder, naming
+from megaladder.run_dir import atomic_write, to_json
 from megaladder.types import TokenSample
 
 if TYPE_CHECKING:

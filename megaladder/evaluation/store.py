@@ -19,16 +19,8 @@ from typing import Any, Generic, Self, TypeVar
 
 from megaladder.errors import ConfigError, DataError
 from megaladder.process.faults import fault_point
-from megaladder.run_dir import (
-    JsonlFile,
-    RunLock,
-    atomic_write,
-    make_folder,
-    read_places,
-    read_row,
-    remove_temporaries,
-    to_json,
-)
+from megaladder.process.storage import make_folder, remove_temporaries
+from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_places, read_row, to_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,35 @@ def naming(path: Path | str) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+_TEMPORARY = re.compile(
+    r"\..+\.[0-9a-f]{32}\.tmp"
+)  # as `atomic_lines` and the last word name theirs
+
+
+def remove_temporaries(folder: Path) -> None:
+    """What killed writers left below a folder. By the holder of its lock."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def make_folder(folder: str | Path) -> None:
+    """The folder and those above it, where they are missing; their names survive a power cut."""
+    missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: str | Path) -> None:
+    """Makes renames and new names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
