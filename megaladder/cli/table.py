@@ -283,7 +283,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "study",
-        "megaladder.config.verbs.study:StudyConfig",
+        "megaladder.config.verbs.analysis:StudyConfig",
         "megaladder.study.verb:run_study",
         "a published study from data to findings with verdicts, at toy or paper scale; resumable",
         "Studies",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaladder.analysis.report.sections.study import in_words
-from megaladder.config.verbs.study import StudyConfig
+from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.process.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json
 from megaladder.study.measure import Outcome, judge

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megaladder.config.verbs.study import StudyConfig
+from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.study.verb import run_study
 
 STUDY = """\

@@ -13,7 +13,7 @@ import pytest
 from waiting import descendants, is_alive, wait_until
 
 from megaladder.cli import main
-from megaladder.config.verbs.study import StudyConfig
+from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.errors import ConfigError
 from megaladder.study.plan import make_plan
 from megaladder.study.study import load_study, shipped_studies
