@@ -168,7 +168,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "chat",
-        "megaladder.config.verbs.serving:ChatConfig",
+        "megaladder.serving.settings:ChatConfig",
         "megaladder.serving.chat:run_chat",
         "talk with a model or with a run's newest export; one answer with --prompt",
         "Use",
@@ -176,7 +176,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "serve",
-        "megaladder.config.verbs.serving:ServeConfig",
+        "megaladder.serving.settings:ServeConfig",
         "megaladder.serving.serve:run_serve",
         "an OpenAI-compatible address for a model, by vLLM's server, until Ctrl-C",
         "Use",
@@ -184,7 +184,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         "push",
-        "megaladder.config.verbs.serving:PushConfig",
+        "megaladder.serving.settings:PushConfig",
         "megaladder.serving.push:run_push",
         "a model with a model card of what was recorded, to a folder or to the hub",
         "Use",

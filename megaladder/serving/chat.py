@@ -14,12 +14,12 @@ from tempfile import mkdtemp
 
 from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
-from megaladder.config.verbs.serving import ChatConfig
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.verb import make_engine
 from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.serving.folder import find_model
+from megaladder.serving.settings import ChatConfig
 from megaladder.types import FinishReason, Message
 
 LEAVE, AGAIN = ("/quit", "/exit", "/q"), "/new"

@@ -6,11 +6,11 @@ import re
 import shutil
 from pathlib import Path
 
-from megaladder.config.verbs.serving import PushConfig
 from megaladder.errors import ConfigError, StorageError
 from megaladder.run_dir import atomic_write, write_sums
 from megaladder.serving.card import model_card
 from megaladder.serving.folder import ModelFolder, find_model
+from megaladder.serving.settings import PushConfig
 
 CARD = "README.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

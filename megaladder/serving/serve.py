@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from megaladder.config.sections.shared import ModelSection
-from megaladder.config.verbs.serving import ServeConfig
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.platform import has_cuda
@@ -28,6 +27,7 @@ from megaladder.process.signals import die_with_parent
 from megaladder.rollout.vllm_engine import VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
 from megaladder.serving.folder import ModelFolder, find_model
+from megaladder.serving.settings import ServeConfig
 
 POLL_S, STOP_S = 0.5, 20.0
 LOG_LINES = 15

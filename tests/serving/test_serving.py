@@ -18,7 +18,6 @@ import yaml
 from tiny_models import build_tokenizer
 
 from megaladder.cli import main
-from megaladder.config.verbs.serving import ServeConfig
 from megaladder.errors import ConfigError, StorageError
 from megaladder.rollout.engine import SamplingParams
 from megaladder.run_dir import export_damage, write_sums
@@ -26,6 +25,7 @@ from megaladder.serving import push
 from megaladder.serving.chat import Conversation
 from megaladder.serving.folder import find_model
 from megaladder.serving.serve import server_command
+from megaladder.serving.settings import ServeConfig
 from megaladder.types import Completion, FinishReason
 
 
@@ -142,7 +142,7 @@ server.serve_forever()
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from megaladder.config.verbs.serving import ServeConfig
+from megaladder.serving.settings import ServeConfig
 from megaladder.serving import serve as it
 place, script = Path(sys.argv[1]), sys.argv[2]
 it._answers = lambda url, real=it._answers: (place / "port").exists() and real(
