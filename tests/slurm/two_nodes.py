@@ -23,9 +23,12 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from waiting import wait_until
+
+from megaladder.process.launch import hold_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -70,11 +73,14 @@ class TwoNodes:
         for name in ("state", "log", "n1", "n2", "munge"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._start_munge()
-        self._write_conf()
-        self._run("slurmctld")
-        for node in ("n1", "n2"):
-            self._run("slurmd", "-N", node)
-        wait_until(self._is_idle, "both nodes idle")
+        with ExitStack() as held:
+            # each port stays ours until its daemon listens on it
+            sockets = [held.enter_context(hold_port()) for _ in range(3)]
+            self._write_conf([one.getsockname()[1] for one in sockets])
+            self._run("slurmctld")
+            for node in ("n1", "n2"):
+                self._run("slurmd", "-N", node)
+            wait_until(self._is_idle, "both nodes idle")
 
     def _is_idle(self) -> bool:
         said = set(self.run("sinfo", "-h", "-N", "-o", "%N-%t").split())
@@ -159,8 +165,8 @@ class TwoNodes:
             f"--seed-file={self.folder / 'munge' / 'seed'}",
         )
 
-    def _write_conf(self) -> None:
-        ports = _free_ports(3)
+    def _write_conf(self, ports: list[int]) -> None:
+        """ports: of slurmctld and of the two slurmd."""
         host, folder = socket.gethostname(), self.folder
         lines = [
             "ClusterName=two",
@@ -206,16 +212,6 @@ class TwoNodes:
         (folder / "gres.conf").write_text(
             f"NodeName=n1,n2 Name=gpu Type=h200 File={folder}/gpu[0-7]\n"
         )
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 if __name__ == "__main__":
