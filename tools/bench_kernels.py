@@ -291,7 +291,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 def run_checks() -> int:
     """Prints each check of `gpu_checks`; exit status 1 when one fails, 2 without a CUDA device."""
     if not torch.cuda.is_available():
-        print("not measured: no CUDA device here; fix: run this command on one")
+        print("not measured: no CUDA device here; fix: run --checks on one")
         return 2
     from megaladder.tools.kernel_peers.gpu_checks import CHECKS
 
@@ -342,10 +342,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.checks:
         return run_checks()
-    if arguments.device == "cpu" and arguments.tokens[0] > 1024:
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("not measured: no CUDA device here; fix: run this command on one, or --device cpu")
+        return 2
+    if arguments.device == "cpu" and (arguments.head or arguments.tokens[0] > 1024):
         print(
-            "not measured: no CUDA device here; fix: run this command on one, or give small"
-            " --tokens --hidden --vocab for a smoke test"
+            "not measured: these sizes need a CUDA device; fix: run this command on one, or give"
+            " small --tokens --hidden --vocab for a smoke test, without --head"
         )
         return 2
     return run_table(arguments)

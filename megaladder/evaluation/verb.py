@@ -30,6 +30,7 @@ from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
 from megaladder.finished import write_evaluated
 from megaladder.ledger.sampled import shape_at
+from megaladder.model.hf_config import require_model
 from megaladder.rewards.programs.runner import isolation
 from megaladder.rewards.verifiers import VERIFIERS
 from megaladder.rewards.verifiers.pool import VerifierPool
@@ -223,9 +224,8 @@ def make_engine(
 
 def _tokenizer(config: EvalConfig) -> Tokenizer:
     model = config.model
-    if model.path and not Path(model.path).is_dir() and model.revision is None:
-        missing = f"model.path {model.path}: no such folder, and a hub id needs its commit"
-        raise ConfigError(f"{missing}; fix: --model DIR, or --model.revision COMMIT")
+    if model.path:
+        require_model(model.path, model.revision)
     if not (model.tokenizer or model.path):
         raise ConfigError("the engine needs a tokenizer; fix: --model DIR or --tokenizer DIR")
     return model_tokenizer(model)

@@ -18,7 +18,12 @@ from megaladder.model.families.table import COMMON_DEFAULTS, FAMILIES, LAYER_NOR
 def require_model(path: str, revision: str | None) -> None:
     """Raises ModelError where `path` is neither a folder nor a hub id with its commit."""
     if Path(path).is_dir():
-        return
+        if revision is None:
+            return
+        raise ModelError(
+            f"model.revision {revision} is a commit of a hub repository, model.path {path} a folder"
+            " here; fix: model.revision null, or model.path a hub id"
+        )
     get = (
         "fix: make or download it (the comments on top of the run.yaml say how; hf download"
         " OWNER/NAME --local-dir FOLDER)"

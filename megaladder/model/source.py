@@ -19,13 +19,12 @@ def model_folder(path: str, revision: str | None) -> Path:
     `revision`. Collective.
 
     Raises:
-        ModelError: no such folder, no revision given for a hub id, or the hub cannot be reached;
-        says the command that fetches it.
+        ModelError: no such folder, no revision given for a hub id, one given for a folder, or the
+        hub cannot be reached; says the command that fetches it.
     """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
     require_model(path, revision)
+    if Path(path).is_dir():
+        return Path(path)
     assert revision is not None  # a hub id without one is refused
     with parallel.main_rank_first():
         return Path(_download(path, revision))

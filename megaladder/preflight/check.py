@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.rules.layout import (
-    batch_line,
-    check_platform,
-    check_world,
-    layout_notes,
-    validate_layout,
-)
+from megaladder.config.rules.layout import batch_line, check_platform, check_world, validate_layout
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
+from megaladder.model.hf_config import require_model
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
@@ -101,7 +96,7 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     show("batch", batch_line(config, ranks))
     if isinstance(config, CheckGrpo):
         show("rollouts", _rollout_line(config))
-    for note in layout_notes(config):
+    for note in config.unread:
         show("note", note)
     if isinstance(config, CheckSft) and config.data.truncation == "right":
         show(
@@ -153,6 +148,8 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
     from megaladder import platform
 
     here = Path(config.model.path).is_dir()
+    if here:
+        require_model(config.model.path, config.model.revision)
     try:
         shape = find_model(config.model.path)
     except ConfigError:

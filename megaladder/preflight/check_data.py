@@ -59,14 +59,12 @@ def _tokenizer(model: ModelSection) -> Tokenizer:
 def _samples(config: SftConfig) -> None:
     """What the rows became, and one sample with its loss tokens."""
     from megaladder.data.chat.samples import marked_sample, render_sample
-    from megaladder.data.chat.tokenizer import tokenizer_dir, tokenizer_fingerprint
+    from megaladder.data.chat.tokenizer import tokenizer_fingerprint, tokenizer_folder
     from megaladder.data.repeats import repeats_line
     from megaladder.data.store_build import open_train_and_holdout
 
-    source, tokenizer = config.model.tokenizer or config.model.path, _tokenizer(config.model)
-    fingerprint = tokenizer_fingerprint(
-        tokenizer_dir(source, config.model.revision), tokenizer.chat_template
-    )
+    tokenizer = _tokenizer(config.model)
+    fingerprint = tokenizer_fingerprint(tokenizer_folder(config.model), tokenizer.chat_template)
     store, held_out = open_train_and_holdout(
         config.data, config.data.cache_dir, config.train.seed, tokenizer, fingerprint
     )

@@ -15,7 +15,6 @@ from megaladder.config.rules.layout import (
     batch_problems,
     check_world,
     data_parallel_size,
-    layout_notes,
     validate_layout,
 )
 from megaladder.config.sft import SftConfig
@@ -193,8 +192,8 @@ def test_batch_rule_is_exact_and_its_fix_works(
         )
 
 
-def test_settings_without_effect_are_noted() -> None:
-    assert any("sequence_parallel has no effect at tp 1" in note for note in layout_notes(sft()))
-    assert not any("sequence_parallel" in note for note in layout_notes(sft(parallel={"tp": 2})))
+def test_sequence_parallel_means_nothing_at_tp_1() -> None:
+    with pytest.raises(ValidationError, match=r"sequence_parallel false is read with parallel\.tp"):
+        sft(parallel={"sequence_parallel": False})
     assert not sft().parallel.uses_sequence_parallel
     assert sft(parallel={"tp": 2}).parallel.uses_sequence_parallel

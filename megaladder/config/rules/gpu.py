@@ -290,11 +290,32 @@ def platform_problems(config: RunConfig, machine: Machine) -> list[str]:
             " one, or"
             " precision_aware_optimizer false"
         )
+    problems += _without_effect(config, machine)
     if config.train.profile_steps and config.train.profiler == "nsys" and not machine.has_cuda:
         problems.append(
             "train.profiler nsys marks ranges on a CUDA device; this machine has no CUDA; fix:"
             " profiler torch"
         )
+    return problems
+
+
+def _without_effect(config: RunConfig, machine: Machine) -> list[str]:
+    """Keys that mean nothing to the weights or the device that there are."""
+    train, problems = config.train, []
+    weights = "bf16" if machine.has_cuda else "fp32"
+    weights = weights if train.precision == "auto" else train.precision
+    if train.logits != "auto" and weights == "fp32":
+        problems.append(
+            f"train.logits {train.logits} is a choice for bf16 weights, these are fp32"
+            f" (train.precision {train.precision}); fix: logits auto, or precision bf16"
+        )
+    if not machine.has_cuda:
+        problems += [
+            f"gpu.{name} false: this machine has no CUDA, where nothing overlaps anyway; fix: leave"
+            " it out, or run it there"
+            for name in ("overlap_grad_reduce", "overlap_param_gather")
+            if not getattr(config.gpu, name)
+        ]
     return problems
 
 

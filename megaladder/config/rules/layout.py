@@ -179,11 +179,3 @@ def check_platform(config: RunConfig, machine: Machine) -> None:
     problems = platform_problems(config, machine)
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def layout_notes(config: RunConfig) -> list[str]:
-    """Settings that are allowed and have no effect here."""
-    notes = config.unread
-    if config.parallel.sequence_parallel and config.parallel.tp == 1:
-        notes.append("parallel.sequence_parallel has no effect at tp 1")
-    return notes

@@ -66,6 +66,7 @@ READ_IF: tuple[ReadIf[RunConfig], ...] = (
         lambda run: run.gpu.first_last_layers_bf16,
         "gpu.first_last_layers_bf16 true",
     ),
+    ReadIf(("parallel.sequence_parallel",), lambda run: run.parallel.tp > 1, "parallel.tp above 1"),
     ReadIf(("gpu.cp_comm_type",), lambda run: run.parallel.cp > 1, "parallel.cp above 1"),
     ReadIf(
         tuple(f"evaluate.{key}" for key in leaf_keys(EvaluateSection) if key != "benchmarks"),

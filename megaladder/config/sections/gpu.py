@@ -4,8 +4,8 @@ FP8 details, overlap of communication, optimizer precision, offload, collectives
 
 Every key reaches megatron-core 0.16.1 (or Transformer Engine) under the name that it has there;
 `model/te.py` and `train/optimizer.py` pass them on. Rules: `rules/gpu.py`. The defaults are what an
-H200 run wants when nothing is said; on a CPU the overlaps have no effect and everything else here
-is refused. Advice: docs/fp8.md.
+H200 run wants when nothing is said; on a CPU all others but the two nccl keys are refused. Advice:
+docs/fp8.md.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class GpuSection(StrictModel):
     """Only delayed: the largest of them, or the newest."""
 
     overlap_grad_reduce: bool = True
-    """Reduce gradients while the backward pass computes. No effect on CPU."""
+    """Reduce gradients while the backward pass computes."""
     overlap_param_gather: bool = True
-    """Gather updated weights while the next forward pass computes. Needs overlap_grad_reduce. No
-    effect on CPU."""
+    """Gather updated weights while the next forward pass computes. Needs
+    overlap_grad_reduce."""
     tp_comm_overlap: bool = False
     """Run tensor-parallel gathers and scatters under the matrix products (Transformer Engine's user
     buffers). Needs tp > 1 with sequence_parallel; every micro-batch is then padded to

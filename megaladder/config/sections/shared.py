@@ -27,7 +27,7 @@ class ModelSection(StrictModel):
     path: str = ""
     """Hugging Face folder (config.json, *.safetensors, tokenizer) or hub id. Required."""
     revision: str | None = None
-    """Commit of the hub repository; required for a hub id, so that a run can be repeated. Ignored
+    """Commit of the hub repository; required for a hub id, so that a run can be repeated. Not
     for a folder."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; null = the model's own."""
@@ -85,7 +85,7 @@ class ParallelSection(StrictModel):
     not fit otherwise. Needs Transformer Engine on CUDA. seq_length must be a multiple of 2·cp."""
     sequence_parallel: bool = True
     """Split norms and dropout along the sequence over the tp ranks: less activation memory, same
-    traffic. No effect at tp 1."""
+    traffic."""
     ranks: Positive | None = None
     """Processes in all. null = what torchrun started, else tp·pp·cp on this machine."""
 

@@ -135,7 +135,10 @@ class BenchKernelsConfig(StrictModel):
         timed: ReadIf[BenchKernelsConfig] = ReadIf(
             others, lambda bench: not bench.checks, "--checks false"
         )
-        raise_all(unread_problems(self, [timed]))
+        swept: ReadIf[BenchKernelsConfig] = ReadIf(
+            ("tokens", "hidden", "vocab", "shards"), lambda bench: not bench.head, "--head false"
+        )
+        raise_all(unread_problems(self, [timed] if self.checks else [swept]))
         return self
 
 

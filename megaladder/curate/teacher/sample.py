@@ -33,7 +33,7 @@ from megaladder.config.verbs.evaluation import section_values
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
 from megaladder.data.chat.templates import turn_fields
-from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_fingerprint, tokenizer_folder
 from megaladder.data.read_problems import ProblemOptions, ProblemReader
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
@@ -42,6 +42,7 @@ from megaladder.evaluation.verb import make_engine
 from megaladder.finished import write_sampled
 from megaladder.ledger.sampled import sampled_work, shape_at, teacher_ledger, write_sampled_ledger
 from megaladder.ledger.work import Work
+from megaladder.model.hf_config import require_model
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
@@ -127,6 +128,8 @@ def prepare(config: SampleConfig) -> tuple[TeacherTask, Prompter]:
             "the teacher needs a tokenizer; fix: --model DIR (or --tokenizer DIR with --engine"
             " fake)"
         )
+    if config.model.path:
+        require_model(config.model.path, config.model.revision)
     tokenizer = model_tokenizer(config.model)
     reader = ProblemReader(
         config.path, ProblemOptions(kind=config.kind, duplicates=config.duplicates)
@@ -381,13 +384,11 @@ def fingerprint_parts(
         [problem.id, prompt, problem.gold, problem.kind, *_parameters(problem)]
         for problem, prompt in zip(task.problems, task.prompts, strict=True)
     ]
-    folder = tokenizer_dir(
-        config.model.tokenizer or config.model.path,
-        None if config.model.tokenizer else config.model.revision,
-    )
     return {
         "model": model_fingerprint(config.model.path, config.model.revision),
-        "tokenizer_sha256": tokenizer_fingerprint(folder, prompter.tokenizer.chat_template),
+        "tokenizer_sha256": tokenizer_fingerprint(
+            tokenizer_folder(config.model), prompter.tokenizer.chat_template
+        ),
         "prompt": prompter.fingerprint(),
         "decoding": json.loads(to_json(decoding)),
         "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest(),

@@ -118,6 +118,17 @@ def load_tokenizer(
     return tokenizer
 
 
+def tokenizer_folder(model: ModelSection, model_folder: str | Path | None = None) -> Path:
+    """Where the tokenizer of a `model` section lies: its own place, else that of the model.
+
+    A hub id of its own is taken at its newest commit: model.revision is the model's. model_folder:
+    where the model lies, if that is known. Raises ModelError.
+    """
+    if model.tokenizer:
+        return tokenizer_dir(model.tokenizer)
+    return tokenizer_dir(model_folder or model.path, model.revision)
+
+
 def model_tokenizer(model: ModelSection, folder: str | Path | None = None) -> Tokenizer:
     """The tokenizer of a `model` section with the chat template that it asks for: what trains,
     samples and evaluates renders with this one. `folder`: where it lies, if that is known."""

@@ -47,6 +47,7 @@ def load_rows(
     """The file that the benchmark names itself; else looks in `data_dir` (or $MEGALADDER_DATA),
     then on the hub. Errors name every place that was looked at and the ways out."""
     if spec.data is not None:
+        _refuse_revision(revision, spec.data)
         return _from_source(SourceSpec(spec.data), spec.name)
     folder = data_dir or os.environ.get(DATA_VARIABLE)
     if folder is not None:
@@ -57,8 +58,17 @@ def load_rows(
         for name in spec.files:
             path = Path(folder) / name
             if path.is_file():
+                _refuse_revision(revision, path)
                 return _from_csv(path) if path.suffix == ".csv" else _from_source(path, spec.name)
     return _from_hub(spec, revision, folder)
+
+
+def _refuse_revision(revision: str | None, path: Path | str) -> None:
+    if revision is not None:
+        raise ConfigError(
+            f"revision {revision} is one of a hub repository, the rows are those of {path}; fix:"
+            f" leave --revision out, or --data-dir (and {DATA_VARIABLE})"
+        )
 
 
 def _from_source(place: SourceSpec | Path, name: str) -> BenchmarkRows:

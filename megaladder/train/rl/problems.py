@@ -19,7 +19,7 @@ from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.data import MixturePart
 from megaladder.data.chat.prompts import render_prompts
-from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_fingerprint, tokenizer_folder
 from megaladder.data.mixture import Mixture
 from megaladder.data.read_problems import ProblemOptions, ProblemReader
 from megaladder.data.sources.find import SourceSpec
@@ -174,7 +174,7 @@ def _read(
     config: GrpoConfig, shape: ModelShape, model_folder: Path
 ) -> tuple[ProblemStream, Tokenizer, ProblemFacts]:
     fault_point("data")
-    folder = tokenizer_dir(config.model.tokenizer or str(model_folder), config.model.revision)
+    folder = tokenizer_folder(config.model, model_folder)
     tokenizer = model_tokenizer(config.model, folder)
     parts = read_parts(config, tokenizer)
     check_vocabulary(max(part.largest_token_id for part in parts), shape, folder)

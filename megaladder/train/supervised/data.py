@@ -14,7 +14,7 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.sft import SftConfig
-from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_fingerprint, tokenizer_folder
 from megaladder.data.loader import BatchStats, SftLoader, eval_batches
 from megaladder.data.mixture import MixedStore
 from megaladder.data.pack import PackSpec
@@ -128,10 +128,9 @@ def prepare_data(
     """
     if watchdog is not None:
         watchdog.beat("tokenising the data", patience_s=24 * 3600.0)
-    source = config.model.tokenizer or str(model_folder)
     with parallel.main_rank_first():
         fault_point("data")
-        folder = tokenizer_dir(source, config.model.revision)
+        folder = tokenizer_folder(config.model, model_folder)
         tokenizer = model_tokenizer(config.model, folder)
         tokenizer_hash = tokenizer_fingerprint(folder, tokenizer.chat_template)
         # tokenised data is cached in the run folder unless another place is named
@@ -140,7 +139,7 @@ def prepare_data(
             config.data, cache_dir, config.train.seed, tokenizer, tokenizer_hash
         )
     _check_columns(config, train)
-    check_vocabulary(train.largest_token_id, shape, source)
+    check_vocabulary(train.largest_token_id, shape, folder)
     spec = pack_spec(
         config.data,
         config.train,

@@ -1,0 +1,164 @@
+"""Stand-ins for what a walk cannot have in milliseconds: a model's answers, vLLM, the hub, ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import urllib.error
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.request import Request
+
+from transformers import AutoTokenizer
+
+from megaladder.evaluation.benchmarks.source import BenchmarkRows, Row
+from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
+from megaladder.rewards.verifiers import parameters_of, verify
+from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rollout.engine import SampleRequest
+from megaladder.rollout.fake_engine import FakeEngine
+from megaladder.rollout.vllm_engine import VllmOptions
+
+ANSWERS = (
+    "Wait, let me think.</think> So the answer is \\boxed{2}. No: \\boxed{7}",
+    "<think>Two and two.</think> The answer is 7.",
+    "I do not know.",
+    "#thereason: harmless\n#thescore: 2 Final Answer: \\boxed{7} and 7 again, for a longer answer",
+)
+
+
+def answer_to(request: SampleRequest) -> str:
+    """One of the answers: a function of prompt and seed."""
+    text = f"{request.params.seed}|{request.prompt_ids}"
+    return ANSWERS[hashlib.sha256(text.encode()).digest()[0] % len(ANSWERS)]
+
+
+class AnsweringEngine(FakeEngine):
+    """The fake engine, with answers that a grader finds right, wrong or missing."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int = 256, max_restarts: int = 1) -> None:
+        super().__init__(answer_to, tokenizer, vocab_size=vocab_size, max_restarts=max_restarts)
+
+
+class GradesHere(GradePool):
+    """The grading pool without its processes and their limits."""
+
+    def _run(self, tasks: Sequence[GradeTask]) -> list[list[Any]]:
+        how = {name: self._setup[name] for name in ("grader", "dialect")}
+        graded = [
+            verify(
+                task.kind, task.response, task.gold, parameters_of(task.kind, task.metadata), **how
+            )
+            for task in tasks
+        ]
+        return [[one.correct, one.answer, one.reason.value, one.detail] for one in graded]
+
+
+class FlakyService:
+    """Takes the place of `urlopen`: a judge's service that fails when it is first asked.
+
+    Each run, in a folder of its own, asks for the first time.
+    """
+
+    def __init__(self) -> None:
+        self._asked: set[tuple[str, bytes | None]] = set()
+
+    def __call__(self, request: Request, timeout: float) -> io.BytesIO:
+        question = (os.getcwd(), request.data)
+        if question not in self._asked:
+            self._asked.add(question)
+            raise urllib.error.URLError(f"no answer in {timeout} s")
+        message = {"content": "#thereason: x\n#thescore: 5"}
+        return io.BytesIO(json.dumps({"choices": [{"message": message}]}).encode())
+
+
+NO_PAUSES = SimpleNamespace(sleep=lambda _seconds: None)
+"""Takes the place of the module `time` where it is only slept with."""
+
+
+class VllmInName(FakeEngine):
+    """Takes the place of `VllmEngine`; what it is started with is probed."""
+
+    start_up_s = 0.0
+
+    def __init__(self, _options: object, _limits: object = None) -> None:
+        super().__init__()
+
+    def call(self, _method: str) -> list[dict[str, Any]]:
+        return [{"in_process": True}]
+
+
+def named_children(options: VllmOptions) -> list[VllmOptions]:
+    """Takes the place of `vllm_children`: nothing is started."""
+    return [options]
+
+
+class ProcessesInName(FakeEngine):
+    """Takes the place of a `ProcessEngine`: answers as a vLLM of its options would, or a server."""
+
+    def __init__(self, children: Sequence[Any], _limits: object) -> None:
+        folder = getattr(children[0], "model", None)
+        tokenizer = AutoTokenizer.from_pretrained(folder) if folder else None
+        super().__init__(answer_to if folder else None, tokenizer)
+
+    def describe(self) -> dict[str, Any]:
+        said = {"max_model_len": 1 << 20, "dtype": "float32", "tp": None}
+        return {**super().describe(), **said}
+
+
+class BareInName:
+    """Takes the place of `bench rollout`'s other contender."""
+
+    start_s = 0.0
+
+    def __init__(self, *_started_with: object) -> None:
+        pass
+
+    def round(self) -> float:
+        return 1.0
+
+    def close(self) -> None:
+        pass
+
+
+def hub_rows(spec: BenchmarkSpec, revision: str | None = None) -> BenchmarkRows:
+    """Takes the place of a download: two rows, at the commit that was asked for."""
+    assert spec.hub is not None
+    rows = tuple(
+        Row(f"hub:{index}", {"question": f"{spec.name} {spec.hub.split} {index}?", "answer": "7"})
+        for index in range(2)
+    )
+    return BenchmarkRows(rows, spec.hub.repo, revision or "newest")
+
+
+def no_ranks(num_ranks: int, _command: object, _run_dir: object, _timeout_s: float) -> int:
+    """Takes the place of `launch_local`: says how many ranks it would start."""
+    print(f"{num_ranks} ranks")
+    return 0
+
+
+def measured_kernels(shape: Any, _device: object, rounds: int, _skip: object) -> list[Any]:
+    """Takes the place of `bench kernels`'s clock."""
+    from megaladder.tools.bench_kernels import _FIGURES, Row
+
+    figures = dict.fromkeys(_FIGURES, 1.0)
+    return [Row(**asdict(shape), contender="ours", rounds=rounds, note="", **figures)]
+
+
+def measured_step(work: Any, profile_folder: object) -> dict[str, Any]:
+    """Takes the place of `bench train --shape`'s clock."""
+    figures = ("parameters", "tokens_per_s", "step_s", "tflops", "mfu", "memory_peak_bytes")
+    return {"layers": work.layers, "phases_s": {}, **dict.fromkeys(figures, 1.0)}
+
+
+def converted_here(step: str, work: Path, _queue: object) -> tuple[float, float, int, int]:
+    """Takes the place of `bench convert`'s processes: converts in this one, in no time."""
+    from megaladder.tools.bench_convert import _steps
+
+    _steps(work)[step](work / f"out-{step}")
+    return (1.0, 1.0, 1, 1)
