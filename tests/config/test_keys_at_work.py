@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from walks import inputs
 from walks.every import KEYS, every_walk, keys_of, make_every_input
 from walks.walk import walk
 
@@ -27,13 +26,6 @@ SLOW = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    inputs.make_inputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder_with_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs_with_models")
     make_every_input(folder)
     return folder
 
@@ -77,7 +69,7 @@ def test_every_key_of_a_verb_does_something(verb: str, folder: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "section"), SLOW)
 def test_every_key_of_a_section_does_something(
-    verb: str, section: str, folder_with_models: Path, tmp_path: Path
+    verb: str, section: str, folder: Path, tmp_path: Path
 ) -> None:
     keys = [key for key in keys_of(WALKS[verb]) if key.rpartition(".")[0] == section]
-    assert without_effect(verb, folder_with_models, keys, tmp_path) == {}
+    assert without_effect(verb, folder, keys, tmp_path) == {}

@@ -143,6 +143,7 @@ def eval_walk(i: Path) -> Walk:
             "megaladder.evaluation.verb:Progress",
             "urllib.request:Request",
         ),
+        slow=True,
         stand_ins={
             **_STAND_INS,
             "urllib.request:urlopen": FlakyService(),
@@ -190,4 +191,5 @@ def sample_walk(i: Path) -> Walk:
             "megaladder.curate.teacher.sample:draw",
         ),
         stand_ins=_STAND_INS,
+        slow=True,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clean_fork import run_in_fork
 from verb_keys import verb_configs
 from walks import inputs
 from walks.engines import engine_walks
@@ -42,4 +43,5 @@ def make_every_input(i: Path) -> None:
     inputs.make_inputs(i)
     inputs.make_models(i)
     inputs.make_conversions(i)
-    inputs.make_rounds(i)
+    # of runs in processes of their own, as those of the walk
+    assert run_in_fork(inputs.make_rounds, i) == 0

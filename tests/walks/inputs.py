@@ -64,11 +64,12 @@ def _studies(folder: Path) -> None:
 
 
 def make_models(folder: Path) -> None:
-    """Two tiny models with the same tokenizer."""
+    """Two tiny models with the same tokenizer, one with more layers, and a folder that is full."""
     for seed, name in enumerate(("model", "other_model")):
         build_tiny_model(folder / name, hidden=32, seed=seed)
-        (folder / "filled" / "notes.txt").parent.mkdir(exist_ok=True)
-        (folder / "filled" / "notes.txt").write_text("a file that no conversion made")
+    build_tiny_model(folder / "deep_model", hidden=32, num_layers=4)
+    (folder / "filled").mkdir()
+    (folder / "filled" / "notes.txt").write_text("a file that no conversion made")
 
 
 def make_conversions(folder: Path) -> None:
@@ -114,7 +115,7 @@ def _problems(folder: Path) -> None:
     for first, name in ((0, ""), (5, "2")):
         rows = [
             {"id": f"p{index}", "question": f"What is {index} + {7 - index}?", "answer": "7"}
-            for index in range(first, first + 3)
+            for index in range(first, first + 8)
         ]
         write_rows(folder / ("other_problems.jsonl" if name else "problems.jsonl"), rows)
         write_rows(folder / f"bench{name}" / "amc23.jsonl", rows)
@@ -171,12 +172,15 @@ def _training_rows(folder: Path) -> None:
     judged = {"message": "1 + 1?", "response": "2", "logprob": [-0.5, -9.0]}
     judged_rows = [{**judged, "id": n, "advantage": 1.0 - n % 2 * 2} for n in range(4)]
     write_rows(folder / "judged.jsonl", judged_rows)
+    one = {"text": "question: 1 + 1\nanswer: 2"}
+    write_rows(folder / "one_answer.jsonl", [{**one, "id": n} for n in range(4)])
     s1 = {
         f"{who}_{what}": f"{who} {what}"
         for who in ("gemini", "deepseek")
         for what in ("thinking_trajectory", "attempt")
     }
-    write_rows(folder / "s1.jsonl", [{"question": "1 + 1?", "solution": "2", **s1}])
+    s1_rows = [{"question": f"1 + {n}?", "solution": f"{1 + n}", **s1} for n in range(4)]
+    write_rows(folder / "s1.jsonl", s1_rows)
     stages = "  - sample: {n: 8}\n"
     (folder / "recipe.yaml").write_text(f"name: test\nseed: 1\nstages:\n{stages}")
     (folder / "other.yaml").write_text(f"name: other\nseed: 2\nstages:\n{stages}")
