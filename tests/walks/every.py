@@ -44,4 +44,4 @@ def make_every_input(i: Path) -> None:
     inputs.make_models(i)
     inputs.make_conversions(i)
     # of runs in processes of their own, as those of the walk
-    assert run_in_fork(inputs.make_rounds, i) == 0
+    assert run_in_fork(inputs.make_runs, i) == 0

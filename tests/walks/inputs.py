@@ -12,6 +12,7 @@ import numpy as np
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.analysis.studies.tiers import AIME24_TIERS
+from megaladder.cli import main
 
 _AIME = [number for ids in AIME24_TIERS.values() for number in ids]
 
@@ -74,8 +75,6 @@ def make_models(folder: Path) -> None:
 
 def make_conversions(folder: Path) -> None:
     """The two models as checkpoints, and rows with what one of them answered."""
-    from megaladder.cli import main
-
     for name, out in (("model", "converted"), ("other_model", "other_converted")):
         words = ["--hf", str(folder / name), "--out", str(folder / out)]
         assert main(["convert", "hf-to-megatron", *words]) == 0
@@ -87,27 +86,24 @@ def make_conversions(folder: Path) -> None:
         write_rows(folder / f"{name}.jsonl", rows)
 
 
-def make_rounds(folder: Path) -> None:
-    """Stored rollouts of two runs of GRPO; needs the models."""
-    from megaladder.cli import main
-
-    for seed, name in ((1, "rounds"), (2, "other_rounds")):
-        flags = {
-            "run-dir": folder / name,
-            "model.path": folder / "model",
-            "data.path": folder / "problems.jsonl",
-            "data.seq-length": 128,
-            "train.seed": seed,
-            "train.max-steps": 2,
-            "rollout.engine": "fake",
-            "rollout.n": 4,
-            "rollout.max-tokens": 40,
-            "grpo.prompts-per-step": 2,
-            "grpo.dynamic-sampling": "none",
-            "grpo.mode": "rollout_only",
-        }
-        words = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
-        assert main(["grpo", *words]) == 0
+def make_runs(folder: Path) -> None:
+    """Two finished runs of SFT, and stored rollouts of two of GRPO; needs the models."""
+    both = {"model.path": folder / "model", "data.seq-length": 128, "train.max-steps": 2}
+    sft = {"data.path": folder / "rows.jsonl", "train.global-batch-size": 2, "checkpoint.every": 1}
+    grpo = {
+        "data.path": folder / "problems.jsonl",
+        "rollout.engine": "fake",
+        "rollout.n": 4,
+        "rollout.max-tokens": 40,
+        "grpo.prompts-per-step": 2,
+        "grpo.dynamic-sampling": "none",
+        "grpo.mode": "rollout_only",
+    }
+    for verb, flags, name in (("sft", sft, "trained"), ("grpo", grpo, "rounds")):
+        for seed, out in ((1, name), (2, f"other_{name}")):
+            given = {**both, **flags, "train.seed": seed, "run-dir": folder / out}
+            words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+            assert main([verb, *words]) == 0
 
 
 def _problems(folder: Path) -> None:

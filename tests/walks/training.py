@@ -255,7 +255,17 @@ def grpo_walk(i: Path) -> Walk:
 
 def training_walks(i: Path) -> list[Walk]:
     """`i`: the folder of the inputs, models and rounds."""
-    return [sft_walk(i), grpo_walk(i), *_looks(i)]
+    return [sft_walk(i), grpo_walk(i), _replay_walk(i), *_looks(i)]
+
+
+def _replay_walk(i: Path) -> Walk:
+    return Walk(
+        "replay",
+        {"run_dir": str(i / "trained"), "step": 2},
+        values={"run_dir": str(i / "other_trained"), "step": 1, "json_path": "j.json"},
+        slow=True,
+        forks=True,
+    )
 
 
 def _looks(i: Path) -> list[Walk]:
