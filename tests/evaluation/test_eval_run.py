@@ -371,6 +371,7 @@ def test_the_verbs_input_errors_exit_2(toy, tmp_path, capsys):
     assert main(command(toy, tmp_path, "--benchmark", "gpqa_diamond")) == 2
     assert " --revision 633f5ee89ab8ad4522a9f850766b73f62147ffdd" in capsys.readouterr().err
     assert main(["eval", "--benchmark", "aime24", "--model", "no/such-model"]) == 2
-    assert "no/such-model: no such folder, and a hub id needs its commit" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no/such-model: no such folder" in said and "as a hub id it needs model.revision" in said
     assert main(["eval", "--benchmark", "list"]) == 0
     assert "HEx-PHI" in capsys.readouterr().out
