@@ -444,7 +444,7 @@ def test_every_part_of_an_aligned_batch_can_be_quantised(
     """What Transformer Engine asserts (`is_quantizable`): the tokens that a rank quantises are
     whole blocks."""
     config = sft(
-        parallel={"tp": tp, "cp": cp, "sequence_parallel": parallel},
+        parallel={"tp": tp, "cp": cp, "sequence_parallel": parallel or tp == 1},
         train={"fp8": recipe},
         data={"seq_length": 65536},
     )
@@ -453,6 +453,21 @@ def test_every_part_of_an_aligned_batch_can_be_quantised(
     assert tokens % shards == 0
     assert (tokens // shards) % block == 0
     assert tokens % (2 * cp if cp > 1 else 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"train": {"logits": "bf16"}}, "train.logits bf16 is a choice for bf16 weights"),
+        ({"train": {"logits": "fp32"}}, "train.logits fp32 is a choice for bf16 weights"),
+        ({"gpu": {"overlap_param_gather": False}}, "gpu.overlap_param_gather false"),
+    ],
+)
+def test_keys_that_would_do_nothing_here_are_refused(sections: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_platform(sft(**sections), LAPTOP)
+    check_platform(sft(**sections), H200)
+    check_platform(sft(train={"logits": "fp32", "precision": "bf16"}), LAPTOP)
 
 
 def test_recipes_and_machines_are_all_covered() -> None:

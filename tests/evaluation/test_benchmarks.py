@@ -159,6 +159,13 @@ def test_bad_rows_are_named(tmp_path, rows, message):
         problems_of("aime25", write(tmp_path, "aime25", rows))
 
 
+def test_a_commit_of_the_hub_does_not_go_with_a_local_file(tmp_path):
+    folder = write(tmp_path, "aime25", [{"problem": "1 + 1?", "answer": "2", "id": "a"}])
+    assert len(load_rows(find_benchmark("aime25"), str(folder)).rows) == 1
+    with pytest.raises(ConfigError, match=r"revision a{40} is one of a hub repository.*aime25"):
+        load_rows(find_benchmark("aime25"), str(folder), "a" * 40)
+
+
 def test_missing_data_says_where_it_looked_and_what_to_do(tmp_path):
     """Tests run with the hub off."""
     spec = find_benchmark("math500")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from model_cases import CASES, SIZES
 
 from megaladder.errors import ModelError
 from megaladder.model.families.table import FAMILIES
-from megaladder.model.hf_config import ModelShape, model_shape
+from megaladder.model.hf_config import ModelShape, model_shape, require_model
 
 GOOD = {
     "model_type": "qwen3",
@@ -185,3 +186,12 @@ def test_what_cannot_be_done_exactly_is_refused_by_the_fields_name(
 
 def test_every_family_has_a_case() -> None:
     assert {kind for kind, _ in CASES.values()} == set(FAMILIES)
+
+
+def test_a_folder_has_no_commit_and_a_hub_id_needs_one(tmp_path: Path) -> None:
+    require_model(str(tmp_path), None)
+    require_model("Qwen/Qwen3-0.6B", "a" * 40)
+    with pytest.raises(ModelError, match=r"model\.revision a{40} is a commit.*a folder here; fix:"):
+        require_model(str(tmp_path), "a" * 40)
+    with pytest.raises(ModelError, match=r"as a hub id it needs model\.revision"):
+        require_model("Qwen/Qwen3-0.6B", None)
