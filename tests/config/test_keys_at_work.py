@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from walks.every import KEYS, every_walk, keys_of, make_every_input
+from clean_fork import run_in_fork
+from walks import inputs
+from walks.every import KEYS, every_walk, keys_of
 from walks.walk import walk
 
 WALKS = {how.verb: how for how in every_walk(Path())}
@@ -26,7 +28,16 @@ SLOW = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    make_every_input(folder)
+    inputs.make_inputs(folder)
+    inputs.make_models(folder)
+    inputs.make_conversions(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_with_runs(folder: Path) -> Path:
+    # in a process of its own, as the runs of the walks: it leaves threads behind
+    assert run_in_fork(inputs.make_runs, folder) == 0
     return folder
 
 
@@ -69,7 +80,7 @@ def test_every_key_of_a_verb_does_something(verb: str, folder: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "section"), SLOW)
 def test_every_key_of_a_section_does_something(
-    verb: str, section: str, folder: Path, tmp_path: Path
+    verb: str, section: str, folder_with_runs: Path, tmp_path: Path
 ) -> None:
     keys = [key for key in keys_of(WALKS[verb]) if key.rpartition(".")[0] == section]
-    assert without_effect(verb, folder, keys, tmp_path) == {}
+    assert without_effect(verb, folder_with_runs, keys, tmp_path) == {}

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clean_fork import run_in_fork
 from verb_keys import verb_configs
-from walks import inputs
 from walks.engines import engine_walks
 from walks.models import model_walks
 from walks.plain import plain_walks
@@ -36,12 +34,3 @@ def keys_of(how: Walk) -> list[str]:
     if how.shares:
         own = [key for key in own if key not in KEYS[how.shares]]
     return [key for key in (*own, *how.keys) if key not in how.shown_by]
-
-
-def make_every_input(i: Path) -> None:
-    """What the walks read."""
-    inputs.make_inputs(i)
-    inputs.make_models(i)
-    inputs.make_conversions(i)
-    # of runs in processes of their own, as those of the walk
-    assert run_in_fork(inputs.make_runs, i) == 0

@@ -149,6 +149,15 @@ def _shift(i: Path) -> Walk:
             "max_length": 9,
             "pca_texts": 2,
             "pca_max_length": 3,
+            "batch_tokens": 8,
+            "chunk_tokens": 2,
+            "device": "cuda",
+            "dtype": "bfloat16",
+            "runs": ["nowhere"],
             "tokens": "t.jsonl",
         },
+        refuses={"runs": "nowhere"},
+        probes=tuple(
+            f"megaladder.analysis.shift.score:{name}" for name in ("_score_chunk", "_left_padded")
+        ),
     )
