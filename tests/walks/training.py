@@ -119,6 +119,7 @@ def sft_walk(i: Path) -> Walk:
         probes=(*_PROBES, "megaladder.train.sft:Watchdog"),
         stand_ins={"megaladder.process.launch:launch_local": no_ranks},
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun sft"),
+        not_yet=("evaluate",),
         slow=True,
         forks=True,
     )
@@ -248,6 +249,7 @@ def grpo_walk(i: Path) -> Walk:
             "megaladder.train.rl.engines:ProcessEngine": ProcessesInName,
         },
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun grpo"),
+        not_yet=("evaluate",),
         slow=True,
         forks=True,
     )

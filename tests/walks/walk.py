@@ -69,6 +69,8 @@ class Walk:
     shown_by: the verb whose walk shows a key that this one's runs cannot. shares: the verb whose
     keys this one has too, and of whose runs it tells; keys: which of them are changed here as well.
 
+    not_yet: sections whose keys nobody has written down here; `test_every_key` alone holds them.
+
     slow: more than a few seconds of runs. forks: each run in a process of its own, for what leaves
     threads behind.
     """
@@ -87,6 +89,7 @@ class Walk:
     keys: tuple[str, ...] = ()
     unseen: str = r"is not read here"
     echoes: frozenset[str] = frozenset()
+    not_yet: tuple[str, ...] = ()
     slow: bool = False
     forks: bool = False
 
