@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from megaladder.cli import VERBS
 from megaladder.config.base import StrictModel, section_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,14 +54,15 @@ def model_classes() -> dict[str, Type]:
 
 @cache
 def source_files() -> tuple[Path, ...]:
-    """The program's files but the configuration itself."""
+    """The program's files but the configuration itself; a verb that lives there reads its own."""
     tops = ("megaladder", "kernels", "checkpoints_conv", "tools")
     config = ROOT / "megaladder" / "config"
+    runs = {ROOT / (verb.run.partition(":")[0].replace(".", "/") + ".py") for verb in VERBS}
     return tuple(
         path
         for top in tops
         for path in sorted((ROOT / top).rglob("*.py"))
-        if config not in path.parents
+        if config not in path.parents or path in runs
     )
 
 

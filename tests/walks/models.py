@@ -156,7 +156,6 @@ def _shift(i: Path) -> Walk:
             "runs": ["nowhere"],
             "tokens": "t.jsonl",
         },
-        refuses={"runs": "nowhere"},
         probes=tuple(
             f"megaladder.analysis.shift.score:{name}" for name in ("_score_chunk", "_left_padded")
         ),

@@ -69,7 +69,7 @@ class Walk:
     shown_by: the verb whose walk shows a key that this one's runs cannot. shares: the verb whose
     keys this one has too, and of whose runs it tells; keys: which of them are changed here as well.
 
-    not_yet: sections whose keys nobody has written down here; `test_every_key` alone holds them.
+    not_yet: keys and sections that nobody has walked here; `test_every_key` alone holds them.
 
     slow: more than a few seconds of runs. forks: each run in a process of its own, for what leaves
     threads behind.
@@ -92,6 +92,10 @@ class Walk:
     not_yet: tuple[str, ...] = ()
     slow: bool = False
     forks: bool = False
+
+    def waits(self, key: str) -> bool:
+        """Whether the key is one of `not_yet`."""
+        return key in self.not_yet or key.partition(".")[0] in self.not_yet
 
 
 @dataclass(frozen=True)

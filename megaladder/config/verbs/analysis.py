@@ -337,6 +337,11 @@ class ShiftConfig(StrictModel):
         pca: ReadIf[ShiftConfig] = ReadIf(
             ("pca_max_length",), lambda run: run.pca_texts > 0, "--pca-texts above 0"
         )
+        found: ReadIf[ShiftConfig] = ReadIf(
+            ("runs",),
+            lambda run: None in (run.base, run.tuned, run.data),
+            "--base, --tuned or --data left out",
+        )
         missing = [name for name in ("base", "tuned", "data") if getattr(self, name) is None]
         problems = []
         if missing and not self.runs:
@@ -344,7 +349,7 @@ class ShiftConfig(StrictModel):
                 f"{', '.join(missing)} missing; fix: megaladder analyze shift RUN_DIR, or --base DIR"
                 " --tuned DIR --data FILE"
             )
-        raise_all([*problems, *unread_problems(self, [pca])])
+        raise_all([*problems, *unread_problems(self, [pca, found])])
         return self
 
 
