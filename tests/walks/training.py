@@ -73,6 +73,7 @@ def sft_walk(i: Path) -> Walk:
             "train.logits": "fp32",
             "train.eval_every": 1,
             "optim.warmup_ratio": 0.9,
+            "optim.wsd_decay_ratio": 0.9,
             "optim.warmup_steps": 2,
             "optim.min_lr": 1e-3,
             "train.max_steps": 1,
@@ -119,7 +120,7 @@ def sft_walk(i: Path) -> Walk:
         probes=(*_PROBES, "megaladder.train.sft:Watchdog"),
         stand_ins={"megaladder.process.launch:launch_local": no_ranks},
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun sft"),
-        not_yet=("evaluate",),
+        not_yet=("optim", "checkpoint", "log", "gpu", "evaluate"),
         slow=True,
         forks=True,
     )
@@ -168,6 +169,7 @@ def grpo_walk(i: Path) -> Walk:
             "parallel.ranks": 2,
             "train.logits": "bf16",
             "optim.warmup_ratio": 0.9,
+            "optim.wsd_decay_ratio": 0.9,
             "optim.warmup_steps": 2,
             "optim.min_lr": 1e-3,
             "train.max_steps": 1,
@@ -249,7 +251,10 @@ def grpo_walk(i: Path) -> Walk:
             "megaladder.train.rl.engines:ProcessEngine": ProcessesInName,
         },
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun grpo"),
-        not_yet=("evaluate",),
+        not_yet=(
+            *("train", "optim", "checkpoint", "log", "gpu"),
+            *("rollout", "grpo", "reward", "evaluate"),
+        ),
         slow=True,
         forks=True,
     )
