@@ -16,6 +16,7 @@ _PROBES = (
     "megaladder.train.optimizer:DistributedDataParallelConfig",
     "megaladder.train.life.run_life:NonFiniteGuard",
     "megaladder.data.chat.tokenizer:load_tokenizer",
+    "megaladder.log:WandbSink",
 )
 
 
@@ -120,7 +121,7 @@ def sft_walk(i: Path) -> Walk:
         probes=(*_PROBES, "megaladder.train.sft:Watchdog"),
         stand_ins={"megaladder.process.launch:launch_local": no_ranks},
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun sft"),
-        not_yet=("optim", "checkpoint", "log", "gpu", "evaluate"),
+        not_yet=("gpu", "evaluate"),
         slow=True,
         forks=True,
     )
