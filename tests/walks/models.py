@@ -80,7 +80,7 @@ def _benches(i: Path) -> list[Walk]:
                 **{f"{convert}:{name}": 64 for name in ("_VOCABULARY", "_HIDDEN", "_FFN")},
             },
             # a folder with a random name
-            unseen="median of",
+            unseen="median of|^-+$",
         ),
     ]
 
