@@ -22,7 +22,7 @@ from walks.walk import Walk
 KEYS = {verb.name: list(verb.keys) for verb in verb_configs()}
 
 
-WAITING = ("chat", "examples", "push", "serve")
+WAITING = ("chat", "examples", "power", "push", "serve")
 """Verbs that nobody has walked here yet; `test_every_key` alone holds their keys."""
 
 
