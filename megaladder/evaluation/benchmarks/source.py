@@ -63,7 +63,7 @@ def load_rows(
     return _from_hub(spec, revision, folder)
 
 
-def _refuse_revision(revision: str | None, path: Path | str) -> None:
+def _refuse_revision(revision: str | None, path: object) -> None:
     if revision is not None:
         raise ConfigError(
             f"revision {revision} is one of a hub repository, the rows are those of {path}; fix:"
