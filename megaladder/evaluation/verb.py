@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megaladder.config.rules.model import require_model
 from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
@@ -30,7 +31,6 @@ from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
 from megaladder.finished import write_evaluated
 from megaladder.ledger.sampled import shape_at
-from megaladder.model.hf_config import require_model
 from megaladder.rewards.programs.runner import isolation
 from megaladder.rewards.verifiers import VERIFIERS
 from megaladder.rewards.verifiers.pool import VerifierPool

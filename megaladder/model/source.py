@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from megaladder import parallel
+from megaladder.config.rules.model import require_model
 from megaladder.errors import ModelError
-from megaladder.model.hf_config import ModelShape, require_model
+from megaladder.model.hf_config import ModelShape
 
 
 def model_folder(path: str, revision: str | None) -> Path:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
 from megaladder.config.rules.layout import batch_line, check_platform, check_world, validate_layout
+from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
-from megaladder.model.hf_config import require_model
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory

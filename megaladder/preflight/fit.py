@@ -6,8 +6,9 @@ from pathlib import Path
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.rules.layout import validate_layout
+from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
-from megaladder.model.hf_config import model_shape, read_config_json, require_model
+from megaladder.model.hf_config import model_shape, read_config_json
 
 
 def check_model(config: SftConfig | GrpoConfig) -> None:

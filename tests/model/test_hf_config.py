@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from model_cases import CASES, SIZES
 
+from megaladder.config.rules.model import require_model
 from megaladder.errors import ModelError
 from megaladder.model.families.table import FAMILIES
-from megaladder.model.hf_config import ModelShape, model_shape, require_model
+from megaladder.model.hf_config import ModelShape, model_shape
 
 GOOD = {
     "model_type": "qwen3",

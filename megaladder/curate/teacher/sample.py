@@ -29,6 +29,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
+from megaladder.config.rules.model import require_model
 from megaladder.config.verbs.evaluation import section_values
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
@@ -42,7 +43,6 @@ from megaladder.evaluation.verb import make_engine
 from megaladder.finished import write_sampled
 from megaladder.ledger.sampled import sampled_work, shape_at, teacher_ledger, write_sampled_ledger
 from megaladder.ledger.work import Work
-from megaladder.model.hf_config import require_model
 from megaladder.rewards.verifiers import parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
