@@ -51,6 +51,8 @@ def run_chat(config: ChatConfig) -> None:
     tokenizer = model_tokenizer(model)
     prompter = make_prompter(tokenizer, PromptSection(system=config.system), model.path)
     logs = Path(mkdtemp(prefix="megaladder-chat-"))
+    for note in config.unread:
+        print(f"note: {note}", file=sys.stderr)
     print(f"{folder.name}: loading", file=sys.stderr, flush=True)
     # only answers go to standard output
     with redirect_stdout(sys.stderr):

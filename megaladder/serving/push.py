@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+from megaladder.config.rules.unread import ReadIf, unread_problems
 from megaladder.errors import ConfigError, StorageError
 from megaladder.run_dir import atomic_write, write_sums
 from megaladder.serving.card import model_card
@@ -20,14 +21,26 @@ SUMS = "SHA256SUMS"
 def run_push(config: PushConfig) -> None:
     """The verb. Raises ConfigError for a target that is taken, StorageError where the hub or its
     network fails (the same command goes on: files that are there are not sent twice)."""
+    to_hub = is_hub_id(config.to)
+    _refuse_unread(config, to_hub)
     folder = find_model(config.model)
     if not any(folder.hf.glob("*.safetensors")):
         raise ConfigError(f"{folder.hf}: has no *.safetensors; fix: a folder with weights")
     card = model_card(folder, config.evals, config.license)
-    if is_hub_id(config.to):
+    if to_hub:
         _to_hub(folder, card, config)
     else:
         _to_folder(folder, card, config)
+
+
+def _refuse_unread(config: PushConfig, to_hub: bool) -> None:
+    """Raises ConfigError for changed keys that this kind of target does not read."""
+    table: tuple[ReadIf[PushConfig], ...] = (
+        ReadIf(("private", "message"), lambda _run: to_hub, "--to OWNER/NAME of the hub"),
+        ReadIf(("force",), lambda _run: not to_hub, "--to FOLDER"),
+    )
+    if problems := unread_problems(config, table):
+        raise ConfigError("\n".join(problems))
 
 
 def is_hub_id(target: str) -> bool:

@@ -24,7 +24,7 @@ from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.platform import has_cuda
 from megaladder.process.signals import die_with_parent
-from megaladder.rollout.vllm_engine import VllmOptions, child_environment
+from megaladder.rollout.vllm_engine import GIB, VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
 from megaladder.serving.folder import ModelFolder, find_model
 from megaladder.serving.settings import ServeConfig
@@ -72,6 +72,8 @@ def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: P
         options["--chat-template"] = str(place / "chat_template.jinja")
     if config.max_model_len is not None:
         options["--max-model-len"] = str(config.max_model_len)
+    if not has_cuda():
+        options["--kv-cache-memory-bytes"] = str(int(config.cpu_kv_cache_gib * GIB))
     words = [word for pair in options.items() for word in pair]
     # as our engine: on a CPU compiling takes minutes and saves little
     return [sys.executable, *SERVER, *words, *([] if has_cuda() else ["--enforce-eager"])]
@@ -79,8 +81,7 @@ def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: P
 
 def _environment(config: ServeConfig, folder: ModelFolder) -> dict[str, str]:
     options = VllmOptions(model=str(folder.hf), tp=config.tp)
-    own = {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.cpu_kv_cache_gib)))}
-    return {**os.environ, **child_environment(options, 0), **own}
+    return {**os.environ, **child_environment(options, 0)}
 
 
 def serve(

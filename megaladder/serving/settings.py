@@ -10,6 +10,8 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from megaladder.config.base import CommaStrs, Positional, StrictModel
+from megaladder.config.rules.engine import READ_BY_VLLM
+from megaladder.config.rules.unread import unread_notes
 from megaladder.config.sections.engine import EngineSection, Positive
 
 
@@ -36,6 +38,11 @@ class ChatConfig(StrictModel):
     """Folder of the tokenizer; null = the model's own."""
     rollout: EngineSection = EngineSection()
 
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine does not read, a line each."""
+        return unread_notes(self, READ_BY_VLLM)
+
 
 class ServeConfig(StrictModel):
     """An OpenAI-compatible address for a model, by vLLM's own server, until Ctrl-C. Example:
@@ -57,7 +64,7 @@ class ServeConfig(StrictModel):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a GPU's memory that the server may take. Not read on CPU."""
     cpu_kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Key/value cache on a CPU, GiB."""
+    """Key/value cache on a CPU, GiB. Not read on a GPU."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
     """Seconds that loading the model may take."""
 

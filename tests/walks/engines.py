@@ -15,17 +15,17 @@ from walks.stand_ins import (
 )
 from walks.walk import Walk
 
-_VLLM_KEYS = (
+VLLM_KEYS = (
     *("tp", "replicas", "dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization"),
     *("cpu_kv_cache_gib", "cpu_threads", "timeout_s"),
 )
-_ENGINE_PROBES = (
+ENGINE_PROBES = (
     "megaladder.evaluation.verb:VllmEngine",
     "megaladder.evaluation.verb:FakeEngine",
     "megaladder.rollout.engine:BaseEngine.stream",
     "transformers:AutoTokenizer.from_pretrained",
 )
-_STAND_INS = {
+STAND_INS = {
     "megaladder.rewards.verifiers.pool:GradePool": GradesHere,
     "megaladder.evaluation.verb:FakeEngine": AnsweringEngine,
     "megaladder.evaluation.verb:VllmEngine": VllmInName,
@@ -50,7 +50,7 @@ def _small_walks(i: Path) -> list[Walk]:
                 "extract": "first-box",
             },
             probes=("megaladder.analysis.grade:VerifierPool",),
-            stand_ins=_STAND_INS,
+            stand_ins=STAND_INS,
         ),
         Walk(
             "data get",
@@ -130,7 +130,7 @@ def eval_walk(i: Path) -> Walk:
             "sandbox": {"benchmark": ["livecodebench"]},
         },
         needs={
-            **{f"rollout.{name}": from_vllm for name in _VLLM_KEYS},
+            **{f"rollout.{name}": from_vllm for name in VLLM_KEYS},
             **{f"budget.{name}": thinking for name in ("start", "end", "end_forced", "stop")},
             **{f"budget.{name}": waiting for name in ("wait", "accounting")},
             "budget.max_tries": {"budget.reject_above": 2},
@@ -138,14 +138,14 @@ def eval_walk(i: Path) -> Walk:
             **{f"judge.{name}": served for name in ("url", "key_variable", "retries")},
         },
         probes=(
-            *_ENGINE_PROBES,
+            *ENGINE_PROBES,
             *(f"megaladder.evaluation.verb:{name}" for name in ("VerifierPool", "SandboxPool")),
             "megaladder.evaluation.verb:Progress",
             "urllib.request:Request",
         ),
         slow=True,
         stand_ins={
-            **_STAND_INS,
+            **STAND_INS,
             "urllib.request:urlopen": FlakyService(),
             "megaladder.evaluation.judge:time": NO_PAUSES,
         },
@@ -180,16 +180,16 @@ def sample_walk(i: Path) -> Walk:
             "rollout.max_tokens": 9,
             "prompt.style": "raw",
         },
-        needs={f"rollout.{name}": from_vllm for name in _VLLM_KEYS},
+        needs={f"rollout.{name}": from_vllm for name in VLLM_KEYS},
         beside={
             "model.chat_template_kwargs": {"model.chat_template": str(i / "template.jinja")},
             "model.template_date": {"model.chat_template": str(i / "dated.jinja")},
         },
         probes=(
-            *_ENGINE_PROBES,
+            *ENGINE_PROBES,
             "megaladder.curate.teacher.sample:VerifierPool",
             "megaladder.curate.teacher.sample:draw",
         ),
-        stand_ins=_STAND_INS,
+        stand_ins=STAND_INS,
         slow=True,
     )

@@ -16,19 +16,19 @@ from verb_keys import verb_configs
 from walks.engines import engine_walks
 from walks.models import model_walks
 from walks.plain import plain_walks
+from walks.serving import serving_walks
 from walks.training import training_walks
 from walks.walk import Walk
 
 KEYS = {verb.name: list(verb.keys) for verb in verb_configs()}
 
 
-WAITING = ("chat", "examples", "power", "push", "serve")
-"""Verbs that nobody has walked here yet; `test_every_key` alone holds their keys."""
-
-
 def every_walk(i: Path) -> list[Walk]:
     """`i`: the folder of the inputs."""
-    return [*plain_walks(i), *engine_walks(i), *model_walks(i), *training_walks(i)]
+    return [
+        *(*plain_walks(i), *serving_walks(i), *engine_walks(i)),
+        *(*model_walks(i), *training_walks(i)),
+    ]
 
 
 def keys_of(how: Walk) -> list[str]:

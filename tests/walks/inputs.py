@@ -46,6 +46,7 @@ def make_inputs(folder: Path) -> None:
     _graded(folder, rng)
     _tables(folder, rng)
     _studies(folder)
+    _scored(folder / "scored")
 
 
 def _studies(folder: Path) -> None:
@@ -216,6 +217,13 @@ def _graded(folder: Path, rng: np.random.Generator) -> None:
         folder / "factors.csv",
         [{"model": name, "size": 10**power} for power, name in enumerate("abc", 2)],
     )
+
+
+def _scored(folder: Path) -> None:
+    """A folder that `eval` might have written."""
+    entry = {"headline": "avg@4", "metrics": {"avg@4": 0.3}, "num_problems": 9, "n": 4}
+    folder.mkdir()
+    (folder / "summary.json").write_text(json.dumps({"benchmarks": {"gsm8k": entry}}))
 
 
 def _graded_rows(rng: np.random.Generator, skill: float) -> list[dict[str, Any]]:

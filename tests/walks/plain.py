@@ -283,5 +283,11 @@ def plain_walks(i: Path) -> list[Walk]:
             beside={"jobs": {"dry_run": False}, "launcher": {"dry_run": False}},
             probes=("megaladder.study.verb:Crew",),
         ),
+        Walk("power", {"effect": 2.0}, values={"samples": [str(i / "a.jsonl")], "n": [2]}),
+        Walk(
+            "examples",
+            {"names": ["recipes/limo"]},
+            values={"names": ["configs/sft_gsm8k_cpu.yaml"], "out": "another"},
+        ),
         Walk("doctor", {}),
     ]

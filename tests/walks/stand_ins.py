@@ -7,7 +7,7 @@ import io
 import json
 import os
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,6 +109,27 @@ class ProcessesInName(FakeEngine):
     def describe(self) -> dict[str, Any]:
         said = {"max_model_len": 1 << 20, "dtype": "float32", "tp": None}
         return {**super().describe(), **said}
+
+
+class ServerInName:
+    """Takes the place of `Popen`: shows what a server would be started with, and is told to stop."""
+
+    pid = 0
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], **_streams: object) -> None:
+        print(*command[1:], *(f"{key}={env[key]}" for key in sorted(env) if "CACHE" in key))
+
+    def poll(self) -> int:
+        return 0
+
+    def wait(self) -> int:
+        raise KeyboardInterrupt
+
+
+def asked_of_hub(_api: object, *args: object, **given: object) -> SimpleNamespace:
+    """Takes the place of a method of `HfApi`: shows what it is asked for."""
+    print(args, given)
+    return SimpleNamespace(commit_url="done")
 
 
 class BareInName:
