@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from megaladder.config.rules.run import run_problems
-from megaladder.config.rules.sft import READ_IF, sft_problems
-from megaladder.config.rules.unread import raise_all, unread_problems
+from megaladder.config.rules.sft import READ_BY_ENGINE, READ_IF, sft_problems
+from megaladder.config.rules.unread import raise_all, unread_notes, unread_problems
 from megaladder.config.sections.evaluate import SftEvaluateSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.sft import SftCheckpointSection, SftDataSection, SftTrainSection
@@ -32,6 +32,11 @@ class SftConfig(RunConfig):
             ]
         )
         return self
+
+    @property
+    def unread(self) -> list[str]:
+        """Keys that the chosen engine does not read, a line each."""
+        return unread_notes(self, READ_BY_ENGINE)
 
     @property
     def samples_per_update(self) -> int:

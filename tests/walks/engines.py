@@ -108,6 +108,7 @@ def eval_walk(i: Path) -> Walk:
             "model.template_date": "2025-01-01",
             "benchmark": ["gsm8k"],
             "data_dir": str(i / "bench2"),
+            "registry": str(i / "other_registry.yaml"),
             "limit": 1,
             "rollout.engine": "vllm",
             "rollout.temperature": 0.3,
@@ -127,6 +128,7 @@ def eval_walk(i: Path) -> Walk:
             "model.chat_template_kwargs": {"model.chat_template": str(i / "template.jinja")},
             "model.template_date": {"model.chat_template": str(i / "dated.jinja")},
             "judge.model": judged,
+            "registry": {"benchmark": ["mine"], "registry": str(i / "registry.yaml")},
             "sandbox": {"benchmark": ["livecodebench"]},
         },
         needs={

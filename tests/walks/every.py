@@ -37,5 +37,4 @@ def keys_of(how: Walk) -> list[str]:
     own = [key for key in KEYS[how.verb] if (how.verb[:9], key) != ("data make", "kind")]
     if how.shares:
         own = [key for key in own if key not in KEYS[how.shares]]
-    own = [key for key in own if not how.waits(key)]
     return [key for key in (*own, *how.keys) if key not in how.shown_by]

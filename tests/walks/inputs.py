@@ -120,6 +120,10 @@ def _problems(folder: Path) -> None:
         write_rows(folder / f"bench{name}" / "hexphi" / "test.jsonl", rows)
         programs = [{**row, "tests": '[{"input": "1", "output": "7"}]'} for row in rows]
         write_rows(folder / f"bench{name}" / "livecodebench.jsonl", programs)
+    rising = [{**row, "question": f"Rising: {row['question']}"} for row in rows]
+    write_rows(folder / "rising" / "amc23.jsonl", rising)
+    for name, own in (("registry", "bench"), ("other_registry", "bench2")):
+        (folder / f"{name}.yaml").write_text(f"benchmarks: {{mine: {{data: {own}/amc23.jsonl}}}}\n")
     texts = ["so \\boxed{1/2}", "\\boxed{2}, no: \\boxed{0.5}", "The answer is 0.5."]
     for number, name in ((3, "answers"), (2, "other_answers")):
         answers = [{"id": f"p{n}", "gold": "0.5", "response": texts[n]} for n in range(number)]

@@ -7,7 +7,8 @@ import io
 import json
 import os
 import urllib.error
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
 from megaladder.rewards.verifiers import parameters_of, verify
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.rollout.engine import SampleRequest
-from megaladder.rollout.fake_engine import FakeEngine
+from megaladder.rollout.fake_engine import FakeEngine, Responder, TextTokenizer
 from megaladder.rollout.vllm_engine import VllmOptions
 
 ANSWERS = (
@@ -91,6 +92,42 @@ class VllmInName(FakeEngine):
 
     def call(self, _method: str) -> list[dict[str, Any]]:
         return [{"in_process": True}]
+
+
+class RisingEngine(FakeEngine):
+    """The fake engine; of "Rising" questions it answers the more rightly the more weights came."""
+
+    def __init__(self, responder: Responder, tokenizer: TextTokenizer) -> None:
+        super().__init__(self._answer, tokenizer)
+        self._others, self._decode = responder, tokenizer.decode
+        self._asked = Counter[int]()
+
+    def _answer(self, request: SampleRequest) -> Any:
+        if "Rising" not in self._decode(list(request.prompt_ids)):
+            return self._others(request)
+        self._asked[self.policy_version] += 1
+        return (
+            "\\boxed{7}"
+            if self._asked[self.policy_version] <= self.policy_version
+            else "\\boxed{0}"
+        )
+
+
+class TrackerInName:
+    """Takes the place of a tracker's package: shows whose runs it is given."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: object, **given: Any) -> Any:
+            if name in ("init", "set_experiment", "start_run"):
+                whose = {key: given.get(key) for key in ("project", "entity", "group")}
+                tags = [tag for tag in given.get("tags") or () if tag != "megaladder_id"]
+                print(name, *args, whose, tags)
+            return [] if name == "search_runs" else self
+
+        return call
 
 
 def named_children(options: VllmOptions) -> list[VllmOptions]:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from walks.stand_ins import GradesHere, ProcessesInName, named_children, no_ranks
+from walks.stand_ins import (
+    GradesHere,
+    ProcessesInName,
+    RisingEngine,
+    TrackerInName,
+    named_children,
+    no_ranks,
+)
 from walks.walk import Walk
+
+from megaladder.config.base import leaf_keys
+from megaladder.config.sections.evaluate import EvaluateSection
 
 # without a GPU nothing else shows them
 _PROBES = (
@@ -16,11 +27,32 @@ _PROBES = (
     "megaladder.train.optimizer:DistributedDataParallelConfig",
     "megaladder.train.life.run_life:NonFiniteGuard",
     "megaladder.data.chat.tokenizer:load_tokenizer",
-    "megaladder.log:WandbSink",
 )
 
 
 # what takes more ranks than a walk has, or a GPU, is seen in a dry run
+_STAND_INS = {
+    "megaladder.process.launch:launch_local": no_ranks,
+    "megaladder.rewards.verifiers.pool:GradePool": GradesHere,
+    "megaladder.train.life.engines:vllm_children": named_children,
+    "megaladder.train.life.engines:ProcessEngine": ProcessesInName,
+    "megaladder.train.life.engines:FakeEngine": RisingEngine,
+    **dict.fromkeys(("wandb", "mlflow", "trackio"), TrackerInName()),
+}
+_ENGINE_PROBES = (
+    *(f"megaladder.train.life.engines:{name}" for name in ("VllmOptions", "Limits", "SyncOptions")),
+    "megaladder.rollout.engine:BaseEngine.stream",
+)
+_VLLM_KEYS = ("tp", "sync", "gpu_memory_utilization", "cpu_kv_cache_gib")
+_SFT_ENGINE_KEYS = (
+    "timeout_s",
+    "sync_bucket_mib",
+    "check_sync",
+    "engine",
+    "extract",
+    "grade_workers",
+    "grade_timeout_s",
+)
 _BY_DRYRUN = ("parallel.vpp", "parallel.sequence_parallel")
 _LAYOUT = ("parallel.tp", "parallel.pp", "parallel.cp", "parallel.ranks")
 _OVERLAP = ("gpu.overlap_grad_reduce", "gpu.overlap_param_gather", "train.micro_batch_size")
@@ -39,8 +71,62 @@ def _run(i: Path) -> dict[str, object]:
     }
 
 
+def _tracked() -> dict[str, dict[str, object]]:
+    """What the keys of trackers need; mlflow and trackio have no other."""
+    by_wandb = {"log.wandb": True}
+    return {f"log.{key}": by_wandb for key in ("project", "entity", "group", "tags")}
+
+
+def _asked(i: Path) -> dict[str, object]:
+    """Benchmarks between the steps, before the first and after the last."""
+    return {
+        "evaluate.benchmarks": ["amc23"],
+        "evaluate.data_dir": str(i / "bench"),
+        "evaluate.limit": 2,
+        "evaluate.n": 2,
+        "evaluate.max_tokens": 40,
+    }
+
+
+def _evaluations(i: Path, asked: dict[str, object]) -> dict[str, dict[str, Any]]:
+    """Values, needs and what goes together of the section `evaluate`, of both kinds of training."""
+    rising = {**asked, "evaluate.data_dir": str(i / "rising"), "evaluate.every": 1}
+    patient = {**rising, "evaluate.patience": 1}
+    mine = {"evaluate.benchmarks": ["mine"], "evaluate.registry": str(i / "registry.yaml")}
+    values = {
+        "benchmarks": ["gsm8k"],
+        "registry": str(i / "other_registry.yaml"),
+        "every": 1,
+        "data_dir": str(i / "bench2"),
+        "limit": 1,
+        "n": 3,
+        "max_tokens": 9,
+        "prompt.style": "raw",
+        "prompt.template": "{question} !",
+        "patience": 1,
+        "min_delta": 0.5,
+    }
+    keys = [key for key in leaf_keys(EvaluateSection) if key != "benchmarks"]
+    needs = {
+        **dict.fromkeys(keys, asked),
+        "keep_best": {**rising, "checkpoint.every": 1, "checkpoint.keep_last": 1},
+        "registry": {**asked, **mine},
+        "patience": rising,
+        "min_delta": patient,
+    }
+    return {
+        "values": {f"evaluate.{key}": value for key, value in values.items()},
+        "needs": {f"evaluate.{key}": value for key, value in needs.items()},
+        "beside": {"evaluate.benchmarks": asked},
+        # a gain of one sample is then none
+        "together": {"evaluate.patience": {"evaluate.min_delta": 0.5}},
+    }
+
+
 def sft_walk(i: Path) -> Walk:
     """Two updates of a tiny model for every key."""
+    asked = {**_asked(i), "evaluate.engine": "fake", "evaluate.grade_workers": 1}
+    evaluations = _evaluations(i, asked)
     held_out = {"data.holdout": 4}
     clipped = {"train.loss": "ppo", "data.path": str(i / "judged.jsonl")}
     profiled = {"train.profile_steps": [2]}
@@ -89,6 +175,9 @@ def sft_walk(i: Path) -> Walk:
             "checkpoint.keep_best": 1,
             "checkpoint.resume": "run/checkpoints/step_1",
             "log.every": 2,
+            "evaluate.sync": "ipc",
+            "evaluate.extract": "first-box",
+            **evaluations["values"],
         },
         refuses={"data.on_bad_row": "broken.jsonl:151"},
         beside={
@@ -105,9 +194,14 @@ def sft_walk(i: Path) -> Walk:
             "model.template_date": {"model.chat_template": str(i / "dated.jinja")},
             "checkpoint.keep_last": {"checkpoint.every": 1},
             "train.epochs": {"train.max_steps": None, "train.epochs": 0.2},
+            **{f"evaluate.{key}": asked for key in _VLLM_KEYS},
+            **evaluations["beside"],
             "data.packing": {"data.seq_length": 1024},
         },
         needs={
+            **evaluations["needs"],
+            **{f"evaluate.{key}": asked for key in _SFT_ENGINE_KEYS},
+            **{f"evaluate.{key}": {"evaluate.engine": "vllm"} for key in _VLLM_KEYS},
             "train.eval_every": held_out,
             "checkpoint.keep_best": {**held_out, "checkpoint.every": 1},
             "train.recompute_modules": {"train.recompute": "selective"},
@@ -115,24 +209,27 @@ def sft_walk(i: Path) -> Walk:
             "train.profile_ranks": profiled,
             "train.logits": {"train.precision": "bf16"},
             "optim.wsd_decay_ratio": {"optim.schedule": "wsd"},
-            "log.wandb_project": {"log.wandb": True},
+            **_tracked(),
             **{f"train.clip_ratio_{side}": clipped for side in ("low", "high")},
         },
-        probes=(*_PROBES, "megaladder.train.sft:Watchdog"),
-        stand_ins={"megaladder.process.launch:launch_local": no_ranks},
+        together=evaluations["together"],
+        probes=(
+            *(*_PROBES, *_ENGINE_PROBES, "megaladder.train.sft:Watchdog"),
+            "megaladder.train.supervised.answers:VerifierPool",
+        ),
+        stand_ins=_STAND_INS,
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun sft"),
-        not_yet=("gpu", "evaluate"),
         slow=True,
         forks=True,
     )
 
 
-_VLLM_KEYS = ("tp", "gpu_memory_utilization", "cpu_kv_cache_gib")
 _REWARDS = [{"name": "correctness"}, {"name": "repetition", "weight": 0.5, "ngram": 2}]
 
 
 def grpo_walk(i: Path) -> Walk:
     """Two rounds of a tiny model with the stand-in engine for every key."""
+    evaluations = _evaluations(i, _asked(i))
     # the stand-in's log-probs are far from the model's
     from_vllm = {"rollout.engine": "vllm", "grpo.mismatch_limit": 100.0}
     corrected = {**from_vllm, "grpo.correction": "tis"}
@@ -183,9 +280,10 @@ def grpo_walk(i: Path) -> Walk:
             "checkpoint.keep_last": 1,
             "checkpoint.resume": "run/checkpoints/step_1",
             "log.every": 2,
+            **evaluations["values"],
             "rollout.engine": "replay",
             "rollout.sync": "ipc",
-            "rollout.max_prompt_tokens": 20,
+            "rollout.max_prompt_tokens": 22,
             "rollout.servers": ["http://127.0.0.1:2"],
             "rollout.replay_dir": str(i / "other_rounds"),
             "rollout.prompt_suffix": " Why?",
@@ -213,15 +311,17 @@ def grpo_walk(i: Path) -> Walk:
             "grpo.off_policy_mask": from_vllm,
             "grpo.mismatch_limit": from_vllm,
             "grpo.mini_batches": {"optim.lr": 0.1},
+            **evaluations["beside"],
         },
         needs={
+            **evaluations["needs"],
             "train.recompute_modules": {"train.recompute": "selective"},
             "train.profiler": profiled,
             "train.profile_ranks": profiled,
             "train.logits": {"train.precision": "bf16"},
             "optim.wsd_decay_ratio": {"optim.schedule": "wsd"},
-            "log.wandb_project": {"log.wandb": True},
-            **{f"rollout.{name}": from_vllm for name in (*_VLLM_KEYS, "sync")},
+            **_tracked(),
+            **{f"rollout.{name}": from_vllm for name in _VLLM_KEYS},
             "rollout.server_concurrency": served,
             "rollout.sync_dir": served,
             "rollout.replay_dir": replayed,
@@ -234,28 +334,18 @@ def grpo_walk(i: Path) -> Walk:
             "grpo.max_resamples": {"grpo.dynamic_sampling": "accuracy"},
             "grpo.recompute_old_logprobs": off_policy,
         },
-        together={"rollout.engine": {"rollout.replay_dir": str(i / "rounds")}},
+        together={
+            "rollout.engine": {"rollout.replay_dir": str(i / "rounds")},
+            **evaluations["together"],
+        },
         probes=(
-            *_PROBES,
+            *(*_PROBES, *_ENGINE_PROBES),
             "megaladder.train.grpo:Watchdog",
             "megaladder.train.rl.rounds:VerifierPool",
-            "megaladder.train.life.engines:VllmOptions",
-            "megaladder.train.life.engines:Limits",
-            "megaladder.train.life.engines:SyncOptions",
             "megaladder.train.life.engines:ServerOptions",
-            "megaladder.rollout.engine:BaseEngine.stream",
         ),
-        stand_ins={
-            "megaladder.process.launch:launch_local": no_ranks,
-            "megaladder.rewards.verifiers.pool:GradePool": GradesHere,
-            "megaladder.train.life.engines:vllm_children": named_children,
-            "megaladder.train.life.engines:ProcessEngine": ProcessesInName,
-        },
+        stand_ins=_STAND_INS,
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun grpo"),
-        not_yet=(
-            *("train", "optim", "checkpoint", "log", "gpu"),
-            *("rollout", "grpo", "reward", "evaluate"),
-        ),
         slow=True,
         forks=True,
     )

@@ -21,10 +21,12 @@ import json
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 from clean_fork import run_in_fork
 from verb_keys import VerbConfig, another_value, command_line, verb_configs
@@ -46,9 +48,11 @@ _ECHOES = frozenset(
     )
 )
 _ECHO_FILES = re.compile(
-    r"(config.*\.yaml|fingerprint\.json|history.*|finished\.json|integrity\.json|\.metadata|\.lock)$|\.finished/"
+    r"(config.*\.yaml|fingerprint\.json|history.*|finished\.json|integrity\.json|tracker\.json|\.metadata|\.lock)$|\.finished/"
 )
 
+# of a key that nothing reads in this run
+_NOTE = r"is not read here"
 # exit status of a run that stopped itself, and would go on
 STOPPED = 3
 
@@ -63,13 +67,11 @@ class Walk:
     that have to change with a key. refuses: what a refusal says that is the key's very work.
 
     probes: "module:attribute" of functions and classes whose arguments count as something that the
-    run did. stand_ins: what takes the place of such an attribute. unseen: lines that only repeat
+    run did. stand_ins: what takes the place of such an attribute, or of a whole "module". unseen: lines that only repeat
     the configuration; echoes: such keys of JSON.
 
     shown_by: the verb whose walk shows a key that this one's runs cannot. shares: the verb whose
     keys this one has too, and of whose runs it tells; keys: which of them are changed here as well.
-
-    not_yet: keys and sections that nobody has walked here; `test_every_key` alone holds them.
 
     slow: more than a few seconds of runs. forks: each run in a process of its own, for what leaves
     threads behind.
@@ -87,15 +89,10 @@ class Walk:
     shown_by: Mapping[str, str] = field(default_factory=dict)
     shares: str | None = None
     keys: tuple[str, ...] = ()
-    unseen: str = r"is not read here"
+    unseen: str = _NOTE
     echoes: frozenset[str] = frozenset()
-    not_yet: tuple[str, ...] = ()
     slow: bool = False
     forks: bool = False
-
-    def waits(self, key: str) -> bool:
-        """Whether the key is one of `not_yet`."""
-        return key in self.not_yet or key.partition(".")[0] in self.not_yet
 
 
 @dataclass(frozen=True)
@@ -153,7 +150,7 @@ class _Runs:
             return refused
         found = _compared(self._plain_run(flat), deed)
         noted = re.search(rf"{re.escape(key)} .* is not read here: it needs ", deed.told)
-        return Finding("noted") if noted and found.kind == "same" else found
+        return Finding("noted") if noted and found.kind != "changed" else found
 
     def _plain_run(self, flat: dict[str, Any]) -> Deed:
         name = json.dumps(flat, sort_keys=True, default=str)
@@ -253,6 +250,9 @@ def _replacing(stand_ins: Mapping[str, Any]) -> Iterator[None]:
     """Puts each stand-in in its place, and what was there back at the end."""
     with contextlib.ExitStack() as stack:
         for target, stand_in in stand_ins.items():
+            if ":" not in target:
+                stack.enter_context(mock.patch.dict(sys.modules, {target: stand_in}))
+                continue
             owner, name = _place(target)
             stack.callback(setattr, owner, name, inspect.getattr_static(owner, name))
             setattr(owner, name, stand_in)
@@ -305,7 +305,8 @@ def _content(path: Path, folder: Path, echoes: frozenset[str]) -> Any:
     for parts in (text.splitlines(), [text]):
         with contextlib.suppress(ValueError):
             return [_stable(json.loads(part), echoes) for part in parts if part.strip()]
-    return _VOLATILE_TEXT.sub("#", text.replace(str(folder), "."))
+    lines = [line for line in text.splitlines() if not re.search(_NOTE, line)]
+    return _VOLATILE_TEXT.sub("#", "\n".join(lines).replace(str(folder), "."))
 
 
 def _stable(value: Any, echoes: frozenset[str]) -> Any:

@@ -28,6 +28,17 @@ READ_IF: tuple[ReadIf[SftRun], ...] = (
         "evaluate.benchmarks",
     ),
 )
+READ_BY_ENGINE: tuple[ReadIf[SftRun], ...] = (
+    ReadIf(
+        tuple(
+            f"evaluate.{key}"
+            for key in ("tp", "sync", "gpu_memory_utilization", "cpu_kv_cache_gib")
+        ),
+        lambda run: run.evaluate.engine == "vllm" or not run.evaluate.benchmarks,
+        "evaluate.engine vllm",
+    ),
+)
+"""Said where they are changed and the engine does not read them."""
 CLIPPED = tuple(mode.value for mode in TokenWeighting if mode not in NO_CLIP)
 
 

@@ -234,7 +234,7 @@ def own_name(path: str) -> str:
 
 def read_benchmark(path: str) -> BenchmarkSpec:
     """The one benchmark that a YAML file describes."""
-    file = load_yaml(path)
+    file = _read_yaml("benchmark", path)
     if "benchmarks" in file.values:
         names = ", ".join(file.values["benchmarks"] or {})
         raise ConfigError(
@@ -246,7 +246,7 @@ def read_benchmark(path: str) -> BenchmarkSpec:
 
 def read_registry(path: str) -> dict[str, BenchmarkSpec]:
     """Own entries by name. Names of shipped ones are refused: a score would not say which it is."""
-    file = load_yaml(path)
+    file = _read_yaml("registry", path)
     entries = file.values.get("benchmarks")
     if not isinstance(entries, dict) or not entries or len(file.values) > 1:
         raise ConfigError(
@@ -260,6 +260,13 @@ def read_registry(path: str) -> dict[str, BenchmarkSpec]:
             f" fix: another name, such as {taken[0]}_{OWN_PLACE}"
         )
     return {name: _own_entry(name, _part(file, name)) for name in entries}
+
+
+def _read_yaml(key: str, path: str) -> YamlFile:
+    """The file that the key names. Raises ConfigError with the key's name where it is not there."""
+    if not Path(path).exists():
+        raise ConfigError(f"{key} {path}: no such file; fix: the path of a YAML file")
+    return load_yaml(path)
 
 
 def _part(file: YamlFile, name: str) -> YamlFile:

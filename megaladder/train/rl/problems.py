@@ -145,10 +145,11 @@ def _read_part(config: GrpoConfig, part: MixturePart, tokenizer: Tokenizer) -> P
     limit = min(config.rollout.max_prompt_tokens or longest, longest)
     kept = [index for index, ids in enumerate(prompts) if 0 < len(ids) <= limit]
     if not kept:
+        by_lengths = "data.seq_length, or a smaller rollout.max_tokens"
         raise DataError(
             f"{reader.source.path}: expected prompts of at most {limit} tokens, found"
             f" {len(prompts)} longer ones (shortest {min(map(len, prompts), default=0)}); fix: a"
-            " larger data.seq_length, or a smaller rollout.max_tokens"
+            f" larger {by_lengths if limit == longest else 'rollout.max_prompt_tokens'}"
         )
     lines = reader.lines()
     if len(kept) < len(prompts):

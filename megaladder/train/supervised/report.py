@@ -64,7 +64,7 @@ class SftReport:
             f"layout {layout}·dp{parallel.dp_size()} on {platform.device().type},"
             f" {parallel.world_size()} rank(s)"
         )
-        for line in self._data.describe():
+        for line in (*self._data.describe(), *self._config.unread):
             log.info(line)
 
     def evaluation_due(self, step: int, saving: bool, last: bool) -> bool:
