@@ -239,7 +239,12 @@ def grpo_walk(i: Path) -> Walk:
     profiled = {"train.profile_steps": [2]}
     broken = {"data.path": str(i / "broken.jsonl"), "data.on_bad_row": "skip"}
     served = {**from_vllm, "rollout.servers": ["http://127.0.0.1:1"]}
-    replayed = {"rollout.engine": "replay", "rollout.replay_dir": str(i / "rounds")}
+    no_kl = {"grpo.kl": "none"}
+    replayed = {
+        "grpo.correction": "none",
+        "rollout.engine": "replay",
+        "rollout.replay_dir": str(i / "rounds"),
+    }
     return Walk(
         "grpo",
         {
@@ -289,7 +294,8 @@ def grpo_walk(i: Path) -> Walk:
             "rollout.prompt_suffix": " Why?",
             "grpo.preset": "gspo",
             "grpo.dual_clip": 3.0,
-            "grpo.correction": "tis",
+            "grpo.aggregation": "sequence_mean_token_sum",
+            "grpo.correction": "icepop",
             "grpo.correction_low": 0.5,
             "grpo.correction_high": 0.001,
             "grpo.mismatch_limit": 0.01,
@@ -308,6 +314,10 @@ def grpo_walk(i: Path) -> Walk:
             "train.epochs": {"train.max_steps": None},
             **{f"grpo.{name}": off_policy for name in ("clip_low", "clip_high", "dual_clip")},
             **{f"grpo.{name}": off_policy for name in ("policy_loss", "ratio")},
+            **{f"grpo.{name}": no_kl for name in ("kl_coef", "kl_importance_weight", "reference")},
+            # groups whose answers are all alike, and answers that are cut
+            "grpo.skip_zero_advantage": {**no_kl, "rollout.n": 2},
+            "grpo.filter_truncated": {"rollout.max_tokens": 8},
             "grpo.off_policy_mask": from_vllm,
             "grpo.mismatch_limit": from_vllm,
             "grpo.mini_batches": {"optim.lr": 0.1},
@@ -328,11 +338,11 @@ def grpo_walk(i: Path) -> Walk:
             "grpo.kl_coef": kl,
             "grpo.kl_importance_weight": {**kl, **off_policy},
             "grpo.reference": kl,
-            "grpo.correction": {**from_vllm, "grpo.correction": "none"},
+            # weights are far below 1: the two differ where the bound is as well
+            "grpo.correction": {**from_vllm, "grpo.correction_high": 0.001},
             "grpo.correction_low": corrected,
             "grpo.correction_high": corrected,
             "grpo.max_resamples": {"grpo.dynamic_sampling": "accuracy"},
-            "grpo.recompute_old_logprobs": off_policy,
         },
         together={
             "rollout.engine": {"rollout.replay_dir": str(i / "rounds")},

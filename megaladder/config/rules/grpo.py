@@ -63,7 +63,7 @@ READ_IF: tuple[ReadIf[GrpoRun], ...] = (
 """Refused where they are changed and not read."""
 READ_BY_ENGINE: tuple[ReadIf[GrpoRun], ...] = (
     ReadIf(
-        ("grpo.correction",),
+        ("grpo.correction", "grpo.correction_low", "grpo.correction_high"),
         lambda run: run.rollout.engine != "fake",
         "an engine that has log-probs, so not rollout.engine fake,",
     ),
