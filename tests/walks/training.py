@@ -242,6 +242,7 @@ def grpo_walk(i: Path) -> Walk:
     no_kl = {"grpo.kl": "none"}
     replayed = {
         "grpo.correction": "none",
+        "train.max_steps": 2,
         "rollout.engine": "replay",
         "rollout.replay_dir": str(i / "rounds"),
     }
