@@ -16,10 +16,12 @@ _PROBES = (
     "megaladder.train.optimizer:DistributedDataParallelConfig",
     "megaladder.train.life.run_life:NonFiniteGuard",
     "megaladder.data.chat.tokenizer:load_tokenizer",
-    "megaladder.log:WandbSink",
 )
 
 
+_TRACKERS = tuple(
+    f"log.{name}" for name in ("mlflow", "trackio", "project", "entity", "group", "tags")
+)
 # what takes more ranks than a walk has, or a GPU, is seen in a dry run
 _BY_DRYRUN = ("parallel.vpp", "parallel.sequence_parallel")
 _LAYOUT = ("parallel.tp", "parallel.pp", "parallel.cp", "parallel.ranks")
@@ -115,13 +117,12 @@ def sft_walk(i: Path) -> Walk:
             "train.profile_ranks": profiled,
             "train.logits": {"train.precision": "bf16"},
             "optim.wsd_decay_ratio": {"optim.schedule": "wsd"},
-            "log.wandb_project": {"log.wandb": True},
             **{f"train.clip_ratio_{side}": clipped for side in ("low", "high")},
         },
         probes=(*_PROBES, "megaladder.train.sft:Watchdog"),
         stand_ins={"megaladder.process.launch:launch_local": no_ranks},
         shown_by=dict.fromkeys(_BY_DRYRUN, "dryrun sft"),
-        not_yet=("gpu", "evaluate"),
+        not_yet=("gpu", "evaluate", *_TRACKERS),
         slow=True,
         forks=True,
     )
@@ -220,7 +221,6 @@ def grpo_walk(i: Path) -> Walk:
             "train.profile_ranks": profiled,
             "train.logits": {"train.precision": "bf16"},
             "optim.wsd_decay_ratio": {"optim.schedule": "wsd"},
-            "log.wandb_project": {"log.wandb": True},
             **{f"rollout.{name}": from_vllm for name in (*_VLLM_KEYS, "sync")},
             "rollout.server_concurrency": served,
             "rollout.sync_dir": served,
