@@ -162,7 +162,9 @@ class HFReader:
                 isinstance(v, str) and "/" not in v for v in weight_map.values()
             ):
                 raise TypeError("weight_map must map names to files of this folder")
-        except (ValueError, KeyError, TypeError) as error:
+            # half of a surrogate pair is a string that no file name and no message can hold
+            "".join((*weight_map, *weight_map.values())).encode()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(
                 f"{index}: not a safetensors index ({type(error).__name__}: {error}); fix: copy the"
                 " file again"

@@ -45,8 +45,11 @@ def model_classes() -> dict[str, Type]:
     import megaladder.config
 
     found: dict[str, Type] = {}
-    for module in pkgutil.walk_packages(megaladder.config.__path__, "megaladder.config."):
-        for name, value in vars(importlib.import_module(module.name)).items():
+    packaged = pkgutil.walk_packages(megaladder.config.__path__, "megaladder.config.")
+    # a verb's settings may also lie with the verb
+    modules = {*(module.name for module in packaged), *(v.config.partition(":")[0] for v in VERBS)}
+    for module in sorted(modules):
+        for name, value in vars(importlib.import_module(module)).items():
             if isinstance(value, type) and issubclass(value, StrictModel):
                 found[name] = value
     return found

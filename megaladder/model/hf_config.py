@@ -142,7 +142,7 @@ def read_config_json(model_dir: str | Path) -> dict[str, Any]:
         raise ModelError(
             f"{path}: not found; fix: model.path must be a Hugging Face model folder or a hub id"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: no valid JSON ({error}); fix: copy the model's config.json again"
         ) from None

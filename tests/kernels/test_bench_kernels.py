@@ -47,4 +47,4 @@ def test_table_of_a_small_shape(repository, tmp_path):
 def test_full_size_without_a_gpu_is_not_measured(repository):
     done = run(repository)
     assert done.returncode == 2
-    assert done.stdout.startswith("not measured: no CUDA device here")
+    assert done.stdout.startswith("not measured: these sizes need a CUDA device")

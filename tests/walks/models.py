@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
-from walks.stand_ins import converted_here, measured_kernels, measured_step
+from walks.stand_ins import converted_here, measured_kernels, measured_step, named_folder
 from walks.walk import Walk
 
 
@@ -77,10 +78,9 @@ def _benches(i: Path) -> list[Walk]:
             ),
             stand_ins={
                 f"{convert}:_run": converted_here,
+                f"{convert}:tempfile": SimpleNamespace(TemporaryDirectory=named_folder),
                 **{f"{convert}:{name}": 64 for name in ("_VOCABULARY", "_HIDDEN", "_FFN")},
             },
-            # a folder with a random name
-            unseen="median of|^-+$",
         ),
     ]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import shutil
 import urllib.error
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,6 +214,15 @@ def measured_step(work: Any, profile_folder: object) -> dict[str, Any]:
     """Takes the place of `bench train --shape`'s clock."""
     figures = ("parameters", "tokens_per_s", "step_s", "tflops", "mfu", "memory_peak_bytes")
     return {"layers": work.layers, "phases_s": {}, **dict.fromkeys(figures, 1.0)}
+
+
+@contextlib.contextmanager
+def named_folder(prefix: str, dir: Path | None = None) -> Iterator[str]:
+    """Takes the place of `TemporaryDirectory`: a folder whose name no chance decides."""
+    folder = Path(dir or ".") / prefix
+    folder.mkdir(parents=True)
+    yield str(folder)
+    shutil.rmtree(folder)
 
 
 def converted_here(step: str, work: Path, _queue: object) -> tuple[float, float, int, int]:

@@ -30,7 +30,6 @@ _PROBES = (
 )
 
 
-# what takes more ranks than a walk has, or a GPU, is seen in a dry run
 _STAND_INS = {
     "megaladder.process.launch:launch_local": no_ranks,
     "megaladder.rewards.verifiers.pool:GradePool": GradesHere,
@@ -53,6 +52,7 @@ _SFT_ENGINE_KEYS = (
     "grade_workers",
     "grade_timeout_s",
 )
+# what takes more ranks than a walk has, or a GPU, is seen in a dry run
 _BY_DRYRUN = ("parallel.vpp", "parallel.sequence_parallel")
 _LAYOUT = ("parallel.tp", "parallel.pp", "parallel.cp", "parallel.ranks")
 _OVERLAP = ("gpu.overlap_grad_reduce", "gpu.overlap_param_gather", "train.micro_batch_size")

@@ -37,7 +37,7 @@ _VOLATILE_KEY = re.compile(
     r"|wall|share_outside)"
 )
 _VOLATILE_TEXT = re.compile(
-    r"\d{4}-\d\d-\d\d[T ]\S*|\d\d:\d\d:\d\d\S*|[\d.,]+ ?(s|ms|min|seconds|MiB|GiB|tokens/s|tok/s|rows/s|.FLOP/s|/s)\b"
+    r"\d{4}-\d\d-\d\d[T ]\S*|\d\d:\d\d:\d\d\S*|[\d.,]+ ?(s|ms|min|seconds|MiB|GiB|tokens/s|tok/s|rows/s|.FLOP/s|.B/s|/s)\b"
     r"|[\d.]+% of it outside"
 )
 # echoes of the configuration: they differ by themselves

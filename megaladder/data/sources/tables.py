@@ -70,10 +70,13 @@ def _file_batches(file: DataFile) -> Iterator[pyarrow.RecordBatch]:
             # a columnar file is read from its end: what was compressed as a whole is unpacked first
             source = pyarrow.BufferReader(stream.read()) if file.compression else stream
             if file.kind == "parquet":
-                yield from parquet.ParquetFile(source).iter_batches(batch_size=BATCH_ROWS)
+                batches = parquet.ParquetFile(source).iter_batches(batch_size=BATCH_ROWS)
             else:
-                yield from _ipc_batches(source)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+                batches = _ipc_batches(source)
+            for batch in batches:
+                _ = batch.schema.names  # decodes them, which bytes that are no text end
+                yield batch
+    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.path}: expected a complete {file.kind} file, found: {error}; fix: copy or"
             " download it again"
