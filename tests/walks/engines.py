@@ -176,6 +176,7 @@ def sample_walk(i: Path) -> Walk:
             "model.chat_template_kwargs": {"note": "hello"},
             "model.template_date": "2025-01-01",
             "keep": "all",
+            "duplicates": "keep",
             "kind": "exact",
             "limit": 1,
             "rollout.engine": "vllm",
@@ -184,6 +185,7 @@ def sample_walk(i: Path) -> Walk:
         },
         needs={f"rollout.{name}": from_vllm for name in VLLM_KEYS},
         beside={
+            "duplicates": {"path": str(i / "repeated_problems.jsonl")},
             "model.chat_template_kwargs": {"model.chat_template": str(i / "template.jinja")},
             "model.template_date": {"model.chat_template": str(i / "dated.jinja")},
         },

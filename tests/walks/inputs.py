@@ -115,6 +115,7 @@ def _problems(folder: Path) -> None:
             for index in range(first, first + 8)
         ]
         write_rows(folder / ("other_problems.jsonl" if name else "problems.jsonl"), rows)
+        write_rows(folder / f"repeated_problems{name}.jsonl", [*rows, rows[0]])
         write_rows(folder / f"bench{name}" / "amc23.jsonl", rows)
         write_rows(folder / f"bench{name}" / "gsm8k.jsonl", rows)
         write_rows(folder / f"bench{name}" / "hexphi" / "test.jsonl", rows)

@@ -126,7 +126,12 @@ def _bench_train(i: Path) -> Walk:
             "megaladder.tools.acceptance.step_bench:measure",
             "megaladder.tools.make_tiny_model:write_tiny_model",
         ),
-        stand_ins={"megaladder.tools.acceptance.step_bench:measure": measured_step},
+        stand_ins={
+            "megaladder.tools.acceptance.step_bench:measure": measured_step,
+            "megaladder.tools.bench_training:tempfile": SimpleNamespace(
+                TemporaryDirectory=named_folder
+            ),
+        },
         slow=True,
         forks=True,
     )

@@ -217,7 +217,7 @@ def measured_step(work: Any, profile_folder: object) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def named_folder(prefix: str, dir: Path | None = None) -> Iterator[str]:
+def named_folder(prefix: str = "tmp", dir: Path | None = None) -> Iterator[str]:
     """Takes the place of `TemporaryDirectory`: a folder whose name no chance decides."""
     folder = Path(dir or ".") / prefix
     folder.mkdir(parents=True)
