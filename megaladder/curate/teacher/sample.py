@@ -17,7 +17,6 @@ log-prob of the sample itself.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections import Counter
@@ -37,17 +36,21 @@ from megaladder.data.chat.templates import turn_fields
 from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_fingerprint, tokenizer_folder
 from megaladder.data.read_problems import ProblemOptions, ProblemReader
 from megaladder.errors import ConfigError
+from megaladder.evaluation.benchmarks.identity import (
+    decoding_identity,
+    engine_identity,
+    problems_digest,
+)
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.run import clock
 from megaladder.evaluation.verb import make_engine
 from megaladder.finished import write_sampled
 from megaladder.ledger.sampled import sampled_work, shape_at, teacher_ledger, write_sampled_ledger
 from megaladder.ledger.work import Work
-from megaladder.rewards.verifiers import parameters_of
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rewards.worker import GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
-from megaladder.run_dir import model_fingerprint, to_json
+from megaladder.run_dir import model_fingerprint
 from megaladder.types import Completion, FinishReason, Problem, Tokenizer
 
 if TYPE_CHECKING:
@@ -375,34 +378,17 @@ def fingerprint_parts(
 ) -> dict[str, Any]:
     """Everything that decides what a sample is. Not in it: n, which problems are kept, and what
     only changes speed."""
-    decoding = {
-        name: getattr(task.params, name)
-        for name in SamplingParams.__dataclass_fields__
-        if name not in ("n", "logprobs")
-    }
-    problems = [
-        [problem.id, prompt, problem.gold, problem.kind, *_parameters(problem)]
-        for problem, prompt in zip(task.problems, task.prompts, strict=True)
-    ]
     return {
         "model": model_fingerprint(config.model.path, config.model.revision),
         "tokenizer_sha256": tokenizer_fingerprint(
             tokenizer_folder(config.model), prompter.tokenizer.chat_template
         ),
         "prompt": prompter.fingerprint(),
-        "decoding": json.loads(to_json(decoding)),
-        "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest(),
-        "engine": {
-            key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")
-        },
+        "decoding": decoding_identity(task.params),
+        "problems_sha256": problems_digest(task.problems, task.prompts),
+        "engine": engine_identity(engine),
         "megaladder": __version__,
     }
-
-
-def _parameters(problem: Problem) -> list[dict[str, Any]]:
-    """What the verifier reads beside the gold answer, if anything."""
-    found = parameters_of(problem.kind, problem.metadata)
-    return [found] if found else []
 
 
 def _lines(

@@ -3,7 +3,6 @@ everything that a score's protocol names."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder import __version__
 from megaladder.config.verbs.evaluation import EvalConfig, section_values
-from megaladder.data.chat.tokenizer import tokenizer_dir, tokenizer_fingerprint
+from megaladder.data.chat.tokenizer import tokenizer_fingerprint, tokenizer_folder
 from megaladder.errors import ConfigError
 from megaladder.evaluation import lm_eval_format, report
+from megaladder.evaluation.benchmarks.identity import (
+    decoding_identity,
+    engine_identity,
+    problems_digest,
+)
 from megaladder.evaluation.benchmarks.problems import build_problems
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.benchmarks.source import BenchmarkRows, load_rows
@@ -24,10 +28,8 @@ from megaladder.evaluation.store import Journal
 from megaladder.ledger.sampled import sampled_work, write_sampled_ledger
 from megaladder.ledger.work import Work
 from megaladder.rewards.grade import grader_label
-from megaladder.rewards.verifiers import parameters_of
 from megaladder.rollout.engine import Engine, SamplingParams
 from megaladder.run_dir import atomic_write, model_fingerprint, to_json
-from megaladder.types import Problem
 
 if TYPE_CHECKING:
     from megaladder.model.hf_config import ModelShape
@@ -102,49 +104,26 @@ def fingerprint_parts(
     """Everything that decides what a sample is. Not in it: n (a larger n adds samples) and what
     only changes speed. weights: what identifies them, where they are not those of `model.path`."""
     task, model = job.task, config.model
-    decoding = {
-        name: getattr(task.params, name)
-        for name in SamplingParams.__dataclass_fields__
-        if name not in ("n", "logprobs")
-    }
-    problems = [
-        [problem.id, prompt, problem.gold, problem.kind, *_parameters(problem)]
-        for problem, prompt in zip(task.problems, task.prompts, strict=True)
-    ]
-    tokenizer_folder = tokenizer_dir(
-        model.tokenizer or model.path, None if model.tokenizer else model.revision
-    )
     return {
         "benchmark": job.spec.name,
         "model": weights or model_fingerprint(model.path, model.revision),
         "tokenizer_sha256": tokenizer_fingerprint(
-            tokenizer_folder, prompter.tokenizer.chat_template
+            tokenizer_folder(model), prompter.tokenizer.chat_template
         ),
         "prompt": prompter.fingerprint(),
-        "decoding": {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in decoding.items()
-        },
+        "decoding": decoding_identity(task.params),
         "budget": config.budget.model_dump(mode="json") if config.budget.active else None,
         "data": {
             "source": job.rows.source,
             "revision": job.rows.revision,
             "num_rows": len(job.rows.rows),
-            "problems_sha256": hashlib.sha256(to_json(problems).encode()).hexdigest(),
+            "problems_sha256": problems_digest(task.problems, task.prompts),
         },
         "limit": config.limit if len(task.problems) < len(job.rows.rows) else None,
-        "engine": {
-            key: value for key, value in engine.describe().items() if key not in ("replicas", "tp")
-        },
+        "engine": engine_identity(engine),
         "grader": grader_label(config.grader, config.extract),
         "megaladder": __version__,
     }
-
-
-def _parameters(problem: Problem) -> list[dict[str, Any]]:
-    """What the verifier reads beside the gold answer, if anything."""
-    found = parameters_of(problem.kind, problem.metadata)
-    return [found] if found else []
 
 
 def write_results(
