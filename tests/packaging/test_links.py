@@ -1,4 +1,4 @@
-"""Every relative link and anchor of the pages leads somewhere."""
+"""Every relative link, anchor and path that the pages name leads somewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+# NAME and * stand for many
+PATH = re.compile(
+    r"`((?:tests|megaladder|tools|docs|examples|kernels|checkpoints_conv|containers)/[a-z0-9_./-]+)`"
+)
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
@@ -34,6 +38,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    named = PATH.findall(page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_there_are_pages_and_links() -> None:
