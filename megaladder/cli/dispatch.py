@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from megaladder import __version__
 from megaladder.cli.table import VERBS, Verb
@@ -94,9 +94,23 @@ def _dispatch(args: list[str]) -> int:
     return _run_verb(verb, rest, args)
 
 
+def config_class_of(verb: Verb, rest: Sequence[str]) -> type[StrictModel]:
+    """The verb's configuration; of one whose class depends on the file, that of these arguments."""
+    found = load(verb.config)
+    return found if isinstance(found, type) else found(rest)
+
+
+def resolve_words(verb: Verb, config_class: type[StrictModel], rest: Sequence[str]) -> StrictModel:
+    """The configuration that the words behind a verb say. Raises ConfigError."""
+    from megaladder.config.resolve import resolve
+
+    takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
+    return resolve(config_class, rest, f"megaladder {verb.name}", takes_yaml)
+
+
 def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     try:
-        from megaladder.config.resolve import resolve, to_yaml
+        from megaladder.config.resolve import to_yaml
     except ModuleNotFoundError as error:
         if str(error.name).startswith("megaladder"):
             raise
@@ -107,12 +121,9 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
 
     print_config = "--print-config" in rest
     rest = [arg for arg in rest if arg != "--print-config"]
-    config_class = load(verb.config)
-    if not isinstance(config_class, type):
-        config_class = config_class(rest)
-    takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
+    config_class = config_class_of(verb, rest)
     try:
-        config = resolve(config_class, rest, prog=f"megaladder {verb.name}", takes_yaml=takes_yaml)
+        config = resolve_words(verb, config_class, rest)
     except SystemExit as end:
         if end.code == 0:  # --help was shown
             print(f"\nexample: megaladder {verb.name} {_example(verb, config_class)}")
@@ -123,7 +134,8 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     if verb.finished and load(verb.finished)(config):
         return 0
     if verb.distributed:
-        status = _place_ranks(config, args)
+        # the table says of which verbs
+        status = _place_ranks(cast("SftConfig | GrpoConfig", config), args)
         if status is not None:
             return status
     return load(verb.run)(config) or 0

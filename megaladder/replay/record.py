@@ -63,6 +63,11 @@ def read_step(folder: Path, step: int) -> RecordedStep:
     return RecordedStep(folder, step, config, row, checkpoint, after)
 
 
+def compared(found: Mapping[str, Any]) -> list[str]:
+    """The quantities of a step's row that a replay compares."""
+    return [key for key in found if key not in _NOT_OF_THE_STEP and not key.endswith("_s")]
+
+
 def differences(
     recorded: Mapping[str, Any], found: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
@@ -70,7 +75,7 @@ def differences(
 
     Seconds and memory are not compared, nor what the replay does not compute (evaluations).
     """
-    keys = [key for key in found if key not in _NOT_OF_THE_STEP and not key.endswith("_s")]
+    keys = compared(found)
     ordered = [*(key for key in _FIRST if key in keys), *(key for key in keys if key not in _FIRST)]
     missing = object()
     pairs = [(key, recorded.get(key, missing), found[key]) for key in ordered]

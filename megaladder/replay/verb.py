@@ -20,6 +20,7 @@ from megaladder.process.ranks import die_with_launcher, under_launcher
 from megaladder.replay.record import (
     RecordedStep,
     changed_surroundings,
+    compared,
     differences,
     read_step,
     recorded_threads,
@@ -114,7 +115,7 @@ def _tell(
         )
     print(
         f"step {recorded.step}: equal to the bit: loss {found['loss']!r}, gradient norm"
-        f" {found['grad_norm']!r} and {len(found) - 2} others"
+        f" {found['grad_norm']!r} and {len(compared(found)) - 2} others"
         + (f" (although this has changed: {', '.join(around)})" if around else ""),
         flush=True,
     )

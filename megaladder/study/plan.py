@@ -8,17 +8,23 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from megaladder.config.base import StrictModel
 from megaladder.errors import ConfigError
+from megaladder.preflight.examples import examples_folder
 from megaladder.study.study import OWN_WORDS, Case, Scale, Stage
 
-# of a checkout; an installed package has none, and then the check names the missing file
-RECIPES = str(Path(__file__).resolve().parents[2] / "examples" / "recipes")
 REFERENCE = re.compile(r"\$\{([a-z0-9_]*)\}")
 # programs beside the verbs, with the class of their flags
 TOOLS = {"make_tiny_model": "megaladder.tools.make_tiny_model:TinyModelConfig"}
+
+
+@cache
+def recipes_folder() -> str:
+    """Where the shipped recipes lie: in a checkout or inside the installed package."""
+    return str(examples_folder() / "recipes")
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,12 @@ def make_plan(scale: Scale, folder: Path, out: Path) -> Plan:
     for stage in scale.stages:
         earlier = {name: str(out / name) for name, _ in stages}
         jobs = tuple(
-            _job(stage, (label, case), {**earlier, "study": str(folder), "recipes": RECIPES}, out)
+            _job(
+                stage,
+                (label, case),
+                {**earlier, "study": str(folder), "recipes": recipes_folder()},
+                out,
+            )
             for label, case in stage.sweep.expand()
         )
         stages.append((stage.name, jobs))
@@ -102,7 +113,7 @@ def _job(stage: Stage, named_case: tuple[str, Case], known: Mapping[str, str], o
         fill.values[axis] = value if isinstance(value, tuple) else fill.text(str(value))
     fill.values["label"] = label
     commands = tuple(tuple(fill.words(shlex.split(command))) for command in stage.run)
-    folders = (f"{known['study']}/", f"{RECIPES}/")
+    folders = (f"{known['study']}/", f"{recipes_folder()}/")
     named = (Path(word) for words in commands for word in words if word.startswith(folders))
     files = tuple(dict.fromkeys(path for path in named if path.suffix in (".yaml", ".jsonl")))
     needs = tuple(name for name in fill.used if name in known and name not in OWN_WORDS)
@@ -152,7 +163,7 @@ def check_job(job: Job) -> None:
 
 
 def _resolve(words: tuple[str, ...]) -> StrictModel:
-    from megaladder.cli.dispatch import find_verb, load
+    from megaladder.cli.dispatch import config_class_of, find_verb, load, resolve_words
     from megaladder.config.grpo import GrpoConfig
     from megaladder.config.resolve import resolve
     from megaladder.config.rules.layout import check_world
@@ -163,11 +174,7 @@ def _resolve(words: tuple[str, ...]) -> StrictModel:
         assert isinstance(tool, type)
         return resolve(tool, list(words[1:]), prog=words[0], takes_yaml=False)
     verb, rest = find_verb(words)
-    config_class = load(verb.config)
-    if not isinstance(config_class, type):
-        config_class = config_class(rest)
-    takes_yaml = verb.takes_yaml and not getattr(config_class, "file_is_argument", False)
-    config: StrictModel = resolve(config_class, rest, f"megaladder {verb.name}", takes_yaml)
+    config = resolve_words(verb, config_class_of(verb, rest), rest)
     if isinstance(config, (SftConfig, GrpoConfig)):
         check_world(config, config.parallel.ranks or config.parallel.model_ranks)
     return config

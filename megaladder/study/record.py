@@ -19,7 +19,7 @@ from megaladder.config.resolve.overlay import load_layered
 from megaladder.errors import DataError
 from megaladder.finished import as_written, is_as_written
 from megaladder.run_dir import atomic_write, to_json
-from megaladder.study.plan import RECIPES, Job, Plan
+from megaladder.study.plan import Job, Plan, recipes_folder
 
 NOTES = ".study"
 # of a run: what later stages never read, and what changes without the result
@@ -110,7 +110,7 @@ class Records:
         """The word without the places of the study's folders."""
         plan = self._plan
         placed = word.replace(str(plan.out), "${out}").replace(str(plan.folder), "${study}")
-        return placed.replace(RECIPES, "${recipes}")
+        return placed.replace(recipes_folder(), "${recipes}")
 
     def _read(self, job: Job) -> dict[str, Any]:
         try:

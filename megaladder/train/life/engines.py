@@ -19,6 +19,7 @@ from megaladder import parallel, platform
 from megaladder.checkpoints_conv.live_model import export_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.engine import SyncedEngineSection
+from megaladder.config.sections.grpo import RolloutSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import TrainedModelSection
 from megaladder.errors import ConfigError
@@ -292,16 +293,17 @@ def _engine_gpus(section: SyncedEngineSection) -> tuple[str, ...]:
     """
     local = parallel.local_world_size_from_env()
     spare, tp = platform.spare_devices(local), section.tp
+    name = "rollout" if isinstance(section, RolloutSection) else "evaluate"
     first, count = (local, spare) if spare else (0, local)
     if count < tp:
         raise ConfigError(
-            f"rollout.tp {tp} needs {tp} GPUs, {count} are there for the engine; fix: rollout.tp"
+            f"{name}.tp {tp} needs {tp} GPUs, {count} are there for the engine; fix: {name}.tp"
             f" {count}, or more GPUs"
         )
     if chosen_transport(section.sync) == "nccl" and not spare:
         raise ConfigError(
-            "rollout.sync nccl needs GPUs of the engine's own: two NCCL ranks cannot share one;"
-            " fix: rollout.sync ipc, or fewer training ranks than GPUs"
+            f"{name}.sync nccl needs GPUs of the engine's own: two NCCL ranks cannot share one;"
+            f" fix: {name}.sync ipc, or fewer training ranks than GPUs"
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = visible.split(",") if visible else [str(index) for index in range(local + spare)]
