@@ -3,6 +3,7 @@ scaling, token shift, equal compute."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from megaladder.analysis.report.blocks import (
@@ -22,23 +23,34 @@ from megaladder.analysis.report.svg import Chart, Series, bar
 from megaladder.analysis.studies.compute import MEASURES
 from megaladder.errors import DataError
 
+# adds one result to its section
+Show = Callable[[Section, Analysis], None]
 MAX_TOKEN_ROWS = 20
 MAX_TOKENS = 3000
 
 
 def finding_sections(inputs: Inputs) -> list[Section]:
     """All of them, in page order; empty ones say what would fill them."""
-    return [
-        predictor_section(inputs),
-        trajectory_section(inputs),
-        transfer_section(inputs),
-        scaling_section(inputs),
-        shift_section(inputs),
-        compute_section(inputs),
+    shift_files = "shift.json of analyze shift (and its token file beside it)"
+    with_cost = "a JSON of analyze compare with --compute"
+    sections: list[tuple[str, str, str, str, Show]] = [
+        ("predict", "predict", "What predicts the score after RL", "", _add_predictor),
+        ("trajectory", "trajectory", "Trajectories over checkpoints", "", _add_trajectory),
+        ("transfer", "transfer", "Transferability", "", _add_transfer),
+        ("scaling", "scaling", "Test-time scaling", "", _add_scaling),
+        ("shift", "shift", "What the model says differently", shift_files, _add_shift),
+        ("compare", "compute", "At equal compute", with_cost, _add_compute),
     ]
+    found = []
+    for verb, name, title, missing, show in sections:
+        section = Section(name, title, missing=missing or f"a JSON of analyze {verb}")
+        for analysis in inputs.of_kind(verb):
+            guarded(analysis, show, section)
+        found.append(section)
+    return found
 
 
-def guarded(analysis: Analysis, show: Any, section: Section) -> None:
+def guarded(analysis: Analysis, show: Show, section: Section) -> None:
     """Runs `show(section, analysis)`; a result file of another shape is bad input, not a crash."""
     try:
         show(section, analysis)
@@ -49,17 +61,8 @@ def guarded(analysis: Analysis, show: Any, section: Section) -> None:
         ) from None
 
 
-def predictor_section(inputs: Inputs) -> Section:
-    """Scatter of each predictor against the post-RL score."""
-    section = Section(
-        "predict", "What predicts the score after RL", missing="a JSON of analyze predict"
-    )
-    for analysis in inputs.of_kind("predict"):
-        guarded(analysis, _add_predictor, section)
-    return section
-
-
 def _add_predictor(section: Section, analysis: Analysis) -> None:
+    """Scatter of each predictor against the post-RL score."""
     result = analysis.result
     known = [row for row in result["runs"] if row["target"] is not None]
     charts = []
@@ -146,17 +149,8 @@ def _pm(found: dict[str, Any]) -> str:
     return "–" if found["r2_mean"] is None else f"{found['r2_mean']:.2f} ± {found['r2_std']:.2f}"
 
 
-def trajectory_section(inputs: Inputs) -> Section:
-    """Score over checkpoints, with the dip, and response length where known."""
-    section = Section(
-        "trajectory", "Trajectories over checkpoints", missing="a JSON of analyze trajectory"
-    )
-    for analysis in inputs.of_kind("trajectory"):
-        guarded(analysis, _add_trajectory, section)
-    return section
-
-
 def _add_trajectory(section: Section, analysis: Analysis) -> None:
+    """Score over checkpoints, with the dip, and response length where known."""
     charts, rows, numbers = [], [], []
     result = analysis.result
     for name, points in result["points"].items():
@@ -227,15 +221,8 @@ def _add_trajectory(section: Section, analysis: Analysis) -> None:
     )
 
 
-def transfer_section(inputs: Inputs) -> Section:
-    """Signed-log bars of the transferability index."""
-    section = Section("transfer", "Transferability", missing="a JSON of analyze transfer")
-    for analysis in inputs.of_kind("transfer"):
-        guarded(analysis, _add_transfer, section)
-    return section
-
-
 def _add_transfer(section: Section, analysis: Analysis) -> None:
+    """Signed-log bars of the transferability index."""
     result = analysis.result
     values = [
         model[key]
@@ -277,15 +264,8 @@ def _add_transfer(section: Section, analysis: Analysis) -> None:
         section.blocks.append(Prose(notes, as_list=True))
 
 
-def scaling_section(inputs: Inputs) -> Section:
-    """Accuracy against thinking tokens, sequential and parallel."""
-    section = Section("scaling", "Test-time scaling", missing="a JSON of analyze scaling")
-    for analysis in inputs.of_kind("scaling"):
-        guarded(analysis, _add_scaling, section)
-    return section
-
-
 def _add_scaling(section: Section, analysis: Analysis) -> None:
+    """Accuracy against thinking tokens, sequential and parallel."""
     result, curves, rows, numbers = analysis.result, [], [], []
     named = {
         **result["points"],
@@ -315,19 +295,8 @@ def _add_scaling(section: Section, analysis: Analysis) -> None:
     section.blocks.append(Table(columns, rows, "", numbers, frozenset({1, 2, 3})))
 
 
-def shift_section(inputs: Inputs) -> Section:
-    """KL and rank shift, PCA distance by layer, and answers with the shifted tokens marked."""
-    section = Section(
-        "shift",
-        "What the model says differently",
-        missing="shift.json of analyze shift (and its token file beside it)",
-    )
-    for analysis in inputs.of_kind("shift"):
-        guarded(analysis, _add_shift, section)
-    return section
-
-
 def _add_shift(section: Section, analysis: Analysis) -> None:
+    """KL and rank shift, PCA distance by layer, and answers with the shifted tokens marked."""
     result = analysis.result
     names = (
         ("kl", "KL, nats a token (Monte Carlo)"),
@@ -414,18 +383,10 @@ def _token(item: dict[str, Any]) -> Token:
     )
 
 
-def compute_section(inputs: Inputs) -> Section:
-    """Cost of the runs and scores at equal cost."""
-    section = Section(
-        "compute", "At equal compute", missing="a JSON of analyze compare with --compute"
-    )
-    for analysis in inputs.of_kind("compare"):
-        if analysis.result.get("compute"):
-            guarded(analysis, _add_compute, section)
-    return section
-
-
 def _add_compute(section: Section, analysis: Analysis) -> None:
+    """Cost of the runs and scores at equal cost."""
+    if not analysis.result.get("compute"):
+        return
     compute = analysis.result["compute"]
     rows, numbers = [], []
     for name, totals in compute["totals"].items():
