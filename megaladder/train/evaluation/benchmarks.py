@@ -13,7 +13,7 @@ from megaladder import parallel
 from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.verbs.evaluation import EvalConfig
-from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_dir
+from megaladder.data.chat.tokenizer import model_tokenizer, tokenizer_folder
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.job import Job, prepare
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
@@ -97,8 +97,7 @@ def read_benchmarks(
         for spec in find_benchmarks(config.evaluate.benchmarks, config.evaluate.registry)
     ]
     asked = _as_eval(config, extract, model_folder)
-    folder = tokenizer_dir(config.model.tokenizer or str(model_folder), config.model.revision)
-    tokenizer = model_tokenizer(config.model, folder)
+    tokenizer = model_tokenizer(config.model, tokenizer_folder(config.model, model_folder))
     prompter = make_prompter(tokenizer, config.evaluate.prompt, str(model_folder))
     jobs = [prepare(spec, asked, prompter, Path(config.run_dir)) for spec in specs]
     return BenchmarkSet(asked, prompter, tuple(jobs))

@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +128,7 @@ class BenchmarkEvaluation:
         self._by.weights.send(step)
         asking = in_background(lambda: self._ask(step)) if parallel.is_main() else None
         while asking is not None and not asking.done() and not self._asked_to_stop():
-            time.sleep(POLL_S)
+            wait((asking,), POLL_S)
         parallel.wait_for_main(f"evaluation {step}", PATIENCE_S, lambda: self._signals.received)
         rows = parallel.on_main(lambda: self._answered(asking))
         if self._by.rests:
@@ -283,7 +283,7 @@ class BenchmarkEvaluation:
         asking = required(asking, "rank 0's evaluation")
         if not asking.done():
             self._stopping.set()
-            _wait(asking, STOP_PATIENCE_S)
+            wait((asking,), STOP_PATIENCE_S)
             return None
         # a signal may have reached the engine as well: what was asked for is a stop
         if self._asked_to_stop() and asking.exception() is not None:
@@ -300,12 +300,6 @@ class BenchmarkEvaluation:
         self.log.info(
             f"after step {step}: {self.history.shown(step)}; {said}{where}; {seconds:.1f} s"
         )
-
-
-def _wait(future: Future[Any], patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
-    while not future.done() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
 
 
 def _forget_others(folder: Path, parts: dict[str, Any]) -> None:
