@@ -12,7 +12,8 @@ import yaml
 
 from megaladder import __version__
 from megaladder.errors import ConfigError, DataError
-from megaladder.ledger.book import add_up, describe
+from megaladder.ledger.book import describe
+from megaladder.ledger.folder import run_ledger
 from megaladder.run_dir import read_jsonl
 from megaladder.serving.folder import ModelFolder
 
@@ -106,7 +107,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _work(run: Path | None) -> str:
     """Tokens and FLOPs by phase, where the run kept a ledger."""
     metrics = run / "metrics.jsonl" if run else None
-    ledger = add_up(read_jsonl(metrics)) if metrics is not None and metrics.is_file() else {}
+    if metrics is None or not metrics.is_file():
+        return ""
+    ledger = run_ledger(metrics.parent, read_jsonl(metrics))
     rows = [(phase.replace("_", " "), describe(work)) for phase, work in ledger.items()]
     return "## Work\n\n" + _table(("phase", "tokens and FLOPs"), rows) if rows else ""
 

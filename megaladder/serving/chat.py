@@ -5,6 +5,7 @@ An answer is printed when it is whole: the engine hands out finished completions
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -64,6 +65,8 @@ def run_chat(config: ChatConfig) -> None:
                 talk.turns.clear()
             else:
                 print(talk.ask(text), flush=True)
+    # an error names the engine's log: only what ends well leaves nothing behind
+    shutil.rmtree(logs)
 
 
 def _params(config: ChatConfig, prompter: Prompter) -> SamplingParams:

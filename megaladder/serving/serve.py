@@ -7,6 +7,7 @@ folder's generation_config.json.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,6 +54,8 @@ def run_serve(config: ServeConfig) -> None:
     command = server_command(config, folder, port, place)
     print(f"{folder.name}: loading; log in {place / 'server.log'}", flush=True)
     serve(command, _environment(config, folder), f"http://{config.host}:{port}", place, config)
+    # an error names the log: only what ends well leaves nothing behind
+    shutil.rmtree(place)
 
 
 def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: Path) -> list[str]:

@@ -19,7 +19,7 @@ from megaladder.ledger.work import Work
 def run_folder(
     folder: Path, config: str, rows: Sequence[dict], held_out: Sequence[dict] = ()
 ) -> Path:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(config)
     for name, content in (("metrics.jsonl", rows), ("held_out.jsonl", held_out)):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content))
@@ -36,6 +36,14 @@ def folders(tmp_path) -> tuple[Path, Path]:
     measured = [{"step": 0, "held_out_loss": 1.0, **row_of({"held_out": Work(3, flops=7.0)})}]
     more = {"old_logprobs": Work(5, flops=10.0), "generation": Work(20, 4, 40.0)}
     grpo = [{"step": step, "tokens": 5, "step_s": 1.0, **row_of(train | more)} for step in (1, 2)]
+    asked = [
+        {"step": step, "benchmark": "b", **row_of({"evaluation": Work(4, 1, 5.0, 0.25)})}
+        for step in (0, 2)
+    ]
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "evaluations.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in asked)
+    )
     return (
         run_folder(tmp_path / "sft", f"data: {{path: {data}}}\n", sft, measured),
         run_folder(tmp_path / "rl", f"data: {{path: {data}}}\ngrpo: {{lag: 0}}\n", grpo),
@@ -53,7 +61,9 @@ def test_total_compute_holds_the_teacher_and_the_rollouts(folders):
     }
     assert [sft.at("flops", step) for step in (0, 1, 2)] == [100, 130, 160]
     assert [sft.at("train_flops", step) for step in (0, 1, 2)] == [0, 30, 60]
-    assert set(sft.ledger) == {"train", "held_out", "teacher"}
+    assert set(sft.ledger) == {"train", "held_out", "teacher", "evaluation"}
+    # of both evaluations, and in no cost of what was learned
+    assert sft.ledger["evaluation"] == Work(8, 2, 10.0, 0.5)
     found = rl.totals()
     assert (found["flops"], found["train_flops"], found["generated_tokens"]) == (160, 60, 32)
 

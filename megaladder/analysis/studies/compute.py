@@ -24,6 +24,7 @@ from megaladder.analysis.studies.trajectory import Point
 from megaladder.analysis.tables import Warnings, read_growing
 from megaladder.errors import DataError
 from megaladder.ledger.book import Phase, add_up, read_work, row_of, training_flops
+from megaladder.ledger.folder import run_ledger
 from megaladder.ledger.sampled import read_sampled_ledger, teacher_ledger
 from megaladder.ledger.work import Work
 
@@ -79,7 +80,7 @@ def read_compute(folder: str | Path, warnings: Warnings) -> Compute:
     ordered = [rows[step] for step in steps]
     tokens, seconds = _sum(ordered, ("tokens",)), _sum(ordered, SECOND_KEYS)
     teacher = _teacher(Path(folder))
-    at_start, ledger = training_flops(teacher), {**_ledger(Path(folder), ordered), **teacher}
+    at_start, ledger = training_flops(teacher), {**run_ledger(folder, ordered), **teacher}
     train_flops, flops = _flops(Path(folder), ordered, tokens)
     found: dict[str, np.ndarray | None] = {
         "tokens": tokens,
@@ -111,13 +112,6 @@ def _flops(
     if flops is None and tokens is not None and parameters:
         flops = 6.0 * parameters * tokens
     return flops, flops
-
-
-def _ledger(folder: Path, rows: list[dict[str, Any]]) -> dict[Phase, Work]:
-    """The work of all steps, and of the held-out losses between them."""
-    path = folder / "held_out.jsonl"
-    measured = read_growing(path)[0] if path.is_file() and path.stat().st_size else []
-    return add_up([*rows, *(row for _, row in measured)])
 
 
 def _teacher(folder: Path) -> dict[Phase, Work]:
