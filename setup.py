@@ -1,4 +1,6 @@
-"""Packaging. `kernels/`, `tools/` and `checkpoints_conv/` are top-level folders that install as
+"""Packaging.
+
+`kernels/`, `tools/` and `checkpoints_conv/` are top-level folders that install as
 `megaladder.kernels` and so on.
 
 They have no `__init__.py` of their own: an importable top-level `kernels` package would break

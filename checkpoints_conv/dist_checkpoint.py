@@ -1,5 +1,6 @@
-"""Streams tensors into and out of a megatron-core dist_checkpointing folder (`torch_dist`), one
-process, one tensor in memory.
+"""Streams tensors into and out of a megatron-core dist_checkpointing folder.
+
+`torch_dist`, one process, one tensor in memory.
 
 Layout of a folder: `__0_N.distcp` (tensors, each a torch.save record at a known offset),
 `.metadata` (where each chunk of each global tensor lies), `common.pt`, `metadata.json`; ours adds
@@ -87,8 +88,9 @@ class _HashingFile:
 
 
 class DistCheckpointWriter:
-    """Writes an empty, existing folder. Complete only after `commit`; a killed writer leaves no
-    `.metadata` and no marker."""
+    """Writes an empty, existing folder.
+
+    Complete only after `commit`; a killed writer leaves no `.metadata` and no marker."""
 
     def __init__(self, folder: Path, max_file_bytes: int = _MAX_FILE_BYTES):
         self.folder, self._max_file_bytes = folder, max_file_bytes
@@ -102,8 +104,9 @@ class DistCheckpointWriter:
     def add_tensor(
         self, key: str, tensor: torch.Tensor, *, layer: int | None = None, num_layers: int = 0
     ) -> None:
-        """A whole global tensor, or with `layer` one slice of a stacked one. `tensor`: contiguous,
-        on the CPU."""
+        """A whole global tensor, or with `layer` one slice of a stacked one.
+
+        `tensor`: contiguous, on the CPU."""
         chunk, size, offset = tensor, tensor.shape, [0] * tensor.dim()
         if layer is not None:
             chunk, size, offset = (
@@ -135,8 +138,9 @@ class DistCheckpointWriter:
         self._store(MetadataIndex(f"{key}/{shard}"), [None])
 
     def commit(self, content: dict[str, Any]) -> None:
-        """Writes the small files, hashes them, then the manifest, then the marker. `content`
-        describes the folder (in common.pt)."""
+        """Writes the small files, hashes them, then the manifest, then the marker.
+
+        `content` describes the folder (in common.pt)."""
         with room_needed(self.folder):
             self._finish(content)
         self._pool.shutdown()
@@ -187,8 +191,9 @@ class DistCheckpointWriter:
 
 @contextlib.contextmanager
 def _without_crc32() -> Iterator[None]:
-    """torch.save spends two thirds of its time on a checksum that torch.load never looks at; the
-    manifest has sha256 instead."""
+    """torch.save spends two thirds of its time on a checksum that torch.load never looks at.
+
+    The manifest has sha256 instead."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -216,8 +221,9 @@ class DistCheckpointReader:
         self.objects = [key for key in entries if key not in self.tensors]
 
     def read(self, key: str, shape: Shape, layer: int | None = None) -> torch.Tensor:
-        """The first `shape` elements of a global tensor, or with `layer` of that slice of a stacked
-        one; however it was sharded."""
+        """The first `shape` elements of a global tensor, however it was sharded.
+
+        With `layer` of that slice of a stacked one."""
         stored = self.tensors[key]
         out = torch.empty(shape if layer is None else (1, *shape), dtype=stored.properties.dtype)
         offsets = [0] * len(shape) if layer is None else [layer, *[0] * len(shape)]

@@ -48,8 +48,9 @@ _HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 
 
 class TensorSource(TensorReader, Protocol):
-    """HF tensors by name, with their shapes and a name for messages (`reader.HFReader`,
-    `model.source.RandomTensors`)."""
+    """HF tensors by name, with their shapes and a name for messages.
+
+    `reader.HFReader`, `model.source.RandomTensors`."""
 
     folder: Any
     shapes: dict[str, Shape]
@@ -147,16 +148,18 @@ RULES = {  # by role, in the order of the model
 
 
 def _roles(shape: ModelShape) -> list[str]:
-    """What this model has of its family's roles: no bias where its config.json says so, no output
-    layer where it is the embedding."""
+    """What this model has of its family's roles.
+
+    No bias where its config.json says so, no output layer where it is the embedding."""
     without = {"qkv_bias": not shape.qkv_bias, "output": shape.tied}
     return [role for role in RULES if role in shape.family.names and not without.get(role)]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One megatron parameter of one model: its canonical name with the global layer index, and its
-    mapping."""
+    """One megatron parameter of one model.
+
+    Its canonical name with the global layer index, and its mapping."""
 
     megatron: str
     layer: int | None
@@ -175,8 +178,9 @@ class NameTable:
         self.family, self.shape = shape.family, shape
 
     def entries(self) -> Iterator[Entry]:
-        """Every parameter, in the order of the model: embedding, layers, final norm, output layer
-        (absent when tied)."""
+        """Every parameter, in the order of the model.
+
+        Embedding, layers, final norm, output layer (absent when tied)."""
         roles = _roles(self.shape)
         in_layer = [role for role in roles if "*" in RULES[role].megatron]
         around = [role for role in roles if role not in in_layer]
@@ -223,8 +227,9 @@ class NameTable:
             raise ConversionError("\n".join(problems))
 
     def check_hf(self, shapes: dict[str, Shape], where: str) -> list[str]:
-        """Strict accounting of an HF folder's names and shapes. Returns names to ignore or to
-        compare (see `tied_duplicate`).
+        """Strict accounting of an HF folder's names and shapes.
+
+        Returns names to ignore or to compare (see `tied_duplicate`).
 
         Raises ConversionError listing every missing and unknown name and every wrong shape.
         """
@@ -257,8 +262,9 @@ class NameTable:
         )
 
     def check_source(self, source: TensorSource) -> None:
-        """`check_hf` of a folder, and equality of an output layer that a tied model stores a second
-        time."""
+        """Checks a folder, as `check_hf` and for its output layer.
+
+        A tied model may store that a second time; then it has to be equal."""
         (embedding,) = self.hf_names("embedding")
         for name in self.check_hf(source.shapes, str(source.folder)):
             if self.tied_duplicate(name) and not torch.equal(
@@ -271,8 +277,9 @@ class NameTable:
                 )
 
     def tied_duplicate(self, name: str) -> bool:
-        """True for the output layer that some exports of tied models store a second time; readers
-        must check that it is equal."""
+        """True for the output layer that some exports of tied models store a second time.
+
+        Readers must check that it is equal."""
         return self.shape.tied and name in self.hf_names("output")
 
     def tied_output(self) -> Entry:

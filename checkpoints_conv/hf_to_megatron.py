@@ -1,5 +1,6 @@
-"""Hugging Face folder → megatron-core dist_checkpointing folder, without building the model: one
-tensor in memory at a time.
+"""Hugging Face folder → megatron-core dist_checkpointing folder, without building the model.
+
+One tensor in memory at a time.
 
 The result can be loaded at any TP × PP (see dist_checkpoint.py) and carries the model's config and
 tokenizer in `hf/`.
@@ -44,8 +45,9 @@ def convert_to_megatron(
     force: bool = False,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> int:
-    """Writes `out_dir`; returns the bytes of its tensors. `dtype` None keeps each tensor's own;
-    `on_bytes` is told of progress.
+    """Writes `out_dir`; returns the bytes of its tensors.
+
+    `dtype` None keeps each tensor's own; `on_bytes` is told of progress.
 
     Raises:
         ModelError: the HF folder can't be read. ConversionError: names or shapes do not fit, or
@@ -91,8 +93,9 @@ def copy_hf_files(hf_dir: Path, target: Path, dtype: torch.dtype | None) -> None
 
 
 def is_megatron_file(path: Path) -> bool:
-    """Files of an earlier conversion or checkpoint in a folder; the marker sorts first in
-    `prepare_folder` and so goes first."""
+    """Files of an earlier conversion or checkpoint in a folder.
+
+    The marker sorts first in `prepare_folder` and so goes first."""
     names = (
         ".metadata",
         "common.pt",
@@ -107,8 +110,9 @@ def is_megatron_file(path: Path) -> bool:
 
 
 def _check_dtypes(table: NameTable, reader: HFReader) -> None:
-    """Parts that are fused or stacked into one tensor must have one dtype, or keeping it would
-    round some of them."""
+    """Refuses parts of different dtypes that become one tensor.
+
+    Keeping it would round some of them."""
     by_key: dict[str, dict[torch.dtype, str]] = {}
     for entry in table.entries():
         for name in entry.mapping.hf_names:

@@ -48,6 +48,7 @@ def load_hf_into_chunks(
     chunks: Sequence[torch.nn.Module], hf_dir: str | Path, shape: ModelShape
 ) -> int:
     """Fills the parameters of this rank's model chunks (bare, or wrapped by DDP) from an HF folder.
+
     Returns the bytes written here.
 
     Every rank of the job must call it. Values are cast to the parameters' dtype; vocabulary padding
@@ -85,8 +86,9 @@ def load_tensors_into_chunks(
 
 
 def _on_all_ranks(action: Callable[[], _T]) -> _T:
-    """Runs `action`; where it fails on one rank, every rank raises: one that raised alone would
-    leave the others waiting for it."""
+    """Runs `action`; where it fails on one rank, every rank raises.
+
+    One that raised alone would leave the others waiting for it."""
     result: Any = None
     failure: MegaladderError | None = None
     try:
@@ -103,8 +105,9 @@ def _on_all_ranks(action: Callable[[], _T]) -> _T:
 def iter_hf_tensors(
     chunks: Sequence[torch.nn.Module], shape: ModelShape, *, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(HF name, full tensor on this rank's device), in model order; vocabulary padding trimmed,
-    tied output layer left out.
+    """(HF name, full tensor on this rank's device), in model order.
+
+    Vocabulary padding trimmed, tied output layer left out.
 
     Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep; inside
     `model.weights.gathered`, which spans DP, where updates are gathered lazily. DP replicas are
@@ -131,8 +134,9 @@ def export_hf(
     options: WriteOptions = WriteOptions(),
     writers: Sequence[int] = (0,),
 ) -> None:
-    """Writes the model as an HF folder; configuration and tokenizer files are copied from
-    `source_dir`. Every rank must call it.
+    """Writes the model as an HF folder.
+
+    Configuration and tokenizer files are copied from `source_dir`. Every rank must call it.
 
     The ranks in `writers` write, each to its own `out_dir` (on several machines: a copy on each).
     The DP replicas that they belong to gather, all at the same time: no replica waits for another.
@@ -170,8 +174,9 @@ def _write_and_drain(
     source_dir: Path,
     options: WriteOptions,
 ) -> MegaladderError | None:
-    """Writes the stream; after a failure goes on gathering, since the other ranks are waiting in
-    the collectives."""
+    """Writes the stream, and goes on gathering after a failure.
+
+    The other ranks are waiting in the collectives."""
     try:
         specs = [TensorSpec(name, size, options.dtype) for name, size in table.hf_shapes.items()]
         with HFWriter(out_dir, specs, options) as writer:
@@ -203,8 +208,9 @@ def _unwrap(chunk: Any) -> Any:
 
 
 def _global_name(chunk: Any, local_name: str) -> str:
-    """Local layer index → global one (megatron-core numbers its layers from 1 over the whole
-    model), either spec → canonical name."""
+    """Local layer index → global one, either spec → canonical name.
+
+    megatron-core numbers its layers from 1 over the whole model."""
     match = _LOCAL_LAYER.match(local_name)
     if match:
         layer = chunk.decoder.layers[int(match[1])].layer_number - 1
@@ -248,8 +254,9 @@ class _Owner:
 
 
 def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
-    """Checks shapes here, and that the pipeline's stages together hold every parameter. Returns
-    where each one is.
+    """Checks shapes here, and that the pipeline's stages together hold every parameter.
+
+    Returns where each one is.
 
     One exchange of names over the pipeline group, so that a problem of one stage raises on all of
     them.
@@ -279,8 +286,9 @@ def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
 def _all_shards(
     entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owner, device: torch.device
 ) -> list[torch.Tensor]:
-    """Every TP rank's shard of one parameter, on every rank of the grid: broadcast along the
-    pipeline, then gathered over TP."""
+    """Every TP rank's shard of one parameter, on every rank of the grid.
+
+    Broadcast along the pipeline, then gathered over TP."""
     tp_size = _tp_size()
     pp_group = parallel_state.get_pipeline_model_parallel_group()
     if dist.get_rank(pp_group) == owner.stage:

@@ -1,5 +1,6 @@
-"""Invertible, tensor-parallel-aware mappings between one megatron-core parameter and the Hugging
-Face tensors that it is made of.
+"""Invertible, tensor-parallel-aware mappings of parameters.
+
+Each between one megatron-core parameter and the Hugging Face tensors that it is made of.
 
 A mapping is a list of *pieces*: "these rows (or columns) of that HF tensor lie at this place of the
 local shard". Reading runs the pieces one way, writing the other, so a mapping that covers every
@@ -33,8 +34,9 @@ _VOCAB_MULTIPLE = 8
 
 
 def padded_vocab_size(vocab_size: int, tp_size: int = 1) -> int:
-    """Rows of the embedding and of the output layer over all TP ranks: the next multiple of lcm(8,
-    tp_size).
+    """Rows of the embedding and of the output layer over all TP ranks.
+
+    The next multiple of lcm(8, tp_size).
 
     >>> padded_vocab_size(151936, 8), padded_vocab_size(517, 2), padded_vocab_size(517, 3)
     (151936, 520, 528)
@@ -44,14 +46,16 @@ def padded_vocab_size(vocab_size: int, tp_size: int = 1) -> int:
 
 
 class TensorReader(Protocol):
-    """Where HF tensors come from: a folder of safetensors (`reader.HFReader`), or a dict in
-    tests."""
+    """Where HF tensors come from.
+
+    A folder of safetensors (`reader.HFReader`), or a dict in tests."""
 
     def read(
         self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
-        """Rows (dim 0) or columns (dim 1) `start:stop` of a tensor. May be a view of mapped memory:
-        never modified by the caller."""
+        """Rows (dim 0) or columns (dim 1) `start:stop` of a tensor.
+
+        May be a view of mapped memory: never modified by the caller."""
         ...
 
 
@@ -68,8 +72,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Mapping(ABC):
-    """One megatron parameter. `hf_names` and `hf_shapes` belong together; `*` in a name stands for
-    the layer index.
+    """One megatron parameter.
+
+    `hf_names` and `hf_shapes` belong together; `*` in a name stands for the layer index.
 
     `tp_axis`: the axis along which TP ranks hold different parts (None: every rank holds the same).
     """
@@ -84,12 +89,15 @@ class Mapping(ABC):
 
     @abstractmethod
     def pieces(self, tp_rank: int, tp_size: int) -> list[Piece]:
-        """What this rank holds. Over all ranks every HF element appears exactly once (replicated
-        parameters: once per rank)."""
+        """What this rank holds.
+
+        Over all ranks every HF element appears exactly once (replicated parameters: once per rank).
+        """
 
     def layout_problem(self, tp_size: int) -> str | None:
-        """Why this parameter can't be split over `tp_size` ranks, with the way out; None when it
-        can."""
+        """Why this parameter can't be split over `tp_size` ranks, with the way out.
+
+        None when it can."""
         return None
 
     def at_layer(self, layer: int) -> Mapping:
@@ -101,8 +109,9 @@ class Mapping(ABC):
     def fill(
         self, out: torch.Tensor, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1
     ) -> None:
-        """Writes this rank's shard into `out` (any dtype and device, shape `local_shape(tp_size)`),
-        piece by piece."""
+        """Writes this rank's shard into `out`, piece by piece.
+
+        Any dtype and device, shape `local_shape(tp_size)`."""
         self._require(tp_size)
         assert tuple(out.shape) == self.local_shape(tp_size), (
             self.hf_names,
@@ -140,8 +149,9 @@ class Mapping(ABC):
         return out
 
     def to_hf(self, shards: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The HF tensors from the shards of all TP ranks, in rank order. May return views of the
-        shards: clone what you keep."""
+        """The HF tensors from the shards of all TP ranks, in rank order.
+
+        May return views of the shards: clone what you keep."""
         tp_size = len(shards)
         self._require(tp_size)
         for rank, shard in enumerate(shards):
@@ -234,8 +244,10 @@ class RowParallel(_Split):
 
 @dataclass(frozen=True)
 class Vocabulary(Mapping):
-    """Embedding or output layer [V, H]: padded with zero rows to `padded_vocab_size`, then split by
-    rows; padding is trimmed on export."""
+    """Embedding or output layer [V, H].
+
+    Padded with zero rows to `padded_vocab_size`, then split by rows; padding is trimmed on export.
+    """
 
     tp_axis: ClassVar[int | None] = 0
 
@@ -251,8 +263,10 @@ class Vocabulary(Mapping):
 
 @dataclass(frozen=True)
 class GatedMLP(Mapping):
-    """`gate` and `up` [F, H], apart or as one tensor [gate; up] (Phi-3, GLM-4), as one `linear_fc1`
-    [2F, H]: each rank holds its own [gate_r; up_r], not a slice of [gate; up]."""
+    """`gate` and `up` [F, H] as one `linear_fc1` [2F, H].
+
+    Apart, or as one tensor [gate; up] (Phi-3, GLM-4). Each rank holds its own [gate_r; up_r], not a
+    slice of [gate; up]."""
 
     tp_axis: ClassVar[int | None] = 0
 
@@ -276,8 +290,9 @@ class GatedMLP(Mapping):
 
 
 def _parts(mapping: Mapping, rows: Sequence[int]) -> list[tuple[str, int]]:
-    """HF tensor and first row of each part: tensors of their own, or one after the other in a
-    single tensor."""
+    """HF tensor and first row of each part.
+
+    Tensors of their own, or one after the other in a single tensor."""
     if len(mapping.hf_names) > 1:
         return [(name, 0) for name in mapping.hf_names]
     return [(mapping.hf_names[0], sum(rows[:i])) for i in range(len(rows))]
@@ -285,8 +300,9 @@ def _parts(mapping: Mapping, rows: Sequence[int]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class FusedQKV(Mapping):
-    """q [N·D, H], k and v [G·D, H], apart or as one tensor [q; k; v] (Phi-3), as one `linear_qkv`
-    [(N + 2G)·D, H], interleaved per query group: [q…q k v] [q…q k v] … .
+    """q [N·D, H], k and v [G·D, H] as one `linear_qkv` [(N + 2G)·D, H].
+
+    Apart, or as one tensor [q; k; v] (Phi-3); interleaved per query group: [q…q k v] [q…q k v] … .
 
     Also the biases (shapes without H). A rank holds whole groups, so tp must divide G:
     megatron-core could replicate key/value heads over ranks, but then a checkpoint would depend on
@@ -325,8 +341,9 @@ class FusedQKV(Mapping):
 
 @dataclass(frozen=True)
 class GroupedQKV(ColumnParallel):
-    """q, k and v that the HF tensor holds as `linear_qkv` does, group after group (InternLM2's
-    `wqkv`)."""
+    """q, k and v that the HF tensor holds as `linear_qkv` does.
+
+    Group after group (InternLM2's `wqkv`)."""
 
     num_query_groups: int = 1
 

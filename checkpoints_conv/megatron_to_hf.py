@@ -1,5 +1,6 @@
-"""megatron-core dist_checkpointing folder (a trainer's checkpoint, or a conversion) → Hugging Face
-folder, one tensor in memory at a time.
+"""megatron-core dist_checkpointing folder → Hugging Face folder.
+
+A trainer's checkpoint, or a conversion; one tensor in memory at a time.
 
 Strict: the model's keys must be exactly the family's, whole. What belongs to training (optimizer,
 RNG) is left out and counted.
@@ -60,8 +61,9 @@ class MegatronModel:
         return self.reader.tensors[entry.checkpoint_key].properties.dtype
 
     def read(self, entry: Entry) -> torch.Tensor:
-        """One parameter as a global tensor; vocabulary padding as `mapping.padded_vocab_size(…,
-        1)`, whatever TP wrote it."""
+        """One parameter as a global tensor.
+
+        Vocabulary padding as `mapping.padded_vocab_size(…, 1)`, whatever TP wrote it."""
         mapping = entry.mapping
         if not isinstance(mapping, Vocabulary):
             return self.reader.read(entry.checkpoint_key, mapping.local_shape(), entry.layer)
@@ -109,8 +111,9 @@ def convert_to_hf(
 
 
 def check_integrity(folder: Path) -> None:
-    """Hashes every file on all cores and compares; CheckpointError names the first one that
-    changed."""
+    """Hashes every file on all cores and compares.
+
+    CheckpointError names the first one that changed."""
     parts = min(8, cpu_count() or 1)
     with ThreadPoolExecutor(parts) as pool:
         list(pool.map(lambda part: store.verify(folder, part=part, parts=parts), range(parts)))

@@ -1,5 +1,6 @@
-"""Reads a Hugging Face model folder: one `model.safetensors`, or shards listed by
-`model.safetensors.index.json`.
+"""Reads a Hugging Face model folder.
+
+One `model.safetensors`, or shards listed by `model.safetensors.index.json`.
 
 Opening checks everything that can be checked without reading the weights: every file's header
 against its length, the index against the files both ways. Reading then touches only the rows or
@@ -104,8 +105,9 @@ class HFReader:
     def read(
         self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
-        """Rows (dim 0) or columns (dim 1) `start:stop`; a read-only view of mapped memory. Valid
-        after `close`."""
+        """Rows (dim 0) or columns (dim 1) `start:stop`; a read-only view of mapped memory.
+
+        Valid after `close`."""
         stored = self.tensors[name]
         stop = stored.shape[dim] if stop is None else stop
         if self._bytes_mapped > _REMAP_AFTER_BYTES:
@@ -149,8 +151,9 @@ class HFReader:
             self.tensors[name] = StoredTensor(file, tuple(window.get_shape()), dtype)
 
     def _weight_map(self) -> dict[str, str]:
-        """Tensor name → file from the index; for a single file, a map with that file only. An index
-        beside a single file is a leftover, as it is for transformers."""
+        """Tensor name → file from the index; for a single file, a map with that file only.
+
+        An index beside a single file is a leftover, as it is for transformers."""
         index = self.folder / INDEX_NAME
         if (self.folder / SINGLE_NAME).exists():
             return {"": SINGLE_NAME}

@@ -1,5 +1,6 @@
-"""The verbs `convert hf-to-megatron | megatron-to-hf | verify`: progress, one line of result, the
-next command. No logic."""
+"""The verbs `convert hf-to-megatron | megatron-to-hf | verify`.
+
+Progress, one line of result, the next command. No logic."""
 
 from __future__ import annotations
 
@@ -135,8 +136,9 @@ def _rate(num_bytes: int, began: float) -> str:
 
 @contextmanager
 def progress(title: str, total_bytes: int | None) -> Iterator[Any]:
-    """A bar on a terminal, a line every few seconds elsewhere; yields a function that takes the
-    bytes done. Writes to stderr."""
+    """A bar on a terminal, a line every few seconds elsewhere.
+
+    Yields a function that takes the bytes done. Writes to stderr."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (

@@ -1,5 +1,6 @@
-"""Does a megatron-core checkpoint hold the same model as a Hugging Face folder? Every tensor bit by
-bit, then the logits.
+"""Does a megatron-core checkpoint hold the same model as a Hugging Face folder?.
+
+Every tensor bit by bit, then the logits.
 
 Tensors are streamed in pairs. Logits: random token ids, two sequences in one packed batch, through
 transformers and through our portable GPTModel, both in fp32 on the CPU and one after the other, so
@@ -29,8 +30,9 @@ _LENGTHS = (48, 16)  # tokens of the two sequences
 
 @dataclass(frozen=True, slots=True)
 class TensorComparison:
-    """`differences`: a line for each tensor that is not equal. `recast`: tensors of another dtype
-    that are equal after rounding to it."""
+    """`differences`: a line for each tensor that is not equal. `recast`.
+
+    Tensors of another dtype that are equal after rounding to it."""
 
     num_tensors: int
     num_bytes: int
@@ -40,7 +42,9 @@ class TensorComparison:
 
 @dataclass(frozen=True, slots=True)
 class LogitComparison:
-    """Largest |Δ logit| and largest |logit| of transformers over `num_tokens` positions × the
+    """How far apart the logits are.
+
+    Largest |Δ logit| and largest |logit| of transformers over `num_tokens` positions × the
     vocabulary."""
 
     max_difference: float
@@ -54,8 +58,10 @@ class LogitComparison:
 def compare_tensors(
     hf_dir: Path, megatron_dir: Path, on_bytes: Callable[[int], None] = lambda n: None
 ) -> TensorComparison:
-    """Raises ModelError, CheckpointError or ConversionError when a side can't be read or is not a
-    whole model; differences are returned."""
+    """Compares every tensor of two models; differences are returned.
+
+    Raises ModelError, CheckpointError or ConversionError when a side can't be read or is not a
+    whole model."""
     table = name_table(model_shape(read_config_json(hf_dir)))
     model = MegatronModel(megatron_dir)
     with HFReader(hf_dir) as reader:
@@ -92,8 +98,9 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _difference(want: torch.Tensor, found: torch.Tensor) -> str | None:
-    """None when bit-identical (so a NaN equals itself), else how many elements differ and by how
-    much."""
+    """None when bit-identical, else how many elements differ and by how much.
+
+    A NaN equals itself."""
     if torch.equal(want.contiguous().view(torch.uint8), found.contiguous().view(torch.uint8)):
         return None
     unequal = want.contiguous().view(torch.uint8).view(
@@ -107,8 +114,9 @@ def _difference(want: torch.Tensor, found: torch.Tensor) -> str | None:
 
 
 def compare_logits(hf_dir: Path, megatron_dir: Path, seed: int = 42) -> LogitComparison:
-    """Runs both models. The process must not have used a GPU yet: it is kept on the CPU from here
-    on.
+    """Runs both models.
+
+    The process must not have used a GPU yet: it is kept on the CPU from here on.
 
     Raises:
         ConversionError: not enough free memory for one fp32 model, or transformers has no such

@@ -56,9 +56,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """`dtype`: cast on the way (None: as it is). `force`: replace the model that lies in a
-    non-empty folder; other files stay. `digests`: write SHA256SUMS (not for an engine that reads
-    the folder at once)."""
+    """`dtype`: cast on the way (None: as it is).
+
+    `force`: replace the model that lies in a non-empty folder; other files stay. `digests`: write
+    SHA256SUMS (not for an engine that reads the folder at once)."""
 
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
@@ -75,8 +76,9 @@ class _Shard:
 
 
 class HFWriter:
-    """Usage: `with HFWriter(out, specs, options) as w: w.write(name, tensor) …;
-    w.commit(source_dir)`.
+    """Writes a Hugging Face folder, tensor by tensor.
+
+    Usage: `with HFWriter(out, specs, options) as w: w.write(name, tensor) …; w.commit(source_dir)`.
 
     Leaving the block without `commit` leaves the folder marked incomplete: `HFReader` and
     transformers refuse it.
@@ -150,8 +152,9 @@ class HFWriter:
             )
 
     def commit(self, source_dir: Path) -> None:
-        """Writes the index, copies tokenizer and configuration from `source_dir`, config.json last,
-        and removes the marker."""
+        """Writes what is left, and removes the marker.
+
+        The index, tokenizer and configuration from `source_dir`, config.json last."""
         missing = [name for name in self._place if name not in self._written]
         if missing:
             raise ConversionError(
@@ -193,8 +196,9 @@ class HFWriter:
 
 
 def _plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[_Shard]:
-    """Cuts the model into files in the given order; a tensor larger than the limit gets a file of
-    its own."""
+    """Cuts the model into files in the given order.
+
+    A tensor larger than the limit gets a file of its own."""
     groups: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
@@ -212,8 +216,9 @@ def _plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[_Sha
 
 
 def _header(specs: list[TensorSpec]) -> tuple[bytes, int]:
-    """A shard's header bytes and where its tensors begin. Wide dtypes first, so that every tensor
-    is aligned; reorders `specs`."""
+    """A shard's header bytes and where its tensors begin.
+
+    Wide dtypes first, so that every tensor is aligned; reorders `specs`."""
     specs.sort(key=lambda spec: -spec.dtype.itemsize)
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -248,8 +253,9 @@ def room_needed(out_dir: Path) -> Iterator[None]:
 
 
 def config_with_dtype(text: bytes, dtype: torch.dtype | None) -> bytes:
-    """config.json that says the dtype of the weights beside it; unchanged where it says so
-    already."""
+    """config.json that says the dtype of the weights beside it.
+
+    Unchanged where it says so already."""
     config = json.loads(text)
     key = "dtype" if "dtype" in config else "torch_dtype"
     if dtype is None or config.get(key) == str(dtype).removeprefix("torch."):
@@ -259,8 +265,9 @@ def config_with_dtype(text: bytes, dtype: torch.dtype | None) -> bytes:
 
 
 def is_hf_model_file(path: Path) -> bool:
-    """Files that make up the weights of an HF folder, and config.json, which makes it look
-    complete."""
+    """Files that make up the weights of an HF folder, and config.json.
+
+    That one makes it look complete."""
     name = path.name
     return (
         name in ("config.json", INDEX_NAME, INCOMPLETE_NAME, SUMS)
@@ -272,8 +279,9 @@ def is_hf_model_file(path: Path) -> bool:
 def prepare_folder(
     out_dir: Path, num_bytes: int, *, force: bool, is_model_file: Callable[[Path], bool]
 ) -> None:
-    """Makes an output folder: refuses a non-empty one unless `force`, removes the old model's
-    files, checks the disk.
+    """Makes an output folder.
+
+    Refuses a non-empty one unless `force`, removes the old model's files, checks the disk.
 
     Leftovers of a killed conversion (marked by `.incomplete`) are replaced without being asked.
     """

@@ -1,5 +1,6 @@
-"""Triton kernel or PyTorch twin: chosen by device, overridable with one variable, said once in the
-log.
+"""Triton kernel or PyTorch twin.
+
+Chosen by device, overridable with one variable, said once in the log.
 
 MEGALADDER_KERNELS = auto (default): Triton for CUDA tensors, the twin (`reference.py`) for all
 others;

@@ -167,8 +167,9 @@ class Blocks:
         return self._x.new_empty((self.step, self.columns.width), dtype=self.logits_dtype)
 
     def logits(self, block: slice, buffer: torch.Tensor | None = None) -> torch.Tensor:
-        """[C, width]; without `buffer` valid until the next call. Columns from n_valid on hold
-        anything."""
+        """[C, width]; without `buffer` valid until the next call.
+
+        Columns from n_valid on hold anything."""
         if buffer is None:
             if self._buffer is None:
                 self._buffer = self.new_buffer()
@@ -236,8 +237,9 @@ class WeightGrad:
             self._sum[whole:n_valid].add_(tail[: n_valid - whole])
 
     def result(self, factor: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The gradient to hand to autograd, times `factor` (0-d); with `main_grad` the
-        placeholder."""
+        """The gradient to hand to autograd, times `factor` (0-d).
+
+        With `main_grad` the placeholder."""
         if self.main is not None:
             return self._placeholder()
         full = self._sum if factor is None else self._sum.mul_(factor.to(self._sum.dtype))

@@ -1,5 +1,6 @@
-"""Log-prob and entropy of given tokens straight from hidden states, differentiable; the full logits
-[T, V] need not exist.
+"""Log-prob and entropy of given tokens straight from hidden states, differentiable.
+
+The full logits [T, V] need not exist.
 
 Two phases, for losses that may couple tokens (a sequence's ratio, a mask by a sequence's mean): the
 forward reads block after block of logits and keeps four numbers per row; the backward writes each

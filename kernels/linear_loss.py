@@ -1,5 +1,7 @@
-"""A loss that is a sum over tokens, straight from hidden states, with the gradient formed in the
-forward: 6·n·H·V operations and one block of logits, however many rows there are.
+"""A loss that is a sum over tokens, straight from hidden states.
+
+The gradient is formed in the forward: 6·n·H·V operations and one block of logits, however many rows
+there are.
 
 Each block of logits is made once: statistics, loss, d logits over the logits, d hidden, d weight.
 The backward hands out what is there. The loss itself is the caller's: it sees log-probs and
@@ -24,8 +26,10 @@ from megaladder.kernels.shard import TensorParallel, gather_stats
 
 @dataclass(frozen=True, slots=True)
 class TokenTerms:
-    """What a block's rows contribute. loss: 0-d, their sum; d_logp, d_entropy: [C], its derivatives
-    by each row's log-prob and entropy (None: none)."""
+    """What a block's rows contribute.
+
+    loss: 0-d, their sum; d_logp, d_entropy: [C], its derivatives by each row's log-prob and entropy
+    (None: none)."""
 
     loss: torch.Tensor
     d_logp: torch.Tensor | None

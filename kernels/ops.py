@@ -1,5 +1,6 @@
-"""The local kernels as torch.library operators: no communication, with fake implementations, Triton
-or twin inside.
+"""The local kernels as torch.library operators.
+
+No communication, with fake implementations, Triton or twin inside.
 
 Signatures are schema strings (an operator takes flat arguments); the bodies fold them into
 `RowSpec` and `RowGrad`. Shapes: logits [T, V], targets int64 [T], inv_temperature [1]
@@ -123,8 +124,9 @@ def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int
 def ce_backward(
     logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: torch.Tensor
 ) -> torch.Tensor:
-    """See `reference.ce_backward`; gives `out` back. `out is logits` overwrites them and raises
-    their version counter."""
+    """See `reference.ce_backward`; gives `out` back.
+
+    `out is logits` overwrites them and raises their version counter."""
     grads = (upstream.peak, upstream.total, upstream.entropy, upstream.d_logp, upstream.d_entropy)
     if out is logits:
         _backward_in_place(logits, *_row_arguments(spec), *grads)
@@ -134,13 +136,15 @@ def ce_backward(
 
 
 def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """See `reference.wide_mm`; an operator because torch.compile refuses `out=` with a padded row
-    stride."""
+    """See `reference.wide_mm`.
+
+    An operator because torch.compile refuses `out=` with a padded row stride."""
     _mm_op(left, right, out)
     return out
 
 
 def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """See `reference.add_product`; an operator because torch.compile knows no `addmm` with
-    `out_dtype`."""
+    """See `reference.add_product`.
+
+    An operator because torch.compile knows no `addmm` with `out_dtype`."""
     _add_op(out, left, right)

@@ -79,8 +79,10 @@ def _times(values: torch.Tensor, scale: torch.Tensor | float | None) -> torch.Te
 
 
 def _owner(spec: RowSpec, block: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Local target column clamped into range [n, 1], whether this rank owns it [n], whether the row
-    is ignored [n]."""
+    """Whose each target is.
+
+    Local target column clamped into range [n, 1], whether this rank owns it [n], whether the row is
+    ignored [n]."""
     targets = spec.targets[block]
     ignored = targets == spec.ignore_index
     local = targets - spec.vocab_start
@@ -89,8 +91,9 @@ def _owner(spec: RowSpec, block: slice) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def ce_stats(logits: torch.Tensor, spec: RowSpec, *, entropy: bool) -> torch.Tensor:
-    """[4, T] statistics (module docstring) of logits [T, V]. Rows of ignored targets are
-    unspecified."""
+    """[4, T] statistics (module docstring) of logits [T, V].
+
+    Rows of ignored targets are unspecified."""
     dtype = accumulator(logits.dtype)
     stats = torch.zeros(4, logits.shape[0], dtype=dtype, device=logits.device)
     if spec.n_valid == 0 or logits.shape[0] == 0:
@@ -130,8 +133,9 @@ def _stats_of_block(
 
 
 def _rebase(stats: torch.Tensor, tops: torch.Tensor, spec: RowSpec) -> None:
-    """Sums were taken relative to the exact maximum; refers them to the rounded peak that is
-    exchanged."""
+    """Sums were taken relative to the exact maximum.
+
+    Refers them to the rounded peak that is exchanged."""
     exact = tops.double() * spec.inv_temperature.double() * LOG2E
     stats[0] = exact
     # at most half a unit in the last place of the peak
@@ -144,8 +148,10 @@ def _rebase(stats: torch.Tensor, tops: torch.Tensor, spec: RowSpec) -> None:
 
 
 def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int) -> torch.Tensor:
-    """[R, K, T] statistics of all ranks → [5, T]: log-prob, entropy, log-sum-exp in nats, and the
-    peak (log2 units) and total that the backward needs; 0, 0, 0, 0, 1 on ignored tokens.
+    """[R, K, T] statistics of all ranks → [5, T].
+
+    Log-prob, entropy, log-sum-exp in nats, and the peak (log2 units) and total that the backward
+    needs; 0, 0, 0, 0, 1 on ignored tokens.
 
     A target outside every rank's columns gives log-prob −inf, never a plausible number.
     """
@@ -173,8 +179,9 @@ def merge_stats(gathered: torch.Tensor, targets: torch.Tensor, ignore_index: int
 
 @dataclass(frozen=True, slots=True)
 class RowGrad:
-    """Upstream of a row and its merged statistics: all [T]. `d_entropy` None when nothing flows
-    into the entropy."""
+    """Upstream of a row and its merged statistics: all [T].
+
+    `d_entropy` None when nothing flows into the entropy."""
 
     peak: torch.Tensor  # log2 units, as merge_stats gives it
     total: torch.Tensor  # Σ 2^(z − peak) over the whole vocabulary
@@ -217,8 +224,9 @@ def _finish(
 def _workspace(
     logits: torch.Tensor, out: torch.Tensor, block: slice, n_valid: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """A [n, n_valid] block of accumulator type that may be overwritten: the output itself where its
-    type allows."""
+    """A [n, n_valid] block of accumulator type that may be overwritten.
+
+    The output itself where its type allows."""
     target = out[block, :n_valid]
     return (
         target
@@ -228,8 +236,9 @@ def _workspace(
 
 
 def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: torch.Tensor) -> None:
-    """d logits [T, V] into `out`, which may be `logits` itself or a tensor of another floating
-    type.
+    """The gradient of the loss with respect to logits [T, V], into `out`.
+
+    Which may be `logits` itself or a tensor of another floating type.
 
     dx_i = inv_temperature·(g·(1[i=y] − p_i) − h·p_i·(ln p_i + H)), g = d_logp, h = d_entropy.
     Exactly 0 on ignored tokens, on tokens with g = h = 0 and in columns from n_valid on, whatever
@@ -274,8 +283,9 @@ def ce_backward(logits: torch.Tensor, spec: RowSpec, upstream: RowGrad, out: tor
 
 
 def wide_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """out = left @ right with products summed in `out`'s type: bfloat16 times bfloat16 into float32
-    without rounding the sums."""
+    """out = left @ right with products summed in `out`'s type.
+
+    Bfloat16 times bfloat16 into float32 without rounding the sums."""
     if left.dtype == out.dtype:
         return torch.mm(left, right, out=out)
     if left.device.type == "cuda":

@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
-    """This rank's place among those that share the vocabulary. `None` in its stead means a
-    vocabulary that is not split.
+    """This rank's place among those that share the vocabulary.
+
+    `None` in its stead means a vocabulary that is not split.
 
     Columns `vocab_start … vocab_start + n_valid` of the true vocabulary are this rank's first
     `n_valid` local columns; shards may differ in size, and a shard may be empty (n_valid = 0).
@@ -40,8 +41,9 @@ class TensorParallel:
 
 
 def valid_columns(v_true: int, v_local: int, tp: TensorParallel | None) -> int:
-    """How many of this rank's `v_local` columns belong to the true vocabulary; the rest is
-    Megatron's padding."""
+    """How many of this rank's `v_local` columns belong to the true vocabulary.
+
+    The rest is Megatron's padding."""
     return max(0, min(v_local, v_true - vocab_start(tp)))
 
 
@@ -63,8 +65,9 @@ def _all_gather(out: torch.Tensor, part: torch.Tensor, group: Any) -> None:
 
 
 def gather_stats(stats: torch.Tensor, tp: TensorParallel | None) -> torch.Tensor:
-    """[K, T] of every rank as [R, K, T], in rank order: the loss head's one collective. Not
-    differentiable."""
+    """[K, T] of every rank as [R, K, T], in rank order: the loss head's one collective.
+
+    Not differentiable."""
     if not is_split(tp):
         return stats.unsqueeze(0)
     gathered = stats.new_empty((tp.size * stats.shape[0], *stats.shape[1:]))
@@ -80,8 +83,9 @@ def gather_tokens(hidden: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
 
 
 class PendingGrad:
-    """d hidden on its way through the tensor-parallel reduction; `wait()` gives it. Start it before
-    the d weight product."""
+    """d hidden on its way through the tensor-parallel reduction; `wait()` gives it.
+
+    Start it before the d weight product."""
 
     def __init__(
         self, d_hidden: torch.Tensor, tp: TensorParallel | None, *, sequence_parallel: bool

@@ -1,5 +1,6 @@
-"""Log-prob and entropy of given tokens from materialised, possibly vocabulary-parallel logits: one
-read, one collective, gradient in place.
+"""Log-prob and entropy of given tokens from materialised, possibly vocabulary-parallel logits.
+
+One read, one collective, gradient in place.
 
 T = tokens, V_local = stored columns of this rank. Collectives: one all-gather of four float32 per
 token in the forward, none in the backward.
@@ -20,8 +21,9 @@ ENTROPY_MODES = ("none", "value", "grad")
 
 
 class LogpOut(NamedTuple):
-    """Per token, [T] float32 (float64 for float64 logits), nats; 0 on ignored tokens. entropy: None
-    where not asked for."""
+    """Per token, [T] float32 (float64 for float64 logits), nats; 0 on ignored tokens.
+
+    entropy: None where not asked for."""
 
     logp: torch.Tensor
     entropy: torch.Tensor | None
@@ -130,8 +132,9 @@ def vocab_logprob(
     inv_temperature: torch.Tensor | float = 1.0,
     **options: Any,
 ) -> LogpOut:
-    """Log-probs of `targets` under softmax(inv_temperature · logits) over the whole, possibly split
-    vocabulary; differentiable in logits.
+    """Log-probs of `targets` under softmax(inv_temperature · logits).
+
+    Over the whole, possibly split vocabulary; differentiable in logits.
 
     Args:
         logits: [T, V_local] float32, bfloat16, float16 or float64. A row stride that is a multiple

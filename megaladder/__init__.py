@@ -1,5 +1,6 @@
-"""megaladder: curate reasoning data, SFT, GRPO, evaluate, understand what changed; on
-megatron-core, from a laptop to H200 nodes.
+"""megaladder: curate reasoning data, SFT, GRPO, evaluate, understand what changed.
+
+On megatron-core, from a laptop to H200 nodes.
 
 Importing this package imports no torch. `kernels/`, `tools/` and `checkpoints_conv/` live at the
 repository's top level; an installed copy finds them through setup.py's mapping, a source checkout

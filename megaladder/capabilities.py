@@ -1,5 +1,6 @@
-"""What a machine can do, and what FP8 and parallel layouts ask of token counts: facts that
-configuration, platform, model and data share. No torch, no configuration.
+"""What a machine can do, and what FP8 and parallel layouts ask of token counts.
+
+Facts that configuration, platform, model and data share. No torch, no configuration.
 
 `Machine` is what `platform.machine()` found out; `fp8_problem` says why a recipe cannot run there,
 for the start of a run, `check` and `doctor` alike.
@@ -53,8 +54,10 @@ class LayerSizes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this process computes on. Versions are (major, minor); `te_problem`: why Transformer
-    Engine cannot be used, None if it can."""
+    """What this process computes on.
+
+    Versions are (major, minor); `te_problem`: why Transformer Engine cannot be used, None if it
+    can."""
 
     has_cuda: bool = False
     device: str = "CPU"
@@ -84,8 +87,9 @@ def token_alignment(*, tp: int, cp: int, sequence_parallel: bool, fp8: str | Non
 
 
 def sequence_alignment(cp: int) -> int:
-    """What the tokens of each sequence must be a multiple of: under context parallelism a rank gets
-    chunk r and chunk 2·cp − 1 − r."""
+    """What the tokens of each sequence must be a multiple of.
+
+    Under context parallelism a rank gets chunk r and chunk 2·cp − 1 − r."""
     return 2 * cp if cp > 1 else 1
 
 

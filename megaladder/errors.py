@@ -1,5 +1,6 @@
-"""Every error that a user can cause or must act on. A bug is an `assert` or a plain Python
-exception, never one of these.
+"""Every error that a user can cause or must act on.
+
+A bug is an `assert` or a plain Python exception, never one of these.
 
 The command line prints a `MegaladderError` without a traceback and exits with its `exit_status`: 2
 when the input or the configuration is wrong, 3 when a run stopped itself and can be resumed. Each
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 
 class MegaladderError(Exception):
-    """Base of the family. `exit_status` is what the process exits with when nobody catches it.
-    `told_elsewhere`: another rank of the job raised this, or its cause, and prints it; this one
-    only ends with it. `reason`: one word for programs, in the run folder's last word."""
+    """Base of the family.
+
+    `exit_status` is what the process exits with when nobody catches it. `told_elsewhere`: another
+    rank of the job raised this, or its cause, and prints it; this one only ends with it. `reason`:
+    one word for programs, in the run folder's last word."""
 
     exit_status = 2
     told_elsewhere = False
@@ -20,33 +23,39 @@ class MegaladderError(Exception):
 
 
 class ConfigError(MegaladderError, ValueError):
-    """A configuration value, or a combination of values, that cannot work. The message names the
-    field and the fix."""
+    """A configuration value, or a combination of values, that cannot work.
+
+    The message names the field and the fix."""
 
 
 class DataError(MegaladderError, ValueError):
-    """A data file or row that cannot be used. The message starts with `file:line:` (1-based,
-    physical line) where there is one."""
+    """A data file or row that cannot be used.
+
+    The message starts with `file:line:` (1-based, physical line) where there is one."""
 
 
 class ModelError(MegaladderError, ValueError):
-    """A model folder that cannot be read: missing files, unknown architecture, broken
-    safetensors."""
+    """A model folder that cannot be read.
+
+    Missing files, unknown architecture, broken safetensors."""
 
 
 class ConversionError(MegaladderError, ValueError):
-    """Names or shapes that do not map one to one between Hugging Face and Megatron. The message
-    lists them."""
+    """Names or shapes that do not map one to one between Hugging Face and Megatron.
+
+    The message lists them."""
 
 
 class CheckpointError(MegaladderError, RuntimeError):
-    """A checkpoint that is missing, corrupt or does not belong to this run. The message names the
-    bad file and the last good step."""
+    """A checkpoint that is missing, corrupt or does not belong to this run.
+
+    The message names the bad file and the last good step."""
 
 
 class MissingDependencyError(MegaladderError, ImportError):
-    """A feature that needs a package which is not installed. The message ends with the command that
-    adds it."""
+    """A feature that needs a package which is not installed.
+
+    The message ends with the command that adds it."""
 
 
 class RunStopped(MegaladderError, RuntimeError):
@@ -81,12 +90,14 @@ class StorageError(RunStopped):
 
 
 class EngineError(RunStopped):
-    """The generation engine failed more often than it may be restarted. Carries the engine's own
-    message."""
+    """The generation engine failed more often than it may be restarted.
+
+    Carries the engine's own message."""
 
     reason = "engine"
 
 
 class RewardError(MegaladderError, RuntimeError):
-    """A user's reward function raised or returned something that is no finite number. Names the
-    sample; never counted as reward 0."""
+    """A user's reward function raised or returned something that is no finite number.
+
+    Names the sample; never counted as reward 0."""

@@ -1,5 +1,7 @@
-"""What a run says: one line a step, `metrics.jsonl`, `log.txt`, a final table that ends with the
-next command; trackers aside (`trackers`).
+"""What a run says.
+
+One line a step, `metrics.jsonl`, `log.txt`, a final table that ends with the next command; trackers
+aside (`trackers`).
 
 Rank 0 speaks; every other rank's `RunLog` is silent. Colour and tables only on a terminal. A sink
 that fails is reported once and dropped: it never stops a run. Numbers in files are full precision;
@@ -25,8 +27,9 @@ GIB = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One optimizer step, global over all ranks. None = not known (shown as nothing, written as
-    null).
+    """One optimizer step, global over all ranks.
+
+    None = not known (shown as nothing, written as null).
 
     >>> StepMetrics(step=12, total_steps=640, loss=0.81, lr=5e-5, grad_norm=1.2, tokens=40960,
     step_s=2.1).tokens_per_s 19504.761904761905
@@ -68,7 +71,9 @@ class StepMetrics:
         return {**row, "tokens_per_s": self.tokens_per_s, **self.extra}
 
     def line(self) -> str:
-        """`step 12/640  loss 0.8100  lr 5.00e-05  grad 1.200  19,505 tok/s  mfu 41.2%  filled 98.6%
+        """The step as a line of the console.
+
+        `step 12/640  loss 0.8100  lr 5.00e-05  grad 1.200  19,505 tok/s  mfu 41.2%  filled 98.6%
         mem 4.10 GiB  2.10 s`"""
         parts = [
             f"step {self.step}/{self.total_steps}",
@@ -108,8 +113,9 @@ def _number(value: float | None, spec: str) -> str:
 
 
 class RunLog:
-    """The voice of one run. Build it on every rank; with `run=None` (ranks other than 0) every call
-    is silent.
+    """The voice of one run.
+
+    Build it on every rank; with `run=None` (ranks other than 0) every call is silent.
 
     resumed_step: rows of metrics.jsonl past it belong to lost work and are dropped, so that no step
     is there twice (held_out.jsonl and evaluations.jsonl too).
@@ -152,8 +158,9 @@ class RunLog:
             self._say(f"warning: {text}", sys.stderr)
 
     def step(self, metrics: StepMetrics) -> None:
-        """One finished step: metrics.jsonl always, the console every `every` steps and at the last
-        one, sinks always."""
+        """Tells one finished step.
+
+        metrics.jsonl always, the console every `every` steps and at the last one, sinks always."""
         last_word.note_step(metrics.step)
         if self._run is None:
             return
@@ -170,8 +177,9 @@ class RunLog:
             self._guard(name, "log", metrics.step, numbers)
 
     def held_out(self, step: int, loss: float, **work: float) -> None:
-        """Held-out loss after `step` updates, nats a token: a row of held_out.jsonl, and to the
-        sinks. work: keys of the ledger."""
+        """Held-out loss after `step` updates, nats a token.
+
+        A row of held_out.jsonl, and to the sinks. work: keys of the ledger."""
         if self._run is None:
             return
         self._held_out.append({"step": step, "held_out_loss": loss, **work})
@@ -179,8 +187,9 @@ class RunLog:
             self._guard(name, "log", step, {"held_out_loss": loss})
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Scores of benchmarks after a step: rows of evaluations.jsonl (step, benchmark, score …),
-        and to the sinks."""
+        """Scores of benchmarks after a step.
+
+        Rows of evaluations.jsonl (step, benchmark, score …), and to the sinks."""
         if self._run is None:
             return
         for row in rows:
@@ -209,8 +218,9 @@ class RunLog:
         next_command: str | None,
         exit_status: int = 0,
     ) -> None:
-        """The final table, then the command that comes next (resume, export, evaluate); closes
-        files and sinks."""
+        """The final table, then the command that comes next (resume, export, evaluate).
+
+        Closes files and sinks."""
         if self._run is None:
             return
         self._say(format_table(title, rows), self._stream)
@@ -235,8 +245,9 @@ class RunLog:
         self._text.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
     def _guard(self, name: str, method: str, *args: Any) -> None:
-        """Calls a sink; any failure drops it with one warning. Broad on purpose: a tracker must not
-        end a run."""
+        """Calls a sink; any failure drops it with one warning.
+
+        Broad on purpose: a tracker must not end a run."""
         try:
             getattr(self._sinks[name], method)(*args)
         except Exception as error:  # noqa: BLE001
@@ -248,9 +259,10 @@ class RunLog:
 
 
 def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> RunLog:
-    """The log of a run with the sinks its `config.log` asks for. run: None on ranks that are
-    silent; config: of a training verb; resumed_step: steps already done, -1 to drop every old
-    row."""
+    """The log of a run with the sinks its `config.log` asks for.
+
+    run: None on ranks that are silent; config: of a training verb; resumed_step: steps already
+    done, -1 to drop every old row."""
     log = RunLog(run, resumed_step=resumed_step, every=config.log.every)
     if run is not None:
         sinks = chosen_sinks(config.log, run.path, resumed_step)
@@ -270,8 +282,10 @@ def spans(steps: Sequence[int]) -> str:
 
 
 def evaluation_command(model: Path, data_path: str) -> str:
-    """The command that evaluates a model after its training: on the benchmark that the data belongs
-    to where its path says so (…/gsm8k/train.jsonl, as `data get` writes it), else to be chosen."""
+    """The command that evaluates a model after its training.
+
+    On the benchmark that the data belongs to where its path says so (…/gsm8k/train.jsonl, as `data
+    get` writes it), else to be chosen."""
     data = Path(data_path)
     if data.stem in ("train", "test") and data.parent.name:
         chosen = f"{data.parent.name} --data-dir {data.parent.parent}"
@@ -281,8 +295,9 @@ def evaluation_command(model: Path, data_path: str) -> str:
 
 
 def _print_line(text: str, stream: TextIO) -> None:
-    """Plain text; a console that went away (closed pipe) does not stop a run, log.txt has it
-    all."""
+    """Prints plain text.
+
+    A console that went away (closed pipe) does not stop a run, log.txt has it all."""
     try:
         print(text, file=stream, flush=True)
     except (BrokenPipeError, ValueError):
@@ -290,8 +305,9 @@ def _print_line(text: str, stream: TextIO) -> None:
 
 
 def format_table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    """Two aligned columns under a title; plain characters, so that logs and terminals show the
-    same."""
+    """Two aligned columns under a title.
+
+    Plain characters, so that logs and terminals show the same."""
     width = max((len(name) for name, _ in rows), default=0)
     rule = "-" * max(len(title), width + 2 + max((len(value) for _, value in rows), default=0))
     return "\n".join(

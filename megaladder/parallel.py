@@ -1,5 +1,6 @@
-"""Process groups: the only owner of torch.distributed. Started by torchrun, by Slurm through
-torchrun, or by our own local launcher.
+"""Process groups: the only owner of torch.distributed.
+
+Started by torchrun, by Slurm through torchrun, or by our own local launcher.
 
 `initialize` builds megatron-core's groups for a layout; the small functions below are what the
 loops may ask. Under no launcher at all (WORLD_SIZE unset) it is a world of one.
@@ -114,8 +115,9 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
 
 
 def _meeting(timeout: datetime.timedelta) -> dict[str, Any]:
-    """Where the ranks meet, if not in a store that torch opens: that one listens on every interface
-    of the machine, and obeys anyone."""
+    """Where the ranks meet, if not in a store that torch opens.
+
+    That one listens on every interface of the machine, and obeys anyone."""
     if "RANK" not in os.environ:
         # A process by itself meets nobody: no port, and nothing in the environment that makes its
         # children ranks.
@@ -156,8 +158,9 @@ def shutdown() -> None:
 
 @contextmanager
 def session(layout: Layout, *, timeout_s: float = 1800.0) -> Iterator[None]:
-    """`initialize` … `shutdown`. After an error the groups are left alone: other ranks may hang in
-    them, the launcher ends us."""
+    """`initialize` … `shutdown`.
+
+    After an error the groups are left alone: other ranks may hang in them, the launcher ends us."""
     initialize(layout, timeout_s=timeout_s)
     yield
     shutdown()
@@ -222,8 +225,9 @@ def cp_group() -> dist.ProcessGroup:
 
 
 def is_first_chunk(vp_stage: int | None) -> bool:
-    """Whether a chunk of this rank embeds the tokens. vp_stage: its index among this rank's
-    chunks; None without interleaving."""
+    """Whether a chunk of this rank embeds the tokens.
+
+    vp_stage: its index among this rank's chunks; None without interleaving."""
     from megatron.core import parallel_state
 
     return parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -249,8 +253,9 @@ def barrier() -> None:
 
 
 def all_ranks(flag: bool) -> bool:
-    """True when `flag` is true on every rank of the world. One small collective; every rank must
-    call it."""
+    """True when `flag` is true on every rank of the world.
+
+    One small collective; every rank must call it."""
     if world_size() == 1:
         return flag
     value = torch.tensor([1 if flag else 0], dtype=torch.int32, device=platform.device())
@@ -322,8 +327,9 @@ def all_gather(value: Any) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The machines of the job. leaders: the first rank of each, in order; mine: the place of this
-    rank's machine in it."""
+    """The machines of the job.
+
+    leaders: the first rank of each, in order; mine: the place of this rank's machine in it."""
 
     leaders: tuple[int, ...]
     mine: int
@@ -351,8 +357,9 @@ def sum_over_data_parallel(value: torch.Tensor) -> torch.Tensor:
 
 
 def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
-    """Sums float64 `values` [K] over data-parallel ranks of the last pipeline stage and gives every
-    rank of the world the result.
+    """Sums float64 `values` [K] over data-parallel ranks of the last pipeline stage.
+
+    Gives every rank of the world the result.
 
     `values` counts on the last stage only; TP and CP ranks hold equal copies, of which one is
     counted.
@@ -368,6 +375,7 @@ def sum_over_losses(values: torch.Tensor) -> torch.Tensor:
 
 def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Elementwise maximum of `values` [K] over the world; ranks with nothing to say pass -inf.
+
     Every rank must call it."""
     if world_size() == 1:
         return values
@@ -377,8 +385,9 @@ def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def wait_for_main(name: str, timeout_s: float, asked: Callable[[], bool]) -> None:
-    """Ranks other than 0 sleep until rank 0 has called this with the same, never reused `name`; at
-    most `timeout_s`. asked: whether this rank was asked to stop, which rank 0 then hears of.
+    """Ranks other than 0 sleep until rank 0 has called this with the same, never reused `name`.
+
+    At most `timeout_s`. asked: whether this rank was asked to stop, which rank 0 then hears of.
 
     For long waits before a collective (rollouts): a collective would spin on the device and count
     against its own, shorter timeout.
@@ -407,8 +416,9 @@ def asked_by_others() -> bool:
 
 @contextmanager
 def main_rank_first() -> Iterator[None]:
-    """Rank 0 runs the body before the others: for downloads and caches. An error on rank 0 reaches
-    all ranks."""
+    """Rank 0 runs the body before the others: for downloads and caches.
+
+    An error on rank 0 reaches all ranks."""
     error: BaseException | None = None
     if is_main():
         try:

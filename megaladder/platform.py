@@ -75,21 +75,24 @@ _MEGATRON_MODULES = (
 
 
 def has_cuda() -> bool:
-    """True when this process computes on a CUDA device. MEGALADDER_PLATFORM=cpu forces the CPU (for
-    tests on a GPU machine)."""
+    """True when this process computes on a CUDA device.
+
+    MEGALADDER_PLATFORM=cpu forces the CPU (for tests on a GPU machine)."""
     return os.environ.get("MEGALADDER_PLATFORM") != "cpu" and torch.cuda.is_available()
 
 
 def overlaps() -> bool:
-    """True where collectives run beside computation: on CUDA, and in a dry run, which stands for
-    it."""
+    """True where collectives run beside computation.
+
+    On CUDA, and in a dry run, which stands for it."""
     return has_cuda() or _STANDS_FOR_CUDA.get()
 
 
 @contextlib.contextmanager
 def standing_for_cuda() -> Iterator[None]:
-    """Inside it this process chooses what it would on CUDA, as far as tensors without data can
-    follow: precision, communication schedule. A dry run's."""
+    """Inside it this process chooses what it would on CUDA.
+
+    As far as tensors without data can follow: precision, communication schedule. A dry run's."""
     token = _STANDS_FOR_CUDA.set(True)
     try:
         yield
@@ -103,8 +106,9 @@ def device() -> torch.device:
 
 
 def bind_device(local_rank: int) -> None:
-    """Gives each local rank its own GPU; on the CPU, its share of the cores is set by the launcher
-    through OMP_NUM_THREADS.
+    """Gives each local rank its own GPU.
+
+    On the CPU, its share of the cores is set by the launcher through OMP_NUM_THREADS.
 
     One visible device is this rank's own (Slurm's --gpus-per-task, a CUDA_VISIBLE_DEVICES per
     rank); of several it takes LOCAL_RANK.
@@ -126,9 +130,11 @@ def bind_device(local_rank: int) -> None:
 
 
 def record_collectives(folder: str, entries: int) -> None:
-    """Before the process groups start: torch keeps the last `entries` collectives of each rank and
-    writes them to `folder`/nccl_trace_<rank> when one runs into its timeout. No effect on a CPU,
-    nor over what the environment says already.
+    """Before the process groups start.
+
+    torch keeps the last `entries` collectives of each rank and writes them to
+    `folder`/nccl_trace_<rank> when one runs into its timeout. No effect on a CPU, nor over what the
+    environment says already.
     """
     if not has_cuda() or not entries:
         return
@@ -199,8 +205,9 @@ def memory_in_use_bytes() -> int | None:
 
 
 def memory_free_bytes() -> int | None:
-    """What this process's device has left, blocks that torch holds unused included; None without a
-    GPU. Does not wait for the device."""
+    """What this process's device has left, blocks that torch holds unused included.
+
+    None without a GPU. Does not wait for the device."""
     if not has_cuda():
         return None
     held = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -232,8 +239,9 @@ _PEAK_FLOPS = {  # dense bf16 FLOP/s from the vendors' data sheets
 
 
 def peak_flops_per_second() -> float | None:
-    """Dense bf16 peak of this process's GPU, None where it is not known (then no MFU is
-    printed)."""
+    """Dense bf16 peak of this process's GPU.
+
+    None where it is not known (then no MFU is printed)."""
     name = device_name()
     if name is None:
         return None
@@ -255,8 +263,9 @@ def share_of_peak(flops_per_second: float, num_devices: int) -> float | None:
 
 @functools.lru_cache(maxsize=1)
 def transformer_engine_problem() -> str | None:
-    """Why Transformer Engine's torch part cannot be imported; None if it can. Imports it (seconds)
-    the first time."""
+    """Why Transformer Engine's torch part cannot be imported; None if it can.
+
+    Imports it (seconds) the first time."""
     try:
         importlib.import_module("transformer_engine.pytorch")
     except ModuleNotFoundError as error:
@@ -277,9 +286,10 @@ def has_transformer_engine() -> bool:
 
 
 def has_apex_accumulation() -> bool:
-    """apex's kernel that adds a weight gradient to DDP's fp32 buffer inside the product. Used by
-    the portable layers on CUDA where it is there (Transformer Engine's linears have their own);
-    without it autograd makes the gradient in bf16 and DDP adds it.
+    """apex's kernel that adds a weight gradient to DDP's fp32 buffer inside the product.
+
+    Used by the portable layers on CUDA where it is there (Transformer Engine's linears have their
+    own); without it autograd makes the gradient in bf16 and DDP adds it.
     """
     return has_cuda() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
@@ -399,8 +409,9 @@ def _patch_tensor_methods() -> None:
 
 
 class _FusedAdamW(torch.optim.AdamW):
-    """torch's single-pass AdamW kernel, in the place where megatron-core uses the fused AdamW of
-    Transformer Engine or apex."""
+    """torch's single-pass AdamW kernel in the place of the fused AdamW.
+
+    megatron-core takes the latter from Transformer Engine or apex."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, fused=True, **kwargs)
@@ -408,8 +419,9 @@ class _FusedAdamW(torch.optim.AdamW):
 
 @functools.lru_cache(maxsize=1)
 def prepare_megatron() -> None:
-    """Imports megatron-core and, without CUDA, meets its assumptions. Call before using it; further
-    calls do nothing."""
+    """Imports megatron-core and, without CUDA, meets its assumptions.
+
+    Call before using it; further calls do nothing."""
     if has_cuda():
         # megatron-core orders TP collectives before GEMMs by it
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -431,8 +443,9 @@ def prepare_megatron() -> None:
 
 
 def _silence_expected_warnings() -> None:
-    """What megatron-core says on every start and nobody can act on here: missing GPU packages
-    (`doctor` lists them), deprecations."""
+    """What megatron-core says on every start and nobody can act on here.
+
+    Missing GPU packages (`doctor` lists them), deprecations."""
     for pattern in (
         "Transformer Engine and Apex",
         "full scope is deprecated",

@@ -1,5 +1,6 @@
-"""The run folder: everything that a run writes, so that a kill at any byte leaves something that
-can be read and resumed.
+"""The run folder, everything that a run writes.
+
+A kill at any byte leaves something that can be read and resumed.
 
     run_dir/config.yaml        the resolved config (atomic)
     run_dir/config_history.jsonl   every config that a start began with, and what had changed
@@ -55,8 +56,9 @@ FINGERPRINT_PACKAGES = (
 
 
 def to_json(value: Any, sort_keys: bool = False, indent: int | None = None) -> str:
-    """JSON text that every reader takes: NaN and ±Infinity become null, numpy scalars numbers,
-    tuples lists; Unicode stays as it is."""
+    """JSON text that every reader takes.
+
+    NaN and ±Infinity become null, numpy scalars numbers, tuples lists; Unicode stays as it is."""
     return json.dumps(
         _plain(value), sort_keys=sort_keys, indent=indent, ensure_ascii=False, allow_nan=False
     )
@@ -79,8 +81,9 @@ def _plain(value: Any) -> Any:
 
 
 def atomic_write(path: str | Path, data: str | bytes) -> None:
-    """Old content or new content, never a mixture, also after a power cut: temp file in the same
-    folder, fsync, rename, fsync folder."""
+    """Old content or new content, never a mixture, also after a power cut.
+
+    Temp file in the same folder, fsync, rename, fsync folder."""
     atomic_lines(path, [data.encode("utf-8") if isinstance(data, str) else data])
 
 
@@ -102,9 +105,11 @@ def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
 
 
 class JsonlFile:
-    """Append-only JSON lines. A line counts once its newline is on disk; opening for append cuts a
-    torn last line off first. sealed: each line ends with its own digest, for rows that a later
-    start takes as done; `read_jsonl` compares it."""
+    """Append-only JSON lines.
+
+    A line counts once its newline is on disk; opening for append cuts a torn last line off first.
+    sealed: each line ends with its own digest, for rows that a later start takes as done;
+    `read_jsonl` compares it."""
 
     def __init__(self, path: str | Path, *, sealed: bool = False):
         self.path, self._sealed, self._named = Path(path), sealed, False
@@ -113,8 +118,7 @@ class JsonlFile:
         self._file = self.path.open("ab")
 
     def append(self, row: Mapping[str, Any], durable: bool = False) -> int:
-        """One row, one write; where it begins. It survives a kill of this process; `durable` also
-        waits for the disk (power cut)."""
+        """One row, one write, safe from a kill (`durable`: a power cut too); where it begins."""
         line = to_json(row).encode("utf-8")
         line = (_seal(line) if self._sealed else line) + b"\n"
         with naming(self.path):
@@ -201,9 +205,7 @@ def export_damage(folder: Path) -> str | None:
 
 
 def refuse_damaged(folder: Path) -> None:
-    """Raises:
-    ModelError: a file of an exported folder is missing or has changed.
-    """
+    """Raises ModelError where a file of an exported folder is missing or has changed."""
     problem = export_damage(folder)
     if problem is not None:
         raise ModelError(
@@ -213,8 +215,9 @@ def refuse_damaged(folder: Path) -> None:
 
 
 def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
-    """What identifies the weights: for a folder, sha256 over its configs and, of each weight file,
-    its size, first and last MiB.
+    """What identifies the weights.
+
+    For a folder, sha256 over its configs and, of each weight file, its size, first and last MiB.
 
     Reading 28 GB to notice a change is not worth it: training changes every tensor, so the ends of
     every file change.
@@ -247,8 +250,7 @@ def _sha256(path: Path) -> str:
 
 
 def repair_torn_tail(path: str | Path) -> int:
-    """Cuts what follows the last newline (a writer was killed inside a line). Returns the number of
-    bytes removed."""
+    """Cuts what follows the last newline, where a writer was killed; the bytes removed."""
     path = Path(path)
     if not path.exists():
         return 0
@@ -269,8 +271,10 @@ def repair_torn_tail(path: str | Path) -> int:
 
 
 def read_jsonl(path: str | Path, *, sealed: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows of a file that we wrote. Only newlines separate rows; a torn last line is no row;
-    anything else broken is an error. sealed: as the `JsonlFile` that wrote them."""
+    """Rows of a file that we wrote.
+
+    Only newlines separate rows; a torn last line is no row; anything else broken is an error.
+    sealed: as the `JsonlFile` that wrote them."""
     return (row for _, row in read_places(path, sealed=sealed))
 
 
@@ -305,8 +309,7 @@ def _row(line: bytes, where: str, sealed: bool) -> dict[str, Any]:
 
 
 def drop_rows_after(path: str | Path, step: int) -> int:
-    """Rewrites a metrics file without the rows whose `step` is above `step`, so that a resumed run
-    doubles none. Returns how many went."""
+    """Takes the rows above `step` out of a metrics file, for a resumed run; how many went."""
     path = Path(path)
     if not path.exists():
         return 0
@@ -329,8 +332,10 @@ def _step_of(row: Mapping[str, Any], path: Path, number: int) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """What ran: versions of the packages that decide numbers, our code, Python, processor, threads,
-    command line. No other environment variables (secrets)."""
+    """What ran, for the fingerprint.
+
+    Versions of the packages that decide numbers, our code, Python, processor, threads, command
+    line. No other environment variables (secrets)."""
     versions: dict[str, str | None] = {}
     for name in FINGERPRINT_PACKAGES:
         try:
@@ -369,8 +374,9 @@ def _processor() -> str | None:
 
 
 class RunDir:
-    """Paths and small files of one run. Only the writer (rank 0) holds the lock and writes; other
-    ranks just ask for paths.
+    """Paths and small files of one run.
+
+    Only the writer (rank 0) holds the lock and writes; other ranks just ask for paths.
 
     >>> run = RunDir("runs/a", writer=True)    # doctest: +SKIP
     >>> run.write_config("model: …"); run.write_fingerprint({"data_sha256": "…"}); run.close()    #
@@ -443,8 +449,7 @@ class RunDir:
         return self.path / "rollouts" / f"step_{step}.jsonl"
 
     def read_config(self) -> dict[str, Any] | None:
-        """The resolved config of an earlier start in this folder, as plain values; None if there
-        was none."""
+        """The resolved config of an earlier start in this folder; None if there was none."""
         path = self.path / "config.yaml"
         if not path.exists():
             return None

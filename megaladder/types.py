@@ -81,8 +81,9 @@ class Tokenizer(Protocol):
 
 
 class TokenWeighting(StrEnum):
-    """Per-token SFT loss, the ten modes of Rethinking SFT (arXiv 2604.06628 code,
-    importance_sampling_mode)."""
+    """Per-token SFT loss, the ten modes of Rethinking SFT.
+
+    arXiv 2604.06628 code, importance_sampling_mode."""
 
     VANILLA = "vanilla"
     TEACHER_WEIGHTED = "teacher-weighted"
@@ -105,8 +106,9 @@ class FinishReason(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What grading can find. `undecided` is no kind of wrong: it is counted apart, and nothing is
-    ever trained on it."""
+    """What grading can find.
+
+    `undecided` is no kind of wrong: it is counted apart, and nothing is ever trained on it."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -135,8 +137,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `reasoning_content` is the `<think>` part where a data set stores it apart;
-    templates that know it render it.
+    """One turn.
+
+    `reasoning_content` is the `<think>` part where a data set stores it apart; templates that know
+    it render it.
 
     `tool_calls`: {"type": "function", "function": {"name", "arguments"}}, arguments as an object.
     """
@@ -178,8 +182,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TokenSample:
-    """One tokenised sample. `loss_mask[i]` says whether token i is *predicted* with loss; token 0
-    is never predicted.
+    """One tokenised sample.
+
+    `loss_mask[i]` says whether token i is *predicted* with loss; token 0 is never predicted.
 
     Worked example, prompt ids [5, 6], response ids [7, 2]: `input_ids=[5,6,7,2]`,
     `loss_mask=[0,0,1,1]`. The arrays with `_n` in their name are aligned with `input_ids`:
@@ -210,8 +215,10 @@ class TokenSample:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One micro-batch of one rank: S sequences laid end to end in T tokens (THD layout), labels
-    already shifted inside each sequence.
+    """One micro-batch of one rank.
+
+    S sequences laid end to end in T tokens (THD layout), labels already shifted inside each
+    sequence.
 
     `labels_t[t]` is the token that position t predicts, `IGNORE_INDEX` where there is no loss
     (prompt, last token of a sequence, padding). The per-token arrays are aligned with `labels_t`:
@@ -267,8 +274,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One generated answer. `token_ids` hold what the engine sampled, end-of-sequence included when
-    it was sampled.
+    """One generated answer.
+
+    `token_ids` hold what the engine sampled, end-of-sequence included when it was sampled.
 
     `logprobs[i]` is the natural log-prob of `token_ids[i]` after temperature and top-k/top-p
     (vLLM's `processed_logprobs`); empty when the engine was not asked for them. Never re-tokenise
@@ -308,8 +316,9 @@ class Graded:
 
 @dataclass(frozen=True, slots=True)
 class RolloutGroup:
-    """A problem with its n samples, their rewards and verdicts. All tuples have length n, same
-    order."""
+    """A problem with its n samples, their rewards and verdicts.
+
+    All tuples have length n, same order."""
 
     problem: Problem
     prompt_ids: tuple[int, ...]

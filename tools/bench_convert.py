@@ -1,5 +1,6 @@
-"""Times both conversions of a random model against a plain copy of the same files in the same run;
-peak memory of each.
+"""Times both conversions of a random model against a plain copy of the same files in the same run.
+
+Peak memory of each.
 
     python tools/bench_convert.py --gb 1        or        megaladder bench convert --gb 1
 
@@ -39,8 +40,10 @@ _VOCABULARY, _HIDDEN, _FFN = 32768, 1024, 3072
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One step: wall seconds (median and all), CPU seconds (median), and memory in bytes (largest
-    of the repeats)."""
+    """What one step took.
+
+    Wall seconds (median and all), CPU seconds (median), and memory in bytes (largest of the
+    repeats)."""
 
     seconds: float
     all_seconds: list[float]
@@ -50,8 +53,9 @@ class StepResult:
 
 
 def random_model(folder: Path, num_gb: float, seed: int) -> int:
-    """Writes a random bf16 Qwen3 (untied) of about `num_gb` GB as an HF folder. Returns the bytes
-    of its weights."""
+    """Writes a random bf16 Qwen3 (untied) of about `num_gb` GB as an HF folder.
+
+    Returns the bytes of its weights."""
     from megaladder.model.hf_config import model_shape
 
     config = {
@@ -80,8 +84,9 @@ def random_model(folder: Path, num_gb: float, seed: int) -> int:
 
 
 def write_random_model(folder: Path, config: dict[str, Any], seed: int) -> int:
-    """Writes bf16 weights for a config.json's content, tensor by tensor, as an HF folder. Returns
-    their bytes."""
+    """Writes bf16 weights for a config.json's content, tensor by tensor, as an HF folder.
+
+    Returns their bytes."""
     import torch
 
     from megaladder.checkpoints_conv.families import name_table
@@ -130,8 +135,9 @@ def anonymous_bytes() -> int:
 
 
 def _measure(step: str, work: Path, queue: Any) -> None:
-    """Runs one step in this process and reports (seconds, CPU seconds, anonymous growth,
-    ru_maxrss)."""
+    """Runs one step in this process and measures it.
+
+    Reports (seconds, CPU seconds, anonymous growth, ru_maxrss)."""
     action, out = _steps(work)[step], work / f"out-{step}"
     stop, peak, before = threading.Event(), 0, anonymous_bytes()
 
@@ -169,8 +175,9 @@ def _run(step: str, work: Path, queue: Any) -> tuple[float, float, int, int]:
 
 
 def measure(work: Path, repeats: int) -> dict[str, StepResult]:
-    """All steps in turns. `work/hf` holds the model; the last outputs stay, `work/megatron` among
-    them."""
+    """All steps in turns.
+
+    `work/hf` holds the model; the last outputs stay, `work/megatron` among them."""
     queue = multiprocessing.get_context("spawn").Queue()
     found: dict[str, list[tuple[float, float, int, int]]] = {step: [] for step in _STEPS}
     for _ in range(repeats):

@@ -1,5 +1,6 @@
-"""Times the loss head against its peers and against what the machine could do, in one interleaved
-loop.
+"""Times the loss head against its peers in one interleaved loop.
+
+And against what the machine could do.
 
     python -m megaladder.tools.bench_kernels --head --rounds 7 --csv F --markdown F   # one GPU
     python -m megaladder.tools.bench_kernels --csv F --markdown F   # one GPU: a sweep of shapes
@@ -72,8 +73,10 @@ HEAD_TABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One contender at one shape. Times in ms; ratio: to the baseline of the same loop (copy for
-    log-probs, products for steps)."""
+    """One contender at one shape.
+
+    Times in ms; ratio: to the baseline of the same loop (copy for log-probs, products for steps).
+    """
 
     case: str
     tokens: int
@@ -243,8 +246,9 @@ def markdown(rows: list[Row], device: torch.device) -> str:
 
 
 def shapes(arguments: argparse.Namespace) -> list[Shape]:
-    """The smallest token count of every combination first, so that a time limit cuts the
-    largest."""
+    """The shapes to measure, the smallest token count of every combination first.
+
+    So that a time limit cuts the largest."""
     if arguments.head:
         return list(HEAD_TABLE)
     combinations = itertools.product(

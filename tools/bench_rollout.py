@@ -1,5 +1,7 @@
-"""`bench rollout`: tokens per second of our engine and of bare `vllm.LLM.generate`, same model,
-prompts and settings, on this machine now.
+"""The verb `bench rollout`.
+
+Tokens per second of our engine and of bare `vllm.LLM.generate`, same model, prompts and settings,
+on this machine now.
 
 Both run in turn, round by round, so that a busy machine hurts both alike; the bare one lives in a
 child process of its own, with the same threads and engine arguments. Also: seconds until each can
@@ -147,8 +149,9 @@ def run_bench_rollout(config: BenchRolloutConfig) -> int:
 def _phases(
     engine: VllmEngine, prompts: list[list[int]], params: SamplingParams, rate: float
 ) -> dict[str, Any]:
-    """Seconds of a round until every prompt has its first token (prefill), and of what follows
-    (decode); memory in use on the device."""
+    """Seconds of a round's prefill and decode, and memory in use on the device.
+
+    Prefill ends when every prompt has its first token."""
     seconds = []
     for _ in range(3):
         begun = time.monotonic()

@@ -1,5 +1,6 @@
-"""Tokens/s of an SFT step: ours (one process, packed) against plain transformers loops, side by
-side in one run.
+"""Tokens/s of an SFT step.
+
+Ours (one process, packed) against plain transformers loops, side by side in one run.
 
     megaladder bench train --data data/gsm8k/train.jsonl
     python tools/bench_training.py --data data/gsm8k/train.jsonl --profile
@@ -90,8 +91,9 @@ def workload(config: BenchTrainConfig, model: Path) -> Workload:
 
 
 def ours(model: Path, work: Workload, precision: str) -> Callable[[], float]:
-    """Our trainer's step: megatron-core schedule, portable layers, loss head, distributed
-    optimizer."""
+    """Our trainer's step.
+
+    megatron-core schedule, portable layers, loss head, distributed optimizer."""
     from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.hf_config import model_shape, read_config_json
@@ -120,7 +122,8 @@ def ours(model: Path, work: Workload, precision: str) -> Callable[[], float]:
 def _transformers_step(
     model: Path, precision: str, rows: list[dict[str, Any]], num_loss_tokens: int
 ) -> Callable[[], float]:
-    """A plain loop over micro-batches: forward, cross-entropy over labelled tokens, backward; clip;
+    """A plain loop over micro-batches: forward, cross-entropy over labelled tokens, backward; clip.
+
     AdamW."""
     from transformers import AutoModelForCausalLM
 
@@ -175,8 +178,9 @@ def padded_rows(samples: list[TokenSample]) -> list[dict[str, Any]]:
 
 
 def packed_rows(batches: list[PackedBatch]) -> list[dict[str, Any]]:
-    """Our packed rows for transformers: position ids that restart, and a block-diagonal causal
-    mask."""
+    """Our packed rows for transformers.
+
+    Position ids that restart, and a block-diagonal causal mask."""
     rows = []
     for batch in batches:
         lengths = torch.from_numpy(np.diff(batch.cu_seqlens)).long()

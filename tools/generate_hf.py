@@ -1,5 +1,6 @@
-"""Answers problems with plain `transformers` and grades them: an exported folder is an ordinary
-Hugging Face model.
+"""Answers problems with plain `transformers` and grades them.
+
+An exported folder is an ordinary Hugging Face model.
 
     python -m megaladder.tools.generate_hf --model runs/x/hf/step_400 --data problems.jsonl
     --num-problems 200

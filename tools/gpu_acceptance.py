@@ -1,5 +1,6 @@
-"""One command that proves the GPU half of this program, in stages of at most eight minutes each;
-finished stages are kept.
+"""One command that proves the GPU half of this program, in stages of at most eight minutes each.
+
+Finished stages are kept.
 
     python3 tools/gpu_acceptance.py                         every stage that has not run well yet →
     docs/h200/*.json, docs/h200.md python3 tools/gpu_acceptance.py --list                  stages,
@@ -224,8 +225,9 @@ def show_list(stages: list[Stage], given: argparse.Namespace, folder: Path) -> N
 
 
 def run_all(stages: list[Stage], given: argparse.Namespace, folder: Path) -> int:
-    """Runs what is not done; 1 when a stage failed. The page is rendered after each stage of a GPU
-    run."""
+    """Runs what is not done; 1 when a stage failed.
+
+    The page is rendered after each stage of a GPU run."""
     began, failed = time.monotonic(), []
     if given.budget_s < float("inf"):
         stages = [stage for stage in BY_VALUE if stage in stages]

@@ -1,5 +1,6 @@
-"""Compiles every shipped kernel configuration for sm_90a, without a GPU, and reports what the
-machine code looks like.
+"""Compiles every shipped kernel configuration for sm_90a, without a GPU.
+
+Reports what the machine code looks like.
 
     python -m megaladder.tools.kernel_report [--json F] [--markdown]
 
@@ -61,8 +62,10 @@ class Report:
 
 
 def variants() -> list[Variant]:
-    """What training launches: bfloat16 and float32 logits with bfloat16 gradients, per-token
-    temperature, whole vocabularies and shards of them."""
+    """What training launches.
+
+    Bfloat16 and float32 logits with bfloat16 gradients, per-token temperature, whole vocabularies
+    and shards of them."""
     found = []
     for letters, entropy in itertools.product(("bf16", "fp32"), (False, True)):
         found += _row_variants(letters, entropy)

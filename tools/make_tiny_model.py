@@ -1,5 +1,7 @@
-"""A small Qwen3 to start from: config.json, a tokenizer trained on your data, random weights (or
-none: `model.init: random` draws them).
+"""A small Qwen3 to start from.
+
+Config.json, a tokenizer trained on your data, random weights (or none: `model.init: random` draws
+them).
 
     python -m megaladder.tools.make_tiny_model --data train.jsonl --out runs/tiny --vocab-size 512
     --hidden 128 --layers 4
@@ -108,8 +110,9 @@ def write_tiny_model(config: TinyModelConfig) -> int:
 
 
 def write_random_weights(out: Path, shape: ModelShape, seed: int) -> None:
-    """model.safetensors in fp32, every tensor drawn as a trainer with `model.init: random` and
-    `train.seed` would."""
+    """Writes model.safetensors in fp32.
+
+    Every tensor is drawn as a trainer with `model.init: random` and `train.seed` would."""
     from safetensors.torch import save
 
     from megaladder.checkpoints_conv.families import random_tensors
@@ -142,8 +145,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def train_tokenizer(lines: Iterator[str], vocab_size: int) -> Any:
-    """Byte-level BPE over `lines` as a transformers tokenizer with the default chat template. Same
-    lines, same tokenizer."""
+    """Byte-level BPE over `lines` as a transformers tokenizer with the default chat template.
+
+    Same lines, same tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

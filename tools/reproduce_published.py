@@ -1,5 +1,6 @@
-"""Recomputes every published number whose inputs are published, with the package's own functions,
-and prints `published | ours | ok`.
+"""Recomputes every published number whose inputs are published.
+
+With the package's own functions; prints `published | ours | ok`.
 
     python tools/reproduce_published.py > docs/published_numbers.md        # exit status 1 if one is
     off
@@ -73,8 +74,10 @@ LIMO_TEN = (63.3, 95.6, 96.3, 67.6, 84.2, 91.1, 83.9, 76.2, 52.2, 70.7)
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table. `tolerance` is half a unit of the published figure's last digit unless
-    the note says otherwise."""
+    """One line of the table.
+
+    `tolerance` is half a unit of the published figure's last digit unless the note says otherwise.
+    """
 
     what: str
     published: float | str
@@ -95,8 +98,9 @@ def scores_of(model: str) -> dict[str, np.ndarray]:
 
 
 def transfer_checks() -> list[Check]:
-    """Group averages, DI, and the index in both variants, also with the σ that does not reproduce
-    it."""
+    """Group averages, DI, and the index in both variants.
+
+    Also with the σ that does not reproduce it."""
     base = scores_of("Qwen3-14B-Base")
     checks = []
     for model, published in AVERAGES.items():

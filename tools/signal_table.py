@@ -98,8 +98,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. saved: None where no step was finished yet; reason: its last word; seconds:
-    from the signal, None where the run ended before it."""
+    """How a run ended.
+
+    saved: None where no step was finished yet; reason: its last word; seconds: from the signal,
+    None where the run ended before it."""
 
     status: int
     saved: bool | None

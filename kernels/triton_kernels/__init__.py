@@ -1,5 +1,6 @@
-"""The Triton kernels behind `ops`: same functions and arguments as `reference`, on CUDA tensors (or
-any, under TRITON_INTERPRET=1).
+"""The Triton kernels behind `ops`.
+
+Same functions and arguments as `reference`, on CUDA tensors (or any, under TRITON_INTERPRET=1).
 
 Loaded at the first launch only. Kernel sources: one per file; shipped launch configurations:
 `configs.py`.

@@ -1,5 +1,6 @@
-"""K3: d logits of a row in one read and one write, in place or into another floating type. Formula:
-`reference.ce_backward`.
+"""K3: d logits of a row in one read and one write, in place or into another floating type.
+
+Formula: `reference.ce_backward`.
 
 The upstream gradient and the −1 at the target enter in float32; the result is rounded once. Rows
 without gradient are not read.
@@ -25,8 +26,9 @@ FLAT = tl.constexpr(-1.0e4)
 
 @triton.jit
 def grad_tile(x, columns, c, peak, total, slope, bend, offset, local, HAS_ENTROPY: tl.constexpr):
-    """slope·(1[target] − p) − bend·p·(ln p + H) for a tile; offset = H in log2 units, bend carries
-    ln 2.
+    """slope·(1[target] − p) − bend·p·(ln p + H) for a tile.
+
+    Offset = H in log2 units, bend carries ln 2.
 
     p = 2^(x·c − peak)/total: two small numbers instead of one large log-sum-exp, so a common shift
     of the logits costs no accuracy.
@@ -58,8 +60,9 @@ def write_row_grad(
     VEC: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """One pass over a row. A row without gradient gets zeros and is not loaded; so do columns from
-    n_valid on."""
+    """One pass over a row.
+
+    A row without gradient gets zeros and is not loaded; so do columns from n_valid on."""
     BLOCK: tl.constexpr = 4 * LANES * VEC
     columns = tl.arange(0, BLOCK)
     active = slope != 0.0

@@ -32,8 +32,9 @@ def load_block(
     ACC: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Four quarters [W, VEC] of the block at `start`; −inf from n_valid on unless the block is
-    WHOLE."""
+    """Four quarters [W, VEC] of the block at `start`.
+
+    −inf from n_valid on unless the block is WHOLE."""
     SIZE: tl.constexpr = LANES * VEC
     columns = start + tl.arange(0, LANES)[:, None] * VEC + tl.arange(0, VEC)[None, :]
     if WHOLE:
@@ -142,8 +143,9 @@ def row_stats(
     ENTROPY: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Statistics of a row. The rare row that holds −inf shows itself by a NaN entropy sum and is
-    read again with guards."""
+    """Statistics of a row.
+
+    The rare row that holds −inf shows itself by a NaN entropy sum and is read again with guards."""
     top, total, spread = scan_row(row_ptr, scale, n_valid, LANES, VEC, ENTROPY, ACC, False)
     if ENTROPY:  # noqa: SIM102, the outer test is made by the compiler
         if spread != spread:

@@ -14,8 +14,9 @@ import triton.language as tl
 
 @dataclass(frozen=True, slots=True)
 class RowConfig:
-    """A one-program-per-row kernel: `lanes` lanes, on a GPU one per thread, each with four 128-bit
-    loads per iteration."""
+    """A one-program-per-row kernel.
+
+    `lanes` lanes, on a GPU one per thread, each with four 128-bit loads per iteration."""
 
     num_warps: int
     lanes: int
@@ -39,8 +40,9 @@ def interpreted() -> bool:
 
 
 def row_config(kernel: str, logits: torch.Tensor) -> RowConfig:
-    """By the kernel (`stats`, `backward`) and the row's width alone: a row's result never depends
-    on the batch."""
+    """By the kernel (`stats`, `backward`) and the row's width alone.
+
+    A row's result never depends on the batch."""
     if interpreted():
         return INTERPRETED
     return NARROW if logits.shape[1] <= NARROW_COLUMNS else WIDE[kernel]

@@ -48,8 +48,10 @@ class _Row:
 
 
 def run_grade(config: GradeConfig) -> int:
-    """Grades `config.input` into `config.output`: a file, or every stored sample file of a folder of
-    runs or evaluations. Raises DataError (status 2) before an output is touched."""
+    """Grades `config.input` into `config.output`.
+
+    A file, or every stored sample file of a folder of runs or evaluations. Raises DataError (status
+    2) before an output is touched."""
     started = time.monotonic()
     counts = _Counts()
     label = grader_label(config.grader, config.extract)
@@ -65,8 +67,10 @@ def run_grade(config: GradeConfig) -> int:
 
 
 def _places(config: GradeConfig) -> dict[str, Path]:
-    """Input file → output file. A folder with stored samples gives
-    <output>/<model>/<benchmark>/samples_<benchmark>.jsonl of each."""
+    """Input file → output file.
+
+    A folder with stored samples gives <output>/<model>/<benchmark>/samples_<benchmark>.jsonl of
+    each."""
     found = {}
     if Path(config.input).is_dir():
         runs = look_for_runs((config.input,), Warnings())
@@ -106,8 +110,9 @@ def _grade_file(
 
 
 def _keep_origin(source: Path, target: Path, label: str) -> None:
-    """What the results beside the source say of weights and protocol goes beside the target too,
-    without scores: those are the new verdicts'."""
+    """What the results beside the source say of weights and protocol goes beside the target too.
+
+    Without scores, for those are the new verdicts'."""
     task = SAMPLE_FILE.fullmatch(target.name)["task"]  # type: ignore[index]
     before = read_object(source.parent / f"results_{task}.json")
     if "protocol" in before:

@@ -1,5 +1,6 @@
-"""Small statistics, vectorised and seeded: paired permutation, Holm, Spearman, least squares;
-intervals of means from evaluation.metrics.
+"""Small statistics, vectorised and seeded: paired permutation, Holm, Spearman, least squares.
+
+Intervals of means from evaluation.metrics.
 
 P = problems, B = resampling draws. Intervals resample problems, never samples. Nothing here reads
 files.
@@ -21,8 +22,9 @@ EXACT_FLIPS = 14  # up to 2**14 sign patterns are enumerated instead of sampled
 
 
 def resample_indices(num_problems: int, draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks int64 [b, P] of problem indices drawn with replacement; the chunks add up to `draws`
-    rows."""
+    """Chunks int64 [b, P] of problem indices drawn with replacement.
+
+    The chunks add up to `draws` rows."""
     rng = np.random.default_rng(seed)
     step = max(1, CHUNK_VALUES // max(1, num_problems))
     for start in range(0, draws, step):
@@ -40,8 +42,9 @@ def percentile_interval(draws_b: np.ndarray, level: float = 0.95) -> list[float]
 def mean_intervals(
     values: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42
 ) -> dict[str, list[float] | None]:
-    """95 % interval of the mean of each array [P_name]; None below two problems. Arrays of equal
-    length share each draw of problems."""
+    """95 % interval of the mean of each array [P_name]; None below two problems.
+
+    Arrays of equal length share each draw of problems."""
     by_size: dict[int, dict[str, np.ndarray]] = {}
     for name, array in values.items():
         by_size.setdefault(len(array), {})[name] = np.asarray(array, dtype=np.float64)
@@ -57,8 +60,9 @@ def mean_intervals(
 def sign_flip_p_values(
     differences: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42
 ) -> dict[str, float]:
-    """Two-sided paired permutation tests of "no difference": each problem's difference may as well
-    have the other sign.
+    """Two-sided paired permutation tests of "no difference".
+
+    Each problem's difference may as well have the other sign.
 
     Exact for up to 14 problems that differ; else sampled, p = (1 + hits) / (1 + draws) (never 0).
     1.0 where nothing differs. Arrays of equal length share each draw of signs.
@@ -129,8 +133,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Rank correlation in [−1, 1]; None where one side is constant or there are fewer than two
-    points."""
+    """Rank correlation in [−1, 1].
+
+    None where one side is constant or there are fewer than two points."""
     if len(x) < 2:
         return None
     a, b = ranks(x) - (len(x) + 1) / 2.0, ranks(y) - (len(y) + 1) / 2.0
@@ -141,8 +146,9 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 def spearman_interval(
     rho: float | None, num_points: int, level: float = 0.95
 ) -> list[float] | None:
-    """Bonett & Wright (2000): Fisher z with variance (1 + ρ²/2)/(n − 3). None for |ρ| = 1 or n < 5,
-    where it has no meaning."""
+    """Bonett & Wright (2000): Fisher z with variance (1 + ρ²/2)/(n − 3).
+
+    None for |ρ| = 1 or n < 5, where it has no meaning."""
     if rho is None or num_points < 5 or abs(rho) >= 1.0:
         return None
     half = NormalDist().inv_cdf(0.5 + level / 2) * np.sqrt((1 + rho**2 / 2) / (num_points - 3))
@@ -150,8 +156,9 @@ def spearman_interval(
 
 
 def linear_fit(x_bn: np.ndarray, y_bn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares y ≈ slope·x + intercept for each of B rows; a constant x gives slope 0 (it
-    predicts the mean). → [B], [B]"""
+    """Least squares y ≈ slope·x + intercept for each of B rows → [B], [B].
+
+    A constant x gives slope 0 (it predicts the mean)."""
     x_mean, y_mean = x_bn.mean(axis=1), y_bn.mean(axis=1)
     dx = x_bn - x_mean[:, None]
     spread = (dx * dx).sum(axis=1)

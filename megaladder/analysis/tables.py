@@ -1,5 +1,6 @@
-"""Strict reading of the small tables that people export (CSV) and of JSON lines, and the one way
-results are written.
+"""Strict reading of the small tables that people export, and how results are written.
+
+CSV and JSON lines; there is one way to write.
 
 A table that cannot be read is bad input: `file:line: what, the value; fix: …` and exit status 2. A
 byte order mark and CRLF line ends are accepted (spreadsheets write them); thousands separators,
@@ -30,8 +31,9 @@ DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 class Warnings:
-    """Collects warnings in order, each once. They go to stderr and into the JSON; a warning never
-    changes the exit status."""
+    """Collects warnings in order, each once.
+
+    They go to stderr and into the JSON; a warning never changes the exit status."""
 
     def __init__(self, said: bool = True) -> None:
         self._said, self._seen = said, dict[str, None]()
@@ -49,8 +51,9 @@ class Warnings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One CSV row. `where` is `file:line` of its last physical line; `cells` maps column name →
-    text, stripped."""
+    """One CSV row.
+
+    `where` is `file:line` of its last physical line; `cells` maps column name → text, stripped."""
 
     where: str
     cells: dict[str, str] = field(repr=False)
@@ -109,8 +112,9 @@ def _spelling(text: str) -> str:
 
 
 def read_csv(path: str | Path, required: Sequence[str]) -> list[Row]:
-    """All rows of a comma-separated file with a header line that has at least the `required`
-    columns.
+    """All rows of a comma-separated file with a header line.
+
+    It has at least the `required` columns.
 
     Errors (DataError): no file, not UTF-8, NUL bytes, no rows, missing or doubled columns, a row
     with too few or too many cells. Wholly blank lines are skipped, as every spreadsheet does.
@@ -207,8 +211,9 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, object) of every line, read as a stream. Blank lines are skipped; a line that
-    is no JSON object is a DataError."""
+    """(`file:line`, object) of every line, read as a stream.
+
+    Blank lines are skipped; a line that is no JSON object is a DataError."""
     found = False
     try:
         with Path(path).open("rb") as file:
@@ -233,8 +238,9 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_growing(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
-    """Rows of a file that a run may still be writing, and a note where it is empty or its last line
-    is torn (that line is left out)."""
+    """Rows of a file that a run may still be writing, and a note.
+
+    The note says that it is empty, or that its last line is torn (that line is left out)."""
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{path}: no such file; fix: the folder of a training run")
@@ -273,15 +279,17 @@ def _json_object(line: bytes, where: str, complete: bool) -> dict[str, Any]:
 
 
 def write_result(path: str | None, result: dict[str, Any]) -> None:
-    """The `--json` file: one object, keys sorted, atomically; NaN and Infinity become null (their
-    warnings are the caller's)."""
+    """The `--json` file: one object, keys sorted, atomically.
+
+    NaN and Infinity become null (their warnings are the caller's)."""
     if path is not None:
         atomic_write(path, to_json(result, sort_keys=True, indent=2) + "\n")
 
 
 def format_columns(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Aligned plain text for the terminal; numbers to the right, with two decimals. None is shown
-    as `–`."""
+    """Aligned plain text for the terminal; numbers to the right, with two decimals.
+
+    None is shown as `–`."""
     body = [[_cell(value) for value in row] for row in rows]
     lines = [list(header), *body]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -302,7 +310,8 @@ def _cell(value: object) -> str:
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """A name from a file as one safe terminal cell: control and bidirectional characters replaced,
-    cut at `limit`."""
+    """A name from a file as one safe terminal cell.
+
+    Control and bidirectional characters replaced, cut at `limit`."""
     clean = "".join(char if char.isprintable() else "�" for char in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -1,5 +1,6 @@
-"""What a training checkpoint contains, and how it travels through megatron-core's
-dist_checkpointing.
+"""What a training checkpoint contains, and how it is written and read.
+
+It travels through megatron-core's dist_checkpointing.
 
 Model and optimizer are stored as sharded global tensors (`fully_reshardable`: TP, PP, VPP and DP
 may all change before the next load); each rank's torch RNG state as an object of its own, restored
@@ -36,16 +37,19 @@ def _names(chunks: Sequence[Any]) -> list[str]:
 
 
 def _is_scaling_state(key: str) -> bool:
-    """Transformer Engine's `_extra_state` of a linear: its FP8 scales and their history. A
-    checkpoint of another layer specification or converted from Hugging Face has none, and only the
-    recipe `delayed` carries anything from step to step.
+    """Transformer Engine's `_extra_state` of a linear: its FP8 scales and their history.
+
+    A checkpoint of another layer specification or converted from Hugging Face has none, and only
+    the recipe `delayed` carries anything from step to step.
     """
     return key.endswith("_extra_state")
 
 
 def _model_state(chunks: Sequence[Any], stored: Container[str] | None = None) -> dict[str, Any]:
-    """Sharded state of bare chunks. stored: the keys of the checkpoint to load from; scaling state
-    that it lacks is not asked for."""
+    """Sharded state of bare chunks.
+
+    stored: the keys of the checkpoint to load from; scaling state that it lacks is not asked for.
+    """
     states = {}
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         keeps_scales = (
@@ -113,8 +117,9 @@ class Checkpointer:
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
 
     def save(self, step: int, trainer: dict[str, Any]) -> None:
-        """Writes `checkpoints/step_{step}`; with async_save it returns once the state is copied,
-        and `poll` commits later.
+        """Writes `checkpoints/step_{step}`.
+
+        With async_save it returns once the state is copied, and `poll` commits later.
 
         Raises:
             StorageError: the disk is full or fails, or a writer was killed (on every rank);
@@ -207,8 +212,9 @@ class Checkpointer:
 
 
 def load_model_only(path: Path, chunks: Sequence[Any]) -> None:
-    """Loads the weights of a checkpoint (of a run, or made by `convert hf-to-megatron`) into bare
-    chunks; no optimizer, no RNG."""
+    """Loads the weights of a checkpoint into bare chunks, no optimizer, no RNG.
+
+    Of a run, or made by `convert hf-to-megatron`."""
     problem = _damage(path)
     if problem is not None:
         raise CheckpointError(problem)

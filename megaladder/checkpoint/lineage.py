@@ -35,8 +35,10 @@ _ROW_FILES = ("metrics.jsonl", "held_out.jsonl", "evaluations.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: its name, the step after which it left the line before, and the checkpoint that it
-    began from (None: the run's first line, from the model)."""
+    """One line of a run that was started again from an earlier step.
+
+    Its name, the step after which it left the line before, and the checkpoint that it began from
+    (None: the run's first line, from the model)."""
 
     name: str = "line_1"
     fork: int = NOTHING

@@ -127,8 +127,10 @@ def load_metadata(file: IO[bytes]) -> Metadata:
 
 
 def _check_opcodes(raw: bytes) -> None:
-    """A few bytes of a pickle can ask for any amount of memory: by the number of a place to
-    remember something at. Counted before anything is built; about 0.1 s a megabyte."""
+    """A few bytes of a pickle can ask for any amount of memory.
+
+    By the number of a place to remember something at. Counted before anything is built; about 0.1 s
+    a megabyte."""
     for number, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
         if opcode.name in _NEVER_USED:
             raise pickle.UnpicklingError(f"it has the opcode {opcode.name}, which is not used")
@@ -184,8 +186,9 @@ class _PlainPlanner(mcore_strategy.MCoreLoadPlanner):
 
 @contextmanager
 def _plain_readers(folder: Path) -> Iterator[None]:
-    """megatron-core reads `folder` with the classes above; what is no plain data becomes a
-    CheckpointError."""
+    """megatron-core reads `folder` with the classes above.
+
+    What is no plain data becomes a CheckpointError."""
     check_format(folder)
     before = mcore_strategy._get_filesystem_reader, mcore_strategy.MCoreLoadPlanner
     mcore_strategy._get_filesystem_reader = _PlainReader

@@ -1,5 +1,6 @@
-"""Checkpoint folders of a run: written completely or not at all, checked when read, thinned by a
-retention rule.
+"""Checkpoint folders of a run.
+
+Written completely or not at all, checked when read, thinned by a retention rule.
 
 `checkpoints/step_N/` holds megatron-core's dist_checkpointing files (readable at any TP·PP·DP),
 `trainer.json` (step, loader, metrics), `hf/` (config and tokenizer of the model, so that the folder
@@ -36,16 +37,18 @@ _FREE_SPACE_MARGIN = 1.2
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Which committed steps stay: the newest `keep_last`, the listed `keep_steps`, and the
-    `keep_best` lowest held-out losses."""
+    """Which committed steps stay.
+
+    The newest `keep_last`, the listed `keep_steps`, and the `keep_best` lowest held-out losses."""
 
     keep_last: int = 2
     keep_steps: tuple[int, ...] = ()
     keep_best: int | None = None
 
     def kept(self, held_out_loss_by_step: dict[int, float | None]) -> set[int]:
-        """Steps to keep out of the committed ones; None = no held-out loss was measured at that
-        step."""
+        """Steps to keep out of the committed ones.
+
+        None = no held-out loss was measured at that step."""
         steps = sorted(held_out_loss_by_step)
         keep = set(steps[-self.keep_last :]) | (set(self.keep_steps) & set(steps))
         if self.keep_best:
@@ -139,8 +142,9 @@ def sync_file(path: Path) -> None:
 
 
 def commit(path: Path) -> None:
-    """Hashes and syncs every file of a complete checkpoint and its name, then sets the marker. Main
-    rank only, after all ranks wrote."""
+    """Hashes and syncs every file of a complete checkpoint and its name, then sets the marker.
+
+    Main rank only, after all ranks wrote."""
     manifest = {}
     files = _files(path)
     for file in files:
@@ -171,8 +175,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:
-    """Compares every `parts`-th file, from `part` on, with the manifest; ranks share the work that
-    way.
+    """Compares every `parts`-th file, from `part` on, with the manifest.
+
+    Ranks share the work that way.
 
     Raises:
         CheckpointError: not committed, or a file is missing, truncated or changed; names the file
@@ -242,8 +247,9 @@ def read_trainer(path: Path) -> dict[str, Any]:
 
 
 def apply_retention(root: Path, retention: Retention) -> list[int]:
-    """Deletes committed steps that the rule does not keep; returns them. Main rank only. The marker
-    goes first."""
+    """Deletes committed steps that the rule does not keep; returns them.
+
+    Main rank only. The marker goes first."""
     losses = {
         step: read_trainer(step_dir(root, step)).get("held_out_loss")
         for step in committed_steps(root)

@@ -68,8 +68,9 @@ class Results:
 
 
 def install() -> None:
-    """Makes megatron-core write with the functions below. Before every save: each has its own
-    results."""
+    """Makes megatron-core write with the functions below.
+
+    Before every save: each has its own results."""
     filesystem_async._results_queue = Results()
     writer = filesystem_async.FileSystemWriterAsync
     writer.write_preloaded_data_multiproc = staticmethod(_Writing(os.getpid()))
@@ -77,8 +78,9 @@ def install() -> None:
 
 @contextmanager
 def failures_in_words(path: Path) -> Iterator[None]:
-    """Around a save: what failed while `path` was written becomes a StorageError on every rank. The
-    rank that collects the writers' answers knows the words, the others only that it does."""
+    """Around a save: what failed while `path` was written becomes a StorageError on every rank.
+
+    The rank that collects the writers' answers knows the words, the others only that it does."""
     try:
         yield
     except CheckpointException as error:
@@ -94,8 +96,9 @@ def failures_in_words(path: Path) -> Iterator[None]:
 
 
 class _Writing:
-    """Stands in for `write_preloaded_data_multiproc`. A background save runs it in a fork of the
-    rank `rank_pid`, others in the rank itself."""
+    """Stands in for `write_preloaded_data_multiproc`.
+
+    A background save runs it in a fork of the rank `rank_pid`, others in the rank itself."""
 
     def __init__(self, rank_pid: int) -> None:
         self._rank_pid = rank_pid

@@ -159,6 +159,7 @@ def _example(verb: Verb, config_class: type[StrictModel]) -> str:
 
 def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
     """Checks the number of ranks against the layout; starts local ranks where none were started.
+
     None = this process is a rank."""
     from megaladder.config.rules.layout import check_world
     from megaladder.preflight.fit import check_model
@@ -180,8 +181,9 @@ def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
 
 
 def run_example(verb: str, run_yaml: Path, overrides: Sequence[str]) -> int:
-    """What a launch script of examples/ does once it is Python: `megaladder VERB run.yaml
-    overrides`, with the ranks that there are.
+    """What a launch script of examples/ does once it is Python.
+
+    `megaladder VERB run.yaml overrides`, with the ranks that there are.
 
     Under torchrun with a number of processes that number counts, not the file's; torchrun without
     one started a single process, which then starts what the file asks for.

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verb:
-    """One command. `config` may also name a function `(args) -> config class` where the class
-    depends on the file."""
+    """One command.
+
+    `config` may also name a function `(args) -> config class` where the class depends on the file.
+    """
 
     name: str
     config: str

@@ -1,2 +1,4 @@
-"""What a run is made of: one frozen pydantic model a verb, strict YAML, cross-field rules whose
-messages name the fix. No torch."""
+"""What a run is made of.
+
+One frozen pydantic model a verb, strict YAML, cross-field rules whose messages name the fix. No
+torch."""

@@ -1,5 +1,6 @@
-"""The base of every verb's configuration, and the few field types that the command line needs
-beyond pydantic's.
+"""The base of every verb's configuration.
+
+And the few field types that the command line needs beyond pydantic's.
 
 A verb is a `StrictModel` (its fields are its flags; `Field(description=…)` is its `--help`) and a
 function that takes one. Field types: `CommaInts`, `CommaFloats`, `CommaStrs` are written `--k
@@ -139,8 +140,9 @@ CommaStrs = Annotated[tuple[str, ...], BeforeValidator(_split), _comma(str, "NAM
 def yaml_flag(
     metavar: str, kind: type | tuple[type, ...], read: Callable[[list[str]], Any] | None = None
 ) -> tyro.constructors.PrimitiveConstructorSpec:
-    """How a value that a file spells as a mapping or list stands on the command line: in YAML's
-    short form. `kind`: what the field holds; `read`: another reading of the text."""
+    """How a value that a file spells as a mapping or list stands on the command line.
+
+    In YAML's short form. `kind`: what the field holds; `read`: another reading of the text."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,

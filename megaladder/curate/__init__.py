@@ -1,2 +1,3 @@
-"""Curation of training data as repeatable verbs: score, select, decontaminate, deduplicate, sample,
-stats. No torch in this folder."""
+"""Curation of training data as repeatable verbs.
+
+Score, select, decontaminate, deduplicate, sample, stats. No torch in this folder."""

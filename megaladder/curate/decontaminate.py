@@ -1,5 +1,7 @@
-"""`data decontaminate`: training rows that share word n-grams with a benchmark (or repeat each
-other) are reported and left out.
+"""The verb `data decontaminate`.
+
+Training rows that share word n-grams with a benchmark (or repeat each other) are reported and left
+out.
 
 Two passes over the file: the first scans every row and keeps only the hits, the second copies the
 clean rows (JSONL byte for byte). Writes beside `--out F`: `F.hits.jsonl` (a row per span) and
@@ -96,8 +98,9 @@ def run_decontaminate(config: DecontaminateConfig) -> None:
 def build_index(
     benchmarks: Sequence[str], n: int, min_words: int, training_file: str
 ) -> NgramIndex:
-    """The n-grams of every benchmark's questions. A benchmark is a file or a folder of .jsonl
-    files; two of one name are told apart.
+    """The n-grams of every benchmark's questions.
+
+    A benchmark is a file or a folder of .jsonl files; two of one name are told apart.
 
     The training file itself may be among them: then a row matches the earlier rows of the file.
     """
@@ -160,8 +163,9 @@ def scan_file(config: DecontaminateConfig, index: NgramIndex) -> Scan:
 
 
 def _scanned(row: Row, columns: Sequence[str], where: str) -> Iterator[tuple[str, str]]:
-    """(place, text) of the columns to scan: those named, else every text of the row except ids and
-    roles."""
+    """(place, text) of the columns to scan.
+
+    Those named, else every text of the row except ids and roles."""
     missing = [name for name in columns if name not in row]
     if missing:
         raise DataError(
@@ -175,8 +179,10 @@ def _scanned(row: Row, columns: Sequence[str], where: str) -> Iterator[tuple[str
 
 
 def _drop_hits(scan: Scan, max_matches: int | None) -> None:
-    """Marks the rows with hits. With `max_matches`, a text that hits more rows than that is a
-    common phrase: kept in no hit, counted."""
+    """Marks the rows with hits.
+
+    With `max_matches`, a text that hits more rows than that is a common phrase: kept in no hit,
+    counted."""
     rows_of: dict[str, set[int]] = {}
     for hit in scan.hits:
         rows_of.setdefault(hit.text, set()).add(hit.position)

@@ -1,5 +1,7 @@
-"""Exact and near duplicates by MinHash (datasketch), each candidate pair confirmed by the exact
-Jaccard similarity of its word shingles.
+"""Exact and near duplicates of texts.
+
+Candidates by MinHash (datasketch), each pair confirmed by the exact Jaccard similarity of its word
+shingles.
 
 Which of several duplicates stays is the caller's order: the first one seen. Near duplicates are
 compared with kept rows only, so a chain a ~ b ~ c keeps a and c. Memory: about 16 bytes a kept row
@@ -22,31 +24,35 @@ RECALL = 0.999  # of pairs at the threshold
 
 
 class Duplicate(NamedTuple):
-    """`of` is the key of the row that stays; `similarity` 1.0 = the same words in the same
-    order."""
+    """`of` is the key of the row that stays.
+
+    `similarity` 1.0 = the same words in the same order."""
 
     of: str
     similarity: float
 
 
 class ExactDuplicates:
-    """Texts with the same words in the same order (Unicode form, case, punctuation and white space
-    aside)."""
+    """Texts with the same words in the same order.
+
+    Unicode form, case, punctuation and white space aside."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, str] = {}
 
     def check(self, key: str, text: str) -> Duplicate | None:
-        """The earlier row that `text` repeats; None, and the row is remembered, if there is
-        none."""
+        """The earlier row that `text` repeats.
+
+        None, and the row is remembered, if there is none."""
         digest = hashlib.blake2b(" ".join(words(text)).encode("utf-8"), digest_size=16).digest()
         earlier = self._first.setdefault(digest, key)
         return None if earlier == key else Duplicate(earlier, 1.0)
 
 
 class NearDuplicates:
-    """Texts whose 5-word shingles have a Jaccard similarity of at least `threshold`. Texts without
-    words are never duplicates."""
+    """Texts whose 5-word shingles have a Jaccard similarity of at least `threshold`.
+
+    Texts without words are never duplicates."""
 
     def __init__(self, threshold: float = 0.8, seed: int = 42):
         if not 0 < threshold <= 1:
@@ -67,8 +73,9 @@ class NearDuplicates:
         self._shingles: dict[str, np.ndarray] = {}
 
     def check(self, key: str, text: str) -> Duplicate | None:
-        """The most similar kept row at or above the threshold; None, and the row is kept, if there
-        is none."""
+        """The most similar kept row at or above the threshold.
+
+        None, and the row is kept, if there is none."""
         shingles = shingle_hashes(text)
         if not len(shingles):
             return None
@@ -86,8 +93,9 @@ class NearDuplicates:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows per band) of the LSH: as many rows as still find 99.9 % of the pairs right at
-    the threshold, 1 − (1 − s^r)^b.
+    """(bands, rows per band) of the LSH.
+
+    As many rows as still find 99.9 % of the pairs right at the threshold, 1 − (1 − s^r)^b.
 
     A pair that is missed cannot be repaired; a candidate too many is only compared.
 

@@ -1,5 +1,6 @@
-"""Word n-grams of benchmark problems, and where a text contains them. Exact: a hit is a run of
-equal words, never a hash collision.
+"""Word n-grams of benchmark problems, and where a text contains them.
+
+Exact: a hit is a run of equal words, never a hash collision.
 
 Words are the `\\w+` runs of the NFKC-normalised, case-folded text (GPT-3 appendix C as in lm-eval;
 s1 lower-cases and uses n = 8). A text becomes an array of word numbers (0 = a word no benchmark
@@ -59,9 +60,10 @@ class Span(NamedTuple):
 
 @dataclass
 class NgramIndex:
-    """All n-grams of the added problems. A problem shorter than n words but of `min_words` or more
-    counts as one n-gram of its own length; a still shorter one cannot be told from chance and is
-    only counted (`too_short`)."""
+    """All n-grams of the added problems.
+
+    A problem shorter than n words but of `min_words` or more counts as one n-gram of its own
+    length; a still shorter one cannot be told from chance and is only counted (`too_short`)."""
 
     n: int = 13
     min_words: int = 8
@@ -142,8 +144,9 @@ class NgramIndex:
         return found
 
     def _windows(self, ids: np.ndarray, lengths: Sequence[int]) -> dict[int, np.ndarray]:
-        """Per length (ascending) the uint64 hash of each window of that many words; wraps modulo
-        2^64 on purpose.
+        """Per length (ascending) the uint64 hash of each window of that many words.
+
+        Wraps modulo 2^64 on purpose.
 
         One Horner pass serves all lengths: the hash of k + 1 words is the hash of the first k,
         times the multiplier, plus the next word.

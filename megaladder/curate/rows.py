@@ -1,5 +1,6 @@
-"""Raw rows in and out: a curation step sees every column of a row, whatever the schema, and loses
-none of them.
+"""Raw rows in and out.
+
+A curation step sees every column of a row, whatever the schema, and loses none of them.
 
 Rows come from `megaladder.data.read` (JSONL, JSON, parquet, Arrow folder, hub) and are used
 strictly here: the first bad row raises with its `file:line`. Null fields count as absent. Written
@@ -42,8 +43,9 @@ Row = dict[str, Any]
 
 
 def iter_rows(path: str | Path) -> Iterator[RawRow]:
-    """The rows of a file one at a time, in file order. The first bad row raises; so does an input
-    without rows."""
+    """The rows of a file one at a time, in file order.
+
+    The first bad row raises; so does an input without rows."""
     found = False
     for row in open_source(path).rows():
         if isinstance(row, BadRow):
@@ -98,8 +100,9 @@ def _line_offsets(path: str) -> array[int]:
 
 
 def copy_rows(path: str | Path, dropped: Container[int], writer: RowWriter) -> None:
-    """Every row whose 0-based position is not in `dropped`, in file order; JSONL lines as they
-    are."""
+    """Every row whose 0-based position is not in `dropped`, in file order.
+
+    JSONL lines as they are."""
     source = open_source(path)
     if source.plain_lines is None:
         for position, row in enumerate(iter_rows(path)):
@@ -113,8 +116,9 @@ def copy_rows(path: str | Path, dropped: Container[int], writer: RowWriter) -> N
 
 
 def text_leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(place, text) of every string inside a value: `("messages[1].content", "…")`. Ids and roles
-    are strings too."""
+    """(place, text) of every string inside a value: `("messages[1].content", "…")`.
+
+    Ids and roles are strings too."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, Mapping):
@@ -126,8 +130,9 @@ def text_leaves(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def prompt_text(row: Mapping[str, Any]) -> str | None:
-    """The question of a row of any schema we know: its own column, else the user's turns. None if
-    there is none."""
+    """The question of a row of any schema we know: its own column, else the user's turns.
+
+    None if there is none."""
     for name in QUESTION_COLUMNS:
         value = row.get(name)
         if isinstance(value, str):
@@ -150,8 +155,9 @@ def prompt_text(row: Mapping[str, Any]) -> str | None:
 
 
 def content_id(values: Mapping[str, Any]) -> str:
-    """16 hex digits of blake2b over the row's canonical JSON: the id of a row that has none. Column
-    order does not matter."""
+    """16 hex digits of blake2b over the row's canonical JSON: the id of a row that has none.
+
+    Column order does not matter."""
     return hash_text(to_json(values, sort_keys=True)).to_bytes(8, "little").hex()
 
 
@@ -171,8 +177,9 @@ class RowIds:
         self._rows = 0
 
     def take(self, row: RawRow) -> str | None:
-        """The row's id, None for a repeat that is left out. Raises BadRow, which names both rows,
-        for the id of another row."""
+        """The row's id, None for a repeat that is left out.
+
+        Raises BadRow, which names both rows, for the id of another row."""
         self._rows += 1
         given, content = self._given(row), to_json(row.data, sort_keys=True)
         copy = self.repeats.take(self._rows, row.where, given, content)
@@ -191,8 +198,9 @@ class RowIds:
 
 
 def check_target(path: str | Path) -> Path:
-    """The path, if rows can be written there; a DataError otherwise. For finding out before hours
-    of work."""
+    """The path, if rows can be written there; a DataError otherwise.
+
+    For finding out before hours of work."""
     target = Path(path)
     if target.suffix not in (".jsonl", ".parquet"):
         raise DataError(
@@ -205,8 +213,9 @@ def check_target(path: str | Path) -> Path:
 
 
 class RowWriter:
-    """Rows to `.jsonl` or `.parquet`: into a temporary file beside the target, renamed when the
-    block ends well, removed otherwise."""
+    """Rows to `.jsonl` or `.parquet`.
+
+    Into a temporary file beside the target, renamed when the block ends well, removed otherwise."""
 
     def __init__(self, path: str | Path):
         self.path = check_target(path)

@@ -1,5 +1,6 @@
-"""LIMO's rule score, style features and quality levels of reasoning texts, and the verb `data
-score`.
+"""The verb `data score`.
+
+LIMO's rule score, style features and quality levels of reasoning texts.
 
 Score (LIMO, arXiv 2502.03387): 0.30·elaboration (length) + 0.20·verification + 0.25·exploration +
 0.25·granularity (connectives), where the last three are keyword counts divided by the text's
@@ -67,8 +68,9 @@ Result = TypeVar("Result")
 
 
 class LimoRule(StrictModel):
-    """Weights, word lists and scale of the rule score. A list is words separated by blanks, then
-    phrases separated by `;`."""
+    """Weights, word lists and scale of the rule score.
+
+    A list is words separated by blanks, then phrases separated by `;`."""
 
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: dict(zip(PARTS, WEIGHTS, strict=True))
@@ -100,8 +102,9 @@ class LimoRule(StrictModel):
 
 
 def keyword_counter(keywords: str) -> Callable[[Sequence[str]], int]:
-    """Counts a list (`"check verify; double check"`) in a text's words. A phrase counts beside the
-    words in it, as keyword lists do.
+    """Counts a list (`"check verify; double check"`) in a text's words.
+
+    A phrase counts beside the words in it, as keyword lists do.
 
     >>> keyword_counter("check; make sure")("let me check this to make sure".split())
     2
@@ -129,8 +132,9 @@ def style_features(text: str) -> dict[str, int]:
 
 
 def limo_parts(text: str, rule: LimoRule) -> tuple[float, float, float, float]:
-    """The four measures before scaling: words, and keywords per word for the other three (0 for a
-    text without words)."""
+    """The four measures before scaling.
+
+    Words, and keywords per word for the other three (0 for a text without words)."""
     found = words(text)
     verification, exploration, connectives = (
         keyword_counter(getattr(rule, part))(found) / max(1, len(found)) for part in PARTS[1:]
@@ -141,8 +145,9 @@ def limo_parts(text: str, rule: LimoRule) -> tuple[float, float, float, float]:
 def limo_scores(
     parts: Sequence[tuple[float, float, float, float]], rule: LimoRule
 ) -> list[dict[str, float]]:
-    """Scaled parts and the score of every text of a pool: `{"score": …, "elaboration": …, …}`, all
-    in [0, 1]."""
+    """Scaled parts and the score of every text of a pool.
+
+    `{"score": …, "elaboration": …, …}`, all in [0, 1]."""
     values = np.array(parts, np.float64).reshape(-1, 4)
     scaled = np.stack(
         [_scale(values[:, column], part, rule) for column, part in enumerate(PARTS)], axis=1
@@ -168,8 +173,9 @@ def _scale(values: np.ndarray, part: str, rule: LimoRule) -> np.ndarray:
 
 
 def quality_levels(scores: Sequence[float], num_levels: int) -> list[int]:
-    """1 (lowest) … num_levels (highest), bands of equal size by rank; equal scores share a band,
-    the lower one.
+    """1 (lowest) … num_levels (highest), bands of equal size by rank.
+
+    Equal scores share a band, the lower one.
 
     >>> quality_levels([0.1, 0.9, 0.5, 0.5, 0.7], 5)
     [1, 5, 2, 2, 4]
@@ -182,8 +188,9 @@ def quality_levels(scores: Sequence[float], num_levels: int) -> list[int]:
 
 
 def answer_text(row: Mapping[str, Any], column: str | None, where: str) -> str:
-    """The reasoning text of a row: the named column, else the first of the usual ones, else the
-    assistant's turns."""
+    """The reasoning text of a row.
+
+    The named column, else the first of the usual ones, else the assistant's turns."""
     names = (column,) if column else ANSWER_COLUMNS
     for name in names:
         value = row.get(name)
@@ -215,8 +222,9 @@ def answer_text(row: Mapping[str, Any], column: str | None, where: str) -> str:
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """`map` over processes, results in order, a bounded number of items in flight. The same results
-    for any number of workers."""
+    """`map` over processes, results in order, a bounded number of items in flight.
+
+    The same results for any number of workers."""
     if workers <= 1:
         yield from map(function, items)
         return
@@ -267,8 +275,9 @@ def _score_columns(
 
 
 def load_rule(path: str | None) -> LimoRule:
-    """The rule of a YAML file with LimoRule's keys; the published weights and our word lists
-    without one."""
+    """The rule of a YAML file with LimoRule's keys.
+
+    The published weights and our word lists without one."""
     if path is None:
         return LimoRule()
     from megaladder.config.resolve import from_yaml

@@ -1,5 +1,6 @@
-"""`data stats`: what a person wants to see first of a data file. Reads it as a stream; keeps
-numbers, not texts.
+"""`data stats`: what a person wants to see first of a data file.
+
+Reads it as a stream; keeps numbers, not texts.
 
 Rows, columns, schema, lengths by tokenizer (words without one), the share of tokens with loss,
 repeated questions, bad rows by reason, and one rendered sample with its loss tokens marked. Nothing
@@ -121,8 +122,10 @@ def _row_summary(spec: SourceSpec, counts: RowCounts) -> Row:
 
 
 def _layouts(spec: SourceSpec, name: str, counts: RowCounts) -> dict[str, str]:
-    """Use → the layout that the rows have for it. Raises DataError where no use is known, where
-    several layouts fit for one, and where no row is good."""
+    """Use → the layout that the rows have for it.
+
+    Raises DataError where no use is known, where several layouts fit for one, and where no row is
+    good."""
     if name != "auto" and name not in LAYOUTS:
         raise DataError(
             f"format: expected auto or one of {', '.join(LAYOUTS)}, found {name!r}; fix:"
@@ -150,8 +153,9 @@ def _layouts(spec: SourceSpec, name: str, counts: RowCounts) -> dict[str, str]:
 def _tokens(
     config: StatsConfig, spec: SourceSpec, summary: Row, tokenizer: Tokenizer
 ) -> TokenCounts:
-    """Adds what the rows are as samples to `summary`. Raises DataError for rows that are not for
-    training on answers."""
+    """Adds what the rows are as samples to `summary`.
+
+    Raises DataError for rows that are not for training on answers."""
     options = ReadOptions(
         format=config.format,
         on_bad_row="skip",
@@ -211,8 +215,9 @@ def _repeats(hashes: array[int]) -> int:
 def count_tokens(
     reader: ExampleReader, tokenizer: Tokenizer, options: TemplateOptions, shown: int
 ) -> TokenCounts:
-    """Renders and tokenises every row as training would, without truncation; rows that cannot be
-    used are counted by reason."""
+    """Renders and tokenises every row as training would, without truncation.
+
+    Rows that cannot be used are counted by reason."""
     counts, progress = TokenCounts(), Progress(f"{reader.source.path}: tokenising")
     examples, number = iter(reader), 0
     while chunk := list(islice(examples, BATCH_ROWS)):

@@ -12,8 +12,9 @@ BATCH_TEXTS = 256
 
 
 def count_tokens(texts: Iterable[str], tokenizer: str | None, needed_by: str) -> Iterator[int]:
-    """Tokens of each text without special tokens, in order. `tokenizer`: a folder with
-    tokenizer.json, or that file."""
+    """Tokens of each text without special tokens, in order.
+
+    `tokenizer`: a folder with tokenizer.json, or that file."""
     from tokenizers import Tokenizer
 
     if tokenizer is None:

@@ -1,2 +1,3 @@
-"""Training data: file → Example → TokenSample → PackedBatch, and the curation of it (`curate/`). No
-torch in this folder."""
+"""Training data: file → Example → TokenSample → PackedBatch, and the curation of it (`curate/`).
+
+No torch in this folder."""

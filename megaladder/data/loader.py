@@ -28,8 +28,9 @@ _MUST_MATCH = ("fingerprint", "num_samples", "global_batch_size", "seed")
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """What one global batch is made of, over all ranks. Every rank computes the same numbers
-    without communication."""
+    """What one global batch is made of, over all ranks.
+
+    Every rank computes the same numbers without communication."""
 
     epoch: int  # 0-based
     step_in_epoch: int  # 0-based
@@ -45,8 +46,9 @@ class BatchStats:
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Permutation of 0…num_samples-1, int64. Built on raw PCG64 output and a stable sort, which no
-    numpy release may change."""
+    """Permutation of 0…num_samples-1, int64.
+
+    Built on raw PCG64 output and a stable sort, which no numpy release may change."""
     keys = np.random.PCG64(np.random.SeedSequence((ORDER_STREAM, seed, epoch))).random_raw(
         num_samples
     )
@@ -54,8 +56,9 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class SftLoader:
-    """Endless iterator of (micro-batches of this rank, BatchStats); `total_steps(epochs)` says
-    where to stop.
+    """Endless iterator of (micro-batches of this rank, BatchStats).
+
+    `total_steps(epochs)` says where to stop.
 
     >>> for micro_batches, stats in loader: ...
 
@@ -95,8 +98,9 @@ class SftLoader:
 
     @property
     def dropped_per_epoch(self) -> int:
-        """Samples that an epoch leaves out because they do not fill a global batch; others in each
-        epoch."""
+        """Samples that an epoch leaves out because they do not fill a global batch.
+
+        Others in each epoch."""
         return len(self.store) % self.global_batch_size
 
     def total_steps(self, epochs: float) -> int:
@@ -104,8 +108,9 @@ class SftLoader:
         return ceil(self.steps_per_epoch * Fraction(str(epochs)))
 
     def batch_ids(self, epoch: int, step_in_epoch: int) -> np.ndarray:
-        """Indices into the store of one global batch, int64 [global_batch_size]; the same whatever
-        dp is."""
+        """Indices into the store of one global batch, int64 [global_batch_size].
+
+        The same whatever dp is."""
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self._epoch_order(epoch))
         begin = step_in_epoch * self.global_batch_size
@@ -140,8 +145,10 @@ class SftLoader:
         return {"epoch": self._epoch, "step_in_epoch": self._step_in_epoch, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where `state` was taken. Raises CheckpointError when data, seed or global batch
-        are others: the order would be too."""
+        """Continues where `state` was taken.
+
+        Raises CheckpointError when data, seed or global batch are others: the order would be too.
+        """
         identity = self._identity()
         wrong = [
             f"{name}: saved {state.get(name)!r}, now {identity[name]!r}"
@@ -167,8 +174,9 @@ class SftLoader:
 def eval_batches(
     store: SampleStore, batch_size: int, spec: PackSpec, dp_rank: int = 0, dp_size: int = 1
 ) -> Iterator[tuple[list[PackedBatch], BatchStats]]:
-    """Every sample once, in file order; the last batch may be smaller. All ranks get the same
-    number of batches and micro-batches."""
+    """Every sample once, in file order; the last batch may be smaller.
+
+    All ranks get the same number of batches and micro-batches."""
     for step, begin in enumerate(range(0, len(store), batch_size)):
         ids = np.arange(begin, min(begin + batch_size, len(store)), dtype=np.int64)
         yield _make_batch(store, ids, spec, (dp_rank, dp_size), (0, step))

@@ -47,8 +47,10 @@ class Mixture:
         return tuple(new - old for old, new in zip(before, after, strict=True))
 
     def given(self, epochs: int, length: int) -> tuple[int, ...]:
-        """Samples that each part gave in the first `epochs`: its exact share, rounded so that the
-        sum is epochs · length and no part ever takes one back."""
+        """Samples that each part gave in the first `epochs`.
+
+        Its exact share, rounded so that the sum is epochs · length and no part ever takes one back.
+        """
         given = [0] * len(self.sizes)
         for epoch in range(1, epochs + 1):
             exact = [share * (epoch * length) for share in self.shares]
@@ -101,8 +103,9 @@ class Mixture:
 
 
 def _permutation(key: tuple[int, ...], length: int) -> np.ndarray:
-    """Of 0…length−1, int64; raw PCG64 output and a stable sort, which no numpy release may
-    change."""
+    """Of 0…length−1, int64.
+
+    Raw PCG64 output and a stable sort, which no numpy release may change."""
     keys = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
     return np.argsort(keys, kind="stable")
 
@@ -154,8 +157,9 @@ class MixedStore(SampleStore):
         return self.mixture.lines([store.report.path for store in self.stores], length)
 
     def select(self, indices: np.ndarray, label: str) -> MixedStore:
-        """The samples at `indices`, which ascend, as a mixture with the same weights. Raises
-        DataError where a part is left empty."""
+        """The samples at `indices`, which ascend, as a mixture with the same weights.
+
+        Raises DataError where a part is left empty."""
         indices = np.asarray(indices, np.int64)
         chosen, begin = [], 0
         for store, end in zip(self.stores, self._ends, strict=True):

@@ -1,4 +1,5 @@
 """Samples of one optimizer step → micro-batches of packed tokens, for every data-parallel rank.
+
 Pure functions, no torch, no I/O.
 
 A global batch is a number of *samples*; packing only decides how many rows they fill. Its samples
@@ -102,8 +103,9 @@ class PackSpec:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchPlan:
-    """Samples of one micro-batch in the order they are laid out. `bins[b]` are sample ids; an empty
-    bin is padding only."""
+    """Samples of one micro-batch in the order they are laid out.
+
+    `bins[b]` are sample ids; an empty bin is padding only."""
 
     bins: tuple[tuple[int, ...], ...]
     num_tokens: int  # real tokens
@@ -116,8 +118,9 @@ class MicroBatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """One global batch on all ranks; every rank computes the same plan. `ranks[r][m]` is
-    micro-batch m of data-parallel rank r.
+    """One global batch on all ranks; every rank computes the same plan.
+
+    `ranks[r][m]` is micro-batch m of data-parallel rank r.
 
     Worked example, lengths [3, 5, 2, 4] (ids 10…13), seq_length 8, dp 2, not static, align 2: bins
     (11, 10) and (13, 12), ranks = ((MicroBatchPlan(((11, 10),), 8, 8),), (MicroBatchPlan(((13,
@@ -155,8 +158,9 @@ class BatchPlan:
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of positions into `lengths`, none above `capacity`: longest first, each into the fullest
-    bin that still takes it.
+    """Bins of positions into `lengths`, none above `capacity`.
+
+    Longest first, each into the fullest bin that still takes it.
 
     At most 11/9 · optimum + 1 bins (Johnson 1973). Ties go to the earlier position and the older
     bin, so the result is deterministic.
@@ -179,8 +183,9 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 def _balance(costs: Sequence[float], num_groups: int) -> list[list[int]]:
-    """Splits items into `num_groups` equally large groups: dearest first to the cheapest group that
-    has room. Positions per group."""
+    """Splits items into `num_groups` equally large groups.
+
+    Dearest first to the cheapest group that has room. Positions per group."""
     room = len(costs) // num_groups
     groups: list[list[int]] = [[] for _ in range(num_groups)]
     load = [0.0] * num_groups
@@ -244,8 +249,9 @@ def plan_global_batch(
 def build_micro_batches(
     plan: BatchPlan, dp_rank: int, get_sample: Callable[[int], TokenSample]
 ) -> list[PackedBatch]:
-    """The micro-batches of one rank as arrays. `get_sample(id)` must return a sample of the planned
-    length.
+    """The micro-batches of one rank as arrays.
+
+    `get_sample(id)` must return a sample of the planned length.
 
     `advantages_t` and the log-prob arrays are filled when the samples have them; either all samples
     of the batch have one or none has (DataError). A rank that got only padding asks for one sample
@@ -275,8 +281,9 @@ def _optional_arrays(samples: dict[int, TokenSample], probe: TokenSample | None)
 
 
 def _layout(sequence_lengths: list[int], total_tokens: int, sequence_align: int) -> np.ndarray:
-    """cu_seqlens int32 [S + 1]: the samples' slots, then padding cut into sequences of at most
-    MAX_PADDING_SEQUENCE tokens."""
+    """cu_seqlens int32 [S + 1].
+
+    The samples' slots, then padding cut into sequences of at most MAX_PADDING_SEQUENCE tokens."""
     longest = max(MAX_PADDING_SEQUENCE // sequence_align, 1) * sequence_align
     full, rest = divmod(total_tokens - sum(sequence_lengths), longest)
     return np.cumsum(
@@ -331,10 +338,11 @@ def _array_name(sample_field: str) -> str:
 
 
 def unpack(batch: PackedBatch, values_t: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The inverse for per-token results aligned with `labels_t`: yields (sample index, float array
-    [N]) for each sample, where entry i belongs to token i of the sample (entry 0 is 0: token 0 is
-    never predicted; N includes what its slot was padded by). Used to give log-probs back to their
-    samples."""
+    """The inverse for per-token results aligned with `labels_t`.
+
+    Yields (sample index, float array [N]) for each sample, where entry i belongs to token i of the
+    sample (entry 0 is 0: token 0 is never predicted; N includes what its slot was padded by). Used
+    to give log-probs back to their samples."""
     for index, begin, end in zip(
         batch.sample_index, batch.cu_seqlens, batch.cu_seqlens[1:], strict=False
     ):

@@ -9,8 +9,9 @@ PERIOD_S = 10.0
 
 
 class Progress:
-    """Says on stderr how many rows a pass has seen, every `period_s` seconds; a pass that is
-    through before says nothing."""
+    """Says on stderr how many rows a pass has seen, every `period_s` seconds.
+
+    A pass that is through before says nothing."""
 
     def __init__(self, what: str, period_s: float = PERIOD_S) -> None:
         self._what, self._period_s, self._rows = what, period_s, 0

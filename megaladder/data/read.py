@@ -15,8 +15,10 @@ MAX_BAD_SHARE = 0.01  # of the rows, under on_bad_row: skip
 
 
 class BadRow(DataError):
-    """One row that cannot be used. `reason` is the short class it is counted under; the message is
-    `where: expected …, found …; fix: …`."""
+    """One row that cannot be used.
+
+    `reason` is the short class it is counted under; the message is `where: expected …, found …;
+    fix: …`."""
 
     def __init__(self, where: str, reason: str, expected: str, found: str, fix: str) -> None:
         super().__init__(f"{where}: expected {expected}, found {found}; fix: {fix}")
@@ -25,8 +27,9 @@ class BadRow(DataError):
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """`where` is `file:line` (text files) or `file:row N` (1-based, columnar files). Null fields
-    are left out of `data` and named in `nulls`."""
+    """`where` is `file:line` (text files) or `file:row N` (1-based, columnar files).
+
+    Null fields are left out of `data` and named in `nulls`."""
 
     where: str
     data: dict[str, Any]
@@ -48,8 +51,9 @@ def without_nulls(where: str, row: dict[str, Any]) -> RawRow:
 
 @dataclass
 class BadRowLog:
-    """Applies `on_bad_row`. `counts` is by reason, `first` keeps the first message of each
-    reason."""
+    """Applies `on_bad_row`.
+
+    `counts` is by reason, `first` keeps the first message of each reason."""
 
     policy: Literal["error", "skip"] = "error"
     counts: Counter[str] = field(default_factory=Counter)

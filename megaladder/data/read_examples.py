@@ -21,8 +21,9 @@ LIMO_SYSTEM_PROMPT = r"Please reason step by step, and put your final answer wit
 
 
 class ExampleReader:
-    """Iterates a source as Examples, in order. After the iteration `rows`, `repeats.count` and
-    `bad_rows` say what happened.
+    """Iterates a source as Examples, in order.
+
+    After the iteration `rows`, `repeats.count` and `bad_rows` say what happened.
 
     Ids: the row's `id` (text or integer; 1 and "1" are the same), else a hash of the content.
     """

@@ -40,9 +40,10 @@ GSM8K_MARK = "####"
 
 @dataclass(frozen=True, slots=True)
 class ProblemOptions:
-    """`kind`: grade all rows this way, None = by the row. `prompt_suffix` is appended to the
-    question, `system_prompt` put before it (neither where the row's prompt is complete). `format`:
-    auto or a layout's name."""
+    """`kind`: grade all rows this way, None = by the row.
+
+    `prompt_suffix` is appended to the question, `system_prompt` put before it (neither where the
+    row's prompt is complete). `format`: auto or a layout's name."""
 
     kind: Kind | None = None
     prompt_suffix: str = ""
@@ -55,8 +56,10 @@ class ProblemOptions:
 
 
 class ProblemReader:
-    """Iterates a source as problems, in order. Ids are the rows' own, else content hashes; after
-    the iteration `rows`, `repeats.count` and `bad_rows` say what happened."""
+    """Iterates a source as problems, in order.
+
+    Ids are the rows' own, else content hashes; after the iteration `rows`, `repeats.count` and
+    `bad_rows` say what happened."""
 
     def __init__(
         self,

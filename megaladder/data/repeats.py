@@ -122,7 +122,7 @@ def repeats_line(count: int, policy: str) -> str:
 
 
 def numbered(name: str, copy: int) -> str:
-    """The id of a row's copy: `name`, `name-2`, `name-3`…"""
+    """The id of a row's copy: `name`, `name-2`, `name-3`…."""
     return name if copy == 1 else f"{name}-{copy}"
 
 

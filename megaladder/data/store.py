@@ -1,5 +1,6 @@
-"""Tokenised samples as flat arrays: in memory, or in a folder that was written once and never
-changes.
+"""Tokenised samples as flat arrays.
+
+In memory, or in a folder that was written once and never changes.
 
 A folder `data-<key>/` holds `<array>.bin` (little endian, no header) and, written last, `meta.json`
 (version, fingerprint, digests, report). The folder appears under its name by one rename, so a
@@ -58,8 +59,9 @@ class DamagedStoreError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What became of a data file. rows = samples + all dropped + all bad rows, unless `split` made
-    several samples of a row.
+    """What became of a data file.
+
+    rows = samples + all dropped + all bad rows, unless `split` made several samples of a row.
 
     `bad_rows` and `dropped` count by reason. Lengths in tokens; `token_quantiles` maps "p50" and so
     on to a sample length.
@@ -96,6 +98,7 @@ class DataReport:
 
 def length_quantiles(lengths: np.ndarray | Counter[int]) -> dict[str, int]:
     """Lengths at QUANTILES, e.g. {"p0": 40, …, "p100": 900}; observed values, no interpolation.
+
     `lengths`: one each (int, not negative), or how many there are of each."""
     if isinstance(lengths, Counter):
         values = np.array(sorted(lengths), np.int64)
@@ -132,8 +135,9 @@ Arrays = dict[str, np.ndarray | FileArray]
 
 
 class StoreWriter:
-    """Collects samples one by one: in memory (`folder` None), or in files of `folder`. `finish`
-    closes it and returns the arrays."""
+    """Collects samples one by one: in memory (`folder` None), or in files of `folder`.
+
+    `finish` closes it and returns the arrays."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
@@ -146,8 +150,9 @@ class StoreWriter:
             self._write(array, [0])
 
     def add(self, sample: TokenSample) -> None:
-        """Appends. Raises DataError when advantage or old log-probs are there for some samples
-        only."""
+        """Appends.
+
+        Raises DataError when advantage or old log-probs are there for some samples only."""
         has = tuple(array for array, name in OPTIONAL.items() if getattr(sample, name) is not None)
         if not self._num_tokens:
             self._first, self._optional = sample.id, has
@@ -211,8 +216,9 @@ class StoreWriter:
 
 
 def open_arrays(folder: Path, names: Iterable[str]) -> Arrays:
-    """The arrays of a folder: what grows with tokens or ids as slices of files, numbers per sample
-    memory-mapped."""
+    """The arrays of a folder.
+
+    What grows with tokens or ids as slices of files, numbers per sample memory-mapped."""
     arrays: Arrays = {}
     for array in names:
         path, (dtype, entry) = folder / f"{array}.bin", ARRAYS[array]
@@ -285,8 +291,9 @@ class SampleStore:
         return "old_logprobs" in self._arrays
 
     def select(self, indices: np.ndarray, label: str) -> SampleStore:
-        """The samples at `indices` in that order, sharing memory. `label` tells two selections
-        apart in the fingerprint."""
+        """The samples at `indices` in that order, sharing memory.
+
+        `label` tells two selections apart in the fingerprint."""
         chosen = np.asarray(indices, np.int64)
         if self._rows is not None:
             chosen = self._rows[chosen]
@@ -340,8 +347,9 @@ def _sha256(path: Path) -> str:
 def commit(
     writer: StoreWriter, temporary: Path, target: Path, fingerprint: str, report: DataReport
 ) -> None:
-    """Finishes `writer` (whose folder is `temporary`) and renames the folder to `target`: all of it
-    appears at once, or nothing."""
+    """Finishes `writer` (whose folder is `temporary`) and renames the folder to `target`.
+
+    All of it appears at once, or nothing."""
     arrays, report = writer.finish(report)
     meta = {
         "version": FORMAT_VERSION,
@@ -361,8 +369,9 @@ def commit(
 def split_holdout(
     store: SampleStore, holdout: int | float, seed: int
 ) -> tuple[SampleStore, SampleStore]:
-    """(training, held-out) samples. `holdout`: a number of samples (int) or a share of them (float
-    in (0, 1), at least one sample).
+    """(training, held-out) samples.
+
+    `holdout`: a number of samples (int) or a share of them (float in (0, 1), at least one sample).
 
     Which samples are held out is a pure function of (number of samples, holdout, seed). Both parts
     keep file order.

@@ -1,5 +1,6 @@
-"""Data file → SampleStore: read, tokenise, truncate, store once, count everything that did not make
-it.
+"""Data file → SampleStore.
+
+Read, tokenise, truncate, store once, count everything that did not make it.
 
 With a cache folder, one process builds and the others wait for it; the folder's name is a hash of
 all that the tokens depend on (data bytes, tokenizer files, chat template, options, CODE_VERSION),
@@ -67,8 +68,9 @@ class DataSpec:
 
 
 def data_fingerprint(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> str:
-    """sha256 of everything that decides the tokens. `tokenizer_hash`: `chat.tokenizer_fingerprint`.
-    Reads the data file once."""
+    """sha256 of everything that decides the tokens.
+
+    `tokenizer_hash`: `chat.tokenizer_fingerprint`. Reads the data file once."""
     parts = {
         "code": CODE_VERSION,
         "data": open_source(spec.source).identity(),
@@ -185,8 +187,9 @@ def _run(build: _Build, writer: StoreWriter) -> DataReport:
 
 
 def open_store(spec: DataSpec, tokenizer: Tokenizer, tokenizer_hash: str) -> SampleStore:
-    """The tokenised samples of a data file, from the cache if they are there. Every rank may call
-    this at the same time.
+    """The tokenised samples of a data file, from the cache if they are there.
+
+    Every rank may call this at the same time.
 
     `tokenizer`: from `chat.load_tokenizer`; `tokenizer_hash`: `chat.tokenizer_fingerprint` of its
     folder. Raises DataError.
@@ -254,8 +257,9 @@ def open_train_and_holdout(
     tokenizer: Tokenizer,
     tokenizer_hash: str,
 ) -> tuple[SampleStore, SampleStore | None]:
-    """Training samples, of one source or a mixture, and the held-out ones: a number or share of
-    the training samples, or a file read with the same options."""
+    """Training samples, of one source or a mixture, and the held-out ones.
+
+    A number or share of the training samples, or a file read with the same options."""
     specs = data_specs(section, cache_dir)
     stores = [open_store(spec, tokenizer, tokenizer_hash) for spec in specs]
     weights = tuple(part.weight for part in section.parts if part.weight is not None)

@@ -35,8 +35,10 @@ def differences(reference: RankProgram, other: RankProgram) -> str | None:
 
 
 def _asked(event: Event, together: bool) -> tuple[object, ...]:
-    """What has to be equal: everything in a communicator that both are in. Where each is in one of
-    its own, bytes may follow the data (tokens with a loss), the order may not."""
+    """What has to be equal: everything in a communicator that both are in.
+
+    Where each is in one of its own, bytes may follow the data (tokens with a loss), the order may
+    not."""
     if together:
         return event.signature
     return (event.op, event.group.name, event.group.size, event.dtype, event.where)
@@ -97,8 +99,9 @@ def run_together(programs: Sequence[RankProgram]) -> list[str]:
 
 
 def _unmatched(programs: Sequence[RankProgram]) -> list[str]:
-    """Transfers by channel (sender, receiver, communicator): the n-th send meets the n-th
-    receive."""
+    """Transfers by channel (sender, receiver, communicator).
+
+    The n-th send meets the n-th receive."""
     sent: dict[tuple[int, int, Group], list[Event]] = defaultdict(list)
     received: dict[tuple[int, int, Group], list[Event]] = defaultdict(list)
     for program in programs:
@@ -170,8 +173,9 @@ def _is_over(rank: _Rank, batch: int | None, ranks: Mapping[int, _Rank]) -> bool
 
 
 def _all_met(rank: _Rank, batch: int, ranks: Mapping[int, _Rank]) -> bool:
-    """Whether the partner of every transfer of the batch stands at the head of its queue, or is
-    over."""
+    """Whether every transfer of the batch has met its partner.
+
+    That stands at the head of its queue, or is over."""
     return all(_partner_begun(rank, event, ranks) for event in rank.batches[batch].events)
 
 

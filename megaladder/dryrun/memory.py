@@ -109,8 +109,9 @@ def quantized_bytes(chunks: Sequence[Any]) -> int:
 
 
 def layer_at_work_bytes(chunk: Any, tokens: int) -> int:
-    """One layer's backward: hidden states gathered over tp and their gradient, three gradients of
-    the MLP's width."""
+    """One layer's backward.
+
+    Hidden states gathered over tp and their gradient, three gradients of the MLP's width."""
     config = chunk.config
     ffn = config.ffn_hidden_size // config.tensor_model_parallel_size
     size = torch.empty(0, dtype=config.params_dtype).element_size()

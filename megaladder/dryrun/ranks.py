@@ -21,8 +21,10 @@ from megaladder.train.trainer import layout_of
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """programs: the first rank of every stage, whole. compared: the ranks that were held against
-    them. faults: what does not fit together, in words; empty where all does."""
+    """programs: the first rank of every stage, whole.
+
+    compared: the ranks that were held against them. faults: what does not fit together, in words;
+    empty where all does."""
 
     programs: tuple[RankProgram, ...]
     compared: tuple[int, ...]

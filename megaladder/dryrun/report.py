@@ -35,8 +35,10 @@ class Traffic:
 
 
 def traffic(job: Job, program: RankProgram) -> list[Traffic]:
-    """By kind, the largest sum first. Micro-batches that were not run are counted: what each of
-    those run asked for is taken as often as the update has micro-batches."""
+    """By kind, the largest sum first.
+
+    Micro-batches that were not run are counted: what each of those run asked for is taken as often
+    as the update has micro-batches."""
     counts = Counter(
         (event.op, event.group.name, event.group.size, event.dtype, event.num_bytes)
         for event in program.events

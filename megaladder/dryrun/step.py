@@ -1,5 +1,7 @@
-"""The product's own step on a simulated rank: model, buffers, optimizer, packing, schedule, loss,
-update. What a GPU computes without talking to others has a stand-in: the attention core."""
+"""The product's own step on a simulated rank.
+
+Model, buffers, optimizer, packing, schedule, loss, update. What a GPU computes without talking to
+others has a stand-in: the attention core."""
 
 from __future__ import annotations
 
@@ -41,8 +43,9 @@ LEARNING_RATE = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is simulated: a run on `dp` copies of its layout. `micro_batches`: of one update, as
-    many as are run; the run itself has `asked_micro_batches`."""
+    """What is simulated: a run on `dp` copies of its layout.
+
+    `micro_batches`: of one update, as many as are run; the run itself has `asked_micro_batches`."""
 
     config: SftConfig | GrpoConfig
     shape: ModelShape
@@ -164,8 +167,9 @@ def prepare(chunks: Sequence[LadderGPT], recorder: Recorder) -> None:
 
 
 def _label(chunk: LadderGPT, name: str, recorder: Recorder) -> None:
-    """`forward N` from the start of the chunk's N-th forward, `backward N` from that of its
-    backward."""
+    """Labels the chunk's N-th forward and its backward.
+
+    `forward N` from the start of the forward on, `backward N` from that of its backward."""
     counted = {"forward": -1}
 
     def before(_module: Any, _args: Any) -> None:

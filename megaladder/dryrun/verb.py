@@ -1,5 +1,6 @@
-"""`megaladder dryrun run.yaml`: a step of the run at its full size, on this machine, without data
-or GPUs."""
+"""The verb `dryrun`.
+
+A step of the run at its full size, on this machine, without data or GPUs."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ MOST_RANKS = 4096
 
 
 class DryrunSft(SftConfig):
-    """One update of a supervised fine-tuning run on all its ranks, without data, weights or GPUs:
-    bytes of every rank, every collective and transfer, and whether they fit together.
+    """One update of a supervised fine-tuning run on all its ranks, without data, weights or GPUs.
+
+    Bytes of every rank, every collective and transfer, and whether they fit together.
 
     megaladder dryrun examples/configs/sft_qwen3_14b.yaml --parallel.ranks 512
     """
@@ -39,9 +41,10 @@ class DryrunSft(SftConfig):
 
 
 class DryrunGrpo(GrpoConfig):
-    """One update of a GRPO run, and the log-prob passes before it, on all its ranks, without data,
-    weights or GPUs: bytes of every rank, every collective and transfer, and whether they fit
-    together. The engine and the way of the weights to it are not in it.
+    """One update of a GRPO run on all its ranks, and the log-prob passes before it.
+
+    Without data, weights or GPUs: bytes of every rank, every collective and transfer, and whether
+    they fit together. The engine and the way of the weights to it are not in it.
 
     megaladder dryrun examples/configs/grpo_qwen3_14b.yaml --parallel.ranks 512
     """

@@ -1,2 +1,3 @@
-"""Benchmarks: problems → the engine of `rollout` → the grader of `rewards` → files that lm-eval
-users can load."""
+"""Benchmarks of a model, from problems to files of results.
+
+Problems → the engine of `rollout` → the grader of `rewards` → files that lm-eval users can load."""

@@ -1,5 +1,6 @@
-"""Test-time budgets of s1 (arXiv 2501.19393), for any pair of delimiters: `</think>` models too,
-and models not trained for it.
+"""Test-time budgets of s1 (arXiv 2501.19393), for any pair of delimiters.
+
+`</think>` models too, and models not trained for it.
 
 Thinking and answer are two phases. Thinking stops at `end` (or a stop string), or at `max_thinking`
 tokens; then `end`, or the forced end with "Final Answer:", is put in and the answer is generated
@@ -42,8 +43,9 @@ LONG = (
 
 
 def instruction(section: BudgetSection) -> str:
-    """What is appended to the prompt: s1's token-, step- and class-conditional control texts; ""
-    for none."""
+    """What is appended to the prompt: s1's token-, step- and class-conditional control texts.
+
+    "" for none."""
     parts = [
         f"Think for up to {section.tokens} tokens." if section.tokens else "",
         f"Think for up to {section.steps} steps." if section.steps else "",
@@ -66,8 +68,9 @@ class _Thought:
 
 
 class BudgetSampler:
-    """A `run.Sampler` that forces budgets. `tokenizer` must be the model's; `longest_prompt`
-    (tokens) is for max_thinking "auto"."""
+    """A `run.Sampler` that forces budgets.
+
+    `tokenizer` must be the model's; `longest_prompt` (tokens) is for max_thinking "auto"."""
 
     def __init__(self, section: BudgetSection, tokenizer: Tokenizer, longest_prompt: int = 0):
         self._section, self._tokenizer = section, tokenizer
@@ -117,8 +120,9 @@ class BudgetSampler:
         return wanted
 
     def _opened(self, request: SampleRequest) -> SampleRequest:
-        """The prompt with the opening delimiter, unless it ends with it (templates that open the
-        thinking themselves)."""
+        """The prompt with the opening delimiter, unless it ends with it.
+
+        Some templates open the thinking themselves."""
         length = len(self._start)
         opened = length == 0 or request.prompt_ids[-length:] == tuple(self._start)
         return (
@@ -126,8 +130,9 @@ class BudgetSampler:
         )
 
     def _think(self, engine: Engine, wave: list[_Thought]) -> None:
-        """num_waits + 1 rounds of thinking. A thought that can gain nothing more (its limit is used
-        up) is left alone."""
+        """num_waits + 1 rounds of thinking.
+
+        A thought that can gain nothing more (its limit is used up) is left alone."""
         wait = self._encode(self._section.wait)
         published = self._section.accounting == "published"
         for round_number in range(self._section.num_waits + 1):
@@ -164,8 +169,9 @@ class BudgetSampler:
         return SampleRequest((*thought.request.prompt_ids, *thought.ids), params)
 
     def _phase_params(self, params: SamplingParams, phase: int, attempt: int = 0) -> SamplingParams:
-        """Special tokens stay in the text, since delimiters may be special; each phase and attempt
-        has a seed of its own."""
+        """Special tokens stay in the text, since delimiters may be special.
+
+        Each phase and attempt has a seed of its own."""
         seed = None if params.seed is None else sample_seed(params.seed, (phase,), attempt)
         return replace(params, seed=seed, skip_special_tokens=False)
 
@@ -178,8 +184,9 @@ class BudgetSampler:
         thought.num_generated += len(kept)
 
     def _before_stop(self, completion: Completion) -> list[int]:
-        """The tokens of `completion.text`, which ends before the stop string; a token that
-        straddles the border is encoded anew."""
+        """The tokens of `completion.text`, which ends before the stop string.
+
+        A token that straddles the border is encoded anew."""
         ids, text = list(completion.token_ids), completion.text
         while ids and len(self._decode(ids[:-1])) >= len(text):
             ids.pop()
@@ -190,8 +197,9 @@ class BudgetSampler:
         return whole + self._encode(text[len(self._decode(whole)) :])
 
     def _rejected(self, engine: Engine, wave: list[_Thought]) -> Iterator[tuple[int, Drawn]]:
-        """Rejection sampling; yields the samples that found no thinking short enough, as answers
-        that are none."""
+        """Rejection sampling.
+
+        Yields the samples that found no thinking short enough, as answers that are none."""
         limit = self._section.reject_above or 0
         going = list(wave)
         for attempt in range(self._section.max_tries):

@@ -1,5 +1,6 @@
-"""Judged benchmarks: harmfulness levels (HEx-PHI) and reward-model scores (AlpacaEval-style),
-behind one interface.
+"""Judged benchmarks behind one interface.
+
+Harmfulness levels (HEx-PHI) and reward-model scores (AlpacaEval-style).
 
 A judgement is one number with a reason. It is cached by what was judged and by whom, in
 `judgements.jsonl` beside the samples, so a killed run asks nobody twice. Judges: a chat model on
@@ -118,8 +119,9 @@ class EngineJudge:
 
 
 class HttpJudge:
-    """A chat model behind an OpenAI-compatible address. The key is read from the environment and is
-    written nowhere."""
+    """A chat model behind an OpenAI-compatible address.
+
+    The key is read from the environment and is written nowhere."""
 
     def __init__(self, section: JudgeSection):
         if not section.url or not section.url.startswith(("http://", "https://")):
@@ -147,8 +149,10 @@ class HttpJudge:
             yield index, parse_judgement(self._ask(rubric_prompt(exchange)))
 
     def _ask(self, prompt: str) -> str:
-        """One reply; failed calls are tried again with growing pauses, then the run stops (what was
-        judged is kept)."""
+        """One reply of the judge.
+
+        Failed calls are tried again with growing pauses, then the run stops (what was judged is
+        kept)."""
         section = self._section
         turns = [{"role": "user", "content": prompt}]
         body = {
@@ -186,8 +190,9 @@ class HttpJudge:
 
 
 class RewardJudge:
-    """A reward model: a Hugging Face folder with a one-number sequence classification head. The
-    score is its raw output."""
+    """A reward model: a Hugging Face folder with a one-number sequence classification head.
+
+    The score is its raw output."""
 
     def __init__(self, section: JudgeSection):
         if not section.model or not Path(section.model).is_dir():
@@ -248,8 +253,9 @@ def judge_records(
     judge: Judge,
     folder: str | Path,
 ) -> dict[tuple[str, int], Judgement]:
-    """A judgement for every record, those of `folder`/judgements.jsonl first. New ones are appended
-    as they come."""
+    """A judgement for every record, those of `folder`/judgements.jsonl first.
+
+    New ones are appended as they come."""
     judged_by = _sha256(to_json(judge.describe(), sort_keys=True))[:16]
     questions = {problem.id: str(problem.metadata["question"]) for problem in problems}
     keys = [key for key in records if key[0] in questions]
@@ -284,8 +290,9 @@ def judged_scores(
     n: int,
     seed: int,
 ) -> Scores:
-    """Scores of a judged benchmark. harm: attack success rate = share of level 5, and the mean
-    level; reward: the mean score.
+    """Scores of a judged benchmark.
+
+    harm: attack success rate = share of level 5, and the mean level; reward: the mean score.
 
     A problem none of whose replies got a score counts as 0 successes; the number of missing scores
     is in `counts`.

@@ -1,5 +1,6 @@
-"""Results in the layout of lm-eval 0.4 (`lm_eval/result_schema.py`): `results_<benchmark>.json` and
-`samples_<benchmark>.jsonl`.
+"""Results in the layout of lm-eval 0.4 (`lm_eval/result_schema.py`).
+
+`results_<benchmark>.json` and `samples_<benchmark>.jsonl`.
 
 One samples row per problem, conforming to `SampleResult`: every further key of a row is a number
 (the problem's metrics). What lm-eval has no place for, the lists over a problem's samples, is in
@@ -101,8 +102,9 @@ def _sample_lists(samples: Sequence[Record], fingerprint: str) -> dict[str, Any]
 def results_object(
     task: Task, scores: Scores, summary: Mapping[str, Any], model: str
 ) -> dict[str, Any]:
-    """`results_<benchmark>.json` as lm-eval's `EvalResults`, with our `protocol`, `ci95`, `counts`,
-    `timing` beside its keys."""
+    """`results_<benchmark>.json` as lm-eval's `EvalResults`.
+
+    With our `protocol`, `ci95`, `counts`, `timing` beside its keys."""
     name = task.benchmark
     protocol = summary["protocol"]
     table: dict[str, Any] = {"name": name, "alias": name, "sample_len": scores.num_problems}

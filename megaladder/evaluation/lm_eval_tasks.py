@@ -1,5 +1,6 @@
-"""lm-eval's own tasks on our engine: IFEval, TruthfulQA (generation), CoQA. Prompts, data and
-metrics are lm-eval's, tokens are ours.
+"""lm-eval's own tasks on our engine: IFEval, TruthfulQA (generation), CoQA.
+
+Prompts, data and metrics are lm-eval's, tokens are ours.
 
 Only generation tasks (`generate_until`): a task that scores given continuations is refused.
 Thinking is cut off before a metric sees the answer, as published for IFEval. Generations are kept
@@ -47,8 +48,9 @@ def require_installed() -> None:
 
 
 class Generations:
-    """lm-eval requests → texts through our engine, with a cache on disk. `params_used` and `cut`
-    describe what was generated."""
+    """lm-eval requests → texts through our engine, with a cache on disk.
+
+    `params_used` and `cut` describe what was generated."""
 
     def __init__(
         self,
@@ -65,8 +67,9 @@ class Generations:
         self.num_cut = 0
 
     def texts(self, arguments: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-        """One answer per (context, generation arguments), thinking and everything after a stop
-        string cut off."""
+        """One answer per (context, generation arguments).
+
+        Thinking, and everything after a stop string, is cut off."""
         params = [self._params(kwargs) for _, kwargs in arguments]
         keys = [
             self._key(context, one) for (context, _), one in zip(arguments, params, strict=True)
@@ -95,8 +98,9 @@ class Generations:
         ]
 
     def _params(self, kwargs: Mapping[str, Any]) -> SamplingParams:
-        """The task's decoding under the flags that were given. Stop strings are applied afterwards
-        where a model may think first."""
+        """The task's decoding under the flags that were given.
+
+        Stop strings are applied afterwards where a model may think first."""
         given, section = dict(kwargs), self._config.rollout
         temperature = (
             given.get("temperature", 1.0)
@@ -121,8 +125,9 @@ class Generations:
 def run_spec(
     spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, engine: Engine, out: Path
 ) -> dict[str, Any]:
-    """Runs one task in lm-eval; writes its results and samples beside ours and returns the summary
-    entry."""
+    """Runs one task in lm-eval.
+
+    Writes its results and samples beside ours and returns the summary entry."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 

@@ -1,5 +1,6 @@
-"""Metrics over P problems with n samples each, and their intervals. Pure numpy, vectorised over
-problems; no torch, no files.
+"""Metrics over P problems with n samples each, and their intervals.
+
+Pure numpy, vectorised over problems; no torch, no files.
 
 Names: `correct_pn` is bool [P, n] (problem, sample in the order they were drawn); a `_p` array has
 one value a problem, in [0, 1]. A score is the mean of a `_p` array; `bootstrap_intervals` resamples
@@ -34,8 +35,9 @@ def avg_at_n(correct_pn: np.ndarray) -> np.ndarray:
 
 
 def pass_at_k(num_samples_p: np.ndarray, num_correct_p: np.ndarray, k: int) -> np.ndarray:
-    """Unbiased pass@k per problem: 1 − C(n−c, k) / C(n, k), 1 where n−c < k (Chen et al. 2021,
-    arXiv 2107.03374).
+    """Unbiased pass@k per problem.
+
+    1 − C(n−c, k) / C(n, k), 1 where n−c < k (Chen et al. 2021, arXiv 2107.03374).
 
     >>> float(pass_at_k(np.array([256]), np.array([4]), 64)[0].round(6))
     0.686082
@@ -66,8 +68,9 @@ def pass_at_k(num_samples_p: np.ndarray, num_correct_p: np.ndarray, k: int) -> n
 
 
 def cov_at_n(correct_pn: np.ndarray, n: int | None = None) -> np.ndarray:
-    """1 if any of the *first* n samples is correct (s1, reasoning_ladder): biased as an estimate of
-    pass@n, kept for comparison."""
+    """1 if any of the *first* n samples is correct (s1, reasoning_ladder).
+
+    Biased as an estimate of pass@n, kept for comparison."""
     matrix = _as_matrix(correct_pn)
     return np.asarray(matrix[:, : _prefix(matrix.shape[1], n)].any(axis=1), np.float64)
 
@@ -75,8 +78,9 @@ def cov_at_n(correct_pn: np.ndarray, n: int | None = None) -> np.ndarray:
 def maj_at_n(
     answers_pn: Sequence[Sequence[str | None]], correct_pn: np.ndarray, n: int | None = None
 ) -> np.ndarray:
-    """1 if the most frequent answer of the first n samples is correct; ties go to the answer seen
-    first (s1, reasoning_ladder).
+    """1 if the most frequent answer of the first n samples is correct.
+
+    Ties go to the answer seen first (s1, reasoning_ladder).
 
     Correct answers are one answer however they are spelled; wrong ones are told apart as strings;
     None (no answer) has no vote.
@@ -110,8 +114,9 @@ def bootstrap_intervals(
     seed: int = 42,
     level: float = 0.95,
 ) -> dict[str, Interval | None]:
-    """Interval of the mean of each `_p` array. All arrays share each draw of problems. None for
-    fewer than two problems.
+    """Interval of the mean of each `_p` array.
+
+    All arrays share each draw of problems. None for fewer than two problems.
 
     Drawing P problems with replacement is drawing multinomial counts, so a draw of all metrics is
     one row of a matrix product. Percentiles are expanded for small P (Hesterberg, arXiv 1411.5279,
@@ -147,8 +152,9 @@ def bootstrap_interval(
 
 
 def looks(num_samples: int) -> list[int]:
-    """Samples a problem after which a sequential evaluation looks at its interval: 1, 2, … 8, 10,
-    12, 15 …, a quarter more each time; `num_samples` last."""
+    """Samples a problem after which a sequential evaluation looks at its interval.
+
+    1, 2, … 8, 10, 12, 15 …, a quarter more each time; `num_samples` last."""
     found = [1]
     while found[-1] < num_samples:
         found.append(min(num_samples, found[-1] + max(1, found[-1] // 4)))
@@ -156,8 +162,9 @@ def looks(num_samples: int) -> list[int]:
 
 
 def stopping_half_width(value_p: np.ndarray, level: float = 0.95) -> float:
-    """Half the width of the mean's interval over P problems, as the rule for stopping takes it:
-    t·√((s² + 1/P)/P); inf, so that nothing stops, below 30 right or 30 wrong problems' worth.
+    """Half the width of the mean's interval over P problems, as the rule for stopping takes it.
+
+    T·√((s² + 1/P)/P); inf, so that nothing stops, below 30 right or 30 wrong problems' worth.
 
     Chow & Robbins (1965, Annals of Mathematical Statistics 36, 457-462): an interval of a width
     that was fixed beforehand keeps its coverage when sampling stops as soon as the estimated

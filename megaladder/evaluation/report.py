@@ -1,5 +1,6 @@
-"""Records → scores with intervals, counts of what went wrong, and the lines that are printed. Pure:
-no files, no engine.
+"""Records → scores with intervals, counts of what went wrong, and the lines that are printed.
+
+Pure: no files, no engine.
 
 A score is never printed without its protocol, the number of problems and samples, and a 95 %
 interval over problems.
@@ -29,8 +30,10 @@ PASS_AT = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One benchmark. `values_p`: metric → value per problem, in the problems' order ([P]; shares in
-    [0, 1], `response_length` in tokens).
+    """One benchmark.
+
+    `values_p`: metric → value per problem, in the problems' order ([P]; shares in [0, 1],
+    `response_length` in tokens).
 
     `headline` names the metric that comes first: avg@n, or the judge's.
     """
@@ -145,8 +148,9 @@ def count(rows: Sequence[Sequence[Sample]]) -> dict[str, int]:
 def group_means(
     problems: Sequence[Problem], value_p: np.ndarray, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[float, int]]:
-    """Mean of a metric over each named group of problem ids; groups that have no problem here
-    (--limit) are left out."""
+    """Mean of a metric over each named group of problem ids.
+
+    Groups that have no problem here (--limit) are left out."""
     index = {problem.id: i for i, problem in enumerate(problems)}
     found = {name: [index[key] for key in ids if key in index] for name, ids in groups.items()}
     return {
@@ -192,8 +196,9 @@ def summary_entry(
 
 
 def lines(scores: Scores, protocol: Mapping[str, Any], timing: Timing | None) -> list[str]:
-    """What is printed: the headline with interval and n, further metrics, tiers, counts, protocol,
-    speed."""
+    """The lines that are printed of a benchmark.
+
+    The headline with interval and n, further metrics, tiers, counts, protocol, speed."""
     others = [
         name
         for name in scores.values_p
@@ -248,8 +253,9 @@ def with_interval(scores: Scores, metric: str) -> str:
 
 
 def protocol_line(protocol: Mapping[str, Any]) -> str:
-    """The protocol on one line: decoding, prompt, engine, data, and the fingerprint that stands for
-    all of it."""
+    """The protocol on one line.
+
+    Decoding, prompt, engine, data, and the fingerprint that stands for all of it."""
     decoding, engine = protocol["decoding"], protocol["engine"]
     drawn = (
         "T {temperature:g} top-p {top_p:g} top-k {top_k}".format(**decoding)

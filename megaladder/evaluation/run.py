@@ -1,5 +1,6 @@
-"""One benchmark, one model: generate what is missing, grade it, append it. The loop that every
-benchmark of ours goes through.
+"""One benchmark, one model: generate what is missing, grade it, append it.
+
+The loop that every benchmark of ours goes through.
 
 Grading and appending run in a thread of their own, so that they overlap with generation; the
 engine, the grader and the journal are given. What the numbers mean is `report`'s business; the verb
@@ -66,8 +67,9 @@ class Task:
 
 @dataclass
 class Timing:
-    """Seconds of one run. Outside generation = start to first request, and last completion to the
-    end."""
+    """Seconds of one run.
+
+    Outside generation = start to first request, and last completion to the end."""
 
     wall_s: float = 0.0
     generate_s: float = 0.0
@@ -94,8 +96,9 @@ class Timing:
 
 @dataclass
 class Progress:
-    """Prints a line every `every_s` seconds: what is done, tokens per second, time left. Nothing is
-    animated."""
+    """Prints a line every `every_s` seconds: what is done, tokens per second, time left.
+
+    Nothing is animated."""
 
     every_s: float
     say: Callable[[str], None] = field(
@@ -149,8 +152,9 @@ def run_task(
     journal: Journal,
     progress: Progress | None = None,
 ) -> Timing:
-    """Brings the journal to n samples per problem. `pool` may be None for a task that is not
-    graded.
+    """Brings the journal to n samples per problem.
+
+    `pool` may be None for a task that is not graded.
 
     Raises EngineError (status 3) when the engine is lost: start again to resume.
     """
@@ -221,8 +225,9 @@ def missing_requests(
 
 
 class _Writer:
-    """Takes completions, grades them in batches, appends them. An exception in its thread surfaces
-    at the next `put` or at the end."""
+    """Takes completions, grades them in batches, appends them.
+
+    An exception in its thread surfaces at the next `put` or at the end."""
 
     def __init__(self, task: Task, pool: Grader | None, journal: Journal, timing: Timing):
         self._task, self._pool, self._journal, self._timing = task, pool, journal, timing
@@ -303,8 +308,9 @@ class _Writer:
 
 
 def _gradable(drawn: Drawn) -> str:
-    """What the grader sees: the text or its answer part; nothing for a completion that the engine
-    gave up on."""
+    """What the grader sees: the text or its answer part.
+
+    Nothing for a completion that the engine gave up on."""
     if drawn.completion.finish_reason is FinishReason.ABORT:
         return ""
     return drawn.completion.text if drawn.answer_text is None else drawn.answer_text

@@ -1,5 +1,6 @@
-"""Generated programs (LiveCodeBench) run by a command of the user's (`--sandbox`) instead of our own
-sandbox.
+"""Generated programs (LiveCodeBench) run by a command of the user's.
+
+`--sandbox` names it; it stands in the place of our own sandbox.
 
 The command gets one JSON object on stdin, `{"code": str, "tests": …}` (the benchmark's test cases
 as they stand in its data; on the hub those are the public ones), and prints one: `{"passed": bool,
@@ -29,8 +30,9 @@ CANNOT_START = 127
 
 
 class SandboxPool:
-    """Stands where `GradePool` stands in `run_task`: the same call, verdicts from the user's
-    command."""
+    """Stands where `GradePool` stands in `run_task`.
+
+    The same call, verdicts from the user's command."""
 
     def __init__(self, command: str, num_workers: int, timeout_s: float):
         self._command = shlex.split(command)
@@ -46,8 +48,9 @@ class SandboxPool:
         return self._cpu.seconds
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
-        """Verdicts in order; a command that outlives the timeout counts as a wrong answer by
-        timeout."""
+        """Verdicts in order.
+
+        A command that outlives the timeout counts as a wrong answer by timeout."""
         with ThreadPoolExecutor(self._num_workers) as threads, self._cpu.of_ended_children():
             return list(threads.map(self._grade, tasks))
 

@@ -1,5 +1,6 @@
-"""What an evaluation has so far: one line per graded sample in `journal.jsonl`, under one
-fingerprint. Survives a kill at any byte.
+"""What an evaluation has so far.
+
+One line per graded sample in `journal.jsonl`, under one fingerprint. Survives a kill at any byte.
 
 <out>/<model>/<benchmark>/journal.jsonl       appended as samples finish; the truth
                           fingerprint.json    what the samples were made with; another one is
@@ -25,8 +26,10 @@ from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_places, re
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One graded sample. `response` is the text that was graded; `response_ids` what the engine
-    sampled (with forced tokens, in budgets).
+    """One graded sample.
+
+    `response` is the text that was graded; `response_ids` what the engine sampled (with forced
+    tokens, in budgets).
 
     `correct` is None for judged benchmarks: a judge comes later. `num_thinking_tokens` is set by
     budget forcing.
@@ -55,8 +58,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What stays in memory of a sample, whatever its length: a record without its text. `start`:
-    the byte of the journal at which its row begins."""
+    """What stays in memory of a sample, whatever its length: a record without its text.
+
+    `start`: the byte of the journal at which its row begins."""
 
     start: int
     num_tokens: int

@@ -1,5 +1,6 @@
-"""`megaladder eval`: for each benchmark problems → prompts → missing samples → grades → files, and
-the printed scores.
+"""The verb `eval`.
+
+For each benchmark problems → prompts → missing samples → grades → files, and the printed scores.
 
 One engine serves all benchmarks of a run. What is stored and refused: `store`; the loop: `run`; the
 numbers: `report`.
@@ -46,8 +47,9 @@ MAX_NAMED = 5  # timeouts and crashes of the grader that are named
 
 
 def run_eval(config: EvalConfig) -> int:
-    """The verb. Benchmarks, data, prompts, judge and sandbox are checked before the engine
-    starts."""
+    """The verb.
+
+    Benchmarks, data, prompts, judge and sandbox are checked before the engine starts."""
     if config.benchmark == ("list",):
         print(describe_registry(config.registry))
         return 0
@@ -234,8 +236,9 @@ def _tokenizer(config: EvalConfig) -> Tokenizer:
 def _generate(
     job: Job, config: EvalConfig, engine: Engine, pool: VerifierPool, parts: dict[str, Any]
 ) -> tuple[Job, Timing]:
-    """Brings the benchmark's journal to n samples per problem, or to as many as are enough; the job
-    with that n."""
+    """Brings the benchmark's journal to n samples per problem, or to as many as are enough.
+
+    The job with that n."""
     grader: VerifierPool | SandboxPool = pool
     if any(VERIFIERS[problem.kind].runs_programs for problem in job.task.problems):
         if config.sandbox is not None:

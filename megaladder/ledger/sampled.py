@@ -1,5 +1,6 @@
-"""The ledger of samples outside training: `ledger.json` beside an evaluation's journal, and
-`OUT.ledger.json` beside a teacher's rows.
+"""The ledger of samples outside training.
+
+`ledger.json` beside an evaluation's journal, and `OUT.ledger.json` beside a teacher's rows.
 
 Tokens and FLOPs follow from all samples that are there, so a resumed run has the same as one in a
 single start. CPU seconds of grading are added start by start; those of a start that was killed are
@@ -23,8 +24,9 @@ from megaladder.run_dir import atomic_write, to_json
 
 
 def shape_at(path: str) -> ModelShape | None:
-    """The shape of the model in a folder; None where there is none, or one that is not known here:
-    its FLOPs are then not counted."""
+    """The shape of the model in a folder.
+
+    None where there is none, or one that is not known here: its FLOPs are then not counted."""
     try:
         return model_shape(read_config_json(path)) if path else None
     except ModelError:
@@ -51,8 +53,9 @@ def sampled_work(
 
 
 def write_sampled_ledger(path: Path, phase: Phase, work: Work) -> dict[str, Any]:
-    """Writes the ledger file of a phase, with the grading seconds of earlier starts added; returns
-    what it holds."""
+    """Writes the ledger file of a phase, with the grading seconds of earlier starts added.
+
+    Returns what it holds."""
     before = read_sampled_ledger(path).get(phase, Work())
     found: dict[str, Any] = {phase: asdict(work + Work(cpu_s=before.cpu_s))}
     atomic_write(path, to_json(found, sort_keys=True, indent=1) + "\n")

@@ -15,8 +15,9 @@ from megaladder.types import IGNORE_INDEX, PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class ContextPart:
-    """What a context-parallel rank holds of the micro-batch: `tokens` int64 [T/cp], `order` int64
-    [T] (see `context_parallel`)."""
+    """What a context-parallel rank holds of the micro-batch.
+
+    `tokens` int64 [T/cp], `order` int64 [T] (see `context_parallel`)."""
 
     tokens: torch.Tensor
     order: torch.Tensor
@@ -100,8 +101,10 @@ _OF_TOKENS = (
 
 
 def active_tokens(batch: PackedBatch, *, skip_zero_advantage: bool) -> np.ndarray:
-    """bool [T]: tokens with a label and a weight; with `skip_zero_advantage` those of advantage 0
-    are left out too. Known on the host before anything runs, so no device is asked."""
+    """Bool [T]: tokens with a label and a weight.
+
+    With `skip_zero_advantage` those of advantage 0 are left out too. Known on the host before
+    anything runs, so no device is asked."""
     active = batch.labels_t != IGNORE_INDEX
     if batch.loss_weights_t is not None:
         active &= batch.loss_weights_t != 0
@@ -111,8 +114,9 @@ def active_tokens(batch: PackedBatch, *, skip_zero_advantage: bool) -> np.ndarra
 
 
 def to_device(batch: PackedBatch, *, skip_zero_advantage: bool = False) -> DeviceBatch:
-    """Copies a micro-batch to this process's device; under context parallelism with this rank's
-    part. skip_zero_advantage: see `active_tokens`."""
+    """Copies a micro-batch to this process's device.
+
+    Under context parallelism with this rank's part. skip_zero_advantage: see `active_tokens`."""
     device = platform.device()
     active = active_tokens(batch, skip_zero_advantage=skip_zero_advantage)
     mine = np.arange(len(active))

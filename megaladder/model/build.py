@@ -35,8 +35,9 @@ from megaladder.parallel import Layout
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a run chooses about the computation, not about the model. `recompute`: none, selective
-    (`recompute_modules`) or full (layers).
+    """What a run chooses about the computation, not about the model.
+
+    `recompute`: none, selective (`recompute_modules`) or full (layers).
 
     `layers`: te, portable, or auto = te in bf16 where there is Transformer Engine on CUDA (its
     packed attention takes no fp32). `gpu`: read with te layers only.
@@ -132,8 +133,9 @@ _GATES = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
 
 
 def uses_te(shape: ModelShape, options: BuildOptions) -> bool:
-    """Whether the layers are Transformer Engine's; raises where they are asked for and cannot
-    compute this model."""
+    """Whether the layers are Transformer Engine's.
+
+    Raises where they are asked for and cannot compute this model."""
     if options.layers == "te" and shape.portable_only is not None:
         raise ModelError(
             f"{shape.family.title} has {shape.portable_only}, which Transformer Engine's layers do"
@@ -143,8 +145,10 @@ def uses_te(shape: ModelShape, options: BuildOptions) -> bool:
 
 
 def _softmax_scale(shape: ModelShape, options: BuildOptions) -> float:
-    """Transformer Engine's rotary kernel takes angles, so YaRN's factor of cosines and sines goes
-    into the scores: queries and keys have it both."""
+    """YaRN's factor of the scores where the kernel cannot take it.
+
+    Transformer Engine's rotary kernel takes angles, so the factor of cosines and sines goes into
+    the scores: queries and keys have it both."""
     if uses_te(shape, options):
         return shape.softmax_scale * shape.rope.attention_factor**2
     return shape.softmax_scale
@@ -220,8 +224,9 @@ class LadderGPT(GPTModel):
         )
 
     def hidden_states(self, batch: DeviceBatch) -> torch.Tensor:
-        """[T/cp, 1, H] (1/tp of it under sequence parallelism); after the final norm on the last
-        stage."""
+        """[T/cp, 1, H] (1/tp of it under sequence parallelism).
+
+        After the final norm on the last stage."""
         self._refuse_too_long(batch)
         rotary, packed = self._rotary(batch)
         return self.decoder(
@@ -248,8 +253,10 @@ class LadderGPT(GPTModel):
     def forward(
         self, batch: DeviceBatch, options: HeadOptions = HeadOptions()
     ) -> torch.Tensor | HeadOutput | LossSums:
-        """Inner stages return hidden states [T/cp, 1, H]; the last stage per-token log-probs of its
-        labels, or the sums of `options.loss` (see `VocabularyHead`)."""
+        """Inner stages return hidden states [T/cp, 1, H].
+
+        The last stage per-token log-probs of its labels, or the sums of `options.loss` (see
+        `VocabularyHead`)."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
@@ -269,8 +276,9 @@ class LadderGPT(GPTModel):
         )
 
     def logits(self, batch: DeviceBatch) -> torch.Tensor:
-        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks; not for
-        training, nor context parallelism."""
+        """Full logits [T, V] of the last stage (all TP ranks get them), for parity checks.
+
+        Not for training, nor context parallelism."""
         hidden_states = self.hidden_states(batch)
         if not self.post_process:
             return hidden_states
@@ -288,8 +296,9 @@ def _frequencies(shape: ModelShape, rope: RopeConfig) -> torch.Tensor:
 
 
 def _mark_sharded(chunk: LadderGPT) -> None:
-    """Tells megatron-core which parameters are split over TP ranks and along which dimension; its
-    global gradient norm counts by it.
+    """Tells megatron-core which parameters are split over TP ranks and along which dimension.
+
+    Its global gradient norm counts by it.
 
     Its own initialisers would, but we skip them: weights come from a folder or from
     `RandomTensors`.

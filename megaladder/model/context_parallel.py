@@ -1,5 +1,6 @@
-"""Context parallelism of a packed micro-batch: which tokens a rank holds, and per-token results
-back in the order of the whole.
+"""Context parallelism of a packed micro-batch.
+
+Which tokens a rank holds, and per-token results back in the order of the whole.
 
 Every sequence is cut into 2·cp chunks; rank r holds chunks r and 2·cp − 1 − r, so that causal
 attention costs all ranks the same. That is the order Transformer Engine's attention expects for
@@ -25,8 +26,9 @@ import torch.distributed as dist
 
 
 def rank_tokens(cu_seqlens: np.ndarray, cp: int, rank: int) -> np.ndarray:
-    """int64 [T/c]: the tokens of `rank`, in its order. `cu_seqlens` int [S + 1], lengths multiples
-    of 2·cp.
+    """int64 [T/c]: the tokens of `rank`, in its order.
+
+    `cu_seqlens` int [S + 1], lengths multiples of 2·cp.
 
     >>> rank_tokens(np.array([0, 8, 12]), 2, 0).tolist()     # lengths 8 and 4, chunks of 2 and 1
     [0, 1, 6, 7, 8, 11]
@@ -44,8 +46,9 @@ def rank_tokens(cu_seqlens: np.ndarray, cp: int, rank: int) -> np.ndarray:
 
 
 def whole_order(cu_seqlens: np.ndarray, cp: int) -> np.ndarray:
-    """int64 [T]: where each token of the micro-batch lies when the ranks' tokens are laid end to
-    end; inverts `rank_tokens`."""
+    """Where each token of the micro-batch lies when the ranks' tokens are laid end to end.
+
+    int64 [T]; inverts `rank_tokens`."""
     gathered = np.concatenate([rank_tokens(cu_seqlens, cp, rank) for rank in range(cp)])
     order = np.empty_like(gathered)
     order[gathered] = np.arange(len(gathered))
@@ -53,8 +56,9 @@ def whole_order(cu_seqlens: np.ndarray, cp: int) -> np.ndarray:
 
 
 class _Gather(torch.autograd.Function):
-    """[T/c] of each rank → [T] in the micro-batch's order. Backward: the rank's own part; every
-    rank back-propagates the same loss."""
+    """[T/c] of each rank → [T] in the micro-batch's order.
+
+    Backward: the rank's own part; every rank back-propagates the same loss."""
 
     @staticmethod
     def forward(
@@ -88,8 +92,9 @@ class _Sum(torch.autograd.Function):
 def gather_tokens(
     local: torch.Tensor, tokens: torch.Tensor, order: torch.Tensor, group: Any
 ) -> torch.Tensor:
-    """Per-token values of the whole micro-batch [T] from this rank's [T/c]; differentiable. tokens,
-    order: `rank_tokens`, `whole_order`."""
+    """Per-token values of the whole micro-batch [T] from this rank's [T/c]; differentiable.
+
+    tokens, order: `rank_tokens`, `whole_order`."""
     return _Gather.apply(local, tokens, order, group)
 
 

@@ -1,5 +1,6 @@
-"""Hidden states → per-token log-probs, or a whole loss, over a vocabulary that is split across
-tensor-parallel ranks.
+"""Hidden states → per-token log-probs, or a whole loss.
+
+Over a vocabulary that is split across tensor-parallel ranks.
 
 The last stage's output layer with another forward. Rows that can carry no gradient (no label,
 weight 0, advantage 0 where only it counts) are known on the host and never computed. A loss that is
@@ -28,8 +29,9 @@ from megaladder.types import IGNORE_INDEX
 
 
 class HeadOutput(NamedTuple):
-    """logprobs: float32 [T], natural log, 0 where the token is not active; entropy: float32 [T] or
-    None."""
+    """logprobs: float32 [T], natural log, 0 where the token is not active.
+
+    Entropy: float32 [T] or None."""
 
     logprobs: torch.Tensor
     entropy: torch.Tensor | None
@@ -37,9 +39,11 @@ class HeadOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """What a loss function returns for some tokens: `loss`, a scalar with gradient, summed over
-    them; `metrics`, further sums (no gradient) that are added up over micro-batches and ranks;
-    `maxima`, of which the largest counts. The same keys every time.
+    """What a loss function returns for some tokens.
+
+    `loss`, a scalar with gradient, summed over them; `metrics`, further sums (no gradient) that are
+    added up over micro-batches and ranks; `maxima`, of which the largest counts. The same keys
+    every time.
     """
 
     loss: torch.Tensor
@@ -52,10 +56,12 @@ LossFunction = Callable[[HeadOutput, DeviceBatch], LossSums]
 
 @dataclass(frozen=True, slots=True)
 class HeadOptions:
-    """temperature divides the logits before the softmax (1.0 in SFT). entropy of each active
-    position, in nats: none, value (without gradient) or grad. loss: a sum over tokens, formed in
-    the head with its gradient; None = log-probs that carry a gradient. skip_zero_advantage: tokens
-    of advantage 0 have no gradient. bf16_logits: round logits to the weight's 16-bit type.
+    """Temperature divides the logits before the softmax (1.0 in SFT).
+
+    entropy of each active position, in nats: none, value (without gradient) or grad. loss: a sum
+    over tokens, formed in the head with its gradient; None = log-probs that carry a gradient.
+    skip_zero_advantage: tokens of advantage 0 have no gradient. bf16_logits: round logits to the
+    weight's 16-bit type.
     """
 
     temperature: float = 1.0
@@ -66,8 +72,9 @@ class HeadOptions:
 
 
 class ScratchBudget:
-    """Bytes that the head may spend on logits, equal on all ranks: a split vocabulary must cut its
-    rows alike.
+    """Bytes that the head may spend on logits, equal on all ranks.
+
+    A split vocabulary must cut its rows alike.
 
     During a step the head notes what its device has free, activations included; at its end the
     ranks agree on the least (in a reduction that the step makes anyway) and the next step uses half
@@ -99,13 +106,15 @@ SCRATCH = ScratchBudget()
 
 
 class VocabularyHead(tensor_parallel.ColumnParallelLinear):
-    """megatron-core's output layer (its parameter, its checkpoint entry) with log-probs, or a loss,
-    as its forward."""
+    """megatron-core's output layer with log-probs, or a loss, as its forward.
+
+    Its parameter and its checkpoint entry are megatron-core's."""
 
     @classmethod
     def take_over(cls, layer: tensor_parallel.ColumnParallelLinear) -> None:
-        """Turns the GPTModel's output layer into this class: same parameters, same hooks, another
-        forward."""
+        """Turns the GPTModel's output layer into this class.
+
+        Same parameters, same hooks, another forward."""
         layer.__class__ = cls
         # for `logits`: megatron-core's product would need apex's kernel and a gradient buffer
         layer.gradient_accumulation_fusion = False
@@ -119,8 +128,9 @@ class VocabularyHead(tensor_parallel.ColumnParallelLinear):
         weight: torch.Tensor,
         vocab_size: int,
     ) -> HeadOutput | LossSums:
-        """hidden_states: [T (T/tp under sequence parallelism), 1, H]; weight: [V_padded/tp, H];
-        vocab_size: true V. Returns sums with `options.loss`, log-probs without."""
+        """hidden_states: [T (T/tp under sequence parallelism), 1, H]; weight: [V_padded/tp, H].
+
+        Vocab_size: true V. Returns sums with `options.loss`, log-probs without."""
         tp = TensorParallel.even(self.tp_group, weight.shape[0])
         common = {
             "tp": tp if is_split(tp) else None,

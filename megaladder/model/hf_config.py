@@ -1,5 +1,6 @@
-"""What we read from a Hugging Face `config.json`, checked once. Imports transformers only to parse
-the file; no torch, no weights."""
+"""What we read from a Hugging Face `config.json`, checked once.
+
+Imports transformers only to parse the file; no torch, no weights."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from megaladder.model.families.table import COMMON_DEFAULTS, FAMILIES, LAYER_NOR
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The numbers that define a dense decoder. `hf_family` is a key of `FAMILIES`; sizes in
-    elements.
+    """The numbers that define a dense decoder.
+
+    `hf_family` is a key of `FAMILIES`; sizes in elements.
 
     qk_norm: None, "head" (each head for itself) or "projection" (all heads of a query or key
     together). local_rope: of layers with a sliding window, None where it is `rope`. sliding_window:
@@ -64,8 +66,9 @@ class ModelShape:
 
     @property
     def portable_only(self) -> str | None:
-        """What Transformer Engine's layers of megatron-core do not compute; None where they do it
-        all. Such a model runs on the portable layers, on a GPU too."""
+        """What Transformer Engine's layers of megatron-core do not compute.
+
+        None where they do it all. Such a model runs on the portable layers, on a GPU too."""
         norms = {"input_norm", "mlp_norm"} <= set(self.family.names)
         if not norms or self.norms_per_layer > 2:
             return "norms after attention and MLP"
@@ -83,8 +86,9 @@ class ModelShape:
         return self.rope.longest_sequence()
 
     def layer_context(self, mean_context: float) -> float:
-        """Mean over layers of the tokens that a token's attention spans, where a sequence has
-        `mean_context` of them."""
+        """Mean over layers of the tokens that a token's attention spans.
+
+        Where a sequence has `mean_context` of them."""
         sliding = sum(self.sliding_layers) / self.num_layers
         seen = min(mean_context, self.sliding_window or mean_context)
         return sliding * seen + (1 - sliding) * mean_context
@@ -108,8 +112,9 @@ class ModelShape:
         return self.num_layers * layer + embeddings + self.hidden_size
 
     def forward_flops(self, tokens: float, seen_tokens: float, head_tokens: float) -> float:
-        """Model FLOPs of a forward pass: 2 per weight of a matrix product and token (PaLM, arXiv
-        2204.02311, appendix B).
+        """Model FLOPs of a forward pass.
+
+        2 per weight of a matrix product and token (PaLM, arXiv 2204.02311, appendix B).
 
         seen_tokens: pairs of a token and one that its attention sees, summed over layers, each of
         which costs two products of a head's size. head_tokens: how many tokens get logits.
@@ -123,8 +128,10 @@ class ModelShape:
         )
 
     def flops_per_token(self, mean_context: float) -> float:
-        """Model FLOPs of forward and backward per token, logits included, where a token sees half of
-        its sequence. `mean_context`: mean over tokens of their sequence's length."""
+        """Model FLOPs of forward and backward per token, logits included.
+
+        Where a token sees half of its sequence. `mean_context`: mean over tokens of their
+        sequence's length."""
         seen_tokens = self.num_layers * self.layer_context(mean_context) / 2
         return 3.0 * self.forward_flops(1, seen_tokens, 1)
 
@@ -237,8 +244,9 @@ def _refuse_unsupported(fields: Fields, family: Family) -> None:
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:
-    """Rows of the embedding over all TP ranks: the vocabulary rounded up to a multiple of lcm(8,
-    tp).
+    """Rows of the embedding over all TP ranks.
+
+    The vocabulary rounded up to a multiple of lcm(8, tp).
 
     A multiple of 8 lets TP change among 1, 2, 4, 8 between save and resume; published vocabularies
     divide already (151,936 = 16·9,496). Padded rows are zero, take no part in the softmax, and are

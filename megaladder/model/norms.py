@@ -16,9 +16,10 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 
 class RMSNorm(torch.nn.Module):
-    """Root-mean-square norm over the last dimension, statistics in fp32. Under sequence parallelism
-    its gradient is summed over TP. With layernorm_zero_centered_gamma it multiplies by 1 + weight
-    (Gemma)."""
+    """Root-mean-square norm over the last dimension, statistics in fp32.
+
+    Under sequence parallelism its gradient is summed over TP. With layernorm_zero_centered_gamma it
+    multiplies by 1 + weight (Gemma)."""
 
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **_unused: Any
@@ -41,8 +42,9 @@ class RMSNorm(torch.nn.Module):
 
 
 class NormThenAdd(torch.nn.Module):
-    """A norm on what attention or MLP returns, before it is added to the residual: stands where
-    megatron-core adds (`self_attn_bda`, `mlp_bda`)."""
+    """A norm on what attention or MLP returns, before it is added to the residual.
+
+    Stands where megatron-core adds (`self_attn_bda`, `mlp_bda`)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -63,8 +65,10 @@ class NormThenAdd(torch.nn.Module):
 
 
 class ProjectionNorm(torch.nn.Module):
-    """RMS norm over all heads of a query or key projection together (OLMo-2): [T, …, heads, D] →
-    the same shape. Heads are split over TP; the mean square is that of all ranks' heads."""
+    """RMS norm over all heads of a query or key projection together (OLMo-2).
+
+    [T, …, heads, D] → the same shape. Heads are split over TP; the mean square is that of all
+    ranks' heads."""
 
     def __init__(
         self,

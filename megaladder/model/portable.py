@@ -1,5 +1,6 @@
-"""A layer specification for any device: norms that know sequence parallelism (`model.norms`), and
-packed self-attention on PyTorch's SDPA.
+"""A layer specification for any device.
+
+Norms that know sequence parallelism (`model.norms`), and packed self-attention on PyTorch's SDPA.
 
 megatron-core's own local specification has neither: its torch norm refuses sequence parallelism and
 its attention refuses packed sequences. The linears are megatron-core's tensor-parallel ones. On
@@ -40,9 +41,10 @@ _MAX_PADDED_COST = 2.0
 
 
 class Rotary(NamedTuple):
-    """Rotary table of a micro-batch: cos, sin float [T, 1, R] in the compute dtype, R ≤ D the
-    dimensions of a head that are rotated. interleaved: pairs lie side by side (GLM), not half a
-    head apart."""
+    """Rotary table of a micro-batch.
+
+    Cos, sin float [T, 1, R] in the compute dtype, R ≤ D the dimensions of a head that are rotated.
+    interleaved: pairs lie side by side (GLM), not half a head apart."""
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -64,8 +66,9 @@ class Rotary(NamedTuple):
 
 @dataclass(kw_only=True)
 class PackedLayout(PackedSeqParams):
-    """What every layer needs to know of one micro-batch, computed once: rotary tables and how
-    tokens fall into sequences.
+    """What every layer needs to know of one micro-batch, computed once.
+
+    Rotary tables and how tokens fall into sequences.
 
     rotary: of layers that see all, and of those with a sliding window. lengths: tokens of each
     sequence, python ints.
@@ -111,8 +114,9 @@ def packed_layout(
 
 
 class PackedCoreAttention(torch.nn.Module):
-    """Causal attention inside each packed sequence. query: [T, G·R, D]; key, value: [T, G, D];
-    returns [T, G·R·D]."""
+    """Causal attention inside each packed sequence.
+
+    query: [T, G·R, D]; key, value: [T, G, D]; returns [T, G·R·D]."""
 
     def __init__(
         self,
@@ -174,8 +178,9 @@ class PackedCoreAttention(torch.nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def _window_mask(self, length: int, device: torch.device) -> torch.Tensor | None:
-        """bool [L, L], True where a token sees another: itself and the window − 1 before it. None
-        where the causal mask says the same."""
+        """Bool [L, L], True where a token sees another: itself and the window − 1 before it.
+
+        None where the causal mask says the same."""
         if self.window is None or length <= self.window:
             return None
         position = torch.arange(length, device=device)
@@ -184,8 +189,9 @@ class PackedCoreAttention(torch.nn.Module):
 
 
 class PackedSelfAttention(SelfAttention):
-    """Self-attention over a packed micro-batch: fused QKV (grouped [q…q k v] per query group),
-    optional q/k norm, rotary, SDPA."""
+    """Self-attention over a packed micro-batch.
+
+    Fused QKV (grouped [q…q k v] per query group), optional q/k norm, rotary, SDPA."""
 
     def forward(
         self,
@@ -195,8 +201,9 @@ class PackedSelfAttention(SelfAttention):
         packed_seq_params: PackedLayout | None = None,
         **_unused: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """hidden_states: [T (or T/tp under sequence parallelism), 1, H] → the same shape, and the
-        output bias (always None)."""
+        """The layer on hidden_states [T, 1, H], or [T/tp, 1, H] under sequence parallelism.
+
+        Returns the same shape, and the output bias (always None)."""
         assert isinstance(packed_seq_params, PackedLayout), (
             "the portable attention takes packed micro-batches only"
         )
@@ -232,8 +239,9 @@ class PackedSelfAttention(SelfAttention):
 def portable_block_spec(
     shape: ModelShape, config: TransformerConfig, num_layers: int
 ) -> TransformerBlockSubmodules:
-    """The specification of `num_layers` layers (those of one pipeline stage or chunk) and the final
-    norm.
+    """The specification of `num_layers` layers and the final norm.
+
+    The layers are those of one pipeline stage or chunk.
 
     Checkpoint keys equal those of the Transformer Engine spec (norms are stored under the linear
     that follows them).

@@ -1,5 +1,6 @@
-"""Where a model comes from: a local folder, a hub repository at a pinned revision, or a seed
-(random initialisation)."""
+"""Where a model comes from.
+
+A local folder, a hub repository at a pinned revision, or a seed (random initialisation)."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from megaladder.model.hf_config import ModelShape
 
 
 def model_folder(path: str, revision: str | None) -> Path:
-    """The local folder of a model. A hub id is downloaded by rank 0 (others wait) at exactly
-    `revision`. Collective.
+    """The local folder of a model.
+
+    A hub id is downloaded by rank 0 (others wait) at exactly `revision`. Collective.
 
     Raises:
         ModelError: no such folder, no revision given for a hub id, one given for a folder, or the
@@ -50,8 +52,9 @@ def _download(repository: str, revision: str) -> str:
 
 
 class RandomTensors:
-    """Stands in for an HF folder when a model starts from scratch: each tensor is drawn from a seed
-    of its own.
+    """Stands in for an HF folder when a model starts from scratch.
+
+    Each tensor is drawn from a seed of its own.
 
     The values depend on (seed, tensor name) only, so every layout starts from the same model.
     Matrices: normal with std sqrt(2 / (5·H)) (arXiv 1910.05895), output projections divided by

@@ -1,5 +1,7 @@
-"""Transformer Engine layers: which megatron-core fields a run's choices become, the layer
-specification, rotary tables, user buffers.
+"""Transformer Engine layers.
+
+Which megatron-core fields a run's choices become, the layer specification, rotary tables, user
+buffers.
 
 Fields (`transformer_fields`) are plain values and are tested without Transformer Engine; what
 imports it does so inside functions. What stays in bf16 under FP8: embedding, output layer,
@@ -58,8 +60,9 @@ def transformer_fields(recipe: str | None, gpu: GpuSection, cp: int) -> dict[str
 
 
 def layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """The specification of one layer: norms fused into the linears that follow them, linears in FP8
-    where the run says so."""
+    """The specification of one layer.
+
+    Norms fused into the linears that follow them, linears in FP8 where the run says so."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
     # megatron-core's own linears take fused accumulation only from apex's kernel and refuse to be
@@ -90,8 +93,9 @@ class RotaryTable:
 
 
 def packing(batch: DeviceBatch) -> PackedSeqParams:
-    """The packed micro-batch as Transformer Engine's attention reads it: lengths of the whole, also
-    under context parallelism.
+    """The packed micro-batch as Transformer Engine's attention reads it.
+
+    Lengths of the whole, also under context parallelism.
 
     Padding at a sequence's end counts as part of it: causal attention shows it to no real token,
     and no kernel has to skip it.
@@ -108,8 +112,9 @@ def packing(batch: DeviceBatch) -> PackedSeqParams:
 
 
 def start_user_buffers(config: TransformerConfig, num_tokens: int) -> None:
-    """Transformer Engine's communication buffers for gpu.tp_comm_overlap; once, before the first
-    forward. `num_tokens`: T / cp."""
+    """Transformer Engine's communication buffers for gpu.tp_comm_overlap.
+
+    Once, before the first forward. `num_tokens`: T / cp."""
     from transformer_engine.pytorch.module.base import initialize_ub
 
     initialize_ub(

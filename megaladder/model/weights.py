@@ -1,5 +1,6 @@
-"""Weights as others want them: complete on every rank, and as ordinary tensors where they are kept
-in FP8.
+"""Weights as others want them.
+
+Complete on every rank, and as ordinary tensors where they are kept in FP8.
 
 Two things of the CUDA path would otherwise hand out wrong numbers without a word: with
 gpu.overlap_param_gather an update leaves a rank only its own share of the new weights until the
@@ -17,9 +18,11 @@ import torch
 
 @contextmanager
 def gathered(wrapped: Sequence[Any]) -> Iterator[None]:
-    """Weights complete on every rank inside the block, for who exports, saves or sends them (a loss
-    spike after resume otherwise, NeMo-RL PR 949). `wrapped`: chunks in megatron-core's DDP, or bare
-    ones. Collective; costs nothing without overlap_param_gather.
+    """Weights complete on every rank inside the block.
+
+    For who exports, saves or sends them (a loss spike after resume otherwise, NeMo-RL PR 949).
+    `wrapped`: chunks in megatron-core's DDP, or bare ones. Collective; costs nothing without
+    overlap_param_gather.
     """
     overlapping = [chunk for chunk in wrapped if getattr(chunk, "use_forward_hook", False)]
     for chunk in overlapping:
@@ -37,8 +40,9 @@ def is_quantized(parameter: torch.Tensor) -> bool:
 
 
 def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
-    """Quantises `values` into an FP8 weight, and leaves them where the optimizer takes its fp32
-    master copy from."""
+    """Quantises `values` into an FP8 weight.
+
+    And leaves them where the optimizer takes its fp32 master copy from."""
     parameter.data.copy_(values)
     # Transformer Engine keeps what the weight was made from, on the CPU, in an attribute that it
     # adds to the parameter: no class declares it
@@ -48,6 +52,7 @@ def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
 
 
 def plain_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A weight as an ordinary tensor: what the forward pass computes with, dequantised where it is
-    kept in FP8."""
+    """A weight as an ordinary tensor.
+
+    What the forward pass computes with, dequantised where it is kept in FP8."""
     return parameter.dequantize() if is_quantized(parameter) else parameter.data

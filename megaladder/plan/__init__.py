@@ -1,5 +1,6 @@
-"""Bytes and seconds of a training layout before any GPU minute: closed formulas, a search over
-layouts, figures from data files.
+"""Bytes and seconds of a training layout before any GPU minute.
+
+Closed formulas, a search over layouts, figures from data files.
 
     hardware.yaml, models.yaml     GPUs and links, known models: data with sources
     layout.py                      the nouns: PlannedLayout, Work, Software

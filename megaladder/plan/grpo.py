@@ -45,8 +45,9 @@ def grpo_calibration() -> GrpoCalibration:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: `prompts` × `n` completions, `mini_batches` updates. Lengths in tokens, means but
-    for `max_response_length`.
+    """One round: `prompts` × `n` completions, `mini_batches` updates.
+
+    Lengths in tokens, means but for `max_response_length`.
 
     engine_gpus: GPUs that generate; colocated: the trainer's own. overlapped: generation of the
     next round runs beside the updates (grpo.lag 1). logprob_passes: forward passes besides the
@@ -145,8 +146,9 @@ def kv_bytes_per_token(shape: ModelShape) -> int:
 def generation_time(
     shape: ModelShape, work: Round, machine: Cluster, engine_bytes: float, fitted: GrpoCalibration
 ) -> float:
-    """All completions of a round on all engines. More than fit the key-value cache at once run in
-    turns."""
+    """All completions of a round on all engines.
+
+    More than fit the key-value cache at once run in turns."""
     engines, tp = work.engine_gpus // work.engine_tp, work.engine_tp
     weights = shape.num_parameters * (1 if work.rollout_precision == "fp8" else 2)
     cache_bytes = engine_bytes * tp - weights - FRAMEWORK * tp
@@ -182,8 +184,9 @@ def generation_time(
 
 
 def sync_time(shape: ModelShape, layout: PlannedLayout, work: Round, machine: Cluster) -> float:
-    """Weights to the engines: gathered over tensor and pipeline ranks, then written; over the
-    network where they leave the node."""
+    """Weights to the engines: gathered over tensor and pipeline ranks, then written.
+
+    Over the network where they leave the node."""
     spans_nodes = (
         not work.colocated
         or layout.tp * layout.pp > machine.gpu.gpus_per_node
@@ -199,6 +202,7 @@ def sync_time(shape: ModelShape, layout: PlannedLayout, work: Round, machine: Cl
 
 
 def engine_budget(memory: MemoryEstimate, gpu_bytes: int, colocated: bool) -> float:
-    """Bytes of a GPU that an engine may take while it generates: beside the trainer's states, or
-    nearly all of a GPU of its own."""
+    """Bytes of a GPU that an engine may take while it generates.
+
+    Beside the trainer's states, or nearly all of a GPU of its own."""
     return gpu_bytes * ENGINE_SHARE - (memory.states + FRAMEWORK if colocated else 0)

@@ -1,5 +1,6 @@
-"""GPUs, links and known models from their YAML files, and how fast a collective can be between
-ranks that are placed so."""
+"""GPUs, links and known models from their YAML files.
+
+And how fast a collective can be between ranks that are placed so."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU and its links; units in the names (GB = 10^9 bytes, per direction). hardware.yaml
-    says where each number is from."""
+    """One GPU and its links; units in the names (GB = 10^9 bytes, per direction).
+
+    hardware.yaml says where each number is from."""
 
     name: str
     bf16_tflops: float
@@ -124,7 +126,8 @@ def find_model(name_or_dir: str) -> ModelShape:
 
 
 def _plain_name(name: str) -> str:
-    """`Qwen/Qwen3-14B-Base` → qwen3-14b; `meta-llama/Llama-3.3-70B-Instruct` → llama-3-70b;
+    """`Qwen/Qwen3-14B-Base` → qwen3-14b; `meta-llama/Llama-3.3-70B-Instruct` → llama-3-70b.
+
     `internlm2_5-20b-llama` → internlm2.5-20b, whose Llama form has its sizes."""
     key = re.sub(
         r"(-(base|instruct|chat|hf|it|llama|2407))+$", "", name.rstrip("/").split("/")[-1].lower()

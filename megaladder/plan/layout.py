@@ -1,5 +1,7 @@
-"""The nouns of planning: how a model is laid out, what one step is, and what the software does with
-it. Frozen, no logic but arithmetic.
+"""The nouns of planning.
+
+How a model is laid out, what one step is, and what the software does with it. Frozen, no logic but
+arithmetic.
 
 Legend: tokens of a micro-batch on one rank T = micro_batch_size · seq_length / cp.
 """
@@ -14,9 +16,11 @@ RECOMPUTE_MODES = ("none", "selective", "full")
 
 @dataclass(frozen=True, slots=True)
 class PlannedLayout:
-    """GPUs = tp · pp · cp · dp. `recompute`: none, selective (the attention core), full (each layer
-    again from its input), or, for other systems' runs only, selective_op (torchtitan: every second
-    product and all that is element-wise).
+    """GPUs = tp · pp · cp · dp.
+
+    `recompute`: none, selective (the attention core), full (each layer again from its input), or,
+    for other systems' runs only, selective_op (torchtitan: every second product and all that is
+    element-wise).
     """
 
     tp: int = 1
@@ -56,8 +60,10 @@ class PlannedLayout:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One optimizer step: `global_batch_size` samples of `sample_length` tokens on average, packed
-    into rows of `seq_length`.
+    """One optimizer step.
+
+    `global_batch_size` samples of `sample_length` tokens on average, packed into rows of
+    `seq_length`.
 
     sample_length None: every sample fills its row (and attends over all of it). precision: fp32,
     bf16, or fp8 (linear layers in FP8, the rest bf16). lora: frozen weights, so no weight
@@ -81,8 +87,9 @@ class Work:
         return self.global_batch_size * self.context
 
     def micro_batches(self, layout: PlannedLayout) -> int:
-        """Micro-batches of one data-parallel rank: as many full rows as the samples make, rounded
-        up to what the pipeline takes."""
+        """Micro-batches of one data-parallel rank.
+
+        As many full rows as the samples make, rounded up to what the pipeline takes."""
         rows = self.tokens / self.seq_length / layout.dp
         count = max(1, ceil(rows / layout.micro_batch_size - 1e-9))
         return ceil(count / layout.pp) * layout.pp if layout.vpp else count
@@ -90,8 +97,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """What a training system does that costs or saves time. The defaults are this program on CUDA
-    with Transformer Engine.
+    """What a training system does that costs or saves time.
+
+    The defaults are this program on CUDA with Transformer Engine.
 
     grad_bytes: of a gradient on the wire. tp_overlap: tensor-parallel traffic runs under the matrix
     products. fused_head: logits are formed chunk by chunk and never kept (kernels.linear_loss).

@@ -1,5 +1,6 @@
-"""Bytes per GPU of a training layout, by part: closed formulas. `check`, the search and
-docs/plan.md all read these.
+"""Bytes per GPU of a training layout, by part: closed formulas.
+
+`check`, the search and docs/plan.md all read these.
 
 Counted: states of megatron-core's distributed optimizer, what autograd keeps (1F1B and
 interleaved), the loss head, a reserve for the framework and the allocator, the sleeping engine of a
@@ -66,8 +67,9 @@ def estimate_memory(
     colocated_engine: bool = False,
     software: Software = OURS,
 ) -> MemoryEstimate:
-    """The fuller of the first pipeline stage (most micro-batches in flight) and the last (loss
-    head)."""
+    """The bytes of the fullest stage of a layout.
+
+    That is the first pipeline stage (most micro-batches in flight) or the last (loss head)."""
     stages = [
         stage_memory(shape, layout, work, stage, software) for stage in sorted({0, layout.pp - 1})
     ]
@@ -81,15 +83,18 @@ def estimate_memory(
 
 
 def stage_layers(num_layers: int, pp: int, stage: int) -> int:
-    """Layers of a stage; where pp does not divide them, the last stage has fewer (megatron-core
-    counts embedding and loss as layers)."""
+    """Layers of a stage.
+
+    Where pp does not divide them, the last stage has fewer (megatron-core counts embedding and loss
+    as layers)."""
     per_stage = -(-num_layers // pp)
     return per_stage if stage < pp - 1 else num_layers - (pp - 1) * per_stage
 
 
 def layer_parameters(shape: ModelShape, tp: int) -> int:
-    """Parameters of one layer on a rank: matrices and query/key/value biases are split over tp,
-    norms are not."""
+    """Parameters of one layer on a rank.
+
+    Matrices and query/key/value biases are split over tp, norms are not."""
     heads, groups, size = shape.num_attention_heads, shape.num_query_groups, shape.head_dim
     matrices = (
         shape.hidden_size * size * 2 * (heads + groups)
@@ -103,8 +108,9 @@ def layer_parameters(shape: ModelShape, tp: int) -> int:
 
 
 def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> int:
-    """Parameters of a rank in this stage. Tied embeddings: the last stage holds a copy of its own
-    when there is more than one."""
+    """Parameters of a rank in this stage.
+
+    Tied embeddings: the last stage holds a copy of its own when there is more than one."""
     table = padded_vocab_size(shape.vocab_size, layout.tp) // layout.tp * shape.hidden_size
     first, last = stage == 0, stage == layout.pp - 1
     tables = int(first) + int(last and not (shape.tied and first))
@@ -146,10 +152,12 @@ def stage_memory(
 
 
 def layer_activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work) -> float:
-    """What one layer keeps for backward per token: inputs of its norms and of its linears, q, k, v (before
-    their norms too, where they have them), the attention's output, the gated MLP's two halves and
-    their product. No score matrix: attention is fused, so `selective` saves nothing more here. In
-    FP8 the inputs of the linear layers are kept in one byte.
+    """What one layer keeps for backward per token.
+
+    Inputs of its norms and of its linears, q, k, v (before their norms too, where they have them),
+    the attention's output, the gated MLP's two halves and their product. No score matrix: attention
+    is fused, so `selective` saves nothing more here. In FP8 the inputs of the linear layers are
+    kept in one byte.
     """
     hidden, split = shape.hidden_size, layout.sequence_split
     attention, keys = (
@@ -181,8 +189,9 @@ def micro_batches_in_flight(layout: PlannedLayout, work: Work, stage: int) -> fl
 
 
 def _activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, stage: int) -> int:
-    """Kept by all micro-batches in flight, and one layer at work: gathered hidden states, the MLP's
-    gradients."""
+    """Kept by all micro-batches in flight, and one layer at work.
+
+    Gathered hidden states, the MLP's gradients."""
     tokens, value_bytes = (
         micro_batch_tokens(layout, work),
         FP32_BYTES if work.precision == "fp32" else 2,
@@ -199,7 +208,9 @@ def _activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, stag
 
 
 def _head_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, value_bytes: int) -> int:
-    """A chunk of logits within the scratch budget, the hidden states gathered over tp and their
+    """Bytes that the loss head needs at once.
+
+    A chunk of logits within the scratch budget, the hidden states gathered over tp and their
     gradient, four fp32 numbers a token."""
     tokens = micro_batch_tokens(layout, work)
     logits = tokens * padded_vocab_size(shape.vocab_size, layout.tp) // layout.tp * FP32_BYTES

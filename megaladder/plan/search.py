@@ -1,5 +1,6 @@
-"""Every layout that divides the model, the GPUs and the batch; those that fit the memory, fastest
-first.
+"""Every layout that divides the model, the GPUs and the batch.
+
+Those that fit the memory, fastest first.
 
 Layouts within 1 % of the fastest are equals (the model errs by more): of these, fewer pipeline
 chunks come first, then less memory. Context parallelism is tried where nothing fits without it, or
@@ -41,8 +42,10 @@ class Pins:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked for: a model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one
-    of its updates), on so many GPUs.
+    """What is asked of the search.
+
+    A model's steps (`work`), or its GRPO rounds (`round`, whose `work` is one of its updates), on
+    so many GPUs.
 
     colocated_engine: an engine sleeps on the trainer's GPUs during updates. software: what the
     trainer is told to overlap and to keep.
@@ -146,8 +149,10 @@ def _rank(plan: Plan, fastest: float) -> tuple[float, int, int]:
 
 
 def _plans(task: Task, layout: PlannedLayout) -> Iterator[Plan]:
-    """The layout's prediction; for GRPO with the engine's best tensor parallelism, none where no
-    engine fits beside the trainer."""
+    """The layout's prediction.
+
+    For GRPO with the engine's best tensor parallelism, none where no engine fits beside the
+    trainer."""
     if task.round is None:
         yield predict(task, layout)
         return
@@ -181,8 +186,9 @@ def _divisors(number: int) -> list[int]:
 
 
 def context_parallel_sizes() -> tuple[int, ...]:
-    """What the trainer takes for parallel.cp: the values its configuration lists, else powers of
-    two."""
+    """What the trainer takes for parallel.cp.
+
+    The values its configuration lists, else powers of two."""
     return get_args(ParallelSection.model_fields["cp"].annotation) or (1, 2, 4, 8, 16)
 
 
@@ -204,8 +210,9 @@ def _layouts(task: Task, pins: Pins) -> Iterator[PlannedLayout]:
 
 
 def _row_multiple(tp: int, cp: int) -> int:
-    """What a row's length must be a multiple of: tp shares under sequence parallelism, two chunks a
-    context-parallel rank."""
+    """What a row's length must be a multiple of.
+
+    Tp shares under sequence parallelism, two chunks a context-parallel rank."""
     return tp * (2 * cp if cp > 1 else 1)
 
 

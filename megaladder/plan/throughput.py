@@ -1,5 +1,6 @@
-"""Seconds of one training step, by part, on the pipeline stage that takes longest: closed formulas
-with a few fitted numbers.
+"""Seconds of one training step, by part, on the pipeline stage that takes longest.
+
+Closed formulas with a few fitted numbers.
 
 A matrix product takes its FLOPs at a fraction of the peak plus its bytes at the memory's speed (so
 small ones are slow by themselves); element-wise work is bytes; attention is FLOPs; a collective is
@@ -129,8 +130,9 @@ class Cluster:
         return num_bytes / (self.gpu.memory_gb_s * 1e9 * self.numbers.memory)
 
     def collective_s(self, num_bytes: float, group: int, stride: int) -> float:
-        """All-gather or reduce-scatter of `num_bytes` (the whole) over a group; 0 for a group of
-        one."""
+        """All-gather or reduce-scatter of `num_bytes` (the whole) over a group.
+
+        0 for a group of one."""
         if group == 1:
             return 0.0
         return (
@@ -142,8 +144,9 @@ class Cluster:
 
 
 def bubble_share(pp: int, vpp: int | None, micro_batches: int) -> float:
-    """Idle time over useful time of a pipeline: (pp − 1) / (vpp · micro-batches) (arXiv 2104.04473
-    §2.2)."""
+    """Idle time over useful time of a pipeline.
+
+    (pp − 1) / (vpp · micro-batches) (arXiv 2104.04473 §2.2)."""
     return (pp - 1) / ((vpp or 1) * micro_batches)
 
 
@@ -164,8 +167,9 @@ def step_time(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Clu
 
 
 def forward_time(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
-    """Seconds of a pass over the step's tokens without backward (log-probs): a third of the
-    products, no recomputation."""
+    """Seconds of a pass over the step's tokens without backward (log-probs).
+
+    A third of the products, no recomputation."""
     parts = {**_layers(shape, layout, work, machine, backward=False)}
     layers = stage_layers(shape.num_layers, layout.pp, 0)
     head = _head(shape, layout, work, machine, backward=False)
@@ -245,8 +249,9 @@ def _linears(shape: ModelShape, tp: int) -> list[tuple[float, float]]:
 def _elementwise_bytes(
     shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster
 ) -> float:
-    """Forward traffic of norms, residuals, rotary embedding and gating (reads and writes, 2 bytes a
-    value)."""
+    """Forward traffic of norms, residuals, rotary embedding and gating.
+
+    Reads and writes, 2 bytes a value."""
     tokens, hidden = micro_batch_tokens(layout, work), shape.hidden_size / layout.sequence_split
     attention = shape.num_attention_heads * shape.head_dim / layout.tp
     keys, ffn = (
@@ -267,8 +272,10 @@ def _elementwise_bytes(
 
 
 def _cast_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, backward: bool) -> float:
-    """FP8 only: inputs of the four linear layers are cast in forward, the gradients of their
-    outputs in backward. The side that tensor parallelism does not split is cast whole."""
+    """Bytes of the casts of FP8.
+
+    Inputs of the four linear layers are cast in forward, the gradients of their outputs in
+    backward. The side that tensor parallelism does not split is cast whole."""
     if work.precision != "fp8":
         return 0.0
     sizes = _linears(shape, layout.tp)
@@ -281,8 +288,10 @@ def _cast_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, backward: 
 def _head(
     shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, backward: bool = True
 ) -> float:
-    """The loss head of the last stage: three products with the vocabulary (two with frozen weights,
-    one forward only), and its logits."""
+    """The loss head of the last stage.
+
+    Three products with the vocabulary (two with frozen weights, one forward only), and its logits.
+    """
     tokens, columns = micro_batch_tokens(layout, work), shape.vocab_size / layout.tp
     passes = 1 + ((1 if work.lora else 2) if backward else 0)
     logits = (_FUSED_LOGIT_BYTES if machine.software.fused_head else _UNFUSED_LOGIT_BYTES) * (
@@ -301,8 +310,9 @@ def _tensor_parallel(
     product_passes: float,
     backward: bool,
 ) -> float:
-    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass; weight
-    gradients gather two inputs again."""
+    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass.
+
+    Weight gradients gather two inputs again."""
     # the weight gradient's pass has no scatter
     passes = product_passes if work.lora or not backward else product_passes - 1
     collectives = 4 * passes + (0 if work.lora or not backward else 2)
@@ -331,8 +341,9 @@ def _context_parallel(
 
 
 def _pipeline(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
-    """Hidden states to the next stage and their gradient back, once per chunk; each GPU over its
-    own adapter once stages leave the node."""
+    """Hidden states to the next stage and their gradient back, once per chunk.
+
+    Each GPU over its own adapter once stages leave the node."""
     if layout.pp == 1:
         return 0.0
     inside = layout.gpus <= machine.gpu.gpus_per_node
@@ -346,8 +357,9 @@ def _pipeline(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Clu
 
 
 def _data_parallel(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
-    """Gradients scattered and parameters gathered over dp·cp, once a step; FSDP gathers twice and
-    scatters once per micro-batch."""
+    """Gradients scattered and parameters gathered over dp·cp, once a step.
+
+    FSDP gathers twice and scatters once per micro-batch."""
     parameters, group = stage_parameters(shape, layout, 0), layout.dp * layout.cp
     gathers, scatters, rounds = (
         (2, 1, work.micro_batches(layout)) if machine.software.fsdp else (1, 1, 1)

@@ -1,5 +1,6 @@
-"""`megaladder plan`: the configuration becomes a task, the search answers, a table and a JSON
-object say it."""
+"""The verb `plan`.
+
+The configuration becomes a task, the search answers, a table and a JSON object say it."""
 
 from __future__ import annotations
 

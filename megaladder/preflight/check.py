@@ -1,5 +1,6 @@
-"""`megaladder check run.yaml`: everything about a run that can be known before a single rank
-starts.
+"""The verb `check`.
+
+Everything about a run that can be known before a single rank starts.
 
 Prints the layout, the batch arithmetic, memory by part, what the data became, and one sample with
 its loss tokens marked. Exit status 2 for a configuration or data that no machine would take; what
@@ -58,8 +59,9 @@ class CheckGrpo(GrpoConfig):
 
 
 def config_class(args: Sequence[str]) -> type[CheckSft] | type[CheckGrpo] | type[CheckRecipe]:
-    """A file or a flag that names a section only GRPO has makes it a GRPO run; a file with stages
-    is a data recipe."""
+    """A file or a flag that names a section only GRPO has makes it a GRPO run.
+
+    A file with stages is a data recipe."""
     if args and not args[0].startswith("-") and is_recipe(args[0]):
         return CheckRecipe
     return CheckGrpo if is_grpo(args) else CheckSft
@@ -76,8 +78,10 @@ def is_grpo(args: Sequence[str]) -> bool:
 
 
 def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
-    """Prints the findings. Files that are not here are named under `needs`: a recipe can be checked
-    before anything is fetched."""
+    """Prints the findings.
+
+    Files that are not here are named under `needs`: a recipe can be checked before anything is
+    fetched."""
     if isinstance(config, CheckRecipe):
         for name, text in run_check_recipe(config):
             show(name, text)
@@ -209,8 +213,9 @@ def _count(shape: ModelShape) -> str:
 def planned(
     config: SftConfig | GrpoConfig, dp: int, precision: str
 ) -> tuple[PlannedLayout, Work, Software]:
-    """The run in `plan`'s words; every sample taken to fill its row, since the data may not be
-    there."""
+    """The run in `plan`'s words.
+
+    Every sample taken to fill its row, since the data may not be there."""
     parallel, train = config.parallel, config.train
     sizes = (parallel.tp, parallel.pp, parallel.vpp, parallel.cp, dp)
     layout = PlannedLayout(
@@ -262,8 +267,10 @@ def plan_line(layout: PlannedLayout, task: Task) -> str:
 
 
 def plan_gpu(config: CheckSft | CheckGrpo) -> Gpu:
-    """The GPU asked for, else that of this machine where hardware.yaml has it, else the H200 that
-    the recipes are written for."""
+    """The GPU to plan for.
+
+    The one asked for, else that of this machine where hardware.yaml has it, else the H200 that the
+    recipes are written for."""
     from megaladder import platform
 
     if config.plan_gpu:

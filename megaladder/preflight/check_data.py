@@ -1,5 +1,7 @@
-"""What `check` says of a run's data: what the rows became, one sample with its loss tokens marked,
-or one problem as it will be prompted."""
+"""What `check` says of a run's data.
+
+What the rows became, one sample with its loss tokens marked, or one problem as it will be prompted.
+"""
 
 from __future__ import annotations
 

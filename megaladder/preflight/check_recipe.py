@@ -1,5 +1,6 @@
-"""`megaladder check recipe.yaml`: what a data recipe would do and which columns it needs, without
-its data."""
+"""The verb `check` of a data recipe.
+
+What it would do and which columns it needs, without its data."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`megaladder doctor`: what is installed, what each feature needs, whether it is there, and the
-command that adds it.
+"""The verb `doctor`.
+
+What is installed, what each feature needs, whether it is there, and the command that adds it.
 
 Packages are looked up by their metadata, not imported, except torch (to ask for CUDA). A feature
 that is absent says why.
@@ -40,8 +41,10 @@ class DoctorConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Something a user may want. `packages`: any one of each inner tuple will do; `condition`: None
-    if fine, else the reason it is not."""
+    """Something a user may want.
+
+    `packages`: any one of each inner tuple will do; `condition`: None if fine, else the reason it
+    is not."""
 
     name: str
     packages: tuple[tuple[str, ...], ...]
@@ -173,8 +176,9 @@ def _machine_facts() -> Machine:
 
 
 def no_fp8_reason(recipe: str) -> str | None:
-    """Why an FP8 recipe cannot run here; None if it can. The same answer as at the start of a
-    run."""
+    """Why an FP8 recipe cannot run here; None if it can.
+
+    The same answer as at the start of a run."""
     return no_cuda_reason() or fp8_problem(recipe, _machine_facts())
 
 

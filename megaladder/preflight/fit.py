@@ -12,8 +12,9 @@ from megaladder.model.hf_config import model_shape, read_config_json
 
 
 def check_model(config: SftConfig | GrpoConfig) -> None:
-    """`validate_layout` where the model is a local folder; a hub id is checked by the ranks, after
-    its download.
+    """`validate_layout` where the model is a local folder.
+
+    A hub id is checked by the ranks, after its download.
 
     Raises:
         ConfigError, ModelError: it does not fit, or is neither a folder nor a hub id with a commit.

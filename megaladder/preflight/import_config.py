@@ -22,8 +22,9 @@ ORDER = ("to do", "refused", "mapped", "default", "no effect")
 
 
 class ImportConfig(StrictModel):
-    """A file of another trainer as a run.yaml that `check` takes, with a line for every key: mapped,
-    refused and why, without effect here, left to do. Example: megaladder import-config
+    """A file of another trainer as a run.yaml that `check` takes, with a line for every key.
+
+    Mapped, refused and why, without effect here, left to do. Example: megaladder import-config
     trl_sft.yaml --out run.yaml --gpus 8"""
 
     file: Positional[str]
@@ -43,8 +44,9 @@ class ImportConfig(StrictModel):
 
 
 def run_import_config(config: ImportConfig) -> None:
-    """The verb. Raises ConfigError for a file of none of these tools, or of a method that is not
-    built."""
+    """The verb.
+
+    Raises ConfigError for a file of none of these tools, or of a method that is not built."""
     if config.out and Path(config.out).exists() and not config.force:
         raise ConfigError(f"out {config.out}: there already; fix: --force, or another name")
     flat = read_foreign(config.file, config.overrides)

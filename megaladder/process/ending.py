@@ -1,5 +1,6 @@
-"""The last lines of a process: what an error or a signal becomes for people, for whoever started
-the process, and for programs.
+"""The last lines of a process.
+
+What an error or a signal becomes for people, for whoever started the process, and for programs.
 
 | status | meaning |
 |---|---|
@@ -40,8 +41,10 @@ def of_error(error: MegaladderError) -> int:
 
 
 def of_bug(error: BaseException) -> int | None:
-    """The status of any other exception when a disk or a killed rank is behind it (said in words),
-    else None: then it is a bug, whose traceback has to be seen."""
+    """The status of any other exception, None for a bug.
+
+    It has one where a disk or a killed rank is behind it (said in words). A bug's traceback has to
+    be seen."""
     words = storage_error(error) or killed_rank_behind(error)
     if words is not None:
         return of_error(words)
@@ -51,8 +54,10 @@ def of_bug(error: BaseException) -> int | None:
 
 
 def at_once(number: int) -> NoReturn:
-    """What a stop signal means where nothing is in memory only: before a run's first step, and in
-    verbs whose results are files that the next start continues."""
+    """What a stop signal means where nothing is in memory only.
+
+    Before a run's first step, and in verbs whose results are files that the next start continues.
+    """
     end_now(number, "signal_at_start", "; what was finished before is on disk")
 
 
@@ -62,8 +67,9 @@ def without_saving(number: int) -> NoReturn:
 
 
 def end_now(number: int, reason: str, how: str) -> NoReturn:
-    """Ends the process from any thread. What it writes survives a kill at any moment, so nothing
-    has to be put in order."""
+    """Ends the process from any thread.
+
+    What it writes survives a kill at any moment, so nothing has to be put in order."""
     text = f"stopped by {signal.Signals(number).name}{how}; start the same command again"
     last_word.leave(Ending(reason, RESUMABLE, text))
     if leave_status(RESUMABLE):

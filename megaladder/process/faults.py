@@ -1,4 +1,6 @@
-"""Fault points for tests: `MEGALADDER_FAULT="after_save:3:SIGKILL"` makes the third passage through
+"""Fault points for tests.
+
+`MEGALADDER_FAULT="after_save:3:SIGKILL"` makes the third passage through
 `fault_point("after_save")` send that signal to its own process (or raise, with `RAISE`). Without
 the variable a fault point does nothing.
 

@@ -1,5 +1,7 @@
-"""Versions of the GPU half that belong together, in one place: `setup.py`, `megaladder doctor` and
-the acceptance run read this table. Standard library only: `setup.py` runs this file by itself."""
+"""Versions of the GPU half that belong together, in one place.
+
+`setup.py`, `megaladder doctor` and the acceptance run read this table. Standard library only:
+`setup.py` runs this file by itself."""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ GPU_EXTRA = ("vllm>=0.32,<0.33", "transformer-engine[core_cu13,pytorch]>=2.12,<2
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Versions that were used together. syncs: ways of the weights to the engine (`rollout.sync`)
-    that this vLLM has both sides of. tested: what ran with them, and where."""
+    """Versions that were used together.
+
+    syncs: ways of the weights to the engine (`rollout.sync`) that this vLLM has both sides of.
+    tested: what ran with them, and where."""
 
     name: str
     torch: str
@@ -47,8 +51,9 @@ STACKS = (
 
 
 def matching_stack(torch: str | None, vllm: str | None) -> Stack | None:
-    """The row with these versions (local parts such as +cu130 aside); None: nobody tried them
-    together."""
+    """The row with these versions (local parts such as +cu130 aside).
+
+    None: nobody tried them together."""
     plain = [None if version is None else version.split("+")[0] for version in (torch, vllm)]
     return next((row for row in STACKS if [row.torch, row.vllm] == plain), None)
 
@@ -64,8 +69,9 @@ def cudnn_folder() -> Path | None:
 
 
 def cudnn_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What a child process needs so that torch's own cuDNN is found before the system's: two of
-    them in one process fail with undefined symbols. Empty where there is nothing to do."""
+    """What a child process needs so that torch's own cuDNN is found before the system's.
+
+    Two of them in one process fail with undefined symbols. Empty where there is nothing to do."""
     folder = cudnn_folder()
     if folder is None:
         return {}

@@ -45,9 +45,11 @@ _SIZE = 1024  # always the same: rewriting it needs no room on a full disk
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What one rank said last. turns: how often it went on to something new; doing_s: seconds that
-    it has been doing this; parent: the process that started it; silent_s: seconds since it wrote,
-    by the file system's clock."""
+    """What one rank said last.
+
+    turns: how often it went on to something new; doing_s: seconds that it has been doing this;
+    parent: the process that started it; silent_s: seconds since it wrote, by the file system's
+    clock."""
 
     rank: int
     host: str
@@ -156,8 +158,10 @@ def of_this_rank() -> Heartbeat | None:
 
 
 def forget_earlier(run: Path) -> None:
-    """Removes what an earlier start left in the run folder. By the holder of its lock; ranks of
-    this start that were faster write theirs again within `PERIOD_S`."""
+    """Removes what an earlier start left in the run folder.
+
+    By the holder of its lock; ranks of this start that were faster write theirs again within
+    `PERIOD_S`."""
     for path in (run / FOLDER).glob("rank_*.json"):
         path.unlink(missing_ok=True)
 
@@ -177,8 +181,10 @@ def read_beats(folder: Path) -> list[Beat]:
 
 
 def suspect(mine: Beat, others: list[Beat]) -> Beat | None:
-    """Whom a rank without progress waits for: the one that gives no sign of life, else the one that
-    has come less far. None when all are at the same place."""
+    """Whom a rank without progress waits for.
+
+    The one that gives no sign of life, else the one that has come less far. None when all are at
+    the same place."""
     silent = max(others, key=lambda beat: beat.silent_s, default=None)
     if silent is not None and silent.silent_s > SILENT_S:
         return silent

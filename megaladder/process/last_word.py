@@ -63,8 +63,10 @@ _run = _Progress()
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One ending in words. rank, host: where the cause is, if not in this process; step: the last
-    finished one, where this process does not know it."""
+    """One ending in words.
+
+    rank, host: where the cause is, if not in this process; step: the last finished one, where this
+    process does not know it."""
 
     reason: str
     status: int
@@ -74,8 +76,9 @@ class Ending:
 
 
 def begin(folder: Path, *, writer: bool) -> None:
-    """Endings of this process belong to the run in `folder` from now on. writer: this process
-    holds its lock."""
+    """Endings of this process belong to the run in `folder` from now on.
+
+    writer: this process holds its lock."""
     global _run
     _run = _Progress(folder)
     if writer:
@@ -120,8 +123,9 @@ def saved_step() -> int | None:
 
 
 def leave(ending: Ending) -> None:
-    """Writes how this start ended, unless another process of it did so before. A failing disk must
-    not hide the ending itself, so errors of writing are dropped."""
+    """Writes how this start ended, unless another process of it did so before.
+
+    A failing disk must not hide the ending itself, so errors of writing are dropped."""
     if _run.folder is None:
         return
     with contextlib.suppress(OSError):
@@ -152,8 +156,10 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def truth(folder: Path) -> dict[str, Any] | None:
-    """`read`, for a reader who was not there: `killed` where it says `running` and the process that
-    wrote it is gone from this machine. Its steps are then those of the folder."""
+    """`read`, for a reader who was not there.
+
+    `killed` where it says `running` and the process that wrote it is gone from this machine. Its
+    steps are then those of the folder."""
     word = read(folder)
     if word is None or word["reason"] != RUNNING or word["host"] != host():
         return word
@@ -164,8 +170,9 @@ def truth(folder: Path) -> dict[str, Any] | None:
 
 
 def committed_step(folder: Path, last: int | None) -> int | None:
-    """The newest committed step up to `last`, from the folder itself: for a process that is gone,
-    whose own word may be a moment old."""
+    """The newest committed step up to `last`, from the folder itself.
+
+    For a process that is gone, whose own word may be a moment old."""
     found = [
         int(path.parent.name.removeprefix("step_"))
         for path in folder.glob("checkpoints/step_*/COMMITTED")

@@ -1,5 +1,6 @@
-"""Starts the ranks of a distributed verb on this machine when nobody else (torchrun, Slurm) did,
-and ends them together.
+"""Starts the ranks of a distributed verb on this machine, and ends them together.
+
+When nobody else (torchrun, Slurm) did.
 
 One child process a rank, with the environment that torch.distributed reads. Rank 0's output passes
 through; the other ranks' lines come on stderr with their rank in front. A rank that dies, or gives
@@ -52,8 +53,9 @@ def hold_port() -> socket.socket:
 def rank_environment(
     rank: int, num_ranks: int, port: int, environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """The environment of one local rank. OMP_NUM_THREADS shares the cores out unless the user set
-    it.
+    """The environment of one local rank.
+
+    OMP_NUM_THREADS shares the cores out unless the user set it.
 
     What a torchrun above us set is left out: with its TORCHELASTIC_USE_AGENT_STORE every rank would
     wait for a store that nobody serves.
@@ -165,6 +167,7 @@ class _Job:
 
     def wait(self) -> int:
         """Waits for all; once one has failed, gives the rest their grace and then kills them.
+
         Returns the status of the whole."""
         fault: _Fault | None = None
         deadline, num_killed = float("inf"), 0
@@ -183,8 +186,9 @@ class _Job:
         return self._report(fault, num_killed)
 
     def _find_fault(self) -> _Fault | None:
-        """A rank that ended badly (killed ones first: the others fail because of them), else one
-        that gives no sign of life."""
+        """The rank that ended badly, else one that gives no sign of life.
+
+        Killed ones come first, since the others fail because of them."""
         ended = [(child.poll(), rank) for rank, child in enumerate(self._ranks)]
         for status, rank in sorted((status, rank) for status, rank in ended if status):
             if status < 0:
@@ -277,8 +281,9 @@ class _Job:
 def _start(
     command: Sequence[str], rank: int, environ: dict[str, str], own: tuple[int, ...]
 ) -> subprocess.Popen[bytes]:
-    """A session of its own, so that a terminal's Ctrl-C reaches a rank once: handed on. own: open
-    files that it inherits."""
+    """A session of its own, so that a terminal's Ctrl-C reaches a rank once: handed on.
+
+    own: open files that it inherits."""
     pipe = None if rank == 0 else subprocess.PIPE
     merged = None if rank == 0 else subprocess.STDOUT
     return subprocess.Popen(

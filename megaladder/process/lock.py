@@ -34,8 +34,9 @@ class _Holding(Protocol):
 
 
 class RunLock:
-    """Held from construction to `release`, or to the end of the process; forked helpers do not
-    inherit it.
+    """Held from construction to `release`, or to the end of the process.
+
+    Forked helpers do not inherit it.
 
     Raises:
         ConfigError: another process, or this one, has the folder in use.
@@ -116,8 +117,10 @@ class _Guard:
         threading.Thread(target=self._touch, name="run lock", daemon=True).start()
 
     def _take(self) -> dict[str, object] | None:
-        """None when it is ours now, else who has it. Complete from the first moment: a link, made
-        to a finished file, is exclusive on network file systems too."""
+        """None when it is ours now, else who has it.
+
+        Complete from the first moment: a link, made to a finished file, is exclusive on network
+        file systems too."""
         finished = self._path.with_name(f"{self.NAME}.{uuid.uuid4().hex}.tmp")
         finished.write_text(json.dumps(_myself()))
         try:

@@ -21,8 +21,10 @@ LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they 
 
 
 def process_start(pid: object) -> str | None:
-    """When a process of this machine started, in the kernel's ticks: a pid that is used again has
-    another one. None: it is gone, or only waits to be collected by its parent."""
+    """When a process of this machine started, in the kernel's ticks.
+
+    A pid that is used again has another one. None: it is gone, or only waits to be collected by its
+    parent."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):
@@ -36,8 +38,9 @@ def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def gloo_on_loopback(environ: Mapping[str, str]) -> dict[str, str]:
-    """For ranks of one machine: gloo would listen where the machine's name leads. The user's own
-    choice counts."""
+    """For ranks of one machine: gloo would listen where the machine's name leads.
+
+    The user's own choice counts."""
     if not sys.platform.startswith("linux"):
         return {}
     return {"GLOO_SOCKET_IFNAME": environ.get("GLOO_SOCKET_IFNAME", "lo")}
@@ -62,17 +65,19 @@ def attempt() -> str:
 
 
 def die_with_launcher() -> None:
-    """In a rank: have the kernel end it when the launcher that started it, ours or torchrun, is
-    gone, however that happened (Linux)."""
+    """Has the kernel end this rank when its launcher is gone.
+
+    Ours or torchrun, however that happened (Linux)."""
     launcher = os.environ.get(LAUNCHER_PID)
     if launcher is not None or "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent(int(launcher or os.getppid()))
 
 
 def may_speak(status: int, told_elsewhere: bool = False) -> bool:
-    """Whether this process should print the error it ends with. Of the ranks of a job one does:
-    rank 0 if it fails too, else the first to fail. Its exit status is left in the status file.
-    `told_elsewhere`: another rank has the cause and says it.
+    """Whether this process should print the error it ends with.
+
+    Of the ranks of a job one does: rank 0 if it fails too, else the first to fail. Its exit status
+    is left in the status file. `told_elsewhere`: another rank has the cause and says it.
 
     Without a launcher, and where the status file cannot be written, everybody speaks: twice is
     better than never.
@@ -103,8 +108,9 @@ def leave_status(status: int) -> bool:
 
 
 def _status_file() -> Path | None:
-    """Where the ranks of this job leave the status: as told, else in torchrun's own temporary
-    folder of this node."""
+    """Where the ranks of this job leave the status.
+
+    As told, else in torchrun's own temporary folder of this node."""
     told, of_torchrun = os.environ.get(STATUS_FILE), os.environ.get("TORCHELASTIC_ERROR_FILE")
     if told:
         return Path(told)

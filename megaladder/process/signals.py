@@ -63,9 +63,10 @@ def replace_action(action: Action) -> None:
 
 
 def ignore() -> None:
-    """Stop signals mean nothing any more: the work is done, only the process has to end. (While
-    Python ends it puts the default handlers back, and a late signal would turn a run that has saved
-    into one that was killed.)"""
+    """Stop signals mean nothing any more: the work is done, only the process has to end.
+
+    (While Python ends it puts the default handlers back, and a late signal would turn a run that
+    has saved into one that was killed.)"""
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -87,8 +88,10 @@ def _forget() -> None:
 
 
 def deaf_helper(parent: int) -> None:
-    """In a forked helper of process `parent`: it finishes its work whatever signal asks for a stop,
-    and the kernel ends it when its parent is gone (Linux)."""
+    """In a forked helper of process `parent`.
+
+    It finishes its work whatever signal asks for a stop, and the kernel ends it when its parent is
+    gone (Linux)."""
     ignore()
     die_with_parent(parent)
 

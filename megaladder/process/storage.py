@@ -65,8 +65,9 @@ def storage_error(error: BaseException, place: Path | str | None = None) -> Stor
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """The system names a file that it cannot open, not one that it cannot write: errors of a block
-    that writes `path` get its name."""
+    """The system names a file that it cannot open, not one that it cannot write.
+
+    Errors of a block that writes `path` get its name."""
     try:
         yield
     except OSError as error:

@@ -87,8 +87,9 @@ def differences(
 
 
 def changed_surroundings(folder: Path, identity: Mapping[str, Any]) -> list[str]:
-    """`torch 2.9.0 → 2.10.0`: what the run was made of that is not so now. identity: hashes of data
-    and tokenizer as they are now."""
+    """`torch 2.9.0 → 2.10.0`: what the run was made of that is not so now.
+
+    identity: hashes of data and tokenizer as they are now."""
     path = folder / "fingerprint.json"
     if not path.is_file():
         return ["no fingerprint.json to compare with"]
@@ -132,8 +133,9 @@ def _settings(folder: Path, step: int) -> tuple[int, RunConfig]:
 
 
 def _beginning(folder: Path, step: int, since: int) -> tuple[Path | None, int] | None:
-    """The nearest checkpoint before `step` that has at least `since` steps; None as path: the
-    model; None: nothing is left."""
+    """The nearest checkpoint before `step` that has at least `since` steps.
+
+    None as path: the model; None: nothing is left."""
     root = folder / "checkpoints"
     kept = [saved for saved in store.committed_steps(root) if since <= saved < step]
     if kept:

@@ -60,8 +60,9 @@ def compute_again(recorded: RecordedStep, run: RunDir) -> dict[str, Any]:
 
 
 def quiet(recorded: RecordedStep) -> RunConfig:
-    """The run's settings without what a replay does not do: profiles, stops at a mismatch, a cache
-    anywhere but in the run's folder."""
+    """The run's settings without what a replay does not do.
+
+    Profiles, stops at a mismatch, a cache anywhere but in the run's folder."""
     config, cache = recorded.config, str(recorded.folder / "data")
     changes: dict[str, Any] = {"train": config.train.model_copy(update={"profile_steps": ()})}
     if isinstance(config, SftConfig) and config.data.cache_dir is None:

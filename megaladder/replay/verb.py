@@ -1,5 +1,6 @@
-"""The verb `replay`: computes a step of a run again and compares it with the recorded row, bit by
-bit."""
+"""The verb `replay`.
+
+Computes a step of a run again and compares it with the recorded row, bit by bit."""
 
 from __future__ import annotations
 

@@ -1,2 +1,3 @@
-"""Rewards: the only grader, the processes it runs in, and the terms that make up a reward. No torch
-here."""
+"""Rewards: the only grader, the processes it runs in, and the terms that make up a reward.
+
+No torch here."""

@@ -1,5 +1,6 @@
-"""The program that a worker process runs: read a batch of samples, grade one after the other,
-answer each at once.
+"""The program that a worker process runs.
+
+Read a batch of samples, grade one after the other, answer each at once.
 
 Started by `worker.GradePool` as a script with an empty environment, with a page of shared memory
 (its descriptor is the argument). Frames on both pipes: 4 bytes length (big endian), then JSON.
@@ -89,8 +90,9 @@ def _graded(
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Our pipes under new numbers; 0, 1 and 2 go to /dev/null, so that nothing a sample prints
-    reaches anybody or fills a disk."""
+    """Our pipes under new numbers.
+
+    0, 1 and 2 go to /dev/null, so that nothing a sample prints reaches anybody or fills a disk."""
     incoming = os.fdopen(os.dup(0), "rb")
     outgoing = os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDWR)

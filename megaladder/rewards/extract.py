@@ -1,5 +1,6 @@
-r"""From a model's response to the string it gives as its answer. Pure string work, linear in the
-response, nothing is evaluated.
+r"""From a model's response to the string it gives as its answer.
+
+Pure string work, linear in the response, nothing is evaluated.
 
 Rules, in order; the first that applies decides (reasoning_ladder, LIMO and Rethinking SFT graders,
 lm-eval's GSM8K):
@@ -83,16 +84,18 @@ _TEXT_COMMAND = re.compile(
 
 
 class Candidate(NamedTuple):
-    """What was found: the string (None = no answer) and which rule found it, or why there is
-    none."""
+    """What was found in an answer.
+
+    The string (None = no answer) and which rule found it, or why there is none."""
 
     text: str | None
     rule: str
 
 
 def answer_part(response: str) -> str | None:
-    """The response without its reasoning and without special tokens at its end; None if the
-    reasoning never ended."""
+    """The response without its reasoning and without special tokens at its end.
+
+    None if the reasoning never ended."""
     text = response[-MAX_RESPONSE_CHARS:]
     if "<" not in text:
         return text.rstrip()
@@ -119,8 +122,9 @@ def _without_special_tokens(text: str) -> str:
 
 
 def extract(response: str, kind: str, dialect: DialectName = OWN_DIALECT) -> Candidate:
-    """The candidate answer of a response by the rules above, or by those of another dialect; `kind`
-    decides what a last line gives."""
+    """The candidate answer of a response by the rules above, or by those of another dialect.
+
+    `kind` decides what a last line gives."""
     text = answer_part(response)
     if text is None:
         return Candidate(None, "the reasoning never ended")
@@ -149,8 +153,9 @@ def _first(text: str, kind: str, marks: tuple[Mark, ...]) -> Candidate | None:
 
 
 def _choice(text: str) -> Candidate:
-    """A box or tag that holds a letter; one without a letter (`\\boxed{42}`) does not hide a phrase
-    that names one."""
+    """A box or tag that holds a letter.
+
+    One without a letter (`\\boxed{42}`) does not hide a phrase that names one."""
     found = _first(text, "choice", ("last box", "answer tag"))
     if found is not None and (found.text is None or option(found.text) is not None):
         return found
@@ -231,8 +236,9 @@ def _last_number(text: str, kind: str) -> Candidate:
 
 
 def last_box(text: str) -> Candidate | None:
-    r"""Content of the last `\boxed{}` or `\fbox{}`, braces matched, escaped braces skipped. `\boxed
-    5` gives `5`. None = no box."""
+    r"""Content of the last `\boxed{}` or `\fbox{}`, braces matched, escaped braces skipped.
+
+    `\boxed 5` gives `5`. None = no box."""
     end = len(text)
     while True:
         position = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
@@ -305,8 +311,9 @@ def _outermost(text: str, start: int) -> int:
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and its partner; None if that is missing. Reads
-    little more than MAX_ANSWER_CHARS."""
+    """What stands between the brace at `start` and its partner; None if that is missing.
+
+    Reads little more than MAX_ANSWER_CHARS."""
     depth, position = 0, start
     while position < len(text):
         char = text[position]
@@ -323,8 +330,9 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _hash_line(text: str) -> str | None:
-    """What follows the last `####` if it is an answer and no Markdown heading (`#### 3.
-    Simplify`)."""
+    """What follows the last `####` if it is an answer.
+
+    It may be a Markdown heading (`#### 3. Simplify`), which is none."""
     end = len(text)
     for _ in range(8):
         position = text.rfind("####", 0, end)
@@ -345,7 +353,9 @@ def _hash_line(text: str) -> str | None:
 
 
 def _phrase(text: str) -> str | None:
-    """The rest of the line after the last "Answer:" / "answer is", or the first line under a "Final
+    """The answer that a phrase announces.
+
+    The rest of the line after the last "Answer:" / "answer is", or the first line under a "Final
     Answer" heading."""
     tail = text[-_TAIL_CHARS:]
     places = [match.end() for match in _ANSWER_PHRASE.finditer(tail)] + [
@@ -387,8 +397,9 @@ def _last_number_of_text(text: str) -> str | None:
 
 
 def from_prose(line: str, first: bool) -> str:
-    r"""The answer inside a line: a formula in `$…$`, else the whole line if it holds no words, else
-    a number, else the line.
+    r"""The answer inside a line.
+
+    A formula in `$…$`, else the whole line if it holds no words, else a number, else the line.
 
     `first`: of several formulas or numbers take the first (after "the answer is"), otherwise the
     last (of a last line).
@@ -417,8 +428,9 @@ def is_hedged(line: str, number: re.Match[str]) -> bool:
 
 
 def _joined_spans(line: str, spans: list[re.Match[str]], first: bool) -> str:
-    """The first or last formula with those that "and", "or" or a comma joins to it: `the roots are
-    $1$ and $-2$` gives `1, -2`."""
+    """The first or last formula with those that "and", "or" or a comma joins to it.
+
+    `the roots are $1$ and $-2$` gives `1, -2`."""
     groups = [[spans[0]]]
     for before, after in pairwise(spans):
         if re.fullmatch(r"(?i)[\s,]*(?:and|or)?[\s,]*", line[before.end() : after.start()]):
@@ -432,8 +444,9 @@ def _joined_spans(line: str, spans: list[re.Match[str]], first: bool) -> str:
 
 
 def _has_words(line: str) -> bool:
-    """Plain words (three letters or more, or a common short one), functions, LaTeX commands and
-    `\\text{}` units apart."""
+    """Whether there are plain words, of three letters or more, or common short ones.
+
+    Functions, LaTeX commands and `\text{}` units apart."""
     if _TEXT_COMMAND.search(line):
         line = re.sub(
             r"\\(?:begin|end|text|mbox|mathrm|textbf|textit|mathbf|operatorname)\s*\{[^{}]*\}",
@@ -451,8 +464,10 @@ def yes_or_no(response: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The only number of a short text of words such as `18 dollars`; None if it has none or
-    several, denies it, or says more about it than words do (`\\pm 18`, `18!`, `18 May`)."""
+    """The only number of a short text of words such as `18 dollars`.
+
+    None if it has none or several, denies it, or says more about it than words do (`\\pm 18`,
+    `18!`, `18 May`)."""
     numbers = list(_NUMBER.finditer(text))
     if len(numbers) != 1 or is_hedged(text, numbers[0]):
         return None

@@ -52,8 +52,9 @@ def grade(
     grader: str = OWN,
     dialect: DialectName = OWN_DIALECT,
 ) -> Graded:
-    r"""Whether a response answers with `gold`. How the answer is found: `extract`. What is equal,
-    per kind:
+    r"""Whether a response answers with `gold`.
+
+    How the answer is found: `extract`. What is equal, per kind:
 
     math    the same kind of answer and the same value: see `compare.equal` for the rule of each
             kind. What is too costly to decide is undecided (reason limit), never wrong.

@@ -60,8 +60,9 @@ _DENIED = re.compile(
 
 
 def letter(text: str) -> str | None:
-    r"""The option letter that a box or a gold answer holds: `B`, `(B)`, `\text{(B)}`, `B. 42`,
-    `Option b`; None if it is something else, or several."""
+    r"""The option letter that a box or a gold answer holds.
+
+    `B`, `(B)`, `\text{(B)}`, `B. 42`, `Option b`; None if it is something else, or several."""
     return option(text) or None
 
 

@@ -62,8 +62,9 @@ _CALLS: dict[str, _Calls] = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout_s`: CPU seconds a sample. `memory_bytes`: address space beyond what the process has
-    when it enters."""
+    """`timeout_s`: CPU seconds a sample.
+
+    `memory_bytes`: address space beyond what the process has when it enters."""
 
     timeout_s: float
     memory_bytes: int
@@ -75,8 +76,9 @@ class Limits:
 
 
 def enter(limits: Limits) -> list[str]:
-    """Applies everything to this process, for good. Returns what holds: "memory", "files",
-    "seccomp", "processes"."""
+    """Applies everything to this process, for good.
+
+    Returns what holds: "memory", "files", "seccomp", "processes"."""
     with open("/proc/self/statm", encoding="ascii") as file:
         used_bytes = int(file.read().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, used_bytes + limits.memory_bytes)

@@ -1,5 +1,6 @@
-"""Grading in processes that can be killed. A hang or a crash costs exactly one sample, which is
-counted and named.
+"""Grading in processes that can be killed.
+
+A hang or a crash costs exactly one sample, which is counted and named.
 
     with GradePool(num_workers=2, timeout_s=5.0) as pool:
         graded = pool.grade_many([GradeTask("q1", response, gold="42")])
@@ -51,8 +52,9 @@ _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
 @dataclass(frozen=True, slots=True)
 class GradeTask:
-    """One response to grade. `id` names it in messages; `metadata` (JSON values) holds
-    the verifier's parameters.
+    """One response to grade.
+
+    `id` names it in messages; `metadata` (JSON values) holds the verifier's parameters.
 
     >>> GradeTask("gsm8k/7/sample 3", response="… #### 18", gold="18", kind="gsm8k")    # doctest:
     +SKIP
@@ -75,8 +77,9 @@ class Failure:
 
 
 class GradePool:
-    """`num_workers` reusable processes. Not for use from two threads at once (a lock makes the
-    second wait).
+    """`num_workers` reusable processes.
+
+    Not for use from two threads at once (a lock makes the second wait).
 
     `timeout_s`: CPU seconds one sample may take before its process ends; it is tried once more,
     alone, and then undecided. `memory_bytes`: what a process may allocate on top of its imports.
@@ -116,8 +119,9 @@ class GradePool:
         self._lock = threading.Lock()
 
     def grade_many(self, tasks: Sequence[GradeTask]) -> list[Graded]:
-        """Verdicts in the order of `tasks`. Raises DataError for a gold answer that cannot be one,
-        before anything is graded."""
+        """Verdicts in the order of `tasks`.
+
+        Raises DataError for a gold answer that cannot be one, before anything is graded."""
         for task in tasks:
             _check_task(task)
         answers = self._run(tasks)
@@ -156,8 +160,9 @@ class GradePool:
 
 
 class _Run:
-    """One call of `_run`: hands out batches, takes answers, kills what is late. Samples are named
-    by their index in `tasks`."""
+    """One call of `_run`: hands out batches, takes answers, kills what is late.
+
+    Samples are named by their index in `tasks`."""
 
     def __init__(self, pool: GradePool, tasks: Sequence[GradeTask]):
         self.pool, self.tasks = pool, tasks
@@ -267,8 +272,9 @@ class _Run:
             self._store(index, answer)
 
     def _lost(self, worker: _Worker, cause: tuple[GradeReason, str]) -> None:
-        """A process is gone or must go: the sample that it was at is to blame, the others go back in
-        the queue."""
+        """A process is gone or must go.
+
+        The sample that it was at is to blame, the others go back in the queue."""
         reason, detail = cause
         self.selector.unregister(worker.output)
         if worker.input in self.selector.get_map():
@@ -324,8 +330,9 @@ def _is_answer(*parts: Any) -> bool:
 
 
 class _Worker:
-    """One process with its pipes. `pending`: indices of the samples it has and has not answered, in
-    order."""
+    """One process with its pipes.
+
+    `pending`: indices of the samples it has and has not answered, in order."""
 
     def __init__(self, setup: Mapping[str, Any]):
         page = os.memfd_create("progress")
@@ -474,8 +481,9 @@ def _as_graded(answer: list[Any]) -> Graded:
 
 
 def _import_paths() -> list[str]:
-    """Where this package is, then where this process imports from; absolute, so that a worker's
-    other working directory does not matter."""
+    """Where this package is, then where this process imports from.
+
+    Absolute, so that a worker's other working directory does not matter."""
     root = str(Path(megaladder.__file__).resolve().parent.parent)
     return [root, *(os.path.abspath(path) for path in sys.path if path)]
 

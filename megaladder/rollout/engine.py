@@ -332,6 +332,7 @@ class BaseEngine:
 
     def sleep(self, level: int = 1) -> bool:
         """Level 1 parks the weights in host memory, level 2 drops them (an update must follow).
+
         False = the platform has no sleep mode."""
         self._require_open()
         if level not in (1, 2):
@@ -360,8 +361,9 @@ class BaseEngine:
         return supported
 
     def forget_prompts(self) -> None:
-        """Drops what is kept of earlier prompts: what comes next is computed as if they had never
-        been asked."""
+        """Drops what is kept of earlier prompts.
+
+        What comes next is computed as if they had never been asked."""
 
     def __enter__(self) -> Any:
         return self

@@ -1,5 +1,6 @@
-"""A deterministic engine without a model, for tests, dry runs and debugging the half that consumes
-completions.
+"""A deterministic engine without a model.
+
+For tests, dry runs and debugging the half that consumes completions.
 
     engine = FakeEngine()                                               # pseudo-random ids, a
     function of prompt and seed engine = FakeEngine(responder=lambda request: "\\\\boxed{42}",

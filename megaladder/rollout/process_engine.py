@@ -433,8 +433,9 @@ class _Stream:
         return shares
 
     def message(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The "generate" message: `requests` are [id, index into prompts, index into params,
-        seed]."""
+        """The "generate" message.
+
+        `requests` are [id, index into prompts, index into params, seed]."""
         prompts: dict[tuple[int, ...], int] = {}
         params: dict[SamplingParams, int] = {}
         rows = []

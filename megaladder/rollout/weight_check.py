@@ -60,6 +60,7 @@ def compare_checksums(
     tp: int,
 ) -> CheckResult:
     """`tensors`: the trainer's, by Hugging Face name; `workers`: what each of the engine's says.
+
     Holds one fused group at a time."""
     said = [
         (int(found[1]), name, digest)
@@ -89,8 +90,9 @@ def compare_checksums(
 def _fused_groups(
     tensors: Iterable[tuple[str, torch.Tensor]], shape: ModelShape
 ) -> Iterable[tuple[str, list[str], list[torch.Tensor]]]:
-    """(engine name, Hugging Face names, tensors), with q, k, v and gate, up together, and apart
-    where the trainer has them in one."""
+    """(engine name, Hugging Face names, tensors) of what the engine fuses.
+
+    q, k, v and gate, up together, and apart where the trainer has them in one."""
     waiting: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors:
         found = next(

@@ -52,8 +52,10 @@ SPACE_MARGIN = 1.1
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """What is sent: this rank's chunks, the model's shape, and the folder that configuration and
-    tokenizer come from."""
+    """What is sent to the engine.
+
+    This rank's chunks, the model's shape, and the folder that configuration and tokenizer come
+    from."""
 
     chunks: Sequence[Any]
     shape: ModelShape
@@ -69,8 +71,9 @@ class TrainedModel:
         return sum(self._tensor_bytes())
 
     def bucket_bytes(self, wanted: int) -> int:
-        """`wanted`, or as much as the largest tensor takes: vLLM's packed buckets hold whole
-        tensors."""
+        """`wanted`, or as much as the largest tensor takes.
+
+        vLLM's packed buckets hold whole tensors."""
         return max(wanted, *self._tensor_bytes())
 
     def _tensor_bytes(self) -> list[int]:
@@ -92,10 +95,12 @@ class SyncReport:
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """transport; bytes of a bucket; which transfers are checked; the folder that file transport
-    falls back to; whether the engine sleeps between rounds (it shares the trainer's devices); the
-    ranks that write files: the first of each node that has engines; a folder that trainer and
-    engines both see, instead (engines on machines where no rank runs)."""
+    """transport; bytes of a bucket; which transfers are checked.
+
+    The folder that file transport falls back to; whether the engine sleeps between rounds (it
+    shares the trainer's devices); the ranks that write files: the first of each node that has
+    engines; a folder that trainer and engines both see, instead (engines on machines where no rank
+    runs)."""
 
     transport: Transport
     bucket_bytes: int
@@ -159,6 +164,7 @@ class WeightSync:
 
     def send(self, version: int) -> SyncReport | None:
         """Brings the model to the engine as `version`; None when it holds that version already.
+
         Collective.
 
         Raises:
@@ -186,6 +192,7 @@ class WeightSync:
 
     def rest(self) -> None:
         """Between rounds: an engine on the trainer's devices gives them back and drops its weights.
+
         Collective."""
         if self._options.colocated and not self._resting:
             self._resting = parallel.on_main(
@@ -245,9 +252,10 @@ def _main(engine: Engine | None) -> Engine:
 
 
 def _unless_dead(engine: Engine, action: Callable[[Engine], object]) -> bool:
-    """Sleeping and waking are of no use to an engine whose process has died: the next
-    `update_weights` starts it again, and counts that. Returns whether the action was carried
-    out."""
+    """Sleeping and waking are of no use to an engine whose process has died.
+
+    The next `update_weights` starts it again, and counts that. Returns whether the action was
+    carried out."""
     try:
         action(engine)
         return True
@@ -277,9 +285,10 @@ def _checksums(engine: Engine) -> list[dict[str, str]] | None:
 
 
 class FileCarrier:
-    """A safetensors folder in shared memory (of each node with engines), or in the run folder where
-    that is too small, or in a folder that all machines see. It stays there: a restarted engine
-    reads it."""
+    """Carries the weights in a safetensors folder.
+
+    In shared memory (of each node with engines), or in the run folder where that is too small, or
+    in a folder that all machines see. It stays there: a restarted engine reads it."""
 
     def __init__(self, model: TrainedModel, options: SyncOptions) -> None:
         self._model, self._writers = model, options.writers
@@ -322,8 +331,9 @@ class FileCarrier:
 def weight_folder(
     num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None
 ) -> SharedFolder | Path:
-    """An empty folder for the weights, readable by this user only: in shared memory, or where that
-    is too small (or `shared_dir` says so) a path.
+    """An empty folder for the weights, readable by this user only.
+
+    In shared memory, or where that is too small (or `shared_dir` says so) a path.
 
     Named after the run (and the node: two may share a machine), so that a killed run's leftovers
     are replaced.
@@ -345,8 +355,9 @@ def weight_folder(
 
 
 class _NativeCarrier:
-    """vLLM's own transfer, driven from both ends: every rank iterates the tensors, rank 0 talks to
-    the engine as well."""
+    """vLLM's own transfer, driven from both ends.
+
+    Every rank iterates the tensors, rank 0 talks to the engine as well."""
 
     resendable = False  # a restarted engine needs all training ranks again
 

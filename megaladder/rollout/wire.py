@@ -1,5 +1,6 @@
-"""Messages between an engine's parent and its child process: JSON objects, each behind a 4-byte
-length, over one end of a socket pair.
+"""Messages between an engine's parent and its child process.
+
+JSON objects, each behind a 4-byte length, over one end of a socket pair.
 
 Plain data only, so that neither side can make the other run code. The socket pair is inherited: no
 port, no address, nobody else can connect. Not for tensors.

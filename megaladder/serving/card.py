@@ -1,5 +1,6 @@
-"""The model card: what the run folder recorded, and scores with their intervals. Only facts that
-stand in files."""
+"""The model card: what the run folder recorded, and scores with their intervals.
+
+Only facts that stand in files."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ STEP = re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """`hf`: configuration, weights, tokenizer. `run`: the run folder that it came from, if it was
-    named or is the folder's home."""
+    """`hf`: configuration, weights, tokenizer.
+
+    `run`: the run folder that it came from, if it was named or is the folder's home."""
 
     hf: Path
     run: Path | None = None

@@ -19,8 +19,10 @@ SUMS = "SHA256SUMS"
 
 
 def run_push(config: PushConfig) -> None:
-    """The verb. Raises ConfigError for a target that is taken, StorageError where the hub or its
-    network fails (the same command goes on: files that are there are not sent twice)."""
+    """The verb.
+
+    Raises ConfigError for a target that is taken, StorageError where the hub or its network fails
+    (the same command goes on: files that are there are not sent twice)."""
     to_hub = is_hub_id(config.to)
     _refuse_unread(config, to_hub)
     folder = find_model(config.model)

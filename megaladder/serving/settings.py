@@ -17,7 +17,9 @@ from megaladder.config.sections.engine import EngineSection, Positive
 
 class ChatConfig(StrictModel):
     """Talk with a model, with the chat template and the ends of answers that its folder holds.
-    Example: megaladder chat runs/sft --prompt "What is 2+3?" """
+
+    Example: megaladder chat runs/sft --prompt "What is 2+3?"
+    """
 
     model: Positional[str]
     """Hugging Face folder, or run folder: its newest export (hf/step_N)."""
@@ -45,8 +47,9 @@ class ChatConfig(StrictModel):
 
 
 class ServeConfig(StrictModel):
-    """An OpenAI-compatible address for a model, by vLLM's own server, until Ctrl-C. Example:
-    megaladder serve runs/sft --port 8000"""
+    """An OpenAI-compatible address for a model, by vLLM's own server, until Ctrl-C.
+
+    Example: megaladder serve runs/sft --port 8000"""
 
     model: Positional[str]
     """Hugging Face folder, or run folder: its newest export (hf/step_N)."""
@@ -70,8 +73,9 @@ class ServeConfig(StrictModel):
 
 
 class PushConfig(StrictModel):
-    """A model with a model card, to a folder or to the hub. Example: megaladder push runs/sft --to
-    published/my-model --evals runs/eval/step_640"""
+    """A model with a model card, to a folder or to the hub.
+
+    Example: megaladder push runs/sft --to published/my-model --evals runs/eval/step_640"""
 
     model: Positional[str]
     """Hugging Face folder, or run folder: its newest export, with what the run recorded."""

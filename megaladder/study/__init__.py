@@ -1,2 +1,3 @@
-"""Published studies as commands: `megaladder study NAME`, from one YAML of stages to findings with
-verdicts."""
+"""Published studies as commands.
+
+`megaladder study NAME`, from one YAML of stages to findings with verdicts."""

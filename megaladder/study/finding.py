@@ -123,8 +123,9 @@ class Column(StrictModel):
 
 
 class Correlation(StrictModel):
-    """Spearman's rank correlation over runs. With `better_than`, how much higher it is in size than
-    that column's."""
+    """Spearman's rank correlation over runs.
+
+    With `better_than`, how much higher it is in size than that column's."""
 
     kind: Literal["correlation"]
     runs: Annotated[tuple[str, ...], Field(min_length=4)]
@@ -134,8 +135,10 @@ class Correlation(StrictModel):
 
 
 class Shift(StrictModel):
-    """A number of `analyze shift --tokens`, a mean over texts; with `minus`, less that of another
-    model. Texts are not paired: each model is asked about its own answers."""
+    """A number of `analyze shift --tokens`, a mean over texts.
+
+    With `minus`, less that of another model. Texts are not paired: each model is asked about its
+    own answers."""
 
     kind: Literal["shift"]
     what: Literal["kl", "rank"]

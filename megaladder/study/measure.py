@@ -68,8 +68,9 @@ class Outcome:
 
 
 def judge(finding: Finding, scale: ScaleName, found: Evaluations) -> Outcome:
-    """Measures a finding and applies its rule. Raises DataError naming the finding where something
-    is missing."""
+    """Measures a finding and applies its rule.
+
+    Raises DataError naming the finding where something is missing."""
     try:
         measured = measure(finding.measured[scale], found)
     except DataError as error:
@@ -101,8 +102,10 @@ def measure(
 
 
 def _level(values: Sequence[float], metric: str) -> Measured:
-    """The mean. Where every problem is solved always, or never, a bootstrap has no width: then the
-    exact interval of that many equal outcomes."""
+    """The mean.
+
+    Where every problem is solved always, or never, a bootstrap has no width: then the exact
+    interval of that many equal outcomes."""
     measured = _mean(values, _unit(metric))
     if metric == "tokens" or set(values) not in ({0.0}, {PERCENT}) or len(values) < 2:
         return measured

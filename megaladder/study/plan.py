@@ -1,5 +1,6 @@
-"""A study at one scale → the jobs of its stages: every command as it will run, checked before any
-of them does."""
+"""A study at one scale → the jobs of its stages.
+
+Every command as it will run, checked before any of them does."""
 
 from __future__ import annotations
 
@@ -29,8 +30,10 @@ def recipes_folder() -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One case of a stage. `commands` are words without `megaladder`; `needs` are the stages whose
-    folders they name; `files` the run files of the study among them."""
+    """One case of a stage.
+
+    `commands` are words without `megaladder`; `needs` are the stages whose folders they name;
+    `files` the run files of the study among them."""
 
     stage: str
     label: str
@@ -150,8 +153,9 @@ class _Filling:
 
 
 def check_job(job: Job) -> None:
-    """Resolves every command as its verb would, and starts none. Raises ConfigError naming the job
-    and the command."""
+    """Resolves every command as its verb would, and starts none.
+
+    Raises ConfigError naming the job and the command."""
     missing = [path for path in job.files if not path.is_file()]
     if missing:
         raise ConfigError(f"{job.name}: {missing[0]}: no such file; fix: the name in study.yaml")

@@ -90,8 +90,9 @@ class Records:
         return Cost(record.get("wall_s", 0.0), record.get("cpu_s", 0.0))
 
     def _inputs_of(self, job: Job) -> str:
-        """Digest of everything that the job is made from. Where the study's folders lie is not part
-        of it: they may be moved."""
+        """Digest of everything that the job is made from.
+
+        Where the study's folders lie is not part of it: they may be moved."""
         if job.name not in self._inputs:
             self._inputs[job.name] = _digest(
                 {

@@ -36,6 +36,7 @@ class Evaluations:
 
     def scores(self, of: str, metric: str, only: Only | None = None) -> Scored:
         """Per problem, the mean over every evaluation that `of` names (STAGE/LABEL/BENCHMARK).
+
         Raises DataError where there is none, or where they have no problem in common."""
         found = [self._values(path, metric) for path in self.files(of)]
         ids = [name for name in found[0] if all(name in one for one in found)]
@@ -57,8 +58,9 @@ class Evaluations:
         return files
 
     def thinking_tokens(self, of: str) -> dict[str, list[int]]:
-        """Thinking tokens of every sample, by problem. Raises DataError where they were not
-        counted (no budget)."""
+        """Thinking tokens of every sample, by problem.
+
+        Raises DataError where they were not counted (no budget)."""
         found: dict[str, list[int]] = {}
         for path in self.files(of):
             for where, row in sample_rows(path):

@@ -42,8 +42,9 @@ exit "$status"
 
 
 def write_arrays(plan: Plan, command: Sequence[str], title: str) -> Path:
-    """Writes OUT/slurm/STAGE.sbatch and OUT/slurm/submit.sh; returns the latter. `command` starts
-    this very study."""
+    """Writes OUT/slurm/STAGE.sbatch and OUT/slurm/submit.sh; returns the latter.
+
+    `command` starts this very study."""
     folder = plan.out / "slurm"
     program = shlex.join([sys.executable, "-m", "megaladder", *command])
     lines = [

@@ -43,8 +43,9 @@ class Sweep(StrictModel):
     """Axes that are crossed, e.g. {seed: [1, 2, 3]}."""
 
     def expand(self) -> Iterator[tuple[str, Case]]:
-        """(label, values) of each case; one without values and called `all` where there is no
-        sweep."""
+        """(label, values) of each case.
+
+        One without values and called `all` where there is no sweep."""
         for case in self.cases or ({},):
             for crossed in itertools.product(*self.grid.values()):
                 axes = dict(zip(self.grid, crossed, strict=True))

@@ -1,5 +1,6 @@
-"""Runs the jobs of a stage as processes, several at a time; what is stopped or killed goes on with
-the same command.
+"""Runs the jobs of a stage as processes, several at a time.
+
+What is stopped or killed goes on with the same command.
 
 A job's commands run one after another. One that fails stops the others in good order (they save),
 and is named with the end of its log. A stop signal goes on to all; if this process is killed, the
@@ -60,8 +61,10 @@ class _Running:
 
 
 class Crew:
-    """At most `places` jobs at once; the same crew for all stages, so that a stop signal between two
-    of them is not lost. `say` prints a line of progress."""
+    """At most `places` jobs at once.
+
+    The same crew for all stages, so that a stop signal between two of them is not lost. `say`
+    prints a line of progress."""
 
     def __init__(self, places: int, say: Callable[[str], None]) -> None:
         self._places, self._say = places, say

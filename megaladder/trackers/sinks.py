@@ -1,5 +1,7 @@
-"""The trackers. A run keeps its identity in its folder: a resumed run continues its curve, another
-run of the same name, or one that starts anew, never does."""
+"""The trackers.
+
+A run keeps its identity in its folder: a resumed run continues its curve, another run of the same
+name, or one that starts anew, never does."""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ IDENTITY = "tracker.json"
 
 
 class Sink(Protocol):
-    """A place outside the run folder that metrics go to. Whatever these raise is reported once,
-    then the sink is dropped."""
+    """A place outside the run folder that metrics go to.
+
+    Whatever these raise is reported once, then the sink is dropped."""
 
     def start(self, run_name: str, config: Mapping[str, Any]) -> None: ...
 
@@ -28,8 +31,9 @@ class Sink(Protocol):
 
 
 def chosen_sinks(log: LogSection, folder: Path, resumed_step: int) -> dict[str, Sink]:
-    """The trackers that a run's configuration asks for, by name. resumed_step: steps already done;
-    0 or less = the run starts anew, with a new identity."""
+    """The trackers that a run's configuration asks for, by name.
+
+    resumed_step: steps already done; 0 or less = the run starts anew, with a new identity."""
     sinks: dict[str, Sink] = {}
     identity = run_identity(folder, anew=resumed_step <= 0)
     if log.wandb:
@@ -57,8 +61,9 @@ def run_identity(folder: Path, anew: bool) -> str:
 
 
 class WandbSink:
-    """Weights & Biases. Its login comes from its own environment or netrc; a resumed run continues
-    the same curve."""
+    """Weights & Biases.
+
+    Its login comes from its own environment or netrc; a resumed run continues the same curve."""
 
     def __init__(self, log: LogSection, folder: Path, identity: str):
         self._log, self._folder, self._identity = log, folder, identity
@@ -88,8 +93,9 @@ class WandbSink:
 
 
 class TensorBoardSink:
-    """Event files under run_dir/tensorboard; rows past a resumed step are purged by TensorBoard
-    itself."""
+    """Event files under run_dir/tensorboard.
+
+    Rows past a resumed step are purged by TensorBoard itself."""
 
     def __init__(self, folder: Path, first_step: int):
         self._folder, self._first_step = folder, first_step
@@ -112,8 +118,9 @@ class TensorBoardSink:
 
 
 class MlflowSink:
-    """MLflow, at the address of its own MLFLOW_TRACKING_URI. The run's identity is a tag, by which
-    a resumed run is found again."""
+    """MLflow, at the address of its own MLFLOW_TRACKING_URI.
+
+    The run's identity is a tag, by which a resumed run is found again."""
 
     def __init__(self, log: LogSection, identity: str):
         self._log, self._identity = log, identity

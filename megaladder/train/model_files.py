@@ -1,5 +1,6 @@
-"""Configuration and tokenizer files that travel with trained weights: those of the source model,
-with what training changed about them.
+"""Configuration and tokenizer files that travel with trained weights.
+
+Those of the source model, with what training changed about them.
 
 Which template rendered the data, with which arguments and on which day, and which tokens end an
 answer: whoever loads an export, or converts a checkpoint, samples as training meant it.
@@ -31,9 +32,10 @@ _TEMPLATE_FILE, _TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.jso
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What stands beside the weights. `template`: Jinja text, or texts by name; None = there is
-    none. `stop_ids` end an answer, `end`: id and text of the one that training taught, where it is
-    not the tokenizer's end-of-sequence."""
+    """What stands beside the weights.
+
+    `template`: Jinja text, or texts by name; None = there is none. `stop_ids` end an answer, `end`:
+    id and text of the one that training taught, where it is not the tokenizer's end-of-sequence."""
 
     model_folder: Path
     tokenizer_folder: Path
@@ -124,8 +126,9 @@ def model_files(
     tokenizer: Tokenizer,
     samples: SampleStore | Sequence[TokenSample] | None = None,
 ) -> ModelFiles:
-    """What training with this tokenizer leaves beside the weights. `samples`: those that it learns
-    from; they say which token ends an answer."""
+    """What training with this tokenizer leaves beside the weights.
+
+    `samples`: those that it learns from; they say which token ends an answer."""
     end = None if samples is None else _taught_end(samples, tokenizer)
     other = end is not None and end != tokenizer.eos_token_id
     return ModelFiles(

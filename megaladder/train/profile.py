@@ -1,5 +1,6 @@
-"""Profiles of chosen steps (train.profile_steps): a torch trace per step, or ranges for Nsight
-Systems.
+"""Profiles of chosen steps (train.profile_steps).
+
+A torch trace per step, or ranges for Nsight Systems.
 
     train.profiler torch   run_dir/profile/step_12_rank_0.json.gz, for ui.perfetto.dev; works on a
     CPU too

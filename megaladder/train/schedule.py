@@ -26,8 +26,9 @@ class LrSchedule:
     decay_steps: int = 0
 
     def lr(self, step: int) -> float:
-        """Learning rate of the update that completes step `step` (1-based): the first update of a
-        10-step warm-up uses peak / 10."""
+        """Learning rate of the update that completes step `step` (1-based).
+
+        The first update of a 10-step warm-up uses peak / 10."""
         if step <= self.warmup_steps:
             return self.peak_lr * step / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps + 1))

@@ -162,6 +162,7 @@ class Trainer:
         head: HeadOptions = HeadOptions(),
     ) -> UpdateResult:
         """Forward, backward and one guarded update with the learning rate of `step` (1-based).
+
         metrics, maxima: as `run_micro_batches`."""
         began = time.perf_counter()
         fault_point("update")

@@ -1,5 +1,6 @@
-"""One stage in a process of its own: `python -m megaladder.tools.acceptance.child STAGE …`, started
-by tools/gpu_acceptance.py.
+"""One stage in a process of its own.
+
+`python -m megaladder.tools.acceptance.child STAGE …`, started by tools/gpu_acceptance.py.
 
 A process of its own because GPU memory, megatron-core's process groups and a crash must not reach
 the next stage. Writes one JSON object: status, reason, figures, and the device that the figures

@@ -1,5 +1,7 @@
-"""What a stage gets: device, size, a work folder that survives between stages, its deadline, and a
-way to run our own commands."""
+"""What a stage of the acceptance run gets.
+
+Device, size, a work folder that survives between stages, its deadline, and a way to run our own
+commands."""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ class StageFailed(MegaladderError):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """device: cuda or cpu; size: full or tiny; records: the folder with the records of earlier
-    stages."""
+    """device: cuda or cpu; size: full or tiny.
+
+    Records: the folder with the records of earlier stages."""
 
     stage: str
     device: str
@@ -54,8 +57,10 @@ class Context:
         return self.deadline - time.monotonic() - _RESERVE_S
 
     def case(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """One figure of the stage, kept as soon as it is there: a stage that is ended by its limit
-        keeps what it had, and the next call goes on behind it."""
+        """One figure of the stage, kept as soon as it is there.
+
+        A stage that is ended by its limit keeps what it had, and the next call goes on behind it.
+        """
         kept = kept_cases(self.work, self.stage)
         if name not in kept:
             kept[name] = measure()
@@ -63,15 +68,18 @@ class Context:
         return kept[name]
 
     def figures_of(self, stage: str) -> dict[str, Any]:
-        """What an earlier stage found on this device at this size; empty where it did not run
-        well."""
+        """What an earlier stage found on this device at this size.
+
+        Empty where it did not run well."""
         from megaladder.tools.acceptance.record import is_done, read_record
 
         record = read_record(self.records, stage)
         return record["figures"] if is_done(record, self.device, self.size) else {}
 
     def megaladder(self, name: str, verb: str, *arguments: str, **overrides: Any) -> Path:
-        """Runs `megaladder verb` to its end; returns its log. overrides: `train__max_steps=3` for
+        """Runs `megaladder verb` to its end; returns its log.
+
+        overrides: `train__max_steps=3` for --train.max_steps 3. overrides: `train__max_steps=3` for
         --train.max_steps 3.
 
         Raises:
@@ -85,8 +93,9 @@ class Context:
         return self.run(name, [sys.executable, "-m", "megaladder", verb, *arguments, *flags])
 
     def run(self, name: str, command: list[str]) -> Path:
-        """Runs a command with its output in `work`/name.log; ends it when the stage's time is
-        up."""
+        """Runs a command with its output in `work`/name.log.
+
+        Ends it when the stage's time is up."""
         log = self.work / f"{name}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -110,8 +119,9 @@ class Context:
         return log
 
     def environment(self) -> dict[str, str]:
-        """Our source tree first on the path; a rehearsal keeps to the CPU even on a machine with a
-        GPU."""
+        """Our source tree first on the path.
+
+        A rehearsal keeps to the CPU even on a machine with a GPU."""
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         forced = {} if self.on_cuda else {"MEGALADDER_PLATFORM": "cpu"}
         return {

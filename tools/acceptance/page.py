@@ -1,5 +1,6 @@
-"""docs/h200.md from docs/h200/*.json: targets, then every stage's figures; cells without a
-measurement say "not measured" and the command.
+"""docs/h200.md from docs/h200/*.json: targets, then every stage's figures.
+
+Cells without a measurement say "not measured" and the command.
 
 Only records of a CUDA device are read; anything else in the folder is ignored and named.
 """

@@ -1,5 +1,7 @@
-"""What a stage leaves behind: one JSON file with date, device, versions, command, figures and
-targets. The only writer of docs/h200/*.json.
+"""What a stage leaves behind.
+
+One JSON file with date, device, versions, command, figures and targets. The only writer of
+docs/h200/*.json.
 
 A figure from a CPU never gets there: records of a GPU run go to docs/h200 only when the child
 process that measured says it computed on CUDA, and a CPU run must name a folder of its own, outside
@@ -36,8 +38,9 @@ DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A goal of the project. `figure`: dotted path into a stage's figures; met when value ≥ goal
-    (at_least) or ≤ goal."""
+    """A goal of the project.
+
+    `figure`: dotted path into a stage's figures; met when value ≥ goal (at_least) or ≤ goal."""
 
     name: str
     figure: str
@@ -152,8 +155,9 @@ def make_record(
 
 
 def write_record(folder: Path, record: dict[str, Any], root: Path) -> Path:
-    """Writes `folder`/<stage>.json, atomically. A record that is not a GPU's never goes under
-    docs/h200."""
+    """Writes `folder`/<stage>.json, atomically.
+
+    A record that is not a GPU's never goes under docs/h200."""
     home = (root / H200_FOLDER).resolve()
     inside = folder.resolve() == home or home in folder.resolve().parents
     assert not inside or (record["device"] == "cuda" and record["gpu"]), (

@@ -1,5 +1,6 @@
-"""Seconds, tokens/s, model FLOP/s, MFU, peak memory and phases of one training step, on whatever
-device this process has.
+"""What one training step costs on whatever device this process has.
+
+Seconds, tokens/s, model FLOP/s, MFU, peak memory and phases.
 
 The step is the trainer's: megatron-core's schedule over packed micro-batches, the loss head,
 clipping, the distributed optimizer. Weights are random normals (time does not depend on them),
@@ -67,8 +68,10 @@ SHAPES: dict[
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One measurement. Lengths in tokens; a step is `micro_batches` micro-batches of
-    `micro_batch_tokens`, cut into whole sequences."""
+    """One measurement.
+
+    Lengths in tokens; a step is `micro_batches` micro-batches of `micro_batch_tokens`, cut into
+    whole sequences."""
 
     shape: str = "qwen3-14b"
     layers: int | None = None  # null = all of the model's
@@ -174,6 +177,7 @@ def measure(
     work: Work, options: BuildOptions | None = None, profile_folder: Path | None = None
 ) -> dict[str, Any]:
     """All figures of one measurement; `torch.OutOfMemoryError` where it does not fit.
+
     profile_folder: also a trace of one more step."""
     step = Step(work, options)
     parts = step.phases()
@@ -216,9 +220,10 @@ def measure(
 
 
 def extrapolate(small: dict[str, Any], large: dict[str, Any], layers: int) -> dict[str, Any]:
-    """A deeper model from two slices that differ in depth only: what a layer takes, times `layers`,
-    plus what is left (embedding, head, loss, start of a step). One GPU, no communication: an
-    extrapolation, not a measurement."""
+    """A deeper model from two slices that differ in depth only.
+
+    What a layer takes, times `layers`, plus what is left (embedding, head, loss, start of a step).
+    One GPU, no communication: an extrapolation, not a measurement."""
     per_layer = (large["step_s"] - small["step_s"]) / (large["layers"] - small["layers"])
     rest = large["step_s"] - per_layer * large["layers"]
     shape = slice_of(large["shape"], layers)
@@ -244,8 +249,9 @@ def extrapolate(small: dict[str, Any], large: dict[str, Any], layers: int) -> di
 
 
 def deepest_that_fits(work: Work, candidates: list[int]) -> tuple[dict[str, Any], list[int]]:
-    """The measurement with the most layers that fits the device's memory, and the depths that did
-    not. Deepest first."""
+    """The measurement with the most layers that fits the device's memory.
+
+    And the depths that did not fit. Deepest first."""
     too_deep = []
     for layers in candidates:
         try:

@@ -1,5 +1,6 @@
-"""The stages of the acceptance run, in order: what each measures, how long it may take, what it
-needs and which targets it decides."""
+"""The stages of the acceptance run, in order.
+
+What each measures, how long it may take, what it needs and which targets it decides."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ LIMIT_S = 480.0  # of a stage: a machine may be lent for ten minutes at a time
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One process. `module`: under megaladder.tools.acceptance.stages, with `run(context) ->
-    figures`. needs: parts of the kit."""
+    """One process.
+
+    `module`: under megaladder.tools.acceptance.stages, with `run(context) -> figures`. needs: parts
+    of the kit."""
 
     name: str
     measures: str

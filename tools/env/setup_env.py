@@ -1,5 +1,6 @@
-"""Creates `.venv` with the exact pins of cpu.txt; run by `make`. Fast when nothing changed, repairs
-an interrupted install.
+"""Creates `.venv` with the exact pins of cpu.txt; run by `make`.
+
+Fast when nothing changed, repairs an interrupted install.
 
     python3 tools/env/setup_env.py            create, update or repair
     python3 tools/env/setup_env.py --check    exit 0 if the environment is complete and current, 1
@@ -78,8 +79,9 @@ def is_current(wanted):
 
 
 def refuse_foreign():
-    """An environment whose stamp names another checkout that is still there belongs to it: an
-    installation from here would leave that one with this code."""
+    """An environment whose stamp names another checkout that is still there belongs to it.
+
+    An installation from here would leave that one with this code."""
     try:
         with open(STAMP) as file:
             owner = file.read().splitlines()[1:2]
@@ -120,8 +122,9 @@ def build(wanted):
 
 
 def find_python():
-    """A Python that the pins support and that can make environments: of an existing .venv, this
-    one, or one on PATH."""
+    """A Python that the pins support and that can make environments.
+
+    Of an existing .venv, this one, or one on PATH."""
     candidates = [venv_python(), sys.executable] + [
         "python%d.%d" % version for version in SUPPORTED
     ]
@@ -163,8 +166,9 @@ def require_disk(python):
 
 
 def create_venv(python):
-    """A new environment, or the existing one if its Python runs and is supported (then `python` is
-    that one)."""
+    """A new environment, or the existing one if its Python runs and is supported.
+
+    In the latter case `python` is that one."""
     if python == venv_python():
         check(
             [python, "-m", "ensurepip", "--upgrade"],
@@ -190,8 +194,9 @@ def install(arguments):
 
 
 def repair():
-    """Reinstalls what an interrupted pip left incomplete: metadata without files, files with the
-    wrong size."""
+    """Reinstalls what an interrupted pip left incomplete.
+
+    Metadata without files, files with the wrong size."""
     for attempt in range(2):
         run = subprocess.run([venv_python(), VERIFIER, PINS], stdout=subprocess.PIPE)
         broken = run.stdout.decode().split()

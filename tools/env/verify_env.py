@@ -1,5 +1,6 @@
-"""Run by the environment's own Python: prints the pins (`name==version`) that are missing or
-incomplete, one a line; exit 0.
+"""Run by the environment's own Python.
+
+Prints the pins (`name==version`) that are missing or incomplete, one a line; exit 0.
 
 Incomplete = the list of installed files (RECORD) is missing, or a file in it is missing or has
 another size: what a killed pip leaves. Metadata that would keep pip from replacing such a package
@@ -41,8 +42,9 @@ def is_complete(pin):
 
 
 def has_size(file):
-    """Compares with RECORD; byte code (Python rewrites it) and entries without a size (RECORD
-    itself) always pass."""
+    """Compares with RECORD.
+
+    Byte code (Python rewrites it) and entries without a size (RECORD itself) always pass."""
     if file.size is None or file.suffix == ".pyc":
         return True
     try:

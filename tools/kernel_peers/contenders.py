@@ -1,5 +1,6 @@
-"""What `bench_kernels` compares: our loss head, its peers as installed packages, a copy and the
-bare matrix products.
+"""What `bench_kernels` compares.
+
+Our loss head, its peers as installed packages, a copy and the bare matrix products.
 
 A contender takes `Inputs` and returns a call; a peer that is missing or cannot do a case raises,
 which becomes its row's note.
@@ -19,8 +20,10 @@ Call = Callable[[], torch.Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one table block measures. vocab: columns of one shard that belong to the vocabulary;
-    stored: those of the weight, padding included (0: the same)."""
+    """What one table block measures.
+
+    vocab: columns of one shard that belong to the vocabulary; stored: those of the weight, padding
+    included (0: the same)."""
 
     case: str
     tokens: int
@@ -30,8 +33,10 @@ class Shape:
 
 
 class Inputs:
-    """Tensors of a shape; weights and hidden states scaled so that logits look like a trained
-    model's (standard deviation about 3)."""
+    """Tensors of a shape.
+
+    Weights and hidden states scaled so that logits look like a trained model's (standard deviation
+    about 3)."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -70,8 +75,9 @@ class Inputs:
         )
 
     def _old_logp(self, noise: torch.Tensor) -> torch.Tensor:
-        """The current log-probs plus noise, as after a few off-policy steps; in blocks, so that it
-        needs no full logits."""
+        """The current log-probs plus noise, as after a few off-policy steps.
+
+        In blocks, so that it needs no full logits."""
         found = []
         with torch.no_grad():
             for x, y in zip(self.hidden.split(1024), self.targets.split(1024), strict=True):
@@ -83,8 +89,9 @@ class Inputs:
         return torch.cat(found) + noise
 
     def with_main_grad(self) -> torch.Tensor:
-        """The weight as Megatron's DistributedDataParallel has it: `stored` rows, the gradient
-        added to a float32 buffer in place."""
+        """The weight as Megatron's DistributedDataParallel has it.
+
+        `stored` rows, the gradient added to a float32 buffer in place."""
         if self._padded is None:
             rows = max(self.shape.stored, self.shape.vocab)
             weight = self.weight.detach().new_zeros((rows, self.shape.hidden))
@@ -150,8 +157,10 @@ def compiled(inputs: Inputs) -> Call:
 
 
 def _training_step(inputs: Inputs, *, bf16_logits: bool, two_phase: bool = False) -> Call:
-    """A head step as training runs it: float32 `main_grad`, active rows known, and for GRPO the
-    loss of `megaladder grpo` with its metrics."""
+    """A head step as training runs it.
+
+    Float32 `main_grad`, active rows known, and for GRPO the loss of `megaladder grpo` with its
+    metrics."""
     from megaladder.kernels.linear_logprob import linear_logprob
     from megaladder.kernels.linear_loss import linear_loss
 
@@ -202,8 +211,9 @@ def _grpo_terms(inputs: Inputs) -> TokenLoss:
 
 
 def ours(inputs: Inputs) -> Call:
-    """As training runs it by default: logits in bfloat16 for SFT, float32 for GRPO; vocab_logprob
-    on logits."""
+    """As training runs it by default: logits in bfloat16 for SFT, float32 for GRPO.
+
+    Vocab_logprob on logits."""
     from megaladder.kernels.vocab_logprob import vocab_logprob
 
     if inputs.logits is None:
@@ -223,8 +233,9 @@ def ours_other_logits(inputs: Inputs) -> Call:
 
 
 def ours_two_phase(inputs: Inputs) -> Call:
-    """linear_logprob, whose float32 logits are kept for the backward, and a loss in plain PyTorch:
-    the path of GSPO."""
+    """linear_logprob, whose float32 logits are kept for the backward, and a loss in plain PyTorch.
+
+    The path of GSPO."""
     if inputs.logits is not None:
         raise NotImplementedError("steps only")
     return _training_step(inputs, bf16_logits=False, two_phase=True)
@@ -338,8 +349,9 @@ def quack(inputs: Inputs) -> Call:
 
 
 def copy_bandwidth(inputs: Inputs) -> Call:
-    """Reads and writes half of the logits' bytes each: the time of one pass over bfloat16 logits at
-    copy bandwidth."""
+    """Reads and writes half of the logits' bytes each.
+
+    The time of one pass over bfloat16 logits at copy bandwidth."""
     half = inputs.shape.tokens * inputs.shape.vocab // 2
     source = torch.empty(half, dtype=torch.bfloat16, device=inputs.device)
     goal = torch.empty_like(source)

@@ -1,4 +1,5 @@
 """What only a GPU can show: rows beyond 2^31 elements, determinism, CUDA graphs, torch.compile.
+
 Each check raises when it fails."""
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def cross_entropy(logp: torch.Tensor, entropy: torch.Tensor | None, block: slice
 
 
 def beyond_two_gigaelements() -> str:
-    """16,384 rows of 151,936 bfloat16 logits: the last rows equal the same rows alone, values and
-    gradients, bit for bit."""
+    """16,384 rows of 151,936 bfloat16 logits.
+
+    The last rows equal the same rows alone, values and gradients, bit for bit."""
     tokens = 16_384
     logits = torch.empty(tokens, V, device="cuda", dtype=torch.bfloat16)
     for block in logits.split(2048):

@@ -1,5 +1,6 @@
-"""Peak memory of one float32 SFT head step on the CPU, measured in a fresh process per cell:
-resident bytes above its inputs."""
+"""Peak memory of one float32 SFT head step on the CPU, measured in a fresh process per cell.
+
+Resident bytes above its inputs."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ def _status_kib(name: str) -> int:
 
 
 def _inputs(tokens: int, hidden: int, vocab: int) -> Inputs:
-    """With a float32 main_grad, as under megatron-core's DistributedDataParallel, so that d weight
-    is no part of the comparison."""
+    """The inputs of a head step with a float32 main_grad.
+
+    As under megatron-core's DistributedDataParallel, so that d weight is no part of the comparison.
+    """
     inputs = Inputs(Shape("sft step", tokens, hidden, vocab), torch.device("cpu"))
     inputs.weight.main_grad, inputs.weight.grad_added_to_main_grad = (
         torch.zeros_like(inputs.weight).fill_(0.0),

@@ -1,5 +1,6 @@
-"""Seconds and peak memory of the analysis verbs on big inputs, and the start-up time of `analyze
---help`.
+"""Seconds and peak memory of the analysis verbs on big inputs.
+
+And the start-up time of `analyze --help`.
 
     python tools/study/bench_analysis.py                          # 2,000 problems × 256 samples ×
     20 models, about a minute python tools/study/bench_analysis.py --problems 200 --models 4
@@ -27,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: wall-clock seconds, processor seconds, largest resident set in bytes, exit
-    status."""
+    """What one process took.
+
+    Wall-clock seconds, processor seconds, largest resident set in bytes, exit status."""
 
     seconds: float
     cpu_seconds: float
@@ -56,6 +58,7 @@ def measure(arguments: list[str], out: Path) -> Measured:
 
 def generate(folder: Path, problems: int, samples: int, models: int, seed: int) -> int:
     """One graded file a model and runs.csv with a post-RL score that follows the model's skill.
+
     Returns the bytes written."""
     rng = np.random.default_rng(seed)
     difficulty = rng.normal(size=problems)

@@ -52,8 +52,9 @@ def run_stats_with_tokens(rows: Path, model: Path) -> None:
 
 
 def tokenize(rows: Path, model: Path) -> None:
-    """What the first rank of an SFT run does before its first step; the second time it only
-    opens what is there."""
+    """What the first rank of an SFT run does before its first step.
+
+    The second time it only opens what is there."""
     from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_fingerprint
     from megaladder.data.sources.find import SourceSpec
     from megaladder.data.store_build import DataSpec, open_store

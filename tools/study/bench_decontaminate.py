@@ -1,5 +1,6 @@
-"""`data decontaminate` on generated long rows against a plain single-pass read of the same file, in
-one run.
+"""`data decontaminate` against a plain single-pass read of the same file.
+
+On generated long rows, in one run.
 
     python tools/study/bench_decontaminate.py --rows 100000 --against data/math500
     data/aime24

@@ -1,5 +1,6 @@
-"""Fits the few numbers of `megaladder plan` to published figures, and writes docs/plan.md:
-predicted, published, error.
+"""Fits the few numbers of `megaladder plan` to published figures, and writes docs/plan.md.
+
+Predicted, published, error.
 
     python tools/study/calibrate_plan.py --write     # megaladder/plan/calibration.yaml and
     docs/plan.md python tools/study/calibrate_plan.py --doc       # docs/plan.md from the
@@ -75,8 +76,9 @@ SHARES = {
 def fit(
     priors: dict[str, tuple[float, str]], residuals: Callable[[dict[str, float]], list[float]]
 ) -> dict[str, float]:
-    """The numbers with the largest posterior: residuals in units of FIGURE_SPREAD, priors in units
-    of PRIOR_SPREAD."""
+    """The numbers with the largest posterior.
+
+    Residuals in units of FIGURE_SPREAD, priors in units of PRIOR_SPREAD."""
     names = list(priors)
     start = np.array([_free(name, priors[name][0]) for name in names])
 

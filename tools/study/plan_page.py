@@ -1,5 +1,6 @@
-"""The text of docs/plan.md, written by tools/study/calibrate_plan.py: errors against published
-figures, fitted numbers, layouts."""
+"""The text of docs/plan.md, written by tools/study/calibrate_plan.py.
+
+Errors against published figures, fitted numbers, layouts."""
 
 from __future__ import annotations
 
@@ -260,8 +261,9 @@ def _row_or_reason(count: int, task: Task) -> list[Any]:
 
 
 def sft_task(count: int, precision: str = "bf16") -> Task:
-    """The shipped SFT recipe on `count` H200: 256 samples a step in rows of 20,480, every row taken
-    as one sequence."""
+    """The shipped SFT recipe on `count` H200.
+
+    256 samples a step in rows of 20,480, every row taken as one sequence."""
     return Task(find_model("Qwen3-14B"), find_gpu("h200"), count, Work(SFT_LENGTH, 256, precision))
 
 

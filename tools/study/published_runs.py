@@ -30,8 +30,9 @@ def family_of(source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One published training run. `value` in the unit `measure`; `group` names the
-    configuration."""
+    """One published training run.
+
+    `value` in the unit `measure`; `group` names the configuration."""
 
     id: str
     model: str

@@ -99,8 +99,9 @@ def puzzle(row: dict[str, Any], path: Path) -> tuple[list[int], int]:
 
 
 def boxed(completion: str) -> str:
-    r"""The last `\boxed{…}` behind the reasoning. Empty without one, where it never closes, and while
-    the answer still thinks, or thinks again."""
+    r"""The last `\boxed{…}` behind the reasoning.
+
+    Empty without one, where it never closes, and while the answer still thinks, or thinks again."""
     answer = completion.rpartition("</think>")[2]
     _before, opened, box = answer.rpartition("\\boxed{")
     if not opened or "<think>" in answer:

@@ -1,2 +1,3 @@
-"""One self-contained HTML page over run and eval folders: collect → sections (charts, tables) →
-page and CSV. No network, no torch."""
+"""One self-contained HTML page over run and eval folders.
+
+Collect → sections (charts, tables) → page and CSV. No network, no torch."""

@@ -1,4 +1,5 @@
 """What a section of the page is made of: prose, tables, panels of charts, token views, rollouts.
+
 Each block knows its CSV rows.
 
 Cells are plain text (escaped by the template) or `Drawing`s (SVG made by `svg`, which escapes its
@@ -44,8 +45,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Prose:
-    """Paragraphs; with `as_list`, bullet points. `numbers` are the CSV rows of numbers in them that
-    stand nowhere else."""
+    """Paragraphs; with `as_list`, bullet points.
+
+    `numbers` are the CSV rows of numbers in them that stand nowhere else."""
 
     lines: Sequence[str]
     as_list: bool = False
@@ -58,8 +60,9 @@ class Prose:
 
 @dataclass(frozen=True)
 class Table:
-    """`numbers` are the CSV rows of the table's values. `wide` tables scroll sideways on a phone,
-    others wrap."""
+    """`numbers` are the CSV rows of the table's values.
+
+    `wide` tables scroll sideways on a phone, others wrap."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Drawing]]
@@ -121,8 +124,9 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One generated answer to read. `correct` None = not graded. Texts are cleaned and shortened
-    already."""
+    """One generated answer to read.
+
+    `correct` None = not graded. Texts are cleaned and shortened already."""
 
     source: str
     problem: str
@@ -161,8 +165,9 @@ Block = Prose | Table | Panels | TokenView | RolloutList
 
 @dataclass
 class Section:
-    """A chapter of the page. A section without blocks is left out and named under "Not in this
-    report"."""
+    """A chapter of the page.
+
+    A section without blocks is left out and named under "Not in this report"."""
 
     id: str
     title: str

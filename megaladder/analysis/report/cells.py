@@ -23,8 +23,9 @@ class Palette:
 
 
 def palette(inputs: Inputs) -> Palette:
-    """Models first, then runs, in the order of the command line; names that are both share a
-    style."""
+    """Models first, then runs, in the order of the command line.
+
+    Names that are both share a style."""
     return Palette(tuple(dict.fromkeys([*inputs.models, *(run.name for run in inputs.runs)])))
 
 

@@ -1,5 +1,7 @@
-"""Folders → what the report shows. Reads training runs, eval results and the JSON files of the
-analyze verbs; what is missing is a note.
+"""Folders → what the report shows.
+
+Reads training runs, eval results and the JSON files of the analyze verbs; what is missing is a
+note.
 
 A file that is there but broken is an error (`file:line`), as everywhere: a report that quietly left
 it out would mislead.
@@ -44,8 +46,10 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by
 
 @dataclass(frozen=True)
 class TrainRun:
-    """A training run folder. `rows` are the objects of metrics.jsonl, by step; `rollouts` maps step
-    → file; `last_word`: how its latest start ended, None where nothing says so."""
+    """A training run folder.
+
+    `rows` are the objects of metrics.jsonl, by step; `rollouts` maps step → file; `last_word`: how
+    its latest start ended, None where nothing says so."""
 
     name: str
     path: Path
@@ -71,6 +75,7 @@ class TrainRun:
 @dataclass(frozen=True)
 class EvalResult:
     """One model (and step) on one benchmark, with what its results file says about the protocol.
+
     `last`: of the model's last step on that benchmark."""
 
     samples: SampleSet
@@ -82,8 +87,9 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class OtherResult:
-    """Scores of a benchmark without right-or-wrong verdicts (judged, or with metrics of its own),
-    as its results file has them."""
+    """Scores of a benchmark without right-or-wrong verdicts, as its results file has them.
+
+    Judged ones, or with metrics of its own."""
 
     model: str
     benchmark: str
@@ -134,8 +140,10 @@ class Inputs:
 
     @property
     def models(self) -> list[str]:
-        """In the order of the ladder: base models (or one with "base" in its name) first, then what
-        was trained from them, then what was trained from that."""
+        """In the order of the ladder.
+
+        Base models (or one with "base" in its name) first, then what was trained from them, then
+        what was trained from that."""
         return list(dict.fromkeys(item.samples.model for item in self.shown))
 
     @property
@@ -237,8 +245,9 @@ def _add_scores(inputs: Inputs, runs: Runs, record: RunRecord) -> None:
 
 
 def _is_of_the_training(record: RunRecord, score: Score) -> bool:
-    """Whether a step was evaluated inside the training: on fewer problems, as a rule, and so shown
-    as a curve of its own where `eval` asked too."""
+    """Whether a step was evaluated inside the training.
+
+    On fewer problems, as a rule, and so shown as a curve of its own where `eval` asked too."""
     inside = Path(record.path, "evaluations").resolve()
     return score.samples is not None and inside in score.samples.resolve().parents
 
@@ -333,8 +342,9 @@ def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:
 
 
 def _name_apart(inputs: Inputs) -> None:
-    """Runs and models of one name get their parent folder in front; a doubled (model, benchmark)
-    stays an error."""
+    """Runs and models of one name get their parent folder in front.
+
+    A doubled (model, benchmark) stays an error."""
     names = [run.name for run in inputs.runs]
     inputs.runs = [
         replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")

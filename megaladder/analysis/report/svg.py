@@ -1,5 +1,7 @@
-"""Charts as inline SVG. Colours and fonts come from the page's CSS (classes s0…s7), so one drawing
-serves light, dark and print.
+"""Charts as inline SVG.
+
+Colours and fonts come from the page's CSS (classes s0…s7), so one drawing serves light, dark and
+print.
 
 Line and scatter charts have a fixed drawing size near a phone's width and are laid out in a grid;
 strips (one value with its interval) use percent coordinates and stretch with their table cell.
@@ -24,6 +26,7 @@ MAX_DRAWN = 400
 @dataclass(frozen=True)
 class Series:
     """Points (x, y) with optional bounds (low, high) a point, and optional labels for the tooltip.
+
     `style` picks colour and marker."""
 
     name: str
@@ -36,8 +39,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One panel. `x_log` draws x on a log2 axis; `y_range` fixes the y axis, else it fits the data.
-    `note` goes under the title."""
+    """One panel.
+
+    `x_log` draws x on a log2 axis; `y_range` fixes the y axis, else it fits the data. `note` goes
+    under the title."""
 
     title: str
     x_label: str
@@ -201,8 +206,9 @@ def _marks(item: Series, px, py) -> str:
 
 
 def marker(style: int, x: float, y: float, r: float = 3.2) -> str:
-    """Circle, square, diamond, triangle in turn, so that series can be told apart without
-    colour."""
+    """Circle, square, diamond, triangle in turn.
+
+    So series can be told apart without colour."""
     kind = style % 4
     if kind == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
@@ -277,8 +283,9 @@ def strip(
 
 
 def signed_log(x: float) -> float:
-    """sign(x)·log10(1 + |x|): the axis of transferability plots, where values run from −1000 to
-    1000 %."""
+    """sign(x)·log10(1 + |x|).
+
+    The axis of transferability plots, where values run from −1000 to 1000 %."""
     return math.copysign(math.log10(1 + abs(x)), x)
 
 

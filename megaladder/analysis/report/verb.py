@@ -1,5 +1,6 @@
-"""`report`: collects the folders, builds the sections, writes the page and the CSV with every
-number beside it.
+"""The verb `report`.
+
+Collects the folders, builds the sections, writes the page and the CSV with every number beside it.
 
 The page is one file: styles, script and drawings are inside, a content security policy forbids
 everything else (its own script runs by hash), so that text of a model can neither run nor load

@@ -1,2 +1,3 @@
-"""Run and evaluation folders as records: which model, which step, what it started from, its
-scores."""
+"""Run and evaluation folders as records.
+
+Which model, which step, what it started from, its scores."""

@@ -11,8 +11,9 @@ from megaladder.errors import DataError
 def every_score(
     runs: Runs, only: Sequence[str] = ()
 ) -> dict[str, tuple[RunRecord, Score]]:
-    """Model (and step), benchmark and thinking budget as a name → record and score, of all scores
-    with samples; `only`: of these benchmarks. Raises DataError for none."""
+    """Model (and step), benchmark and thinking budget as a name → record and score.
+
+    Of all scores with samples; `only`: of these benchmarks. Raises DataError for none."""
     found: dict[str, tuple[RunRecord, Score]] = {}
     for record in runs:
         for score in record.scores:

@@ -37,8 +37,10 @@ NO_SCORES = {"journal.jsonl", "generations.jsonl", "judgements.jsonl", "metrics.
 
 @dataclass(frozen=True, slots=True)
 class ScoreFile:
-    """A file of samples or results. `model`, `checkpoint`: by the folders between `root` and it.
-    `run`: the run folder that it lies in. `budget`: tokens after which answers were cut."""
+    """A file of samples or results.
+
+    `model`, `checkpoint`: by the folders between `root` and it. `run`: the run folder that it lies
+    in. `budget`: tokens after which answers were cut."""
 
     path: Path
     root: Path
@@ -174,8 +176,9 @@ def _is_graded(path: Path) -> bool:
 
 
 def _names(path: Path, root: Path, task: str) -> tuple[str, str | None]:
-    """Model and checkpoint by the folders between `root` and the file; the last one may be the
-    benchmark's."""
+    """Model and checkpoint by the folders between `root` and the file.
+
+    The last one may be the benchmark's."""
     parts = path.relative_to(root).parts[:-1]
     if parts and parts[-1] == task:
         parts = parts[:-1]

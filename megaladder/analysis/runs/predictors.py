@@ -1,5 +1,6 @@
-"""What `analyze predict` needs of run folders: each evaluated SFT step beside the score of the GRPO
-that began with it."""
+"""What `analyze predict` needs of run folders.
+
+Each evaluated SFT step beside the score of the GRPO that began with it."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ _LENGTH_KEYS = ("run_dir", "train.epochs", "train.max_steps", "checkpoint.", "lo
 
 @dataclass(frozen=True)
 class SftStep:
-    """One row. `series`: equal for runs that differ in training length only. `before`, `after`: the
-    samples by benchmark, of the step and of the GRPO runs that began with it (none: a candidate)."""
+    """One row.
+
+    `series`: equal for runs that differ in training length only. `before`, `after`: the samples by
+    benchmark, of the step and of the GRPO runs that began with it (none: a candidate)."""
 
     name: str
     series: str

@@ -1,5 +1,6 @@
-"""Paths → `Runs`: every score beside the run and the step that made its weights, every run beside
-what it began with.
+"""Paths → `Runs`.
+
+Every score beside the run and the step that made its weights, every run beside what it began with.
 
 A score's weights are known by the recorded folder (`RUN/hf/step_40` is step 40 of RUN), else by
 their digest (an export that was moved or copied), else by the run folder that the score lies in
@@ -58,8 +59,9 @@ def look_for_runs(paths: Sequence[str], warnings: Warnings) -> Runs:
 
 @dataclass
 class _Draft:
-    """A record that still collects. `key` of a run: its resolved folder; of a model: its digest,
-    else its path."""
+    """A record that still collects.
+
+    `key` of a run: its resolved folder; of a model: its digest, else its path."""
 
     key: str
     name: str
@@ -133,8 +135,9 @@ class _Drafts:
         return self._model(weights, Path(str(weights.path)).name).key, 0
 
     def _moved_run(self, folder: Path) -> str:
-        """A run that lies elsewhere now: the only known one of that name, else a record of its
-        own."""
+        """A run that lies elsewhere now.
+
+        The only known one of that name, else a record of its own."""
         named = [draft.key for draft in self.by_key.values() if draft.name == folder.name]
         if len(named) == 1:
             return named[0]

@@ -45,8 +45,9 @@ class Score:
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The settings of a forced or asked-for thinking budget that differ from none; {} for a
-        plain evaluation."""
+        """The settings of a forced or asked-for thinking budget that differ from none.
+
+        {} for a plain evaluation."""
         found = self.protocol.get("budget")
         return found if isinstance(found, dict) else {"tokens": found} if found else {}
 
@@ -102,8 +103,9 @@ class RunRecord:
         return list(dict.fromkeys(score.benchmark for score in self.scores))
 
     def plain(self, benchmark: str) -> list[Score]:
-        """Its scores on a benchmark, by rising step; under a thinking budget only where there are
-        no others."""
+        """Its scores on a benchmark, by rising step.
+
+        Under a thinking budget only where there are no others."""
         found = [score for score in self.scores if score.benchmark == benchmark]
         plain = [score for score in found if not score.budget]
         return sorted(plain or found, key=lambda score: score.step)
@@ -226,8 +228,9 @@ class Runs:
         return self._sets[score.samples]
 
     def percent(self, record: RunRecord, score: Score) -> float | None:
-        """The score in %: the recorded headline, else avg@n of the samples; None for a measure that
-        is no share."""
+        """The score in %: the recorded headline, else avg@n of the samples.
+
+        None for a measure that is no share."""
         if score.headline in PLAIN_NUMBERS:
             return None
         if score.headline is not None:

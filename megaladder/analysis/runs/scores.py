@@ -26,8 +26,10 @@ HEADLINES = (
 
 @dataclass(frozen=True)
 class Weights:
-    """Which model was scored, as far as the file says: its folder or hub name, and the digest that
-    an evaluation of ours records (`run_dir.model_fingerprint`)."""
+    """Which model was scored, as far as the file says.
+
+    Its folder or hub name, and the digest that an evaluation of ours records
+    (`run_dir.model_fingerprint`)."""
 
     path: str | None = None
     sha256: str | None = None
@@ -108,8 +110,9 @@ def _from_ours(file: ScoreFile, results: Mapping[str, Any]) -> Score:
 
 
 def _from_others(file: ScoreFile, results: Mapping[str, Any]) -> Score:
-    """lm-eval's samples, or samples of another program. Their verdicts are the score; the results
-    file's is, where the rows have none."""
+    """lm-eval's samples, or samples of another program.
+
+    Their verdicts are the score; the results file's is, where the rows have none."""
     name = str(file.benchmark)
     protocol: dict[str, Any] = dict(results.get("config") or {})
     if file.budget is not None:

@@ -1,5 +1,6 @@
-"""Thinking tokens of stored answers, where the evaluation did not force a budget and so did not
-count them."""
+"""Thinking tokens of stored answers whose evaluation did not count them.
+
+One that forced a budget did."""
 
 from __future__ import annotations
 
@@ -13,16 +14,19 @@ END = "</think>"
 
 
 def tokenizer_beside(record: RunRecord) -> Path | None:
-    """The tokenizer.json that a record's model answered with, where it still lies there: of a run
-    what travels with its weights, of a model its own."""
+    """The tokenizer.json that a record's model answered with, where it still lies there.
+
+    Of a run what travels with its weights, of a model its own."""
     folders = (Path(record.path) / "model_files", Path(record.path))
     files = (folder / "tokenizer.json" for folder in folders)
     return next((path for path in files if path.is_file()), None)
 
 
 def count_thinking(record: RunRecord, score: Score) -> float | None:
-    """Mean tokens before the end of thinking (`budget.end`, else </think>), of the whole answer where
-    it never ends; None without stored ids or tokenizer, or where no answer has such an end."""
+    """Mean tokens before the end of thinking, of the whole answer where it never ends.
+
+    The end is `budget.end`, else </think>. None without stored ids or tokenizer, or where no answer
+    has such an end."""
     path = tokenizer_beside(record)
     if path is None or score.samples is None:
         return None

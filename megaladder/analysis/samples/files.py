@@ -16,8 +16,9 @@ SAMPLE_FILE = re.compile(r"samples_(?P<task>.+?)(?P<stamp>_\d{4}-\d\d-\d\dT[\d.:
 
 
 def protocol_of(samples: Path) -> dict[str, Any]:
-    """What `results_*.json` beside a sample file says about how it was made: our `protocol`, else
-    lm-eval's `config`. {} without one."""
+    """What `results_*.json` beside a sample file says about how it was made.
+
+    Our `protocol`, else lm-eval's `config`. {} without one."""
     for path in sorted(
         samples.parent.glob("results_*.json"),
         key=lambda p: (p.name == f"results_{_task(samples)}.json", p.name),
@@ -72,8 +73,9 @@ class SampleFile:
 
 
 def find_sample_files(root: str | Path, warnings: Warnings) -> list[SampleFile]:
-    """All `samples_*.jsonl` at most three levels below `root`, sorted. Of several time stamps of a
-    task the last is taken, with a warning.
+    """All `samples_*.jsonl` at most three levels below `root`, sorted.
+
+    Of several time stamps of a task the last is taken, with a warning.
 
     Layouts: `<model>/<ckpt>/samples_*` (reasoning_ladder), `<model>/samples_*` (lm-eval),
     `<model>/<benchmark>/samples_<benchmark>.jsonl` (ours), or `root` being itself a model's folder
@@ -115,8 +117,9 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def sample_files_of(root: str | Path, benchmark: str, warnings: Warnings) -> dict[str, Path]:
-    """Model name → its file of `benchmark` (task name equal to it or starting with `benchmark_`);
-    other benchmarks are ignored.
+    """Model name → its file of `benchmark` (task name equal to it or starting with `benchmark_`).
+
+    Other benchmarks are ignored.
 
     A model is keyed by its folder name; `model/checkpoint` where it has several checkpoints with
     that benchmark.

@@ -36,13 +36,16 @@ QUESTION_KEYS = ("problem", "question", "Question", "query", "prompt", "input")
 
 
 class NoVerdictError(DataError):
-    """A sample row without a right-or-wrong verdict: not graded yet, a judged benchmark, or one
-    with other metrics."""
+    """A sample row without a right-or-wrong verdict.
+
+    Not graded yet, a judged benchmark, or one with other metrics."""
 
 
 def sample_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, row) of every row of a file of samples, under one set of names whatever program
-    wrote it; see `data.layouts.stored`. Raises DataError."""
+    """(`file:line`, row) of every row of a file of samples.
+
+    Under one set of names, whatever program wrote it; see `data.layouts.stored`. Raises DataError.
+    """
     for where, raw in raw_rows(path):
         row = with_sample_lists(raw)
         layout = stored_layout(row, where)
@@ -62,8 +65,9 @@ def raw_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def with_sample_lists(row: dict[str, Any]) -> dict[str, Any]:
-    """Our eval rows keep the lists over a problem's samples in `doc.samples` (lm-eval's schema has
-    no place for them): lifts them up."""
+    """The row with the lists over its samples lifted out of `doc.samples`.
+
+    Our eval rows keep them there, since lm-eval's schema has no place for them."""
     doc = row.get("doc")
     lists = doc.get("samples") if isinstance(doc, dict) else None
     return {**row, **lists} if isinstance(lists, dict) else row
@@ -116,8 +120,9 @@ def response_texts(row: dict[str, Any]) -> list[str]:
 
 
 def response_ids(row: dict[str, Any], where: str) -> list[list[int]]:
-    """Token ids of each response: `response_ids` as one list of ints or a list of such lists. []
-    where the row has none."""
+    """Token ids of each response: `response_ids` as one list of ints or a list of such lists.
+
+    [] where the row has none."""
     value = row.get("response_ids")
     if value is None:
         return []

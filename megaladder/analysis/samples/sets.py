@@ -1,5 +1,6 @@
-"""All graded samples of one model on one benchmark. Not here: pass@k and friends
-(`evaluation.metrics`)."""
+"""All graded samples of one model on one benchmark.
+
+Not here: pass@k and friends (`evaluation.metrics`)."""
 
 from __future__ import annotations
 
@@ -60,12 +61,12 @@ class SampleSet:
 
     @cached_property
     def num_samples_p(self) -> np.ndarray:
-        """int64 [P]"""
+        """Samples of each problem, int64 [P]."""
         return np.array([len(problem.correct) for problem in self.problems])
 
     @cached_property
     def num_correct_p(self) -> np.ndarray:
-        """int64 [P]"""
+        """Right ones of each problem, int64 [P]."""
         return np.array([sum(problem.correct) for problem in self.problems])
 
     @cached_property
@@ -80,8 +81,9 @@ class SampleSet:
 
     @cached_property
     def mean_tokens_p(self) -> np.ndarray | None:
-        """Mean response length per problem, tokens, float64 [P]; None unless every sample has
-        one."""
+        """Mean response length per problem, tokens, float64 [P].
+
+        None unless every sample has one."""
         if not all(len(problem.num_tokens) == len(problem.correct) for problem in self.problems):
             return None
         return np.array([np.mean(problem.num_tokens) for problem in self.problems])
@@ -97,8 +99,10 @@ class SampleSet:
 
 
 def read_samples(path: str | Path, model: str, benchmark: str, warnings: Warnings) -> SampleSet:
-    """Reads one file. A row without a verdict, a doubled problem, mixed fingerprints or lists of
-    unequal length are DataErrors."""
+    """Reads one file.
+
+    A row without a verdict, a doubled problem, mixed fingerprints or lists of unequal length are
+    DataErrors."""
     problems: dict[str, ProblemSamples] = {}
     fingerprint: tuple[str, str] | None = None  # value, where
     first_filter: str | None = None

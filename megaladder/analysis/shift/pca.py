@@ -1,5 +1,6 @@
-"""PCA shift of hidden states (Huan et al., arXiv 2507.00432): how far mean features move in the
-plane of the base's main axes.
+"""PCA shift of hidden states (Huan et al., arXiv 2507.00432).
+
+How far mean features move in the plane of the base's main axes.
 
 Per layer: PCA(2) is fitted on the base's features; projections are un-centred dot products with its
 components; `shift` = mean pc1(updated) − mean pc1(original), `principle` = mean pc2. Distance = L2
@@ -17,8 +18,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class LayerShift:
-    """One layer. The original model's point is (0, `principle_original`), the updated one's
-    (`shift`, `principle_updated`)."""
+    """One layer.
+
+    The original model's point is (0, `principle_original`), the updated one's (`shift`,
+    `principle_updated`)."""
 
     shift: float
     principle_original: float
@@ -42,8 +45,9 @@ def layer_shift(base_kh: np.ndarray, tuned_kh: np.ndarray) -> LayerShift:
 
 
 def pca_shift(base_lkh: np.ndarray, tuned_lkh: np.ndarray) -> dict[str, Any]:
-    """`{"distance": …, "data": [{layer, state, shift, principle}, …]}` for features float64 [L, K,
-    H]; `data` as published."""
+    """The PCA shift of every layer for features float64 [L, K, H].
+
+    `{"distance": …, "data": [{layer, state, shift, principle}, …]}`, with `data` as published."""
     layers = [layer_shift(base, tuned) for base, tuned in zip(base_lkh, tuned_lkh, strict=True)]
     original = np.array([[0.0, layer.principle_original] for layer in layers]).mean(axis=0)
     updated = np.array([[layer.shift, layer.principle_updated] for layer in layers]).mean(axis=0)

@@ -1,5 +1,6 @@
-"""Shift results as the published code writes them (Transferability, arXiv 2507.00432), in the form of
-`analyze shift`.
+"""Shift results as the published code writes them, in the form of `analyze shift`.
+
+The code of Transferability (arXiv 2507.00432).
 
 Three files: `*_pca_shift.json` (a list of {benchmark, data}), `*_token_losses.json` (ranks of each
 output token under one model), and the KL file (one number a model and task).

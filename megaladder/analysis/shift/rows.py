@@ -17,8 +17,10 @@ from megaladder.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class TextRow:
-    """A prompt and an answer. `output_ids` are used as they are when the row has them. `rendered`:
-    the prompt is what a template made, with its special tokens."""
+    """A prompt and an answer.
+
+    `output_ids` are used as they are when the row has them. `rendered`: the prompt is what a
+    template made, with its special tokens."""
 
     where: str
     input: str
@@ -101,8 +103,9 @@ def _samples(runs: Runs, record: RunRecord, tuned: str) -> str:
 
 
 def read_rows(path: str, max_rows: int) -> list[TextRow]:
-    """The first rows {input, output[, output_ids]}, or the first samples of an evaluation's first
-    problems."""
+    """The first rows {input, output[, output_ids]}, or samples of an evaluation.
+
+    Of an evaluation the first samples of its first problems."""
     rows = []
     for where, row in sample_rows(path):
         rows.append(_text_row(where, row))
@@ -136,8 +139,9 @@ def _are_ids(value: Any) -> bool:
 def tokenize(
     pair: ModelPair, row: TextRow, config: ShiftConfig
 ) -> tuple[list[int], list[int], bool]:
-    """Prompt ids, output ids, and whether the output was cut at `max_length`. Prompt and output are
-    tokenised apart, as in generation."""
+    """Prompt ids, output ids, and whether the output was cut at `max_length`.
+
+    Prompt and output are tokenised apart, as in generation."""
     prompt = _prompt_ids(pair, row, config)
     output = (
         row.output_ids

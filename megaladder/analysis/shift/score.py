@@ -1,5 +1,7 @@
-"""Both models on the same tokens: per-token log-probabilities, ranks and exact KL, and mean hidden
-states. The only analysis with torch.
+"""Both models on the same tokens.
+
+Per-token log-probabilities, ranks and exact KL, and mean hidden states. The only analysis with
+torch.
 
 `score_rows` and `mean_features` are the two places that run a model; everything else takes their
 numpy arrays. N = output tokens of a row, V = vocabulary, B = rows of a batch, T = tokens of its
@@ -34,8 +36,9 @@ class RowScores:
 
     @property
     def rank_shift_n(self) -> np.ndarray:
-        """rank − 1 under the base (0 = what the base would say, too), int64 [N]; 0 where the models
-        do not differ at all."""
+        """Rank − 1 under the base (0 = what the base would say, too), int64 [N].
+
+        0 where the models do not differ at all."""
         return np.where(self.same_n, 0, self.rank_base_n - 1)
 
 
@@ -75,8 +78,9 @@ def choose_device(device: str, dtype: str) -> tuple[str, str]:
 
 
 def load_pair(base: str, tuned: str, device: str, dtype: str) -> ModelPair:
-    """Loads two folders, each once. ModelError where one cannot be read or their tokenizers
-    differ."""
+    """Loads two folders, each once.
+
+    ModelError where one cannot be read or their tokenizers differ."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -117,8 +121,9 @@ def load_pair(base: str, tuned: str, device: str, dtype: str) -> ModelPair:
 
 
 def batches_of(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of rows in batches of like length: each holds at most `batch_tokens` with its padding,
-    or one row."""
+    """Indices of rows in batches of like length.
+
+    Each holds at most `batch_tokens` with its padding, or one row."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         full = not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > batch_tokens

@@ -1,5 +1,7 @@
-"""`analyze shift`: KL, token rank shift and PCA shift of a tuned model against its base, and the
-token view for the report.
+"""The verb `analyze shift`.
+
+KL, token rank shift and PCA shift of a tuned model against its base, and the token view for the
+report.
 
 kl = |mean over rows of the mean over output tokens of (log p_tuned − log p_base)|: the published
 Monte-Carlo estimate of KL(tuned ‖ base), right when `output` is the tuned model's own sample.
@@ -56,8 +58,9 @@ def summarise(scores: list[RowScores], warnings: Warnings) -> dict[str, Any]:
 def pca_section(
     pair: ModelPair, rows: list[TextRow], config: ShiftConfig, warnings: Warnings
 ) -> dict[str, Any]:
-    """`distance` as published (with padding), and both variants in full; null below two texts. Every
-    rank calls it with all rows, and takes its share of them."""
+    """`distance` as published (with padding), and both variants in full; null below two texts.
+
+    Every rank calls it with all rows, and takes its share of them."""
     texts = ["  ".join((row.input, row.output)) for row in rows[: config.pca_texts]]
     ids = [
         list(pair.tokenizer(text, truncation=True, max_length=config.pca_max_length)["input_ids"])
@@ -106,8 +109,9 @@ def share(num_rows: int) -> list[int]:
 
 
 def token_view(pair: ModelPair, row: TextRow, scores: RowScores) -> dict[str, Any]:
-    """One row of the token file: each output token with its rank and log-probabilities, and what
-    the base would have said."""
+    """One row of the token file.
+
+    Each output token with its rank and log-probabilities, and what the base would have said."""
     decode = pair.tokenizer.decode
     columns = zip(
         scores.token_ids_n,

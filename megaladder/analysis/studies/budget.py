@@ -1,5 +1,7 @@
-"""Accuracy under a token budget, from stored samples (Ren et al., arXiv 2604.06628,
-`math_eval_budget`): each answer is cut after B tokens, decoded and graded again.
+"""Accuracy under a token budget, from stored samples.
+
+Each answer is cut after B tokens, decoded and graded again (Ren et al., arXiv 2604.06628,
+`math_eval_budget`).
 
 An answer of at most B tokens keeps its verdict, so only cut ones are graded again. Without a
 tokenizer a cut answer counts as wrong: what remains is the share of problems answered within the
@@ -43,8 +45,9 @@ class StoredProblem:
 
 
 def read_problems(path: str) -> list[StoredProblem]:
-    """Rows with a verdict and `response_ids` for each sample; rows of one problem (one sample a
-    row) are joined."""
+    """Rows with a verdict and `response_ids` for each sample.
+
+    Rows of one problem (one sample a row) are joined."""
     found: dict[str, StoredProblem] = {}
     for where, row in sample_rows(path):
         verdicts, _ = row_verdicts(row, where)
@@ -100,8 +103,9 @@ def load_decoder(folder: str) -> Any:
 def verdicts_at(
     problems: list[StoredProblem], budgets: list[int], decode: Any, config: BudgetConfig
 ) -> dict[int, list[list[bool]]]:
-    """Budget → verdicts [P][n]. Cut answers are graded again in one pool; without `decode` they are
-    wrong."""
+    """Budget → verdicts [P][n].
+
+    Cut answers are graded again in one pool; without `decode` they are wrong."""
     out = {
         budget: [
             [ok and len(ids) <= budget for ok, ids in zip(p.correct, p.ids, strict=True)]
@@ -175,8 +179,10 @@ def analyse(
 
 
 def run_budget(config: BudgetConfig) -> None:
-    """The verb `analyze budget`. One file gives one result; of several, the JSON holds each under
-    `runs`, by model and benchmark."""
+    """The verb `analyze budget`.
+
+    One file gives one result; of several, the JSON holds each under `runs`, by model and benchmark.
+    """
     warnings = Warnings()
     named = every_score(read_runs(config.runs, warnings), config.benchmark)
     results: dict[str, dict[str, Any]] = {}

@@ -1,5 +1,7 @@
-"""Is this difference real? Two runs on the same problems: paired bootstrap, paired permutation
-test, Holm over all comparisons; and the same question at equal compute, from training run folders.
+"""Is this difference real?.
+
+Two runs on the same problems: paired bootstrap, paired permutation test, Holm over all comparisons;
+and the same question at equal compute, from training run folders.
 
 Unit: points (percent). A difference is called real when its Holm-adjusted p-value is below the
 level. Pairing is by problem id.
@@ -83,8 +85,9 @@ def _bounds(ci95: list[float] | None) -> str:
 def paired_differences(
     a: SampleSet, b: SampleSet, warnings: Warnings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per-problem accuracies in % of the problems that both have, float64 [P] each; warns of the
-    others."""
+    """Per-problem accuracies in % of the problems that both have, float64 [P] each.
+
+    Warns of the others."""
     index = b.by_id()
     pairs = [(i, index[problem.id]) for i, problem in enumerate(a.problems) if problem.id in index]
     if not pairs:
@@ -124,8 +127,9 @@ def paired_differences(
 
 
 def _decides(key: str) -> bool:
-    """Whether a protocol key should be the same for two models: not what names the model, or what
-    follows from it or from time."""
+    """Whether a protocol key should be the same for two models.
+
+    Not what names the model, or what follows from it or from time."""
     first, last = key.split(".")[0], key.split(".")[-1]
     return (
         first not in ("model", "fingerprint", "megaladder", "n")
@@ -174,8 +178,9 @@ Sets = dict[str, SampleSet]  # benchmark → samples
 
 
 def sets_of(runs: Runs, record: RunRecord) -> Sets:
-    """The samples of a record's last step on each benchmark, {} without any that have right-or-wrong
-    verdicts."""
+    """The samples of a record's last step on each benchmark.
+
+    {} without any that have right-or-wrong verdicts."""
     found: Sets = {}
     for name in record.benchmarks:
         score = runs.last(record, name)
@@ -224,8 +229,9 @@ def pairs_of(
 
 
 def ladder_pairs(runs: Runs) -> list[tuple[RunRecord, RunRecord]]:
-    """Each evaluated run after what it began with; GRPO against SFT first, whether it began with
-    that SFT or both with one model."""
+    """Each evaluated run after what it began with.
+
+    GRPO against SFT first, whether it began with that SFT or both with one model."""
     pairs = []
     for record in runs.evaluated:
         before = runs.parent(record)
@@ -272,8 +278,10 @@ def pair_up(
 
 
 def compute_section(config: CompareConfig, runs: Runs, warnings: Warnings) -> dict[str, Any]:
-    """What each training run cost, and scores at equal cost: of the folders given by hand, else of
-    all run folders that were found; curves by hand, else of their evaluations."""
+    """What each training run cost, and scores at equal cost.
+
+    Of the folders given by hand, else of all run folders that were found; curves by hand, else of
+    their evaluations."""
     folders = dict(_named_folders(config))
     if not folders:
         folders = {
@@ -388,8 +396,9 @@ def _print(
 
 
 def comparison_keys(comparisons: Sequence[Comparison]) -> list[str]:
-    """`model/benchmark`, or `model` for plain files; with "minus A" behind where B stands against
-    several."""
+    """`model/benchmark`, or `model` for plain files.
+
+    With "minus A" behind where B stands against several."""
     plain = [f"{c.b}/{c.benchmark}" if c.benchmark else c.b for c in comparisons]
     keys = [
         f"{key} minus {c.a}" if plain.count(key) > 1 else key

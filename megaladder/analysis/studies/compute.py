@@ -1,5 +1,6 @@
-"""What a training run cost, from its run folder: tokens, FLOPs, GPU-hours, summed over
-metrics.jsonl; and scores at equal cost.
+"""What a training run cost, from its run folder.
+
+Tokens, FLOPs, GPU-hours, summed over metrics.jsonl; and scores at equal cost.
 
 FLOPs: all that the model learned from, by the run's ledger: training, log-prob passes, generation,
 and a teacher's work on the data of an SFT run (`data sample` leaves it beside its rows); held-out
@@ -36,9 +37,10 @@ SECOND_KEYS = ("step_s", "step_seconds", "wall_s")
 
 @dataclass(frozen=True)
 class Compute:
-    """Cumulative cost after each step: `steps` int64 [S]; each of `cumulative` float64 [S], or None
-    where the folder does not say. at_start: FLOPs before the first step (a teacher's). ledger: the
-    work of each phase, evaluations included."""
+    """Cumulative cost after each step: `steps` int64 [S].
+
+    Each of `cumulative` float64 [S], or None where the folder does not say. at_start: FLOPs before
+    the first step (a teacher's). ledger: the work of each phase, evaluations included."""
 
     steps: np.ndarray
     cumulative: dict[str, np.ndarray | None]
@@ -157,8 +159,9 @@ def _ranks(folder: Path) -> int:
 
 
 def _parameters(folder: Path, rows: list[dict[str, Any]]) -> float | None:
-    """What the run wrote down, else the tensors in the safetensors headers of the model folder or
-    of an export."""
+    """Parameters that the run wrote down, else those of the safetensors headers.
+
+    Of the model folder or of an export."""
     fingerprint = read_object(folder / "fingerprint.json")
     for source in (fingerprint, fingerprint.get("model") or {}, rows[0]):
         for name in PARAMETER_KEYS:
@@ -172,8 +175,9 @@ def _parameters(folder: Path, rows: list[dict[str, Any]]) -> float | None:
 
 
 def count_parameters(model: Path) -> int:
-    """Elements of all tensors in a folder's *.safetensors, from their headers alone; 0 without such
-    files."""
+    """Elements of all tensors in a folder's *.safetensors, from their headers alone.
+
+    0 without such files."""
     total = 0
     for path in sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
@@ -199,8 +203,9 @@ def count_parameters(model: Path) -> int:
 def matched_scores(
     curves: Mapping[tuple[str, str], list[Point]], runs: Mapping[str, Compute], warnings: Warnings
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """`[benchmark][measure]` → {"at": the largest cost that all runs reach, NAME: score there
-    (linear between checkpoints)}."""
+    """`[benchmark][measure]` → the scores of all runs at equal cost.
+
+    {"at": the largest cost that all runs reach, NAME: score there (linear between checkpoints)}."""
     unknown = sorted({model for model, _ in curves} ^ set(runs))
     if unknown:
         warnings.add(

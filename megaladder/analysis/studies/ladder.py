@@ -1,6 +1,7 @@
-"""The reasoning ladder (Sun et al., arXiv 2504.11741): accuracy by difficulty tier from stored
-samples, potential against stability, and accuracy against the training set's size, length, style
-and similarity.
+"""The reasoning ladder (Sun et al., arXiv 2504.11741).
+
+Accuracy by difficulty tier from stored samples, potential against stability, and accuracy against
+the training set's size, length, style and similarity.
 
 avg@n = mean over problems of the mean over samples; cov@n = share of problems with any correct
 sample (prefix coverage over all n). potential − stability: cov@n − avg@n is what better aggregation
@@ -58,8 +59,9 @@ def intervals(
 
 
 def potential(samples: SampleSet) -> dict[str, Any]:
-    """n, number of problems, the gap cov@n − avg@n in points, and stability avg@n / cov@n in [0,
-    1]."""
+    """The potential cov@n − avg@n of a model, in points, and its stability.
+
+    n, number of problems, the gap in points, and avg@n / cov@n in [0, 1]."""
     average, coverage = float(samples.accuracy_p.mean()), float(samples.covered_p.mean())
     lengths = samples.mean_tokens_p
     return {
@@ -74,7 +76,9 @@ def potential(samples: SampleSet) -> dict[str, Any]:
 def choose_tiers(
     config: LadderConfig, sets: Mapping[str, SampleSet], warnings: Warnings
 ) -> TierTable | None:
-    """The published AIME24 table, one built from accuracies (--tier-base, --tier-sft), or none for
+    """The tiers to sort problems by, or none.
+
+    The published AIME24 table, one built from accuracies (--tier-base, --tier-sft), or none for
     other benchmarks."""
     if config.tier_base is None:
         if config.benchmark.split("_")[0] == "aime24":
@@ -104,8 +108,9 @@ def choose_tiers(
 
 
 def check_coverage(name: str, samples: SampleSet, table: TierTable, warnings: Warnings) -> None:
-    """Warns of problems without a tier, of missing problems, and where the gold answer stood in for
-    the id."""
+    """Warns of problems without a tier and of missing problems.
+
+    Also where the gold answer stood in for the id."""
     without = [problem.id for problem in samples.problems if table.tier_of(problem) is None]
     if without:
         warnings.add(
@@ -131,8 +136,9 @@ def check_coverage(name: str, samples: SampleSet, table: TierTable, warnings: Wa
 def read_factors(
     path: str, models: Mapping[str, Any], warnings: Warnings
 ) -> dict[str, dict[str, Any]]:
-    """Model → {size, length, style, similarity, category} of its training set, for the models that
-    have results."""
+    """Model → {size, length, style, similarity, category} of its training set.
+
+    For the models that have results."""
     out: dict[str, dict[str, Any]] = {}
     for row in read_csv(path, ("model",)):
         name = row.text("model")
@@ -154,8 +160,9 @@ def read_factors(
 def by_factor(
     models: Mapping[str, Mapping[str, float | None]], factors: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Per metric: fit of accuracy (%) on log10(size) with slope per tenfold data, R², Spearman;
-    mean accuracy of each factor's levels."""
+    """Per metric: fit of accuracy (%) on log10(size) with slope per tenfold data, R², Spearman.
+
+    Mean accuracy of each factor's levels."""
     out: dict[str, Any] = {}
     for metric in (*TIERS, "avg@n"):
         sized = [
@@ -193,8 +200,9 @@ def _log_fit(sized: list[tuple[float, float]]) -> dict[str, float | int | None] 
 
 
 def sets_of(runs: Runs, config: LadderConfig) -> dict[str, SampleSet]:
-    """Name of a model (and step) → its samples of the benchmark. Raises DataError for none, or for
-    two tasks that fit its name."""
+    """Name of a model (and step) → its samples of the benchmark.
+
+    Raises DataError for none, or for two tasks that fit its name."""
     tasks = [name for name in runs.benchmarks if is_benchmark(name, config.benchmark)]
     sets: dict[str, SampleSet] = {}
     for record in runs:
@@ -219,8 +227,9 @@ def sets_of(runs: Runs, config: LadderConfig) -> dict[str, SampleSet]:
 
 
 def recorded_sizes(runs: Runs, sets: Mapping[str, SampleSet]) -> dict[str, dict[str, Any]]:
-    """Model → the size of its training set, of SFT runs that recorded it; {} for fewer than two
-    sizes."""
+    """Model → the size of its training set, of SFT runs that recorded it.
+
+    {} for fewer than two sizes."""
     found = {
         runs.label(record, step): {"size": float(size)}
         for record in runs

@@ -1,5 +1,7 @@
-"""`analyze pass-at-k`: graded rows → avg@n, pass@k, cov@n, maj@n, each with a 95 % interval over
-problems. Values in [0, 1].
+"""The verb `analyze pass-at-k`.
+
+Graded rows → avg@n, pass@k, cov@n, maj@n, each with a 95 % interval over problems. Values in [0,
+1].
 
 Input rows are samples with verdicts in any layout that is known: of `grade`, of `eval`, of lm-eval,
 of a study, or bare `{"id", "correct": [bool, …]}`; without answers there is no maj@n. The estimators: `evaluation.metrics`.
@@ -39,8 +41,9 @@ class GradedProblem:
 
 
 def run_pass_at_k(config: PassAtKConfig) -> int:
-    """Prints the table, writes `config.json_path`. Raises DataError (status 2) for rows that cannot
-    be used.
+    """Prints the table, writes `config.json_path`.
+
+    Raises DataError (status 2) for rows that cannot be used.
 
     One file gives one result; of several, the JSON holds each under `runs`, by model and benchmark.
     """
@@ -132,8 +135,10 @@ def _result(
 
 
 def read_problems(path: str) -> list[GradedProblem]:
-    """Rows in order. Ids are required to be unique as text (`1` and `"1"` are one id); a row
-    without one is known by its line."""
+    """Rows in order.
+
+    Ids are required to be unique as text (`1` and `"1"` are one id); a row without one is known by
+    its line."""
     seen: dict[str, str] = {}
     problems = []
     for where, row in sample_rows(path):

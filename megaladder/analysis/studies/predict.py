@@ -1,5 +1,6 @@
-"""Which SFT-time metric predicts the score after RL (Kang et al., "Quagmires", arXiv 2510.01624),
-and which runs to take into RL.
+"""Which SFT-time metric predicts the score after RL, and which runs to take into RL.
+
+After Kang et al., "Quagmires", arXiv 2510.01624.
 
 Predictor: post-RL score ≈ α·metric + β, fitted on a calibration part of the runs, judged on the
 rest by R² = 1 − SS_res/SS_tot, over repeated seeded splits. "both" averages the predictors'
@@ -38,8 +39,10 @@ CHUNK_SPLITS = 4096
 
 @dataclass(frozen=True)
 class RunTable:
-    """R runs: `values[metric]` float64 [R] in the good direction, `target` float64 [R] (NaN = a
-    candidate without a score yet).
+    """R runs with their SFT-time metrics and the score to predict.
+
+    `values[metric]` float64 [R] in the good direction, `target` float64 [R] (NaN = a candidate
+    without a score yet).
 
     `lower`: metrics whose sign was turned. `by_k`: further pass@K, in the same form. `overfit`: bool
     a run, the first stage of the selection.
@@ -61,8 +64,9 @@ class RunTable:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """How well one metric (or "both") predicts. `r2_*` are over `num_splits` splits in which R² has
-    a value."""
+    """How well one metric (or "both") predicts.
+
+    `r2_*` are over `num_splits` splits in which R² has a value."""
 
     spearman: float | None
     ci95: list[float] | None
@@ -73,15 +77,17 @@ class Predictor:
 
 
 def calibration_size(calibration: float, num_runs: int) -> int:
-    """RunTable in the calibration part: a share (rounded half up) or a number; at least 2, and at least
-    2 are left to judge by."""
+    """RunTable in the calibration part: a share (rounded half up) or a number.
+
+    At least 2, and at least 2 are left to judge by."""
     size = int(calibration) if calibration >= 2 else math.floor(calibration * num_runs + 0.5)
     return max(2, min(size, num_runs - 2))
 
 
 def splits(num_runs: int, size: int, max_splits: int, seed: int) -> Iterator[np.ndarray]:
-    """Chunks int64 [b, R] of run orders whose first `size` entries are the calibration part: all
-    splits, or `max_splits` random ones."""
+    """Chunks int64 [b, R] of run orders whose first `size` entries are the calibration part.
+
+    All splits, or `max_splits` random ones."""
     if math.comb(num_runs, size) <= max_splits:
         everything = set(range(num_runs))
         orders = [
@@ -99,8 +105,9 @@ def splits(num_runs: int, size: int, max_splits: int, seed: int) -> Iterator[np.
 def held_out_r2(
     values: list[np.ndarray], target: np.ndarray, calibration: float, max_splits: int, seed: int
 ) -> np.ndarray:
-    """R² of each split, float64 [≤ max_splits], of the metrics' [R] mean prediction. Splits with
-    equal held-out targets drop out."""
+    """R² of each split, float64 [≤ max_splits], of the metrics' [R] mean prediction.
+
+    Splits with equal held-out targets drop out."""
     size = calibration_size(calibration, len(target))
     if len(target) < size + 2:
         return np.empty(0)
@@ -119,8 +126,9 @@ def held_out_r2(
 
 
 def forecast(values: list[np.ndarray], target: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Mean prediction of the metrics' fits on all runs with a target, float64 [R]; NaN below two
-    such runs."""
+    """Mean prediction of the metrics' fits on all runs with a target, float64 [R].
+
+    NaN below two such runs."""
     if known.sum() < 2:
         return np.full(len(target), np.nan)
     predicted = np.zeros(len(target))
@@ -152,8 +160,9 @@ def judge(values: list[np.ndarray], runs: RunTable, config: PredictConfig) -> Pr
 def overfit_flags(
     series: list[str], order: list[float], score: list[float], loss: list[float]
 ) -> list[bool]:
-    """Flags a run whose held-out loss is above that of the run before it in its series while its
-    SFT score is not below that run's.
+    """Flags runs that overfit against the run before them in their series.
+
+    Their held-out loss is above that run's while their SFT score is not below it.
 
     More training then fits the score without generalising (first stage of the paper's selection).
     """
@@ -168,8 +177,9 @@ def overfit_flags(
 
 
 def select(runs: RunTable, score: np.ndarray, flagged: list[bool]) -> list[str]:
-    """Second stage: survivors, best first. Candidates (no target) if there are any, else all runs;
-    ties keep the file's order."""
+    """Second stage: survivors, best first.
+
+    Candidates (no target) if there are any, else all runs; ties keep the file's order."""
     candidates = ~runs.known if (~runs.known).any() else np.ones(len(runs.names), dtype=bool)
     chosen = [
         i
@@ -238,8 +248,9 @@ def _pass_columns(rows: list[Row], values: dict[str, np.ndarray]) -> dict[str, n
 def metrics_from_samples(
     root: str | None, names: tuple[str, ...], metrics: list[str], warnings: Warnings
 ) -> dict[str, np.ndarray]:
-    """pass@K and avg@n in % of each run from `<root>/<run>.jsonl` or its one sample file below
-    `<root>/<run>/`; one in memory at a time."""
+    """pass@K and avg@n in % of each run from its sample files.
+
+    `<root>/<run>.jsonl`, or the one sample file below `<root>/<run>/`; one in memory at a time."""
     assert root is not None
     files = {file.model: file.path for file in find_sample_files(root, warnings)}
     out = {name: np.empty(len(names)) for name in metrics}
@@ -284,8 +295,10 @@ def find_overfit(config: PredictConfig, rows: list[Row]) -> list[bool]:
 
 
 def table_of(records: Runs, config: PredictConfig) -> RunTable:
-    """Each evaluated step of each SFT run as a row; its target is the score of the GRPO run that
-    began with it (the mean of several), on the benchmarks that all have."""
+    """Each evaluated step of each SFT run as a row.
+
+    Its target is the score of the GRPO run that began with it (the mean of several), on the
+    benchmarks that all have."""
     rows = sft_steps(records, config.benchmark)
     if not any(row.after for row in rows):
         raise DataError(
@@ -345,8 +358,9 @@ def _percent(samples: SampleSet, metric: str) -> float:
 
 
 def _overfit(rows: Sequence[SftStep], columns: Mapping[str, np.ndarray]) -> list[bool]:
-    """The first stage, where there is a held-out loss: runs that differ in length only, and the
-    steps of one run."""
+    """The first stage, where there is a held-out loss.
+
+    Runs that differ in length only, and the steps of one run."""
     if "held_out_loss" not in columns:
         return [False] * len(rows)
     return overfit_flags(

@@ -1,5 +1,6 @@
-"""Test-time scaling (s1, arXiv 2501.19393): control, scaling, performance of a method; sequential
-against parallel (majority) curves.
+"""Test-time scaling (s1, arXiv 2501.19393): control, scaling, performance of a method.
+
+Sequential against parallel (majority) curves.
 
 Scaling is the mean slope over all pairs of settings with x = log2(thinking tokens) and y in %: that
 axis, not a linear one, gives the published −24 and 13 (docs/published_numbers.md).
@@ -25,8 +26,9 @@ from megaladder.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting of a method: mean thinking tokens, accuracy in %, and the bounds it was told to
-    keep (±inf = none)."""
+    """One setting of a method.
+
+    Mean thinking tokens, accuracy in %, and the bounds it was told to keep (±inf = none)."""
 
     tokens: float
     accuracy: float
@@ -44,8 +46,9 @@ def control(settings: list[Setting]) -> float:
 
 
 def scaling(settings: list[Setting]) -> float | None:
-    """Mean over pairs of (f(b) − f(a))/(log2 b − log2 a), points per doubling; pairs with equal
-    tokens have none. None without pairs."""
+    """Mean over pairs of (f(b) − f(a))/(log2 b − log2 a), points per doubling.
+
+    Pairs with equal tokens have none. None without pairs."""
     slopes = [
         (b.accuracy - a.accuracy) / (math.log2(b.tokens) - math.log2(a.tokens))
         for a, b in combinations(settings, 2)
@@ -106,8 +109,9 @@ def describe(name: str, settings: list[Setting], warnings: Warnings) -> dict[str
 
 
 def majority_curve(samples: SampleSet, draws: int, seed: int) -> list[dict[str, float]]:
-    """Parallel scaling: majority of 1, 2, 4, … samples against n · mean tokens. Mean over `draws`
-    random orders of each problem's samples.
+    """Parallel scaling: majority of 1, 2, 4, … samples against n · mean tokens.
+
+    Mean over `draws` random orders of each problem's samples.
 
     Ties in the majority go to the answer seen first in that order; an answer counts as correct if
     its graded sample does. Prefixes of one order share the work: rows {n, tokens, accuracy in %}.
@@ -132,8 +136,9 @@ def majority_curve(samples: SampleSet, draws: int, seed: int) -> list[dict[str, 
 def _majority_hits(
     problem: ProblemSamples, sizes: list[int], draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """How many of `draws` random orders have a correct majority among their first n samples, for
-    each n in `sizes`."""
+    """How many of `draws` random orders have a correct majority among their first n samples.
+
+    For each n in `sizes`."""
     codes = {
         answer: code
         for code, answer in enumerate(dict.fromkeys(a for a in problem.answers if a is not None))
@@ -192,8 +197,10 @@ STEP_TOKENS = 100  # s1: a step is 100 tokens
 
 
 def settings_of(runs: Runs, only: str | None) -> dict[str, list[Setting]]:
-    """Method → its settings, by growing budget: evaluations of one model on one benchmark that
-    differ in their thinking budget. Names carry model and benchmark where there are several.
+    """Method → its settings, by growing budget.
+
+    Evaluations of one model on one benchmark that differ in their thinking budget. Names carry
+    model and benchmark where there are several.
 
     Bounds as s1 has them: a token budget is an upper bound, so is 100 tokens a step; a short answer
     must think less than the plain evaluation, a long one more. Waiting has none.
@@ -270,8 +277,10 @@ def _thinking(runs: Runs, record: RunRecord, score: Score) -> float:
 
 
 def parallel_source(runs: Runs, only: str | None) -> str | None:
-    """The file for the parallel curve: the plain evaluation of the model and benchmark that has
-    budgets, where it has several samples a problem."""
+    """The file for the parallel curve.
+
+    The plain evaluation of the model and benchmark that has budgets, where it has several samples a
+    problem."""
     for record in runs:
         for score in record.scores:
             alone = not score.budget and only in (None, score.benchmark) and score.samples

@@ -1,5 +1,6 @@
-"""Difficulty tiers: the published AIME24 partition (Sun et al., arXiv 2504.11741) and its
-construction from accuracies. Pure."""
+"""Difficulty tiers, published and built from accuracies.
+
+The published AIME24 partition (Sun et al., arXiv 2504.11741) and its construction. Pure."""
 
 from __future__ import annotations
 
@@ -58,15 +59,17 @@ EASY_ABOVE, MEDIUM_ABOVE, EXHARD_BELOW = 0.5, 0.5, 0.1
 
 @dataclass(frozen=True, slots=True)
 class TierTable:
-    """Problem id (as text) → tier. `by_gold` serves files whose ids are not the published ones:
-    gold answer → tier."""
+    """Problem id (as text) → tier.
+
+    `by_gold` serves files whose ids are not the published ones: gold answer → tier."""
 
     by_id: dict[str, str]
     by_gold: dict[str, str]
 
     def tier_of(self, problem: ProblemSamples) -> str | None:
-        """The id decides; else the gold answer (the only doubled AIME24 answer, 104, is hard
-        twice)."""
+        """The tier that the id names, else the gold answer.
+
+        The only doubled AIME24 answer, 104, is hard twice."""
         return self.by_id.get(problem.id) or self.by_gold.get(
             (problem.gold or "").strip().lstrip("0")
         )
@@ -85,8 +88,9 @@ def tiers(
     sft_accs: Sequence[Sequence[float]],
     all_accs: Sequence[Sequence[float]],
 ) -> list[str]:
-    """Tier of each problem from accuracies in [0, 1]: base [P]; small-scale SFT models and all
-    models [models][P].
+    """Tier of each problem from accuracies in [0, 1]: base [P].
+
+    Small-scale SFT models and all models [models][P].
 
     easy: base above 0.5; else medium: mean of the SFT models above 0.5; else exhard: every model
     below 0.1; else hard.

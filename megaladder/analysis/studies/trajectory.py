@@ -1,5 +1,6 @@
-"""Dip and recovery of scores over checkpoints (Ren et al., arXiv 2604.06628), and which checkpoint
-to keep.
+"""Dip and recovery of scores over checkpoints, and which checkpoint to keep.
+
+After Ren et al., arXiv 2604.06628.
 
 With base = score at step 0, low = the lowest later score, last = the final one, and a tolerance in
 points: monotone = low is not below base by more than the tolerance; else the curve dips, and
@@ -31,8 +32,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """`dip` = base − lowest score after it (0 when none is below), `recovery` = last − lowest, both
-    in points; None for monotone curves."""
+    """The dip below the base and the recovery after it, both in points.
+
+    `dip` = base − lowest score after it (0 when none is below), `recovery` = last − lowest; None
+    for monotone curves."""
 
     kind: str
     dip_step: int | None
@@ -56,8 +59,9 @@ def classify(points: list[Point], tolerance: float) -> Trajectory:
 
 
 def keep_step(curves: list[list[Point]]) -> int | None:
-    """The step with the highest mean score over a model's benchmarks, among steps that all of them
-    have; ties go to the earlier."""
+    """The step with the highest mean score over a model's benchmarks.
+
+    Among steps that all of them have; ties go to the earlier."""
     common = sorted(set.intersection(*({point.step for point in points} for points in curves)))
     means = {
         step: (
@@ -97,8 +101,9 @@ def read_curves(path: str) -> dict[tuple[str, str], list[Point]]:
 
 
 def curves_of(runs: Runs, only: Sequence[str] = ()) -> dict[tuple[str, str], list[Point]]:
-    """(run, benchmark) → points of every run that was evaluated after some step, and before the
-    first; `only`: of these benchmarks.
+    """(run, benchmark) → points of every run that was evaluated after some step.
+
+    And before the first; `only`: of these benchmarks.
 
     Raises:
         DataError: no run has such a curve.

@@ -1,5 +1,6 @@
-"""Transferability index (Huan et al., arXiv 2507.00432): how much of the gain in maths arrives in
-other groups of tasks.
+"""Transferability index (Huan et al., arXiv 2507.00432).
+
+How much of the gain in maths arrives in other groups of tasks.
 
 v1: ΔR_g = mean over benchmarks of (R − R_base)/R_base. v2: Δ_b = R − R_base in points, δ_b =
 Δ_b/σ_g, s_b = sign(δ_b)·√|δ_b|, gain_g = Σ ŵ_b·s_b with ŵ_b ∝ 100 − R_base,b inside the group.
@@ -34,8 +35,9 @@ GroupScores = Mapping[str, Scores]  # group → scores in %, benchmarks in one f
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores in percent: `scores[model][group][benchmark]`; every model has the base's benchmarks,
-    in the base's order."""
+    """Scores in percent: `scores[model][group][benchmark]`.
+
+    Every model has the base's benchmarks, in the base's order."""
 
     base: str
     scores: dict[str, dict[str, dict[str, float]]]
@@ -54,8 +56,10 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One model. `gain[g]` is what the index divides (v1: mean relative gain; v2: DI_g); None where
-    it has no value."""
+    """One model.
+
+    `gain[g]` is what the index divides (v1: mean relative gain; v2: DI_g); None where it has no
+    value."""
 
     gain: dict[str, float | None]
     ti_other: float | None
@@ -86,8 +90,9 @@ def gain_v1(model: Scores, base: Scores) -> float | None:
 
 
 def gain_v2(model: Scores, base: Scores, sigma: float) -> float | None:
-    """Headroom-weighted mean of signed roots of gains in σ; None where σ is 0 or no benchmark has
-    headroom."""
+    """Headroom-weighted mean of signed roots of gains in σ.
+
+    None where σ is 0 or no benchmark has headroom."""
     after, before = np.asarray(model, dtype=float), np.asarray(base, dtype=float)
     headroom = 100.0 - before
     if sigma <= 0 or headroom.sum() <= 0:
@@ -99,8 +104,9 @@ def gain_v2(model: Scores, base: Scores, sigma: float) -> float | None:
 def transferability(
     model: GroupScores, base: GroupScores, sigma: Mapping[str, float] | None
 ) -> Transfer:
-    """The index of one model; `sigma` None means v1. What cannot be computed is None, with the
-    reason in `warnings`."""
+    """The index of one model; `sigma` None means v1.
+
+    What cannot be computed is None, with the reason in `warnings`."""
     gain: dict[str, float | None] = {}
     reasons: list[str] = []
     for group in base:
@@ -231,8 +237,9 @@ def group_of(benchmark: str, given: Sequence[str]) -> str | None:
 def scores_of(
     runs: Runs, config: TransferConfig
 ) -> tuple[ScoreTable, dict[str, dict[str, SampleSet]]]:
-    """The last step of each run against the base, on the benchmarks that all of them have; and the
-    samples behind the scores, {} unless every score has them."""
+    """The last step of each run against the base, on the benchmarks that all of them have.
+
+    And the samples behind the scores, {} unless every score has them."""
     base = _base_of(runs, config.base)
     found: dict[str, dict[str, tuple[RunRecord, Score]]] = {}
     for record in [base, *(r for r in runs.evaluated if r is not base)]:
@@ -322,8 +329,9 @@ def bootstrap_indices(
     draws: int,
     seed: int,
 ) -> dict[str, dict[str, list[float] | None]]:
-    """95 % intervals of the indices: problems are resampled inside each benchmark, the same ones
-    for base and model; σ stays fixed.
+    """95 % intervals of the indices.
+
+    Problems are resampled inside each benchmark, the same ones for base and model; σ stays fixed.
 
     `samples[model][benchmark]`. An interval is None where a resample has no index (non-positive
     gain in maths, a zero base in v1).
@@ -380,8 +388,9 @@ def _paired(tuned: SampleSet, base: SampleSet) -> tuple[np.ndarray, np.ndarray]:
 def read_all_samples(
     table: ScoreTable, root: str, warnings: Warnings
 ) -> dict[str, dict[str, SampleSet]]:
-    """`samples[model][benchmark]` of every score in the table; warns where their mean is not the
-    table's score."""
+    """`samples[model][benchmark]` of every score in the table.
+
+    Warns where their mean is not the table's score."""
     out: dict[str, dict[str, SampleSet]] = {name: {} for name in table.scores}
     for group, cells in table.scores[table.base].items():
         for benchmark in cells:

@@ -1,2 +1,4 @@
-"""Files of other trainers: what their keys mean here (`meanings`), how they are read (`read`), and
-a run.yaml of ours from them (`convert`)."""
+"""Files of other trainers.
+
+What their keys mean here (`meanings`), how they are read (`read`), and a run.yaml of ours from them
+(`convert`)."""

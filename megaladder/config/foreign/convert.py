@@ -1,5 +1,6 @@
-"""A file of another trainer → a run.yaml of ours, with a line for every key: mapped, without effect
-here, refused with the reason, or left to do."""
+"""A file of another trainer → a run.yaml of ours, with a line for every key.
+
+Mapped, without effect here, refused with the reason, or left to do."""
 
 from __future__ import annotations
 
@@ -27,8 +28,10 @@ def method_of(flat: Mapping[str, Any]) -> Method:
 
 
 def convert(trainer: Trainer, flat: Mapping[str, Any], gpus: int | None) -> Conversion:
-    """Every key of `flat`, then what the other tool takes where the file says nothing, then the
-    keys that are computed from several.
+    """Converts every key of `flat`.
+
+    Then what the other tool takes where the file says nothing, then the keys that are computed from
+    several.
 
     Raises:
         ConfigError: the file is of a method that is not built; all reasons in one message.
@@ -81,8 +84,9 @@ def _rename(work: Conversion, key: str, value: Any, meaning: Meaning) -> None:
 
 
 def _take_defaults(work: Conversion, flat: Mapping[str, Any]) -> None:
-    """Values that the other tool takes by itself, where its file neither sets the key nor another
-    key with the same meaning."""
+    """Values that the other tool takes by itself.
+
+    Where its file neither sets the key nor another key with the same meaning."""
     for key, value in work.trainer.defaults[work.method].items():
         meaning = work.trainer.find(key)
         if key in flat or meaning is None:

@@ -1,5 +1,7 @@
-"""The table of meanings (`meanings.yaml`): what the keys of TRL, LLaMA-Factory, axolotl and verl are
-here. `import-config` reads it, and so does the hint at an unknown key."""
+"""The table of meanings (`meanings.yaml`).
+
+What the keys of TRL, LLaMA-Factory, axolotl and verl are here. `import-config` reads it, and so
+does the hint at an unknown key."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Our keys that follow from several of another trainer's: batches, schedule, precision, saving,
-sources, rewards, layout."""
+"""Our keys that follow from several of another trainer's.
+
+Batches, schedule, precision, saving, sources, rewards, layout."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Files of other trainers as flat, dotted keys: YAML, and the shell scripts in which verl's examples
-keep their overrides. Nothing is executed: a script's assignments are read, not run."""
+"""Files of other trainers as flat, dotted keys.
+
+YAML, and the shell scripts in which verl's examples keep their overrides. Nothing is executed: a
+script's assignments are read, not run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What gathers while a file of another trainer is read: our keys, parts of computed ones, and a
-finding a key."""
+"""What gathers while a file of another trainer is read.
+
+Our keys, parts of computed ones, and a finding a key."""
 
 from __future__ import annotations
 
@@ -27,8 +28,10 @@ class Finding:
 
 @dataclass
 class Conversion:
-    """What gathers while a file is read: our keys (dotted), the values that belong together with
-    others (`parts`), and a finding a key."""
+    """What gathers while a file is read.
+
+    Our keys (dotted), the values that belong together with others (`parts`), and a finding a key.
+    """
 
     trainer: Trainer
     method: Method

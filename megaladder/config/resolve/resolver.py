@@ -273,8 +273,9 @@ def _at(values: Any, key: KeyPath) -> Any:
 
 
 def _unvalidated(model: type[StrictModel], given: dict[str, Any]) -> StrictModel:
-    """An instance that holds the file's values, the defaults, and MISSING for what is required and
-    not given yet."""
+    """An instance that may lack what is required.
+
+    It holds the file's values, the defaults, and MISSING for what is required and not given yet."""
     values: dict[str, Any] = {}
     given = {**model.defaults(given), **given}
     for name, field in model.model_fields.items():
@@ -330,8 +331,9 @@ def _as_dict(model: StrictModel) -> dict[str, Any]:
 
 
 def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """tyro rule: a section's flags come from its fields, and the parsed section is a dict, so that
-    validation happens once, at the end."""
+    """The tyro rule by which a section's flags come from its fields.
+
+    The parsed section is a dict, so that validation happens once, at the end."""
     model = section_of(info.type)
     if model is None:
         return None
@@ -361,8 +363,9 @@ _WORDS: dict[Any, dict[str, Any]] = {
 
 
 def _yaml_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """tyro rule: nothing is `null`, yes is `true` on the command line and in `--help`, as in
-    YAML."""
+    """The tyro rule for `null` and `true` on the command line.
+
+    As in YAML, there and in `--help`."""
     words = _WORDS.get(info.type)
     if words is None:
         return None
@@ -377,8 +380,9 @@ def _yaml_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
 
 
 def _refuse_unknown_flags(config_class: type[StrictModel], args: list[str]) -> None:
-    """Flags that this verb lacks, each with what it may have meant: a key of another verb, another
-    trainer's name for one, a misspelt one."""
+    """Flags that this verb lacks, each with what it may have meant.
+
+    A key of another verb, another trainer's name for one, a misspelt one."""
     own = _flags(config_class)
     problems = []
     for arg in args:
@@ -400,8 +404,9 @@ def _refuse_unknown_flags(config_class: type[StrictModel], args: list[str]) -> N
 
 
 def _flags(config_class: type[StrictModel]) -> list[str]:
-    """Every flag without its dashes, in YAML's spelling: keys, names that fields give themselves,
-    the `no_` form of switches."""
+    """Every flag without its dashes, in YAML's spelling.
+
+    Keys, names that fields give themselves, the `no_` form of switches."""
     flags: list[str] = []
     for key, field in leaf_keys(config_class).items():
         section, dot, leaf = key.rpartition(".")

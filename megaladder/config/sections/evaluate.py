@@ -34,6 +34,7 @@ class BenchmarkPromptSection(PromptSection):
 
 class EvaluateSection(StrictModel):
     """Benchmarks between the steps of a training: the weights of that step answer their problems.
+
     Off without benchmarks. null = the benchmark's published default, as in `eval`."""
 
     benchmarks: CommaStrs = ()
@@ -73,8 +74,10 @@ class EvaluateSection(StrictModel):
 
 
 class SftEvaluateSection(EvaluateSection, SyncedEngineSection):
-    """Benchmarks between the steps of a training, by an engine that is started once and is given
-    the weights of each step. Off without benchmarks. null = the benchmark's published default."""
+    """Benchmarks between the steps of a training.
+
+    By an engine that is started once and is given the weights of each step. Off without benchmarks.
+    null = the benchmark's published default."""
 
     engine: Literal["vllm", "fake"] = "vllm"
     """vllm; fake = a deterministic stand-in for tests."""

@@ -63,8 +63,10 @@ class RolloutSection(SyncedEngineSection):
 
 
 class GrpoSection(StrictModel):
-    """The objective. One round: prompts → groups → advantages → `mini_batches` updates → new
-    weights to the engine."""
+    """The objective.
+
+    One round: prompts → groups → advantages → `mini_batches` updates → new weights to the engine.
+    """
 
     preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
     """Published method whose settings are the defaults of this section (config/presets.yaml, with

@@ -99,8 +99,10 @@ class LengthTerm(Term):
 
 
 class OverlongTerm(Term):
-    """0 up to rollout.max_tokens − tokens, falling linearly to −1 at rollout.max_tokens (DAPO,
-    arXiv 2503.14476)."""
+    """A punishment of overlong answers, from 0 down to −1.
+
+    0 up to rollout.max_tokens − tokens, falling linearly to −1 at rollout.max_tokens (DAPO, arXiv
+    2503.14476)."""
 
     name: Literal["overlong"]
     tokens: Tokens
@@ -183,8 +185,9 @@ RewardTerm = Annotated[AnyTerm, BeforeValidator(read_term), yaml_flag("TERM", Te
 
 
 class RewardSection(StrictModel):
-    """What a completion earns: Σ weight × value over `terms`. Whether it is correct is kept beside
-    it, whatever the terms."""
+    """What a completion earns: Σ weight × value over `terms`.
+
+    Whether it is correct is kept beside it, whatever the terms."""
 
     DEFAULT_TERMS: ClassVar[tuple[AnyTerm, ...]] = (CorrectnessTerm(name="correctness"),)
 

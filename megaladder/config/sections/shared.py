@@ -69,8 +69,9 @@ class DataSection(SourceSection):
 
 
 class ParallelSection(StrictModel):
-    """How the model is laid out over ranks. Data parallelism is what is left: dp = ranks /
-    (tp·pp·cp)."""
+    """How the model is laid out over ranks.
+
+    Data parallelism is what is left: dp = ranks / (tp·pp·cp)."""
 
     tp: Positive = 1
     """Tensor parallel ranks: each holds 1/tp of every matrix. Must divide attention heads and

@@ -49,8 +49,9 @@ def _one_source(verb: str, runs: tuple[str, ...], others: bool, other: str) -> l
 
 
 class TransferConfig(StrictModel):
-    """Transferability index (arXiv 2507.00432): how much of the gain in maths arrives in other
-    reasoning and in non-reasoning tasks."""
+    """Transferability index (arXiv 2507.00432).
+
+    How much of the gain in maths arrives in other reasoning and in non-reasoning tasks."""
 
     runs: Positional[tuple[str, ...]] = ()
     """Run folders, evaluation folders, parents or globs of them: the last step of
@@ -103,8 +104,9 @@ class TransferConfig(StrictModel):
 
 
 class ScalingConfig(StrictModel):
-    """s1's test-time scaling metrics (arXiv 2501.19393): control, scaling (log2 tokens, all pairs),
-    performance."""
+    """s1's test-time scaling metrics (arXiv 2501.19393).
+
+    Control, scaling (log2 tokens, all pairs), performance."""
 
     runs: Positional[tuple[str, ...]] = ()
     """Run folders, evaluation folders, parents or globs of them: evaluations of a
@@ -133,8 +135,9 @@ class ScalingConfig(StrictModel):
 
 
 class LadderConfig(StrictModel):
-    """AIME24 by difficulty tier (arXiv 2504.11741), from stored samples; also tiers of other
-    benchmarks, built from accuracies."""
+    """AIME24 by difficulty tier (arXiv 2504.11741), from stored samples.
+
+    Also tiers of other benchmarks, built from accuracies."""
 
     runs: Positional[tuple[str, ...]]
     """Run folders, evaluation folders, parents or globs of them; also lm-eval's
@@ -170,8 +173,9 @@ class LadderConfig(StrictModel):
 
 
 class PredictConfig(StrictModel):
-    """Which SFT-time metric predicts the score after RL (arXiv 2510.01624): calibrated linear fits,
-    rank correlation, selection."""
+    """Which SFT-time metric predicts the score after RL (arXiv 2510.01624).
+
+    Calibrated linear fits, rank correlation, selection."""
 
     runs: Positional[tuple[str, ...]] = ()
     """Run folders, evaluation folders, parents or globs of them, of SFT and of the
@@ -263,8 +267,9 @@ _PREDICT: tuple[ReadIf[PredictConfig], ...] = (
 
 
 class TrajectoryConfig(StrictModel):
-    """Does training dip and recover? Classes of score curves over checkpoints (arXiv 2604.06628),
-    and which checkpoint to keep."""
+    """Does training dip and recover?.
+
+    Classes of score curves over checkpoints (arXiv 2604.06628), and which checkpoint to keep."""
 
     runs: Positional[tuple[str, ...]] = ()
     """Run folders, evaluation folders, parents or globs of them. Step 0 is the model that a
@@ -290,9 +295,10 @@ class TrajectoryConfig(StrictModel):
 
 
 class ShiftConfig(StrictModel):
-    """What a tuned model changed: KL, token rank shift, PCA shift of hidden states. Needs torch and
-    transformers; runs where the model does, also on several ranks: torchrun --nproc-per-node N -m
-    megaladder analyze shift …, which share the rows."""
+    """What a tuned model changed: KL, token rank shift, PCA shift of hidden states.
+
+    Needs torch and transformers; runs where the model does, also on several ranks: torchrun
+    --nproc-per-node N -m megaladder analyze shift …, which share the rows."""
 
     runs: Positional[tuple[str, ...]] = ()
     """One run folder: its last export against the model that it began with, on the answers of that
@@ -354,8 +360,9 @@ class ShiftConfig(StrictModel):
 
 
 class BudgetConfig(StrictModel):
-    """Accuracy if every answer had been cut at a token budget: stored token ids are truncated,
-    decoded and graded again."""
+    """Accuracy if every answer had been cut at a token budget.
+
+    Stored token ids are truncated, decoded and graded again."""
 
     runs: Positional[tuple[str, ...]]
     """Run folders, evaluation folders, parents or globs of them, or files of graded rows with
@@ -384,8 +391,9 @@ class BudgetConfig(StrictModel):
 
 
 class CompareConfig(StrictModel):
-    """Is this difference real? Paired bootstrap and permutation over problems, Holm-corrected; also
-    at equal compute."""
+    """Is this difference real?.
+
+    Paired bootstrap and permutation over problems, Holm-corrected; also at equal compute."""
 
     runs: Positional[tuple[str, ...]]
     """B: run folders (their last step), evaluation folders, parents or globs of them, or files of
@@ -421,8 +429,9 @@ class CompareConfig(StrictModel):
 
 
 class ReportConfig(StrictModel):
-    """One self-contained HTML page over run and eval folders, and a CSV beside it with every number
-    in it."""
+    """One self-contained HTML page over run and eval folders.
+
+    A CSV beside it holds every number in it."""
 
     run_dirs: Positional[tuple[str, ...]]
     """Folders: training runs (config.yaml, metrics.jsonl, rollouts/), eval results, and JSON files

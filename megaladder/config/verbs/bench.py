@@ -14,8 +14,10 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class BenchTrainConfig(StrictModel):
-    """Tokens/s of one SFT step: ours against plain transformers loops on the same model, samples
-    and thread count, interleaved."""
+    """Tokens/s of one SFT step.
+
+    Ours against plain transformers loops on the same model, samples and thread count, interleaved.
+    """
 
     data: str | None = None
     """SFT data file; its samples give the lengths and loss masks. A tokenizer is trained on it. Not
@@ -102,8 +104,9 @@ _TRAIN_READ_IF: tuple[ReadIf[BenchTrainConfig], ...] = (
 
 
 class BenchKernelsConfig(StrictModel):
-    """Times the loss head against its peers (tools/bench_kernels.py); on a CPU a smoke test at
-    small sizes."""
+    """Times the loss head against its peers (tools/bench_kernels.py).
+
+    On a CPU a smoke test at small sizes."""
 
     tokens: CommaInts = (8192, 16384, 32768)
     """Tokens of a shape."""
@@ -143,8 +146,9 @@ class BenchKernelsConfig(StrictModel):
 
 
 class BenchRolloutConfig(StrictModel):
-    """Tokens per second of our engine and of bare vllm.LLM.generate, on the same prompts, in
-    turn."""
+    """Tokens per second of our engine and of bare vllm.LLM.generate.
+
+    On the same prompts, in turn."""
 
     model: str
     """Hugging Face folder."""

@@ -18,8 +18,9 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 class HfToMegatronConfig(StrictModel):
-    """Hugging Face folder → megatron-core checkpoint that loads at any TP × PP. Memory: one tensor,
-    whatever the model's size."""
+    """Hugging Face folder → megatron-core checkpoint that loads at any TP × PP.
+
+    Memory: one tensor, whatever the model's size."""
 
     hf: Path
     """Hugging Face folder: config.json, safetensors, tokenizer files."""
@@ -32,8 +33,9 @@ class HfToMegatronConfig(StrictModel):
 
 
 class MegatronToHfConfig(StrictModel):
-    """Megatron-core checkpoint (of a run, or converted) → Hugging Face folder for transformers and
-    vLLM. Memory: one tensor."""
+    """Megatron-core checkpoint → Hugging Face folder for transformers and vLLM.
+
+    Of a run, or converted. Memory: one tensor."""
 
     megatron: Path
     """Checkpoint folder, e.g. RUN_DIR/checkpoints/step_100. It must be committed; its file hashes
@@ -49,8 +51,9 @@ class MegatronToHfConfig(StrictModel):
 
 
 class VerifyConfig(StrictModel):
-    """Compares a Hugging Face folder with a megatron-core checkpoint: every tensor bit by bit, then
-    the logits of random tokens.
+    """Compares a Hugging Face folder with a megatron-core checkpoint.
+
+    Every tensor bit by bit, then the logits of random tokens.
 
     Exit status 2 and a list when they differ.
     """
@@ -79,8 +82,9 @@ class VerifyConfig(StrictModel):
 
 
 class BenchConvertConfig(StrictModel):
-    """Times both conversions of a random model against a plain copy of the same files, with peak
-    memory. No GPU needed."""
+    """Times both conversions of a random model against a plain copy.
+
+    Of the same files, with peak memory. No GPU needed."""
 
     gb: Annotated[float, Field(gt=0)] = 1.0
     """Size of the random bf16 model, in GB (10^9 bytes)."""

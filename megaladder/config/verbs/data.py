@@ -39,8 +39,9 @@ class GetConfig(StrictModel):
 
 
 class MakeConfig(StrictModel):
-    """Generated reasoning data with verified worked answers. `data make arithmetic --help` and
-    `data make countdown --help` have more."""
+    """Generated reasoning data with verified worked answers.
+
+    `data make arithmetic --help` and `data make countdown --help` have more."""
 
     kind: Positional[Literal["arithmetic", "countdown"]]
     """What to make."""
@@ -72,8 +73,9 @@ class MakeConfig(StrictModel):
 
 
 class MakeArithmeticConfig(MakeConfig):
-    """Generated arithmetic with worked steps in <think>, the answer in \\boxed{}; every line
-    verified."""
+    """Generated arithmetic with worked steps in <think>, the answer in \\boxed{}.
+
+    Every line verified."""
 
     kind: Positional[Literal["arithmetic"]]
     """arithmetic"""
@@ -109,8 +111,9 @@ class MakeArithmeticConfig(MakeConfig):
 
 
 class MakeCountdownConfig(MakeConfig):
-    """Generated countdown puzzles with search traces (try, check, go back); every trace verified by
-    replay."""
+    """Generated countdown puzzles with search traces (try, check, go back).
+
+    Every trace verified by replay."""
 
     kind: Positional[Literal["countdown"]]
     """countdown"""
@@ -313,8 +316,9 @@ def sample_config_class(args: list[str]) -> type[SampleConfig]:
 
 
 class SampleConfig(StrictModel):
-    """Rejection sampling from a teacher: draw, grade, keep. Short: --model --tokenizer --n
-    --temperature --top-p --top-k --max-tokens."""
+    """Rejection sampling from a teacher: draw, grade, keep.
+
+    Short flags: --model --tokenizer --n --temperature --top-p --top-k --max-tokens."""
 
     path: Positional[str]
     """Problems: question and answer, or verl rows."""

@@ -36,8 +36,9 @@ SHORT_FLAGS = {
 
 
 def eval_config(args: list[str]) -> type[EvalConfig]:
-    """The config class of `eval`; spells the short flags out in `args`, in place, and a run folder
-    in the place of a run.yaml."""
+    """The config class of `eval`.
+
+    Spells the short flags out in `args`, in place, and a run folder in the place of a run.yaml."""
     if args and not args[0].startswith("-") and Path(args[0]).is_dir():
         args.insert(0, "--run-dir")
     for index, arg in enumerate(args):
@@ -48,8 +49,9 @@ def eval_config(args: list[str]) -> type[EvalConfig]:
 
 
 class BudgetSection(StrictModel):
-    """Test-time budgets (s1, arXiv 2501.19393). Off unless max_thinking, num_waits, step, class or
-    rejection is set."""
+    """Test-time budgets (s1, arXiv 2501.19393).
+
+    Off unless max_thinking, num_waits, step, class or rejection is set."""
 
     max_thinking: Positive | Literal["auto"] | None = None
     """Thinking tokens after which the end of thinking is forced. auto = what max_tokens leaves
@@ -114,8 +116,9 @@ class JudgeSection(StrictModel):
 
 
 class EvalConfig(StrictModel):
-    """Benchmarks: generate, grade, append; resumable. Short flags: --model --tokenizer --n
-    --temperature --top-p --top-k --max-tokens."""
+    """Benchmarks: generate, grade, append; resumable.
+
+    Short flags: --model --tokenizer --n --temperature --top-p --top-k --max-tokens."""
 
     model: ModelSection = ModelSection()
     run_dir: str | None = None

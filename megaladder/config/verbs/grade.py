@@ -26,8 +26,9 @@ OWN_GRADER_READS: ReadIf[Any] = ReadIf(
 
 
 class GradeConfig(StrictModel):
-    """Grade stored responses with the grader that RL and the benchmarks use; rows keep their order
-    and all their fields."""
+    """Grade stored responses with the grader that RL and the benchmarks use.
+
+    Rows keep their order and all their fields."""
 
     input: str
     """Rows {"id", "gold", "response": text} or {"id", "gold", "responses": [text, …]}, or samples as
@@ -62,8 +63,9 @@ class GradeConfig(StrictModel):
 
 
 class PassAtKConfig(StrictModel):
-    """avg@n, unbiased pass@k, prefix cov@n and maj@n of graded rows, with 95 % intervals that
-    resample problems."""
+    """avg@n, unbiased pass@k, prefix cov@n and maj@n of graded rows.
+
+    With 95 % intervals that resample problems."""
 
     runs: Positional[tuple[str, ...]]
     """Run folders, evaluation folders, parents or globs of them, or files of samples with verdicts:

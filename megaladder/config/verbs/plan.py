@@ -16,8 +16,9 @@ GRPO_FLAGS = ("prompts_per_step", "n", "response_length", "max_tokens")
 
 
 class PlanConfig(StrictModel):
-    """Layouts for a model on so many GPUs, fastest first, with memory per GPU by part and predicted
-    time. Needs no GPU and no weights.
+    """Layouts for a model on so many GPUs, fastest first.
+
+    With memory per GPU by part and predicted time. Needs no GPU and no weights.
 
     megaladder plan --model Qwen3-14B --gpus 8 --gpu h200 --seq-length 20480 --global-batch-size 256
     megaladder plan --model models/my-model --gpus 64 --gpu h100 --seq-length 8192

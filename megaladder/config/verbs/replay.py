@@ -11,8 +11,10 @@ from megaladder.config.sections.engine import JsonPath
 
 
 class ReplayConfig(StrictModel):
-    """Computes a step of an SFT or GRPO run again from its record (the nearest earlier checkpoint, its
-    data, its stored rollouts) and compares every number of its row, bit by bit."""
+    """Computes a step of an SFT or GRPO run again from its record.
+
+    From the nearest earlier checkpoint, its data, its stored rollouts; every number of its row is
+    compared, bit by bit."""
 
     run_dir: Positional[str]
     """The folder of the run. Nothing in it is changed."""

@@ -1,2 +1,3 @@
-"""Generated reasoning data: pure seeded generators, an independent checker, and the verbs `data
-make arithmetic|countdown`."""
+"""Generated reasoning data.
+
+Pure seeded generators, an independent checker, and the verbs `data make arithmetic|countdown`."""

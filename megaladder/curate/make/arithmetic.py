@@ -1,5 +1,6 @@
-r"""Arithmetic with worked steps: `What is 23 * 7 + 58?` → short digit-level reasoning in `<think>`
-→ `\boxed{219}`.
+r"""Arithmetic with worked steps.
+
+`What is 23 * 7 + 58?` → short digit-level reasoning in `<think>` → `\boxed{219}`.
 
 A row is a pure function of (spec, seed, position). Every line of the trace is a chain of equal
 expressions, which `check.py` evaluates without knowing how it was made. A model of a million
@@ -123,8 +124,10 @@ def arithmetic_rows(
 
 
 def _draw(spec: ArithmeticSpec, rng: random.Random) -> tuple[str, list[tuple[str, str]], int, int]:
-    """One question: its text, each line with the one that checks it, the value, the largest number
-    that occurs on the way."""
+    """Draws one question.
+
+    Its text, each line with the one that checks it, the value, the largest number that occurs on
+    the way."""
     value = largest = _number(spec.digits, rng)
     expression, last_operation, pairs = str(value), "*", []
     num_steps = spec.steps if spec.max_steps is None else rng.randint(spec.steps, spec.max_steps)
@@ -150,8 +153,9 @@ def _number(digits: int, rng: random.Random) -> int:
 
 
 def _operand(operation: str, value: int, spec: ArithmeticSpec, rng: random.Random) -> int:
-    """Never 0 or 1 as a factor, never more than the value when subtracting: all values stay whole
-    and not negative."""
+    """Never 0 or 1 as a factor, never more than the value when subtracting.
+
+    All values stay whole and not negative."""
     if operation == "*":
         return max(2, _number(spec.factor_digits, rng))
     number = _number(spec.digits, rng)
@@ -159,8 +163,9 @@ def _operand(operation: str, value: int, spec: ArithmeticSpec, rng: random.Rando
 
 
 def _worked(left: int, operation: str, right: int) -> tuple[str, int]:
-    """One operation as a chain of equal expressions, the right number (for products the longer one)
-    taken apart by digits.
+    """One operation as a chain of equal expressions.
+
+    The right number (for products the longer one) is taken apart by digits.
 
     >>> _worked(23, "*", 7)
     ('23 * 7 = 20 * 7 + 3 * 7 = 140 + 21 = 161', 161)

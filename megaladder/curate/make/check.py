@@ -1,5 +1,6 @@
-r"""Verifies generated rows from their text alone: shares no code with the generators, so that a bug
-there cannot hide here.
+r"""Verifies generated rows from their text alone.
+
+Shares no code with the generators, so that a bug there cannot hide here.
 
 Arithmetic: every line of the trace is a chain of equal expressions, the first expressions compute
 the question, a recheck is about the numbers of the line before it, `\boxed{}` and `gold` are the
@@ -33,8 +34,9 @@ MOVE = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
 def evaluate(text: str) -> Fraction:
-    """The exact value of an expression of whole numbers, + - * / and brackets. Anything else is a
-    ValueError."""
+    """The exact value of an expression of whole numbers, + - * / and brackets.
+
+    Anything else is a ValueError."""
     return _value(_parse(text))
 
 
@@ -142,8 +144,9 @@ def check_countdown(row: Mapping[str, Any]) -> list[str]:
 
 
 def is_countdown_solution(text: str, numbers: list[int], target: int) -> bool:
-    """Does the expression use each number exactly once and make the target? Usable as a reward: it
-    looks at nothing else."""
+    """Does the expression use each number exactly once and make the target?.
+
+    Usable as a reward: it looks at nothing else."""
     try:
         return numbers_in(text) == Counter(numbers) and evaluate(text) == target
     except ValueError:
@@ -151,8 +154,9 @@ def is_countdown_solution(text: str, numbers: list[int], target: int) -> bool:
 
 
 def _replay(lines: list[str], numbers: list[int], target: int, row: Mapping[str, Any]) -> list[str]:
-    """Keeps the stack of states that the trace claims to be in; every line must fit the state on
-    top."""
+    """Keeps the stack of states that the trace claims to be in.
+
+    Every line must fit the state on top."""
     if lines[0] != f"Numbers {', '.join(map(str, numbers))}; target {target}.":
         return ["the trace starts with other numbers"]
     stack, tries, backtracks, solved = [Counter(numbers)], 0, 0, False
@@ -187,8 +191,9 @@ def _replay(lines: list[str], numbers: list[int], target: int, row: Mapping[str,
 
 
 def _apply(move: tuple[str, ...], state: Counter[int]) -> Counter[int] | None:
-    """The state after a move whose arithmetic is right and whose numbers are there; None
-    otherwise."""
+    """The state after a move whose arithmetic is right and whose numbers are there.
+
+    None otherwise."""
     left, operation, right, value = int(move[0]), move[1], int(move[2]), int(move[3])
     used = Counter([left, right])
     if used - state or evaluate(f"{left} {operation} {right}") != value:
@@ -211,8 +216,9 @@ def _try(text: str, state: Counter[int]) -> tuple[Counter[int], str]:
 def _check_line(
     moves: list[tuple[str, ...]], state: Counter[int], target: int, solved: bool
 ) -> str:
-    """Two numbers must be left; all their whole positive results must be listed unless the last one
-    is the target."""
+    """Two numbers must be left.
+
+    All their whole positive results must be listed unless the last one is the target."""
     if state.total() != 2 or not moves:
         return "a check needs two numbers left"
     results = [result for move in moves if (result := _apply(move, state)) is not None]

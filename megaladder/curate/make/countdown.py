@@ -1,5 +1,6 @@
-r"""Countdown with search traces: use each number once to reach the target; the trace tries, checks
-and goes back, as a person would.
+r"""Countdown with search traces: use each number once to reach the target.
+
+The trace tries, checks and goes back, as a person would.
 
 A row is a pure function of (spec, seed, position). The search is a real depth-first search: at each
 state it tries a few operations, the most promising first, and one operation that is known to lead
@@ -75,8 +76,9 @@ class Move(NamedTuple):
 
 @dataclass
 class _Search:
-    """One trace being written. `plan` is the known way to the target, used as long as the search is
-    on it."""
+    """One trace being written.
+
+    `plan` is the known way to the target, used as long as the search is on it."""
 
     spec: CountdownSpec
     rng: random.Random
@@ -86,8 +88,9 @@ class _Search:
     backtracks: int = 0
 
     def solve(self, state: list[int], depth: int, plan: tuple[Move, ...]) -> list[Move] | None:
-        """Writes the search below `state`; returns the moves to the target, None if nothing that
-        was tried leads there."""
+        """Writes the search below `state`.
+
+        Returns the moves to the target, None if nothing that was tried leads there."""
         if len(state) == 2:
             return self._last_two(state, depth)
         for move in self._candidates(state, plan):
@@ -122,8 +125,9 @@ class _Search:
         return None
 
     def _candidates(self, state: list[int], plan: tuple[Move, ...]) -> list[Move]:
-        """A few promising moves; the planned one is among them when there is a plan, at a seeded
-        place."""
+        """A few promising moves.
+
+        The planned one is among them when there is a plan, at a seeded place."""
         width = self.rng.randint(0, self.spec.breadth) if plan else self.spec.breadth
         moves = [move for move in dict.fromkeys(legal_moves(state)) if not plan or move != plan[0]]
         scored = sorted(
@@ -175,8 +179,9 @@ def _bare(row: dict[str, Any]) -> dict[str, Any]:
 def _draw(
     spec: CountdownSpec, rng: random.Random, seen: set[str], test: bool
 ) -> dict[str, Any] | None:
-    """One puzzle with its trace; None when this draw is no use (target out of range, seen, other
-    half of the split, too easy)."""
+    """One puzzle with its trace.
+
+    None when this draw is no use (target out of range, seen, other half of the split, too easy)."""
     numbers = [rng.randint(1, spec.largest) for _ in range(spec.numbers)]
     plan, target = _random_plan(numbers, rng)
     if not 10 <= target <= spec.max_target or target in numbers:
@@ -224,8 +229,9 @@ def _random_plan(numbers: list[int], rng: random.Random) -> tuple[tuple[Move, ..
 
 
 def legal_moves(state: list[int]) -> list[Move]:
-    """Every pair and operation with a whole result ≥ 1; sums and products once a pair, larger
-    operand first.
+    """Every pair and operation with a whole result ≥ 1.
+
+    Sums and products once a pair, larger operand first.
 
     >>> [show(move) for move in legal_moves([3, 6])]
     ['6 + 3 = 9', '6 * 3 = 18', '6 - 3 = 3', '6 / 3 = 2']

@@ -1,5 +1,6 @@
-"""`data make arithmetic|countdown`: rows → checker → file. A row that the checker faults stops the
-command."""
+"""`data make arithmetic|countdown`: rows → checker → file.
+
+A row that the checker faults stops the command."""
 
 from __future__ import annotations
 
@@ -54,8 +55,10 @@ def _countdown(config: MakeCountdownConfig) -> CountdownSpec:
 
 
 def problem_row(row: Row) -> Row:
-    """The row as a problem for evaluation and RL: `id, question, answer`, its verifier with what that
-    needs, and the measures, without the worked answer."""
+    """The row as a problem for evaluation and RL.
+
+    `id, question, answer`, its verifier with what that needs, and the measures, without the worked
+    answer."""
     verifier = "countdown" if "target" in row else "math"
     rest = {
         name: value

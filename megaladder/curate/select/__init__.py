@@ -1,2 +1,3 @@
-"""`data select`: a recipe is a list of stages; each stage keeps some rows and says why it dropped
-the others."""
+"""`data select`: a recipe is a list of stages.
+
+Each stage keeps some rows and says why it dropped the others."""

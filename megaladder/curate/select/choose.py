@@ -24,8 +24,9 @@ def _split(rows: list[PoolRow], chosen: list[PoolRow], reason: str) -> Outcome:
 
 
 class Sample(Stage):
-    """A random sample of `n` rows, or of a `share` of them. With one seed a smaller sample is part
-    of a larger one."""
+    """A random sample of `n` rows, or of a `share` of them.
+
+    With one seed a smaller sample is part of a larger one."""
 
     name: ClassVar[str] = "sample"
     n: Count | None = None
@@ -49,8 +50,9 @@ class Sample(Stage):
 
 
 class Take(Stage):
-    """N rows by length: the longest, the shortest, a random choice, or a mixture, e.g. half longest
-    and half shortest.
+    """Takes N rows by length.
+
+    The longest, the shortest, a random choice, or a mixture, e.g. half longest and half shortest.
 
     Equal lengths go by a seeded hash of the id. `mixed` takes the parts in the order longest,
     shortest, random, without a row twice.
@@ -118,8 +120,9 @@ class Top(Stage):
 
 
 class OnePer(Stage):
-    """One row of each group: the highest or lowest by a value (equal values by id), or a random
-    one."""
+    """One row of each group.
+
+    The highest or lowest by a value (equal values by id), or a random one."""
 
     name: ClassVar[str] = "one_per"
     group: str

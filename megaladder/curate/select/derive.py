@@ -1,5 +1,6 @@
-"""Stages that compute something from the text of each row: length, rule score, and the text without
-its reasoning."""
+"""Stages that compute something from the text of each row.
+
+Length, rule score, and the text without its reasoning."""
 
 from __future__ import annotations
 
@@ -90,9 +91,10 @@ class Score(Stage):
 
 
 class StripReasoning(Stage):
-    """NoCoT: removes `<think>…</think>` from the answers (response, completion, solution, assistant
-    turns). What belonged to the old tokens (logprob, entropy) goes too. Rows with an unpaired tag,
-    or with nothing but reasoning, are dropped.
+    """Removes `<think>…</think>` from the answers, for NoCoT data.
+
+    Of response, completion, solution, assistant turns. What belonged to the old tokens (logprob,
+    entropy) goes too. Rows with an unpaired tag, or with nothing but reasoning, are dropped.
     """
 
     name: ClassVar[str] = "strip_reasoning"

@@ -1,5 +1,6 @@
-"""s1's diversity stage (arXiv 2501.19393, filter.ipynb): draw a domain, then a long trace inside
-it, until there are n rows."""
+"""s1's diversity stage (arXiv 2501.19393, filter.ipynb).
+
+Draw a domain, then a long trace inside it, until there are n rows."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from megaladder.errors import DataError
 
 
 class DomainCounts(StrictModel):
-    """How many problems of a benchmark each domain has: given (`counts`), in a file (`file`,
-    `column`), or rows of the pool (`where`)."""
+    """How many problems of a benchmark each domain has.
+
+    Given (`counts`), in a file (`file`, `column`), or rows of the pool (`where`)."""
 
     counts: dict[str, int] = Field(default_factory=dict)
     file: str | None = None
@@ -42,10 +44,12 @@ class DomainCounts(StrictModel):
 
 
 class Diverse(Stage):
-    """Rows marked in `preselected` first; then, while fewer than `uniform_until` rows are chosen, a
-    domain drawn uniformly, afterwards by benchmark weight; in the domain a row drawn with weight
-    2^(−rank), rank 0 = longest. A chosen row leaves its domain, an empty domain leaves the draw.
-    Without `weights` the draw stays uniform."""
+    """Rows marked in `preselected` first.
+
+    Then, while fewer than `uniform_until` rows are chosen, a domain drawn uniformly, afterwards by
+    benchmark weight; in the domain a row drawn with weight 2^(−rank), rank 0 = longest. A chosen
+    row leaves its domain, an empty domain leaves the draw. Without `weights` the draw stays
+    uniform."""
 
     name: ClassVar[str] = "diverse"
     n: Annotated[int, Field(ge=1)]
@@ -131,8 +135,10 @@ class Diverse(Stage):
         return rng.choices(names, table)[0] if any(table) else None
 
     def _draw_row(self, members: list[PoolRow], rng: random.Random) -> PoolRow:
-        """Removes and returns one row. 2^(−rank): stop at each rank with chance 1/2, start again
-        past the end (the same distribution)."""
+        """Removes and returns one row.
+
+        2^(−rank): stop at each rank with chance 1/2, start again past the end (the same
+        distribution)."""
         if self.inside != "longest":
             return members.pop(rng.randrange(len(members)))
         while True:
@@ -144,8 +150,9 @@ class Diverse(Stage):
 def benchmark_weights(
     gpqa: DomainCounts | None, aime: DomainCounts | None, context: Context, domain: str
 ) -> dict[str, int]:
-    """Domain → weight: int(gpqa count × 0.5 · Σaime / Σgpqa) + aime count. Empty without
-    benchmarks."""
+    """Domain → weight: int(gpqa count × 0.5 · Σaime / Σgpqa) + aime count.
+
+    Empty without benchmarks."""
     scaled, plain = (Counter() if b is None else b.of(context, domain) for b in (gpqa, aime))
     factor = 0.5 * plain.total() / scaled.total() if scaled else 0.0
     weights = {name: int(count * factor) for name, count in scaled.items()}

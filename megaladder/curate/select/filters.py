@@ -1,5 +1,6 @@
-"""Stages that keep or drop rows by what is in them: missing values, conditions, duplicates,
-benchmark overlap."""
+"""Stages that keep or drop rows by what is in them.
+
+Missing values, conditions, duplicates, benchmark overlap."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ OPERATORS = ("equals", "one_of", "contains", "matches", "above", "below")
 
 
 class Condition(StrictModel):
-    """One test of one column, e.g. `{column: source_type, contains: AIME}`. A row without the
-    column fails it."""
+    """One test of one column, e.g. `{column: source_type, contains: AIME}`.
+
+    A row without the column fails it."""
 
     column: str
     equals: Any = None
@@ -141,8 +143,9 @@ class Drop(Stage):
 
 
 class _Alternatives(Stage):
-    """`any_of`: lists of conditions; a row fits when all conditions of one list hold. `where`:
-    short for a single condition."""
+    """`any_of`: lists of conditions; a row fits when all conditions of one list hold.
+
+    `where`: short for a single condition."""
 
     any_of: list[list[Condition]] = Field(default_factory=list)
     where: Condition | None = None
@@ -205,8 +208,9 @@ class Mark(_Alternatives):
 
 
 class Dedup(Stage):
-    """Drops rows whose question repeats another one's; of a group the row with the lowest id
-    stays."""
+    """Drops rows whose question repeats another one's.
+
+    Of a group the row with the lowest id stays."""
 
     name: ClassVar[str] = "dedup"
     method: Literal["exact", "near"] = "exact"

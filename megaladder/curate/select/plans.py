@@ -1,5 +1,6 @@
-"""Training plans of equal budget: how many unique rows, seen how often, in which batches, make the
-same number of steps.
+"""Training plans of equal budget.
+
+How many unique rows, seen how often, in which batches, make the same number of steps.
 
 Quagmires (arXiv 2510.01624) compares unique samples × epochs at one SFT budget, labelled `25k2ep`;
 Rethinking SFT compares 640 steps as 2.5k·bs32·ep8 = 20k·bs32·ep1 = 20k·bs256·ep8. Pure arithmetic.
@@ -28,8 +29,10 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps: whole batches of an epoch (the remainder is dropped, as in the published
-        runs), times epochs, rounded up."""
+        """Optimizer steps of a plan.
+
+        Whole batches of an epoch (the remainder is dropped, as in the published runs), times
+        epochs, rounded up."""
         steps = self.rows // self.batch * Fraction(self.epochs).limit_denominator(10_000)
         return -(-steps.numerator // steps.denominator)
 
@@ -45,8 +48,9 @@ class Plan:
 
 
 def equal_budget(samples_seen: int, epochs: Sequence[int], batch: int) -> list[Plan]:
-    """Plans that see `samples_seen` samples in all, one for each number of epochs. Raises
-    ConfigError where rows or steps do not divide."""
+    """Plans that see `samples_seen` samples in all, one for each number of epochs.
+
+    Raises ConfigError where rows or steps do not divide."""
     plans = []
     for passes in epochs:
         if samples_seen % passes or (samples_seen // passes) % batch:

@@ -1,5 +1,6 @@
-"""The pool that stages work on: one small record a row, in an order that does not depend on the
-file's.
+"""The pool that stages work on.
+
+One small record a row, in an order that does not depend on the file's.
 
 A record holds the columns that the recipe's stages name and nothing else; long texts stay in the
 file and are streamed where a stage needs them. Records are sorted by id, and random choices are
@@ -22,8 +23,10 @@ from megaladder.errors import DataError
 
 @dataclass(slots=True)
 class PoolRow:
-    """One row. `values`: the named columns (null or absent = not there) and what stages added;
-    `added` of these go to the output."""
+    """One row.
+
+    `values`: the named columns (null or absent = not there) and what stages added; `added` of these
+    go to the output."""
 
     id: str
     position: int
@@ -41,6 +44,7 @@ class PoolRow:
 @dataclass
 class Outcome:
     """What a stage did: the rows it keeps, in pool order, and the reason for each row it drops.
+
     `notes` go into the stored record."""
 
     kept: list[PoolRow]
@@ -54,8 +58,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage may know besides the rows. `label` is `stage 3 (top) of limo.yaml`; `all_rows`
-    is the pool as it was read."""
+    """What a stage may know besides the rows.
+
+    `label` is `stage 3 (top) of limo.yaml`; `all_rows` is the pool as it was read."""
 
     path: str
     seed: int
@@ -69,13 +74,16 @@ class Context:
         return random.Random(f"{self.seed}/{self.salt}")
 
     def shuffled(self, rows: Sequence[PoolRow]) -> list[PoolRow]:
-        """A random order in which any prefix is a random sample; a row's place depends on seed,
-        stage and id only, so that a sample of 1,000 is part of the sample of 2,000."""
+        """A random order in which any prefix is a random sample.
+
+        A row's place depends on seed, stage and id only, so that a sample of 1,000 is part of the
+        sample of 2,000."""
         return sorted(rows, key=lambda row: (draw(self.seed, self.salt, row.id), row.id))
 
     def stream(self, rows: Sequence[PoolRow]) -> Iterator[tuple[PoolRow, Row]]:
-        """Each of the rows with its full content, in file order, edits of earlier stages
-        applied."""
+        """Each of the rows with its full content, in file order.
+
+        Edits of earlier stages are applied."""
         by_position = {row.position: row for row in rows}
         for position, raw in enumerate(iter_rows(self.path)):
             if (row := by_position.get(position)) is not None:
@@ -128,8 +136,9 @@ def full_row(row: PoolRow, content: Row) -> Row:
 def load_pool(
     path: str, columns: Sequence[str], id_column: str | None, duplicates: Duplicates = "drop"
 ) -> tuple[list[PoolRow], int]:
-    """The named columns of every row, sorted by id, and how many rows repeat an earlier one. Raises
-    on bad rows and double ids (naming both)."""
+    """The named columns of every row, sorted by id, and how many rows repeat an earlier one.
+
+    Raises on bad rows and double ids (naming both)."""
     ids, rows = RowIds(path, id_column, duplicates), []
     for position, raw in enumerate(iter_rows(path)):
         row_id = ids.take(raw)
@@ -151,8 +160,9 @@ def columns_of(path: str, num_rows: int = 1000) -> list[str]:
 
 
 def written_rows(path: str, rows: Sequence[PoolRow]) -> Iterator[Row | bytes]:
-    """The rows' full content in the rows' order; a row that no stage changed comes as its bytes
-    (JSONL)."""
+    """The rows' full content in the rows' order.
+
+    A row that no stage changed comes as its bytes (JSONL)."""
     for row, content in zip(rows, fetch_rows(path, [row.position for row in rows]), strict=True):
         if row.added or row.edits:
             yield full_row(row, parse_fetched(content, row.where))

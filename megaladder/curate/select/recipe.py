@@ -1,5 +1,6 @@
-"""A recipe file: `stages:` a stage a line, `params:` that stages may quote as `{name}`, `vary:` a
-grid of them.
+"""A recipe file of `data select`.
+
+`stages:` a stage a line, `params:` that stages may quote as `{name}`, `vary:` a grid of them.
 
     name: openr1_{category}_{size}
     params: {size: 1000}
@@ -34,8 +35,9 @@ SKIP_KEY = "skip_if"
 
 
 class Stage(StrictModel):
-    """Base of all stages: parameters are fields. `apply` must not depend on the order of the rows
-    it is given beyond their ids."""
+    """Base of all stages: parameters are fields.
+
+    `apply` must not depend on the order of the rows it is given beyond their ids."""
 
     name: ClassVar[str]
     adds: ClassVar[tuple[str, ...]] = ()
@@ -56,8 +58,9 @@ class Stage(StrictModel):
 
 
 class BudgetPlan(StrictModel):
-    """Plans that see the same number of samples: unique rows = samples_seen / epochs, for each of
-    `epochs`."""
+    """Plans that see the same number of samples.
+
+    Unique rows = samples_seen / epochs, for each of `epochs`."""
 
     samples_seen: int = Field(ge=1)
     epochs: list[int] = Field(min_length=1)
@@ -98,8 +101,9 @@ class RecipeFile(StrictModel):
 
 @dataclass(frozen=True)
 class Recipe:
-    """One selection: stages with all parameters put in. `values` are the parameters it stands
-    for."""
+    """One selection: stages with all parameters put in.
+
+    `values` are the parameters it stands for."""
 
     name: str
     seed: int
@@ -126,8 +130,9 @@ class Recipe:
 def load_recipes(
     path: str, overrides: Sequence[str], stages: Mapping[str, type[Stage]]
 ) -> list[Recipe]:
-    """Every selection of a recipe file, one unless it has a grid. `overrides` are `name=value`:
-    they set a parameter, or narrow a grid."""
+    """Every selection of a recipe file, one unless it has a grid.
+
+    `overrides` are `name=value`: they set a parameter, or narrow a grid."""
     file = load_yaml(path)
     try:
         recipe = RecipeFile.model_validate(file.values)
@@ -216,8 +221,9 @@ def _build(
 
 
 def _put_in(value: Any, values: Mapping[str, Any]) -> Any:
-    """`{name}` → the parameter, in every string of a nested value; unknown names stay as they are
-    (regular expressions have braces)."""
+    """`{name}` → the parameter, in every string of a nested value.
+
+    Unknown names stay as they are (regular expressions have braces)."""
     if isinstance(value, dict):
         return {name: _put_in(item, values) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,6 @@
-"""The verb `data select`: recipe → pool → stages → file, with the count after every stage printed
-and stored.
+"""The verb `data select`.
+
+Recipe → pool → stages → file, with the count after every stage printed and stored.
 
 Beside `--out F`: `F.stages.json` (recipe, seed, counts, reasons, notes, hash of the ids) and
 `F.dropped.jsonl` (id, place, stage and reason of every row that was dropped). A recipe with a grid
@@ -117,8 +118,9 @@ def run_select(config: SelectConfig) -> None:
 def read_pool(
     path: str, recipes: Sequence[Recipe], duplicates: Duplicates = "drop"
 ) -> tuple[list[PoolRow], int]:
-    """The columns that the recipes need, and how many rows repeat an earlier one; a column that no
-    row has is an error naming its stage."""
+    """The columns that the recipes need, and how many rows repeat an earlier one.
+
+    A column that no row has is an error naming its stage."""
     needed = [
         (column, recipe, index) for recipe in recipes for column, index in recipe.needed_columns()
     ]

@@ -1,5 +1,6 @@
-"""reasoning_ladder's similarity stage: for each benchmark problem the most (or least) similar
-questions, by cosine.
+"""reasoning_ladder's similarity stage.
+
+For each benchmark problem the most (or least) similar questions, by cosine.
 
 Vectors are an embedding column of both files when the recipe names one, else TF-IDF of the
 questions' words (smooth idf, L2 norm, as scikit-learn's defaults); which was used is stored with
@@ -24,9 +25,10 @@ from megaladder.errors import DataError
 
 
 class Similar(Stage):
-    """Keeps, for each problem of `to`, the `per_problem` rows with the highest (`least`: lowest)
-    cosine; `total` caps the union, taking every problem's best first. Equal similarities go by
-    id."""
+    """Keeps the rows most like the problems of `to`.
+
+    For each problem the `per_problem` rows with the highest (`least`: lowest) cosine; `total` caps
+    the union, taking every problem's best first. Equal similarities go by id."""
 
     name: ClassVar[str] = "similar"
     to: str
@@ -132,8 +134,9 @@ def _vector(value: Any, where: str, column: str, context: Context) -> np.ndarray
 
 
 def tfidf_cosine(queries: list[str], documents: list[str]) -> np.ndarray:
-    """Cosine [queries, documents] of TF-IDF vectors; idf = ln((1 + n) / (1 + df)) + 1 over the
-    documents, words none has are left out."""
+    """Cosine [queries, documents] of TF-IDF vectors.
+
+    Idf = ln((1 + n) / (1 + df)) + 1 over the documents, words none has are left out."""
     from scipy.sparse import csr_matrix
 
     counts = [Counter(words(text)) for text in documents]

@@ -1,5 +1,6 @@
-"""The samples of a teacher so far: one line each in `OUT.samples/journal.jsonl`, under one
-fingerprint. Survives a kill at any byte.
+"""The samples of a teacher so far.
+
+One line each in `OUT.samples/journal.jsonl`, under one fingerprint. Survives a kill at any byte.
 
 Like an evaluation's journal, but made for millions of long samples: only what decides (problem,
 sample, correct) stays in memory.
@@ -37,8 +38,9 @@ class TeacherSample:
     graded: Graded
 
     def row(self) -> dict[str, Any]:
-        """The journal's line. Log-probs and ids are aligned; ids hold the end-of-sequence token
-        when it was sampled."""
+        """The journal's line.
+
+        Log-probs and ids are aligned; ids hold the end-of-sequence token when it was sampled."""
         completion, graded = self.completion, self.graded
         return {
             "id": self.id,

@@ -1,5 +1,7 @@
-"""The verb `data sample`: problems → n answers of a teacher → grades → the kept ones as training
-rows. Resumable, nothing doubled.
+"""The verb `data sample`.
+
+Problems → n answers of a teacher → grades → the kept ones as training rows. Resumable, nothing
+doubled.
 
     OUT.samples/journal.jsonl   every sample as it is graded, with ids and log-probs: the truth,
     appended
@@ -163,6 +165,7 @@ def draw(
     progress_s: float,
 ) -> Counts:
     """Brings the journal to n samples per problem; graded in batches while the engine goes on.
+
     EngineError: start again to resume."""
     counts, begun = Counts(), time.monotonic()
     said = begun
@@ -301,8 +304,10 @@ def _verdicts(journal: TeacherJournal, problem: Problem, n: int) -> dict[int, bo
 
 
 def training_row(problem: Problem, stored: Row, tokenizer: Tokenizer, counts: Counts) -> Row:
-    """A journal line as a training row. advantage: 1 for a correct answer, −1 for a wrong one (only
-    advantage-weighted losses read it)."""
+    """A journal line as a training row.
+
+    advantage: 1 for a correct answer, −1 for a wrong one (only advantage-weighted losses read it).
+    """
     logprobs = stored["logprobs"]
     row: Row = {
         "id": f"{problem.id}#{stored['sample']}",
@@ -376,8 +381,9 @@ def write_difficulty(path: str, task: TeacherTask, journal: TeacherJournal) -> l
 def fingerprint_parts(
     config: SampleConfig, task: TeacherTask, prompter: Prompter, engine: Engine
 ) -> dict[str, Any]:
-    """Everything that decides what a sample is. Not in it: n, which problems are kept, and what
-    only changes speed."""
+    """Everything that decides what a sample is.
+
+    Not in it: n, which problems are kept, and what only changes speed."""
     return {
         "model": model_fingerprint(config.model.path, config.model.revision),
         "tokenizer_sha256": tokenizer_fingerprint(

@@ -33,8 +33,9 @@ def with_defaults(template: str, arguments: Mapping[str, Any], day: date) -> str
 
 @lru_cache(maxsize=16)
 def names_in(template: str) -> frozenset[str]:
-    """Every name in the expressions of a Jinja text; its plain text does not count. Raises
-    ConfigError for text that is none."""
+    """Every name in the expressions of a Jinja text; its plain text does not count.
+
+    Raises ConfigError for text that is none."""
     from jinja2 import Environment, TemplateSyntaxError
 
     try:

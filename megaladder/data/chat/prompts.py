@@ -12,9 +12,10 @@ from megaladder.types import Example, Message, Problem, Tokenizer
 def chat_prompt(
     messages: Sequence[Message], tokenizer: Tokenizer, problem: Problem | None = None
 ) -> str:
-    """Messages through the chat template up to where the answer starts, with the tools and the
-    template's arguments that the row of `problem` gives. Raises BadRow where the template leaves
-    them out."""
+    """Messages through the chat template up to where the answer starts.
+
+    With the tools and the template's arguments that the row of `problem` gives. Raises BadRow where
+    the template leaves them out."""
     if problem is None or not (problem.tools or problem.template_kwargs):
         turns = [turn_fields(message) for message in messages]
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -40,8 +41,9 @@ def refuse_tools(problem: Problem) -> None:
 
 
 def render_prompts(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """Token ids of each prompt up to where the answer starts: raw text as it is, messages through
-    the chat template.
+    """Token ids of each prompt up to where the answer starts.
+
+    Raw text as it is, messages through the chat template.
 
     A tokenizer without any template gets the messages' text, with its own special tokens, as a base
     model would.

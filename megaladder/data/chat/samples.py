@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 
 def split_turns(example: Example) -> list[Example]:
-    """One example per trained assistant turn, each ending with it (`reasoning: split`). Ids get
-    `#1`, `#2`… when there are several."""
+    """One example per trained assistant turn, each ending with it (`reasoning: split`).
+
+    Ids get `#1`, `#2`… when there are several."""
     ends = [
         index + 1
         for index, message in enumerate(example.messages)
@@ -48,8 +49,9 @@ def split_turns(example: Example) -> list[Example]:
 def tokenize_example(
     example: Example, tokenizer: Tokenizer, options: TemplateOptions | None = None
 ) -> TokenSample:
-    """One sample, not truncated. Raises BadRow (a DataError) for a row that cannot be rendered or
-    has no usable loss mask."""
+    """One sample, not truncated.
+
+    Raises BadRow (a DataError) for a row that cannot be rendered or has no usable loss mask."""
     result = tokenize_batch([example], tokenizer, options or TemplateOptions())[0]
     if isinstance(result, BadRow):
         raise result
@@ -59,8 +61,9 @@ def tokenize_example(
 def tokenize_batch(
     examples: Sequence[Example], tokenizer: Tokenizer, options: TemplateOptions
 ) -> list[TokenSample | BadRow]:
-    """Like tokenize_example for many, with one call of the tokenizer (which uses all cores). A bad
-    row is returned in its place."""
+    """Like tokenize_example for many, with one call of the tokenizer (which uses all cores).
+
+    A bad row is returned in its place."""
     special, renderer = special_token_ids(tokenizer), Renderer(tokenizer, options)
     plans: list[_Plan | BadRow] = []
     for example in examples:
@@ -91,8 +94,9 @@ def tokenize_batch(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Texts to tokenise, and what to do with their ids (in the same order) and the special token
-    ids."""
+    """Texts to tokenise, and what to do with their ids.
+
+    The ids come in the same order, with the special token ids."""
 
     texts: list[str]
     finish: Callable[[list[list[int]], frozenset[int]], TokenSample]
@@ -135,8 +139,10 @@ def _plan_spans(
 def _tokenized_apart(
     example: Example, tokenizer: Tokenizer, full: str, spans: list[tuple[str, str]]
 ) -> tuple[list[int], list[int]]:
-    """(ids, bounds in them) of prompts and answers tokenised one by one: in one piece, tokens would
-    span their boundaries, and a model that generates cannot write such tokens.
+    """(ids, bounds in them) of prompts and answers tokenised one by one.
+
+    In one piece, tokens would span their boundaries, and a model that generates cannot write such
+    tokens.
 
     Raises BadRow where the pieces give another text than the whole (tokenizers that put a space
     before every text).
@@ -162,8 +168,9 @@ def _tokenized_apart(
 def _end_of_turn(
     ids: list[int], begin: int, end: int, special: frozenset[int], tokenizer: Tokenizer
 ) -> int:
-    """`end` without white space that follows the turn's last control token: the model stops there
-    and never has to write it."""
+    """`end` without white space that follows the turn's last control token.
+
+    The model stops there and never has to write it."""
     last = next((index for index in range(end - 1, begin - 1, -1) if ids[index] in special), None)
     if last is not None and not tokenizer.decode(ids[last + 1 : end]).strip():
         return last + 1
@@ -171,8 +178,9 @@ def _end_of_turn(
 
 
 def _plan_raw(example: Example, tokenizer: Tokenizer, renderer: Renderer) -> _Plan:
-    """Prompt through the template, response raw with an end-of-sequence token (Rethinking SFT,
-    OurSFTDataset)."""
+    """Prompt through the template, response raw with an end-of-sequence token.
+
+    As Rethinking SFT's OurSFTDataset."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError(

@@ -63,6 +63,7 @@ class Renderer:
 
     def text(self, example: Example, count: int, prompt: bool) -> str:
         """The template over the first `count` messages, with the generation prompt if `prompt`.
+
         Raises BadRow for a conversation that it does not take, DataError without a template."""
         if self._rendered[0] is not example:
             self._rendered = (example, {})
@@ -100,8 +101,9 @@ class Renderer:
             raise BadRow(example.where, "template refuses it", expected, found, fix) from error
 
     def prompt(self, example: Example) -> str:
-        """All turns, up to where the answer starts. Raises BadRow where the template leaves out
-        tools or arguments."""
+        """All turns, up to where the answer starts.
+
+        Raises BadRow where the template leaves out tools or arguments."""
         count = len(example.messages)
         text = self.text(example, count, prompt=True)
         if example.tools and text == self.text(replace(example, tools=()), count, prompt=True):
@@ -109,8 +111,10 @@ class Renderer:
         return text
 
     def spans(self, example: Example) -> tuple[str, list[tuple[str, str]]]:
-        """(rendered text, [(text before the answer, text through it)] per trained turn), each
-        checked to be a prefix of the rendered text."""
+        """The rendered text, and a pair of texts for each trained turn.
+
+        (text before the answer, text through it), each checked to be a prefix of the rendered text.
+        """
         last = len(example.messages) - 1
         if self._doubles_thinking(example):
             apart = tuple(_thinking_apart(message) for message in example.messages)
@@ -132,8 +136,9 @@ class Renderer:
         return full, [self._span(example, index, full) for index in trained]
 
     def _doubles_thinking(self, example: Example) -> bool:
-        """Whether the template writes a block of its own before the thinking in a last answer: it
-        reads thinking from a field only."""
+        """Whether the template writes a block of its own before the thinking in a last answer.
+
+        It reads thinking from a field only."""
         message = example.messages[-1]
         if message.role != "assistant" or "</think>" not in message.content:
             return False
@@ -162,8 +167,9 @@ class Renderer:
         return self._tokenizer.decode(ids) if ids and ids[0] in self._special else ""
 
     def _with_thinking(self, example: Example, full: str) -> str:
-        """`full`, or, where the template drops the thinking of the last turn: the generation
-        prompt and after it the answer as the model has to write it."""
+        """The rendering with the thinking of the last turn, which some templates drop.
+
+        `full`, or else the generation prompt and after it the answer as the model has to write it."""
         message, last = example.messages[-1], len(example.messages) - 1
         before = self.text(example, last, prompt=True)
         visible = message.content.rpartition("</think>")[2].strip()
@@ -209,8 +215,10 @@ def _parts(message: Message) -> list[str]:
 
 
 def _as_written(message: Message, opened: bool) -> str | None:
-    """The answer with its thinking as a model writes it after the generation prompt, which has
-    `opened` the thinking or not. None where the row does not say how it would be written."""
+    """The answer with its thinking as a model writes it after the generation prompt.
+
+    Which has `opened` the thinking, or not. None where the row does not say how it would be
+    written."""
     if not opened:
         return None if message.reasoning_content else message.content
     if message.reasoning_content:
@@ -254,8 +262,9 @@ def _left_out(example: Example, what: str, remove: str) -> BadRow:
 
 
 def _unstable(example: Example, index: int, full: str, part: str) -> BadRow:
-    """Names the place where the rendering of a prefix differs from that of the whole
-    conversation."""
+    """Names the place where a prefix is rendered differently.
+
+    From the rendering of the whole conversation."""
     pairs = zip(full, part, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(full), len(part)))
     found = f"{part[same : same + 30]!r}, in the whole {full[same : same + 30]!r}"

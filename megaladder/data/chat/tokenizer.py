@@ -44,8 +44,10 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.t
 
 
 def tokenizer_dir(name: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a tokenizer: `name` itself, or its files of a hub id at `revision`,
-    downloaded or cached. Raises ModelError."""
+    """The local folder of a tokenizer.
+
+    `name` itself, or its files of a hub id at `revision`, downloaded or cached. Raises ModelError.
+    """
     path = Path(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in _VOCABULARY_FILES):
@@ -82,8 +84,9 @@ def load_tokenizer(
     arguments: Mapping[str, Any] | None = None,
     day: str = TEMPLATE_DATE,
 ) -> Tokenizer:
-    """The tokenizer with the chat template that training uses set on it (so that saving it writes
-    that template).
+    """The tokenizer with the chat template that training uses.
+
+    It is set on it, so that saving writes that template.
 
     `chat_template`: path of a Jinja file that replaces the tokenizer's own. Without either,
     DEFAULT_CHAT_TEMPLATE if the vocabulary has the ChatML tokens; otherwise the template stays
@@ -130,8 +133,10 @@ def tokenizer_folder(model: ModelSection, model_folder: str | Path | None = None
 
 
 def model_tokenizer(model: ModelSection, folder: str | Path | None = None) -> Tokenizer:
-    """The tokenizer of a `model` section with the chat template that it asks for: what trains,
-    samples and evaluates renders with this one. `folder`: where it lies, if that is known."""
+    """The tokenizer of a `model` section with the chat template that it asks for.
+
+    What trains, samples and evaluates renders with this one. `folder`: where it lies, if that is
+    known."""
     return load_tokenizer(
         folder or model.tokenizer or model.path,
         None if folder or model.tokenizer else model.revision,
@@ -168,8 +173,9 @@ def _day(text: str) -> date:
 
 
 def tokenizer_fingerprint(folder: str | Path, chat_template: Any = None) -> str:
-    """sha256 over names and bytes of the tokenizer's files (templates included) and over the
-    template in use, if another one is.
+    """sha256 over names and bytes of the tokenizer's files and the template in use.
+
+    Templates among the files count; the one in use counts where it is another one.
 
     Two folders with equal fingerprints give equal token ids. Stored with tokenised data,
     checkpoints and evaluations.

@@ -39,8 +39,10 @@ RESERVED_ARGUMENTS = ("messages", "tools", "add_generation_prompt", "continue_fi
 def read_turn(
     row: RawRow, place: str, value: Any, keys: tuple[str, str], roles: dict[str, Role]
 ) -> Message:
-    """The turn at `place` (`messages[2]`) of a row. `keys`: its fields for role and text; `roles`:
-    its names of roles. Raises BadRow for a malformed turn and for a field that is not known."""
+    """The turn at `place` (`messages[2]`) of a row.
+
+    `keys`: its fields for role and text; `roles`: its names of roles. Raises BadRow for a malformed
+    turn and for a field that is not known."""
     role_key, text_key = keys
     if not isinstance(value, dict):
         expected = f"an object with {role_key!r} and {text_key!r} as {place}"

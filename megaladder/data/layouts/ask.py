@@ -42,8 +42,10 @@ Ask = Callable[[RawRow], Asked]
 def asks(
     question: str, gold: tuple[str, ...] = (), boxed: str | None = None, complete: bool = False
 ) -> Ask:
-    """The question in one column; the gold answer in the first of `gold` that the row has, else
-    in the last box of the worked solution in column `boxed`."""
+    """The question in one column.
+
+    The gold answer in the first of `gold` that the row has, else in the last box of the worked
+    solution in column `boxed`."""
 
     def ask(row: RawRow) -> Asked:
         used = next((name for name in gold if row.data.get(name) is not None), None)
@@ -107,8 +109,9 @@ def ask_countdown(row: RawRow) -> Asked:
 
 
 def ask_choice(row: RawRow) -> Asked:
-    """Options as a list (`choices` or `options`), or as texts with labels; the answer as an index,
-    a letter, a label or the option's own text."""
+    """Options as a list (`choices` or `options`), or as texts with labels.
+
+    The answer as an index, a letter, a label or the option's own text."""
     name = "choices" if "choices" in row.data else "options"
     answer_key = next(key for key in ("answerKey", "answer_index", "answer") if key in row.data)
     options: Any = row.data[name]

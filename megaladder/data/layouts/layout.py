@@ -22,8 +22,9 @@ from megaladder.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a row of stored samples keeps them; names with a dot reach inside. The first column
-    that a row has counts. `verdicts` empty: the rows are not graded."""
+    """Where a row of stored samples keeps them; names with a dot reach inside.
+
+    The first column that a row has counts. `verdicts` empty: the rows are not graded."""
 
     responses: tuple[str, ...]
     gold: tuple[str, ...]
@@ -94,8 +95,9 @@ def fitting(layouts: Iterable[Layout], columns: frozenset[str]) -> frozenset[str
 def recognise(
     layouts: Mapping[str, Layout], path: str, key_sets: Counter[frozenset[str]], use: Use
 ) -> Layout:
-    """The one layout of a file for a use. Raises DataError naming the candidates when several or
-    none fit."""
+    """The one layout of a file for a use.
+
+    Raises DataError naming the candidates when several or none fit."""
     if not key_sets:
         raise DataError(
             f"{path}: expected at least one row, found none; fix: give a file with rows"

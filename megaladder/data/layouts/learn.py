@@ -52,8 +52,10 @@ _S1_PLAIN = ("thinking_trajectories", "attempt")
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How a file is read. `format`: auto or a layout's name. `s1_teacher`: gemini or deepseek, only
-    for s1K rows that hold both."""
+    """How a file is read.
+
+    `format`: auto or a layout's name. `s1_teacher`: gemini or deepseek, only for s1K rows that hold
+    both."""
 
     format: str = "auto"
     on_bad_row: Literal["error", "skip"] = "error"
@@ -191,8 +193,9 @@ def from_sharegpt(row: RawRow, options: ReadOptions) -> Example:
 
 
 def _with_calls(row: RawRow, role: str, text: str) -> RawRow:
-    """The row with the turns called `function_call`, whose text is the call as JSON, as answers
-    that call a tool."""
+    """The row with its `function_call` turns as answers that call a tool.
+
+    Their text is the call as JSON."""
     turns = row.data["conversations"]
     if not isinstance(turns, list):
         return row

@@ -44,8 +44,10 @@ def _fitting(columns: frozenset[str]) -> frozenset[str]:
 
 
 def lifted(row: dict[str, Any], stored: Stored) -> dict[str, Any]:
-    """The row with `id`, `responses` (or `response`), `gold`, `correct`, `extracted_answers` as far
-    as it has them. A verdict or an answer that is null is kept: it says that there is none."""
+    """The row under our names, as far as it has them.
+
+    `id`, `responses` (or `response`), `gold`, `correct`, `extracted_answers`. A verdict or an
+    answer that is null is kept: it says that there is none."""
     taken = (*ANSWER_COLUMNS, "response", "responses", "correct")
     plain = {name: value for name, value in row.items() if name not in taken}
     responses = texts_of(find(row, stored.responses))

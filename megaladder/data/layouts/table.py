@@ -1,5 +1,7 @@
-"""The layouts that rows are published in. To add one: a line here, and a row as published, with
-what each verb makes of it, in tests/data/layouts_published.py.
+"""The layouts that rows are published in.
+
+To add one: a line here, and a row as published, with what each verb makes of it, in
+tests/data/layouts_published.py.
 
 Rules that are not visible in the column names: where a file has a worked solution and a final
 answer, SFT learns the solution and the answer is the gold one; without a column for it the gold

@@ -100,8 +100,10 @@ class SavedFolder:
 
 
 def find_files(spec: SourceSpec) -> list[DataFile | SavedFolder]:
-    """What each path of `spec` stands for, in the order given; the shards of one path in name
-    order. Raises DataError for a path that stands for nothing readable."""
+    """What each path of `spec` stands for, in the order given.
+
+    The shards of one path in name order. Raises DataError for a path that stands for nothing
+    readable."""
     found: list[DataFile | SavedFolder] = []
     for path in spec.paths:
         found += _find(path, spec)

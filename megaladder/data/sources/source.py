@@ -37,8 +37,9 @@ class RowSource:
         return self.spec.name
 
     def rows(self) -> Iterator[RawRow | BadRow]:
-        """Every row in order; unusable ones as BadRow. Raises DataError for a field of
-        `spec.fields` that no row has."""
+        """Every row in order; unusable ones as BadRow.
+
+        Raises DataError for a field of `spec.fields` that no row has."""
         if not self.spec.fields:
             yield from self._rows()
             return
@@ -67,8 +68,9 @@ class RowSource:
                 yield from READERS[item.kind](item)
 
     def key_sets(self) -> Counter[frozenset[str]]:
-        """How many rows have which non-null fields. Reads everything, keeps nothing. Raises the
-        first bad row where no row can be read."""
+        """How many rows have which non-null fields.
+
+        Reads everything, keeps nothing. Raises the first bad row where no row can be read."""
         if self.spec.fields or not all(
             isinstance(item, SavedFolder) or item.kind in TABLES for item in self.items
         ):
@@ -100,8 +102,10 @@ class RowSource:
         return None
 
     def identity(self) -> list[list[Any]]:
-        """What the rows are, for a fingerprint: name and sha256 of each file, the commit of a hub
-        data set, the renamed columns. Reads every file."""
+        """What the rows are, for a fingerprint.
+
+        Name and sha256 of each file, the commit of a hub data set, the renamed columns. Reads every
+        file."""
         local = {str(path): path for path in self.files}
         parts: list[list[Any]] = []
         for path in local.values():
@@ -117,8 +121,10 @@ class RowSource:
 
 
 def open_source(spec: SourceSpec | str | Path) -> RowSource:
-    """Finds out what `spec` means. Raises DataError for nothing there, an empty file, an unknown
-    suffix, or a hub id without a commit."""
+    """Finds out what `spec` means.
+
+    Raises DataError for nothing there, an empty file, an unknown suffix, or a hub id without a
+    commit."""
     if not isinstance(spec, SourceSpec):
         spec = SourceSpec(str(spec))
     return RowSource(spec, tuple(find_files(spec)))
@@ -139,8 +145,10 @@ def key_sets(rows: Iterator[RawRow | BadRow]) -> Counter[frozenset[str]]:
 
 
 def renamed(data: dict[str, Any], fields: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """The row with columns under the names in use here; a column that was renamed is gone under
-    its own name, unless that name is taken from another column."""
+    """The row with columns under the names in use here.
+
+    A column that was renamed is gone under its own name, unless that name is taken from another
+    column."""
     taken = {name: value for name, column in fields if (value := _column(data, column)) is not None}
     old = {column for _, column in fields}
     return {**{key: value for key, value in data.items() if key not in old}, **taken}

@@ -23,8 +23,9 @@ BATCH_ROWS = 256
 def table_batches(
     item: DataFile | SavedFolder, spec: SourceSpec
 ) -> Iterable[pyarrow.RecordBatch | pyarrow.Table]:
-    """The rows of a parquet or Arrow file, of a saved folder or a hub data set, BATCH_ROWS at a
-    time."""
+    """The rows of a table, BATCH_ROWS at a time.
+
+    Of a parquet or Arrow file, of a saved folder or a hub data set."""
     if isinstance(item, SavedFolder):
         data = _load_hub(item.path, spec) if item.on_hub else _load_saved(item.path, spec)
         return data.with_format("arrow").iter(batch_size=BATCH_ROWS)

@@ -47,8 +47,9 @@ def text_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
 
 
 def csv_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
-    """Comma- or (`.tsv`) tab-separated rows under a header line; every cell is text, an empty one
-    is absent. A row's place is its last physical line."""
+    """Comma- or (`.tsv`) tab-separated rows under a header line.
+
+    Every cell is text, an empty one is absent. A row's place is its last physical line."""
     delimiter = "\t" if ".tsv" in file.path.lower() else ","
     csv.field_size_limit(1 << 28)
     with file.open() as stream:
@@ -148,8 +149,9 @@ def _parse_line(where: str, raw: bytes) -> RawRow | BadRow:
 
 
 def json_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
-    """An array of objects; JSON lines under the name .json, as many data sets have it; or one
-    object that holds the array under a usual name, or under `results`, one a benchmark."""
+    """An array of objects; JSON lines under the name .json, as many data sets have it.
+
+    Or one object that holds the array under a usual name, or under `results`, one a benchmark."""
     with file.open() as stream:
         raw = stream.read()
     _check_encoding(file.path, raw)

@@ -1,2 +1,3 @@
-"""The benchmark registry: entries as data (`registry.yaml`), where rows come from (`source`), how
-they become problems (`problems`) and prompts (`prompting`)."""
+"""Benchmarks of a model, from problems to files of results.
+
+Problems → the engine of `rollout` → the grader of `rewards` → files that lm-eval users can load."""

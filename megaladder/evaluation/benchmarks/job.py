@@ -1,5 +1,6 @@
-"""One benchmark for one model, ready to run: problems, prompts, how answers are drawn, and
-everything that a score's protocol names."""
+"""One benchmark for one model, ready to run.
+
+Problems, prompts, how answers are drawn, and everything that a score's protocol names."""
 
 from __future__ import annotations
 
@@ -101,8 +102,10 @@ def fingerprint_parts(
     engine: Engine,
     weights: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides what a sample is. Not in it: n (a larger n adds samples) and what
-    only changes speed. weights: what identifies them, where they are not those of `model.path`."""
+    """Everything that decides what a sample is.
+
+    Not in it: n (a larger n adds samples) and what only changes speed. weights: what identifies
+    them, where they are not those of `model.path`."""
     task, model = job.task, config.model
     return {
         "benchmark": job.spec.name,
@@ -134,8 +137,9 @@ def write_results(
     model: str,
     shape: ModelShape | None,
 ) -> dict[str, Any]:
-    """Writes samples, results and summary of a benchmark whose samples are all in the journal;
-    returns the summary. model: what the results call the model; shape: of it, for the ledger."""
+    """Writes samples, results and summary of a benchmark whose samples are all in the journal.
+
+    Returns the summary. model: what the results call the model; shape: of it, for the ledger."""
     task, name = job.task, job.spec.name
     protocol = {**journal.parts, "fingerprint": journal.fingerprint, "n": task.params.n}
     summary = report.summary_entry(scores, protocol, timing)
@@ -164,8 +168,10 @@ def sampled_cost(task: Task, journal: Journal, shape: ModelShape | None) -> Work
 
 
 def score_row(step: int, benchmark: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """A row of evaluations.jsonl: the headline of a benchmark at a step of a training, a share, with
-    its 95 % interval (None for a single problem)."""
+    """A row of evaluations.jsonl.
+
+    The headline of a benchmark at a step of a training, a share, with its 95 % interval (None for a
+    single problem)."""
     metric = summary["headline"]
     low, high = summary["ci95"].get(metric) or (None, None)
     return {

@@ -1,5 +1,6 @@
-"""Rows of a benchmark → `Problem`s: fields found by name, options lettered, gold brought into the
-grader's form, stable ids.
+"""Rows of a benchmark → `Problem`s.
+
+Fields found by name, options lettered, gold brought into the grader's form, stable ids.
 
 Shapes: layout (as GRPO reads the rows) · plain (question, gold) · options (a list; gold is a letter, an index or, HeadQA, a 1-based
 number) · gpqa (one right and three wrong answers, shuffled by sha256; rows that already hold
@@ -33,8 +34,9 @@ _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 def build_problems(
     spec: BenchmarkSpec, rows: BenchmarkRows, seed: int, prompt: str | None = None
 ) -> list[Problem]:
-    """All problems in row order. `prompt` replaces the registry's template. Two rows with one id
-    are an error that names both."""
+    """All problems in row order.
+
+    `prompt` replaces the registry's template. Two rows with one id are an error that names both."""
     if spec.shape == "layout":
         return _problems_of_layout(spec, rows, prompt or spec.prompt)
     problems: list[Problem] = []
@@ -51,8 +53,9 @@ def build_problems(
 def _problems_of_layout(
     spec: BenchmarkSpec, rows: BenchmarkRows, template: str | None
 ) -> list[Problem]:
-    """Problems as the rows' published layout says, each once. Prompts that a row holds whole stay
-    as they are, so a template over such rows is refused."""
+    """Problems as the rows' published layout says, each once.
+
+    Prompts that a row holds whole stay as they are, so a template over such rows is refused."""
     columns = Counter(frozenset(row.values) for row in rows.rows)
     layout = recognise(rows.source, columns, "ask")
     filled = 0
@@ -137,8 +140,9 @@ def _kind(spec: BenchmarkSpec) -> Kind:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Puts values where `{name}` stands. Braces of the values, and braces with anything else in
-    them (\\boxed{}), stay as they are."""
+    """Puts values where `{name}` stands.
+
+    Braces of the values, and braces with anything else in them (\\boxed{}), stay as they are."""
     out, rest = [], template
     while rest:
         head, brace, tail = rest.partition("{")
@@ -178,8 +182,9 @@ def _text(value: Any) -> str:
 def _gold_and_options(
     spec: BenchmarkSpec, row: Row, found: Mapping[str, Any], seed: int
 ) -> tuple[str, str]:
-    """Gold in the grader's form, and the options as the prompt shows them ("" where there are
-    none)."""
+    """Gold in the grader's form, and the options as the prompt shows them.
+
+    "" where there are none."""
     if found.get("gold") in (None, "", []):
         if not VERIFIERS[_kind(spec)].needs_gold:
             return "", ""
@@ -219,8 +224,9 @@ def _parameters(
 
 
 def shuffled(items: list[str], key: str) -> list[str]:
-    """`items` in an order that depends only on `key` and the items: sorted by sha256, the same in
-    every process and on every machine."""
+    """`items` in an order that depends only on `key` and the items.
+
+    Sorted by sha256, the same in every process and on every machine."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{key}\0{item}".encode()).digest())
 
 
@@ -247,8 +253,10 @@ def _option_text(option: Any) -> str:
 
 
 def _letter(row: Row, gold: Any, options: list[Any]) -> str:
-    """A letter as it is; a number as HeadQA's `aid` where options have one, else as a 0-based
-    index."""
+    """The letter of an option.
+
+    A letter as it is; a number as HeadQA's `aid` where options have one, else as a 0-based index.
+    """
     if isinstance(gold, str) and not gold.strip().isdigit():
         return gold.strip()
     number = int(gold)

@@ -1,5 +1,6 @@
-"""Problem → token ids, with the model's own chat template or as raw text. What is used is part of
-the fingerprint."""
+"""Problem → token ids, with the model's own chat template or as raw text.
+
+What is used is part of the fingerprint."""
 
 from __future__ import annotations
 
@@ -34,8 +35,9 @@ class Prompter:
         return self.render(problem.prompt, problem)
 
     def render(self, messages: Sequence[Message], problem: Problem | None = None) -> str:
-        """Messages → text; `suffix` goes after the last one. `problem`: whose they are, where the
-        template has to read further columns of its row."""
+        """Messages → text; `suffix` goes after the last one.
+
+        `problem`: whose they are, where the template has to read further columns of its row."""
         *before, last = messages
         last = replace(last, content=last.content + self.suffix)
         head = [Message("system", self.system)] if self.system else []
@@ -45,8 +47,9 @@ class Prompter:
         return chat_prompt(turns, self.tokenizer, problem)
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """A chat template writes its own special tokens; raw text gets the tokenizer's (a
-        beginning-of-sequence, where it has one)."""
+        """A chat template writes its own special tokens.
+
+        Raw text gets the tokenizer's (a beginning-of-sequence, where it has one)."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=self.style == "raw"))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -69,9 +72,10 @@ def make_prompter(
     extra_suffix: str = "",
     revision: str | None = None,
 ) -> Prompter:
-    """`section.style` auto: chat where the tokenizer has a template. `model`: its folder or hub id
-    at `revision`, which may name further ends of an answer. `extra_suffix`: budget instructions
-    (`budget.instruction`)."""
+    """`section.style` auto: chat where the tokenizer has a template.
+
+    `model`: its folder or hub id at `revision`, which may name further ends of an answer.
+    `extra_suffix`: budget instructions (`budget.instruction`)."""
     has_template = getattr(tokenizer, "chat_template", None) is not None
     if section.style == "chat" and not has_template:
         raise ConfigError(

@@ -44,8 +44,10 @@ class BenchmarkRows:
 def load_rows(
     spec: BenchmarkSpec, data_dir: str | None, revision: str | None = None
 ) -> BenchmarkRows:
-    """The file that the benchmark names itself; else looks in `data_dir` (or $MEGALADDER_DATA),
-    then on the hub. Errors name every place that was looked at and the ways out."""
+    """The file that the benchmark names itself.
+
+    Else looks in `data_dir` (or $MEGALADDER_DATA), then on the hub. Errors name every place that
+    was looked at and the ways out."""
     if spec.data is not None:
         _refuse_revision(revision, spec.data)
         return _from_source(SourceSpec(spec.data), spec.name)
@@ -147,8 +149,10 @@ def load_hub_rows(spec: BenchmarkSpec, revision: str | None = None) -> Benchmark
 
 
 def _load(hub: HubSource, part: str | None, commit: str) -> Iterable[Mapping[str, Any]]:
-    """One configuration or file at a commit. Sets whose repository holds a script, which `datasets`
-    runs no longer, are read from the hub's own conversion to parquet."""
+    """One configuration or file at a commit.
+
+    Sets whose repository holds a script, which `datasets` runs no longer, are read from the hub's
+    own conversion to parquet."""
     import datasets
 
     if hub.files:

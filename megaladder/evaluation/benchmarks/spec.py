@@ -1,5 +1,6 @@
-"""What a benchmark is: the shipped entries (`registry.yaml`) and own ones, by file. No data is read
-here.
+"""What a benchmark is: the shipped entries (`registry.yaml`) and own ones, by file.
+
+No data is read here.
 
 An own benchmark is a file of rows in any published layout, or a YAML file beside the data with the
 keys of an entry and `data: rows.jsonl`. A registry of one's own has `benchmarks:` with an entry a

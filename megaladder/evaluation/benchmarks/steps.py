@@ -1,5 +1,6 @@
-"""`megaladder eval RUN_DIR`: the kept steps of a training, one after the other, by one engine that is
-given their weights.
+"""The verb `eval RUN_DIR`.
+
+The kept steps of a training, one after the other, by one engine that is given their weights.
 
 A step is an exported folder `hf/step_N`, or a checkpoint, which is streamed into a Hugging Face
 folder in shared memory for the engine to load. What an earlier start drew is not drawn again; a step
@@ -120,8 +121,10 @@ def _plan(config: EvalConfig, run_dir: Path, out: Path, step: KeptStep) -> Model
 
 
 def _began_with(run_dir: Path) -> str:
-    """sha256 of the configuration that the run began with: two runs have different ones, and what
-    a later start changed leaves the steps before it as they are."""
+    """sha256 of the configuration that the run began with.
+
+    Two runs have different ones, and what a later start changed leaves the steps before it as they
+    are."""
     for name in ("config_history.jsonl", "config.yaml"):
         if (run_dir / name).is_file():
             with (run_dir / name).open("rb") as file:
@@ -142,8 +145,9 @@ def _is_missing(plan: ModelPlan, engine: Engine) -> bool:
 
 
 class _Weights:
-    """Steps as Hugging Face folders: exports as they lie there, checkpoints in a folder that is
-    filled anew for each."""
+    """Steps as Hugging Face folders.
+
+    Exports as they lie there, checkpoints in a folder that is filled anew for each."""
 
     def __init__(self, out: Path) -> None:
         self._out = out

@@ -1,2 +1,3 @@
-"""Model families as data: what transformers reads from a config.json, and what the tensors are
-called."""
+"""Model families as data.
+
+What transformers reads from a config.json, and what the tensors are called."""

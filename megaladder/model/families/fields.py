@@ -12,8 +12,9 @@ from megaladder.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A JSON object, and what an absent key of it means. `where` leads a nested object's keys in
-    messages."""
+    """A JSON object, and what an absent key of it means.
+
+    `where` leads a nested object's keys in messages."""
 
     raw: Mapping[str, Any]
     defaults: Mapping[str, Any]
@@ -33,8 +34,9 @@ class Fields:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0; `default` where it is null, or absent and the family has
-        none."""
+        """A finite number above 0.
+
+        `default` where it is null, or absent and the family has none."""
         value = self.get(key)
         if value is None and default is not None:
             return default

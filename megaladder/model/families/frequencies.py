@@ -1,5 +1,6 @@
-"""Rotary frequencies, computed with the same torch operations as transformers so that both give the
-same bits."""
+"""Rotary frequencies with the same bits as those of transformers.
+
+Computed with the same torch operations."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from megaladder.model.families.rope import RopeConfig
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> torch.Tensor:
-    """The rotary frequencies in radians per position, float32 [rotary_dim / 2] on the CPU; for a
-    sequence no longer than `rope.longest_sequence()`."""
+    """The rotary frequencies in radians per position, float32 [rotary_dim / 2] on the CPU.
+
+    For a sequence no longer than `rope.longest_sequence()`."""
     dim = rope.rotary_dim(head_dim)
     inv_freq = 1.0 / (rope.theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
     return {"linear": _linear, "llama3": _llama3, "yarn": _yarn}.get(rope.kind, _plain)(
@@ -29,8 +31,9 @@ def _linear(inv_freq: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
 
 
 def _yarn(inv_freq: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
-    """YaRN: low frequencies divided by `factor`, high ones kept, a linear ramp between (arXiv
-    2309.00071 §3.2)."""
+    """YaRN's frequencies (arXiv 2309.00071 §3.2).
+
+    Low ones divided by `factor`, high ones kept, a linear ramp between."""
     dim = 2 * len(inv_freq)
     low, high = (_yarn_dimension(rope, dim, turns) for turns in (rope.beta_fast, rope.beta_slow))
     if rope.truncate:
@@ -50,8 +53,9 @@ def _yarn_dimension(rope: RopeConfig, dim: int, turns: float) -> float:
 
 
 def _llama3(inv_freq: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
-    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a linear blend
-    between."""
+    """Llama 3.1's scaling.
+
+    Long wavelengths divided by `factor`, short ones kept, a linear blend between."""
     low_wavelength = rope.original_max_position_embeddings / rope.low_freq_factor
     high_wavelength = rope.original_max_position_embeddings / rope.high_freq_factor
     wavelength = 2 * math.pi / inv_freq

@@ -21,8 +21,10 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding: `kind` is transformers' rope_type; the other fields only where the kind
-    uses them (papers: arXiv 2104.09864; llama3: Llama 3.1 model card; yarn: arXiv 2309.00071).
+    """Rotary embedding: `kind` is transformers' rope_type.
+
+    The other fields only where the kind uses them (papers: arXiv 2104.09864; llama3: Llama 3.1
+    model card; yarn: arXiv 2309.00071).
 
     rotary_share: part of a head's dimensions that is rotated. attention_factor: what cosines and
     sines are multiplied with. original_max_position_embeddings: positions of pre-training; for
@@ -57,8 +59,9 @@ def read_rope(fields: Fields, kinds: Sequence[str]) -> RopeConfig:
 
 
 def read_layer_ropes(fields: Fields, local_base: str | float) -> tuple[RopeConfig, RopeConfig]:
-    """(full attention, sliding attention) of a model whose layers differ; scaling belongs to full
-    attention only, unless `rope_parameters` says otherwise."""
+    """(full attention, sliding attention) of a model whose layers differ.
+
+    Scaling belongs to full attention only, unless `rope_parameters` says otherwise."""
     nested = fields.object("rope_parameters")
     unknown = [name for name in nested if name not in (FULL, SLIDING)]
     if unknown:
@@ -108,8 +111,7 @@ def _positions(fields: Fields) -> int:
 
 
 def _original_positions(inner: Fields, fields: Fields) -> int:
-    """A key beside the rotary ones goes first, then the one among them, then the model's
-    length."""
+    """A key beside the rotary ones goes first, then the one among them, then the model's length."""
     outer = fields.get("original_max_position_embeddings")
     if outer is not None:
         return fields.count("original_max_position_embeddings")
@@ -150,8 +152,9 @@ def _yarn(inner: Fields, fields: Fields) -> dict[str, Any]:
 
 
 def _yarn_attention(inner: Fields, factor: float) -> float:
-    """YaRN's temperature, 0.1·ln(factor) + 1 (arXiv 2309.00071 eq. 22), as transformers derives it
-    where the file does not say it."""
+    """YaRN's temperature, 0.1·ln(factor) + 1 (arXiv 2309.00071 eq. 22).
+
+    As transformers derives it where the file does not say it."""
 
     def scale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

@@ -94,8 +94,9 @@ def all_layers(fields: Fields, num_layers: int) -> Windows:
 
 
 def upper_layers(fields: Fields, num_layers: int) -> Windows:
-    """Qwen: with `use_sliding_window` the layers from `max_window_layers` on, unless `layer_types`
-    says which."""
+    """Qwen's layers with a sliding window.
+
+    With `use_sliding_window` those from `max_window_layers` on, unless `layer_types` says which."""
     if not fields.flag("use_sliding_window") or fields.get("sliding_window") is None:
         return no_windows(fields, num_layers)
     first = fields.get("max_window_layers")
@@ -109,8 +110,9 @@ def upper_layers(fields: Fields, num_layers: int) -> Windows:
 
 
 def every_nth_full(period: int, key: str | None = None) -> Callable[[Fields, int], Windows]:
-    """All but every `period`-th layer slide, another period under `key`, unless `layer_types` says
-    which (OLMo-3, Gemma-3)."""
+    """All but every `period`-th layer slide (OLMo-3, Gemma-3).
+
+    Another period stands under `key`; `layer_types`, where it is there, says which."""
 
     def windows(fields: Fields, num_layers: int) -> Windows:
         nth = period if key is None else fields.count(key, period)
@@ -137,8 +139,10 @@ def _layer_types(fields: Fields, num_layers: int) -> tuple[bool, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A row. `defaults`: keys that a published config.json may leave out. `fixed`: keys that must
-    have one of these values, since anything else would compute another function.
+    """A row.
+
+    `defaults`: keys that a published config.json may leave out. `fixed`: keys that must have one of
+    these values, since anything else would compute another function.
 
     qkv_bias: always, never, or the key that decides. qk_norm: over each head or over the whole
     projection. layer_ropes: sliding layers have a rotary embedding of their own, with this base or

@@ -1,4 +1,6 @@
-r"""Whether two answers are the same, by the kind of answer (`forms`, `quantity`). One rule a kind:
+r"""Whether two answers are the same, by the kind of answer (`forms`, `quantity`).
+
+One rule a kind:
 
 list, set        any order; every piece has its partner; repeated pieces count
 tuple, interval  piece by piece, and the same brackets; a bare list may stand for a tuple in ( )
@@ -136,8 +138,9 @@ def _same_sequence(gold: tuple[str, ...], answer: tuple[str, ...], depth: int) -
 
 
 def _same_collection(gold: tuple[str, ...], answer: tuple[str, ...], depth: int) -> Reason:
-    """Every piece has its partner, in any order. Equal strings and numbers are paired first: they
-    are cheap."""
+    """Every piece has its partner, in any order.
+
+    Equal strings and numbers are paired first: they are cheap."""
     if len(gold) != len(answer) or len(gold) > MAX_ITEMS:
         return None
     rest, todo, reasons = list(answer), [], []
@@ -310,8 +313,9 @@ def _same_single(gold: str, answer: str) -> Reason:
 
 
 def _same_numeral(gold: object, answer: object) -> Reason:
-    """The base belongs to the question, so its digits alone are right; a numeral that was not asked
-    for counts by its value."""
+    """The base belongs to the question, so its digits alone are right.
+
+    A numeral that was not asked for counts by its value."""
     if isinstance(gold, Numeral) and isinstance(answer, Numeral):
         return GradeReason.EXACT if gold == answer else None
     if isinstance(gold, Numeral) and isinstance(answer, Quantity):

@@ -1,5 +1,7 @@
-"""Exact and certified values of expression trees: rationals, and complex balls that contain the
-true value for certain (Arb's arithmetic, through python-flint).
+"""Exact and certified values of expression trees.
+
+Rationals, and complex balls that contain the true value for certain (Arb's arithmetic, through
+python-flint).
 
 Every evaluation spends from a `Budget` of operations, so that what is too much does not depend on
 how fast or busy the machine is. Numbers beyond the limits raise `TooMuch`.

@@ -1,5 +1,7 @@
-r"""What kind of answer a cleaned string is: a list, a set, a tuple or interval, a union, a matrix,
-a relation, or a single value. One level is taken apart at a time; pieces stay strings.
+r"""What kind of answer a cleaned string is.
+
+A list, a set, a tuple or interval, a union, a matrix, a relation, or a single value. One level is
+taken apart at a time; pieces stay strings.
 
     read("x \\in (1,2]")  → Relation, whose right side reads as Pair("(]", ("1", "2"))
     read("\\{2,1\\}")     → Listing(("2", "1"), is_set=True)
@@ -92,8 +94,9 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """`sides[i] operators[i] sides[i+1]`, as written; operators are = approx < <= > >=
-    != in mod."""
+    """`sides[i] operators[i] sides[i+1]`, as written.
+
+    Operators are = approx < <= > >= != in mod."""
 
     sides: tuple[str, ...]
     operators: tuple[str, ...]
@@ -280,9 +283,10 @@ def by_coordinate(items: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def named_values(relation: Relation, same: Callable[[str, str], object]) -> tuple[str, ...]:
-    r"""What a relation names: the right side of `x = 5`, `x \in A`, `a + b = 12 + 25 = 37`; of
-    `x = \frac{10}{3} \approx 3.33` both values. Empty where its numbers contradict each other (by
-    `same`): `x = 5 = 6` names nothing, and neither does `5 + 6 = 12`."""
+    r"""What a relation names: the right side of `x = 5`, `x \in A`, `a + b = 12 + 25 = 37`.
+
+    Of `x = \frac{10}{3} \approx 3.33` both values. Empty where its numbers contradict each other
+    (by `same`): `x = 5 = 6` names nothing, and neither does `5 + 6 = 12`."""
     *before, last = relation.sides
     if relation.operators[-1] == "in" and set(relation.operators) <= {"=", "in"}:
         return (last,) if all(map(is_name, before)) else ()
@@ -309,8 +313,10 @@ def _number(side: str) -> Quantity | None:
 
 
 def _rounds(exact: Quantity, decimal: Quantity, operator: str) -> bool:
-    """Whether a decimal is a value that was rounded or cut at its last place; to a whole number only
-    where a sign for "about" says so. A whole number is none that is rounded."""
+    """Whether a decimal is a value that was rounded or cut at its last place.
+
+    To a whole number only where a sign for "about" says so. A whole number is none that is rounded.
+    """
     units = {one.unit for one in (exact, decimal) if one.unit is not None}
     if (decimal.places is None and operator != "approx") or len(units) > 1:
         return False

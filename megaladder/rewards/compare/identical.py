@@ -66,8 +66,9 @@ def canonical(node: Node) -> tuple[object, ...]:
 
 
 def _without_common_terms(left: Node, right: Node) -> tuple[Node, Node]:
-    """Both sides without the terms that they share or that cancel: these may be too large to
-    compute, as in 10^(10^9) + 1."""
+    """Both sides without the terms that they share or that cancel.
+
+    These may be too large to compute, as in 10^(10^9) + 1."""
     terms: dict[tuple[object, ...], list[Node]] = {}
     for sign, side in ((1, left), (-1, right)):
         for one, term in _terms(side, sign):
@@ -147,8 +148,9 @@ def _log2_upper(value: acb) -> int:
 
 
 def separation_bits(node: Node) -> int | None:
-    """b such that the value is zero or at least 2^−b in size; None for what is not algebraic or
-    has a bound beyond the largest precision."""
+    """B such that the value is zero or at least 2^−b in size.
+
+    None for what is not algebraic or has a bound beyond the largest precision."""
     bounds = _bounds(node)
     if bounds is None:
         return None
@@ -158,8 +160,9 @@ def separation_bits(node: Node) -> int | None:
 
 
 def _bounds(node: Node) -> tuple[float, float, int] | None:
-    """(log2 u, log2 l, degree) of the cited bound: the value is a quotient of algebraic integers
-    whose conjugates are at most u and l."""
+    """(log2 u, log2 l, degree) of the cited bound.
+
+    The value is a quotient of algebraic integers whose conjugates are at most u and l."""
     if node.op == "number":
         value = rational_of(node)
         return float(max(1, abs(value.p).bit_length())), float(value.q.bit_length()), 1
@@ -276,8 +279,10 @@ def _whole_names(node: Node) -> frozenset[str]:
 
 
 def _point(draw: random.Random, names: list[str], whole: frozenset[str], attempt: int) -> Point:
-    """Random coordinates: all positive, all negative (a root of x² is not x), in (0, 1) for domains
-    such as that of the inverse sine, of mixed signs, and so on."""
+    """Random coordinates.
+
+    All positive, all negative (a root of x² is not x), in (0, 1) for domains such as that of the
+    inverse sine, of mixed signs, and so on."""
     point = {}
     for name in names:
         if name in whole:
@@ -291,15 +296,18 @@ def _point(draw: random.Random, names: list[str], whole: frozenset[str], attempt
 
 
 def _is_real_at(node: Node, point: Point) -> bool:
-    """Whether no part of the expression leaves the real numbers at a point: at x = y = -1 the
-    product of the roots of x and y has no real value, and so says nothing about sqrt(xy)."""
+    """Whether no part of the expression leaves the real numbers at a point.
+
+    At x = y = -1 the product of the roots of x and y has no real value, and so says nothing about
+    sqrt(xy)."""
     budget = Budget()
     return all(ball(one, point, 128, budget).imag.contains(0) for one in walk(node))
 
 
 def ratio_is_constant(left: Node, right: Node, positive: bool) -> bool:
-    """Whether left = c · right with one number c ≠ 0 (c > 0 if `positive`) at every point: what
-    makes `2x − 2y = 0` and `x = y` one equation.
+    """Whether left = c · right with one number c ≠ 0 (c > 0 if `positive`) at every point.
+
+    What makes `2x − 2y = 0` and `x = y` one equation.
 
     Raises:
         TooMuch: it cannot be decided.

@@ -1,5 +1,7 @@
-"""math-verify on two LaTeX expressions: for the sums, integrals and limits that our own grammar
-does not read, and as the published grader of that name.
+"""math-verify on two LaTeX expressions.
+
+For the sums, integrals and limits that our own grammar does not read, and as the published grader
+of that name.
 
 Its expression grammar calls Python's `eval`; only its LaTeX grammar is used here. sympy can hang or
 eat memory on hostile text: callers run this inside `worker`. No timeouts here.
@@ -19,8 +21,9 @@ MAX_NESTING = 64
 
 
 def library_equal(gold: str, answer: str) -> bool:
-    """math-verify's verdict, and only where both sides hold the same letters: it drops trailing
-    letters as units."""
+    """math-verify's verdict, and only where both sides hold the same letters.
+
+    It drops trailing letters as units."""
     if max(len(gold), len(answer)) > MAX_CHARS or max(map(nesting, (gold, answer))) > MAX_NESTING:
         return False
     if _letters(gold) != _letters(answer):
@@ -46,8 +49,9 @@ def _letters(text: str) -> frozenset[str]:
 
 @lru_cache(maxsize=256)
 def _parse(latex: str) -> list[Any]:
-    """What math-verify reads; kept, because the samples of a group share their gold answer and
-    often their own."""
+    """What math-verify reads.
+
+    Kept, because the samples of a group share their gold answer and often their own."""
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 

@@ -1,5 +1,6 @@
-r"""One spelling for answers that mean the same, and exact numbers out of strings. Pure, bounded, no
-sympy, nothing is evaluated.
+r"""One spelling for answers that mean the same, and exact numbers out of strings.
+
+Pure, bounded, no sympy, nothing is evaluated.
 
 `clean` keeps the meaning (Unicode → LaTeX, layout commands away, `\dfrac` → `\frac`, ASCII maths →
 LaTeX); `number` reads what is a plain number in any usual spelling as an exact fraction. Not here:
@@ -142,8 +143,10 @@ _FONT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """An exact number as it was written. `percent`: it carried a % sign (`value` is what stands
-    before it); `places`: digits after the point, None where it has no point (then it is exact)."""
+    """An exact number as it was written.
+
+    `percent`: it carried a % sign (`value` is what stands before it); `places`: digits after the
+    point, None where it has no point (then it is exact)."""
 
     value: Fraction
     percent: bool = False
@@ -168,8 +171,9 @@ def clean(text: str) -> str:
 
 
 def _unicode(text: str) -> str:
-    r"""NFKC, but with exponents and vulgar fractions kept apart from their base: `x²` is `x^{2}`,
-    `2½` is `2 1/2`."""
+    r"""NFKC, but with exponents and vulgar fractions kept apart from their base.
+
+    `x²` is `x^{2}`, `2½` is `2 1/2`."""
     if text.isascii():
         return text
     text = re.sub(
@@ -207,8 +211,9 @@ def _strip_delimiters(text: str) -> str:
 
 
 def _unwrap_font(text: str) -> str:
-    r"""`\text{\frac{1}{2}}` → `\frac{1}{2}`; a font command that encloses plain words stays,
-    because it says that they are words."""
+    r"""`\text{\frac{1}{2}}` → `\frac{1}{2}`.
+
+    A font command that encloses plain words stays, because it says that they are words."""
     match = re.match(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol|mbox)\s*\{", text)
     if match is None or not text.endswith("}") or "\\" not in text[1:]:
         return text
@@ -228,8 +233,9 @@ def _ascii_calls(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def squash(cleaned: str) -> str:
-    """For string equality: no fonts, no spaces but between two word characters (`1 2` is not `12`),
-    no outer braces."""
+    """For string equality.
+
+    No fonts, no spaces but between two word characters (`1 2` is not `12`), no outer braces."""
     text = _FONT.sub(r"\1", cleaned)
     text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", re.sub(r"\s+", " ", text).strip())
     text = re.sub(r"(\\[a-zA-Z]+) (?=[0-9A-Za-z])", r"\1 ", text)
@@ -346,8 +352,9 @@ def _read_repeating(text: str) -> Number | None:
 
 
 def same_number(gold: Number, answer: Number) -> bool:
-    """Exact but for decimals that were written as approximations (`_close`); `25` and `25%` are the
-    same."""
+    """Exact but for decimals that were written as approximations (`_close`).
+
+    `25` and `25%` are the same."""
     if gold.percent == answer.percent:
         return _close(gold, answer, Fraction(1))
     percent, plain = (gold, answer) if gold.percent else (answer, gold)
@@ -355,9 +362,10 @@ def same_number(gold: Number, answer: Number) -> bool:
 
 
 def _close(left: Number, right: Number, factor: Fraction) -> bool:
-    """left = right · factor; where one of them is a decimal, to a relative 1e-6 and to less than
-    one unit of the last place that was written, so that 0.333333 is 1/3 and 12.345678 is not
-    12.345679."""
+    """Left = right · factor.
+
+    Where one of them is a decimal, to a relative 1e-6 and to less than one unit of the last place
+    that was written, so that 0.333333 is 1/3 and 12.345678 is not 12.345679."""
     value = right.value if factor == 1 else right.value * factor
     if left.value == value:
         return True

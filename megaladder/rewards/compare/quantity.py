@@ -46,7 +46,8 @@ _BASE = re.compile(r"^([0-9A-Fa-f ]+)_\{?(\d{1,2})\}?$")
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """`value` in units of `unit` (None: it has none); `percent`: a % sign stood behind it;
+    """`value` in units of `unit` (None: it has none); `percent`: a % sign stood behind it.
+
     `places`: digits after the point of a plain decimal, None for anything else."""
 
     value: Node
@@ -83,8 +84,9 @@ Single = Quantity | Words | Numeral
 
 @lru_cache(maxsize=4096)
 def read_single(text: str, letters_are_units: bool = False) -> Single:
-    """What a cleaned string that is no list or relation says. `letters_are_units`: a lone letter
-    after a space may be a unit (`12 m`)."""
+    """What a cleaned string that is no list or relation says.
+
+    `letters_are_units`: a lone letter after a space may be a unit (`12 m`)."""
     based = _BASE.match(text)
     if based:
         return Numeral(based.group(1).replace(" ", "").upper(), based.group(2))
@@ -97,8 +99,9 @@ def read_single(text: str, letters_are_units: bool = False) -> Single:
 
 
 def read_number(text: str) -> Number | None:
-    """The number of a cleaned text, its unit aside (`18 dollars`, `3 million people`); None for
-    anything else."""
+    """The number of a cleaned text, its unit aside (`18 dollars`, `3 million people`).
+
+    None for anything else."""
     exact = plain_number(text)
     if exact is not None:
         return exact
@@ -119,8 +122,9 @@ def _unwrapped(text: str) -> str:
 
 
 def _words(text: str) -> Words | None:
-    r"""Plain words: in a text command, or with a word of four letters or of a short list (`xyz` is
-    a product)."""
+    r"""Plain words of a text.
+
+    In a text command, or with a word of four letters or of a short list (`xyz` is a product)."""
     unwrapped = plain_text(text)
     commanded = bool(re.fullmatch(_TEXT + r"\{[^{}]*\}", text.strip())) and "\\" not in unwrapped
     bare = unwrapped.strip("()[]{}\"' .")

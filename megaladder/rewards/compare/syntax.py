@@ -53,8 +53,10 @@ class NotMath(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation. `op`: number, symbol, constant (pi, e, i, infty), add, mul, div, pow, neg, or
-    the name of a function; `value` belongs to number and names."""
+    """One operation.
+
+    `op`: number, symbol, constant (pi, e, i, infty), add, mul, div, pow, neg, or the name of a
+    function; `value` belongs to number and names."""
 
     op: str
     args: tuple[Node, ...] = ()

@@ -1,5 +1,7 @@
-r"""Units that may be left out of an answer, and how they convert. A word that is not in this table
-is part of the answer: odd and even, profit and loss, million, a.m., names of months never are here.
+r"""Units that may be left out of an answer, and how they convert.
+
+A word that is not in this table is part of the answer: odd and even, profit and loss, million,
+a.m., names of months never are here.
 
 A unit is its dimensions and a factor to the base unit. Kinds of things that are counted (people,
 apples) have no dimension and convert to nothing.
@@ -136,8 +138,9 @@ _TOKEN = re.compile(r"([A-Za-z°]+)\.?\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?|(/|\bper\b
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """`dimensions`: sorted (name, exponent) pairs, empty for what is counted; `factor`: base units
-    in one; `counted`: the words of what is counted."""
+    """`dimensions`: sorted (name, exponent) pairs, empty for what is counted.
+
+    `factor`: base units in one; `counted`: the words of what is counted."""
 
     dimensions: tuple[tuple[str, int], ...]
     factor: fmpq

@@ -1,5 +1,7 @@
-"""The process beside a generated program: for each test it forks a child that locks itself and runs
-the program, and reports what came out. Expected outputs never come here.
+"""The process beside a generated program.
+
+For each test it forks a child that locks itself and runs the program, and reports what came out.
+Expected outputs never come here.
 
 Started by `runner` as a script with an empty environment. One JSON job on stdin: {"code", "inputs",
 "function" or null, "cpu_s", "memory_bytes", "output_bytes", "readable", "paths"}; one JSON line a
@@ -72,8 +74,10 @@ def run(job: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _wait(child: int, cpu_s: float) -> tuple[str | int, Any]:
-    """(wait status or why we killed it, resource usage). Only time that the program itself spent
-    counts: its CPU seconds (the kernel ends it), and seconds in which it wanted no CPU."""
+    """(wait status or why we killed it, resource usage).
+
+    Only time that the program itself spent counts: its CPU seconds (the kernel ends it), and
+    seconds in which it wanted no CPU."""
     began = time.monotonic()
     killed: str | None = None
     while True:
@@ -147,8 +151,10 @@ def _content(descriptor: int, most: int) -> str:
 
 
 def _in_child(job: dict[str, Any], text: str, files: dict[str, int], parent: int) -> None:
-    """Never returns. Everything of ours that the program could use against us is gone before it
-    starts: descriptors, the job, the environment."""
+    """Never returns.
+
+    Everything of ours that the program could use against us is gone before it starts: descriptors,
+    the job, the environment."""
     status = LOCK_FAILED
     try:
         lock.die_with_parent(parent)

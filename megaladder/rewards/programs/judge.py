@@ -111,8 +111,9 @@ def pickled_text(data: bytes) -> str:
 
 
 def same_output(expected: str, printed: str) -> bool:
-    """Whether a program printed what was asked: line by line, white space at the ends aside;
-    numbers compare as exact decimals (`1.0` is `1`), but digits behind a leading zero are no number
+    """Whether a program printed what was asked: line by line, white space at the ends aside.
+
+    Numbers compare as exact decimals (`1.0` is `1`), but digits behind a leading zero are no number
     (`0101` is not `101`)."""
     wanted, found = _lines(expected), _lines(printed)
     return len(wanted) == len(found) and all(map(_same_line, wanted, found))

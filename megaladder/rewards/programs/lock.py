@@ -1,5 +1,7 @@
-"""Locks this process, for good: what a generated program can still do is compute, read the Python
-installation, and write to the descriptors it was given. Linux.
+"""Locks this process, for good.
+
+What a generated program can still do is compute, read the Python installation, and write to the
+descriptors it was given. Linux.
 
 * seccomp, an allow-list (x86_64 and aarch64): no process is made or signalled, no socket, nothing
   opened for writing, no limit raised; anything else fails with EPERM

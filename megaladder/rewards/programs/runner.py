@@ -39,8 +39,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class ProgramLimits:
-    """Of one test. cpu_s: CPU seconds, so a busy machine changes nothing; memory beyond Python's
-    own."""
+    """Of one test.
+
+    cpu_s: CPU seconds, so a busy machine changes nothing; memory beyond Python's own."""
 
     cpu_s: int = 6
     memory_bytes: int = 1 << 30

@@ -1,5 +1,7 @@
-"""Graders of published studies, rebuilt from their described rules, so that a study's number can be
-reproduced. They are not ours: their known faults are kept. `GRADERS` names them all.
+"""Graders of published studies, rebuilt from their described rules.
+
+So that a study's number can be reproduced. They are not ours: their known faults are kept.
+`GRADERS` names them all.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-r"""reasoning_ladder's and s1's extraction without their language model: what follows
-`<|im_start|>answer`, the last box or the rest after "Answer:", whole numbers without leading zeros,
-equal strings."""
+r"""reasoning_ladder's and s1's extraction without their language model.
+
+What follows `<|im_start|>answer`, the last box or the rest after "Answer:", whole numbers without
+leading zeros, equal strings."""
 
 from __future__ import annotations
 

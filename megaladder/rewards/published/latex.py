@@ -1,5 +1,7 @@
-r"""What several published graders share: the last box, Hendrycks' normalisation of LaTeX answers
-(MATH, arXiv 2103.03874), and equality of two formulas by sympy.
+r"""What several published graders share.
+
+The last box, Hendrycks' normalisation of LaTeX answers (MATH, arXiv 2103.03874), and equality of
+two formulas by sympy.
 
 Where the originals call sympy's `parse_expr`, which evaluates Python, only the LaTeX parser is used.
 """
@@ -30,8 +32,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def strip_string(text: str) -> str:
-    """Hendrycks' rules: layout, units and degrees away, fractions and roots braced, `0.5` is a half,
-    `k = 5` is `5`, no spaces."""
+    """The answer under Hendrycks' rules.
+
+    Layout, units and degrees away, fractions and roots braced, `0.5` is a half, `k = 5` is `5`, no
+    spaces."""
     text = text.replace("\n", "").replace("\\!", "").replace("\\\\", "\\")
     text = text.replace("tfrac", "frac").replace("dfrac", "frac")
     text = text.replace("\\left", "").replace("\\right", "")

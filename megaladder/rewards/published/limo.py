@@ -1,5 +1,7 @@
-r"""LIMO's evaluation (arXiv 2502.03387): the last box only; then text, option letters, sorted comma
-lists, numbers to an absolute 1e-4 (also times and divided by 100), and Qwen's further rules."""
+r"""LIMO's evaluation (arXiv 2502.03387): the last box only.
+
+Then text, option letters, sorted comma lists, numbers to an absolute 1e-4 (also times and divided
+by 100), and Qwen's further rules."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-r"""Minerva's grader (arXiv 2206.14858, appendix D) as lm-eval's `minerva_math` has it: the phrase
-"Final Answer: The final answer is … I hope it is correct.", a fixed list of substitutions and of
-words that are removed, then equal strings or a difference that sympy simplifies to zero."""
+r"""Minerva's grader (arXiv 2206.14858, appendix D) as lm-eval's `minerva_math` has it.
+
+The phrase "Final Answer: The final answer is … I hope it is correct.", a fixed list of
+substitutions and of words that are removed, then equal strings or a difference that sympy
+simplifies to zero."""
 
 from __future__ import annotations
 

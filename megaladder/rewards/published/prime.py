@@ -1,6 +1,8 @@
-r"""The grader of PRIME (arXiv 2502.01456), after PRM800K's (arXiv 2305.20050): the last box; equal
-after Hendrycks' normalisation; else words such as million spelled out and units removed, tuples
-piece by piece, where fractions and integers must be equal as written and the rest goes to sympy."""
+r"""The grader of PRIME (arXiv 2502.01456), after PRM800K's (arXiv 2305.20050): the last box.
+
+Equal after Hendrycks' normalisation; else words such as million spelled out and units removed,
+tuples piece by piece, where fractions and integers must be equal as written and the rest goes to
+sympy."""
 
 from __future__ import annotations
 

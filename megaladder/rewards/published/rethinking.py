@@ -1,5 +1,7 @@
-r"""Rethinking SFT's reward (arXiv 2604.06628): the last box, else `<answer>`, else the last line,
-compared by math-verify; and math-verify's own extraction and comparison."""
+r"""Rethinking SFT's reward (arXiv 2604.06628).
+
+The last box, else `<answer>`, else the last line, compared by math-verify; and math-verify's own
+extraction and comparison."""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ def judge(response: str, gold: str) -> tuple[bool, str | None]:
 
 
 def judge_library(response: str, gold: str) -> tuple[bool, str | None]:
-    """math-verify on the whole response, with its defaults but for timeouts and for its plain
-    expressions, which Python would evaluate."""
+    """math-verify on the whole response.
+
+    With its defaults but for timeouts and for its plain expressions, which Python would evaluate.
+    """
     from math_verify import parse, verify
     from math_verify.parser import LatexExtractionConfig
 

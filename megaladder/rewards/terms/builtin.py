@@ -158,8 +158,9 @@ _RULES: dict[str, Callable[[str], bool]] = {
 
 
 def overlong(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
-    """DAPO's soft punishment in [−1, 0]: 0 up to max_tokens − buffer, −1 from max_tokens on, linear
-    between.
+    """DAPO's soft punishment in [−1, 0].
+
+    0 up to max_tokens − buffer, −1 from max_tokens on, linear between.
 
     >>> overlong(16384, 20480, 4096), overlong(18432, 20480, 4096), overlong(20480, 20480, 4096)
     (0.0, -0.5, -1.0)
@@ -169,8 +170,9 @@ def overlong(num_tokens: int, max_tokens: int, buffer_tokens: int) -> float:
 
 
 def repetition(token_ids: Sequence[int], ngram: int) -> float:
-    """Share of n-grams that occurred before, in [0, 1): 1 − distinct / all; 0 for fewer tokens than
-    one n-gram needs.
+    """Share of n-grams that occurred before, in [0, 1).
+
+    1 − distinct / all; 0 for fewer tokens than one n-gram needs.
 
     >>> repetition([1, 2, 1, 2, 1, 2], 2)
     0.6

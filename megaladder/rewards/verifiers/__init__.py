@@ -74,9 +74,10 @@ def verify(
     grader: str = OWN,
     dialect: DialectName = OWN_DIALECT,
 ) -> Graded:
-    """The verdict of a verifier that runs no programs. `grader`: a published study's, for math and
-    gsm8k. `dialect`: where the answer stands, for the kinds that the grader compares. Raises
-    ValueError for an unknown kind."""
+    """The verdict of a verifier that runs no programs.
+
+    `grader`: a published study's, for math and gsm8k. `dialect`: where the answer stands, for the
+    kinds that the grader compares. Raises ValueError for an unknown kind."""
     if kind in KINDS:
         return grade(response, gold, kind, grader, dialect)
     return _verifier(kind).verify(response, gold, parameters)

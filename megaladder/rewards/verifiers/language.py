@@ -83,8 +83,9 @@ def language_of(text: str) -> str | None:
 
 
 def share_in(text: str, language: str) -> float:
-    """Share of a text's letters that stand in sentences of a language, in [0, 1]; 1 without
-    letters.
+    """Share of a text's letters that stand in sentences of a language, in [0, 1].
+
+    1 without letters.
 
     Lines are judged one by one; a line without a verdict of its own counts like the others.
     """

@@ -20,8 +20,10 @@ _LOOK_ALIKES = str.maketrans(
 
 
 def visible(text: str) -> str:
-    """Without HTML comments, format characters (zero-width spaces, soft hyphens, direction marks)
-    and blank letters."""
+    """The text without what nobody sees.
+
+    HTML comments, format characters (zero-width spaces, soft hyphens, direction marks) and blank
+    letters."""
     text = _COMMENT.sub(" ", text)
     if text.isascii():
         return text
@@ -36,8 +38,9 @@ def says_something(text: str) -> bool:
 
 
 def folded(text: str) -> str:
-    """Letters that look like Latin ones as those: full-width, mathematical, circled, Cyrillic,
-    Greek. Accents stay: `pâté` is not `pate`."""
+    """Letters that look like Latin ones as those.
+
+    Full-width, mathematical, circled, Cyrillic, Greek. Accents stay: `pâté` is not `pate`."""
     return text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
 
 

@@ -59,8 +59,9 @@ class Listener:
         self.meeting = Meeting(host, self._socket.getsockname()[1], secrets.token_hex(TOKEN_BYTES))
 
     def accept(self, timeout_s: float) -> list[RemoteSpec]:
-        """The replicas that the leaders offer, by node and place. Greetings go side by side: who
-        says nothing, or drips, holds nobody up.
+        """The replicas that the leaders offer, by node and place.
+
+        Greetings go side by side: who says nothing, or drips, holds nobody up.
 
         Raises:
             EngineError: a leader did not come in time. MegaladderError: a leader cannot offer what
@@ -153,8 +154,9 @@ class _Door:
 
 
 class _Greeting:
-    """The first words of one connection: the token, then a frame as of `wire`. One deadline for
-    all of it."""
+    """The first words of one connection: the token, then a frame as of `wire`.
+
+    One deadline for all of it."""
 
     def __init__(self, connection: socket.socket, token: str) -> None:
         connection.setblocking(False)

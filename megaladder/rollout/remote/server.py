@@ -57,6 +57,7 @@ REQUEST_TIMEOUT_S = 24 * 3600.0  # a silent server is noticed by the pings
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """concurrency: requests under way at once; the server queues what it cannot decode together.
+
     ping_s: between two looks at it."""
 
     concurrency: int = 256

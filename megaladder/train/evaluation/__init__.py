@@ -1,2 +1,3 @@
-"""Benchmarks between the steps of a training: what is asked, who answers, and what the scores
-decide."""
+"""Benchmarks of a model, from problems to files of results.
+
+Problems → the engine of `rollout` → the grader of `rewards` → files that lm-eval users can load."""

@@ -90,8 +90,9 @@ def prepare_benchmarks(
 def read_benchmarks(
     config: RunConfig, extract: DialectName, model_folder: str | Path
 ) -> BenchmarkSet:
-    """The benchmarks of `config.evaluate` for the model's tokenizer. Raises as
-    `prepare_benchmarks`."""
+    """The benchmarks of `config.evaluate` for the model's tokenizer.
+
+    Raises as `prepare_benchmarks`."""
     specs = [
         usable(spec)
         for spec in find_benchmarks(config.evaluate.benchmarks, config.evaluate.registry)

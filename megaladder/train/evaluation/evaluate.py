@@ -52,8 +52,10 @@ STOP_PATIENCE_S = 10.0  # for the completion that is under way when a stop comes
 
 @dataclass(frozen=True, slots=True)
 class Respondent:
-    """Who answers and who grades. engine, pool: on rank 0, None elsewhere. shape, ledger: of the
-    run, whose books hold what an evaluation costs.
+    """Who answers and who grades.
+
+    engine, pool: on rank 0, None elsewhere. shape, ledger: of the run, whose books hold what an
+    evaluation costs.
 
     settle: waits for what the engine is doing for the training. rests: it sleeps between
     evaluations, since nothing else is asked of it.
@@ -98,8 +100,10 @@ class BenchmarkEvaluation:
     # ---- what a run's life asks
 
     def begin(self, log: RunLog, step: int, line: str) -> None:
-        """Takes in what earlier starts found up to `step`; what belongs to steps that are trained
-        again is removed. line: the name of the run's line. Collective."""
+        """Takes in what earlier starts found up to `step`.
+
+        What belongs to steps that are trained again is removed. line: the name of the run's line.
+        Collective."""
         self.log, self._line = log, line
         found = parallel.on_main(lambda: self._earlier(step))
         self.history = ScoreHistory(found[0])
@@ -117,6 +121,7 @@ class BenchmarkEvaluation:
 
     def evaluate(self, step: int) -> None:
         """Scores the weights after `step`; without a result where a stop signal came first.
+
         Collective.
 
         Raises:
@@ -220,8 +225,9 @@ class BenchmarkEvaluation:
         return fingerprint_parts(job, found.config, found.prompter, self._engine(), weights)
 
     def _weights(self, step: int) -> dict[str, Any]:
-        """What identifies the weights of a step: the same after a resume, and where the folder was
-        moved."""
+        """What identifies the weights of a step.
+
+        The same after a resume, and where the folder was moved."""
         start: dict[str, Any] = {"init": self._model.init}
         if self._model.init == "random":
             start["seed"] = self._seed

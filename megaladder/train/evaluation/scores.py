@@ -37,8 +37,9 @@ class ScoreHistory:
         return sorted(found, key=lambda step: (-found[step], step))[:count]
 
     def without_gain(self, min_delta: float) -> int:
-        """Evaluations in a row, up to the last one, that were not better than the best before them
-        by more than `min_delta`."""
+        """Evaluations in a row, up to the last one, without a gain.
+
+        They were not better than the best before them by more than `min_delta`."""
         best, count = None, 0
         for score in self.scores.values():
             if best is None or score > best + min_delta:

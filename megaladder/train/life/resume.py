@@ -20,8 +20,9 @@ from megaladder.run_dir import RunDir, model_fingerprint
 
 
 def check_same_run(config: RunConfig, run: RunDir, *, resuming: bool) -> list[str]:
-    """Compares with the run folder's `config.yaml`. Returns the allowed changes, as text.
-    Collective.
+    """Compares with the run folder's `config.yaml`.
+
+    Returns the allowed changes, as text. Collective.
 
     Raises:
         ConfigError: a key that must match differs (model, data, seed …); the message lists key, old

@@ -70,8 +70,9 @@ class Evaluation(Protocol):
     """What is measured of the model between steps."""
 
     def evaluation_due(self, step: int, saving: bool, last: bool) -> bool:
-        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows; `last`: no
-        step does."""
+        """Whether the model is evaluated after `step`; `saving`: a checkpoint follows.
+
+        `last`: no step does."""
 
     def evaluate(self, step: int) -> None:
         """Evaluates the model as it is after `step`."""
@@ -113,8 +114,9 @@ class RunLife:
         total_steps: int,
         evaluation: Evaluation | None = None,
     ) -> None:
-        """trainer: None when nothing is trained, and so nothing is saved. evaluation: None where
-        nothing is measured between steps."""
+        """trainer: None when nothing is trained, and so nothing is saved.
+
+        evaluation: None where nothing is measured between steps."""
         self._evaluation = evaluation
         self._benchmarks: Benchmarks | None = None
         self._config, self._run, self._contents = config, run, contents
@@ -184,8 +186,10 @@ class RunLife:
             )
 
     def listen(self) -> StopSignals:
-        """From here on a stop signal ends the run after its step. Called right before the loop:
-        until then nothing has to be saved. No rank begins a step before all of them listen."""
+        """From here on a stop signal ends the run after its step.
+
+        Called right before the loop: until then nothing has to be saved. No rank begins a step
+        before all of them listen."""
         self._signals = StopSignals()
         parallel.barrier()
         return self._signals

@@ -1,5 +1,6 @@
-"""Policy-gradient losses of GRPO and its kin over one packed micro-batch. Pure torch: tensors in, a
-weighted sum and metric sums out.
+"""Policy-gradient losses of GRPO and its kin over one packed micro-batch.
+
+Pure torch: tensors in, a weighted sum and metric sums out.
 
 Legend: l = log π(token) of the model being trained, the only tensor with a gradient (with the
 entropy H); o = old log-prob; q = reference log-prob; A = advantage; u = correction weight of the

@@ -73,8 +73,9 @@ class TokenLossInputs:
 def sequence_mean(
     values_t: torch.Tensor, mask_t: torch.Tensor, sequence_of_token: torch.Tensor
 ) -> torch.Tensor:
-    """Mean of `values_t` over the masked tokens of each token's own sequence, laid back on the
-    tokens [T]."""
+    """Mean of `values_t` over the masked tokens of each token's own sequence.
+
+    Laid back on the tokens [T]."""
     size = int(sequence_of_token[-1]) + 1 if len(sequence_of_token) else 0
     weight = mask_t.to(values_t.dtype)
     total = values_t.new_zeros(size).index_add_(0, sequence_of_token, values_t * weight)

@@ -284,6 +284,7 @@ def token_logprobs(
 
 def reference_chunks(config: GrpoConfig, trainer: PolicyTrainer) -> list[Any]:
     """The reference model in the trainer's layout and precision, without gradients or optimizer.
+
     Collective.
 
     Raises:

@@ -1,5 +1,6 @@
-"""The problems of a GRPO run as an endless, seeded stream of prompts. Read by rank 0; the others
-know how many there are.
+"""The problems of a GRPO run as an endless, seeded stream of prompts.
+
+Read by rank 0; the others know how many there are.
 
 A stream position is a whole number from 0 on; which problem stands there is a function of (seed,
 position), so one number in a checkpoint says where to go on.
@@ -37,8 +38,9 @@ from megaladder.types import Problem, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ProblemStream:
-    """All usable problems with their prompt ids: shuffled anew for every pass, or as the file has
-    them, or as a mixture of files orders them."""
+    """All usable problems with their prompt ids.
+
+    Shuffled anew for every pass, or as the file has them, or as a mixture of files orders them."""
 
     problems: tuple[Problem, ...]
     prompt_ids: tuple[tuple[int, ...], ...]
@@ -67,8 +69,9 @@ class ProblemStream:
 
 @dataclass(frozen=True, slots=True)
 class ProblemFacts:
-    """What every rank knows about the problems. `files` travel with the weights; their stop ids end
-    an answer."""
+    """What every rank knows about the problems.
+
+    `files` travel with the weights; their stop ids end an answer."""
 
     num_problems: int
     total_steps: int
@@ -108,6 +111,7 @@ def prepare_problems(config: GrpoConfig, shape: ModelShape, model_folder: Path) 
 @dataclass(frozen=True, slots=True)
 class ProblemPart:
     """The usable problems of one source, of `num_read` in it; `lines` say what was left out.
+
     `limit`: tokens of the longest prompt that is usable."""
 
     name: str
@@ -123,8 +127,9 @@ class ProblemPart:
 
 
 def read_parts(config: GrpoConfig, tokenizer: Tokenizer) -> list[ProblemPart]:
-    """The problems of each source that fit, rendered. Raises DataError for unreadable rows, or a
-    source without any prompt that is short enough."""
+    """The problems of each source that fit, rendered.
+
+    Raises DataError for unreadable rows, or a source without any prompt that is short enough."""
     return [_read_part(config, part, tokenizer) for part in config.data.parts]
 
 

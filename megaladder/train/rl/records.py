@@ -49,8 +49,9 @@ class Round:
     work: Mapping[Phase, Work] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """sha256 over problems, token ids, rewards and advantages: the record of what a step
-        trained on."""
+        """sha256 over problems, token ids, rewards and advantages.
+
+        The record of what a step trained on."""
         digest = hashlib.sha256()
         for group in self.groups:
             ids = [completion.token_ids for completion in group.completions]

@@ -196,9 +196,10 @@ class EngineRounds:
         self.key = _settings_key(config, data.facts.identity["data"])
 
     def collect(self, step: int, version: int) -> Round:
-        """Samples and grades `prompts_per_step` groups by weights `version`; under dynamic sampling
-        until all of them teach something, or the cap is reached, and then fewer. What a last draw
-        finds beyond the need is dropped and counted.
+        """Samples and grades `prompts_per_step` groups by weights `version`.
+
+        Under dynamic sampling until all of them teach something, or the cap is reached, and then
+        fewer. What a last draw finds beyond the need is dropped and counted.
 
         Raises:
             EngineError: the engine is lost or holds other weights. RewardError: the user's reward

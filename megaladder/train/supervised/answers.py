@@ -1,5 +1,7 @@
-"""The engine that answers the benchmarks of an SFT run: started once, given the weights of each
-step that is evaluated, asleep in between where it shares the trainer's GPUs."""
+"""The engine that answers the benchmarks of an SFT run.
+
+Started once, given the weights of each step that is evaluated, asleep in between where it shares
+the trainer's GPUs."""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ class AnsweringEngine:
         longest: int,
         closing: ExitStack,
     ) -> None:
-        """benchmarks: on rank 0. longest: tokens of prompt and answer. What has to be closed at the
-        end goes to `closing`."""
+        """benchmarks: on rank 0.
+
+        longest: tokens of prompt and answer. What has to be closed at the end goes to `closing`."""
         self._closing = closing
         section = config.evaluate
         self._config, self._run, self._benchmarks = config, run, benchmarks

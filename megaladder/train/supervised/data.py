@@ -78,8 +78,9 @@ class SftData:
         )
 
     def describe(self) -> list[str]:
-        """What a person should know before the first step: schema, counts, lengths, what is left
-        out and why."""
+        """What a person should know before the first step.
+
+        Schema, counts, lengths, what is left out and why."""
         report, loader = self.train.report, self.loader
         quantiles = report.token_quantiles
         lines = [

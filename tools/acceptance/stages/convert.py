@@ -1,5 +1,6 @@
-"""Hugging Face folder → parameters on the device → Hugging Face tensors: seconds, GB/s, and every
-byte the same; the offline verbs too."""
+"""Hugging Face folder → parameters on the device → Hugging Face tensors.
+
+Seconds, GB/s, and every byte the same; the offline verbs too."""
 
 from __future__ import annotations
 

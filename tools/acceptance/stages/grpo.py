@@ -1,5 +1,6 @@
-"""A short GRPO run from the SFT model: reward by step, where a step's time goes, tokens per second;
-in FP8 too where there is a GPU."""
+"""A short GRPO run from the SFT model: reward by step, where a step's time goes, tokens per second.
+
+In FP8 too where there is a GPU."""
 
 from __future__ import annotations
 

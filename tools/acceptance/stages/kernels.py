@@ -1,5 +1,6 @@
-"""Loss kernels: correctness against float64 and the special checks of tools/bench_kernels.py, then
-its table."""
+"""Correctness of the loss kernels, then their table.
+
+Against float64, with the special checks and the table of tools/bench_kernels.py."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ def _checks(context: Context) -> dict[str, Any]:
 
 
 def _against_fp64(tokens: int, hidden: int, vocab: int, dtype: torch.dtype) -> dict[str, float]:
-    """Relative errors of log-prob, d hidden and d weight of the kernel that this device runs, on
-    the same rounded inputs."""
+    """Relative errors of log-prob, d hidden and d weight against float64.
+
+    Of the kernel that this device runs, on the same rounded inputs."""
     from megaladder.kernels.linear_logprob import linear_logprob
 
     device = platform.device()
@@ -119,9 +121,10 @@ def _table(context: Context) -> dict[str, Any]:
 
 
 def goal_figures(rows: list[dict[str, str]]) -> dict[str, float]:
-    """The head's goals from the table's rows: steps over the bare products of their own loop, an
-    odd vocabulary over the aligned one, row kernels as a share of the copy. What a run had no time
-    for is absent."""
+    """The head's goals from the table's rows.
+
+    Steps over the bare products of their own loop, an odd vocabulary over the aligned one, row
+    kernels as a share of the copy. What a run had no time for is absent."""
     widest = max((int(row["vocab"]) for row in rows), default=0)
     ours = {_cell(row, widest): row for row in rows if row["contender"] == "ours" and row["ratio"]}
     wanted = {name: ours[cell] for name, cell in _CELLS.items() if cell in ours}

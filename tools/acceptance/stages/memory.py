@@ -1,6 +1,7 @@
-"""Peak memory of real steps against what `plan` says, by recompute mode, depth and length. On a
-CPU: against the resident set, which also holds Python, libraries and the allocator's leftovers, so
-only the path is rehearsed there.
+"""Peak memory of real steps against what `plan` says, by recompute mode, depth and length.
+
+On a CPU: against the resident set, which also holds Python, libraries and the allocator's
+leftovers, so only the path is rehearsed there.
 """
 
 from __future__ import annotations
@@ -88,8 +89,9 @@ def _row(work: Work) -> dict[str, Any]:
 
 
 def _planned(work: Work) -> int | None:
-    """`plan`'s total without its reserve for framework and fragmentation: the allocator's peak
-    holds neither."""
+    """`plan`'s total without its reserve for framework and fragmentation.
+
+    The allocator's peak holds neither."""
     if not find_spec("megaladder.plan"):
         return None
     from megaladder.plan.layout import PlannedLayout

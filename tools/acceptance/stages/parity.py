@@ -1,5 +1,6 @@
-"""Transformer Engine's layers against the portable ones: same weights, same packed batch, one
-forward and backward each.
+"""Transformer Engine's layers against the portable ones.
+
+Same weights, same packed batch, one forward and backward each.
 
 The reference is the portable specification in fp32. Compared: log-prob of every token, loss, and
 the gradient of every parameter (after reduction, in DDP's fp32 buffer), matched by name across the

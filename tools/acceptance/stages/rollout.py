@@ -1,6 +1,8 @@
-"""A real vLLM beside the trainer: each weight transport with its seconds and checksums, and how far
-the engine's log-probs are from the trainer's, over three GRPO steps from the exported SFT model;
-then the transfer alone at the width of Qwen3-14B.
+"""A real vLLM beside the trainer.
+
+Each weight transport with its seconds and checksums, and how far the engine's log-probs are from
+the trainer's, over three GRPO steps from the exported SFT model; then the transfer alone at the
+width of Qwen3-14B.
 """
 
 from __future__ import annotations
@@ -88,8 +90,9 @@ def _transport(context: Context, model: Path, transport: str) -> dict[str, Any]:
 
 
 def _mismatch(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the steps that trained on tokens: one whose advantages are all zero compares
-    none."""
+    """Means over the steps that trained on tokens.
+
+    One whose advantages are all zero compares none."""
     compared = [row for row in rows if "mismatch_mean" in row]
     if not compared:
         return {"mismatch_mean": None, "mismatch_note": "no step had a token with an advantage"}
@@ -155,8 +158,9 @@ def grpo_overrides(context: Context, model: Path, folder: Path, steps: int) -> d
 
 
 def _at_size(context: Context, transport: str) -> dict[str, Any]:
-    """The transfer of a few layers of Qwen3-14B's width, by bytes up to all 40 layers: an
-    extrapolation."""
+    """The transfer of a few layers of Qwen3-14B's width, by bytes up to all 40 layers.
+
+    An extrapolation."""
     import sys
 
     from megaladder.tools.acceptance.step_bench import SHAPES

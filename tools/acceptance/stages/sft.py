@@ -1,5 +1,6 @@
-"""50 SFT steps through the command line, once per precision: the loss curves side by side. The bf16
-model is exported for later stages."""
+"""50 SFT steps through the command line, once per precision: the loss curves side by side.
+
+The bf16 model is exported for later stages."""
 
 from __future__ import annotations
 
@@ -54,8 +55,9 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def start(context: Context) -> tuple[Path, Path]:
-    """The model (tokenizer trained on the data, random weights) and the data that the training
-    stages share; made once."""
+    """The model and the data that the training stages share, made once.
+
+    The tokenizer is trained on the data, the weights are random."""
     model, data = context.work / "model", context.work / "arithmetic.jsonl"
     if not data.exists():
         context.megaladder(

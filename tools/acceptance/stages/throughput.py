@@ -1,5 +1,6 @@
-"""Step time, tokens/s, TFLOP/s, MFU, memory and phases of real Qwen3-14B layers on one GPU; 40
-layers by extrapolation, said as such."""
+"""Step time, tokens/s, TFLOP/s, MFU, memory and phases of real Qwen3-14B layers on one GPU.
+
+40 layers by extrapolation, said as such."""
 
 from __future__ import annotations
 

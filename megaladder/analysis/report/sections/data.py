@@ -1,5 +1,7 @@
-"""The training data: what each stage of a selection left over, and how hard the problems are for the
-teacher that answered them."""
+"""The training data of a run, as its stages left it.
+
+What each stage of a selection left over, and how hard the problems are for the teacher that
+answered them."""
 
 from __future__ import annotations
 

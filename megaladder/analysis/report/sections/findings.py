@@ -1,5 +1,6 @@
-"""The sections that show JSON files of the analyze verbs: predictors, trajectories, transfer,
-scaling, token shift, equal compute."""
+"""The sections that show JSON files of the analyze verbs.
+
+Predictors, trajectories, transfer, scaling, token shift, equal compute."""
 
 from __future__ import annotations
 

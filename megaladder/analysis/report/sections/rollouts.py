@@ -1,5 +1,6 @@
-"""Which generated texts the page holds, and how hostile text is made harmless: what it says stays
-readable, what it does is gone.
+"""Which generated texts the page holds, and how hostile text is made harmless.
+
+What it says stays readable, what it does is gone.
 
 Escaping is the template's (autoescape); here control characters, bidirectional marks and lone
 surrogates become visible symbols, and very long texts are cut in the middle, with the cut marked.
@@ -32,8 +33,9 @@ KEPT = "\n\t"
 
 
 def visible(text: str, max_chars: int) -> str:
-    """`text` for display: cut in the middle to `max_chars`, controls and direction marks as
-    ⟨U+202E⟩, surrogates as �."""
+    """`text` for display.
+
+    Cut in the middle to `max_chars`, controls and direction marks as ⟨U+202E⟩, surrogates as �."""
     if len(text) > max_chars:
         head, tail = max_chars * 3 // 4, max_chars // 4
         text = (
@@ -59,8 +61,9 @@ def _shown(char: str) -> str:
 
 
 def rollout_section(inputs: Inputs, max_rollouts: int, max_chars: int, seed: int) -> Section:
-    """Rollouts evenly over sources (a step of a run, a model on a benchmark); within one, wrong and
-    right ones in turn."""
+    """Rollouts evenly over sources (a step of a run, a model on a benchmark).
+
+    Within one, wrong and right ones in turn."""
     section = Section(
         "rollouts",
         "Rollouts to read",

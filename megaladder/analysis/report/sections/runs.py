@@ -282,8 +282,9 @@ def reward_section(inputs: Inputs, styles: Palette) -> Section:
 
 
 def verified_by(run: TrainRun) -> list[str]:
-    """Who verified a GRPO run's answers, and how many stayed undecided; nothing for a run without a
-    resolved configuration."""
+    """Who verified a GRPO run's answers, and how many stayed undecided.
+
+    Nothing for a run without a resolved configuration."""
     config, environment = flatten(run.config), flatten(run.fingerprint)
     version = environment.get("environment.packages.megaladder")
     samples = config.get("rollout.n")
@@ -330,8 +331,9 @@ def _add_curves(
     prefix: str,
     folded: str = "",
 ) -> None:
-    """A panel for each key that changes; keys that keep one value (counters of what did not happen)
-    become one sentence a run."""
+    """A panel for each key that changes.
+
+    Keys that keep one value (counters of what did not happen) become one sentence a run."""
     charts, shown = [], []
     constant: dict[str, list[CsvRow]] = {}
     for key in keys:

@@ -27,8 +27,10 @@ MAX_SENTENCES = 8
 
 
 def summary(inputs: Inputs, seed: int) -> Section:
-    """What changed, one tested sentence a benchmark: GRPO against SFT first, then each model against
-    what it began with, then against the base model."""
+    """What changed, one tested sentence a benchmark.
+
+    GRPO against SFT first, then each model against what it began with, then against the base model.
+    """
     section = Section("summary", "In short")
     counts = [
         (len(inputs.runs), "training run"),
@@ -56,8 +58,9 @@ def summary(inputs: Inputs, seed: int) -> Section:
 
 
 def compared_pairs(inputs: Inputs) -> list[tuple[SampleSet, SampleSet]]:
-    """(A, B) on each benchmark that both have: the pairs of the ladder, then the rest against the
-    first model."""
+    """(A, B) on each benchmark that both have.
+
+    The pairs of the ladder, then the rest against the first model."""
     base = inputs.models[0]
     names = list(dict.fromkeys([*inputs.pairs, *((base, name) for name in inputs.models[1:])]))
     places = ((a, b, benchmark) for a, b in names for benchmark in inputs.benchmarks)
@@ -297,8 +300,9 @@ def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
 
 
 def length_section(inputs: Inputs, styles: Palette) -> Section:
-    """Share of problems answered within a token budget, from lengths alone (a cut answer counts as
-    wrong: a lower bound)."""
+    """Share of problems answered within a token budget, from lengths alone.
+
+    A cut answer counts as wrong, so it is a lower bound."""
     section = Section(
         "budget",
         "Accuracy by token budget",
