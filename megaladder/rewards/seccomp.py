@@ -36,7 +36,7 @@ class Instruction(ctypes.Structure):
     )
 
 
-class _Program(ctypes.Structure):
+class Program(ctypes.Structure):
     """`struct sock_fprog`."""
 
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(Instruction)))
@@ -50,7 +50,7 @@ def forbid_new_privileges(libc: ctypes.CDLL) -> bool:
 def install(libc: ctypes.CDLL, instructions: Sequence[Instruction]) -> bool:
     """Filters this process's system calls from now on; False where the kernel refuses."""
     array = (Instruction * len(instructions))(*instructions)
-    program = _Program(len(instructions), array)
+    program = Program(len(instructions), array)
     return libc.prctl(_PR_SET_SECCOMP, _FILTER_MODE, ctypes.byref(program)) == 0
 
 

@@ -1,50 +1,24 @@
-"""Stands between a program and the file system: counts its mutating calls below one folder, writes
-them down, and lets the n-th of them fail.
+"""Stands between a program and the file system and writes down its mutating calls below one folder,
+for power cuts. (Faults are the kernel's: `kernel.supervisor`.)
 
-    with Calls(folder, faults=[Fault(12, "ENOSPC")], log=file) as calls: …
+    with Calls(folder, log) as calls: …
 
-In the process itself and in its forks (each counts on from where it was forked), at the level of
-Python's raw files and of `os`: buffering, retries and clean-up above are the product's own. What
-C++ writes by itself (torch.save to a path) is not seen; such a file is written down as it is when
+In the process itself and in its forks, at the level of Python's raw files and of `os`. What C++
+writes by itself (torch.save to a path) is not seen; such a file is written down as it is when
 somebody syncs it.
 """
 
 from __future__ import annotations
 
 import builtins
-import errno
 import io
 import os
 import pickle
 import shutil
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-ERRORS = ("ENOSPC", "EIO")
-KINDS = ("SIGKILL", "SIGTERM", *ERRORS, "short", "torn")
-STICKY = "ENOSPC"  # a full disk stays full until the restart
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What happens at the `at`-th mutating call (from 0): a signal before it, an error instead of
-    it, half a write (`short`), or half a write and SIGKILL (`torn`)."""
-
-    at: int
-    kind: str
-
-    def __str__(self) -> str:
-        return f"{self.at}:{self.kind}"
-
-    @classmethod
-    def parse(cls, text: str) -> Fault:
-        """As `str` writes it."""
-        at, kind = text.split(":")
-        assert kind in KINDS, kind
-        return cls(int(at), kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +32,10 @@ class Call:
 
 
 class Calls:
-    """See the module. `count`: calls so far."""
+    """See the module."""
 
-    def __init__(self, root: Path, faults: Sequence[Fault] = (), log: Path | None = None) -> None:
-        self.root = os.path.realpath(root)
-        self._faults = {fault.at: fault.kind for fault in faults}
-        self._log, self.count, self._full = log, 0, False
+    def __init__(self, root: Path, log: Path) -> None:
+        self.root, self._log = os.path.realpath(root), log
         self._real: list[tuple[Any, str, Any]] = []
 
     # --- what is done at each call
@@ -73,39 +45,24 @@ class Calls:
         self._write_down(Call("mark", name))
 
     def through(self, call: Call, action: Callable[[], Any]) -> Any:
-        """Counts the call, and lets it happen or fail."""
-        if not self._is_ours(call.path):
-            return action()
-        kind, self.count = self._faults.get(self.count), self.count + 1
-        if self._full and call.name in ("open", "write", "mkdir", "truncate"):
-            kind = STICKY
-        if kind in ("SIGKILL", "SIGTERM"):
-            os.kill(os.getpid(), getattr(signal, kind))
-        if kind in ERRORS:
-            self._full |= kind == STICKY
-            number = getattr(errno, kind)
-            raise OSError(number, os.strerror(number), call.path)
+        """Lets the call happen and writes it down."""
         result = action()
-        self._write_down(call)
+        if self._is_ours(call.path):
+            self._write_down(call)
         return result
 
     def write(self, path: str, offset: int, data: Any, action: Callable[[Any], int]) -> int:
-        """`through` for a write, which may also come to half of it."""
+        """`through` for a write."""
         raw = bytes(data)
-        kind = self._faults.get(self.count) if self._is_ours(path) else None
-        if kind in ("short", "torn") and len(raw) > 1:
-            raw = raw[: len(raw) // 2]
-        written: int = self.through(Call("write", path, (offset, raw)), lambda: action(raw))
-        if kind == "torn":
-            os.kill(os.getpid(), signal.SIGKILL)
+        written = action(raw)
+        if self._is_ours(path):
+            self._write_down(Call("write", path, (offset, raw[:written])))
         return written
 
     def _is_ours(self, path: str) -> bool:
         return path.startswith(self.root) and path[len(self.root) : len(self.root) + 1] in ("/", "")
 
     def _write_down(self, call: Call) -> None:
-        if self._log is None:
-            return
         raw = pickle.dumps(call)
         descriptor = _os_open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -189,7 +146,7 @@ class Calls:
             descriptor = file if isinstance(file, int) else file.fileno()
             path = _path_of(descriptor)
             seen = None
-            if self._log is not None and self._is_ours(path) and os.path.isfile(path):
+            if self._is_ours(path) and os.path.isfile(path):
                 with _io_open(path, "rb") as whole:
                     seen = whole.read()
             self.through(Call("fsync", path, seen), lambda: real(descriptor))

@@ -1,5 +1,6 @@
-"""`make chaos`: every single fault of every workload, then drawn schedules until the time is up,
-then power cuts. Status 1 and the shortest schedule for anything that does not hold.
+"""`make chaos`: faults at every call of every program, in turns, then drawn schedules until the time
+is up; power cuts of the small ones. A table by kind and program at the end, and status 1 with the
+shortest schedule for anything that does not hold.
 
     PYTHONPATH=.:tests python -m chaos.run [--minutes 20] [--workload NAME] [--seed 0]
     PYTHONPATH=.:tests python -m chaos.run --replay training 12:EIO 3:SIGKILL,9:torn
@@ -8,21 +9,110 @@ then power cuts. Status 1 and the shortest schedule for anything that does not h
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
+import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos import power_cut, schedules
-from chaos.calls import Fault, read_log
-from chaos.workloads import NAMES
+from chaos.calls import read_log
+from chaos.kernel import faults, notify
+from chaos.kernel.faults import Fault, Starts
+from chaos.programs.base import NAMES, WITH_POWER_CUTS, weight_of
+
+MAX_SHRUNK, MAX_SHOWN = 5, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one program may take. schedules: at most so many, None = as the time allows."""
+
+    seconds: float
+    schedules: int | None
+    seed: str
+    per_prefix: int
+
+
+@dataclass(slots=True)
+class Row:
+    """What was tried with one program. tried: schedules by the kind of their fault, or `drawn`;
+    happened: faults, by kind."""
+
+    name: str
+    calls: str
+    tried: Counter[str] = field(default_factory=Counter)
+    happened: Counter[str] = field(default_factory=Counter)
+    num_cuts: int = 0
+    broken: list[str] = field(default_factory=list)
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def line(self) -> str:
+        per_s = self.tried.total() / self.cpu_s if self.cpu_s else 0.0
+        cuts = f", {self.num_cuts} power cuts" if self.num_cuts else ""
+        return (
+            f"{self.name}: {self.calls}; {self.tried.total()} schedules,"
+            f" {self.happened.total()} faults{cuts}; {self.cpu_s:.0f} CPU s ({per_s:.1f}"
+            f" schedules a CPU second), {self.wall_s:.0f} s; {len(self.broken)} broken"
+        )
+
+
+def one_program(name: str, budget: Budget) -> Row:
+    """Everything that is tried with it, in this process."""
+    began, cpu = time.monotonic(), os.times()
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir=_fast_folder()) as scratch:
+        bench = schedules.bench(name, Path(scratch))
+        row = Row(name, f"{bench.size.files} file calls, {bench.size.wires} wire writes")
+        for starts in _schedules(bench, budget, began):
+            _attempt(bench, starts, row)
+        if name in WITH_POWER_CUTS:
+            row.num_cuts, lost = power_cuts(bench, budget.per_prefix)
+            row.broken += lost
+    spent = (now - before for now, before in zip(os.times()[:4], cpu[:4], strict=True))
+    row.wall_s, row.cpu_s = time.monotonic() - began, sum(spent)
+    return row
+
+
+def _schedules(bench: schedules.Bench, budget: Budget, began: float) -> Iterator[Starts]:
+    rng, wired = random.Random(budget.seed), bench.workload.wired
+    singles = faults.single_faults(bench.size, wired)
+    endless = (faults.drawn(bench.size, wired, rng) for _ in itertools.count())
+    mixed: Iterator[Starts] = itertools.chain(singles, endless)
+    if bench.workload.dear:  # few of them: every kind has to come early
+        mixed = (next(endless) if rng.random() < 0.2 else _one(bench, rng) for _ in mixed)
+    for starts in itertools.islice(mixed, budget.schedules):
+        if budget.schedules is None and time.monotonic() - began > budget.seconds:
+            return
+        yield starts
+
+
+def _one(bench: schedules.Bench, rng: random.Random) -> Starts:
+    return faults.drawn_single(bench.size, bench.workload.wired, rng)
+
+
+def _attempt(bench: schedules.Bench, starts: Starts, row: Row) -> None:
+    found = bench.verdict(starts)
+    if found.hit:  # else the run took another way, and no call was the one
+        single = len(starts) == 1 and len(starts[0]) == 1
+        row.tried[starts[0][0].label if single else "drawn"] += 1
+    row.happened += found.hit
+    if found.broken is not None:
+        shortest = bench.shrunk(starts) if len(row.broken) < MAX_SHRUNK else starts
+        what = bench.verdict(shortest).broken or f"(not every time) {found.broken}"
+        row.broken.append(str(schedules.Broken(row.name, shortest, what)))
 
 
 def power_cuts(bench: schedules.Bench, per_prefix: int) -> tuple[int, list[str]]:
     """States tried, and what was lost in which."""
-    calls = power_cut.with_unseen(read_log(bench.log))
+    calls = power_cut.with_unseen(read_log(bench.record()))
     root, lost, count = str(bench.folder.resolve()), [], 0
     for state in power_cut.states(calls, root, per_prefix):
         count += 1
@@ -34,68 +124,86 @@ def power_cuts(bench: schedules.Bench, per_prefix: int) -> tuple[int, list[str]]
     return count, lost
 
 
-def faults(
-    bench: schedules.Bench, until: float, rng: random.Random, quick: bool
-) -> tuple[Counter[str], list[schedules.Broken]]:
-    """Single faults first, then drawn schedules; counted by kind."""
-    tried: Counter[str] = Counter()
-    broken: list[schedules.Broken] = []
-    num_calls = bench.num_calls()
-
-    def attempt(starts: schedules.Starts, kind: str) -> None:
-        tried[kind] += 1
-        if bench.broken(starts) is not None and len(broken) < 5:
-            shortest = bench.shrunk(starts)
-            what = bench.broken(shortest) or "(not every time)"
-            broken.append(schedules.Broken(bench.workload.name, shortest, what))
-
-    for starts in schedules.single_faults(num_calls, quick):
-        attempt(starts, starts[0][0].kind)
-    while time.monotonic() < until:
-        attempt(schedules.drawn(num_calls, rng), "drawn")
-    return tried, broken
+def table(rows: list[Row]) -> str:
+    """Schedules by kind (rows) and program (columns)."""
+    kinds = sorted(
+        set().union(*(row.tried for row in rows)), key=lambda kind: (kind == "drawn", kind)
+    )
+    width = max(len(kind) for kind in [*kinds, "all"]) + 2
+    names = [*(row.name for row in rows), "all"]
+    lines = ["".join([" " * width, *(f"{name:>{len(name) + 2}}" for name in names)])]
+    for kind in [*kinds, "all"]:
+        counts = [row.tried.total() if kind == "all" else row.tried[kind] for row in rows]
+        cells = zip(names, [*counts, sum(counts)], strict=True)
+        lines.append(
+            f"{kind:<{width}}" + "".join(f"{n or '·':>{len(name) + 2}}" for name, n in cells)
+        )
+    return "\n".join(lines)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--workload", choices=NAMES, action="append")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--per-prefix", type=int, default=40, help="power cuts after each call")
-    parser.add_argument("--quick", action="store_true", help="one kind of fault at each call")
-    parser.add_argument("--replay", nargs="+", metavar=("WORKLOAD", "FAULTS"))
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir=_fast_folder()) as scratch:
-        if given.replay:
+    given = _arguments()
+    if not notify.supported():
+        print("no table of system calls for this architecture; x86_64 or aarch64 is needed")
+        return 2
+    if given.replay:
+        with tempfile.TemporaryDirectory(prefix="chaos-", dir=_fast_folder()) as scratch:
             name, *starts = given.replay
             parsed = tuple(tuple(map(Fault.parse, one.split(","))) for one in starts)
-            print(found := schedules.bench(name, Path(scratch)).broken(parsed))
-            return 1 if found else 0
-        return _all(given, Path(scratch))
+            found = schedules.bench(name, Path(scratch)).verdict(parsed)
+            print(found.broken or f"held ({', '.join(found.hit) or 'no fault happened'})")
+            return 1 if found.broken else 0
+    return _all(given)
 
 
-def _all(given: argparse.Namespace, scratch: Path) -> int:
-    began, failed, total = time.monotonic(), 0, Counter[str]()
-    names = given.workload or NAMES
-    for number, name in enumerate(names, start=1):
-        bench = schedules.bench(name, scratch)
-        num_states, lost = power_cuts(bench, given.per_prefix)
-        until = began + 60 * given.minutes * number / len(names)
-        tried, broken = faults(bench, until, random.Random(f"{given.seed}/{name}"), given.quick)
-        total += tried + Counter({"power cut": num_states})
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tried.items()))
-        print(f"{name}: {bench.num_calls()} calls, {tried.total()} schedules ({kinds}),", end=" ")
-        print(f"{num_states} power cuts; {len(broken)} broken, {len(lost)} lost", flush=True)
-        for one in (*lost[:5], *broken):
-            print(f"  {one}", flush=True)
-        failed += len(broken) + len(lost)
-    seconds = time.monotonic() - began
-    schedules_tried = total.total() - total["power cut"]
+def _all(given: argparse.Namespace) -> int:
+    began, names = time.monotonic(), given.workload or NAMES
+    weights = sum(weight_of(name) for name in names)
+    share_s = 60 * given.minutes * given.processes / weights
+    rows: list[Row] = []
+    # a process each: forks of one that has imported little are cheap
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.processes, spawn, max_tasks_per_child=1) as pool:
+        futures = [
+            pool.submit(
+                one_program,
+                name,
+                Budget(
+                    share_s * weight_of(name),
+                    given.schedules,
+                    f"{given.seed}/{name}",
+                    given.per_prefix,
+                ),
+            )
+            for name in names
+        ]
+        for future in as_completed(futures):
+            rows.append(future.result())
+            print("\n  ".join([rows[-1].line(), *rows[-1].broken[:MAX_SHOWN]]), flush=True)
+    rows.sort(key=lambda row: names.index(row.name))
+    print(f"\n{table(rows)}\n")
+    failed = sum(len(row.broken) for row in rows)
+    tried, cuts = (sum(n) for n in zip(*((r.tried.total(), r.num_cuts) for r in rows), strict=True))
+    cpu_s = sum(row.cpu_s for row in rows)
     print(
-        f"{schedules_tried} schedules, {total['power cut']} power cuts in {seconds:.0f} s: ", end=""
+        f"{tried} schedules, {cuts} power cuts in {time.monotonic() - began:.0f} s"
+        f" ({cpu_s:.0f} CPU s), seed {given.seed}: ",
+        end="",
     )
     print(f"{failed} did not hold" if failed else "all held")
     return 1 if failed else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--workload", metavar="NAME", action="append", help=", ".join(NAMES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedules", type=int, help="of each program, instead of minutes")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--per-prefix", type=int, default=40, help="power cuts after each call")
+    parser.add_argument("--replay", nargs="+", metavar=("WORKLOAD", "FAULTS"))
+    return parser.parse_args()
 
 
 def _fast_folder() -> str | None:

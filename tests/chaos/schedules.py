@@ -1,27 +1,24 @@
-"""Schedules of faults: one start of a workload after another, each with its faults, then one that
+"""Schedules of faults: one start of a program after another, each with its faults, then one that
 nobody disturbs; what must hold afterwards; and the shortest schedule that still breaks it."""
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.calls import KINDS, Calls, Fault
-from chaos.workloads import Workload, workload
+from chaos.calls import Calls
+from chaos.kernel import supervisor
+from chaos.kernel.faults import Fault, Starts, shorter
+from chaos.kernel.supervisor import Ended
+from chaos.programs.base import Workload, status_of, workload
 
-from megaladder.errors import MegaladderError
-from megaladder.process.storage import storage_error
-
-Starts = tuple[tuple[Fault, ...], ...]
-ALLOWED = (0, 2, 3, -signal.SIGKILL, -signal.SIGTERM)
-STOPPED = (3, -signal.SIGKILL, -signal.SIGTERM)
+NO_PERMISSION = ("EACCES", "EROFS")
+_OF_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGPIPE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,124 +31,131 @@ class Broken:
 
     def __str__(self) -> str:
         starts = " ".join(",".join(map(str, faults)) for faults in self.starts)
-        return (
-            f"{self.what}\n    again: python tests/chaos/run.py --replay {self.workload} {starts}"
-        )
+        again = f"PYTHONPATH=.:tests python -m chaos.run --replay {self.workload} {starts}"
+        return f"{self.what}\n    again: {again}"
 
 
-def start(program: Workload, folder: Path, faults: Sequence[Fault], log: Path | None = None) -> int:
-    """One start in a fork: its exit status, or minus the signal that ended it."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            status = _status(program, folder, faults, log)
-        finally:
-            os._exit(status)
-    _, how = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(how)
+@dataclass(slots=True)
+class Verdict:
+    """What came of one schedule: what did not hold, and the faults that happened."""
 
-
-def _status(program: Workload, folder: Path, faults: Sequence[Fault], log: Path | None) -> int:
-    """As the command line makes a status of what was raised."""
-    try:
-        with open(folder.parent / "said", "w") as said:
-            os.dup2(said.fileno(), 2)
-        with Calls(folder, faults, log) as calls:
-            program.run(folder, calls.mark)
-        return 0
-    except MegaladderError as error:
-        print(error, file=sys.stderr)
-        return error.exit_status
-    except BaseException as error:
-        words = storage_error(error)
-        if words is not None:
-            print(words, file=sys.stderr)
-            return words.exit_status
-        traceback.print_exc()
-        return 1
+    broken: str | None = None
+    hit: Counter[str] = field(default_factory=Counter)
 
 
 class Bench:
-    """One workload in one scratch folder."""
+    """One program in one scratch folder: `at` is its own, `inputs` and `temporary` lie beside."""
 
     def __init__(self, program: Workload, scratch: Path) -> None:
         self.workload, self.folder, self._scratch = program, scratch / "at", scratch
-        log = scratch / "calls"
+        self._temporary = scratch / "temporary"
+        os.environ["TMPDIR"] = str(self._temporary)
+        self._clean()
+        program.prepare(scratch)
+        ended = self._start(())
+        assert ended.status == 0, f"{program.name}: status {ended.status}\n{self._said()}"
+        self.size = ended.size
+        self.expected = program.result(self.folder)
+
+    def record(self) -> Path:
+        """The calls of an undisturbed start, for power cuts."""
+        log = self._scratch / "calls"
         self._clean()
         log.unlink(missing_ok=True)
-        assert start(program, self.folder, (), log) == 0, (scratch / "said").read_text()
-        self.expected = program.result(self.folder)
-        self.log = log
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                with Calls(self.folder, log) as calls:
+                    status = status_of(self.workload, self.folder, calls.mark)
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0, self.workload.name
+        return log
 
     def _clean(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        for folder in (self.folder, self._temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self._marks.unlink(missing_ok=True)
 
-    def num_calls(self) -> int:
-        """Mutating calls of an undisturbed start."""
-        from chaos.calls import read_log
+    @property
+    def _marks(self) -> Path:
+        return self._scratch / "marks"
 
-        return sum(call.name != "mark" for call in read_log(self.log))
+    def _start(self, faults: Sequence[Fault]) -> Ended:
+        def program() -> int:
+            with self._marks.open("a", buffering=1) as marks:
+                return status_of(self.workload, self.folder, lambda name: print(name, file=marks))
 
-    def broken(self, starts: Starts) -> str | None:
-        """What did not hold, in words; None when all did."""
+        limits = supervisor.Limits(self.workload.patience_s, self.workload.grace_s)
+        return supervisor.run(program, self.folder, faults, self._scratch / "said", limits)
+
+    def verdict(self, starts: Starts) -> Verdict:
+        """Runs a schedule."""
+        found = Verdict()
         self._clean()
         for faults in starts:
-            status = start(self.workload, self.folder, faults)
-            if status not in ALLOWED:
-                return f"status {status}: {self._said()}"
-            if faults and status == 2:
-                return f"a fault is blamed on the user: {self._said()}"
-        status = start(self.workload, self.folder, ())
-        if status != 0:
-            return f"the undisturbed start ends with {status}: {self._said()}"
-        found = self.workload.result(self.folder)
-        return None if found == self.expected else f"result {found!r}, expected {self.expected!r}"
+            ended = self._start(faults)
+            found.hit.update(fault.label for fault in ended.hit)
+            found.broken = self._wrong(ended) or self._forgotten()
+            if found.broken is not None:
+                return found
+        ended = self._start(())
+        found.broken = self._wrong(ended) or self._at_the_end(ended, starts)
+        return found
+
+    def _wrong(self, ended: Ended) -> str | None:
+        """Whether a start ended as it may."""
+        kinds = {fault.kind for fault in ended.hit}
+        if ended.hung:
+            return f"it hung: {self._said()}"
+        if ended.left:
+            return f"processes are left: {'; '.join(ended.left)}"
+        if "Traceback (most recent call last)" in self._said():
+            return f"status {ended.status} and a traceback: {self._said()}"
+        if ended.status in (0, 3) or (ended.status in _OF_SIGNALS and kinds):
+            return None
+        if ended.status == 130 and "SIGINT" in kinds and not self.workload.resumes:
+            return None
+        if ended.status == 2 and kinds:
+            innocent = f"a fault is blamed on the user: {self._said()}"
+            return None if kinds.intersection(NO_PERMISSION) else innocent
+        return f"status {ended.status}: {self._said()}"
+
+    def _forgotten(self) -> str | None:
+        """What was promised and is not there."""
+        if not self.workload.reads_only or not self._marks.exists():
+            return None
+        return self.workload.broken_promise(self.folder, self._marks.read_text().splitlines())
+
+    def _at_the_end(self, ended: Ended, starts: Starts) -> str | None:
+        if ended.status != 0:
+            return f"the undisturbed start ends with {ended.status}: {self._said()}"
+        result = self.workload.result(self.folder)
+        if result != self.expected:
+            return f"result {result!r}, expected {self.expected!r}"
+        killed = any(fault.kind in ("SIGKILL", "torn") for faults in starts for fault in faults)
+        left = [path.name for path in self._temporary.iterdir()]
+        return f"temporary files are left: {left}" if left and not killed else None
 
     def _said(self) -> str:
-        return (self._scratch / "said").read_text()[-1500:].strip()
+        return (self._scratch / "said").read_text(errors="replace")[-3000:].strip()
 
     def shrunk(self, starts: Starts) -> Starts:
         """Leaves out starts and faults as long as something breaks."""
         smaller = True
         while smaller:
             smaller = False
-            for shorter in _shorter(starts):
-                if self.broken(shorter) is not None:
-                    starts, smaller = shorter, True
+            for fewer in shorter(starts):
+                if self.verdict(fewer).broken is not None:
+                    starts, smaller = fewer, True
                     break
         return starts
 
 
-def _shorter(starts: Starts) -> Iterator[Starts]:
-    for index in range(len(starts)):
-        yield starts[:index] + starts[index + 1 :]
-    for index, faults in enumerate(starts):
-        if len(faults) > 1:
-            for place in range(len(faults)):
-                fewer = faults[:place] + faults[place + 1 :]
-                yield (*starts[:index], fewer, *starts[index + 1 :])
-
-
-def single_faults(num_calls: int, quick: bool) -> Iterator[Starts]:
-    """Each kind of fault at each call; quick: at each call one kind, in turns."""
-    for at in range(num_calls):
-        for kind in (KINDS[at % len(KINDS)],) if quick else KINDS:
-            yield ((Fault(at, kind),),)
-
-
-def drawn(num_calls: int, rng: random.Random) -> Starts:
-    """Two or three disturbed starts, one or two faults each."""
-    return tuple(
-        tuple(
-            Fault(rng.randrange(num_calls + 5), rng.choice(KINDS)) for _ in range(rng.randint(1, 2))
-        )
-        for _ in range(rng.randint(2, 3))
-    )
-
-
 def bench(name: str, scratch: Path) -> Bench:
+    """A program by its name, in a folder of its own."""
     folder = scratch / name
     folder.mkdir(parents=True, exist_ok=True)
     return Bench(workload(name), folder)

@@ -1,35 +1,39 @@
-"""A share of `make chaos` in seconds: every call of the small workloads fails once in some way, and
-the power goes after every call; and the harness itself finds what it is there to find."""
+"""A share of `make chaos` in seconds, and that the harness itself finds what it is there to find."""
 
-import random
 import subprocess
 import sys
 
 import pytest
-from chaos import power_cut, run, schedules
-from chaos.calls import Call, Fault
-from clean_fork import run_in_fork
+from chaos import power_cut
+from chaos.calls import Call
+from chaos.kernel import notify
+from chaos.kernel.faults import Fault
 from distributed import environment
 
+needs_notify = pytest.mark.skipif(
+    not notify.supported(), reason="no table of system calls for this architecture"
+)
 
-def test_faults_and_power_cuts_lose_nothing():
-    """In a process of its own: forks of one that has imported little are cheap."""
-    flags = ["--quick", "--minutes", "0", "--per-prefix", "2"]
-    plain = [
-        flag for name in ("training", "evaluation", "rewinding") for flag in ("--workload", name)
-    ]
-    command = [sys.executable, "-m", "chaos.run", *flags, *plain]
+
+def chaos(*words: str, status: int = 0) -> str:
+    """What `make chaos` says, in a process of its own: forks of one that has imported little are
+    cheap."""
+    command = [sys.executable, "-m", "chaos.run", *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "all held" in done.stdout
+    assert done.returncode == status, done.stdout + done.stderr[-2000:]
+    return done.stdout
+
+
+@needs_notify
+def test_faults_and_power_cuts_lose_nothing():
+    few = ("--schedules", "10", "--per-prefix", "1", "--processes", "1")
+    names = ("training", "evaluation", "rewinding")
+    assert "all held" in chaos(*few, *(word for name in names for word in ("--workload", name)))
 
 
 @pytest.mark.slow
 def test_faults_and_power_cuts_lose_no_tensor():
-    flags = ["--quick", "--minutes", "0", "--workload", "export", "--workload", "conversion"]
-    command = [sys.executable, "-m", "chaos.run", *flags]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    chaos("--schedules", "150", "--workload", "export", "--workload", "conversion")
 
 
 def test_a_rename_without_its_folder_synced_can_be_lost():
@@ -57,41 +61,25 @@ def test_a_write_behind_our_back_counts_from_its_sync():
     assert last.tree["/r/x"] == b"from C++"
 
 
-class Careless:
-    """Writes over its only copy, and promises."""
-
-    name = "careless"
-
-    def run(self, folder, mark) -> None:
-        with (folder / "state").open("w") as file:
-            file.write("1" * 100)
-        mark("written")
-
-    def result(self, folder):
-        return (folder / "state").read_text()
-
-    def broken_promise(self, folder, marks):
-        file = folder / "state"
-        lost = "written" in marks and not (file.exists() and file.read_text() == "1" * 100)
-        return "lost" if lost else None
+@needs_notify
+def test_a_promise_that_is_broken_is_found_and_made_short():
+    said = chaos("--replay", "careless", "0:SIGKILL,90:EIO", "1:torn", "99:EIO", status=1)
+    assert "lost" in said
+    said = chaos("--workload", "careless", "--schedules", "20", "--per-prefix", "5", status=1)
+    assert ": lost; lost ['open state', 'write state']" in said and "did not hold" in said
+    assert "--replay careless 1:torn\n" in said or "--replay careless 1:SIGKILL\n" in said
 
 
-def test_the_harness_finds_and_shrinks(tmp_path):
-    def check() -> None:
-        bench = schedules.Bench(Careless(), tmp_path)
-        count, lost = run.power_cuts(bench, per_prefix=10)
-        assert 0 < len(lost) <= count
-        bench.workload.run = lambda folder, mark: (folder / "other").write_text(
-            "1" if (folder / "state").exists() else (folder / "state").write_text("1" * 100) * "0"
-        )
-        starts = ((Fault(90, "EIO"), Fault(1, "SIGKILL")), (Fault(99, "EIO"),))
-        assert bench.broken(((Fault(1, "torn"),),)) is not None
-        drawn = schedules.drawn(5, random.Random(0))
-        assert 2 <= len(drawn) <= 3
-        assert bench.shrunk((*starts, (Fault(1, "torn"),))) in ((), ((Fault(1, "torn"),),))
+@needs_notify
+def test_what_outlives_its_start_is_named():
+    assert "sleep 1000" in chaos("--replay", "leaving", "0:SIGSTOP", status=1)
 
-    said = tmp_path / "said.txt"
-    assert run_in_fork(check, stderr=said) == 0, said.read_text()[-3000:]
+
+@pytest.mark.parametrize(
+    "text", ["12:ENOSPC", "0:SIGTERM@all", "w3:garble", "7:clock+", "w1:SIGSTOP"]
+)
+def test_a_fault_is_written_as_it_is_read(text):
+    assert str(Fault.parse(text)) == text
 
 
 def test_mutated_bytes_are_accepted_or_told():

@@ -1,16 +1,17 @@
 """Small programs that write what our verbs write, in the order in which they do, without a model's
 arithmetic: each goes on from whatever lies in its folder, as the same command started again does.
 
-`run(folder, mark)` brings the folder to its end; `result(folder)` is what must be the same as in an
-undisturbed run; `broken_promise(folder, marks)` says what a reader lacks of what was promised.
+Each promises what it marks: see `base`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from chaos.programs.base import Mark, Workload
 
 from megaladder import run_dir
 from megaladder.checkpoint import lineage, store
@@ -18,29 +19,14 @@ from megaladder.errors import MegaladderError
 from megaladder.evaluation.store import Journal, Record
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after, read_jsonl
 
-Mark = Callable[[str], None]
 STEPS = 3
-
-
-class Workload:
-    """See the module."""
-
-    name: str
-
-    def run(self, folder: Path, mark: Mark) -> None:
-        raise NotImplementedError
-
-    def result(self, folder: Path) -> Any:
-        raise NotImplementedError
-
-    def broken_promise(self, folder: Path, marks: Sequence[str]) -> str | None:
-        raise NotImplementedError
 
 
 class Training(Workload):
     """A run folder whose steps are saved one by one, the newest kept."""
 
     name = "training"
+    resumes = True
 
     def run(self, folder: Path, mark: Mark) -> None:
         with RunDir(folder / "run", writer=True) as run:
@@ -112,6 +98,7 @@ class Evaluation(Workload):
     """A journal of samples, and what is written from it."""
 
     name = "evaluation"
+    resumes = True
     _RECORDS = tuple(
         Record(f"q{n}", s, "text " * (n + 1), [n, s], "stop", n == s, "5", "correct")
         for n in range(3)
@@ -150,6 +137,8 @@ class Rewinding(Workload):
     """A finished run of four steps that is rewound to its second."""
 
     name = "rewinding"
+    resumes = True
+    reads_only = False
 
     def run(self, folder: Path, mark: Mark) -> None:
         with RunDir(folder / "run", writer=True) as held:
@@ -188,15 +177,4 @@ class Rewinding(Workload):
         return None if (steps, aside) == ([1, 2], [3, 4]) else f"{steps}, set aside {aside}"
 
 
-def workload(name: str) -> Workload:
-    """By its name. Those that write tensors import torch; forks of the others are cheap."""
-    if name in WITH_TENSORS:
-        from chaos import tensor_workloads
-
-        return tensor_workloads.WORKLOADS[name]
-    return next(one for one in _PLAIN if one.name == name)
-
-
-_PLAIN = (Training(), Evaluation(), Rewinding())
-WITH_TENSORS = ("export", "conversion")
-NAMES = (*(one.name for one in _PLAIN), *WITH_TENSORS)
+WORKLOADS: dict[str, Workload] = {one.name: one for one in (Training(), Evaluation(), Rewinding())}

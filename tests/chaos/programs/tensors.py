@@ -1,4 +1,4 @@
-"""The workloads of `workloads` that write tensors."""
+"""Small programs as in `small` that write tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chaos.workloads import Mark, Workload
+from chaos.programs.base import Mark, Workload
 
 from megaladder import run_dir
 from megaladder.checkpoint import store
