@@ -10,19 +10,32 @@ rounding is for eyes.
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from megaladder.config.sections.run import RunConfig
+from megaladder.console import VOICE, Task, clock, is_quiet
 from megaladder.process import last_word
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after, read_jsonl
+from megaladder.trackers.courier import Courier
 from megaladder.trackers.sinks import Sink, chosen_sinks
 
 GIB = 1024**3
+# answers of a round that trackers get, and what of them
+ROLLOUT_ROWS = 16
+ROLLOUT_COLUMNS = (
+    *("step", "group", "sample", "prompt", "completion", "gold", "answer", "correct", "reward"),
+    *("advantage", "num_tokens", "finish_reason"),
+)
+SCORE_COLUMNS = ("benchmark", "metric", "score", "low", "high", "num_problems", "n")
+# seconds that a save waits for trackers to be at rest
+REST_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +141,9 @@ class RunLog:
         every: int = 1,
         stream: TextIO | None = None,
     ):
-        self._run, self._every = run, every
-        self._stream = stream or sys.stdout
-        self._sinks: dict[str, Sink] = {}
+        self._run, self._every, self._stream = run, every, stream
+        self._steps = Task("steps")
+        self._couriers: list[Courier] = []
         if run is None:
             return
         self.dropped_rows = drop_rows_after(run.metrics, resumed_step)
@@ -141,17 +154,18 @@ class RunLog:
         self._text = run.log_text.open("a", encoding="utf-8", buffering=1)
 
     def start_sinks(self, sinks: Mapping[str, Sink], config: Mapping[str, Any]) -> None:
-        """Starts each; one that fails is reported and left out."""
-        if self._run is None:
+        """Starts each in a thread of its own; one that fails or hangs is reported and left out."""
+        if self._run is None or not sinks:
             return
-        for name, sink in sinks.items():
-            self._sinks[name] = sink
-            self._guard(name, "start", self._run.path.name, config)
+        self._couriers = [Courier(name, sink, self.warn) for name, sink in sinks.items()]
+        self._carry("start", self._run.path.name, config)
+        # a run that ends by an error still hands on what it has
+        atexit.register(self._end_sinks, 1)
 
     def info(self, text: str) -> None:
-        """A line on the console and, with the time, in log.txt."""
+        """A line on the console (not with --quiet) and, with the time, in log.txt."""
         if self._run is not None:
-            self._say(text, self._stream)
+            self._say(text, None if is_quiet() else self._out)
 
     def warn(self, text: str) -> None:
         if self._run is not None:
@@ -166,15 +180,25 @@ class RunLog:
             return
         row = metrics.row()
         self._metrics.append(row)
+        left = self._time_left(metrics)
         if metrics.step % self._every == 0 or metrics.step == metrics.total_steps:
-            self._say(metrics.line(), self._stream)
+            self.info(metrics.line() + left)
         numbers = {
             k: float(v)
             for k, v in row.items()
             if isinstance(v, (int, float)) and k not in ("step", "total_steps")
         }
-        for name in list(self._sinks):
-            self._guard(name, "log", metrics.step, numbers)
+        self._carry("log", metrics.step, numbers)
+
+    def _time_left(self, metrics: StepMetrics) -> str:
+        """`  ETA 1:35`, by the steps of this start; nothing with its first step and the last."""
+        VOICE.steps(metrics.step, metrics.total_steps)
+        steps = self._steps
+        if steps.total is None:
+            steps.first, steps.began = metrics.step, time.monotonic()
+        steps.done, steps.total = metrics.step, metrics.total_steps
+        left_s = steps.left_s(time.monotonic())
+        return f"  ETA {clock(left_s)}" if left_s else ""
 
     def held_out(self, step: int, loss: float, **work: float) -> None:
         """Held-out loss after `step` updates, nats a token.
@@ -183,8 +207,7 @@ class RunLog:
         if self._run is None:
             return
         self._held_out.append({"step": step, "held_out_loss": loss, **work})
-        for name in list(self._sinks):
-            self._guard(name, "log", step, {"held_out_loss": loss})
+        self._carry("log", step, {"held_out_loss": loss})
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Scores of benchmarks after a step.
@@ -194,8 +217,26 @@ class RunLog:
             return
         for row in rows:
             self._evaluations.append(row)
-            for name in list(self._sinks):
-                self._guard(name, "log", row["step"], {f"eval/{row['benchmark']}": row["score"]})
+        if rows:
+            scores = {
+                f"eval/{row['benchmark']}{ending}": row[key]
+                for row in rows
+                for key, ending in (("score", ""), ("low", "_low"), ("high", "_high"))
+                if row.get(key) is not None
+            }
+            self._carry("log", rows[0]["step"], scores)
+            shown = [{column: row.get(column) for column in SCORE_COLUMNS} for row in rows]
+            self._carry("table", rows[0]["step"], "scores", shown)
+
+    def rollouts(self, step: int, path: Path) -> None:
+        """Some of a round's answers, from its rollouts file, to the sinks: to read them there."""
+        if self._couriers and path.is_file():
+            shown = [
+                {column: row.get(column) for column in ROLLOUT_COLUMNS}
+                for row in islice(read_jsonl(path), ROLLOUT_ROWS)
+            ]
+            if shown:
+                self._carry("table", step, "rollouts", shown)
 
     def sync(self) -> None:
         """Makes every row so far durable."""
@@ -203,6 +244,8 @@ class RunLog:
             self._metrics.sync()
             self._held_out.sync()
             self._evaluations.sync()
+            for courier in self._couriers:
+                courier.rest(REST_S)
 
     def missing_rows(self, after: int, until: int) -> str:
         """The steps in (after, until] that metrics.jsonl has no row of, e.g. '3, 7–9'; '' if none."""
@@ -223,39 +266,42 @@ class RunLog:
         Closes files and sinks."""
         if self._run is None:
             return
-        self._say(format_table(title, rows), self._stream)
+        self._say(format_table(title, rows), self._out)
         if next_command:
-            self._say(f"next: {next_command}", self._stream)
-        for name in list(self._sinks):
-            self._guard(name, "finish", exit_status)
-        self.close()
+            self._say(f"next: {next_command}", self._out)
+        self.close(exit_status)
 
-    def close(self) -> None:
-        """Closes the files; safe to call twice."""
+    def close(self, exit_status: int = 1) -> None:
+        """Ends the sinks and closes the files; safe to call twice."""
         if self._run is not None:
+            self._end_sinks(exit_status)
             self._metrics.close()
             self._held_out.close()
             self._evaluations.close()
             self._text.close()
             self._run = None
 
-    def _say(self, text: str, stream: TextIO) -> None:
-        _print_line(text, stream)
+    @property
+    def _out(self) -> TextIO:
+        """Standard output as it is now: above a bar, where one is drawn."""
+        return self._stream or sys.stdout
+
+    def _say(self, text: str, stream: TextIO | None) -> None:
+        if stream is not None:
+            VOICE.said()
+            _print_line(text, stream)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         self._text.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
-    def _guard(self, name: str, method: str, *args: Any) -> None:
-        """Calls a sink; any failure drops it with one warning.
+    def _carry(self, method: str, *args: Any) -> None:
+        for courier in self._couriers:
+            courier.put(method, *args)
 
-        Broad on purpose: a tracker must not end a run."""
-        try:
-            getattr(self._sinks[name], method)(*args)
-        except Exception as error:  # noqa: BLE001
-            del self._sinks[name]
-            self.warn(
-                f"{name} failed at {method} and is switched off for this run:"
-                f" {type(error).__name__}: {error}"
-            )
+    def _end_sinks(self, exit_status: int) -> None:
+        for courier in self._couriers:
+            courier.end(exit_status)
+        self._couriers = []
+        atexit.unregister(self._end_sinks)
 
 
 def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> RunLog:

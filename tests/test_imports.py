@@ -67,6 +67,7 @@ ROOT_FILES = {
     "finished",
     "process",
     "shared_memory",
+    "console",
 }
 # `analyze shift` may inside functions
 TORCH_FREE = ("cli", "process", "config", "rewards", "ledger", "plan", "analysis")
@@ -78,6 +79,7 @@ TORCH_FREE_FILES = (
     "run_dir.py",
     "log.py",
     "finished.py",
+    "console.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
 MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/trackers")

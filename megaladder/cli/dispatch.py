@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from megaladder import __version__
+from megaladder import __version__, console
 from megaladder.cli.table import VERBS, Verb
 from megaladder.cli.wanted import WANTED
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     args = list(sys.argv[1:] if argv is None else argv)
     if argv is None or own_process:
         _listen(args)
+    loud = os.environ.get(console.QUIET)
+    if "--quiet" in args:
+        # the ranks that are started inherit it
+        os.environ[console.QUIET] = "1"
+        args.remove("--quiet")
     try:
         status = _dispatch(args)
         if status == 0:
@@ -53,6 +58,9 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
             raise
         return status_of_disk
     finally:
+        console.VOICE.end()
+        if loud is None:
+            os.environ.pop(console.QUIET, None)
         heart = heartbeat.of_this_rank()
         if heart is not None:
             heart.end()
@@ -138,6 +146,7 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
         status = _place_ranks(cast("SftConfig | GrpoConfig", config), args)
         if status is not None:
             return status
+    console.VOICE.turn(verb.name)
     return load(verb.run)(config) or 0
 
 
@@ -222,13 +231,11 @@ def overview(verbs: Sequence[Verb] = VERBS) -> str:
     for group in dict.fromkeys(verb.group for verb in verbs):
         lines += ["", group]
         lines += [f"  {verb.name:<{width}}{verb.help}" for verb in verbs if verb.group == group]
+    lines += ["", "--quiet leaves out progress: results, warnings and errors stay."]
     if any(verb.takes_yaml for verb in verbs):
         lines += [
-            "",
-            (
-                "--print-config prints the resolved configuration of a verb that takes a run.yaml,"
-                " and exits."
-            ),
+            "--print-config prints the resolved configuration of a verb that takes a run.yaml,"
+            " and exits."
         ]
     return "\n".join(lines)
 

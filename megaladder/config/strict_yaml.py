@@ -123,8 +123,8 @@ def parse_yaml(text: str, path: str) -> YamlFile:
         ) from None
     if root is None:
         raise ConfigError(
-            f"{path}: is empty, expected keys such as `model:` and `data:`; fix: see"
-            " examples/configs/"
+            f"{path}: is empty, expected keys such as `model:` and `data:`; fix:"
+            " `megaladder examples` lists files to begin with"
         )
     lines: dict[KeyPath, int] = {}
     values = _Builder(loader, path, lines).build(root, ())
@@ -132,7 +132,7 @@ def parse_yaml(text: str, path: str) -> YamlFile:
         found = type(values).__name__
         raise ConfigError(
             f"{path}:{root.start_mark.line + 1}: expected a mapping (`key: value` lines) at the"
-            f" top, found a {found}; fix: see examples/configs/"
+            f" top, found a {found}; fix: `megaladder examples` lists files to begin with"
         )
     return YamlFile(path, values, lines)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megaladder.console import doing
 from megaladder.curate.ngrams import words
 from megaladder.curate.rows import Row, prompt_text, text_leaves
 from megaladder.data.chat.samples import marked_sample, render_sample, tokenize_batch
@@ -27,7 +28,6 @@ from megaladder.data.chat.tokenizer import load_tokenizer, tokenizer_dir
 from megaladder.data.layouts.layout import USES, AmbiguousLayoutError
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.layouts.table import LAYOUTS, recognise
-from megaladder.data.progress import Progress
 from megaladder.data.read import BadRow, RawRow
 from megaladder.data.read_examples import ExampleReader
 from megaladder.data.repeats import hash_text, repeats_line
@@ -173,21 +173,22 @@ def _tokens(
 
 def count_rows(spec: SourceSpec) -> RowCounts:
     """Counts over the raw rows; bad rows are counted by reason, an empty file is a DataError."""
-    counts, progress = RowCounts(), Progress(f"{spec.name}: counting")
+    counts = RowCounts()
     # 8-byte hashes, one a row or question: what repeats is counted at the end
     rows, questions = array("Q"), array("Q")
-    for row in open_source(spec).rows():
-        counts.rows += 1
-        progress.add()
-        if isinstance(row, BadRow):
-            counts.bad_rows[row.reason] += 1
-            counts.first_bad = counts.first_bad or row
-            continue
-        _count(counts, row)
-        rows.append(hash_text(to_json(row.data, sort_keys=True)))
-        question = prompt_text(row.data)
-        if question is not None:
-            questions.append(hash_text(" ".join(words(question))))
+    with doing(f"counting {spec.name}") as task:
+        for row in open_source(spec).rows():
+            counts.rows += 1
+            task.add()
+            if isinstance(row, BadRow):
+                counts.bad_rows[row.reason] += 1
+                counts.first_bad = counts.first_bad or row
+                continue
+            _count(counts, row)
+            rows.append(hash_text(to_json(row.data, sort_keys=True)))
+            question = prompt_text(row.data)
+            if question is not None:
+                questions.append(hash_text(" ".join(words(question))))
     if not counts.rows:
         raise DataError(
             f"{spec.name}: expected at least one row, found none; fix: give a file with rows"
@@ -215,22 +216,22 @@ def _repeats(hashes: array[int]) -> int:
 def count_tokens(
     reader: ExampleReader, tokenizer: Tokenizer, options: TemplateOptions, shown: int
 ) -> TokenCounts:
-    """Renders and tokenises every row as training would, without truncation.
-
-    Rows that cannot be used are counted by reason."""
-    counts, progress = TokenCounts(), Progress(f"{reader.source.path}: tokenising")
+    """Renders and tokenises every row as training would, without truncation; rows that cannot be
+    used are counted by reason."""
+    counts = TokenCounts()
     examples, number = iter(reader), 0
-    while chunk := list(islice(examples, BATCH_ROWS)):
-        progress.add(len(chunk))
-        for result in tokenize_batch(chunk, tokenizer, options):
-            if isinstance(result, BadRow):
-                counts.unusable[result.reason] += 1
-                continue
-            if number == shown:
-                counts.shown = result
-            number += 1
-            counts.lengths[result.num_tokens] += 1
-            counts.loss_lengths[result.num_loss_tokens] += 1
+    with doing(f"tokenising {reader.source.path}") as task:
+        while chunk := list(islice(examples, BATCH_ROWS)):
+            task.add(len(chunk))
+            for result in tokenize_batch(chunk, tokenizer, options):
+                if isinstance(result, BadRow):
+                    counts.unusable[result.reason] += 1
+                    continue
+                if number == shown:
+                    counts.shown = result
+                number += 1
+                counts.lengths[result.num_tokens] += 1
+                counts.loss_lengths[result.num_loss_tokens] += 1
     counts.unusable += reader.bad_rows.counts
     return counts
 

@@ -22,12 +22,12 @@ from typing import Literal
 import numpy as np
 
 from megaladder.config.sections.sft import SftDataSection
+from megaladder.console import doing
 from megaladder.data.chat.samples import split_turns, tokenize_batch
 from megaladder.data.chat.stops import special_token_ids
 from megaladder.data.chat.templates import TemplateOptions
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.mixture import MixedStore
-from megaladder.data.progress import Progress
 from megaladder.data.read import BadRow, BadRowLog
 from megaladder.data.read_examples import ExampleReader
 from megaladder.data.sources.find import SourceSpec
@@ -109,20 +109,20 @@ class _Build:
 
     def samples(self) -> Iterator[TokenSample]:
         special = special_token_ids(self.tokenizer)
-        examples, progress = self._examples(), Progress(f"{self.reader.source.path}: tokenising")
-        while chunk := list(islice(examples, TOKENIZE_BATCH_ROWS)):
-            progress.add(len(chunk))
-            for example, result in zip(
-                chunk, tokenize_batch(chunk, self.tokenizer, self.spec.template), strict=True
-            ):
-                if isinstance(result, BadRow):
-                    self.bad_rows.handle(result)
-                    continue
-                last_loss_token = result.input_ids[np.flatnonzero(result.loss_mask)[-1]]
-                sample = self._fit(example, result)
-                if sample is not None:
-                    self.no_end_of_turn += int(last_loss_token) not in special
-                    yield sample
+        examples = self._examples()
+        with doing(f"tokenising {self.reader.source.path}") as task:
+            while chunk := list(islice(examples, TOKENIZE_BATCH_ROWS)):
+                task.add(len(chunk))
+                results = tokenize_batch(chunk, self.tokenizer, self.spec.template)
+                for example, result in zip(chunk, results, strict=True):
+                    if isinstance(result, BadRow):
+                        self.bad_rows.handle(result)
+                        continue
+                    last_loss_token = result.input_ids[np.flatnonzero(result.loss_mask)[-1]]
+                    sample = self._fit(example, result)
+                    if sample is not None:
+                        self.no_end_of_turn += int(last_loss_token) not in special
+                        yield sample
 
     def _examples(self) -> Iterator[Example]:
         for example in self.reader:

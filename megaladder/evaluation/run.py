@@ -10,15 +10,15 @@ is in `verb`.
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
 
+from megaladder import console
 from megaladder.evaluation.metrics import looks, stopping_half_width
 from megaladder.evaluation.store import Journal, Record
 from megaladder.rewards.worker import GradeTask
@@ -96,14 +96,11 @@ class Timing:
 
 @dataclass
 class Progress:
-    """Prints a line every `every_s` seconds: what is done, tokens per second, time left.
-
-    Nothing is animated."""
+    """Prints a line every `every_s` seconds: what is done, tokens per second, time left; a bar shows
+    it where there is one."""
 
     every_s: float
-    say: Callable[[str], None] = field(
-        default=lambda text: print(text, file=sys.stderr, flush=True)
-    )
+    say: Callable[[str], None] = console.tell
 
     def start(self, task: Task, num_done: int) -> None:
         self._task, self._num_done, self._num_new, self._tokens = task, num_done, 0, 0
@@ -123,15 +120,8 @@ class Progress:
         rate = self._tokens / elapsed_s if elapsed_s else 0.0
         return (
             f"{self._task.benchmark}  {done}/{total} samples ({done / total:.0%})  {rate:,.0f}"
-            f" tokens/s  ETA {clock(left_s)}"
+            f" tokens/s  ETA {console.clock(left_s)}"
         )
-
-
-def clock(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Grader(Protocol):
@@ -162,15 +152,20 @@ def run_task(
     requests, keys = missing_requests(task, journal)
     timing = Timing()
     restarts_before, cpu_s_before = engine.restarts, pool.cpu_s if pool else 0.0
+    num_done = task.num_samples - len(requests)
     if progress is not None:
-        progress.start(task, task.num_samples - len(requests))
-    with _Writer(task, pool, journal, timing) as writer:
+        progress.start(task, num_done)
+    with (
+        _Writer(task, pool, journal, timing) as writer,
+        console.doing(task.benchmark, task.num_samples, "samples", num_done) as shown,
+    ):
         generating = time.monotonic()
         for index, drawn in task.sampler(engine, requests):
             writer.put(keys[index], drawn)
             timing.num_new += 1
             timing.num_tokens += len(drawn.completion.token_ids)
             timing.generate_s = time.monotonic() - generating
+            shown.add()
             if progress is not None:
                 progress.add(len(drawn.completion.token_ids))
     timing.wall_s = time.monotonic() - begun

@@ -20,6 +20,7 @@ from megaladder.config.sections.engine import EngineSection
 from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
 from megaladder.config.verbs.evaluation import EvalConfig, section_values
+from megaladder.console import doing
 from megaladder.data.chat.tokenizer import load_tokenizer, model_tokenizer
 from megaladder.errors import ConfigError
 from megaladder.evaluation import judge, lm_eval_format, report
@@ -217,9 +218,10 @@ def make_engine(
             ),
         ),
     )
-    engine = VllmEngine(
-        options, Limits(stall_s=section.timeout_s, max_restarts=section.max_restarts)
-    )
+    with doing(f"vLLM loads {model.path}"):
+        engine = VllmEngine(
+            options, Limits(stall_s=section.timeout_s, max_restarts=section.max_restarts)
+        )
     print(f"engine ready in {engine.start_up_s:.1f} s: {engine.describe()}")
     return engine
 

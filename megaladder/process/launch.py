@@ -38,15 +38,23 @@ POLL_S = 0.05
 MAX_WAITING = 4096  # ranks that may knock at the store before rank 0 serves it
 
 
-def hold_port() -> socket.socket:
-    """A socket that keeps a TCP port of the loopback interface until it is closed.
+def hold_port(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """A socket that keeps a TCP port until it is closed. port 0: a free one.
 
     The system gives the port to nobody else, but a program that is told its number may listen there
     meanwhile: torch's store and vLLM's server set SO_REUSEADDR, and this socket does not listen.
+
+    Raises:
+        OSError: the port is in use, or is not ours to take; no such address on this machine.
     """
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    held = socket.socket(family)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(address)
+    except OSError:
+        held.close()
+        raise
     return held
 
 

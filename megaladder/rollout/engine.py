@@ -14,7 +14,8 @@ samples. (Which tokens come out is then up to the engine's arithmetic.)
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -173,6 +174,10 @@ class Engine(Protocol):
         """
         ...
 
+    def answer(self, request: SampleRequest, on_piece: OnPiece) -> Completion:
+        """One completion; its text goes to `on_piece` as it comes."""
+        ...
+
     def update_weights(self, weights: Weights, version: int) -> None: ...
 
     def sleep(self, level: int = 1) -> bool: ...
@@ -188,6 +193,18 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text of an answer. start: characters before it; 0 again where a lost engine was
+    restarted and the answer begins anew."""
+
+    start: int
+    text: str
+
+
+OnPiece = Callable[[Piece], None]
 
 
 class EngineFailure(Exception):
@@ -259,6 +276,7 @@ class BaseEngine:
         self._asleep_level = 0
         self._restarts = 0
         self._closed = False
+        self._on_piece: OnPiece | None = None
 
     @property
     def policy_version(self) -> int:
@@ -285,7 +303,7 @@ class BaseEngine:
 
     def stream(
         self, requests: Sequence[SampleRequest], expect_version: int | None = None
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Generator[tuple[int, Completion]]:
         """See `Engine.stream`."""
         self.require_ready(expect_version)
         for request in requests:
@@ -295,6 +313,17 @@ class BaseEngine:
                 )
             assert request.params.n == 1, "a SampleRequest is one sample; see expand()"
         return self._run(requests, RestartBudget(self._max_restarts))
+
+    def answer(self, request: SampleRequest, on_piece: OnPiece) -> Completion:
+        """See `Engine.answer`."""
+        self._on_piece = on_piece
+        try:
+            # closed at once when the caller is interrupted: that aborts the request
+            with closing(self.stream([request])) as results:
+                ((_, completion),) = results
+            return completion
+        finally:
+            self._on_piece = None
 
     def update_weights(self, weights: Weights, version: int) -> None:
         """All replicas take the weights, then generate as `version`.
@@ -396,7 +425,7 @@ class BaseEngine:
 
     def _run(
         self, requests: Sequence[SampleRequest], budget: RestartBudget
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Generator[tuple[int, Completion]]:
         raise NotImplementedError
 
     def _apply(self, weights: Weights, replica: int | None = None) -> None:

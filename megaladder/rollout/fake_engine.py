@@ -13,8 +13,9 @@ It obeys the same rules as the real one (versions, sleep, restarts) through `Bas
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,11 +25,14 @@ from megaladder.rollout.engine import (
     EngineFailure,
     FileWeights,
     Health,
+    Piece,
     RestartBudget,
     SampleRequest,
     Weights,
 )
 from megaladder.types import Completion, FinishReason
+
+WORD = re.compile(r"\s*\S+|\s+")
 
 
 class TextTokenizer(Protocol):
@@ -95,7 +99,7 @@ class FakeEngine(BaseEngine):
 
     def _run(
         self, requests: Sequence[SampleRequest], budget: RestartBudget
-    ) -> Iterator[tuple[int, Completion]]:
+    ) -> Generator[tuple[int, Completion]]:
         pending = list(range(len(requests)))
         while pending:
             index = pending[0]
@@ -107,6 +111,9 @@ class FakeEngine(BaseEngine):
                 self._weights_after_restart()
                 continue
             pending.pop(0)
+            if self._on_piece is not None:
+                for word in WORD.finditer(completion.text):
+                    self._on_piece(Piece(word.start(), word.group()))
             yield index, completion
 
     def _complete(self, request: SampleRequest) -> Completion:

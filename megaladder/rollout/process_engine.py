@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from megaladder.rollout.engine import (
     EngineFailure,
     FileWeights,
     Health,
+    OnPiece,
+    Piece,
     RestartBudget,
     SampleRequest,
     SamplingParams,
@@ -225,8 +227,8 @@ class ProcessEngine(BaseEngine):
 
     def _run(
         self, requests: Sequence[SampleRequest], budget: RestartBudget
-    ) -> Iterator[tuple[int, Completion]]:
-        stream = _Stream(requests, next(self._calls))
+    ) -> Generator[tuple[int, Completion]]:
+        stream = _Stream(requests, next(self._calls), self._on_piece)
         loads = [_Load() for _ in self._replicas]
         finished = False
         try:
@@ -279,6 +281,8 @@ class ProcessEngine(BaseEngine):
                 f"the engine refused a prompt of {stream.prompt_length(message['id'])} tokens:"
                 f" {message['message']}"
             )
+        elif message["op"] == "piece" and message["call"] == stream.call and stream.on_piece:
+            stream.on_piece(Piece(message["start"], message["text"]))
         elif message["op"] == "done" and message["call"] == stream.call:
             for item in message["items"]:
                 if item["id"] in loads[index].pending:
@@ -415,8 +419,10 @@ class _Stream:
     Each prompt and each set of parameters is sent once.
     """
 
-    def __init__(self, requests: Sequence[SampleRequest], call: int):
-        self.requests, self.call = requests, call
+    def __init__(
+        self, requests: Sequence[SampleRequest], call: int, on_piece: OnPiece | None = None
+    ):
+        self.requests, self.call, self.on_piece = requests, call, on_piece
 
     def spread(self, num_replicas: int) -> list[list[int]]:
         """Request indices per replica.
@@ -453,6 +459,7 @@ class _Stream:
         return {
             "op": "generate",
             "call": self.call,
+            "pieces": self.on_piece is not None,
             "requests": rows,
             "prompts": [list(prompt) for prompt in prompts],
             "params": [asdict(one) for one in params],

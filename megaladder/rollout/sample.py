@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from megaladder.console import doing
 from megaladder.rollout.engine import Engine, SamplingParams, expand
 from megaladder.types import Completion, FinishReason, Problem, RolloutGroup
 
@@ -76,9 +77,11 @@ def sample_groups(
         )
     ]
     done: list[Completion | None] = [None] * len(requests)
-    for count, (index, completion) in enumerate(engine.stream(requests, version), start=1):
-        done[index] = completion
-        on_progress(count, len(requests))
+    with doing("sampling a round", len(requests), "answers") as task:
+        for count, (index, completion) in enumerate(engine.stream(requests, version), start=1):
+            done[index] = completion
+            task.add()
+            on_progress(count, len(requests))
     whole = [completion for completion in done if completion is not None]
     assert len(whole) == len(requests), "the engine ended without finishing every request"
     groups, positions = [], []

@@ -223,6 +223,8 @@ class _Server:
         self._channel, self._options = channel, options
         self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._calls: dict[str, tuple[int, int]] = {}  # vLLM's request id → (call, our id)
+        # of requests whose text is told as it comes: characters told so far
+        self._told: dict[str, int] = {}
 
     def load(self) -> None:
         """Imports vLLM, loads the model, reports "ready"."""
@@ -277,6 +279,7 @@ class _Server:
             self._engine.abort_request(ours)
             for request in ours:
                 del self._calls[request]
+                self._told.pop(request, None)
         else:
             self._reply(command)
 
@@ -285,7 +288,7 @@ class _Server:
         for number, prompt, params, seed in command["requests"]:
             name = f"{call}.{number}"
             try:
-                sampling = self._params(command["params"][params], seed)
+                sampling = self._params(command["params"][params], seed, command["pieces"])
                 self._engine.add_request(
                     name, {"prompt_token_ids": command["prompts"][prompt]}, sampling
                 )
@@ -295,16 +298,30 @@ class _Server:
                 )
                 continue
             self._calls[name] = (call, number)
+            if command["pieces"]:
+                self._told[name] = 0
 
     def _report(self, outputs: list[Any]) -> None:
         """One message for all that finished in a step."""
         items: dict[int, list[dict[str, Any]]] = {}
         for output in outputs:
+            if output.request_id in self._told:
+                self._tell(output)
             if output.finished and output.request_id in self._calls:
                 call, number = self._calls.pop(output.request_id)
                 items.setdefault(call, []).append({"id": number, **_as_plain(output.outputs[0])})
         for call, done in items.items():
             self._channel.send({"op": "done", "call": call, "items": done})
+
+    def _tell(self, output: Any) -> None:
+        """The text that is new."""
+        start, text = self._told[output.request_id], output.outputs[0].text
+        if len(text) > start:
+            call, _ = self._calls[output.request_id]
+            self._channel.send({"op": "piece", "call": call, "start": start, "text": text[start:]})
+            self._told[output.request_id] = len(text)
+        if output.finished:
+            del self._told[output.request_id]
 
     def _reply(self, command: dict[str, Any]) -> None:
         reply = {"op": "reply", "call": command["call"]}
@@ -378,15 +395,14 @@ class _Server:
 
 
 def _params_builder(vllm: Any) -> Any:
-    """Returns a function from (our parameters as a dict, seed) to vLLM's.
+    """Returns a function from (our parameters as a dict, seed, whether text is told as it comes) to
+    vLLM's.
 
-    Only the final output of a request is sent, as `LLM.generate` does it.
-
-    Only the final output of a request is sent, as `LLM.generate` does it.
+    Only the final output of a request is sent otherwise, as `LLM.generate` does it.
     """
     from vllm.sampling_params import RequestOutputKind
 
-    def build(ours: dict[str, Any], seed: int | None) -> Any:
+    def build(ours: dict[str, Any], seed: int | None, pieces: bool) -> Any:
         theirs = {
             name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")
         }
@@ -395,7 +411,7 @@ def _params_builder(vllm: Any) -> Any:
             **theirs,
             seed=seed,
             logprobs=0 if ours["logprobs"] else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=(RequestOutputKind.CUMULATIVE if pieces else RequestOutputKind.FINAL_ONLY),
         )
 
     return build

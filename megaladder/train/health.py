@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from megaladder import parallel
+from megaladder.console import VOICE
 from megaladder.errors import NonFiniteError, StopRequested
 from megaladder.process import ending, heartbeat, last_word, signals
 from megaladder.process.heartbeat import PERIOD_S, SILENT_S, Beat, Heartbeat, suspect
@@ -98,6 +99,7 @@ class Watchdog:
         self._done = threading.Event()
         self._lost_since: float | None = None
         self._heart = Heartbeat(Path(run_dir), timeout_s)
+        VOICE.turn(self._doing)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, doing: str, patience_s: float | None = None) -> None:
@@ -108,11 +110,13 @@ class Watchdog:
         self._patience_s = patience_s or self._timeout_s
         self._doing, self._since = doing, time.monotonic()
         self._heart.turn(doing)
+        VOICE.turn(doing)
 
     def stop(self) -> None:
         """All is done: the process may end at any time."""
         self._done.set()
         self._heart.end()
+        VOICE.end()
 
     def _watch(self) -> None:
         while not self._done.wait(min(PERIOD_S, self._timeout_s / 4)):

@@ -135,8 +135,8 @@ def test_a_failing_sink_warns_once_and_never_stops_the_run(run, capsys, method: 
     assert bad.calls == good.calls[: good.calls.index(method) + 1]
     warnings = capsys.readouterr().err.splitlines()
     assert warnings == [
-        f"warning: bad failed at {method} and is switched off for this run: ConnectionError: no"
-        " route to host"
+        f"warning: bad failed at {method}: ConnectionError: no route to host; it is switched off"
+        " for this run"
     ]
     assert len(list(read_jsonl(run.metrics))) == 3
 

@@ -6,13 +6,16 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
+from waiting import wait_until
 
 from megaladder.config.sections.shared import LogSection
-from megaladder.log import RunLog, StepMetrics
+from megaladder.log import ROLLOUT_ROWS, RunLog, StepMetrics
 from megaladder.run_dir import RunDir
+from megaladder.trackers.courier import Courier
 from megaladder.trackers.sinks import IDENTITY, chosen_sinks, run_identity
 
 
@@ -25,7 +28,7 @@ class Recorder:
 
     def __getattr__(self, name):
         def call(*args, **given):
-            self.calls.append((name, given or {"args": args}))
+            self.calls.append((name, {"args": args, **given}))
             return self.found if name == "search_runs" else self
 
         return call
@@ -70,11 +73,105 @@ def test_each_tracker_gets_the_run_its_steps_and_its_end(tmp_path, packages) -> 
     started = packages["wandb"].given("init")
     assert (started["id"], started["entity"], started["group"]) == (identity, "team", "g")
     assert started["tags"] == ["a", "b"] and started["resume"] == "allow"
-    assert packages["wandb"].given("finish") == {"exit_code": 3}
+    assert packages["wandb"].given("finish")["exit_code"] == 3
     assert packages["mlflow"].given("start_run")["tags"]["megaladder_id"] == identity
     assert packages["mlflow"].given("log_metrics")["step"] == 1
+    assert packages["wandb"].given("log")["args"][0]["train_step"] == 1
     assert packages["mlflow"].given("end_run")["args"] == ("FAILED",)
     assert packages["trackio"].given("init")["name"] == f"my-run-{identity[:6]}"
+
+
+def test_rollouts_and_scores_are_tables(tmp_path, packages) -> None:
+    run = RunDir(tmp_path / "my-run", writer=True)
+    log = RunLog(run, stream=io.StringIO())
+    log.start_sinks(chosen_sinks(LogSection(wandb=True, mlflow=True), run.path, 0), {})
+    rollouts = run.rollouts(4)
+    rollouts.parent.mkdir()
+    row = {"step": 4, "prompt": "2+3?", "completion": "5", "reward": 1.0, "logprobs": [0.1]}
+    rollouts.write_text("".join(json.dumps({**row, "sample": i}) + "\n" for i in range(40)))
+    log.rollouts(4, rollouts)
+    log.rollouts(5, run.rollouts(5))  # a replay keeps them elsewhere
+    scored = {"step": 4, "benchmark": "toy", "metric": "avg@4", "score": 0.5, "low": 0.4}
+    log.evaluated([{**scored, "high": 0.6, "work": {"tokens": 1}}])
+    log.finish("done", [], None)
+    run.close()
+    table = packages["wandb"].given("Table")
+    assert "completion" in table["columns"] and "logprobs" not in table["columns"]
+    assert len(table["data"]) == ROLLOUT_ROWS
+    names = [given["args"][1] for name, given in packages["mlflow"].calls if name == "log_dict"]
+    assert names == ["config.json", "rollouts/step_4.json", "scores/step_4.json"]
+    numbers = packages["mlflow"].given("log_metrics")
+    assert numbers["args"][0] == {"eval/toy": 0.5, "eval/toy_low": 0.4, "eval/toy_high": 0.6}
+
+
+class Stuck:
+    """A tracker that answers when it is let go, or raises."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.let_go, self.begun, self.error = threading.Event(), threading.Event(), error
+        self.steps: list[int] = []
+
+    def start(self, run_name, config) -> None:
+        pass
+
+    def log(self, step, metrics) -> None:
+        self.begun.set()
+        self.steps.append(step)
+        if self.error is not None:
+            raise self.error
+        self.let_go.wait()
+
+    def table(self, step, name, rows) -> None:
+        pass
+
+    def finish(self, exit_status) -> None:
+        pass
+
+
+def test_a_tracker_that_hangs_is_given_up_and_costs_no_step() -> None:
+    sink, reasons = Stuck(), []
+    courier = Courier("w", sink, reasons.append, patience_s=0.02)
+    courier.put("log", 1, {})
+    sink.begun.wait()
+    wait_until(lambda: courier.put("log", 2, {}) or reasons, "giving up")
+    courier.put("log", 3, {})
+    courier.rest(60.0)  # nothing is waited for any more
+    courier.end(0)
+    assert reasons == ["w gave no answer to log for 0.02 s; it is switched off for this run"]
+    sink.let_go.set()
+    courier._thread.join()
+    assert sink.steps == [1]
+
+
+def test_a_tracker_that_falls_behind_is_given_up() -> None:
+    sink, reasons = Stuck(), []
+    courier = Courier("w", sink, reasons.append, behind=3)
+    courier.put("log", 0, {})
+    sink.begun.wait()
+    for step in range(5):
+        courier.put("log", step, {})
+    assert reasons == ["w is 3 events behind; it is switched off for this run"]
+    sink.let_go.set()
+
+
+def test_a_tracker_that_hangs_at_the_end_does_not_hold_the_run() -> None:
+    sink, reasons = Stuck(), []
+    courier = Courier("w", sink, reasons.append, patience_s=0.02)
+    courier.put("log", 1, {})
+    sink.begun.wait()
+    courier.end(0)
+    assert len(reasons) == 1 and "0.02 s" in reasons[0]
+    sink.let_go.set()
+
+
+def test_a_tracker_that_raises_is_told_once() -> None:
+    sink, reasons = Stuck(ValueError("no space")), []
+    courier = Courier("w", sink, reasons.append)
+    for step in (1, 2):
+        courier.put("log", step, {})
+    courier.end(0)
+    assert reasons == ["w failed at log: ValueError: no space; it is switched off for this run"]
+    assert sink.steps == [1]
 
 
 def test_a_resumed_run_is_found_again_in_mlflow(tmp_path, packages) -> None:

@@ -17,7 +17,6 @@ from megaladder.curate.stats import count_rows
 from megaladder.data.layouts.learn import ReadOptions
 from megaladder.data.loader import SftLoader
 from megaladder.data.pack import PackSpec
-from megaladder.data.progress import Progress
 from megaladder.data.read_examples import ExampleReader
 from megaladder.data.repeats import HashTable
 from megaladder.data.sources.find import SourceSpec
@@ -106,15 +105,3 @@ def test_quantiles_are_those_of_numpy_from_lengths_and_from_their_counts(lengths
     assert found == length_quantiles(Counter(lengths))
     for name, value in found.items():
         assert value == np.quantile(lengths, float(name[1:]) / 100, method="nearest"), name
-
-
-def test_a_long_pass_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    quiet, loud = Progress("f: counting"), Progress("f: tokenising", period_s=0)
-    quiet.add(5)
-    loud.add(2)
-    loud.add(3)
-    said = capsys.readouterr().err.splitlines()
-    assert [line.partition(" rows, ")[0] for line in said] == [
-        "f: tokenising: 2",
-        "f: tokenising: 5",
-    ]

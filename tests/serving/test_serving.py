@@ -19,7 +19,9 @@ from tiny_models import build_tokenizer
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, StorageError
-from megaladder.rollout.engine import SamplingParams
+from megaladder.process.launch import hold_port
+from megaladder.rollout.engine import Piece, SamplingParams, expand
+from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.run_dir import export_damage, write_sums
 from megaladder.serving import push
 from megaladder.serving.chat import Conversation
@@ -75,35 +77,75 @@ def test_folders_without_a_model_name_the_next_step(tmp_path, run) -> None:
 
 
 class Parrot:
-    """Answers with the number of tokens that it was given."""
+    """Says the number of tokens that it was given, in two pieces; `broken_off`: Ctrl-C comes after
+    the first. `restarted`: the engine is lost there once."""
 
-    def generate(self, prompts, params):
-        text = str(len(prompts[0]))
-        return [
-            [
-                Completion(
-                    (1,), text, FinishReason.LENGTH if params.max_tokens == 1 else FinishReason.STOP
-                )
-            ]
-        ]
+    def __init__(self, broken_off: bool = False, restarted: bool = False):
+        self.broken_off, self.restarted = broken_off, restarted
+
+    def answer(self, request, on_piece):
+        text = f"{len(request.prompt_ids)} tokens"
+        on_piece(Piece(0, text[:2]))
+        if self.broken_off:
+            raise KeyboardInterrupt
+        if self.restarted:
+            on_piece(Piece(0, text[:2]))
+        on_piece(Piece(2, text[2:]))
+        cut = request.params.max_tokens == 1
+        return Completion((1,), text, FinishReason.LENGTH if cut else FinishReason.STOP)
+
+
+class Prompter:
+    """Messages become their words, and are kept."""
+
+    def __init__(self) -> None:
+        self.shown: list[list[str]] = []
+
+    def render(self, messages):
+        self.shown.append([message.content for message in messages])
+        return " ".join(self.shown[-1])
+
+    def ids(self, text):
+        return tuple(range(len(text.split())))
+
+
+def talk(parrot: Parrot, max_tokens: int = 8) -> Conversation:
+    params = SamplingParams(max_tokens=max_tokens)
+    return Conversation(parrot, Prompter(), params, io.StringIO())
 
 
 def test_a_conversation_keeps_its_turns() -> None:
-    shown = []
+    chat = talk(Parrot())
+    chat.ask("one two")
+    chat.ask("three")
+    assert chat.out.getvalue() == "2 tokens\n5 tokens\n"
+    assert chat.prompter.shown == [["one two"], ["one two", "2 tokens", "three"]]
+    cut = talk(Parrot(), max_tokens=1)
+    cut.ask("x")
+    assert cut.out.getvalue().endswith("… (cut at max_tokens)\n")
 
-    class Prompter:
-        def render(self, messages):
-            shown.append([message.content for message in messages])
-            return " ".join(shown[-1])
 
-        def ids(self, text):
-            return tuple(range(len(text.split())))
+def test_an_answer_that_is_broken_off_stays_as_far_as_it_came() -> None:
+    chat = talk(Parrot(broken_off=True))
+    chat.ask("one")
+    assert chat.out.getvalue() == "1  … (broken off)\n"
+    assert [turn.content for turn in chat.turns] == ["one", "1 "]
 
-    talk = Conversation(Parrot(), Prompter(), SamplingParams())
-    assert (talk.ask("one two"), talk.ask("three")) == ("2", "4")
-    assert shown == [["one two"], ["one two", "2", "three"]]
-    talk.params = SamplingParams(max_tokens=1)
-    assert talk.ask("x").endswith("(cut at max_tokens)")
+
+def test_an_answer_that_begins_anew_says_so() -> None:
+    chat = talk(Parrot(restarted=True))
+    chat.ask("one")
+    assert chat.out.getvalue() == "1 \n… (the engine was restarted: from the beginning)\n1 tokens\n"
+
+
+def test_the_pieces_of_an_answer_are_its_text() -> None:
+    words = "  So 2 + 3\nis 5. "
+    engine = FakeEngine(lambda _request: Completion((1,), words, FinishReason.STOP))
+    pieces: list[Piece] = []
+    request = expand((1, 2), SamplingParams(seed=1))[0]
+    assert engine.answer(request, pieces.append).text == words
+    assert "".join(piece.text for piece in pieces) == words and len(pieces) > 3
+    assert all(words[piece.start :].startswith(piece.text) for piece in pieces)
 
 
 def test_chat_by_prompt_and_by_lines(tmp_path, capsys, monkeypatch) -> None:
@@ -193,6 +235,22 @@ def test_a_port_in_use_is_refused(tmp_path, capsys) -> None:
         f"port {port} of 127.0.0.1" in (shown := capsys.readouterr().err)
         and "fix: --port 0" in shown
     )
+
+
+def test_a_port_stays_held_until_the_server_is_through(tmp_path) -> None:
+    """Nobody else is given it, and the server may listen there."""
+    import socket
+
+    with hold_port() as held:
+        number = held.getsockname()[1]
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(("127.0.0.1", number))
+        with socket.socket() as server:  # as vLLM binds
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", number))
+            server.listen()
+    with pytest.raises(OSError):
+        hold_port("203.0.113.7")  # no address of this machine (RFC 5737)
 
 
 def make_scores(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from walks.engines import ENGINE_PROBES, STAND_INS, VLLM_KEYS
-from walks.stand_ins import ServerInName, asked_of_hub
+from walks.stand_ins import HeldInName, ServerInName, asked_of_hub
 from walks.walk import Walk
 
 
@@ -38,9 +38,12 @@ def _serve(i: Path) -> Walk:
         stand_ins={
             f"{serve}:find_spec": lambda _name: True,
             f"{serve}:mkdtemp": _folder_here,
-            f"{serve}:_refuse_taken": lambda _host, _port: None,
+            f"{serve}:hold_port": HeldInName,
             f"{serve}:_answers": lambda _url: True,
-            f"{serve}:subprocess": SimpleNamespace(Popen=ServerInName, STDOUT=None),
+            f"{serve}:_stop": lambda _child: None,
+            f"{serve}:subprocess": SimpleNamespace(
+                Popen=ServerInName, STDOUT=None, DEVNULL=None, TimeoutExpired=TimeoutError
+            ),
         },
     )
 

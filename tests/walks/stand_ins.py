@@ -150,6 +150,22 @@ class ProcessesInName(FakeEngine):
         return {**super().describe(), **said}
 
 
+class HeldInName:
+    """Takes the place of a held port: it is the one that was asked for."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._name = host, port
+
+    def __enter__(self) -> HeldInName:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._name
+
+
 class ServerInName:
     """Takes the place of `Popen`: shows what a server would be started with, and is told to stop."""
 

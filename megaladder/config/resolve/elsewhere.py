@@ -85,7 +85,7 @@ def other_kind(file: YamlFile, config_class: type[StrictModel]) -> str | None:
             f"{path}: is a recipe of data select; fix: megaladder data select FILE --recipe {path}"
         )
     fits = [name for name in VERBS if flat and all(key in _keys(name) for key in flat)]
-    if fits:
+    if fits and not issubclass(config_class, VERBS[fits[0]]):
         return f"{path}: is a file for `megaladder {fits[0]}`; fix: megaladder {fits[0]} {path}"
     name = recognise(flat)
     foreign = [key for key in flat if key not in own and find_key(key)]

@@ -181,7 +181,7 @@ def _unknown(config_class: type[StrictModel], model: type[StrictModel], key: Key
 def _with_fix(line: str) -> str:
     """A line about a value that says what to do, where the reason does not say it already."""
     known = "fix:" in line
-    return line if known else f"{line}; fix: such a value (--help shows each default)"
+    return line if known else f"{line}; fix: what it should be (--help shows each default)"
 
 
 def _kind(field: FieldInfo) -> Any:

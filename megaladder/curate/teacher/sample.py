@@ -19,7 +19,6 @@ log-prob of the sample itself.
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from megaladder import __version__
 from megaladder.config.rules.model import require_model
 from megaladder.config.verbs.evaluation import section_values
+from megaladder.console import clock, tell
 from megaladder.curate.rows import Row, RowWriter, check_target, fetch_rows, parse_fetched
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
 from megaladder.data.chat.templates import turn_fields
@@ -44,7 +44,6 @@ from megaladder.evaluation.benchmarks.identity import (
     problems_digest,
 )
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
-from megaladder.evaluation.run import clock
 from megaladder.evaluation.verb import make_engine
 from megaladder.finished import write_sampled
 from megaladder.ledger.sampled import sampled_work, shape_at, teacher_ledger, write_sampled_ledger
@@ -240,11 +239,9 @@ def teacher_work(task: TeacherTask, journal: TeacherJournal, model: str) -> Work
 def _say(task: TeacherTask, journal: TeacherJournal, counts: Counts, elapsed_s: float) -> None:
     done, total = len(journal.records), len(task.problems) * task.params.n
     left_s = elapsed_s / counts.new * (total - done) if counts.new else 0.0
-    print(
+    tell(
         f"{done:,}/{total:,} samples  {counts.tokens / elapsed_s:,.0f} tokens/s  ETA"
-        f" {clock(left_s)}",
-        file=sys.stderr,
-        flush=True,
+        f" {clock(left_s)}"
     )
 
 

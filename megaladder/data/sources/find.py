@@ -236,7 +236,7 @@ def _on_hub(name: str, spec: SourceSpec) -> SavedFolder:
     if not HUB_ID.fullmatch(name) or as_data_file(name) is not None:
         raise DataError(
             f"{name}: expected a data file, a folder, a glob or a hub id, found nothing there; fix:"
-            " data.path"
+            " the path (it counts from the folder you are in)"
         )
     if not is_commit(spec.revision):
         raise DataError(

@@ -176,10 +176,10 @@ def find_benchmark(name: str, own_registry: str | None = None) -> BenchmarkSpec:
     if _is_data(name):
         return _of_rows(name)
     near = difflib.get_close_matches(name.replace("-", "_").lower(), list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}" if near else f"one of {', '.join(known)}"
     raise ConfigError(
-        f"unknown benchmark {name!r}; fix: {hint}, or a file of your own (--benchmark"
-        " problems.jsonl, or a YAML file that names data and fields)"
+        f"unknown benchmark {name!r}; fix: {hint}; or a file of your own (problems.jsonl, or a YAML"
+        " file that names data and fields)"
     )
 
 

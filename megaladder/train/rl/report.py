@@ -183,6 +183,7 @@ class GrpoReport:
                 shown=CONSOLE_KEYS,
             )
         )
+        self.log.rollouts(step, self._run.rollouts(step))
         limit = self._config.grpo.mismatch_limit
         if learned.get("mismatch_mean", 0.0) > limit:
             raise RunStopped(
