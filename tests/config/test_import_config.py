@@ -4,6 +4,7 @@ the hints that their keys get in a file of ours."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from megaladder.config.resolve.elsewhere import meant_elsewhere
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 
+BEGIN, END = "<!-- made by tests/config/test_import_config.py -->", "<!-- until here -->"
 FOREIGN = Path(__file__).parent / "foreign"
 # file → GPUs, the keys whose values another person would check first
 IMPORTED: dict[str, tuple[int | None, dict[str, object]]] = {
@@ -160,6 +162,43 @@ def test_every_target_of_the_table_is_a_key_that_takes_the_values() -> None:
             assert sum(one is not None for one in says) == 1, f"{trainer.name} {key}"
             assert meaning.to is None or meaning.to in known, f"{trainer.name} {key}"
             assert meaning.part is None or meaning.hint, f"{trainer.name} {key} has no hint"
+
+
+def published_table() -> str:
+    """What becomes of each published file: the table of docs/import_config.md."""
+    lines = ["| file | verb | mapped | default | no effect | refused | to do |", "|---" * 7 + "|"]
+    reasons = []
+    for path in sorted(FOREIGN.iterdir()):
+        if path.name == "README.md":
+            continue
+        flat = read_foreign(str(path))
+        trainer = trainers()[recognise(flat) or ""]
+        gpus, _ = IMPORTED.get(path.name, (None, {}))
+        try:
+            work = convert(trainer, flat, gpus)
+        except ConfigError as error:
+            lines.append(f"| `{path.name}` | refused as a whole | | | | | |")
+            reasons += [
+                f"- `{path.name}`: {line.partition('; fix:')[0]}"
+                for line in str(error).splitlines()
+            ]
+            continue
+        counts = Counter(one.verdict for one in work.findings)
+        cells = [counts[name] for name in ("mapped", "default", "no effect", "refused", "to do")]
+        lines.append(f"| `{path.name}` | {work.method} | {' | '.join(map(str, cells))} |")
+        reasons += [
+            f"- `{path.name}`: `{one.key}` {one.text}"
+            for one in work.findings
+            if one.verdict == "refused"
+        ]
+    return "\n".join([*lines, "", "Refused, and why:", "", *reasons]) + "\n"
+
+
+def test_the_page_says_what_becomes_of_each_published_file() -> None:
+    """Not by hand: the page holds what the function above makes."""
+    page = (Path(__file__).parents[2] / "docs" / "import_config.md").read_text("utf-8")
+    _, _, rest = page.partition(f"{BEGIN}\n")
+    assert rest.partition(END)[0] == published_table(), "put published_table() between the marks"
 
 
 def test_what_is_not_carried_is_listed_with_the_reason() -> None:

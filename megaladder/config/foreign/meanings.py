@@ -102,9 +102,11 @@ def recognise(keys: Iterable[str]) -> str | None:
     tops = {key.split(".")[0] for key in names}
     if "actor_rollout_ref" in tops or {"data.train_files", "model.partial_pretrain"} & names:
         return "verl"
+    if {"stage", "finetuning_type", "cutoff_len", "train_dataset", "export_dir"} & tops:
+        return "llamafactory"
     if {"base_model", "sequence_len", "micro_batch_size"} & tops:
         return "axolotl"
-    if {"stage", "finetuning_type", "cutoff_len"} & tops:
-        return "llamafactory"
     known = [key for key in names if find_key(key)]
+    if {"template", "infer_backend"} <= tops:
+        return "llamafactory"
     return "trl" if len(known) >= MANY or "model_name_or_path" in tops else None
