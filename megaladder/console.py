@@ -53,8 +53,9 @@ def clock(seconds: float) -> str:
 
 @dataclass
 class Task:
-    """Something that takes a while. total: of `unit`, where it is known; done: of those; first: of
-    those, before it began."""
+    """Something that takes a while.
+
+    total: of `unit`, where it is known; done: of those; first: of those, before it began."""
 
     what: str
     total: float | None = None
@@ -187,8 +188,9 @@ class Voice:
 
 
 class _Bar:
-    """The tasks on a terminal, by rich. The cursor stays visible: a process that is killed leaves
-    the terminal as it was."""
+    """The tasks on a terminal, by rich.
+
+    The cursor stays visible: a process that is killed leaves the terminal as it was."""
 
     def __init__(self) -> None:
         from rich.console import Console

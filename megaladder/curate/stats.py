@@ -216,8 +216,9 @@ def _repeats(hashes: array[int]) -> int:
 def count_tokens(
     reader: ExampleReader, tokenizer: Tokenizer, options: TemplateOptions, shown: int
 ) -> TokenCounts:
-    """Renders and tokenises every row as training would, without truncation; rows that cannot be
-    used are counted by reason."""
+    """Renders and tokenises every row as training would, without truncation.
+
+    Rows that cannot be used are counted by reason."""
     counts = TokenCounts()
     examples, number = iter(reader), 0
     with doing(f"tokenising {reader.source.path}") as task:

@@ -96,8 +96,9 @@ class Timing:
 
 @dataclass
 class Progress:
-    """Prints a line every `every_s` seconds: what is done, tokens per second, time left; a bar shows
-    it where there is one."""
+    """Prints a line every `every_s` seconds: what is done, tokens per second, time left.
+
+    A bar shows it where there is one."""
 
     every_s: float
     say: Callable[[str], None] = console.tell

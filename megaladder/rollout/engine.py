@@ -197,8 +197,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """More text of an answer. start: characters before it; 0 again where a lost engine was
-    restarted and the answer begins anew."""
+    """More text of an answer.
+
+    start: characters before it; 0 again where a lost engine was restarted and the answer begins
+    anew."""
 
     start: int
     text: str

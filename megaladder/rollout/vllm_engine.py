@@ -395,8 +395,7 @@ class _Server:
 
 
 def _params_builder(vllm: Any) -> Any:
-    """Returns a function from (our parameters as a dict, seed, whether text is told as it comes) to
-    vLLM's.
+    """Returns a function from our parameters, a seed and whether text is told as it comes to vLLM's.
 
     Only the final output of a request is sent otherwise, as `LLM.generate` does it.
     """

@@ -36,8 +36,9 @@ class Conversation:
     turns: list[Message] = field(default_factory=list)
 
     def ask(self, text: str) -> None:
-        """Writes the answer to one more turn of the user. Ctrl-C breaks it off: it stays in the
-        conversation as far as it came."""
+        """Writes the answer to one more turn of the user.
+
+        Ctrl-C breaks it off: it stays in the conversation as far as it came."""
         self.turns.append(Message("user", text))
         ids = self.prompter.ids(self.prompter.render(self.turns))
         told: list[Piece] = []

@@ -99,7 +99,8 @@ def _environment(config: ServeConfig, folder: ModelFolder) -> dict[str, str]:
 
 
 def _address(host: str, port: int) -> str:
-    """
+    """The URL of a host and port.
+
     >>> _address("127.0.0.1", 8000), _address("::1", 8000)
     ('http://127.0.0.1:8000', 'http://[::1]:8000')
     """

@@ -23,8 +23,10 @@ Row = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """A place outside the run folder that metrics go to. Called from one thread
-    (`courier.Courier`); whatever these raise is reported once, then the sink is dropped."""
+    """A place outside the run folder that metrics go to.
+
+    Called from one thread (`courier.Courier`); whatever these raise is reported once, then the sink
+    is dropped."""
 
     def start(self, run_name: str, config: Mapping[str, Any]) -> None: ...
 
