@@ -1,7 +1,7 @@
 """Carries events to a tracker in a thread of its own, so that a run never waits for one.
 
-A tracker that raises is dropped at once; one that gives no answer for `PATIENCE_S`, or is `BEHIND`
-events behind, is given up and left to itself.
+A tracker that raises is dropped at once; one that gives no answer for `PATIENCE_S`, is `BEHIND`
+events behind, or has not finished `END_S` after the run's end, is given up and left to itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 
 from megaladder.trackers.sinks import Sink
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
+# the run waits for this one
+END_S = 120.0
 BEHIND = 10_000
 
 
@@ -27,10 +29,11 @@ class Courier:
         sink: Sink,
         give_up: Callable[[str], None],
         patience_s: float = PATIENCE_S,
+        end_s: float = END_S,
         behind: int = BEHIND,
     ) -> None:
         self._name, self._sink, self._give_up = name, sink, give_up
-        self._patience_s = patience_s
+        self._patience_s, self._end_s = patience_s, end_s
         self._events: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(behind)
         self._doing: tuple[str, float] | None = None
         self._over, self._hangs = threading.Event(), False
@@ -58,11 +61,11 @@ class Courier:
             done.wait_for(lambda: self._over.is_set() or not self._events.unfinished_tasks, limit_s)
 
     def end(self, exit_status: int) -> None:
-        """Carries what is left and the run's end; waits no longer than `patience_s`."""
+        """Carries what is left and the run's end; waits no longer than `end_s`."""
         self.put("finish", exit_status)
-        self._thread.join(0 if self._hangs else self._patience_s)
+        self._thread.join(0 if self._hangs else self._end_s)
         if self._thread.is_alive():
-            self._drop(f"did not finish within {self._patience_s:g} s")
+            self._drop(f"did not finish within {self._end_s:g} s")
 
     def _work(self) -> None:
         method = ""
