@@ -191,6 +191,9 @@ def _exports(run: RunDir) -> list[Path]:
 
 
 def _evaluation_inputs(config: EvalConfig) -> _Stamps:
+    if config.cases:
+        each = (_evaluation_inputs(config.case(name)) for name in config.cases)
+        return {name: stamp for stamps in each for name, stamp in stamps.items()}
     model = config.model
     run = Path(config.run_dir) if config.run_dir else None
     steps = [path for pattern in _STEP_FILES for path in sorted(run.glob(pattern))] if run else []

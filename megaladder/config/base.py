@@ -30,6 +30,7 @@ __all__ = [
     "from_flag",
     "leaf_keys",
     "section_of",
+    "to_flag",
     "yaml_flag",
 ]
 
@@ -148,7 +149,7 @@ def yaml_flag(
         metavar=metavar,
         instance_from_str=read or from_flag,
         is_instance=lambda value: isinstance(value, kind),
-        str_from_instance=_to_flag,
+        str_from_instance=to_flag,
     )
 
 
@@ -160,14 +161,14 @@ def from_flag(texts: list[str]) -> Any:
         return texts[0]
 
 
-def _to_flag(value: Any) -> list[str]:
-    """The value as `from_flag` reads it."""
+def to_flag(value: Any) -> list[str]:
+    """The value as `from_flag` reads it: one word."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, StrictModel):
         value = value.model_dump(mode="json", exclude_defaults=True)
     plain = list(value) if isinstance(value, tuple) else value
-    return [yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip()]
+    return [yaml.safe_dump(plain, default_flow_style=True, width=10_000, sort_keys=False).strip()]
 
 
 _POSITIONAL = Positional[str].__metadata__[0]  # type: ignore[attr-defined]

@@ -224,3 +224,16 @@ class _Builder:
             raise ConfigError(
                 f"{self.path}:{line}: {reason}; fix: a plain value ({_TAGS_ARE_NOT_READ})"
             ) from None
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` wins; two mappings under one key are merged.
+
+    >>> merge({"optim": {"lr": 1.0, "eps": 2.0}, "a": 1}, {"optim": {"lr": 3.0}})
+    {'optim': {'lr': 3.0, 'eps': 2.0}, 'a': 1}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -60,6 +60,10 @@ def run_eval(config: EvalConfig) -> int:
         from megaladder.evaluation.benchmarks.steps import run_steps
 
         return run_steps(config)
+    if config.cases:
+        from megaladder.evaluation.benchmarks.turns import run_cases
+
+        return run_cases(config)
     name = config.name or lm_eval_format.sanitized(
         Path(config.model.path).name or config.rollout.engine
     )

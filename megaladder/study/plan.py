@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from megaladder.config.base import StrictModel
+from megaladder.config.base import StrictModel, to_flag
 from megaladder.errors import ConfigError
 from megaladder.preflight.examples import examples_folder
-from megaladder.study.study import OWN_WORDS, Case, Scale, Stage
+from megaladder.study.study import OWN_WORDS, Case, Scale, Stage, Value
 
 REFERENCE = re.compile(r"\$\{([a-z0-9_]*)\}")
 # programs beside the verbs, with the class of their flags
@@ -115,6 +115,8 @@ def _job(stage: Stage, named_case: tuple[str, Case], known: Mapping[str, str], o
     for axis, value in case.items():
         fill.values[axis] = value if isinstance(value, tuple) else fill.text(str(value))
     fill.values["label"] = label
+    if stage.together:
+        fill.values["together"] = to_flag(fill.inside(stage.together))[0]
     commands = tuple(tuple(fill.words(shlex.split(command))) for command in stage.run)
     folders = (f"{known['study']}/", f"{recipes_folder()}/")
     named = (Path(word) for words in commands for word in words if word.startswith(folders))
@@ -140,6 +142,13 @@ class _Filling:
                 yield from (self.text(str(item)) for item in value)
             else:
                 yield self.text(word)
+
+    def inside(self, cases: Mapping[str, Mapping[str, Value]]) -> dict[str, dict[str, Value]]:
+        """The cases of a stage with their references filled in."""
+        return {
+            label: {k: self.text(v) if isinstance(v, str) else v for k, v in case.items()}
+            for label, case in cases.items()
+        }
 
     def text(self, text: str) -> str:
         for name in REFERENCE.findall(text):

@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).parent / "studies"
 ScaleName = Literal["toy", "paper"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # words that every command may use beside the stages before it and the axes of its sweep
-OWN_WORDS = ("here", "stage", "label", "study", "recipes")
+OWN_WORDS = ("here", "stage", "label", "study", "recipes", "together")
 Value = str | int | float
 Case = dict[Name, Value | tuple[Value, ...]]
 
@@ -64,23 +64,28 @@ class Stage(StrictModel):
     stage's, `${study}` the study's own files, `${recipes}` examples/recipes of a checkout,
     `${AXIS}` a value of the sweep; a list becomes several words."""
     sweep: Sweep = Sweep()
+    together: dict[str, dict[str, Value]] = Field(default_factory=dict)
+    """Cases that one command works off, which gets them as `${together}`: `eval --cases
+    ${together}` starts one engine for all of them; a sweep would start one for each."""
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Stage:
         labels = [label for label, _ in self.sweep.expand()]
         doubled = sorted({label for label in labels if labels.count(label) > 1})
         bad = sorted({label for label in labels if not label.replace("-", "").strip(".")})
-        bad += [label for label in labels if "/" in label]
-        raise_all(
-            [
-                f"{self.name}: two cases are called {one}; fix: give each a `label`"
-                for one in doubled
-            ]
-            + [
-                f"{self.name}: {one!r} is no name of a folder; fix: give it a `label`"
-                for one in bad
-            ]
-        )
+        bad += [label for label in (*labels, *self.together) if "/" in label]
+        problems = [
+            f"{self.name}: two cases are called {one}; fix: give each a `label`" for one in doubled
+        ]
+        problems += [
+            f"{self.name}: {one!r} is no name of a folder; fix: give it a `label`" for one in bad
+        ]
+        if bool(self.together) != any("${together}" in command for command in self.run):
+            problems.append(
+                f"{self.name}: `together` and a command with ${{together}} need each other; fix:"
+                " both, or neither"
+            )
+        raise_all(problems)
         return self
 
 

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from waiting import descendants, is_alive, wait_until
 
 from megaladder.cli import main
 from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.errors import ConfigError
 from megaladder.study.plan import make_plan
-from megaladder.study.study import load_study, shipped_studies
+from megaladder.study.study import Scale, load_study, shipped_studies
 from megaladder.study.verb import run_study
 
 MOMENTS = (
@@ -152,6 +153,7 @@ def test_dry_run_lists_every_command_and_starts_none(
         ("--workers ${w", "--workers a${w", "evaluate/a: `megaladder grade"),
         ("${seed}", "${sead}", r"\$\{sead\} is no stage before it"),
         ("report: [evaluate]", "report: [evaluat]", "report names evaluat"),
+        ("${workers}", "${together}", "evaluate: `together` and a command with .* need each other"),
         ("{seed: [1, 2]}", "{seed: [1, 1]}", "two cases are called 1"),
         ("run:\n          - data make", "run:\n          - data mak", "data/all"),
     ],
@@ -164,6 +166,19 @@ def test_a_bad_study_is_refused_before_anything_starts(
     with pytest.raises(ConfigError, match=told):
         run_study(StudyConfig(name=str(study), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def test_cases_together_are_one_word_of_one_command(tmp_path: Path) -> None:
+    """Their references are filled in, and what they name is read before them."""
+    cases = {"a": {"model.path": "${make}/a b"}, "b": {"model.path": "x", "rollout.n": 2}}
+    stage = {"name": "look", "run": ["eval --cases ${together} --out ${here}"], "together": cases}
+    make = {"name": "make", "run": ["data get gsm8k --out ${here}"]}
+    scale = Scale.model_validate({"about": "it", "report": ["look"], "stages": [make, stage]})
+    (job,) = make_plan(scale, tmp_path, tmp_path / "out").jobs_of("look")
+    ((_, _, word, *rest),) = job.commands
+    filled = {**cases, "a": {"model.path": f"{tmp_path}/out/make/a b"}}
+    assert yaml.safe_load(word) == filled and list(yaml.safe_load(word)) == ["a", "b"]
+    assert job.needs == ("make",) and rest == ["--out", f"{tmp_path}/out/look"]
 
 
 def test_rules_that_change_after_the_start_are_told(
@@ -205,16 +220,18 @@ def test_every_shipped_study_is_well_formed(
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
-def test_every_finding_names_evaluations_that_its_stages_make(name: str, tmp_path: Path) -> None:
+def test_every_finding_names_evaluations_that_its_stages_make(name: str) -> None:
     study = load_study(shipped_studies()[name])
     for scale, what in study.scales.items():
-        stages = dict(make_plan(what, shipped_studies()[name], tmp_path).stages)
+        stages = {
+            stage.name: {*stage.together, *(label for label, _ in stage.sweep.expand())}
+            for stage in what.stages
+        }
         assert len(study.findings_at(scale)) >= 2
         for finding in study.findings_at(scale):
             for place in _places(finding.measured[scale].model_dump()):
                 stage, label, *_ = place.split("/")
-                labels = [job.label for job in stages[stage]]
-                assert any(Path(one).match(label) for one in labels), (finding.name, place)
+                assert any(Path(one).match(label) for one in stages[stage]), (finding.name, place)
 
 
 def _places(statistic: dict[str, object]) -> list[str]:

@@ -110,6 +110,7 @@ def eval_walk(i: Path) -> Walk:
             "data_dir": str(i / "bench2"),
             "registry": str(i / "other_registry.yaml"),
             "limit": 1,
+            "cases": {"one": {"limit": 1}},
             "rollout.engine": "vllm",
             "rollout.temperature": 0.3,
             "rollout.max_tokens": 9,

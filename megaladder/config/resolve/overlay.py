@@ -11,9 +11,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from megaladder.config.strict_yaml import KeyPath, YamlFile, load_yaml
+from megaladder.config.strict_yaml import KeyPath, YamlFile, load_yaml, merge
 from megaladder.errors import ConfigError
 
 BASE_KEY = "base"
@@ -68,16 +67,3 @@ def load_layered(path: str | Path, _above: tuple[Path, ...] = ()) -> YamlFile:
         **dict.fromkeys(lines, file.path),
     }
     return LayeredFile(file.path, merge(base.values, file.values), {**base.lines, **lines}, origins)
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` wins; two mappings under one key are merged.
-
-    >>> merge({"optim": {"lr": 1.0, "eps": 2.0}, "a": 1}, {"optim": {"lr": 3.0}})
-    {'optim': {'lr': 3.0, 'eps': 2.0}, 'a': 1}
-    """
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from megaladder.config.base import CommaInts, CommaStrs, StrictModel
+from megaladder.config.base import CommaInts, CommaStrs, StrictModel, yaml_flag
 from megaladder.config.rules.engine import READ_BY_VLLM
 from megaladder.config.rules.unread import ReadIf, raise_all, unread_notes, unread_problems
 from megaladder.config.sections.engine import EvalRolloutSection, JsonPath
 from megaladder.config.sections.evaluate import BenchmarkPromptSection
 from megaladder.config.sections.shared import ModelSection, Positive
+from megaladder.config.strict_yaml import merge
 from megaladder.config.verbs.grade import OWN_GRADER_READS, GraderName
 from megaladder.types import DialectName
 
@@ -137,6 +138,11 @@ class EvalConfig(StrictModel):
     others it is refused. With run_dir: RUN_DIR/eval, unless it is set, and step_N for the model."""
     name: str | None = None
     """Folder name of the model under <out>. null = the last part of its path."""
+    cases: Annotated[dict[str, dict[str, Any]], yaml_flag("{NAME: {KEY: VALUE}}", dict)] = Field(
+        default_factory=dict
+    )
+    """Several evaluations by one engine, each with the keys that it changes: {sft: {model.path: A},
+    wait: {model.path: A, budget.num_waits: 2}}. Results go to <out>/NAME."""
     data_dir: str | None = None
     """Folder with <benchmark>/test.jsonl; looked at first. null = MEGALADDER_DATA, else the hub."""
     revision: str | None = None
@@ -172,6 +178,9 @@ class EvalConfig(StrictModel):
 
     @model_validator(mode="after")
     def _complete(self) -> EvalConfig:
+        if self.cases:
+            raise_all(self._problems_of_cases())
+            return self
         problems = []
         if not self.benchmark:
             problems.append(
@@ -189,6 +198,29 @@ class EvalConfig(StrictModel):
             )
         raise_all([*problems, *unread_problems(self, _READ_IF)])
         return self
+
+    def _problems_of_cases(self) -> list[str]:
+        """What is wrong with each case as an evaluation of its own."""
+        problems = []
+        for name, changes in self.cases.items():
+            own = sorted({"cases", "name", "out", "run_dir", "steps", "json_path"} & set(changes))
+            problems += [f"cases.{name}.{key} is one for all; fix: leave it out" for key in own]
+            try:
+                self.case(name)
+            except ValidationError as error:
+                problems += [f"cases.{name}: {line}" for line in _lines(error)]
+        if self.run_dir is not None:
+            problems.append("cases take no run_dir; fix: model.path of each step, or no cases")
+        return problems
+
+    def case(self, name: str) -> EvalConfig:
+        """One of `cases` as an evaluation of its own."""
+        values = self.model_dump(exclude={"cases", "json_path"})
+        for key, value in self.cases[name].items():
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            values = merge(values, value)
+        return EvalConfig.model_validate({**values, "name": name})
 
     @property
     def has_model(self) -> bool:
@@ -238,6 +270,20 @@ _READ_IF: tuple[ReadIf[EvalConfig], ...] = (
         ("judge.url", "judge.max_tokens"), lambda run: run.judge.model is not None, "judge.model"
     ),
 )
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """Every violation on a line: the key, what is wrong, the fix."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key '{key}'; fix: a key of `megaladder eval --help`")
+        elif key:
+            lines.append(f"{key}: {item['msg']}; fix: such a value (--help shows each default)")
+        else:
+            lines += item["msg"].removeprefix("Value error, ").splitlines()
+    return lines
 
 
 def section_values(section: StrictModel, names: Sequence[str]) -> dict[str, Any]:

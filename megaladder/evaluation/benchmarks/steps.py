@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,10 @@ from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.verbs.evaluation import EvalConfig
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.job import score_row
-from megaladder.evaluation.run import missing_requests
-from megaladder.evaluation.store import Journal
+from megaladder.evaluation.benchmarks.turns import Turn, take_turns
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
 from megaladder.finished import write_evaluated
 from megaladder.log import format_table
-from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import weight_folder
 from megaladder.run_dir import atomic_write, refuse_damaged, to_json
 from megaladder.shared_memory import SharedFolder
@@ -86,14 +85,12 @@ def run_steps(config: EvalConfig) -> int:
     first = plans[0]
     with warm_pool(config) as pool, _Weights(out) as weights:
         model = config.model.model_copy(update={"path": str(weights.folder(steps[0]))})
+        turns = [
+            Turn(f"step {step.step}", plan, str(step.step), partial(weights.folder, step))
+            for step, plan in zip(steps, plans, strict=True)
+        ]
         with make_engine(model, config.rollout, config.seed, first.tokenizer, out) as engine:
-            held = steps[0].step
-            for number, (step, plan) in enumerate(zip(steps, plans, strict=True)):
-                if step.step != held and _is_missing(plan, engine):
-                    engine.update_weights(str(weights.folder(step)), number)
-                    held = step.step
-                print(f"step {step.step}", flush=True)
-                plan.generate(engine, pool)
+            take_turns(turns, engine, pool)
     for plan in plans:
         plan.judge()
     rows = [row for step, plan in zip(steps, plans, strict=True) for row in _rows(step, plan)]
@@ -131,17 +128,6 @@ def _began_with(run_dir: Path) -> str:
                 text = file.readline() if name.endswith("jsonl") else file.read()
             return hashlib.sha256(text).hexdigest()
     return "unknown"
-
-
-def _is_missing(plan: ModelPlan, engine: Engine) -> bool:
-    """Whether some sample of a step is still to be drawn."""
-    if plan.harness:
-        return True
-    for job in plan.jobs:
-        with Journal(job.folder, plan.parts(job, engine)) as journal:
-            if missing_requests(job.task, journal)[0]:
-                return True
-    return False
 
 
 class _Weights:
