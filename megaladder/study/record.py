@@ -1,6 +1,7 @@
 """What a job left behind, so that the next start need not do it again.
 
     OUT/.study/STAGE/LABEL/record.json    digests of what it was made from and of what it wrote
+    OUT/.study/STAGE/LABEL/begun.json     the digest of what it was last begun with
     OUT/.study/STAGE/LABEL/log.txt        what its commands said
 
 A job is finished when its commands, the run files that they name and the records of the stages that
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,20 @@ class Records:
             return False
         written = record["outputs"].items()
         return all(is_as_written(job.folder / name, found) for name, found in written)
+
+    def begin(self, job: Job) -> None:
+        """Makes the job's folder; what was made there from something else is removed.
+
+        No verb would go on from it.
+        """
+        notes, inputs = self.notes(job), self._inputs_of(job)
+        notes.mkdir(parents=True, exist_ok=True)
+        begun = notes / "begun.json"
+        if begun.is_file() and json.loads(begun.read_text("utf-8"))["inputs"] != inputs:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            (notes / "cost.json").unlink(missing_ok=True)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(begun, to_json({"inputs": inputs}) + "\n")
 
     def write(self, job: Job, cost: Cost) -> None:
         """Marks a job as finished; the last thing that is done for it."""

@@ -101,8 +101,8 @@ class Crew:
     def _begin(self, job: Job) -> None:
         notes = self._records.notes(job)
         notes.mkdir(parents=True, exist_ok=True)
-        job.folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(notes)
+        self._records.begin(job)
         self._start(_Running(job, notes / "log.txt", lock, iter(list(job.programs()))))
 
     def _start(self, running: _Running) -> bool:

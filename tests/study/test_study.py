@@ -79,10 +79,12 @@ def test_only_what_depends_on_a_change_is_done_again(
     run_study(StudyConfig(name=str(study), out=str(out), only="more"))
     text = (study / "study.yaml").read_text()
     (study / "study.yaml").write_text(text.replace("n=${seed}", "n=3"))
+    (out / "more" / "1" / "left.jsonl").write_text("made from something else\n")
     capfd.readouterr()
     run_study(StudyConfig(name=str(study), out=str(out), only="more"))
     assert "more: 2 job(s), 0 finished" in capfd.readouterr().out
     assert len((out / "more" / "1" / "rows.jsonl").read_text().splitlines()) == 3
+    assert not (out / "more" / "1" / "left.jsonl").exists()
     (out / "data" / "train.jsonl").write_text("another\n")
     run_study(StudyConfig(name=str(study), out=str(out), only="data"))
     assert "data: 1 job(s), 0 finished" in capfd.readouterr().out
