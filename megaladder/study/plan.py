@@ -74,6 +74,17 @@ class Plan:
     def jobs(self) -> tuple[Job, ...]:
         return tuple(job for _, jobs in self.stages for job in jobs)
 
+    def waves(self) -> list[dict[str, tuple[Job, ...]]]:
+        """The stages in their order; neighbours that need nothing of each other run at a time."""
+        waves: list[dict[str, tuple[Job, ...]]] = []
+        for stage, jobs in self.stages:
+            needs = {need for job in jobs for need in job.needs}
+            if waves and not needs & waves[-1].keys():
+                waves[-1][stage] = jobs
+            else:
+                waves.append({stage: jobs})
+        return waves
+
     def jobs_of(self, stage: str) -> tuple[Job, ...]:
         return dict(self.stages)[stage]
 

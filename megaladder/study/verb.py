@@ -91,17 +91,21 @@ def show(start: Start, wanted: Sequence[Job]) -> None:
 
 
 def run_stages(start: Start, wanted: Sequence[Job]) -> None:
-    """Stage by stage; what is finished is left as it is."""
+    """Wave by wave; what is finished is left as it is."""
     crew = Crew(places(start.config), lambda line: print(f"  {line}", flush=True))
-    for name, jobs in start.plan.stages:
-        asked = [job for job in jobs if job in wanted]
+    for wave in start.plan.waves():
         # the digests of earlier stages are what they are now
         records = Records(start.plan)
-        todo = [job for job in asked if not records.is_finished(job)]
-        if not asked:
-            continue
-        done = len(asked) - len(todo)
-        print(f"{name}: {len(asked)} job(s), {done} finished by an earlier start", flush=True)
+        todo: list[Job] = []
+        for name, jobs in wave.items():
+            asked = [job for job in jobs if job in wanted]
+            left = [job for job in asked if not records.is_finished(job)]
+            todo += left
+            if asked:
+                done = len(asked) - len(left)
+                print(
+                    f"{name}: {len(asked)} job(s), {done} finished by an earlier start", flush=True
+                )
         crew.run(todo, records)
 
 

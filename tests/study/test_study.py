@@ -183,6 +183,13 @@ def test_cases_together_are_one_word_of_one_command(tmp_path: Path) -> None:
     assert job.needs == ("make",) and rest == ["--out", f"{tmp_path}/out/look"]
 
 
+def test_stages_that_do_not_need_each_other_run_at_a_time(tmp_path: Path) -> None:
+    folder = shipped_studies()["transferability"]
+    plan = make_plan(load_study(folder).scales["toy"], folder, tmp_path)
+    waves = [list(wave) for wave in plan.waves()]
+    assert waves == [["data"], ["base"], ["sft", "rl"], ["evaluate"], ["shift"]]
+
+
 def test_rules_that_change_after_the_start_are_told(
     whole: Path, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
