@@ -123,12 +123,20 @@ def _collect(pid: int) -> tuple[int, float]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """What the jobs wrote that no clock is in: rows, samples and weights, by path."""
+    """What the jobs wrote that no clock is in, by path: rows, samples and weights.
+
+    A journal has its samples in the order in which they were finished; here they are sorted.
+    """
     found = [path for path in out.rglob("*.jsonl") if path.name != "metrics.jsonl"]
     found += out.rglob("*.safetensors")
     parts = {path: path.relative_to(out).parts for path in sorted(found)}
     kept = {path: names for path, names in parts.items() if not names[0].startswith(".")}
-    return {"/".join(names): path.read_bytes() for path, names in kept.items()}
+    return {"/".join(names): _content(path) for path, names in kept.items()}
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    return b"".join(sorted(content.splitlines(True))) if path.name == "journal.jsonl" else content
 
 
 def compare(study: str, whole: Path, disturbed: Path) -> Comparison:
