@@ -1,6 +1,7 @@
 # make quickstart   install, then data → SFT → GRPO → evaluation → report on this machine's CPU, with the numbers to expect
 # make test         install, then the tests of every part that take seconds (no GPU needed)
 # make test-slow    the tests marked slow: layouts on many ranks, a real vLLM, killed runs (on a GPU machine: make test-gpu)
+# make docs         the site of docs/ in site/; a broken link or anchor fails
 # make lint         ruff's rules; make format: is everything formatted; make types: mypy
 # make env          only install: .venv with exact pins, nothing outside this folder
 # Another Python: make PYTHON=/path/to/python3.12 …      More test arguments: make test ARGS="-k resume -x"
@@ -12,7 +13,7 @@ VENV = "$${MEGALADDER_VENV:-$$PWD/.venv}"
 RUN = $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: env quickstart test chaos test-slow test-gpu lint format types clean
+.PHONY: env quickstart test chaos test-slow test-gpu lint format types docs clean
 
 env:
 	@"$$PYTHON" tools/env/setup_env.py
@@ -41,5 +42,8 @@ format: env
 types: env
 	@$(RUN) -m mypy
 
+docs: env
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
+
 clean:
-	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	@rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

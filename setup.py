@@ -52,7 +52,8 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.18"],
     "mlflow": ["mlflow-skinny>=3"],
     "trackio": ["trackio>=0.2"],
-    "docs": ["mkdocs-material>=9.5"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=1"],
+    "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.4",
@@ -93,7 +94,17 @@ setup(
         **{f"megaladder.{folder}": folder for folder in MAPPED},
     },
     package_data={
-        "": ["*.yaml", "*.json", "*.jinja", "*.html", "*.css", "*.js", "*.txt"],
+        "": [
+            "*.yaml",
+            "*.json",
+            "*.jinja",
+            "*.html",
+            "*.css",
+            "*.js",
+            "*.txt",
+            "*.ipynb",
+            "py.typed",
+        ],
         "megaladder.examples": ["*.sh"],
         "megaladder.examples.slurm": ["*.sbatch", "*.sh", "*.md"],
     },

@@ -5,13 +5,14 @@ They lie in the installed package, or beside it in a checkout.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from megaladder.config.base import Positional, StrictModel
 from megaladder.errors import ConfigError
 
-SUFFIXES = (".yaml", ".sh", ".sbatch", ".py", ".md")
+SUFFIXES = (".yaml", ".sh", ".sbatch", ".py", ".md", ".ipynb")
 
 
 class ExamplesConfig(StrictModel):
@@ -64,8 +65,11 @@ def _files(root: Path) -> list[Path]:
 
 
 def _about(path: Path) -> str:
-    """The first line of its comment, or of its docstring or heading."""
-    for line in path.read_text(encoding="utf-8").splitlines()[:5]:
+    """The first line of its comment, its docstring or heading; of a notebook's first cell."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        text = "".join(json.loads(text)["cells"][0]["source"])
+    for line in text.splitlines()[:5]:
         words = line.strip("#\"' ")
         if words and not line.startswith("#!"):
             return words[:100]

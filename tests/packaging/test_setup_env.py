@@ -83,6 +83,23 @@ def test_the_pins_satisfy_what_setup_py_asks_for() -> None:
         assert versions[requirement.name.lower().replace("_", "-")] in requirement.specifier, wanted
 
 
+def test_the_pins_of_site_and_notebooks_are_exact_and_disturb_no_other() -> None:
+    def pins(name: str) -> dict[str, str]:
+        lines = (ROOT / "tools" / "env" / name).read_text().splitlines()
+        texts = [line.split("#")[0].split(";")[0].strip() for line in lines]
+        return dict(re.fullmatch(r"([\w.-]+)==([\w.+]+)", text).groups() for text in texts if text)
+
+    own = pins("docs.txt")
+    assert {
+        "mkdocs",
+        "mkdocs-material",
+        "mkdocstrings-python",
+        "nbclient",
+        "ipykernel",
+    } <= own.keys()
+    assert not own.keys() & pins("cpu.txt").keys()
+
+
 def test_no_room_is_a_message(tmp_path) -> None:
     done = setup(MEGALADDER_VENV=str(tmp_path / "venv"), MEGALADDER_NEEDED_GIB="1000000")
     assert done.returncode == 2
@@ -156,7 +173,7 @@ def test_what_a_killed_pip_leaves_is_found(tmp_path) -> None:
     assert not (site / "recordless-1.0.dist-info").exists()
 
 
-@pytest.mark.parametrize("target", ["env", "test", "quickstart", "lint", "format", "types"])
+@pytest.mark.parametrize("target", ["env", "test", "quickstart", "lint", "format", "types", "docs"])
 def test_make_targets_exist(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
@@ -229,6 +246,6 @@ def test_ci_runs_the_newcomers_command_first_and_stops_at_a_failure(tmp_path) ->
         made = [line[5:] for line in done.stdout.splitlines() if line.startswith("made ")]
         return done.returncode, made
 
-    parts = ["test", "lint", "format", "types", "test-slow"]
+    parts = ["test", "lint", "format", "types", "docs", "test-slow"]
     assert ci("") == (0, parts)
     assert ci("lint") == (1, parts[:2])

@@ -1,4 +1,4 @@
-"""Creates `.venv` with the exact pins of cpu.txt; run by `make`.
+"""Creates `.venv` with the exact pins of cpu.txt and docs.txt; run by `make`.
 
 Fast when nothing changed, repairs an interrupted install.
 
@@ -21,6 +21,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PINS = os.path.join(ROOT, "tools", "env", "cpu.txt")
+DOCS = os.path.join(ROOT, "tools", "env", "docs.txt")
 VERIFIER = os.path.join(ROOT, "tools", "env", "verify_env.py")
 VENV = os.environ.get("MEGALADDER_VENV") or os.path.join(ROOT, ".venv")
 STAMP = os.path.join(VENV, "megaladder-stamp.txt")
@@ -62,7 +63,7 @@ def main(args):
 def stamp():
     """Hash of everything that decides what is installed."""
     digest = hashlib.sha256()
-    for name in (PINS, os.path.join(ROOT, "setup.py"), VERIFIER, os.path.abspath(__file__)):
+    for name in (PINS, DOCS, os.path.join(ROOT, "setup.py"), VERIFIER, os.path.abspath(__file__)):
         with open(name, "rb") as file:
             digest.update(file.read())
     digest.update(ROOT.encode())  # the editable install points here
@@ -111,7 +112,7 @@ def build(wanted):
     say("installing torch, then the other pins of tools/env/cpu.txt (about 4 GB; minutes, once)")
     clear_leftovers()
     install(["-c", PINS, torch_pin()])
-    install(["--no-deps", "-r", PINS])
+    install(["--no-deps", "-r", PINS, "-r", DOCS])
     repair()
     install(["--no-deps", "--no-build-isolation", "-e", ROOT])
     temporary = STAMP + ".tmp"
@@ -198,7 +199,7 @@ def repair():
 
     Metadata without files, files with the wrong size."""
     for attempt in range(2):
-        run = subprocess.run([venv_python(), VERIFIER, PINS], stdout=subprocess.PIPE)
+        run = subprocess.run([venv_python(), VERIFIER, PINS, DOCS], stdout=subprocess.PIPE)
         broken = run.stdout.decode().split()
         if run.returncode == 0 and not broken:
             return

@@ -15,8 +15,9 @@ from pathlib import Path
 from pip._vendor.packaging.requirements import Requirement
 
 
-def main(pin_file):
-    for line in Path(pin_file).read_text(encoding="utf-8").splitlines():
+def main(pin_files):
+    text_of_all = "\n".join(Path(name).read_text(encoding="utf-8") for name in pin_files)
+    for line in text_of_all.splitlines():
         text = line.split("#")[0].strip()
         if not text:
             continue
@@ -54,4 +55,4 @@ def has_size(file):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

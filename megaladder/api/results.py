@@ -1,0 +1,150 @@
+"""What a call gives back: views of the folders that runs and evaluations wrote.
+
+Nothing is copied or cached: every property reads its file anew, so a view of a run that is still
+going on moves with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megaladder.errors import ConfigError
+from megaladder.process import last_word
+from megaladder.run_dir import RunDir, read_jsonl
+
+STEP = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A benchmark's headline with its 95 % interval over problems, all three shares in [0, 1].
+
+    step: of the training whose weights were asked, None for a model of no run. low, high: None for
+    a single problem. n: samples a problem.
+    """
+
+    benchmark: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    num_problems: int
+    n: int
+    step: int | None = None
+
+    def __str__(self) -> str:
+        around = (
+            "" if self.low is None else f" [{100 * self.low:.1f}, {100 * (self.high or 0):.1f}]"
+        )
+        asked = f"{self.num_problems} problems × {self.n}"
+        return f"{self.benchmark} {self.metric} {100 * self.value:.1f} %{around}, {asked}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of one model, or of the steps of a run, and the folder with samples and protocol."""
+
+    folder: Path
+    scores: tuple[Score, ...]
+
+    def __getitem__(self, benchmark: str) -> Score:
+        """The last score on a benchmark. Raises KeyError for one that was not asked."""
+        for score in reversed(self.scores):
+            if score.benchmark == benchmark:
+                return score
+        asked = ", ".join(dict.fromkeys(score.benchmark for score in self.scores))
+        raise KeyError(f"{benchmark}: not among the benchmarks of {self.folder} ({asked})")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training run, by its folder."""
+
+    folder: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration, as in config.yaml."""
+        return RunDir(self.folder, writer=False).read_config() or {}
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row a finished step, as in metrics.jsonl: step, loss, lr, tokens, step_s."""
+        return _rows(self.folder / "metrics.jsonl")
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Scores between the steps (`evaluate.benchmarks`), in the order they were measured."""
+        return tuple(score_of(row) for row in _rows(self.folder / "evaluations.jsonl"))
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """Step → committed checkpoint, by rising step."""
+        return _steps(self.folder / "checkpoints", "COMMITTED")
+
+    @property
+    def exports(self) -> dict[int, Path]:
+        """Step → Hugging Face folder, by rising step."""
+        return _steps(self.folder / "hf", "config.json")
+
+    @property
+    def model(self) -> Path:
+        """The newest Hugging Face folder. Raises ConfigError where there is none."""
+        from megaladder.serving.folder import find_model
+
+        return find_model(str(self.folder)).hf
+
+    @property
+    def ending(self) -> str:
+        """How the latest start ended, in one word: `finished`, `signal`, `running`, `bug`."""
+        word = last_word.truth(self.folder)
+        return str(word["reason"]) if word else "unknown"
+
+
+def load(folder: str | Path) -> Run:
+    """The run in a folder that `sft` or `grpo` wrote, finished or not.
+
+    Raises:
+        ConfigError: no such folder, or no run in it.
+    """
+    path = Path(folder)
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(
+            f"{path}: expected a run folder with config.yaml, found none; fix: the run_dir of an"
+            " sft or grpo run"
+        )
+    return Run(path)
+
+
+def score_of(row: Mapping[str, Any]) -> Score:
+    """A row of evaluations.jsonl as a score."""
+    return Score(
+        benchmark=row["benchmark"],
+        metric=row["metric"],
+        value=row["score"],
+        low=row["low"],
+        high=row["high"],
+        num_problems=row["num_problems"],
+        n=row["n"],
+        step=row["step"],
+    )
+
+
+def step_of(path: Path) -> int | None:
+    """N of a folder called step_N, else None."""
+    match = STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return list(read_jsonl(path)) if path.is_file() else []
+
+
+def _steps(folder: Path, complete: str) -> dict[int, Path]:
+    """step → folder of those that hold the file which is written last."""
+    found = {step_of(path): path for path in folder.glob("step_*") if (path / complete).is_file()}
+    return dict(sorted((step, path) for step, path in found.items() if step is not None))
