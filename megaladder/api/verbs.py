@@ -102,6 +102,5 @@ def _model_folders(config: EvalConfig) -> list[Path]:
     if config.run_dir is None:
         name = config.name or sanitized(Path(config.model.path).name or config.rollout.engine)
         return [config.results / name]
-    asked = [path for path in config.results.glob("step_*") if (path / "summary.json").is_file()]
-    steps = {step_of(path): path for path in asked}
-    return [steps[step] for step in sorted(steps) if step is not None]
+    found = [path for path in config.results.glob("step_*") if (path / "summary.json").is_file()]
+    return sorted(found, key=lambda path: step_of(path) or 0)
