@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,8 +35,22 @@ from megaladder.checkpoints_conv.families import (
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.errors import ConversionError, MegaladderError
+from megaladder.model.families.table import Family
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.lora.adapter import ADAPTER
 from megaladder.model.weights import is_quantized, plain_weight, set_weight
+
+
+class Table(Protocol):
+    """Parameters by name: the model's (`families.NameTable`), or its adapters' (`adapters.tensors`)."""
+
+    family: Family
+
+    def entries(self) -> Iterator[Entry]: ...
+
+    @property
+    def by_name(self) -> dict[str, Entry]: ...
+
 
 # canonical global name → its entry and this rank's parameter
 Held = dict[str, tuple[Entry, torch.nn.Parameter]]
@@ -115,14 +129,23 @@ def iter_hf_tensors(
     of a live parameter: use it before the next step, or clone it.
     """
     table = name_table(shape)
-    held = _held(table, chunks)
+    for name, tensor in iter_held(table, _held(table, chunks), chunks):
+        yield name, tensor if dtype is None else tensor.to(dtype)
+
+
+def iter_held(
+    table: Table, held: Held, chunks: Sequence[torch.nn.Module]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of any table, of which `held` is this rank's part.
+
+    Collective as `iter_hf_tensors`.
+    """
     owners = _check_complete(table, held)
     device = next(chunks[0].parameters()).device
     for entry in table.entries():
         parameter = held[entry.megatron][1] if entry.megatron in held else None
         shards = _all_shards(entry, parameter, owners[entry.megatron], device)
-        for name, tensor in entry.mapping.to_hf(shards).items():
-            yield name, tensor if dtype is None else tensor.to(dtype)
+        yield from entry.mapping.to_hf(shards).items()
 
 
 def export_hf(
@@ -143,13 +166,7 @@ def export_hf(
     A failure of a writer (disk full, …) is raised on every rank.
     """
     failure: MegaladderError | None = None
-    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    gathering = (
-        {0}
-        if tuple(writers) == (0,)
-        else {found for index, found in enumerate(parallel.all_gather(replica)) if index in writers}
-    )
-    if replica in gathering:
+    if in_gathering_replica(writers):
         stream = iter_hf_tensors(chunks, shape, dtype=options.dtype)
         if parallel.rank() in writers:
             options = replace(options, dtype=options.dtype or next(chunks[0].parameters()).dtype)
@@ -165,6 +182,16 @@ def export_hf(
         failure = next((found for found in parallel.all_gather(failure) if found is not None), None)
     if failure is not None:
         raise failure
+
+
+def in_gathering_replica(writers: Sequence[int]) -> bool:
+    """Whether this rank's DP replica is one that a rank in `writers` belongs to. Collective."""
+    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    if tuple(writers) == (0,):
+        return replica == 0
+    return replica in {
+        found for index, found in enumerate(parallel.all_gather(replica)) if index in writers
+    }
 
 
 def _write_and_drain(
@@ -229,6 +256,8 @@ def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
     for wrapped in chunks:
         chunk = _unwrap(wrapped)
         for local_name, parameter in chunk.named_parameters():
+            if ADAPTER in local_name:
+                continue
             name = _global_name(chunk, local_name)
             entry = table.by_name.get(name)
             if entry is None and name == "output_layer.weight" and table.shape.tied:
@@ -253,7 +282,7 @@ class _Owner:
     dtype: torch.dtype
 
 
-def _check_complete(table: NameTable, held: Held) -> dict[str, _Owner]:
+def _check_complete(table: Table, held: Held) -> dict[str, _Owner]:
     """Checks shapes here, and that the pipeline's stages together hold every parameter.
 
     Returns where each one is.

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from megaladder.checkpoint import store
+from megaladder.checkpoints_conv.adapters.checkpoint import holds_adapters, merge_checkpoint
 from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointReader
 from megaladder.checkpoints_conv.families import Entry, NameTable, listed, name_table
 from megaladder.checkpoints_conv.mapping import Vocabulary
@@ -93,7 +94,13 @@ def convert_to_hf(
     options: WriteOptions = WriteOptions(),
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> Exported:
-    """Writes `out_dir` as an HF folder. `options.dtype` None keeps the checkpoint's."""
+    """Writes `out_dir` as an HF folder. `options.dtype` None keeps the checkpoint's.
+
+    A checkpoint of adapters becomes the model that they belong to, merged with them.
+    """
+    if holds_adapters(megatron_dir):
+        check_integrity(megatron_dir)
+        return Exported(merge_checkpoint(megatron_dir, out_dir, options, on_bytes), {})
     model = MegatronModel(megatron_dir)
     specs = [
         TensorSpec(name, shape, options.dtype or model.dtype(entry))

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from megaladder.checkpoints_conv.adapters.checkpoint import adapter_to_peft, holds_adapters
+from megaladder.checkpoints_conv.adapters.merge import merge_folders
 from megaladder.checkpoints_conv.hf_to_megatron import convert_to_megatron
-from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
+from megaladder.checkpoints_conv.megatron_to_hf import check_integrity, convert_to_hf
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.verify import (
     LogitComparison,
@@ -24,7 +26,14 @@ from megaladder.checkpoints_conv.verify import (
     compare_tensors,
 )
 from megaladder.checkpoints_conv.writer import WriteOptions
-from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig, VerifyConfig
+from megaladder.config.verbs.convert import (
+    AdapterConfig,
+    HfToMegatronConfig,
+    MegatronToHfConfig,
+    MergeConfig,
+    VerifyConfig,
+)
+from megaladder.errors import ConversionError
 from megaladder.finished import write_converted
 from megaladder.run_dir import atomic_write, to_json
 
@@ -67,6 +76,38 @@ def run_megatron_to_hf(config: MegatronToHfConfig) -> int:
     lines.append(f"next: megaladder convert verify --hf {config.out} --megatron {config.megatron}")
     print("\n".join(lines))
     write_converted(config, lines)
+    return 0
+
+
+def run_adapter(config: AdapterConfig) -> int:
+    """Exit status 0; input errors raise."""
+    if not holds_adapters(config.megatron):
+        raise ConversionError(
+            f"{config.megatron}: no checkpoint of a run with lora; fix: `megaladder convert"
+            " megatron-to-hf` for a whole model"
+        )
+    check_integrity(config.megatron)
+    num_bytes = adapter_to_peft(config.megatron, config.out, force=config.force)
+    lines = [
+        f"{config.out}: adapter of {num_bytes / 1e9:.3f} GB",
+        f"next: megaladder convert merge --hf MODEL --adapter {config.out} --out DIR",
+    ]
+    print("\n".join(lines))
+    return 0
+
+
+def run_merge(config: MergeConfig) -> int:
+    """Exit status 0; input errors raise."""
+    began = time.perf_counter()
+    options = WriteOptions(
+        dtype=_DTYPES.get(config.dtype or ""),
+        max_shard_bytes=int(config.max_shard_gb * 1e9),
+        force=config.force,
+    )
+    with progress("merge", _hf_bytes(config.hf)) as on_bytes:
+        num_bytes = merge_folders(config.hf, config.adapter, config.out, options, on_bytes)
+    lines = [f"{config.out}: {_rate(num_bytes, began)}", f"next: megaladder chat {config.out}"]
+    print("\n".join(lines))
     return 0
 
 

@@ -168,7 +168,8 @@ def _training_inputs(config: RunConfig) -> _Stamps:
     named = [Path(name) for name in (*config.data.paths, model.chat_template) if name]
     named += [file for path in named if path.is_dir() for file in sorted(path.rglob("*"))]
     named += _benchmark_files(config.evaluate) if config.evaluate.benchmarks else []
-    return _stamps([*named, *_model_files(model.path), *_model_files(model.tokenizer)])
+    folders = (model.path, model.tokenizer, config.lora.start)
+    return _stamps([*named, *(file for folder in folders for file in _model_files(folder))])
 
 
 def _benchmark_files(asked: EvalConfig | EvaluateSection) -> list[Path]:

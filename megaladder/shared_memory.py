@@ -10,6 +10,7 @@ because containers share the memory and not the ids.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -19,6 +20,7 @@ from pathlib import Path
 ROOT = Path("/dev/shm")
 PREFIX = "megaladder-"
 LOCK = ".lock"
+SPACE_MARGIN = 1.1
 
 
 class SharedFolder:
@@ -110,3 +112,29 @@ def _size(path: Path) -> int:
         except FileNotFoundError:  # its run goes on
             continue
     return total
+
+
+def weight_folder(
+    num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None
+) -> SharedFolder | Path:
+    """An empty folder for the weights, readable by this user only.
+
+    In shared memory, or where that is too small (or `shared_dir` says so) a path.
+
+    Named after the run (and the node: two may share a machine), so that a killed run's leftovers
+    are replaced.
+    """
+    run = hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
+    name = run + (f"-node{node}" if node else "")
+    if shared_dir is None and (shared := take(name)) is not None:
+        if free_bytes() > num_bytes * SPACE_MARGIN:
+            return shared
+        shared.close()
+    folder = (
+        shared_dir / f"megaladder-{name}"
+        if shared_dir
+        else run_dir / "engine" / ("weights" if node == 0 else f"weights_node{node}")
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    return folder

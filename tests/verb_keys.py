@@ -24,6 +24,8 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "push": {"model": "m", "to": "o"},
     "convert hf-to-megatron": {"hf": "h", "out": "o"},
     "convert megatron-to-hf": {"megatron": "c", "out": "o"},
+    "convert adapter": {"megatron": "c", "out": "o"},
+    "convert merge": {"hf": "h", "adapter": "a", "out": "o"},
     "convert verify": {"hf": "h", "megatron": "c"},
     "plan": {"model": "Qwen3-14B", "gpus": 8, "seq_length": 8192, "global_batch_size": 64},
     "bench train": {"data": "d"},

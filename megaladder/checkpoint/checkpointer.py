@@ -24,6 +24,8 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megaladder import parallel
 from megaladder.checkpoint import plain_data, store, writers
 from megaladder.errors import CheckpointError
+from megaladder.model.lora.adapter import ADAPTER, has_adapters
+from megaladder.model.lora.state import sharded_adapters
 from megaladder.model.weights import gathered
 from megaladder.process import last_word
 from megaladder.process.faults import fault_point
@@ -46,12 +48,15 @@ def _is_scaling_state(key: str) -> bool:
 
 
 def _model_state(chunks: Sequence[Any], stored: Container[str] | None = None) -> dict[str, Any]:
-    """Sharded state of bare chunks.
+    """Sharded state of bare chunks: of those with adapters, the adapters alone.
 
     stored: the keys of the checkpoint to load from; scaling state that it lacks is not asked for.
     """
     states = {}
     for name, chunk in zip(_names(chunks), chunks, strict=True):
+        if has_adapters(chunk):
+            states[name] = sharded_adapters(chunk)
+            continue
         keeps_scales = (
             getattr(chunk.config, "fp8_recipe", None) == "delayed"
             and getattr(chunk.config, "fp8", None) is not None
@@ -68,6 +73,8 @@ def _model_state(chunks: Sequence[Any], stored: Container[str] | None = None) ->
 def _load_chunk(chunk: Any, state: dict[str, Any]) -> None:
     found = chunk.load_state_dict(state, strict=False)
     missing = [key for key in found.missing_keys if not _is_scaling_state(key)]
+    if has_adapters(chunk):  # its weights are not in the checkpoint
+        missing = [key for key in missing if ADAPTER in key]
     if missing or found.unexpected_keys:
         raise CheckpointError(
             f"the checkpoint does not fit the model: missing {missing[:5]}, unexpected"
@@ -162,6 +169,7 @@ class Checkpointer:
             p.numel() * (p.element_size() + _OPTIMIZER_BYTES_PER_PARAMETER)
             for chunk in chunks
             for p in chunk.parameters()
+            if p.requires_grad
         )
         config = chunks[0].config
         return per_rank * config.tensor_model_parallel_size * config.pipeline_model_parallel_size

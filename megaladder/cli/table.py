@@ -99,6 +99,20 @@ VERBS: tuple[Verb, ...] = (
         finished="megaladder.finished:answer_conversion",
     ),
     Verb(
+        "convert adapter",
+        "megaladder.config.verbs.convert:AdapterConfig",
+        "megaladder.checkpoints_conv.verbs:run_adapter",
+        "checkpoint of a run with lora → PEFT folder",
+        "Train",
+    ),
+    Verb(
+        "convert merge",
+        "megaladder.config.verbs.convert:MergeConfig",
+        "megaladder.checkpoints_conv.verbs:run_merge",
+        "model and PEFT adapter → model with the adapter merged in; streams",
+        "Train",
+    ),
+    Verb(
         "convert verify",
         "megaladder.config.verbs.convert:VerifyConfig",
         "megaladder.checkpoints_conv.verbs:run_verify",

@@ -34,7 +34,9 @@ class GrpoConfig(RunConfig):
         raise_all(
             [
                 *run_problems(self),
-                *grpo_problems(self.rollout, self.grpo, self.reward, self.data, self.evaluate),
+                *grpo_problems(
+                    self.rollout, self.grpo, self.reward, self.data, self.evaluate, self.lora
+                ),
                 *unread_problems(self, READ_IF),
             ]
         )

@@ -40,7 +40,8 @@ class BuildOptions:
     `recompute`: none, selective (`recompute_modules`) or full (layers).
 
     `layers`: te, portable, or auto = te in bf16 where there is Transformer Engine on CUDA (its
-    packed attention takes no fp32). `gpu`: read with te layers only.
+    packed attention takes no fp32). `gpu`: read with te layers only. adapters: the linears will
+    have some, so norms stay apart from them: an adapter takes the normed input.
     """
 
     precision: str = "fp32"
@@ -50,6 +51,7 @@ class BuildOptions:
     gpu: GpuSection = field(default_factory=GpuSection)
     layers: str = "auto"
     seed: int = 42
+    adapters: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,6 +75,8 @@ def transformer_config(
     }
     if uses_te(shape, options):
         fields = te.transformer_fields(options.fp8, options.gpu, layout.cp)
+    if options.adapters:  # of what is trained nothing is a linear's own weight
+        fields["gradient_accumulation_fusion"] = False
     if options.recompute == "selective":
         fields |= {
             "recompute_granularity": "selective",
@@ -168,12 +172,18 @@ class LadderGPT(GPTModel):
     """One model chunk (a pipeline stage or a virtual stage of it) over packed micro-batches."""
 
     def __init__(
-        self, shape: ModelShape, config: TransformerConfig, *, vp_stage: int | None, use_te: bool
+        self,
+        shape: ModelShape,
+        config: TransformerConfig,
+        *,
+        vp_stage: int | None,
+        use_te: bool,
+        adapters: bool = False,
     ) -> None:
         super().__init__(
             config,
             (
-                te.layer_spec(config)
+                te.layer_spec(config, separate_norms=adapters)
                 if use_te
                 else portable_block_spec(shape, config, get_num_layers_to_build(config, vp_stage))
             ),
@@ -330,7 +340,10 @@ def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> li
     config = transformer_config(shape, layout, options)
     stages: Sequence[int | None] = range(layout.num_chunks) if layout.num_chunks > 1 else [None]
     te_layers = uses_te(shape, options)
-    chunks = [LadderGPT(shape, config, vp_stage=stage, use_te=te_layers) for stage in stages]
+    chunks = [
+        LadderGPT(shape, config, vp_stage=stage, use_te=te_layers, adapters=options.adapters)
+        for stage in stages
+    ]
     for chunk in chunks:
         # Transformer Engine makes its parameters where and as they stay; a cast would turn FP8 ones
         # into bf16

@@ -59,10 +59,11 @@ def transformer_fields(recipe: str | None, gpu: GpuSection, cp: int) -> dict[str
     return fields
 
 
-def layer_spec(config: TransformerConfig) -> ModuleSpec:
+def layer_spec(config: TransformerConfig, *, separate_norms: bool = False) -> ModuleSpec:
     """The specification of one layer.
 
-    Norms fused into the linears that follow them, linears in FP8 where the run says so."""
+    Norms fused into the linears that follow them, or as modules of their own; linears in FP8 where
+    the run says so."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
     # megatron-core's own linears take fused accumulation only from apex's kernel and refuse to be
@@ -70,7 +71,20 @@ def layer_spec(config: TransformerConfig) -> ModuleSpec:
     # is one of them, and `VocabularyHead` replaces its product; Transformer Engine's linears bring
     # their own kernel.
     parallel_layers._grad_accum_fusion_available = True
-    return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    if separate_norms:
+        _take_norms_apart(spec)
+    return spec
+
+
+def _take_norms_apart(spec: ModuleSpec) -> None:
+    """The layer with the names that the portable specification has too."""
+    from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
+
+    layer = spec.submodules
+    layer.input_layernorm = layer.pre_mlp_layernorm = TENorm
+    layer.self_attention.submodules.linear_qkv = TEColumnParallelLinear
+    layer.mlp.submodules.linear_fc1 = TEColumnParallelLinear
 
 
 class RotaryTable:

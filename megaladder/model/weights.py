@@ -52,7 +52,12 @@ def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
 
 
 def plain_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """A weight as an ordinary tensor.
+    """A weight as an ordinary tensor: what the forward pass computes with.
 
-    What the forward pass computes with, dequantised where it is kept in FP8."""
+    Dequantised where it is kept in FP8; with its adapter's product where it has one, summed in
+    float32 and rounded once.
+    """
+    delta = getattr(parameter, "weight_delta", None)
+    if delta is not None:
+        return (parameter.data.float() + delta()()).to(parameter.dtype)
     return parameter.dequantize() if is_quantized(parameter) else parameter.data

@@ -39,6 +39,7 @@ from megaladder.rollout.wire import Channel
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
 BEAT_S = 2.0
 GIB = 1024**3
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 OUR_WORKER_EXTENSION = "megaladder.rollout.worker_extension.WorkerExtension"
 
 
@@ -65,6 +66,7 @@ class VllmOptions:
     enable_sleep: bool = False
     worker_extension: str | None = None  # class path given to vLLM as worker_extension_cls
     weight_transfer: str | None = None  # vLLM's weight transfer backend: ipc, nccl
+    lora_rank: int | None = None  # adapters up to this rank are loaded beside the weights
     trust_remote_code: bool = False
     log_dir: str | None = None  # None = a temporary folder, named in every error
     # names of the GPUs for all replicas; None = what CUDA_VISIBLE_DEVICES of this process says
@@ -196,6 +198,12 @@ def _engine_arguments(
         del given["gpu_memory_utilization"]
     elif options["enable_sleep"]:
         given["enable_sleep_mode"] = True
+    if options["lora_rank"] is not None:
+        given |= {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": min(r for r in _LORA_RANKS if r >= options["lora_rank"]),
+        }
     given["worker_extension_cls"] = options["worker_extension"] or (
         OUR_WORKER_EXTENSION if on_cpu else None
     )
@@ -225,6 +233,7 @@ class _Server:
         self._calls: dict[str, tuple[int, int]] = {}  # vLLM's request id → (call, our id)
         # of requests whose text is told as it comes: characters told so far
         self._told: dict[str, int] = {}
+        self._adapter: Any = None  # vLLM's request for the adapter of all generations
 
     def load(self) -> None:
         """Imports vLLM, loads the model, reports "ready"."""
@@ -290,7 +299,10 @@ class _Server:
             try:
                 sampling = self._params(command["params"][params], seed, command["pieces"])
                 self._engine.add_request(
-                    name, {"prompt_token_ids": command["prompts"][prompt]}, sampling
+                    name,
+                    {"prompt_token_ids": command["prompts"][prompt]},
+                    sampling,
+                    lora_request=self._adapter,
                 )
             except self._refusals as error:  # anything else ends the child
                 self._channel.send(
@@ -336,9 +348,24 @@ class _Server:
         return {**self._arguments, "in_process": self._in_process}
 
     def _do_load_folder(self, path: str) -> None:
+        if (Path(path) / "adapter_config.json").is_file():
+            self._load_adapter(path)
+            return
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         if self._on_cpu and not self._options["worker_extension"]:
             self._llm.collective_rpc("repack_tied_output")
+
+    def _load_adapter(self, path: str) -> None:
+        """Replaces the adapter: under a number of its own, for vLLM loads none twice."""
+        from vllm.lora.request import LoRARequest
+
+        old = self._adapter
+        number = 1 if old is None else old.lora_int_id + 1
+        if old is not None:
+            self._engine.remove_lora(old.lora_int_id)
+        self._adapter = LoRARequest(f"adapter-{number}", number, path)
+        if not self._engine.add_lora(self._adapter):
+            raise RuntimeError(f"vLLM did not take the adapter in {path}")
 
     def _do_reset_prefix_cache(self) -> bool:
         return bool(self._llm.reset_prefix_cache())

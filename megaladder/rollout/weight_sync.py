@@ -10,16 +10,17 @@ All transports stream the model as Hugging Face tensors through the converter's 
     ipc   vLLM's native CUDA IPC transfer in packed buckets: trainer and engine share each GPU
     nccl  vLLM's native NCCL broadcast in packed buckets: the engines have GPUs of their own, on any
           node
+    adapter  as file, the adapters alone as a PEFT folder (weights travel merged with them elsewhere)
 
 ipc and nccl use vLLM's trainer-side classes, found by looking (0.32's `metadata()`/`__iter__` and
 0.33's `metadata`/`iter_full`); they need CUDA. Where engine and trainer share devices, the engine
-sleeps (level 2) between rounds: `rest` drops its weights, `send` wakes the weights' memory, fills
-it, and wakes the key/value cache. Until a version is whole in the engine it refuses to generate.
+sleeps between rounds: `rest` drops its weights (level 2; with adapters it keeps them on the host),
+`send` wakes the weights' memory, fills it, and wakes the key/value cache. Until a version is whole
+in the engine it refuses to generate.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import shutil
@@ -32,7 +33,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from megaladder import parallel, platform, shared_memory
+from megaladder import parallel, platform
+from megaladder.checkpoints_conv.adapters.run import RunAdapters
 from megaladder.checkpoints_conv.families import name_table
 from megaladder.checkpoints_conv.live_model import export_hf, iter_hf_tensors
 from megaladder.checkpoints_conv.writer import WriteOptions
@@ -43,23 +45,23 @@ from megaladder.process.faults import fault_point
 from megaladder.rollout.engine import Engine, FileWeights, WeightClient
 from megaladder.rollout.remote.clients import PickledHandles, RankedWorkers
 from megaladder.rollout.weight_check import CheckResult, compare_checksums
-from megaladder.shared_memory import SharedFolder
+from megaladder.shared_memory import SharedFolder, weight_folder
 from megaladder.types import required
 
-Transport = Literal["file", "ipc", "nccl"]
-SPACE_MARGIN = 1.1
+Transport = Literal["file", "ipc", "nccl", "adapter"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
     """What is sent to the engine.
 
-    This rank's chunks, the model's shape, and the folder that configuration and tokenizer come
-    from."""
+    This rank's chunks, the model's shape, the folder that configuration and tokenizer come from,
+    and the adapters that are sent instead."""
 
     chunks: Sequence[Any]
     shape: ModelShape
     folder: Path
+    adapters: RunAdapters | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,6 +70,8 @@ class TrainedModel:
     @property
     def num_bytes(self) -> int:
         """Of all tensors together."""
+        if self.adapters is not None:
+            return self.adapters.num_bytes(self.dtype)
         return sum(self._tensor_bytes())
 
     def bucket_bytes(self, wanted: int) -> int:
@@ -121,13 +125,17 @@ class Carrier(Protocol):
 
 
 def chosen_transport(
-    wanted: Literal["auto", "file", "ipc", "nccl"], servers: bool = False
+    wanted: Transport | Literal["auto"], servers: bool = False, lora: bool = False
 ) -> Transport:
-    """What `rollout.sync` means on this machine. `servers`: the engines are on others.
+    """What `rollout.sync` means on this machine.
+
+    `servers`: the engines are on others; `lora`: adapters are trained.
 
     Raises:
         MissingDependencyError: ipc or nccl without CUDA.
     """
+    if wanted == "adapter" or (wanted == "auto" and lora and not servers):
+        return "adapter"
     if wanted == "auto":
         return ("nccl" if servers else "ipc") if platform.has_cuda() else "file"
     if wanted != "file" and not platform.has_cuda():
@@ -159,6 +167,7 @@ class WeightSync:
             "file": FileCarrier,
             "ipc": IpcCarrier,
             "nccl": NcclCarrier,
+            "adapter": FileCarrier,
         }
         self._carrier = carriers[options.transport](model, options)
 
@@ -195,8 +204,9 @@ class WeightSync:
 
         Collective."""
         if self._options.colocated and not self._resting:
+            level = 2 if self._model.adapters is None else 1
             self._resting = parallel.on_main(
-                lambda: _unless_dead(_main(self._engine), lambda engine: engine.sleep(2))
+                lambda: _unless_dead(_main(self._engine), lambda engine: engine.sleep(level))
             )
 
     def close(self) -> None:
@@ -210,7 +220,7 @@ class WeightSync:
         due = self._options.check == "always" or (
             self._options.check == "first" and not self._checked
         )
-        if not due:
+        if not due or self._model.adapters is not None:  # the engine's weights are its own
             return None
         self._checked = True
         said: list[dict[str, str]] = []
@@ -303,15 +313,14 @@ class FileCarrier:
         self.folder = own or self.folders[0]
 
     def write(self) -> Path:
-        """The model as a Hugging Face folder, by each writer. Collective."""
-        export_hf(
-            self._model.chunks,
-            self._model.shape,
-            self.folder,
-            source_dir=self._model.folder,
-            options=WriteOptions(force=True, digests=False),
-            writers=self._writers,
-        )
+        """The model's folder, or that of its adapters, by each writer. Collective."""
+        model, out = self._model, self.folder
+        if model.adapters is not None:
+            model.adapters.export(model.chunks, out, writers=self._writers, digests=False)
+            return out
+        options = WriteOptions(force=True, digests=False)
+        how: dict[str, Any] = {"options": options, "writers": self._writers}
+        export_hf(model.chunks, model.shape, out, source_dir=model.folder, **how)
         return self.folder
 
     def send(self, engine: Engine | None, version: int) -> None:
@@ -326,32 +335,6 @@ class FileCarrier:
             self._shared.close()
         elif parallel.rank() in self._writers:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def weight_folder(
-    num_bytes: int, run_dir: Path, node: int = 0, shared_dir: Path | None = None
-) -> SharedFolder | Path:
-    """An empty folder for the weights, readable by this user only.
-
-    In shared memory, or where that is too small (or `shared_dir` says so) a path.
-
-    Named after the run (and the node: two may share a machine), so that a killed run's leftovers
-    are replaced.
-    """
-    run = hashlib.sha256(f"{os.getuid()}:{run_dir.resolve()}".encode()).hexdigest()[:16]
-    name = run + (f"-node{node}" if node else "")
-    if shared_dir is None and (shared := shared_memory.take(name)) is not None:
-        if shared_memory.free_bytes() > num_bytes * SPACE_MARGIN:
-            return shared
-        shared.close()
-    folder = (
-        shared_dir / f"megaladder-{name}"
-        if shared_dir
-        else run_dir / "engine" / ("weights" if node == 0 else f"weights_node{node}")
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o700)
-    return folder
 
 
 class _NativeCarrier:

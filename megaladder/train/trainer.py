@@ -14,6 +14,7 @@ from typing import Any
 from megaladder import parallel, platform
 from megaladder.checkpoint import store
 from megaladder.checkpoint.checkpointer import Checkpointer
+from megaladder.checkpoints_conv.adapters.run import RunAdapters, adapter_folder
 from megaladder.checkpoints_conv.families import random_tensors
 from megaladder.checkpoints_conv.live_model import (
     export_hf,
@@ -88,6 +89,7 @@ def build_options(config: RunConfig) -> BuildOptions:
         fp8=section.fp8,
         gpu=config.gpu,
         seed=section.seed,
+        adapters=config.lora.enabled,
     )
 
 
@@ -130,6 +132,9 @@ class Trainer:
             )
         else:
             load_hf_into_chunks(chunks, self.folder, self.shape)
+        self.adapters = (
+            RunAdapters(config, self.folder, self.shape, chunks) if config.lora.enabled else None
+        )
         if config.gpu.tp_comm_overlap:
             start_user_buffers(
                 chunks[0].config,
@@ -205,14 +210,25 @@ class Trainer:
 
     def restore(self, path: Path) -> dict[str, Any]:
         """Model, optimizer and RNG of a committed checkpoint; returns its `trainer.json`."""
+        if self.adapters is not None:
+            self.adapters.check_base(path)
         saved = self.checkpoints.load(path)
         separate_steps(self.optimizer)
         return saved
 
     def export(self, step: int) -> Path:
-        """Writes the model as a Hugging Face folder `hf/step_N` and returns its path."""
+        """Writes the model as a Hugging Face folder `hf/step_N` and returns its path.
+
+        With adapters: these as a PEFT folder `adapters/step_N` first, and the model, merged with
+        them, where lora.merged_export says so.
+        """
         out = self._run.hf_folder(step)
         with gathered(self.chunks):
+            if self.adapters is not None:
+                adapters = adapter_folder(self._run, step)
+                self.adapters.export(self.chunks, adapters)
+                if not self.config.lora.merged_export:
+                    return adapters
             export_hf(
                 self.chunks,
                 self.shape,

@@ -2,7 +2,8 @@
 test_hf_parity.py.
 
 torchrun --nproc-per-node W parity_worker.py CASES_JSON OUT_DIR      CASES_JSON: list of {"name",
-"model", "tp", "pp", "vpp", "sp"}
+"model", "tp", "pp", "vpp", "sp", "adapter"}; adapter: a PEFT folder, which is loaded, and written
+again beside the logits, as NAME.adapter, with the merged model in NAME.merged
 """
 
 import json
@@ -36,6 +37,19 @@ def packed_tokens(vocab_size: int):
     )
 
 
+def adapt(chunks: list, case: dict, shape, out: Path) -> None:
+    """Loads the case's adapter and writes what was loaded."""
+    from megaladder.checkpoints_conv.adapters.run import RunAdapters
+    from megaladder.checkpoints_conv.live_model import export_hf
+    from megaladder.config.sft import SftConfig
+
+    given = {"model": {"path": case["model"]}, "data": {"path": "none"}}
+    config = SftConfig(**given, lora={"start": case["adapter"]})
+    adapters = RunAdapters(config, Path(case["model"]), shape, chunks)
+    adapters.export(chunks, out / f"{case['name']}.adapter")
+    export_hf(chunks, shape, out / f"{case['name']}.merged", source_dir=case["model"])
+
+
 def run_case(case: dict, out: Path) -> None:
     layout = Layout(
         tp=case.get("tp", 1),
@@ -53,8 +67,11 @@ def run_case(case: dict, out: Path) -> None:
     from megaladder.model.hf_config import model_shape, read_config_json
 
     shape = model_shape(read_config_json(case["model"]))
-    chunks = build_chunks(shape, layout, BuildOptions())
+    adapter = case.get("adapter")
+    chunks = build_chunks(shape, layout, BuildOptions(adapters=adapter is not None))
     load_hf_into_chunks(chunks, case["model"], shape)
+    if adapter is not None:
+        adapt(chunks, case, shape, out)
     batch = to_device(packed_tokens(shape.vocab_size)[1])
 
     def forward(iterator, model):

@@ -167,16 +167,16 @@ def test_file_transport_is_exact_at_every_layout(model, tmp_path):
 def test_weights_lie_in_shared_memory_or_in_the_run_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_memory, "ROOT", tmp_path / "shm")
     shared_memory.ROOT.mkdir()
-    shared = weight_sync.weight_folder(1000, tmp_path / "run")
+    shared = shared_memory.weight_folder(1000, tmp_path / "run")
     assert isinstance(shared, shared_memory.SharedFolder)
     assert shared.path.parent == shared_memory.ROOT
     assert oct(shared.path.stat().st_mode & 0o777) == "0o700"
     own = tmp_path / "run" / "engine" / "weights"
-    assert weight_sync.weight_folder(1000, tmp_path / "run") == own  # another process has it
+    assert shared_memory.weight_folder(1000, tmp_path / "run") == own  # another process has it
     shared.close()
     assert list(shared_memory.ROOT.iterdir()) == []
     too_much = shutil.disk_usage(tmp_path).free * 2
-    assert weight_sync.weight_folder(too_much, tmp_path / "run") == own
+    assert shared_memory.weight_folder(too_much, tmp_path / "run") == own
     assert list(shared_memory.ROOT.iterdir()) == []
 
 

@@ -4,7 +4,8 @@ step.
     torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
 CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss",
-"recompute", "model", "steps"}; W ranks, what is left is DP. Not a test itself: `test_layout_invariance.py` runs it.
+"recompute", "model", "steps", "lora"}; W ranks, what is left is DP. lora: targets of adapters of
+rank 4, or "all". Not a test itself: `test_layout_invariance.py` runs it.
 """
 
 import math
@@ -69,9 +70,14 @@ def run_case(model_dir: str, case: dict) -> dict:
     model_dir = case.get("model", model_dir)
     linear_common._CPU_SCRATCH = case.get("scratch", 8 << 20)
     shape = model_shape(read_config_json(model_dir))
-    options = BuildOptions(recompute=case.get("recompute", "none"))
+    lora = case.get("lora")
+    options = BuildOptions(recompute=case.get("recompute", "none"), adapters=lora is not None)
     chunks = build_chunks(shape, layout, options)
     load_hf_into_chunks(chunks, model_dir, shape)
+    if lora is not None:
+        from lora.adapter_cases import give_adapters
+
+        give_adapters(chunks, shape, lora)
     wrapped = wrap_chunks(chunks)
     optim = OptimSection(lr=1e-3)
     optimizer = build_optimizer(wrapped, optim, options)

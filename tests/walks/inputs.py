@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lora.adapter_cases import TrainedAdapters
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.analysis.studies.tiers import AIME24_TIERS
+from megaladder.checkpoints_conv.adapters.peft_folder import peft_config, write_peft
+from megaladder.checkpoints_conv.adapters.tensors import AdapterTable
 from megaladder.cli import main
+from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.lora.spec import LoraSpec
 
 _AIME = [number for ids in AIME24_TIERS.values() for number in ids]
 
@@ -70,8 +75,18 @@ def make_models(folder: Path) -> None:
     for seed, name in enumerate(("model", "other_model")):
         build_tiny_model(folder / name, hidden=32, seed=seed)
     build_tiny_model(folder / "deep_model", hidden=32, num_layers=4)
+    for rank, name in ((2, "adapter"), (3, "other_adapter")):
+        _adapter(folder / "model", folder / name, rank)
     (folder / "filled").mkdir()
     (folder / "filled" / "notes.txt").write_text("a file that no conversion made")
+
+
+def _adapter(model: Path, out: Path, rank: int) -> None:
+    """A PEFT folder with trained adapters for a model."""
+    shape = model_shape(read_config_json(model))
+    spec = LoraSpec(rank, 2.0 * rank, ("q_proj", "down_proj"))
+    source = TrainedAdapters(AdapterTable(shape, spec))
+    write_peft(out, {name: source.read(name) for name in source.shapes}, peft_config(spec, "m"))
 
 
 def make_conversions(folder: Path) -> None:
@@ -100,7 +115,9 @@ def make_runs(folder: Path) -> None:
         "grpo.dynamic-sampling": "none",
         "grpo.mode": "rollout_only",
     }
-    for verb, flags, name in (("sft", sft, "trained"), ("grpo", grpo, "rounds")):
+    adapted = {**sft, "lora.rank": 2, "checkpoint.every": 0}
+    runs = (("sft", sft, "trained"), ("grpo", grpo, "rounds"), ("sft", adapted, "adapted"))
+    for verb, flags, name in runs:
         for seed, out in ((1, name), (2, f"other_{name}")):
             given = {**both, **flags, "train.seed": seed, "run-dir": folder / out}
             words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]

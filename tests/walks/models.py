@@ -37,6 +37,25 @@ def _conversions(i: Path) -> list[Walk]:
             beside={"force": {**filled, "force": True}},
         ),
         Walk(
+            "convert adapter",
+            {"megatron": str(i / "adapted/checkpoints/step_2"), "out": "o"},
+            values={"megatron": str(i / "other_adapted/checkpoints/step_2"), "out": "another"},
+            beside={"force": {**filled, "force": True}},
+            slow=True,
+        ),
+        Walk(
+            "convert merge",
+            {"hf": model, "adapter": str(i / "adapter"), "out": "o"},
+            values={
+                "hf": other,
+                "adapter": str(i / "other_adapter"),
+                "out": "another",
+                "dtype": "bf16",
+                "max_shard_gb": 1e-4,
+            },
+            beside={"force": {**filled, "force": True}},
+        ),
+        Walk(
             "convert verify",
             {"hf": model, "megatron": converted},
             values={

@@ -123,6 +123,21 @@ def _evaluations(i: Path, asked: dict[str, object]) -> dict[str, dict[str, Any]]
     }
 
 
+_ADAPTED: dict[str, object] = {"lora.rank": 2}
+
+
+def _adapters(i: Path) -> dict[str, dict[str, Any]]:
+    """Values and needs of the section `lora`."""
+    exported = {**_ADAPTED, "checkpoint.export_hf": True}
+    return {
+        "values": {"lora.targets": ["q_proj"], "lora.start": str(i / "adapter")},
+        "needs": {
+            **{f"lora.{key}": _ADAPTED for key in ("alpha", "targets", "rslora")},
+            "lora.merged_export": exported,
+        },
+    }
+
+
 def sft_walk(i: Path) -> Walk:
     """Two updates of a tiny model for every key."""
     asked = {**_asked(i), "evaluate.engine": "fake", "evaluate.grade_workers": 1}
@@ -178,6 +193,7 @@ def sft_walk(i: Path) -> Walk:
             "evaluate.sync": "ipc",
             "evaluate.extract": "first-box",
             **evaluations["values"],
+            **_adapters(i)["values"],
         },
         refuses={"data.on_bad_row": "broken.jsonl:151"},
         beside={
@@ -200,6 +216,7 @@ def sft_walk(i: Path) -> Walk:
         },
         needs={
             **evaluations["needs"],
+            **_adapters(i)["needs"],
             **{f"evaluate.{key}": asked for key in _SFT_ENGINE_KEYS},
             **{f"evaluate.{key}": {"evaluate.engine": "vllm"} for key in _VLLM_KEYS},
             "train.eval_every": held_out,
@@ -287,6 +304,7 @@ def grpo_walk(i: Path) -> Walk:
             "checkpoint.resume": "run/checkpoints/step_1",
             "log.every": 2,
             **evaluations["values"],
+            **_adapters(i)["values"],
             "rollout.engine": "replay",
             "rollout.sync": "ipc",
             "rollout.max_prompt_tokens": 22,
@@ -326,6 +344,7 @@ def grpo_walk(i: Path) -> Walk:
         },
         needs={
             **evaluations["needs"],
+            **_adapters(i)["needs"],
             "train.recompute_modules": {"train.recompute": "selective"},
             "train.profiler": profiled,
             "train.profile_ranks": profiled,

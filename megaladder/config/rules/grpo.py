@@ -8,7 +8,7 @@ from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.grpo import GrpoSection, RolloutSection
 from megaladder.config.sections.reward import OverlongTerm, RewardSection
-from megaladder.config.sections.shared import DataSection, OptimSection
+from megaladder.config.sections.shared import DataSection, LoraSection, OptimSection
 
 
 class GrpoRun(Protocol):
@@ -105,6 +105,7 @@ def grpo_problems(
     reward: RewardSection,
     data: DataSection,
     evaluate: EvaluateSection,
+    lora: LoraSection,
 ) -> list[str]:
     """Violations that only GRPO knows."""
     problems = []
@@ -133,6 +134,12 @@ def grpo_problems(
         problems.append(
             "rollout.engine replay needs rollout.replay_dir; fix: the run folder whose rollouts to"
             " train on"
+        )
+    if grpo.kl != "none" and grpo.reference is None and lora.start is not None:
+        problems.append(
+            f"grpo.kl {grpo.kl} with lora.start {lora.start}: without its adapters the model is not"
+            " the one that training starts from; fix: `megaladder convert merge` and grpo.reference"
+            " with the result, or kl none"
         )
     problems += [*_servers(rollout, grpo), *_evaluate(rollout, grpo, data, evaluate)]
     if grpo.correction_low >= grpo.correction_high:

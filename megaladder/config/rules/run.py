@@ -81,6 +81,17 @@ READ_IF: tuple[ReadIf[RunConfig], ...] = (
         lambda run: run.gpu.optimizer_cpu_offload,
         "gpu.optimizer_cpu_offload true",
     ),
+    ReadIf(("lora.rank",), lambda run: run.lora.start is None, "lora.start null (it has a rank)"),
+    ReadIf(
+        ("lora.alpha", "lora.targets", "lora.rslora"),
+        lambda run: run.lora.rank is not None and run.lora.start is None,
+        "lora.rank",
+    ),
+    ReadIf(
+        ("lora.merged_export",),
+        lambda run: run.lora.enabled and run.checkpoint.export_hf,
+        "lora.rank (or start) and checkpoint.export_hf true",
+    ),
 )
 
 
@@ -93,6 +104,7 @@ def run_problems(config: RunConfig) -> list[str]:
         *_profile(config.train, config.parallel),
         *_evaluate(config.evaluate, config.train),
         *gpu_problems(config),
+        *_lora(config),
         *unread_problems(config, READ_IF),
     ]
     problems = [*_sources(config.data), *problems]
@@ -159,6 +171,29 @@ def _evaluate(evaluate: EvaluateSection, train: TrainSection) -> list[str]:
         problems.append(
             f"evaluate.every {evaluate.every} never happens in train.max_steps {last}; fix: at most"
             f" {last}, or 0 for before the first and after the last step only"
+        )
+    return problems
+
+
+def _lora(config: RunConfig) -> list[str]:
+    """What adapters do not go with."""
+    if not config.lora.enabled:
+        return []
+    problems = []
+    if config.train.fp8 is not None:
+        problems.append(
+            f"train.fp8 {config.train.fp8} with lora: frozen FP8 weights under adapters are not"
+            " built; fix: fp8 null"
+        )
+    if config.model.init == "random":
+        problems.append(
+            "model.init random with lora: an adapter belongs to weights that are kept; fix:"
+            " model.init pretrained"
+        )
+    if config.gpu.tp_comm_overlap:
+        problems.append(
+            "gpu.tp_comm_overlap with lora: its buffers are of norms fused into linears, which"
+            " adapters take apart; fix: tp_comm_overlap false"
         )
     return problems
 

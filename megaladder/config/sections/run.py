@@ -13,6 +13,7 @@ from megaladder.config.sections.shared import (
     CheckpointSection,
     DataSection,
     LogSection,
+    LoraSection,
     OptimSection,
     ParallelSection,
     TrainedModelSection,
@@ -30,6 +31,7 @@ class RunConfig(StrictModel):
     parallel: ParallelSection = ParallelSection()
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
+    lora: LoraSection = LoraSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()

@@ -173,6 +173,40 @@ class OptimSection(StrictModel):
     """Share of all steps that wsd's final decay takes."""
 
 
+class LoraSection(StrictModel):
+    """Low-rank adapters, trained beside weights that stay as they are.
+
+    Off without rank and start."""
+
+    rank: Positive | None = None
+    """Rank of new adapters, e.g. 32. null = none: all weights are trained, or `start` says it."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """An adapter's product counts alpha / rank times."""
+    targets: CommaStrs = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """Projections that get an adapter, by the last part of their Hugging Face name."""
+    rslora: bool = False
+    """Count the product alpha / √rank times instead (arXiv 2312.03732), for high ranks."""
+    start: str | None = None
+    """PEFT folder (adapter_config.json, adapter_model.safetensors) whose adapters are trained on;
+    its rank, alpha and targets hold. null = new ones, drawn from train.seed."""
+    merged_export: bool = True
+    """Beside the adapter of each export (adapters/step_N), write the whole model with it merged in
+    (hf/step_N), which eval, chat and serve read."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether adapters are trained instead of the weights."""
+        return self.rank is not None or self.start is not None
+
+
 class CheckpointSection(StrictModel):
     """What is saved, and what a restart does."""
 

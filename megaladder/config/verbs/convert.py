@@ -50,6 +50,36 @@ class MegatronToHfConfig(StrictModel):
     """Replace the model in a folder that is not empty; files that are not a model's stay."""
 
 
+class AdapterConfig(StrictModel):
+    """Checkpoint of a run with lora → PEFT folder for peft, vLLM and lora.start."""
+
+    megatron: Path
+    """Checkpoint folder of a run with lora, e.g. RUN_DIR/checkpoints/step_100."""
+    out: Path
+    """Folder to write. Must be empty or new, unless --force."""
+    force: bool = False
+    """Replace the adapter in a folder that is not empty; other files stay."""
+
+
+class MergeConfig(StrictModel):
+    """Model and PEFT adapter → model with the adapter merged in.
+
+    W + s·B·A, summed in fp32 and rounded once. Memory: one tensor."""
+
+    hf: Path
+    """Hugging Face folder of the model that the adapter was trained on."""
+    adapter: Path
+    """PEFT folder: adapter_config.json, adapter_model.safetensors."""
+    out: Path
+    """Folder to write. Must be empty or new, unless --force."""
+    dtype: Dtype | None = None
+    """Cast the weights on the way; null = keep the model's."""
+    max_shard_gb: Annotated[float, Field(gt=0)] = 5.0
+    """Largest weight file, in GB (10^9 bytes); one tensor is never split."""
+    force: bool = False
+    """Replace the model in a folder that is not empty; files that are not a model's stay."""
+
+
 class VerifyConfig(StrictModel):
     """Compares a Hugging Face folder with a megatron-core checkpoint.
 

@@ -32,9 +32,8 @@ from megaladder.evaluation.benchmarks.turns import Turn, take_turns
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
 from megaladder.finished import write_evaluated
 from megaladder.log import format_table
-from megaladder.rollout.weight_sync import weight_folder
 from megaladder.run_dir import atomic_write, refuse_damaged, to_json
-from megaladder.shared_memory import SharedFolder
+from megaladder.shared_memory import SharedFolder, weight_folder
 
 _STEP = re.compile(r"step_(\d+)")
 

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from megaladder import parallel, platform
+from megaladder.checkpoints_conv.adapters.run import adapter_rank
 from megaladder.checkpoints_conv.live_model import export_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.engine import SyncedEngineSection
 from megaladder.config.sections.grpo import RolloutSection
 from megaladder.config.sections.run import RunConfig
-from megaladder.config.sections.shared import TrainedModelSection
+from megaladder.config.sections.shared import LoraSection, TrainedModelSection
 from megaladder.errors import ConfigError
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.fake_engine import FakeEngine, KnownAnswers, fake_answers
@@ -72,6 +73,7 @@ class EngineSetup:
     known: KnownAnswers | None = None
     apart: bool = False
     servers: Servers = Servers()
+    lora: LoraSection = field(default_factory=LoraSection)
 
     @property
     def colocated(self) -> bool:
@@ -230,7 +232,7 @@ def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[R
     section = setup.section
     if setup.kind == "fake":
         return [FakeSpec(lambda: _fake_engine(setup))]
-    transport = chosen_transport(section.sync)
+    transport = chosen_transport(section.sync, lora=setup.lora.enabled)
     devices = _engine_gpus(section) if platform.has_cuda() else None
     return vllm_children(
         VllmOptions(
@@ -245,7 +247,8 @@ def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[R
             cpu_kv_cache_gib=section.cpu_kv_cache_gib,
             enable_sleep=setup.colocated,
             trust_remote_code=setup.model.trust_remote_code,
-            weight_transfer=None if transport == "file" else transport,
+            weight_transfer=transport if transport in ("ipc", "nccl") else None,
+            lora_rank=adapter_rank(setup.lora) if transport == "adapter" else None,
             log_dir=str(log_dir),
             devices=devices,
         )
@@ -264,7 +267,9 @@ def open_weight_sync(
     if setup.kind == "replay":
         return NoSync()
     transport = (
-        "file" if setup.kind == "fake" else chosen_transport(section.sync, bool(servers.urls))
+        "file"
+        if setup.kind == "fake"
+        else chosen_transport(section.sync, bool(servers.urls), setup.lora.enabled)
     )
     writers = (0,) if servers.urls else parallel.nodes().leaders
     shared = Path(servers.folder) if servers.folder else None
@@ -279,10 +284,16 @@ def open_weight_sync(
         shared or (run.path / "engine" if servers.urls else None),
     )
     return WeightSync(
-        TrainedModel(trainer.chunks, trainer.shape, trainer.folder),
+        TrainedModel(
+            trainer.chunks,
+            trainer.shape,
+            trainer.folder,
+            trainer.adapters if transport == "adapter" else None,
+        ),
         options,
         engine,
-        None if servers.urls else version,
+        # an engine starts with the model's weights, not with adapters that are there already
+        None if servers.urls or setup.lora.start else version,
     )
 
 
@@ -300,7 +311,7 @@ def _engine_gpus(section: SyncedEngineSection) -> tuple[str, ...]:
             f"{name}.tp {tp} needs {tp} GPUs, {count} are there for the engine; fix: {name}.tp"
             f" {count}, or more GPUs"
         )
-    if chosen_transport(section.sync) == "nccl" and not spare:
+    if section.sync == "nccl" and not spare:
         raise ConfigError(
             f"{name}.sync nccl needs GPUs of the engine's own: two NCCL ranks cannot share one;"
             f" fix: {name}.sync ipc, or fewer training ranks than GPUs"

@@ -27,6 +27,7 @@ from typing import Any, NoReturn, Protocol
 from megaladder import parallel
 from megaladder.checkpoint import lineage
 from megaladder.checkpoint.store import MARKER, step_dir
+from megaladder.checkpoints_conv.adapters.run import adapter_folder
 from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
@@ -291,7 +292,9 @@ class RunLife:
 
     def _state(self, step: int) -> dict[str, Any]:
         assert self._trainer is not None
+        adapters = self._trainer.adapters
         return {
+            **(adapters.identity if adapters is not None else {}),
             "step": step,
             "line": self._line.name,
             "num_ranks": parallel.world_size(),
@@ -354,19 +357,35 @@ class RunLife:
         if self._guard.skipped:
             rows.append(("skipped updates", f"{len(self._guard.skipped)} (not finite)"))
         folder = self._run.hf_folder(step)
+        adapter = adapter_folder(self._run, step)
         if not self._config.checkpoint.export_hf:
             checkpoint = step_dir(self._run.checkpoints, step)
             return rows, (
                 f"megaladder convert megatron-to-hf --megatron {checkpoint} --out {folder}"
             )
-        if not parallel.on_main(
-            lambda: (folder / "config.json").is_file() and not export_damage(folder)
-        ):
+        if not parallel.on_main(lambda: self._is_exported(step)):
             self._trainer.export(step)
+        if self._trainer.adapters is not None:
+            rows.append(("adapter", str(adapter)))
+            if not self._config.lora.merged_export:
+                return rows, (
+                    f"megaladder convert merge --hf {self._config.model.path} --adapter {adapter}"
+                    f" --out {folder}"
+                )
         rows.append(("HF model", str(folder)))
         best = parallel.on_main(lambda: self._export_best(step))
         rows += [("HF model, best", str(path)) for path in best]
         return rows, evaluation_command(folder, self._config.data.paths[0])
+
+    def _is_exported(self, step: int) -> bool:
+        """Whether all that this run exports of a step is there, and whole."""
+        wanted = [(self._run.hf_folder(step), "config.json")]
+        if self._config.lora.enabled:
+            wanted = wanted if self._config.lora.merged_export else []
+            wanted.append((adapter_folder(self._run, step), "adapter_config.json"))
+        return all(
+            (folder / name).is_file() and not export_damage(folder) for folder, name in wanted
+        )
 
     def _export_best(self, last: int) -> list[Path]:
         """Converts the checkpoint with the highest score, where it is not the last one."""

@@ -30,6 +30,7 @@ from megaladder.model.batch import DeviceBatch
 from megaladder.model.build import build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
+from megaladder.model.lora.adapter import adapters_off
 from megaladder.model.source import model_folder
 from megaladder.parallel import Layout
 from megaladder.train.objectives.policy_loss import (
@@ -153,9 +154,7 @@ class Policy:
         self.options = options_from(config.grpo, config.rollout)
         if config.rollout.engine == "fake":
             self.options = replace(self.options, correction="none")
-        self._reference = (
-            reference_chunks(config, trainer) if self.options.needs_reference else None
-        )
+        self._reference = self._reference_model() if self.options.needs_reference else None
         wanted, many = config.grpo.recompute_old_logprobs, config.grpo.mini_batches > 1
         self._recompute_old = wanted == "always" or (wanted == "auto" and many)
         self.old_is_rollout = wanted == "never" and many
@@ -163,6 +162,12 @@ class Policy:
         self._head = grpo_head(config, self.options, self._loss)
         # seconds and work of the last `mini_batches` call's forward passes
         self.logprobs_s, self.work = 0.0, defaultdict[Phase, Work](Work)
+
+    def _reference_model(self) -> list[Any]:
+        """With adapters the reference is the trained model without them: no second copy."""
+        if self._config.lora.enabled and self._config.grpo.reference is None:
+            return self._trainer.chunks
+        return reference_chunks(self._config, self._trainer)
 
     def mini_batches(self, table: SampleTable) -> list[MiniBatch]:
         """The updates of a round, in order.
@@ -246,7 +251,8 @@ class Policy:
             ]
         if self._reference is not None:
             self.work["reference_logprobs"] += mini.forward
-            found = token_logprobs(self._reference, batches, self._head)
+            with adapters_off(self._reference):
+                found = token_logprobs(self._reference, batches, self._head)
             batches = [
                 replace(batch, ref_logprobs_t=values)
                 for batch, values in zip(batches, found, strict=True)
@@ -292,6 +298,7 @@ def reference_chunks(config: GrpoConfig, trainer: PolicyTrainer) -> list[Any]:
     """
     options = replace(
         build_options(config),
+        adapters=False,
         recompute="none",
         gpu=GpuSection(
             **{**config.gpu.model_dump(), "activation_offload_layers": 0, "tp_comm_overlap": False}

@@ -371,6 +371,7 @@ def engine_setup(
         known,
         apart=bool(config.grpo.lag),
         servers=Servers(rollout.servers, rollout.server_concurrency, rollout.sync_dir),
+        lora=config.lora,
     )
 
 

@@ -44,6 +44,7 @@ class AnsweringEngine:
             section.seed,
             longest,
             benchmarks.known if benchmarks is not None else None,
+            lora=config.lora,
         )
         self._start = EngineStart(self._setup, model, run)
 
