@@ -70,7 +70,7 @@ ROOT_FILES = {
     "console",
 }
 # `analyze shift` may inside functions
-TORCH_FREE = ("cli", "process", "config", "rewards", "ledger", "plan", "analysis")
+TORCH_FREE = ("cli", "process", "console", "config", "rewards", "ledger", "plan", "analysis")
 TORCH_FREE_FILES = (
     "__init__.py",
     "types.py",
@@ -79,7 +79,6 @@ TORCH_FREE_FILES = (
     "run_dir.py",
     "log.py",
     "finished.py",
-    "console.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
 MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/trackers")

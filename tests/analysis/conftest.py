@@ -32,7 +32,7 @@ def verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ou
         result = tmp_path / "result.json"
         result.unlink(missing_ok=True)
         extra = ["--json", str(result)] if with_json else []
-        status = main([*name.split(), *map(str, args), *extra])
+        status = main([*name.split(), *map(str, args), *extra, "--quiet"])
         text = capsys.readouterr()
         found = None
         if result.exists():

@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from megaladder import console
 from megaladder.cli import main
-from megaladder.console import FIRST_S, LATER_AFTER_S, LATER_S, LOOK_S, THEN_S, Task, Voice
+from megaladder.console import voice as console
+from megaladder.console.voice import FIRST_S, LATER_AFTER_S, LATER_S, LOOK_S, THEN_S, Task, Voice
 from megaladder.log import RunLog, StepMetrics
 from megaladder.run_dir import RunDir
 
@@ -132,7 +132,7 @@ def test_quiet_stands_anywhere_on_the_line_and_ends_with_the_call(monkeypatch, c
 
 ON_A_TERMINAL = """
 import sys, time
-from megaladder import console
+from megaladder.console import voice as console
 with console.doing("counting words", total=4) as task:
     for number in range(4):
         task.add()

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from tiny_models import build_tokenizer
+from waiting import is_alive, wait_until
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, StorageError
@@ -27,6 +28,7 @@ from megaladder.serving import push
 from megaladder.serving.chat import Conversation
 from megaladder.serving.folder import find_model
 from megaladder.serving.serve import server_command
+from megaladder.serving.server_child import PIPE_VARIABLE
 from megaladder.serving.settings import ServeConfig
 from megaladder.types import Completion, FinishReason
 
@@ -208,6 +210,34 @@ def test_a_server_answers_until_it_is_told_to_stop(tmp_path, number) -> None:
     assert parent.returncode == 0 and "stopped" in rest
     with pytest.raises(OSError):
         urllib.request.urlopen(address)
+
+
+GROUP = """
+import os, subprocess, sys
+from megaladder.serving.server_child import end_with_parent
+worker = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+end_with_parent()
+print(os.getpid(), worker.pid, flush=True)
+worker.wait()
+"""
+
+
+def test_a_server_ends_with_its_parent_and_takes_its_workers_along() -> None:
+    theirs, ours = os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", GROUP],
+        env={**os.environ, PIPE_VARIABLE: str(theirs)},
+        pass_fds=(theirs,),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    started = [int(word) for word in child.stdout.readline().split()]
+    assert all(map(is_alive, started))
+    os.close(ours)  # what the kernel does when a parent is killed
+    assert child.wait() == -signal.SIGKILL
+    wait_until(lambda: not any(map(is_alive, started)), "the end of server and worker")
 
 
 def test_a_server_that_ends_by_itself_shows_its_last_lines(tmp_path) -> None:
