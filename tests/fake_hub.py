@@ -3,10 +3,14 @@ real one, so that their own code runs to the end without network.
 
 with FakeHub({"datasets/org/name": {"README.md": b"…", "data/test.parquet": b"…"}}) as hub:
     subprocess.run(…, env={**os.environ, **hub.environment(tmp_path)})
+
+Models can be made and written to as well (`repos` has them then): large files by LFS, the others in
+the commit.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -25,6 +29,8 @@ class FakeHub:
 
     def __init__(self, repos: Repos) -> None:
         self.repos, self.asked = repos, list[str]()
+        self.private: set[str] = set()
+        self.large: dict[str, bytes] = {}  # by SHA-256, uploaded and not committed yet
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -67,12 +73,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._answer(body)
 
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.large[hashlib.sha256(body).hexdigest()] = body
+        self._json({})
+
     def log_message(self, format: str, *args: object) -> None:
         """Nothing on the console."""
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlparse(self.path).path).strip("/")
         self.hub.asked.append(f"{self.command} /{path}")
+        if self.command == "POST" and self._take(path, body):
+            return None
         for repo, files in self.hub.repos.items():
             plain = repo if repo.startswith("datasets/") else f"models/{repo}"
             for start, answer in (
@@ -89,6 +102,54 @@ class _Handler(BaseHTTPRequestHandler):
             if path == f"api/{plain}":
                 return self._info(repo.removeprefix("datasets/"), files, "", body)
         return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"")
+
+    def _take(self, path: str, body: bytes) -> bool:
+        """Answers what makes a model or writes to one; False for any other request."""
+        if path == "api/repos/create":
+            wanted = json.loads(body)
+            name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+            self.hub.repos.setdefault(name, {})
+            hidden = wanted.get("private") or wanted.get("visibility") == "private"
+            self.hub.private |= {name} if hidden else set()
+            self._json({"url": f"{self._root}/{name}", "id": name, "name": name})
+        elif path == "api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path.endswith("/info/lfs/objects/batch"):
+            asked = json.loads(body)["objects"]
+            actions = [{"upload": {"href": f"{self._root}/lfs/{one['oid']}"}} for one in asked]
+            objects = [{**one, "actions": do} for one, do in zip(asked, actions, strict=True)]
+            self._json({"transfer": "basic", "objects": objects})
+        elif "/preupload/" in path:
+            files = [
+                {
+                    "path": one["path"],
+                    "shouldIgnore": False,
+                    "uploadMode": "lfs" if one["size"] > 1000 else "regular",
+                }
+                for one in json.loads(body)["files"]
+            ]
+            self._json({"files": files})
+        elif "/commit/" in path:
+            name = path.removeprefix("api/models/").partition("/commit/")[0]
+            self._commit(self.hub.repos[name], body)
+            url = f"{self._root}/{name}/commit/{COMMIT}"
+            self._json({"commitUrl": url, "commitOid": COMMIT, "success": True})
+        else:
+            return False
+        return True
+
+    @property
+    def _root(self) -> str:
+        return f"http://{self.headers['Host']}"
+
+    def _commit(self, files: dict[str, bytes], body: bytes) -> None:
+        for line in body.decode().splitlines():
+            found = json.loads(line)
+            value = found["value"]
+            if found["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif found["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large.pop(value["oid"])
 
     def _info(self, name: str, files: dict[str, bytes], rest: str, body: bytes) -> None:
         siblings = [{"rfilename": path} for path in files]

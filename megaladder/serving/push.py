@@ -90,7 +90,8 @@ def _to_hub(folder: ModelFolder, card: str, config: PushConfig) -> None:
             ignore_patterns=[CARD],
             commit_message=config.message,
         )
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    # ValueError: an answer that is no JSON, a card that the hub refuses
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise StorageError(
             f"the hub did not take {config.to}: {type(error).__name__}: {error}; fix: hf auth login"
             " (or HF_TOKEN), network, then the same command; or --to FOLDER"

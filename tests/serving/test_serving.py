@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from fake_hub import COMMIT, FakeHub
 from tiny_models import build_tokenizer
 from waiting import is_alive, wait_until
 
@@ -337,26 +338,31 @@ def test_push_needs_weights_and_scores_that_are_there(run, tmp_path, capsys) -> 
     assert "has no *.safetensors; fix:" in capsys.readouterr().err
 
 
-def test_push_to_the_hub_sends_card_and_files(run, monkeypatch, capsys) -> None:
-    import huggingface_hub
-
-    calls: list[tuple[str, dict]] = []
-
-    class Api:
-        def __getattr__(self, name):
-            def call(*args, **given):
-                calls.append((name, {"args": args, **given}))
-                return SimpleNamespace(commit_url="https://huggingface.co/a/b/commit/1")
-
-            return call
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert main(["push", str(run), "--to", "some-owner/some-model"]) == 0
-    names = [name for name, _ in calls]
-    assert names == ["create_repo", "upload_file", "upload_folder"] and calls[0][1]["private"]
-    assert b"my-run-step_10" in calls[1][1]["path_or_fileobj"]
-    assert calls[2][1]["folder_path"] == str(run / "hf/step_10")
-    assert "commit/1" in capsys.readouterr().out
+def test_push_to_the_hub_by_the_hubs_own_client(run, tmp_path) -> None:
+    """A hub on this machine: the repository is private, holds the model's files and the card."""
+    weights = bytes(range(256)) * 20
+    (run / "hf/step_10/model.safetensors").write_bytes(weights)
+    command = [
+        sys.executable,
+        "-m",
+        "megaladder",
+        "push",
+        str(run),
+        "--to",
+        "some-owner/some-model",
+    ]
+    with FakeHub({}) as hub:
+        environ = {**os.environ, **hub.environment(tmp_path), "HF_TOKEN": "hf_0"}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        there = hub.repos["some-owner/some-model"]
+        assert hub.private == {"some-owner/some-model"} and hub.large == {}
+        assert f"/some-owner/some-model/commit/{COMMIT}" in done.stdout
+        again = subprocess.run(command, env=environ, capture_output=True, check=False)
+        assert again.returncode == 0
+    assert there["model.safetensors"] == weights
+    assert {"config.json", "tokenizer.json"} <= there.keys()
+    assert b"my-run-step_10" in there["README.md"]
 
 
 def test_a_hub_that_cannot_be_reached_is_named(run, monkeypatch) -> None:
