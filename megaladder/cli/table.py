@@ -298,6 +298,14 @@ VERBS: tuple[Verb, ...] = (
         "Analyze",
     ),
     Verb(
+        "watch",
+        "megaladder.watch.settings:WatchConfig",
+        "megaladder.watch.verb:run_watch",
+        "the same page live in a browser on this machine: where runs stand, curves, rollouts to read",
+        "Analyze",
+        example="runs/sft runs/grpo",
+    ),
+    Verb(
         "study",
         "megaladder.config.verbs.analysis:StudyConfig",
         "megaladder.study.verb:run_study",

@@ -36,7 +36,10 @@ WANTED: dict[str, str] = {
     **dict.fromkeys(("filter", "subset", "sample-data"), "megaladder data select FILE --recipe R"),
     **dict.fromkeys(("compare", "diff"), "megaladder analyze compare --base A --runs B"),
     **dict.fromkeys(("score", "judge"), "megaladder grade --input IN.jsonl --output OUT.jsonl"),
-    **dict.fromkeys(("plot", "dashboard", "visualize", "webui"), "megaladder report RUN_DIR"),
+    **dict.fromkeys(("plot", "plots", "visualize"), "megaladder report RUN_DIR"),
+    **dict.fromkeys(
+        ("dashboard", "webui", "ui", "monitor", "tail", "live"), "megaladder watch RUN_DIR"
+    ),
     **dict.fromkeys(("init", "new", "config", "template"), "megaladder examples --out DIR"),
     **dict.fromkeys(("env", "info", "status", "version"), "megaladder doctor"),
 }

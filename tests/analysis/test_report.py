@@ -14,11 +14,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from megaladder.analysis.report.sections.rollouts import pick, visible
-from megaladder.analysis.report.svg import Chart, Series, log_ticks, nice_ticks, short, signed_log
 from megaladder.analysis.report.verb import csv_text
 from megaladder.rewards.grade import grader_label
 
@@ -72,7 +69,7 @@ ALLOWED_TAGS = {
         "caption",
     ),
     *("table", "thead", "tbody", "tr", "th", "td", "button", "input", "select", "option"),
-    *("svg", "g", "line", "circle", "rect", "path", "polyline", "polygon", "text"),
+    *("svg", "g", "line", "circle", "rect", "noscript", "form", "label"),
 }
 
 
@@ -83,6 +80,7 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.tags, self.attributes, self.scripts, self.text, self._script = [], [], [], [], False
         self.feed(text)
+        self.data = json.loads(self.scripts[0])
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -165,7 +163,7 @@ def test_hostile_text_is_only_text(verb, folders, tmp_path):
     page = Page(text)
     assert (
         set(page.tags) <= ALLOWED_TAGS
-        and page.tags.count("script") == 1
+        and page.tags.count("script") == 2  # data and code
         and page.tags.count("style") == 1
         and page.tags.count("meta") == 4
     )
@@ -183,7 +181,8 @@ def test_hostile_text_is_only_text(verb, folders, tmp_path):
     assert not re.search(
         r"url\(|@import|https?://", "".join(re.findall(r"<style>.*?</style>", text, flags=re.S))
     )
-    shown = "".join(page.text)
+    assert not re.search("[<>&]", page.scripts[0])
+    shown = "".join(rollout["response"] for rollout in page.data["rollouts"])
     assert (
         "<script>alert(1)</script>" in shown
         and "{{ 7 * 7 }}" in shown
@@ -192,8 +191,8 @@ def test_hostile_text_is_only_text(verb, folders, tmp_path):
     )
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00\x1b\ud800-\udfff]", text)
     assert (
-        "980,000 characters left out" in shown
-        and len(text) < 5_000_000
+        re.search(r"9\d\d,\d\d\d characters left out", shown)
+        and len(text) < 2_500_000
         and max(map(len, text.split("\n"))) < 400_000
     )
 
@@ -206,6 +205,7 @@ def test_only_the_reports_own_script_may_run(verb, folders, tmp_path):
         if tag == "meta" and name == "content" and "default-src" in value
     )
     assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert "connect-src" not in policy
     for tag in ("script", "style"):
         body = re.search(f"<{tag}>(.*?)</{tag}>", text, flags=re.S)[1]
         assert (
@@ -449,9 +449,12 @@ def test_results_of_the_verbs_are_shown(verb, write, tmp_path):
 
 
 def test_rollouts_are_chosen_evenly_and_repeatably():
-    from megaladder.analysis.report.blocks import Rollout
+    from megaladder.analysis.report.blocks import Excerpt, Rollout
 
-    rollouts = [Rollout("s", str(i), "", "", "", "", i % 10 == 0, None, None) for i in range(100)]
+    rollouts = [
+        Rollout("s", None, str(i), Excerpt(""), Excerpt(""), "", "", i % 10 == 0, None, None, None)
+        for i in range(100)
+    ]
     chosen = pick(rollouts, 20, 1)
     assert (
         sum(r.correct for r in chosen) == 10
@@ -471,35 +474,3 @@ def test_visible_text_keeps_what_can_be_read():
         and cut.endswith("x" * 25)
         and "[900 characters left out]" in cut
     )
-
-
-def test_axes():
-    assert (
-        nice_ticks(0, 100) == [0, 25, 50, 75, 100]
-        and nice_ticks(3, 3)[0] < 3 < nice_ticks(3, 3)[-1]
-        and log_ticks(1, 256)[:3] == [1, 4, 16]
-    )
-    assert (
-        short(1500) == "1.5k"
-        and short(0.00005) == "5e-5"
-        and signed_log(-99) == -2
-        and signed_log(0) == 0
-    )
-    drawn = Chart("t<", "x", "y&", [Series("s", [(1, 1e-9), (2, 5e9)], 1, [(0, 1), None])]).svg()
-    assert "t&lt;" in drawn and "nan" not in drawn and "inf" not in drawn
-    long = Chart("t", "x", "y", [Series("s", [(i, float(i)) for i in range(100_000)])]).svg()
-    assert len(long) < 20_000  # thinned
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 10**6), st.floats(-1e200, 1e200)), min_size=1, max_size=6),
-    st.booleans(),
-)
-def test_any_numbers_can_be_drawn(points, line):
-    points = sorted(points)
-    drawn = Chart("t", "x", "y", [Series("s", [(float(x), y) for x, y in points], line=line)]).svg()
-    assert not re.search(r"nan|inf(?!o)", drawn)
-    places = [float(v) for v in re.findall(r'c[xy]="([-0-9.]+)"', drawn)]
-    assert places and all(0 <= v <= 380 for v in places)
-    ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points))
-    assert len(ticks) == len(set(ticks)) <= 12

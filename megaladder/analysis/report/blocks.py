@@ -9,9 +9,9 @@ own text).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from megaladder.analysis.report.svg import Chart
+from megaladder.analysis.report.charts import Chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,37 +123,83 @@ class TokenView:
 
 
 @dataclass(frozen=True, slots=True)
+class Excerpt:
+    """The beginning and the end of a text, and how many characters between them are left out.
+
+    It can be cut again, and the count stays true."""
+
+    head: str
+    tail: str = ""
+    left_out: int = 0
+
+    @classmethod
+    def of(cls, text: str, max_chars: int) -> Excerpt:
+        """Three quarters from the beginning, one from the end."""
+        return cls(text).cut(max_chars)
+
+    def cut(self, max_chars: int) -> Excerpt:
+        """The same, or what is left at `max_chars`."""
+        long = len(self.head) + len(self.tail) - max_chars
+        if long <= 0:
+            return self
+        head, end = self.head[: max_chars * 3 // 4], max_chars // 4
+        rest = self.tail or self.head
+        return Excerpt(
+            head, rest[len(rest) - end :], self.left_out + long + max_chars - len(head) - end
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(text.encode("utf-8", "replace")) for text in (self.head, self.tail))
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One generated answer to read.
 
-    `correct` None = not graded. Texts are cleaned and shortened already."""
+    source: a run, or a model on a benchmark. None = not known. Short texts are cleaned already;
+    question and response are when they are shown."""
 
     source: str
+    step: int | None
     problem: str
-    question: str
-    response: str
+    question: Excerpt
+    response: Excerpt
     gold: str
     answer: str
     correct: bool | None
     reward: float | None
     tokens: int | None
+    truncated: bool | None
+
+    @property
+    def texts(self) -> tuple[Excerpt, Excerpt]:
+        return self.question, self.response
+
+    def cut(self, max_chars: int) -> Rollout:
+        """The same with shorter texts."""
+        return replace(
+            self, question=self.question.cut(max_chars), response=self.response.cut(max_chars)
+        )
 
 
 @dataclass(frozen=True)
 class RolloutList:
-    """Rollouts with a search field. `note` says how they were chosen."""
+    """Rollouts to filter. `note` says how they were chosen; `live`: the page asks for them."""
 
     rollouts: Sequence[Rollout]
     note: str
     kind: str = "rollouts"
+    live: bool = False
 
     def csv(self, section: str) -> Iterator[CsvRow]:
         for r in self.rollouts:
             if r.reward is not None or r.correct is not None:
+                place = r.source if r.step is None else f"{r.source} step {r.step}"
                 yield CsvRow(
                     section,
                     "rollout",
-                    f"{r.source} {r.problem}",
+                    f"{place} {r.problem}",
                     "reward" if r.reward is not None else "correct",
                     r.reward if r.reward is not None else float(bool(r.correct)),
                     n=r.tokens,

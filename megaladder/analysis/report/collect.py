@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megaladder.analysis.report.metrics import Metrics
 from megaladder.analysis.runs.choose import budget_words
 from megaladder.analysis.runs.find import find
 from megaladder.analysis.runs.folder import read_config
@@ -25,11 +26,10 @@ from megaladder.analysis.samples.rows import NoVerdictError, with_sample_lists
 from megaladder.analysis.samples.sets import SampleSet
 from megaladder.analysis.shift.published import published_shift
 from megaladder.analysis.studies.compare import ladder_pairs
-from megaladder.analysis.tables import Warnings, read_growing, read_json_lines
+from megaladder.analysis.tables import Warnings, read_json_lines
 from megaladder.errors import DataError
 from megaladder.process import last_word
 
-METRIC_FILES = ("metrics.jsonl", "held_out.jsonl")
 WHILE_TRAINING = " while training"
 ROLLOUT_FILE = re.compile(r"step_(\d+)\.jsonl")
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by keys that only it has
@@ -48,14 +48,14 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (  # result object → kind, by
 class TrainRun:
     """A training run folder.
 
-    `rows` are the objects of metrics.jsonl, by step; `rollouts` maps step → file; `last_word`: how
-    its latest start ended, None where nothing says so."""
+    `rollouts` maps step → file; `last_word`: how its latest start ended, None where nothing says
+    so."""
 
     name: str
     path: Path
     config: dict[str, Any]
     fingerprint: dict[str, Any]
-    rows: list[dict[str, Any]]
+    metrics: Metrics
     rollouts: dict[int, Path]
     last_word: dict[str, Any] | None = None
     best: dict[str, Any] = field(default_factory=dict)  # its best.json
@@ -275,11 +275,7 @@ def _ladder_labels(inputs: Inputs, runs: Runs) -> list[tuple[str, str]]:
 
 def _add_run(inputs: Inputs, path: Path) -> None:
     """The folder itself, if a run wrote into it; also a folder of runs one level down."""
-    folders = (
-        [path]
-        if (path / "metrics.jsonl").is_file()
-        else [p for p in sorted(path.iterdir()) if (p / "metrics.jsonl").is_file()]
-    )
+    folders = run_folders(path)
     if (
         not folders
         and (path / "config.yaml").is_file()
@@ -291,42 +287,36 @@ def _add_run(inputs: Inputs, path: Path) -> None:
             + (f"; {last_word.how_it_ended(word)}." if word else ".")
         )
     for folder in folders:
-        rows: dict[int, dict[str, Any]] = {}
-        for name in METRIC_FILES:
-            _add_rows(rows, folder / name, inputs)
-        rollouts = {
-            int(m[1]): file
-            for file in (folder / "rollouts").glob("step_*.jsonl")
-            if (m := ROLLOUT_FILE.fullmatch(file.name))
-        }
-        name = folder.resolve().name
-        inputs.runs.append(
-            TrainRun(
-                name,
-                folder,
-                read_config(folder),
-                read_object(folder / "fingerprint.json"),
-                [rows[s] for s in sorted(rows)],
-                rollouts,
-                last_word.truth(folder),
-                read_object(folder / "best.json"),
-            )
-        )
+        metrics = Metrics.of(folder)
+        metrics.read()
+        inputs.notes += metrics.notes
+        inputs.runs.append(train_run(folder, metrics))
 
 
-def _add_rows(rows: dict[int, dict[str, Any]], path: Path, inputs: Inputs) -> None:
-    """Merges a metrics file into `rows` by step."""
-    if not path.is_file() or (path.name != METRIC_FILES[0] and path.stat().st_size == 0):
-        return
-    lines, note = read_growing(path)
-    inputs.notes += [note] if note else []
-    for where, row in lines:
-        step = row.get("step")
-        if not isinstance(step, int) or isinstance(step, bool):
-            raise DataError(
-                f"{where}: 'step' is {step!r}, expected a whole number; fix: delete that line"
-            )
-        rows.setdefault(step, {}).update(row)
+def run_folders(path: Path) -> list[Path]:
+    """The folder itself, if a run wrote into it; else those of runs one level down."""
+    if (path / "metrics.jsonl").is_file():
+        return [path]
+    return [below for below in sorted(path.iterdir()) if (below / "metrics.jsonl").is_file()]
+
+
+def train_run(folder: Path, metrics: Metrics) -> TrainRun:
+    """What a run folder says besides its metrics."""
+    rollouts = {
+        int(match[1]): file
+        for file in (folder / "rollouts").glob("step_*.jsonl")
+        if (match := ROLLOUT_FILE.fullmatch(file.name))
+    }
+    return TrainRun(
+        folder.resolve().name,
+        folder,
+        read_config(folder),
+        read_object(folder / "fingerprint.json"),
+        metrics,
+        rollouts,
+        last_word.truth(folder),
+        read_object(folder / "best.json"),
+    )
 
 
 def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:
@@ -345,13 +335,7 @@ def _name_apart(inputs: Inputs) -> None:
     """Runs and models of one name get their parent folder in front.
 
     A doubled (model, benchmark) stays an error."""
-    names = [run.name for run in inputs.runs]
-    inputs.runs = [
-        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
-        if names.count(run.name) > 1
-        else run
-        for run in inputs.runs
-    ]
+    inputs.runs = named_apart(inputs.runs)
     seen: dict[tuple[str, str], str] = {}
     for item in inputs.evals:
         key = (item.samples.model, item.samples.benchmark)
@@ -361,6 +345,17 @@ def _name_apart(inputs: Inputs) -> None:
                 " one folder out, or rename it"
             )
         seen[key] = item.samples.path
+
+
+def named_apart(runs: list[TrainRun]) -> list[TrainRun]:
+    """Runs of one name get their parent folder in front."""
+    names = [run.name for run in runs]
+    return [
+        replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+        if names.count(run.name) > 1
+        else run
+        for run in runs
+    ]
 
 
 def rollout_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -444,6 +444,8 @@ class ReportConfig(StrictModel):
     """Rollouts to read in the page, evenly over steps and benchmarks, right and wrong ones."""
     max_chars: Annotated[int, Field(ge=100, le=10_000_000)] = 20_000
     """Characters of one text that the page holds: beginning and end are kept, the cut is marked."""
+    rollout_mb: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Megabytes of all texts together: where they are more, the longest are cut."""
     seed: int = 42
     """Seed of intervals and of the choice of rollouts."""
 

@@ -1,27 +1,25 @@
 "use strict";
+// The page: its data, the theme, and what other parts of the script share.
+
 const root = document.documentElement;
-document.getElementById("theme").addEventListener("click", () => {
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-});
-const search = document.getElementById("search");
-if (search) {
-  const verdict = document.getElementById("verdict"), source = document.getElementById("source"), count = document.getElementById("count");
-  const items = [...document.querySelectorAll(".rollout")];
-  let texts = null, timer = 0;
-  const update = () => {
-    texts = texts || items.map((item) => item.textContent.toLowerCase());
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    items.forEach((item, i) => {
-      const fits = words.every((word) => texts[i].includes(word)) && (!verdict.value || item.dataset.verdict === verdict.value)
-        && (!source.value || item.dataset.source === source.value);
-      item.hidden = !fits;
-      shown += fits;
-    });
-    count.textContent = shown + " of " + items.length + " shown";
-  };
-  search.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(update, 120); });
-  verdict.addEventListener("change", update);
-  source.addEventListener("change", update);
+const pageData = JSON.parse(document.getElementById("data").textContent);
+
+/** An element with a class and a text; texts of models only ever come in this way. */
+function make(tag, className = "", text = "") {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text) element.textContent = text;
+  return element;
 }
+
+function isDark() {
+  return root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+document.getElementById("theme").addEventListener("click", () => {
+  root.dataset.theme = isDark() ? "light" : "dark";
+  redrawAll();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redrawAll());

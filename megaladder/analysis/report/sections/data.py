@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from megaladder.analysis.report.blocks import Block, CsvRow, Panels, Section, Table
+from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import Inputs
-from megaladder.analysis.report.svg import Chart, Series
 from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.tables import read_json_lines
 from megaladder.errors import DataError

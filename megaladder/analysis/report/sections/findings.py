@@ -18,9 +18,18 @@ from megaladder.analysis.report.blocks import (
     TokenView,
     ends,
 )
+from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import Analysis, Inputs, rollout_rows
+from megaladder.analysis.report.formats import (
+    fixed,
+    mean_std,
+    signed,
+    signed_span,
+    significant,
+    span,
+)
 from megaladder.analysis.report.sections.rollouts import visible
-from megaladder.analysis.report.svg import Chart, Series, bar
+from megaladder.analysis.report.svg import bar
 from megaladder.analysis.studies.compute import MEASURES
 from megaladder.errors import DataError
 
@@ -73,10 +82,11 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
         if not rows:
             continue
         labels = [
-            f"{row['run']}: {column} {row[column]:.4g}, {result['target']} {row['target']:.4g}"
+            f"{row['run']}: {column} {significant(row[column], 4)},"
+            f" {result['target']} {significant(row['target'], 4)}"
             for row in rows
         ]
-        rho = "–" if found["spearman"] is None else f"{found['spearman']:.2f}"
+        rho, r2 = fixed(found["spearman"], 2), mean_std(found["r2_mean"], found["r2_std"])
         series = Series(
             name, [(row[column], row["target"]) for row in rows], 0, labels=labels, line=False
         )
@@ -91,7 +101,7 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
                 axis,
                 result["target"],
                 [series],
-                note=f"Spearman {rho}, R² {_pm(found)}",
+                note=f"Spearman {rho}, R² {r2}",
                 csv_name=f"predictor {name}",
             )
         )
@@ -113,9 +123,9 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
         rows.append(
             [
                 name,
-                _value(found["spearman"]),
-                f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else "–",
-                _pm(found),
+                fixed(found["spearman"], 2),
+                span(ci95, 2),
+                mean_std(found["r2_mean"], found["r2_std"]),
             ]
         )
         numbers.append(
@@ -146,10 +156,6 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
     section.blocks.append(Prose([*lines, *result.get("warnings", [])]))
 
 
-def _pm(found: dict[str, Any]) -> str:
-    return "–" if found["r2_mean"] is None else f"{found['r2_mean']:.2f} ± {found['r2_std']:.2f}"
-
-
 def _add_trajectory(section: Section, analysis: Analysis) -> None:
     """Score over checkpoints, with the dip, and response length where known."""
     charts, rows, numbers = [], [], []
@@ -168,7 +174,7 @@ def _add_trajectory(section: Section, analysis: Analysis) -> None:
                     "dip",
                     [(dip["step"], dip["score"])],
                     2,
-                    labels=[f"dip at step {dip['step']}: {dip['score']:g}"],
+                    labels=[f"dip at step {dip['step']}: {significant(dip['score'], 6)}"],
                     line=False,
                 )
             )
@@ -192,9 +198,9 @@ def _add_trajectory(section: Section, analysis: Analysis) -> None:
             [
                 name,
                 found["class"],
-                _value(found["dip_step"], "g"),
-                _value(found["dip"], ".1f"),
-                _value(found["recovery"], ".1f"),
+                significant(found["dip_step"], 9),
+                fixed(found["dip"]),
+                fixed(found["recovery"]),
             ]
         )
         numbers += [
@@ -238,13 +244,13 @@ def _add_transfer(section: Section, analysis: Analysis) -> None:
             (("ti_other", "other reasoning"), ("ti_non", "non-reasoning"))
         ):
             value, ci95 = model[key], ((result.get("ci95") or {}).get(name) or {}).get(key)
-            label = f"{name}, {group}: {_value(value, '+.1f')} %"
+            label = f"{name}, {group}: {signed(value)} %"
             rows.append(
                 [
                     name,
                     group,
-                    _value(value, "+.1f"),
-                    f"[{ci95[0]:+.1f}, {ci95[1]:+.1f}]" if ci95 else "–",
+                    signed(value),
+                    signed_span(ci95),
                     Drawing(bar(value, reach, style, label)),
                 ]
             )
@@ -278,9 +284,7 @@ def _add_scaling(section: Section, analysis: Analysis) -> None:
             "control": None,
             **{k: result["parallel"][k] for k in ("scaling", "performance")},
         }
-        rows.append(
-            [name, *(_value(found[key], ".1f") for key in ("control", "scaling", "performance"))]
-        )
+        rows.append([name, *(fixed(found[key]) for key in ("control", "scaling", "performance"))])
         numbers += [
             CsvRow("scaling", key, name, None, found[key])
             for key in ("control", "scaling", "performance")
@@ -306,7 +310,7 @@ def _add_shift(section: Section, analysis: Analysis) -> None:
         ("shifted_fraction", "share of tokens shifted"),
         ("num_tokens", "tokens scored"),
     )
-    rows = [[text, _value(result.get(key), ".4g")] for key, text in names]
+    rows = [[text, significant(result.get(key), 4)] for key, text in names]
     numbers = [
         CsvRow("shift", text, analysis.path.stem, None, result.get(key)) for key, text in names
     ]
@@ -336,7 +340,7 @@ def _add_shift(section: Section, analysis: Analysis) -> None:
                 for p in result["pca_shift"][variant]["data"]
                 if p["state"] == "Updated"
             ]
-            note = f"distance {result['pca_shift'][variant]['distance']:.3g}"
+            note = f"distance {significant(result['pca_shift'][variant]['distance'])}"
             title = f"PCA shift by layer, {variant.replace('_', ' ')}"
             charts.append(
                 Chart(
@@ -378,7 +382,7 @@ def _token(item: dict[str, Any]) -> Token:
     return Token(
         visible(str(item["token"]), 200),
         heat,
-        f"rank {rank} under the base, KL {kl:.3f}{says}",
+        f"rank {rank} under the base, KL {fixed(kl, 3)}{says}",
         rank,
         kl,
     )
@@ -391,7 +395,7 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
     compute = analysis.result["compute"]
     rows, numbers = [], []
     for name, totals in compute["totals"].items():
-        rows.append([name, *(_value(totals.get(key), ".4g") for key in MEASURES)])
+        rows.append([name, *(significant(totals.get(key), 4) for key in MEASURES)])
         numbers += [CsvRow("compute", "total", name, key, value) for key, value in totals.items()]
     section.blocks.append(
         Table(
@@ -410,9 +414,9 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
                     rows.append(
                         [
                             benchmark,
-                            f"{_value(found['at'], '.4g')} {measure.replace('_', '-')}",
+                            f"{significant(found['at'], 4)} {measure.replace('_', '-')}",
                             name,
-                            f"{score:.1f}",
+                            fixed(score),
                         ]
                     )
                     numbers.append(
@@ -430,7 +434,3 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
                 frozenset({3}),
             )
         )
-
-
-def _value(value: float | None, spec: str = ".2f") -> str:
-    return "–" if value is None else format(value, spec)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from megaladder.analysis.report.blocks import CsvRow, Drawing, Panels, Prose, Section, Table, ends
-from megaladder.analysis.report.cells import Palette, span
+from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import Inputs
-from megaladder.analysis.report.svg import Chart, Series, strip
+from megaladder.analysis.report.formats import count, fixed, signed, signed_span, significant, span
+from megaladder.analysis.report.palette import Palette
+from megaladder.analysis.report.svg import strip
 from megaladder.analysis.samples.files import is_benchmark
 from megaladder.analysis.samples.sets import SampleSet
 from megaladder.analysis.stats import mean_intervals
@@ -94,25 +96,17 @@ def _add_comparisons(
             c.b,
             c.a,
             c.benchmark,
-            f"{c.difference:+.1f}",
-            span(c.ci95, "+.1f"),
-            f"{c.p_holm:.2g}",
-            str(c.num_problems),
+            signed(c.difference),
+            signed_span(c.ci95),
+            significant(c.p_holm, 2),
+            count(c.num_problems),
             "yes" if c.real else "no",
         ]
         for c in ranked
     ]
     columns = (
-        *(
-            "model",
-            "against",
-            "benchmark",
-            "points",
-            "95 % interval",
-            "p (Holm)",
-            "problems",
-            "real",
-        ),
+        *("model", "against", "benchmark", "points"),
+        *("95 % interval", "p (Holm)", "problems", "real"),
     )
     caption = (
         f"Paired by problem; p of {config.draws:,} sign flips, adjusted over the rows; real: below"
@@ -143,18 +137,18 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
         for s in sets:
             average, coverage = 100 * float(s.accuracy_p.mean()), 100 * float(s.covered_p.mean())
             length = s.mean_tokens_p
-            label = f"{s.model}: {average:.1f} {span(bounds[s.model]['avg'])}"
+            label = f"{s.model}: {fixed(average)} {span(bounds[s.model]['avg'])}"
             drawing = Drawing(strip(average, bounds[s.model]["avg"], styles[s.model], label=label))
-            tokens = "–" if length is None else f"{length.mean():,.0f}"
+            tokens = count(None if length is None else float(length.mean()))
             rows.append(
                 [
                     s.model,
-                    f"{average:.1f}",
+                    fixed(average),
                     span(bounds[s.model]["avg"]),
                     drawing,
-                    f"{coverage:.1f}",
+                    fixed(coverage),
                     tokens,
-                    f"{s.num_undecided:,}",
+                    count(s.num_undecided),
                     s.grader,
                 ]
             )
@@ -212,7 +206,7 @@ def _other_table(inputs: Inputs) -> Table:
     rows, numbers = [], []
     for item in inputs.others:
         for name, value in item.metrics.items():
-            rows.append([item.model, item.benchmark, name.replace("_", " "), f"{value:.4g}"])
+            rows.append([item.model, item.benchmark, name.replace("_", " "), significant(value, 4)])
             numbers.append(CsvRow("accuracy", item.benchmark, item.model, name, value))
     return Table(
         ("model", "benchmark", "measure", "value"),
@@ -231,12 +225,12 @@ def _tier_table(sets: Sequence[SampleSet], styles: Palette, seed: int) -> Table:
         means, bounds = tier_means(s, table), intervals(s, table, DRAWS, seed)
         for tier in TIERS:
             if means[tier] is not None:
-                label = f"{s.model} {tier}: {means[tier]:.1f} {span(bounds[tier])}"
+                label = f"{s.model} {tier}: {fixed(means[tier])} {span(bounds[tier])}"
                 rows.append(
                     [
                         tier,
                         s.model,
-                        f"{means[tier]:.1f}",
+                        fixed(means[tier]),
                         span(bounds[tier]),
                         Drawing(strip(means[tier], bounds[tier], styles[s.model], label=label)),
                     ]

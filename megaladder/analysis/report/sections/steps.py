@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from megaladder.analysis.report.blocks import Panels, Prose, Section
-from megaladder.analysis.report.cells import Palette
+from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import WHILE_TRAINING, EvalResult, Inputs, TrainRun
-from megaladder.analysis.report.svg import Chart, Series
+from megaladder.analysis.report.formats import percent
+from megaladder.analysis.report.palette import Palette
 from megaladder.analysis.stats import mean_intervals
 
 DRAWS = 1000
@@ -25,11 +26,12 @@ def steps_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
         panels: dict[str, list[Series]] = {}
         for run, items in _by_run(inputs.evals, benchmark).items():
             if len({item.step for item in items}) > 1:
-                style = styles[items[-1].samples.model]
-                panels.setdefault(stage_of.get(run.removesuffix(WHILE_TRAINING), ""), []).append(
+                maker = run.removesuffix(WHILE_TRAINING)
+                style = styles[maker if maker in stage_of else items[-1].samples.model]
+                panels.setdefault(stage_of.get(maker, ""), []).append(
                     _series(run, items, style, seed)
                 )
-                shown.append(items[-1].samples.model)
+                shown.append((run, style))
         charts += [
             Chart(
                 f"{stage}: {benchmark}" if stage else benchmark,
@@ -41,7 +43,7 @@ def steps_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
             for stage, series in panels.items()
         ]
     if charts:
-        section.blocks.append(Panels(charts, styles.legend(shown)))
+        section.blocks.append(Panels(charts, list(dict.fromkeys(shown))))
     best = [_best(run) for run in inputs.runs if run.best]
     if best:
         section.blocks.append(Prose(best, as_list=True))
@@ -52,8 +54,7 @@ def _best(run: TrainRun) -> str:
     """The step that scored highest inside the training, as the run recorded it."""
     best = run.best
     scores = ", ".join(
-        f"{row['benchmark']} {row['metric']} {100 * row['score']:.1f} %"
-        for row in best["benchmarks"]
+        f"{row['benchmark']} {row['metric']} {percent(row['score'])}" for row in best["benchmarks"]
     )
     where = best.get("hf") or best.get("checkpoint")
     kept = f"kept in {run.path / where}" if where else "its weights are not kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megaladder.analysis.report.blocks import CsvRow, Prose, Section, Table, ends
+from megaladder.analysis.report.formats import fixed
 
 COLUMNS = ("finding", "published", "here, 95 % interval", "reproduced if", "verdict")
 
@@ -56,7 +57,7 @@ def in_words(finding: dict[str, Any]) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return fixed(value, 1 if abs(value) >= 10 else 2)
 
 
 def _number(scale: str, finding: dict[str, Any]) -> CsvRow:
