@@ -42,6 +42,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "analyze budget": {"runs": ["i"], "budgets": [1]},
     "analyze compare": {"runs": ["r"]},
     "report": {"run_dirs": ["r"]},
+    "watch": {"run_dirs": ["r"]},
     "study": {"name": "list"},
     "power": {"effect": 2.0},
     "replay": {"run_dir": "r", "step": 1},

@@ -14,7 +14,7 @@ from megaladder.analysis.report.blocks import CsvRow, Drawing, Prose, Section, T
 from megaladder.analysis.report.collect import TrainRun
 from megaladder.analysis.report.formats import amount, clock, count, significant
 from megaladder.analysis.report.palette import Palette
-from megaladder.analysis.report.svg import strip
+from megaladder.analysis.report.svg import filled
 from megaladder.process import last_word
 from megaladder.process.heartbeat import FOLDER, SILENT_S, Beat, read_beats
 
@@ -112,14 +112,14 @@ def now_section(runs: list[TrainRun], styles: Palette, waiting: list[str]) -> Se
     now = time.time()
     for run in runs:
         at = standing(run, now)
-        share = 100 * at.step / at.total if at.total else None
+        share = at.step / at.total if at.total else None
         label = f"{run.name}: step {at.step}" + (f" of {at.total}" if at.total else "")
         rows.append(
             [
                 run.name,
                 at.state,
                 count(at.step) + (f" of {count(at.total)}" if at.total else ""),
-                Drawing(strip(share, None, styles[run.name], label=label)),
+                Drawing(filled(share, styles[run.name], label)),
                 clock(at.left_s),
                 clock(at.step_s),
                 significant(run.metrics.last("loss"), 4),

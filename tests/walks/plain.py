@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from walks.stand_ins import PageInName
 from walks.walk import Walk
 
 
@@ -268,7 +269,18 @@ def plain_walks(i: Path) -> list[Walk]:
         Walk(
             "report",
             {"run_dirs": [str(i / "eval")]},
-            values={"run_dirs": [str(i / "eval" / "a")], "out": "another.html", "max_chars": 100},
+            values={
+                "run_dirs": [str(i / "eval" / "a")],
+                "out": "another.html",
+                "max_chars": 100,
+                "rollout_mb": 0.001,
+            },
+        ),
+        Walk(
+            "watch",
+            {"run_dirs": [str(i / "eval")]},
+            values={"run_dirs": [str(i / "eval" / "a")], "port": 8123},
+            stand_ins={"megaladder.watch.verb:WatchServer": PageInName},
         ),
         Walk(
             "study",

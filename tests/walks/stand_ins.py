@@ -181,6 +181,24 @@ class ServerInName:
         raise KeyboardInterrupt
 
 
+class PageInName:
+    """Takes the place of `WatchServer`: shows what it would serve, and is told to stop."""
+
+    address = "http://somewhere/"
+
+    def __init__(self, _live: object, folders: Sequence[str], port: int) -> None:
+        print("would serve", *folders, "on", port)
+
+    def __enter__(self) -> PageInName:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def serve_forever(self) -> None:
+        raise KeyboardInterrupt
+
+
 def asked_of_hub(_api: object, *args: object, **given: object) -> SimpleNamespace:
     """Takes the place of a method of `HfApi`: shows what it is asked for."""
     print(args, given)

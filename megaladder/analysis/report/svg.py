@@ -54,6 +54,16 @@ def strip(
     return "".join(parts) + f"<title>{escape(label)}</title></svg>"
 
 
+def filled(share: float | None, style: int, label: str = "") -> str:
+    """A bar that is full at a share of 1, as wide as its cell."""
+    width = 98 * min(max(share or 0.0, 0.0), 1.0)
+    return (
+        f'<svg class="strip" role="img" aria-label="{escape(label)}"><rect class="track" x="1%"'
+        f' width="98%" y="32%" height="36%"/><rect class="bar s{style % NUM_STYLES}" x="1%"'
+        f' width="{width:.2f}%" y="32%" height="36%"/><title>{escape(label)}</title></svg>'
+    )
+
+
 def signed_log(x: float) -> float:
     """sign(x)·log10(1 + |x|).
 

@@ -13,7 +13,7 @@ from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import Inputs, TrainRun
 from megaladder.analysis.report.formats import clock, percent, significant
 from megaladder.analysis.report.palette import Palette
-from megaladder.analysis.report.svg import strip
+from megaladder.analysis.report.svg import filled
 from megaladder.ledger.book import ROW_KEYS
 
 LEARNING = (
@@ -145,7 +145,7 @@ def phase_section(inputs: Inputs, styles: Palette) -> Section:
                 name = key.removesuffix("_s")
                 words = f"– {name}" if key in INSIDE else name
                 label = f"{run.name}, {name}: {percent(value / whole)}"
-                drawing = Drawing(strip(100 * value / whole, None, styles[run.name], label=label))
+                drawing = Drawing(filled(value / whole, styles[run.name], label))
                 rows.append([run.name, words, clock(value), percent(value / whole), drawing])
                 numbers.append(CsvRow("phases", "seconds", run.name, name, value))
     if rows:
