@@ -163,7 +163,7 @@ class Inputs:
 
 def collect(paths: tuple[str, ...]) -> Inputs:
     """Reads all folders (and single JSON files of the analyze verbs)."""
-    inputs, warnings = Inputs(folders=list(paths)), Warnings()
+    inputs, warnings = Inputs(folders=list(paths)), Warnings(said=False)
     for text in paths:
         path = Path(text)
         if not path.exists():

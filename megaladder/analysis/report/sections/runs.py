@@ -11,7 +11,7 @@ from megaladder.analysis.report.blocks import Block, CsvRow, Prose, Section, Tab
 from megaladder.analysis.report.collect import EvalResult, Inputs, TrainRun, rollout_rows
 from megaladder.analysis.report.formats import amount, count, fixed, hours, percent, significant
 from megaladder.analysis.samples.files import flatten
-from megaladder.analysis.studies.compute import read_compute
+from megaladder.analysis.studies.compute import Compute, read_compute
 from megaladder.analysis.tables import Warnings
 from megaladder.ledger.book import Phase
 from megaladder.ledger.sampled import read_sampled_ledger
@@ -54,12 +54,13 @@ def runs_section(inputs: Inputs) -> Section:
     section = Section(
         "runs", "Runs and protocol", missing="a training run folder (metrics.jsonl) or eval results"
     )
+    costs = _costs(inputs)
     if inputs.runs:
-        section.blocks.append(_runs_table(inputs))
+        section.blocks.append(_runs_table(inputs, costs))
         section.blocks += _unfinished(inputs)
         said = [line for run in inputs.runs if run.rollouts for line in verified_by(run)]
         section.blocks += [Prose(said, as_list=True)] if said else []
-    section.blocks += ledger_table(inputs)
+    section.blocks += ledger_table(inputs, costs)
     protocols = [(item, item.protocol) for item in inputs.shown]
     if protocols:
         section.blocks.append(_protocol_table(protocols))
@@ -67,11 +68,20 @@ def runs_section(inputs: Inputs) -> Section:
     return section
 
 
-def _runs_table(inputs: Inputs) -> Table:
+def _costs(inputs: Inputs) -> dict[str, Compute]:
+    """What each run with steps cost; what cannot be known becomes a note."""
+    warnings = Warnings(said=False)
+    stepped = [run for run in inputs.runs if run.metrics.last_step > 0]
+    costs = {run.name: read_compute(run.path, warnings) for run in stepped}
+    inputs.notes += warnings.list()
+    return costs
+
+
+def _runs_table(inputs: Inputs, costs: Mapping[str, Compute]) -> Table:
     rows, numbers = [], []
     for run in inputs.runs:
-        config, warnings = flatten(run.config), Warnings()
-        cost = read_compute(run.path, warnings).totals() if run.metrics.last_step > 0 else {}
+        config = flatten(run.config)
+        cost = costs[run.name].totals() if run.name in costs else {}
         last = run.metrics.last("loss")
         settings = ", ".join(
             f"{key} {config[key]}" for key in CONFIG_KEYS if config.get(key) not in (None, "")
@@ -105,13 +115,9 @@ def _runs_table(inputs: Inputs) -> Table:
     )
 
 
-def ledger_table(inputs: Inputs) -> list[Block]:
+def ledger_table(inputs: Inputs, costs: Mapping[str, Compute]) -> list[Block]:
     """What each phase of each run and evaluation cost."""
-    works: dict[str, Mapping[Phase, Work]] = {
-        run.name: read_compute(run.path, Warnings()).ledger
-        for run in inputs.runs
-        if run.metrics.last_step > 0
-    }
+    works: dict[str, Mapping[Phase, Work]] = {name: cost.ledger for name, cost in costs.items()}
     for item in inputs.shown:
         name = f"{item.samples.model} on {item.samples.benchmark}"
         works[name] = read_sampled_ledger(Path(item.samples.path).parent / "ledger.json")

@@ -51,7 +51,7 @@ def summary(inputs: Inputs, seed: int) -> Section:
             Prose(["No benchmark was run for two of the models, so nothing is compared."])
         )
         return section
-    warnings = Warnings()
+    warnings = Warnings(said=False)
     config = CompareConfig(runs=("report",), seed=seed)
     found = compare(pairs, config, warnings)
     inputs.notes += warnings.list()
