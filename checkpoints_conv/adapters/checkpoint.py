@@ -12,18 +12,14 @@ import torch
 
 from megaladder.checkpoint import store
 from megaladder.checkpoints_conv.adapters.merge import merge_into
-from megaladder.checkpoints_conv.adapters.peft_folder import (
-    CONFIG,
-    WEIGHTS,
-    spec_from_config,
-    write_peft,
-)
+from megaladder.checkpoints_conv.adapters.peft_folder import write_peft
 from megaladder.checkpoints_conv.adapters.tensors import AdapterTable
 from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointReader
 from megaladder.checkpoints_conv.families import listed
 from megaladder.checkpoints_conv.writer import WriteOptions, prepare_folder
 from megaladder.errors import ConversionError
 from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.lora.peft_config import CONFIG, WEIGHTS, spec_from_config
 from megaladder.run_dir import model_fingerprint
 
 

@@ -1,13 +1,11 @@
 """PEFT's adapter folders: adapter_config.json and adapter_model.safetensors, read and written.
 
-Names and fields are those of the library `peft` (tests compare with it). Read strictly: what would
-make other numbers than plain LoRA (DoRA, biases, whole modules beside the adapters, ranks by
-pattern) is refused by name, and so is a tensor that is missing, unknown or of another shape.
+Names and fields are those of the library `peft` (tests compare with it). A tensor that is missing,
+unknown or of another shape is an error.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,96 +19,9 @@ from megaladder.checkpoints_conv.families import listed
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import ModelError
 from megaladder.model.hf_config import ModelShape
-from megaladder.model.lora.spec import PREFIX, LoraSpec
+from megaladder.model.lora.peft_config import CONFIG, WEIGHTS, read_spec
+from megaladder.model.lora.spec import PREFIX
 from megaladder.run_dir import atomic_write, to_json, write_sums
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# field → the values with which it changes nothing
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "fan_in_fan_out": (False, None),
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "use_qalora": (False, None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layers_to_transform": (None,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
-    "layer_replication": (None,),
-    "alora_invocation_tokens": (None,),
-    "arrow_config": (None,),
-}
-
-
-def peft_config(spec: LoraSpec, base: str) -> dict[str, Any]:
-    """adapter_config.json. base: folder or hub id of the model that the adapters belong to."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": spec.rank,
-        "lora_alpha": int(spec.alpha) if spec.alpha == int(spec.alpha) else spec.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": list(spec.targets),
-        "use_rslora": spec.rslora,
-        "use_dora": False,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "inference_mode": True,
-    }
-
-
-def spec_from_config(raw: Mapping[str, Any], where: Path | str) -> LoraSpec:
-    """What an adapter_config.json says.
-
-    Raises:
-        ModelError: it is no plain LoRA; names the field and its value.
-    """
-    for field, plain in _PLAIN.items():
-        if field in raw and raw[field] not in plain:
-            raise ModelError(
-                f"{where}: {field} {raw[field]!r} is more than plain LoRA, which is all that is"
-                " read here; fix: merge it with peft (merge_and_unload) and use the model"
-            )
-    rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ModelError(f"{where}: r should be a whole number from 1, found {rank!r}")
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not alpha > 0:
-        raise ModelError(f"{where}: lora_alpha should be a number above 0, found {alpha!r}")
-    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise ModelError(
-            f"{where}: target_modules should be a list of names such as q_proj, found {targets!r};"
-            " fix: write the names out"
-        )
-    return LoraSpec(rank, float(alpha), tuple(targets), raw.get("use_rslora") is True)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The raw adapter_config.json. Raises ModelError where there is none."""
-    path = folder / CONFIG
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such file; fix: a folder with a PEFT adapter ({CONFIG}, {WEIGHTS})"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected a JSON object, found {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw
-
-
-def read_spec(folder: Path) -> LoraSpec:
-    """Sizes and places of a folder's adapters."""
-    return spec_from_config(read_config(folder), folder / CONFIG)
 
 
 class PeftReader:

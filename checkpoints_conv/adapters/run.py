@@ -13,12 +13,7 @@ import torch
 
 from megaladder import parallel
 from megaladder.checkpoint import store
-from megaladder.checkpoints_conv.adapters.peft_folder import (
-    PeftReader,
-    peft_config,
-    read_spec,
-    write_peft,
-)
+from megaladder.checkpoints_conv.adapters.peft_folder import PeftReader, write_peft
 from megaladder.checkpoints_conv.adapters.tensors import (
     AdapterTable,
     FreshAdapters,
@@ -27,38 +22,12 @@ from megaladder.checkpoints_conv.adapters.tensors import (
 )
 from megaladder.checkpoints_conv.live_model import in_gathering_replica
 from megaladder.config.sections.run import RunConfig
-from megaladder.config.sections.shared import LoraSection
 from megaladder.errors import CheckpointError, MegaladderError
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.adapter import attach
-from megaladder.model.lora.spec import (
-    LoraSpec,
-    check_targets,
-    num_adapter_parameters,
-    with_targets_of,
-)
+from megaladder.model.lora.peft_config import lora_spec, peft_config
+from megaladder.model.lora.spec import num_adapter_parameters
 from megaladder.run_dir import RunDir, model_fingerprint
-from megaladder.types import required
-
-
-def lora_spec(section: LoraSection, shape: ModelShape) -> LoraSpec:
-    """What adapters a run trains: those of its keys, or of the folder that it starts from.
-
-    Raises:
-        ModelError: targets that the model does not have, or a folder that cannot be read.
-    """
-    if section.start is not None:
-        spec = read_spec(Path(section.start))
-    else:
-        assert section.rank is not None, "asked of runs with adapters"
-        spec = LoraSpec(section.rank, section.alpha, section.targets, section.rslora)
-    check_targets(shape, spec)
-    return with_targets_of(shape, spec)
-
-
-def adapter_rank(section: LoraSection) -> int:
-    """The rank of the adapters that a run trains."""
-    return section.rank or read_spec(Path(required(section.start, "lora.rank or start"))).rank
 
 
 def adapter_folder(run: RunDir, step: int) -> Path:

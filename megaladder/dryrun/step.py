@@ -28,6 +28,8 @@ from megaladder.model import portable
 from megaladder.model.build import LadderGPT, build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.lora.adapter import attach
+from megaladder.model.lora.peft_config import lora_spec
 from megaladder.model.portable import PackedCoreAttention
 from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
@@ -142,6 +144,8 @@ def simulate(job: Job, place: Place) -> RankProgram:
             stack.enter_context(patch.object(rl_policy, name, _no_weights))
         options = build_options(job.config)
         chunks = build_chunks(job.shape, layout, replace(options, fp8=None, layers="portable"))
+        if job.config.lora.enabled:
+            attach(chunks, job.shape, lora_spec(job.config.lora, job.shape))
         prepare(chunks, recorder)
         meter = memory.meter_activations(chunks, options.recompute, options.fp8 is not None)
         wrapped = wrap_chunks(chunks, options)

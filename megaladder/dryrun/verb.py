@@ -88,7 +88,7 @@ def run_dryrun(config: DryrunSft | DryrunGrpo) -> None:
 
     precision = config.train.precision
     precision = "bf16" if precision == "auto" else precision
-    layout, work, software = planned(config, dp, precision)
+    layout, work, software = planned(config, shape, dp, precision)
     asked = work.micro_batches(layout)
     job = Job(config, shape, dp, simulated_micro_batches(asked, layout.pp), asked)
     simulation = run_all(job)

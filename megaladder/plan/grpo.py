@@ -8,12 +8,13 @@ tools.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.lora.spec import LoraSpec
 from megaladder.plan.hardware import HERE
 from megaladder.plan.layout import PlannedLayout, Work
 from megaladder.plan.memory import FRAMEWORK, MemoryEstimate
@@ -68,6 +69,7 @@ class Round:
     engine_gpus: int = 8
     colocated: bool = True
     overlapped: bool = False
+    adapters: LoraSpec | None = None
 
     @property
     def samples(self) -> int:
@@ -79,13 +81,14 @@ class Round:
 
     def update_work(self) -> Work:
         """One of the round's optimizer steps."""
-        return Work(
-            self.seq_length, self.samples // self.mini_batches, self.precision, self.sample_length
-        )
+        return replace(self.round_work(), global_batch_size=self.samples // self.mini_batches)
 
     def round_work(self) -> Work:
         """All the round's samples, as a log-prob pass sees them."""
-        return Work(self.seq_length, self.samples, self.precision, self.sample_length)
+        lora = self.adapters is not None
+        return Work(
+            self.seq_length, self.samples, self.precision, self.sample_length, lora, self.adapters
+        )
 
 
 @dataclass(frozen=True, slots=True)

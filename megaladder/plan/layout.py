@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from megaladder.model.lora.spec import LoraSpec
+
 RECOMPUTE_MODES = ("none", "selective", "full")
 
 
@@ -67,7 +69,7 @@ class Work:
 
     sample_length None: every sample fills its row (and attends over all of it). precision: fp32,
     bf16, or fp8 (linear layers in FP8, the rest bf16). lora: frozen weights, so no weight
-    gradients, no gradient traffic and an optimizer of negligible size.
+    gradients and no gradient traffic. adapters: which are trained then; None: of negligible size.
     """
 
     seq_length: int
@@ -75,6 +77,7 @@ class Work:
     precision: str = "bf16"
     sample_length: float | None = None
     lora: bool = False
+    adapters: LoraSpec | None = None
 
     @property
     def context(self) -> float:

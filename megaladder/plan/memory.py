@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
+from megaladder.model.lora.spec import projections
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 
 GIB = 1024**3
@@ -121,6 +122,20 @@ def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> in
     )
 
 
+def adapter_parameters(shape: ModelShape, layout: PlannedLayout, work: Work, stage: int) -> int:
+    """Adapters' parameters of a rank in this stage.
+
+    The matrix on the side that tensor parallelism does not split is whole on every rank."""
+    if work.adapters is None:
+        return 0
+    per_layer, tp = 0, layout.tp
+    for linear, projection in projections(shape, work.adapters):
+        rows, columns = projection.rows, projection.columns
+        split = (rows // tp, columns) if linear.split == "column" else (rows, columns // tp)
+        per_layer += work.adapters.rank * sum(split)
+    return stage_layers(shape.num_layers, layout.pp, stage) * per_layer
+
+
 def micro_batch_tokens(layout: PlannedLayout, work: Work) -> int:
     """T."""
     return layout.micro_batch_size * work.seq_length // layout.cp
@@ -133,14 +148,16 @@ def stage_memory(
     parameters = stage_parameters(shape, layout, stage)
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
-    trained = 0 if work.lora else parameters
+    adapters = adapter_parameters(shape, layout, work, stage)
+    trained = adapters if work.lora else parameters
     quantized = (
         stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp)
         if work.precision == "fp8"
         else 0
     )
     return MemoryEstimate(
-        weights=parameters * value_bytes - (2 * quantized if software.fp8_params else 0),
+        weights=(parameters + adapters) * value_bytes
+        - (2 * quantized if software.fp8_params else 0),
         gradients=trained * FP32_BYTES,
         optimizer=int(trained * state_bytes // (layout.dp * layout.cp)),
         fp8_copies=2 * quantized,

@@ -8,6 +8,8 @@ from typing import Any
 
 from megaladder.config.verbs.plan import PlanConfig
 from megaladder.errors import ConfigError
+from megaladder.model.hf_config import ModelShape
+from megaladder.model.lora.spec import LoraSpec, fused_linears
 from megaladder.plan.grpo import Round, engine_budget
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import Work
@@ -45,10 +47,19 @@ def pins_of(config: PlanConfig) -> Pins:
     )
 
 
+def adapters_of(config: PlanConfig, shape: ModelShape) -> LoraSpec | None:
+    """The adapters that are trained instead of the weights, on every projection."""
+    if config.lora_rank is None:
+        return None
+    names = [p.name for linear in fused_linears(shape) for p in linear.projections]
+    return LoraSpec(config.lora_rank, float(config.lora_rank), tuple(names))
+
+
 def task_of(config: PlanConfig) -> Task:
     """Model, machine and work of the command line."""
     shape, gpu = find_model(config.model), find_gpu(config.gpu)
     gpu.peak(config.precision)  # an FP8 plan for a GPU without FP8 units ends here, with the reason
+    adapters = adapters_of(config, shape)
     if config.workload == "sft":
         return Task(
             shape,
@@ -59,6 +70,8 @@ def task_of(config: PlanConfig) -> Task:
                 required(config.global_batch_size, "global_batch_size"),
                 config.precision,
                 config.sample_length,
+                adapters is not None,
+                adapters,
             ),
         )
     asked = Round(
@@ -75,6 +88,7 @@ def task_of(config: PlanConfig) -> Task:
         engine_gpus=config.engine_gpus or config.gpus,
         colocated=config.engine_gpus is None,
         overlapped=config.lag == 1,
+        adapters=adapters,
     )
     if config.engine_tp and asked.engine_gpus % config.engine_tp:
         raise ConfigError(

@@ -20,6 +20,7 @@ from megaladder.config.rules.layout import batch_line, check_platform, check_wor
 from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
+from megaladder.model.lora.peft_config import lora_spec
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
@@ -170,7 +171,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         "model",
         f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}",
     )
-    layout, work, software = planned(config, dp, precision)
+    layout, work, software = planned(config, shape, dp, precision)
     colocated = _has_engine(config)
     estimate = estimate_memory(shape, layout, work, colocated, software)
     show(
@@ -211,7 +212,7 @@ def _count(shape: ModelShape) -> str:
 
 
 def planned(
-    config: SftConfig | GrpoConfig, dp: int, precision: str
+    config: SftConfig | GrpoConfig, shape: ModelShape, dp: int, precision: str
 ) -> tuple[PlannedLayout, Work, Software]:
     """The run in `plan`'s words.
 
@@ -222,7 +223,11 @@ def planned(
         *sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel
     )
     work = Work(
-        config.data.seq_length, config.samples_per_update, "fp8" if train.fp8 else precision
+        config.data.seq_length,
+        config.samples_per_update,
+        "fp8" if train.fp8 else precision,
+        lora=config.lora.enabled,
+        adapters=lora_spec(config.lora, shape) if config.lora.enabled else None,
     )
     gpu, state_bytes = config.gpu, 12.0
     if gpu.precision_aware_optimizer:  # an fp32 master copy is then the 16 bits that bf16 lacks

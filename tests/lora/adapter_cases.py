@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from megaladder.checkpoints_conv.adapters.run import lora_spec
 from megaladder.checkpoints_conv.adapters.tensors import AdapterTable, load_adapters
 from megaladder.config.sections.shared import LoraSection
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.adapter import attach
+from megaladder.model.lora.peft_config import lora_spec
 
 
 class TrainedAdapters:

@@ -13,10 +13,11 @@ from lora.adapter_cases import TrainedAdapters
 from tiny_models import build_tiny_model, build_tokenizer
 
 from megaladder.analysis.studies.tiers import AIME24_TIERS
-from megaladder.checkpoints_conv.adapters.peft_folder import peft_config, write_peft
+from megaladder.checkpoints_conv.adapters.peft_folder import write_peft
 from megaladder.checkpoints_conv.adapters.tensors import AdapterTable
 from megaladder.cli import main
 from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.lora.peft_config import peft_config
 from megaladder.model.lora.spec import LoraSpec
 
 _AIME = [number for ids in AIME24_TIERS.values() for number in ids]

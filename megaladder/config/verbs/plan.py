@@ -48,6 +48,9 @@ class PlanConfig(StrictModel):
     precision: Literal["bf16", "fp8"] = "bf16"
     """Of the linear layers; the rest is bf16 with fp32 master weights. Needs FP8 units (H100 and
     later)."""
+    lora_rank: Positive | None = None
+    """Train adapters of this rank on every projection, as lora.rank, instead of the weights. null =
+    all weights. Bfloat16 only."""
     sample_length: Annotated[float, Field(gt=0)] | None = None
     """Mean tokens of a sample, which are packed: fewer rows, less attention. null = every sample
     fills its row (the slowest case)."""
@@ -94,6 +97,11 @@ class PlanConfig(StrictModel):
     @model_validator(mode="after")
     def _rules(self) -> PlanConfig:
         problems = _sft_problems(self) if self.workload == "sft" else _grpo_problems(self)
+        if self.lora_rank is not None and self.precision == "fp8":
+            problems.append(
+                f"--lora-rank {self.lora_rank} with --precision fp8: the trainer has no adapters on"
+                " FP8 weights; fix: --precision bf16"
+            )
         raise_all([*problems, *unread_problems(self, _READ_IF)])
         return self
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from megaladder import parallel, platform
-from megaladder.checkpoints_conv.adapters.run import adapter_rank
 from megaladder.checkpoints_conv.live_model import export_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.engine import SyncedEngineSection
@@ -24,6 +23,7 @@ from megaladder.config.sections.grpo import RolloutSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import LoraSection, TrainedModelSection
 from megaladder.errors import ConfigError
+from megaladder.model.lora.peft_config import adapter_rank
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.fake_engine import FakeEngine, KnownAnswers, fake_answers
 from megaladder.rollout.process_engine import Limits, ProcessEngine
