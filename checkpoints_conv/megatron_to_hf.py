@@ -18,7 +18,11 @@ from pathlib import Path
 import torch
 
 from megaladder.checkpoint import store
-from megaladder.checkpoints_conv.adapters.checkpoint import holds_adapters, merge_checkpoint
+from megaladder.checkpoints_conv.adapters.checkpoint import (
+    AdapterCheckpoint,
+    holds_adapters,
+    merge_checkpoint,
+)
 from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointReader
 from megaladder.checkpoints_conv.families import Entry, NameTable, listed, name_table
 from megaladder.checkpoints_conv.mapping import Vocabulary
@@ -115,6 +119,14 @@ def convert_to_hf(
             on_bytes(tensor.numel() * tensor.element_size())
         writer.commit(model.hf_files)
     return Exported(sum(spec.num_bytes for spec in specs), model.left_out)
+
+
+def model_bytes(checkpoint: Path) -> int:
+    """At least what `convert_to_hf` writes of a checkpoint."""
+    folder = (
+        AdapterCheckpoint(checkpoint).base_folder() if holds_adapters(checkpoint) else checkpoint
+    )
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def check_integrity(folder: Path) -> None:

@@ -54,6 +54,18 @@ def forward_work(shape: ModelShape, lengths: np.ndarray, head_tokens: int) -> Wo
     return Work(tokens, flops=shape.forward_flops(tokens, seen_tokens(shape, lengths), head_tokens))
 
 
+def update_work(forward: Work, shape: ModelShape, head_tokens: int, *, frozen: bool) -> Work:
+    """Forward and backward of an update.
+
+    frozen: weights have no gradient, so one product of each is not formed; adapters beside them,
+    whose products are a hundredth of theirs, are not counted. head_tokens: as `forward_work`.
+    """
+    if not frozen:
+        return forward.with_backward
+    left_out = shape.forward_flops(forward.tokens, 0, head_tokens)
+    return replace(forward, flops=3 * forward.flops - left_out)
+
+
 def generation_work(shape: ModelShape, prompt_tokens: int, responses: Sequence[int]) -> Work:
     """Completions of one prompt, which is computed once for all of them (prefix caching).
 

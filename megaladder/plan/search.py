@@ -99,7 +99,10 @@ def predict(task: Task, layout: PlannedLayout) -> Plan:
             phases.total,
             task.round.samples * task.round.sample_length,
         )
-    flops = task.shape.flops_per_token(work.context) * tokens / seconds / task.gpus
+    per_token = task.shape.flops_per_token(work.context)
+    if work.lora:  # frozen weights have no gradient: one product less of each
+        per_token -= task.shape.forward_flops(1, 0, 1)
+    flops = per_token * tokens / seconds / task.gpus
     return Plan(
         layout,
         work.micro_batches(layout),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from megaladder.config.rules.run import without_adapters
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.grpo import GrpoSection, RolloutSection
@@ -141,6 +142,8 @@ def grpo_problems(
             " the one that training starts from; fix: `megaladder convert merge` and grpo.reference"
             " with the result, or kl none"
         )
+    if rollout.sync == "adapter":
+        problems += without_adapters("rollout.sync", lora)
     problems += [*_servers(rollout, grpo), *_evaluate(rollout, grpo, data, evaluate)]
     if grpo.correction_low >= grpo.correction_high:
         problems.append(
@@ -172,6 +175,11 @@ def _servers(rollout: RolloutSection, grpo: GrpoSection) -> list[str]:
     if len(set(rollout.servers)) < len(rollout.servers):
         problems.append(
             f"rollout.servers names a server twice: {', '.join(rollout.servers)}; fix: each once"
+        )
+    if rollout.sync == "adapter":
+        problems.append(
+            "rollout.sync adapter reaches engines of the job's own nodes, rollout.servers are"
+            " others; fix: sync nccl or file, which bring the merged model"
         )
     if rollout.sync == "ipc":
         problems.append(

@@ -6,11 +6,12 @@ from megaladder.config.base import leaf_keys
 from megaladder.config.rules.gpu import gpu_problems
 from megaladder.config.rules.layout import values_problems
 from megaladder.config.rules.unread import ReadIf, unread_problems
-from megaladder.config.sections.evaluate import EvaluateSection
+from megaladder.config.sections.evaluate import EvaluateSection, SftEvaluateSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import (
     CheckpointSection,
     DataSection,
+    LoraSection,
     OptimSection,
     ParallelSection,
     TrainSection,
@@ -177,9 +178,13 @@ def _evaluate(evaluate: EvaluateSection, train: TrainSection) -> list[str]:
 
 def _lora(config: RunConfig) -> list[str]:
     """What adapters do not go with."""
+    evaluate = config.evaluate
+    if isinstance(evaluate, SftEvaluateSection) and evaluate.sync == "adapter":
+        problems = without_adapters("evaluate.sync", config.lora)
+    else:
+        problems = []
     if not config.lora.enabled:
-        return []
-    problems = []
+        return problems
     if config.train.fp8 is not None:
         problems.append(
             f"train.fp8 {config.train.fp8} with lora: frozen FP8 weights under adapters are not"
@@ -196,6 +201,13 @@ def _lora(config: RunConfig) -> list[str]:
             " adapters take apart; fix: tp_comm_overlap false"
         )
     return problems
+
+
+def without_adapters(key: str, lora: LoraSection) -> list[str]:
+    """An engine that is to be sent adapters, where none are trained."""
+    if lora.enabled:
+        return []
+    return [f"{key} adapter sends what lora trains, which is off; fix: lora.rank, or {key} auto"]
 
 
 def _profile(train: TrainSection, parallel: ParallelSection) -> list[str]:

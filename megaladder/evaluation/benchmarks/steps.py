@@ -23,7 +23,7 @@ from typing import Any
 
 from megaladder.checkpoint.lineage import read_lineage
 from megaladder.checkpoint.store import committed_steps, step_dir
-from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
+from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf, model_bytes
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.verbs.evaluation import EvalConfig
 from megaladder.errors import ConfigError
@@ -142,7 +142,7 @@ class _Weights:
         """Where the engine finds the weights of `step`; good until the next one is asked for."""
         if step.export is not None:
             return step.export
-        size = sum(path.stat().st_size for path in step.checkpoint.rglob("*") if path.is_file())
+        size = model_bytes(step.checkpoint)
         if self._place is None:
             self._place = weight_folder(size, self._out)
         folder = self._place.path if isinstance(self._place, SharedFolder) else self._place

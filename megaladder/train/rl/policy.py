@@ -54,7 +54,8 @@ class MiniBatch:
     """The samples of one update, packed for this rank.
 
     batches: this rank's micro-batches; names: all samples over all ranks; tokens over all ranks,
-    without padding. forward: what a forward pass over it costs, on all ranks together.
+    without padding. forward: what a forward pass over it costs, on all ranks together, with logits
+    of head_tokens.
     """
 
     batches: list[PackedBatch]
@@ -62,6 +63,7 @@ class MiniBatch:
     num_tokens: int
     total_tokens: int  # padding included
     forward: Work
+    head_tokens: int = 0
 
 
 def grpo_loss(options: PolicyLossOptions, *, old_is_rollout: bool = False) -> LossFunction:
@@ -163,6 +165,16 @@ class Policy:
         # seconds and work of the last `mini_batches` call's forward passes
         self.logprobs_s, self.work = 0.0, defaultdict[Phase, Work](Work)
 
+    @property
+    def shape(self) -> ModelShape:
+        """The trained model's."""
+        return self._trainer.shape
+
+    @property
+    def frozen(self) -> bool:
+        """Whether adapters are trained and the weights stay as they are."""
+        return self._config.lora.enabled
+
     def _reference_model(self) -> list[Any]:
         """With adapters the reference is the trained model without them: no second copy."""
         if self._config.lora.enabled and self._config.grpo.reference is None:
@@ -227,18 +239,19 @@ class Policy:
             tuple(table.names[i] for i in part.indices),
             plan.num_tokens,
             plan.total_tokens,
-            self._forward(table, part),
+            *self._forward(table, part),
         )
 
-    def _forward(self, table: SampleTable, part: MiniBatchSamples) -> Work:
-        """A forward pass over a mini-batch: logits of response tokens that can carry a gradient."""
+    def _forward(self, table: SampleTable, part: MiniBatchSamples) -> tuple[Work, int]:
+        """A forward pass over a mini-batch, and of how many tokens it forms logits.
+
+        Response tokens that can carry a gradient."""
         active = part.weights_b != 0
         if self._head.skip_zero_advantage:
             active &= table.advantages_b[part.indices] != 0
         responses = table.response_lengths[part.indices]
-        return forward_work(
-            self._trainer.shape, table.lengths[part.indices], int(responses[active].sum())
-        )
+        head_tokens = int(responses[active].sum())
+        return forward_work(self.shape, table.lengths[part.indices], head_tokens), head_tokens
 
     def with_logprobs(self, mini: MiniBatch) -> MiniBatch:
         batches = mini.batches

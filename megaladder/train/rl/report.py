@@ -12,7 +12,7 @@ from megaladder import parallel, platform
 from megaladder.config.grpo import GrpoConfig
 from megaladder.errors import RunStopped
 from megaladder.ledger.book import Ledger, Phase
-from megaladder.ledger.work import Work, total_work
+from megaladder.ledger.work import Work, total_work, update_work
 from megaladder.log import RunLog, StepMetrics
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
@@ -234,7 +234,11 @@ def _trainer_work(minis: Sequence[MiniBatch], policy: Policy | None) -> dict[Pha
     """What updates and log-prob passes of a step cost; nothing where nothing was trained."""
     if policy is None:
         return {}
-    return {"train": total_work(mini.forward.with_backward for mini in minis), **policy.work}
+    updates = (
+        update_work(mini.forward, policy.shape, mini.head_tokens, frozen=policy.frozen)
+        for mini in minis
+    )
+    return {"train": total_work(updates), **policy.work}
 
 
 def loss_metrics(results: Sequence[UpdateResult], *, first_only: bool = False) -> dict[str, float]:

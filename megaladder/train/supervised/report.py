@@ -8,7 +8,7 @@ from megaladder import parallel, platform
 from megaladder.config.sft import SftConfig
 from megaladder.data.loader import BatchStats
 from megaladder.ledger.book import Ledger
-from megaladder.ledger.work import Work, forward_work, total_work
+from megaladder.ledger.work import Work, forward_work, total_work, update_work
 from megaladder.log import RunLog, StepMetrics
 from megaladder.train.objectives.losses import held_out_loss
 from megaladder.train.supervised.data import SftData
@@ -108,7 +108,12 @@ class SftReport:
     def record(self, step: int, result: UpdateResult, stats: BatchStats) -> None:
         """One step's line and metrics.jsonl row."""
         self._last_loss = result.sums.mean_loss
-        work = self._forward(stats).with_backward
+        work = update_work(
+            self._forward(stats),
+            self._trainer.shape,
+            stats.num_loss_tokens,
+            frozen=self._trainer.adapters is not None,
+        )
         booked, speed = self.ledger.book({"train": work}), work.flops / result.step_s
         self.log.step(
             StepMetrics(
