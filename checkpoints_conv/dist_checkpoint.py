@@ -6,8 +6,9 @@ Layout of a folder: `__0_N.distcp` (tensors, each a torch.save record at a known
 `.metadata` (where each chunk of each global tensor lies), `common.pt`, `metadata.json`; ours adds
 `hf/` (config and tokenizer), `integrity.json` and `COMMITTED` (checkpoint/store.py). Keys and
 global shapes are those of `GPTModel.sharded_state_dict()`: the layers of one kind are stacked along
-a first axis [L, …], so a folder written here can be loaded by `dist_checkpointing.load` at any TP ×
-PP, and a trainer's checkpoint of any layout can be read here.
+a first axis [L, …], experts along the next [L, E, …], so a folder written here can be loaded by
+`dist_checkpointing.load` at any TP × PP × EP, and a trainer's checkpoint of any layout can be read
+here.
 
 `.metadata` is a pickle, read with an allow-list (`plain_data`), so a foreign checkpoint can't run
 code. Not here: names (families.py), optimizers.
@@ -40,6 +41,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megaladder.checkpoint import plain_data, store
+from megaladder.checkpoints_conv.families import WHOLE, Stacked
 from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import CheckpointError
@@ -48,6 +50,7 @@ from megaladder.process.storage import fsync_folder
 _MAX_FILE_BYTES = 10**9  # several files, so that they can be hashed and read on several cores
 _HASH_ASIDE_BYTES = 2**20  # larger writes are hashed by a second thread while the first one writes
 Shape = tuple[int, ...]
+_ALONE = Stacked((0,), (1,))  # the only shard of an object
 
 
 class _HashingFile:
@@ -101,19 +104,13 @@ class DistCheckpointWriter:
         self._file: _HashingFile | None = None
         self._pool = ThreadPoolExecutor(1)
 
-    def add_tensor(
-        self, key: str, tensor: torch.Tensor, *, layer: int | None = None, num_layers: int = 0
-    ) -> None:
-        """A whole global tensor, or with `layer` one slice of a stacked one.
+    def add_tensor(self, key: str, tensor: torch.Tensor, stacked: Stacked = WHOLE) -> None:
+        """A whole global tensor, or with `stacked` one slice of a larger one.
 
         `tensor`: contiguous, on the CPU."""
-        chunk, size, offset = tensor, tensor.shape, [0] * tensor.dim()
-        if layer is not None:
-            chunk, size, offset = (
-                tensor.unsqueeze(0),
-                torch.Size((num_layers, *tensor.shape)),
-                [layer, *offset],
-            )
+        chunk = tensor[(None,) * len(stacked.index)]
+        size = (*stacked.sizes, *tensor.shape)
+        offset = [*stacked.index, *[0] * tensor.dim()]
         stored = self._metadata.state_dict_metadata.get(key)
         if stored is None:
             stored = TensorStorageMetadata(
@@ -131,9 +128,9 @@ class DistCheckpointWriter:
         stored.chunks.append(ChunkStorageMetadata(torch.Size(offset), chunk.shape))
         self._store(MetadataIndex(key, torch.Size(offset), len(stored.chunks) - 1), chunk)
 
-    def add_empty_object(self, key: str, *, layer: int | None = None, num_layers: int = 0) -> None:
+    def add_empty_object(self, key: str, stacked: Stacked = _ALONE) -> None:
         """A `ShardedObject` that holds None, under megatron-core's unique key."""
-        shard = "shard_0_1" if layer is None else f"shard_{layer}_{num_layers}"
+        shard = f"shard_{stacked.index[0]}_{stacked.sizes[0]}"
         self._metadata.state_dict_metadata[f"{key}/{shard}"] = BytesStorageMetadata()
         self._store(MetadataIndex(f"{key}/{shard}"), [None])
 
@@ -220,13 +217,13 @@ class DistCheckpointReader:
         }
         self.objects = [key for key in entries if key not in self.tensors]
 
-    def read(self, key: str, shape: Shape, layer: int | None = None) -> torch.Tensor:
+    def read(self, key: str, shape: Shape, stacked: Stacked = WHOLE) -> torch.Tensor:
         """The first `shape` elements of a global tensor, however it was sharded.
 
-        With `layer` of that slice of a stacked one."""
-        stored = self.tensors[key]
-        out = torch.empty(shape if layer is None else (1, *shape), dtype=stored.properties.dtype)
-        offsets = [0] * len(shape) if layer is None else [layer, *[0] * len(shape)]
+        With `stacked` of that slice of a larger one."""
+        stored, index = self.tensors[key], stacked.index
+        out = torch.empty((*[1] * len(index), *shape), dtype=stored.properties.dtype)
+        offsets = [*index, *[0] * len(shape)]
         window = ChunkStorageMetadata(torch.Size(offsets), out.shape)
         items = create_read_items_for_chunk_list(key, stored, [window])
         if sum(item.lengths.numel() for item in items) != out.numel():
@@ -237,7 +234,7 @@ class DistCheckpointReader:
             raise CheckpointError(
                 f"{self.folder}: {key} cannot be read ({error}); fix: copy the folder again"
             ) from error
-        return out if layer is None else out[0]
+        return out[(0,) * len(index)]
 
 
 class _IntoTensor(LoadPlanner):

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -36,6 +36,7 @@ from megaladder.checkpoints_conv.mapping import (
 )
 from megaladder.errors import ConversionError
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.moe.shape import MoeShape
 from megaladder.model.source import RandomTensors
 
 PORTABLE_NAMES = {  # Transformer Engine spec (and dist_checkpointing) → portable spec
@@ -45,6 +46,7 @@ PORTABLE_NAMES = {  # Transformer Engine spec (and dist_checkpointing) → porta
 _CANONICAL_NAMES = {portable: fused for fused, portable in PORTABLE_NAMES.items()}
 # a buffer that old exports carry; recomputed from the config
 _HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+_LAYER_INDEX = re.compile(r"model\.layers\.(\d+)\.")
 
 
 class TensorSource(TensorReader, Protocol):
@@ -118,15 +120,52 @@ def _down(names: tuple[str, ...], d: ModelShape) -> Mapping:
     return RowParallel(names, ((d.hidden_size, d.ffn_hidden_size),))
 
 
+def _moe(d: ModelShape) -> MoeShape:
+    assert d.moe is not None, "a role of experts"
+    return d.moe
+
+
+def _router(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return Replicated(names, ((_moe(d).num_experts, d.hidden_size),))
+
+
+def _router_bias(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return Replicated(names, ((_moe(d).num_experts,),))
+
+
+def _shared_gate_up(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return GatedMLP(names, ((_moe(d).shared_ffn_size, d.hidden_size),) * 2)
+
+
+def _shared_down(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return RowParallel(names, ((d.hidden_size, _moe(d).shared_ffn_size),))
+
+
+def _expert_gate_up(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return GatedMLP(names, ((_moe(d).ffn_hidden_size, d.hidden_size),) * 2)
+
+
+def _expert_down(names: tuple[str, ...], d: ModelShape) -> Mapping:
+    return RowParallel(names, ((d.hidden_size, _moe(d).ffn_hidden_size),))
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a role is to megatron-core."""
+    """What a role is to megatron-core. layers: which of them have it, where not all do."""
 
     megatron: str
     build: Builder
+    layers: Literal["all", "dense", "sparse"] = "all"
+
+    def holds(self, shape: ModelShape, layer: int) -> bool:
+        """Whether a layer has the role."""
+        return self.layers == "all" or shape.is_sparse(layer) == (self.layers == "sparse")
 
 
 _LAYERS = "decoder.layers.*."
+# megatron-core's SequentialMLP and TEGroupedMLP write the same keys; `@` is the expert's index over
+# all ranks
+_EXPERTS = _LAYERS + "mlp.experts.experts.@."
 _ATTENTION = _LAYERS + "self_attention."
 RULES = {  # by role, in the order of the model
     "embedding": Rule("embedding.word_embeddings.weight", _vocabulary),
@@ -139,8 +178,16 @@ RULES = {  # by role, in the order of the model
     "attention_out": Rule(_ATTENTION + "linear_proj.weight", _attention_out),
     "attention_post_norm": Rule(_LAYERS + "self_attn_bda.norm.weight", _norm),
     "mlp_norm": Rule(_LAYERS + "mlp.linear_fc1.layer_norm_weight", _norm),
-    "gate_up": Rule(_LAYERS + "mlp.linear_fc1.weight", _gate_up),
-    "down": Rule(_LAYERS + "mlp.linear_fc2.weight", _down),
+    "gate_up": Rule(_LAYERS + "mlp.linear_fc1.weight", _gate_up, "dense"),
+    "down": Rule(_LAYERS + "mlp.linear_fc2.weight", _down, "dense"),
+    "router": Rule(_LAYERS + "mlp.router.weight", _router, "sparse"),
+    "router_bias": Rule(_LAYERS + "mlp.router.expert_bias", _router_bias, "sparse"),
+    "shared_gate_up": Rule(
+        _LAYERS + "mlp.shared_experts.linear_fc1.weight", _shared_gate_up, "sparse"
+    ),
+    "shared_down": Rule(_LAYERS + "mlp.shared_experts.linear_fc2.weight", _shared_down, "sparse"),
+    "expert_gate_up": Rule(_EXPERTS + "linear_fc1.weight", _expert_gate_up, "sparse"),
+    "expert_down": Rule(_EXPERTS + "linear_fc2.weight", _expert_down, "sparse"),
     "mlp_post_norm": Rule(_LAYERS + "mlp_bda.norm.weight", _norm),
     "final_norm": Rule("decoder.final_layernorm.weight", _norm),
     "output": Rule("output_layer.weight", _vocabulary),
@@ -150,25 +197,38 @@ RULES = {  # by role, in the order of the model
 def _roles(shape: ModelShape) -> list[str]:
     """What this model has of its family's roles.
 
-    No bias where its config.json says so, no output layer where it is the embedding."""
+    No bias and no query and key norms where its config.json says so, no output layer where it is
+    the embedding."""
     without = {"qkv_bias": not shape.qkv_bias, "output": shape.tied}
+    without |= dict.fromkeys(("q_norm", "k_norm"), shape.qk_norm is None)
     return [role for role in RULES if role in shape.family.names and not without.get(role)]
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """Where a parameter lies in a tensor of a checkpoint that stacks several along first axes."""
+
+    index: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
+WHOLE = Stacked()
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One megatron parameter of one model.
 
-    Its canonical name with the global layer index, and its mapping."""
+    Its canonical name with the indices of layer and expert over all ranks, and its mapping.
+    checkpoint_key: its key in a dist_checkpointing folder, which stacks experts, and layers where
+    all are alike."""
 
     megatron: str
     layer: int | None
     mapping: Mapping
-
-    @property
-    def checkpoint_key(self) -> str:
-        """Its key in a dist_checkpointing folder, where layers are stacked along a first axis."""
-        return self.megatron.replace(f"layers.{self.layer}.", "layers.", 1)
+    checkpoint_key: str
+    stacked: Stacked = WHOLE
+    expert: int | None = None
 
 
 class NameTable:
@@ -186,20 +246,41 @@ class NameTable:
         around = [role for role in roles if role not in in_layer]
         yield self._entry(around[0])
         for layer in range(self.shape.num_layers):
-            for role in in_layer:
-                yield self._entry(role, layer)
+            yield from self._layer(in_layer, layer)
         for role in around[1:]:
             yield self._entry(role)
 
-    def _entry(self, role: str, layer: int | None = None) -> Entry:
-        rule = RULES[role]
+    def _layer(self, roles: list[str], layer: int) -> Iterator[Entry]:
+        """A layer's parameters: those of all experts one expert after the other."""
+        held = [role for role in roles if RULES[role].holds(self.shape, layer)]
+        experts = [role for role in held if "@" in RULES[role].megatron]
+        for role in held:
+            if role not in experts:
+                yield self._entry(role, layer)
+        for expert in range(self.shape.moe.num_experts if self.shape.moe and experts else 0):
+            for role in experts:
+                yield self._entry(role, layer, expert)
+
+    def _entry(self, role: str, layer: int | None = None, expert: int | None = None) -> Entry:
+        rule, moe = RULES[role], self.shape.moe
         mapping = rule.build(self.family.names[role], self.shape)
         if layer is None:
-            return Entry(rule.megatron, None, mapping)
-        return Entry(rule.megatron.replace("*", str(layer)), layer, mapping.at_layer(layer))
+            return Entry(rule.megatron, None, mapping, rule.megatron)
+        key, name, index, sizes = rule.megatron, rule.megatron, [], []
+        if moe is not None and moe.mixed:
+            key = key.replace("*", str(layer))
+        else:
+            key, index, sizes = key.replace("*.", ""), [layer], [self.shape.num_layers]
+        if expert is not None:
+            key, index = key.replace("@.", ""), [*index, expert]
+            sizes = [*sizes, _moe(self.shape).num_experts]
+        name = _filled(name, layer, expert)
+        names = tuple(_filled(one, layer, expert) for one in mapping.hf_names)
+        stacked = Stacked(tuple(index), tuple(sizes))
+        return Entry(name, layer, replace(mapping, hf_names=names), key, stacked, expert)
 
     def hf_names(self, role: str) -> tuple[str, ...]:
-        """A role's HF tensors; `*` is the layer index."""
+        """A role's HF tensors; `*` is the layer index, `@` the expert's."""
         return self.family.names[role]
 
     @cached_property
@@ -216,13 +297,16 @@ class NameTable:
             for name, shape in zip(e.mapping.hf_names, e.mapping.hf_shapes, strict=True)
         }
 
-    def check_layout(self, tp_size: int) -> None:
-        """Raises ConversionError when the model can't be split over `tp_size` ranks."""
-        problems = [
+    def check_layout(self, tp_size: int, etp_size: int = 1) -> None:
+        """Raises ConversionError when the model can't be split over `tp_size` ranks.
+
+        Or an expert over `etp_size`."""
+        problems = dict.fromkeys(
             p
             for e in self.entries()
-            if (e.layer or 0) == 0 and (p := e.mapping.layout_problem(tp_size)) is not None
-        ]
+            if (e.layer or 0) == 0 and not e.expert
+            if (p := e.mapping.layout_problem(tp_size if e.expert is None else etp_size))
+        )
         if problems:
             raise ConversionError("\n".join(problems))
 
@@ -237,7 +321,7 @@ class NameTable:
         extra = [
             n
             for n in shapes
-            if n not in want and not _HARMLESS.search(n) and not self.tied_duplicate(n)
+            if n not in want and not self._left_out(n) and not self.tied_duplicate(n)
         ]
         missing = [n for n in want if n not in shapes]
         wrong = [
@@ -260,6 +344,13 @@ class NameTable:
             + listed("wrong shape", wrong)
             + hint
         )
+
+    def _left_out(self, name: str) -> bool:
+        """Whether a tensor is known to be of no use here."""
+        layer = _LAYER_INDEX.match(name)
+        if layer and self.family.prediction_layers and int(layer[1]) >= self.shape.num_layers:
+            return True
+        return _HARMLESS.search(name) is not None
 
     def check_source(self, source: TensorSource) -> None:
         """Checks a folder, as `check_hf` and for its output layer.
@@ -284,7 +375,13 @@ class NameTable:
 
     def tied_output(self) -> Entry:
         """What a tied model's last pipeline stage holds in `output_layer.weight`: the embedding."""
-        return Entry("output_layer.weight", None, self._entry("embedding").mapping)
+        name = "output_layer.weight"
+        return Entry(name, None, self._entry("embedding").mapping, name)
+
+
+def _filled(name: str, layer: int, expert: int | None) -> str:
+    """A name with its indices."""
+    return name.replace("*", str(layer)).replace("@", str(expert))
 
 
 def listed(what: str, names: Iterable[str], limit: int = 20) -> str:

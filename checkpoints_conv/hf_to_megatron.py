@@ -15,7 +15,7 @@ import torch
 
 from megaladder.checkpoint import store
 from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointWriter
-from megaladder.checkpoints_conv.families import Entry, NameTable, listed, name_table
+from megaladder.checkpoints_conv.families import Entry, NameTable, Stacked, listed, name_table
 from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME, HFReader, auxiliary_files
 from megaladder.checkpoints_conv.writer import config_with_dtype, prepare_folder, room_needed
 from megaladder.errors import ConversionError
@@ -23,7 +23,7 @@ from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.run_dir import refuse_damaged
 
 # Modules whose state dict has an `_extra_state` (None here: FP8 scales come with training).
-# megatron-core asks for them when it loads.
+# megatron-core asks for them when it loads; of models with experts only we load, and do not ask.
 _EXTRA_STATE_MODULES = (
     "self_attention.linear_qkv",
     "self_attention.linear_proj",
@@ -70,9 +70,7 @@ def convert_to_megatron(
         _add_extra_states(writer, table)
         for entry in table.entries():
             tensor = entry.mapping.from_hf(reader, dtype=dtype)
-            writer.add_tensor(
-                entry.checkpoint_key, tensor, layer=entry.layer, num_layers=table.shape.num_layers
-            )
+            writer.add_tensor(entry.checkpoint_key, tensor, entry.stacked)
             on_bytes(tensor.numel() * tensor.element_size())
     writer.commit(
         {
@@ -136,9 +134,11 @@ def _num_bytes(entry: Entry, reader: HFReader, dtype: torch.dtype | None) -> int
 
 def _add_extra_states(writer: DistCheckpointWriter, table: NameTable) -> None:
     num_layers = table.shape.num_layers
+    if table.shape.moe is not None:
+        return
     for layer in range(num_layers):
         for module in _EXTRA_STATE_MODULES + _EXTRA_STATE_MODULES_TE:
             writer.add_empty_object(
-                f"decoder.layers.{module}._extra_state", layer=layer, num_layers=num_layers
+                f"decoder.layers.{module}._extra_state", Stacked((layer,), (num_layers,))
             )
     writer.add_empty_object("decoder.final_layernorm._extra_state")

@@ -1,4 +1,4 @@
-"""Hugging Face folder ⇄ the GPTModel chunks of a running job, at any TP × PP × VPP layout.
+"""Hugging Face folder ⇄ the GPTModel chunks of a running job, at any TP × PP × VPP × EP layout.
 
 `load_hf_into_chunks`: every rank reads only the slices that it holds. `iter_hf_tensors`: the
 reverse, tensor by tensor in model order, on every rank in lockstep, for export and for weight sync
@@ -45,6 +45,7 @@ class Table(Protocol):
     """Parameters by name: the model's (`families.NameTable`), or its adapters' (`adapters.tensors`)."""
 
     family: Family
+    shape: ModelShape
 
     def entries(self) -> Iterator[Entry]: ...
 
@@ -52,10 +53,14 @@ class Table(Protocol):
     def by_name(self) -> dict[str, Entry]: ...
 
 
-# canonical global name → its entry and this rank's parameter
-Held = dict[str, tuple[Entry, torch.nn.Parameter]]
+# canonical global name → its entry and this rank's parameter, or a buffer that is a weight to HF
+Held = dict[str, tuple[Entry, torch.Tensor]]
 _T = TypeVar("_T")
 _LOCAL_LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+_LOCAL_EXPERT = re.compile(
+    r"mlp\.experts\.local_experts\.(?P<expert>\d+)\.(?P<linear>\w+)\.weight$"
+)
+_GROUPED_EXPERT = re.compile(r"mlp\.experts\.(?P<linear>linear_fc\d)\.weight(?P<expert>\d+)$")
 
 
 def load_hf_into_chunks(
@@ -80,22 +85,23 @@ def load_tensors_into_chunks(
     chunks: Sequence[torch.nn.Module], source: TensorSource, shape: ModelShape
 ) -> int:
     """The same from any source of HF tensors, such as a random initialisation."""
-    table, tp_rank, tp_size = name_table(shape), _tp_rank(), _tp_size()
+    table = name_table(shape)
 
     def account() -> Held:
-        table.check_layout(tp_size)
+        table.check_layout(_Split.of(None).size, _Split.of(0).size)
         table.check_source(source)
         return _held(table, chunks)
 
     held = _on_all_ranks(account)
     _check_complete(table, held)
     for entry, parameter in held.values():
+        split = _Split.of(entry.expert)
         if is_quantized(parameter):  # slices of it are no views: fill a plain tensor, then quantise
             values = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-            entry.mapping.fill(values, source, tp_rank, tp_size)
+            entry.mapping.fill(values, source, split.rank, split.size)
             set_weight(parameter, values)
         else:
-            entry.mapping.fill(parameter.data, source, tp_rank, tp_size)
+            entry.mapping.fill(parameter.data, source, split.rank, split.size)
     return sum(parameter.numel() * parameter.element_size() for _, parameter in held.values())
 
 
@@ -123,8 +129,9 @@ def iter_hf_tensors(
 
     Vocabulary padding trimmed, tied output layer left out.
 
-    Collective over each TP × PP grid: all of its ranks must iterate to the end, in lockstep; inside
-    `model.weights.gathered`, which spans DP, where updates are gathered lazily. DP replicas are
+    Collective over each replica (`parallel.weight_replica`: a TP × PP grid, or what holds all
+    experts): all of its ranks must iterate to the end, in lockstep; inside
+    `model.weights.gathered`, which spans DP, where updates are gathered lazily. Replicas are
     independent of each other, so a caller may let only some of them iterate. A tensor may be a view
     of a live parameter: use it before the next step, or clone it.
     """
@@ -162,7 +169,7 @@ def export_hf(
     Configuration and tokenizer files are copied from `source_dir`. Every rank must call it.
 
     The ranks in `writers` write, each to its own `out_dir` (on several machines: a copy on each).
-    The DP replicas that they belong to gather, all at the same time: no replica waits for another.
+    The replicas that they belong to gather, all at the same time: no replica waits for another.
     A failure of a writer (disk full, …) is raised on every rank.
     """
     failure: MegaladderError | None = None
@@ -185,8 +192,8 @@ def export_hf(
 
 
 def in_gathering_replica(writers: Sequence[int]) -> bool:
-    """Whether this rank's DP replica is one that a rank in `writers` belongs to. Collective."""
-    replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    """Whether this rank's replica is one that a rank in `writers` belongs to. Collective."""
+    replica = parallel.weight_replica()
     if tuple(writers) == (0,):
         return replica == 0
     return replica in {
@@ -219,12 +226,23 @@ def _write_and_drain(
         )
 
 
-def _tp_rank() -> int:
-    return parallel_state.get_tensor_model_parallel_rank()
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """The ranks that a parameter is split over, and this one's place among them."""
 
+    rank: int
+    size: int
+    group: dist.ProcessGroup
 
-def _tp_size() -> int:
-    return parallel_state.get_tensor_model_parallel_world_size()
+    @classmethod
+    def of(cls, expert: int | None) -> _Split:
+        """Of an expert's parameters, or (None) of all others."""
+        group = (
+            parallel_state.get_tensor_model_parallel_group()
+            if expert is None
+            else parallel_state.get_expert_tensor_parallel_group()
+        )
+        return cls(dist.get_rank(group), dist.get_world_size(group), group)
 
 
 def _unwrap(chunk: Any) -> Any:
@@ -235,14 +253,25 @@ def _unwrap(chunk: Any) -> Any:
 
 
 def _global_name(chunk: Any, local_name: str) -> str:
-    """Local layer index → global one, either spec → canonical name.
+    """Local indices → those over all ranks, either spec → canonical name.
 
-    megatron-core numbers its layers from 1 over the whole model."""
+    megatron-core numbers its layers from 1 over the whole model; an EP rank holds experts that
+    follow each other."""
     match = _LOCAL_LAYER.match(local_name)
     if match:
-        layer = chunk.decoder.layers[int(match[1])].layer_number - 1
-        local_name = f"decoder.layers.{layer}.{local_name[match.end() :]}"
+        module = chunk.decoder.layers[int(match[1])]
+        rest = _global_expert(module, local_name[match.end() :])
+        local_name = f"decoder.layers.{module.layer_number - 1}.{rest}"
     return canonical_name(local_name)
+
+
+def _global_expert(layer: Any, name: str) -> str:
+    """An expert's parameter under its global index, as SequentialMLP or TEGroupedMLP names it."""
+    match = _LOCAL_EXPERT.match(name) or _GROUPED_EXPERT.match(name)
+    if match is None:
+        return name
+    expert = layer.mlp.local_expert_indices[int(match["expert"])]
+    return f"mlp.experts.experts.{expert}.{match['linear']}.weight"
 
 
 def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
@@ -255,7 +284,7 @@ def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
     unknown = []
     for wrapped in chunks:
         chunk = _unwrap(wrapped)
-        for local_name, parameter in chunk.named_parameters():
+        for local_name, parameter in (*chunk.named_parameters(), *_router_biases(chunk)):
             if ADAPTER in local_name:
                 continue
             name = _global_name(chunk, local_name)
@@ -274,11 +303,17 @@ def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
     return found
 
 
+def _router_biases(chunk: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """They have no gradient: a step moves them by what it counted."""
+    return ((name, one) for name, one in chunk.named_buffers() if name.endswith(".expert_bias"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Owner:
-    """The pipeline stage that a parameter is exported from, and its dtype there."""
+    """Where a parameter is exported from: pipeline stage, EP rank (None: all have it), dtype."""
 
     stage: int
+    ep_rank: int | None
     dtype: torch.dtype
 
 
@@ -287,50 +322,74 @@ def _check_complete(table: Table, held: Held) -> dict[str, _Owner]:
 
     Returns where each one is.
 
-    One exchange of names over the pipeline group, so that a problem of one stage raises on all of
-    them.
+    One exchange of names over the pipeline group, and one over the EP group, so that a problem of
+    one rank raises on all of them.
     """
-    tp_size = _tp_size()
-    expected = {name: entry.mapping.local_shape(tp_size) for name, (entry, _) in held.items()}
+    expected = {
+        name: entry.mapping.local_shape(_Split.of(entry.expert).size)
+        for name, (entry, _) in held.items()
+    }
     wrong = [
         f"{n}: {tuple(p.shape)}, expected {expected[n]}"
         for n, (_, p) in held.items()
         if tuple(p.shape) != expected[n]
     ]
-    stages: list[Any] = [None] * parallel_state.get_pipeline_model_parallel_world_size()
-    mine = ({name: parameter.dtype for name, (_, parameter) in held.items()}, wrong)
-    dist.all_gather_object(stages, mine, group=parallel_state.get_pipeline_model_parallel_group())
+    ep_group = parallel_state.get_expert_model_parallel_group()
+    mine = {
+        name: _Owner(
+            parallel_state.get_pipeline_model_parallel_rank(),
+            None if entry.expert is None else dist.get_rank(ep_group),
+            parameter.dtype,
+        )
+        for name, (entry, parameter) in held.items()
+    }
+    everyone = [
+        found
+        for part in _exchanged((mine, wrong), parallel_state.get_pipeline_model_parallel_group())
+        for found in (_exchanged(part, ep_group) if table.shape.moe else [part])
+    ]
     owners: dict[str, _Owner] = {}
-    for stage, (dtypes, _) in enumerate(stages):
-        for name, dtype in dtypes.items():
-            owners.setdefault(name, _Owner(stage, dtype))
+    for held_there, _ in everyone:
+        for name, owner in held_there.items():
+            owners.setdefault(name, owner)
     missing = [name for name in table.by_name if name not in owners]
-    wrong = [problem for _, problems in stages for problem in problems]
+    wrong = [problem for _, problems in everyone for problem in problems]
     if missing or wrong:
-        what = f"the model's parameters are not those of {table.family.title} at tp = {tp_size}"
+        what = (
+            f"the model's parameters are not those of {table.family.title} at tp ="
+            f" {_Split.of(None).size}"
+        )
         raise ConversionError(what + listed("missing", missing) + listed("wrong shape", wrong))
     return owners
 
 
-def _all_shards(
-    entry: Entry, parameter: torch.nn.Parameter | None, owner: _Owner, device: torch.device
-) -> list[torch.Tensor]:
-    """Every TP rank's shard of one parameter, on every rank of the grid.
+def _exchanged(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
+    return found
 
-    Broadcast along the pipeline, then gathered over TP."""
-    tp_size = _tp_size()
+
+def _all_shards(
+    entry: Entry, parameter: torch.Tensor | None, owner: _Owner, device: torch.device
+) -> list[torch.Tensor]:
+    """Every TP rank's shard of one parameter, on every rank of the replica.
+
+    Broadcast to the EP ranks of its stage, then along the pipeline, then gathered over TP."""
+    split = _Split.of(entry.expert)
     pp_group = parallel_state.get_pipeline_model_parallel_group()
-    if dist.get_rank(pp_group) == owner.stage:
-        assert parameter is not None, f"{entry.megatron}: not held by the stage that owns it"
+    ep_group = parallel_state.get_expert_model_parallel_group()
+    here = dist.get_rank(pp_group) == owner.stage
+    if here and owner.ep_rank in (None, dist.get_rank(ep_group)):
+        assert parameter is not None, f"{entry.megatron}: not held by the rank that owns it"
         local = plain_weight(parameter)
     else:
-        local = torch.empty(entry.mapping.local_shape(tp_size), dtype=owner.dtype, device=device)
+        local = torch.empty(entry.mapping.local_shape(split.size), dtype=owner.dtype, device=device)
+    if here and owner.ep_rank is not None and dist.get_world_size(ep_group) > 1:
+        dist.broadcast(local, dist.get_global_rank(ep_group, owner.ep_rank), group=ep_group)
     if dist.get_world_size(pp_group) > 1:
-        dist.broadcast(local, src=dist.get_global_rank(pp_group, owner.stage), group=pp_group)
-    if tp_size == 1 or entry.mapping.tp_axis is None:
-        return [local] * tp_size
-    shards = [torch.empty_like(local) for _ in range(tp_size)]
-    dist.all_gather(
-        shards, local.contiguous(), group=parallel_state.get_tensor_model_parallel_group()
-    )
+        dist.broadcast(local, dist.get_global_rank(pp_group, owner.stage), group=pp_group)
+    if split.size == 1 or entry.mapping.tp_axis is None:
+        return [local] * split.size
+    shards = [torch.empty_like(local) for _ in range(split.size)]
+    dist.all_gather(shards, local.contiguous(), group=split.group)
     return shards

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -74,7 +74,8 @@ class Piece:
 class Mapping(ABC):
     """One megatron parameter.
 
-    `hf_names` and `hf_shapes` belong together; `*` in a name stands for the layer index.
+    `hf_names` and `hf_shapes` belong together; `*` in a name stands for the layer index, `@` for an
+    expert's.
 
     `tp_axis`: the axis along which TP ranks hold different parts (None: every rank holds the same).
     """
@@ -99,12 +100,6 @@ class Mapping(ABC):
 
         None when it can."""
         return None
-
-    def at_layer(self, layer: int) -> Mapping:
-        """The same mapping with the layer index filled in."""
-        return replace(
-            self, hf_names=tuple(name.replace("*", str(layer)) for name in self.hf_names)
-        )
 
     def fill(
         self, out: torch.Tensor, reader: TensorReader, tp_rank: int = 0, tp_size: int = 1

@@ -71,7 +71,7 @@ class MegatronModel:
         Vocabulary padding as `mapping.padded_vocab_size(…, 1)`, whatever TP wrote it."""
         mapping = entry.mapping
         if not isinstance(mapping, Vocabulary):
-            return self.reader.read(entry.checkpoint_key, mapping.local_shape(), entry.layer)
+            return self.reader.read(entry.checkpoint_key, mapping.local_shape(), entry.stacked)
         rows = self.reader.read(entry.checkpoint_key, mapping.hf_shapes[0])
         padding = mapping.local_shape()[0] - rows.shape[0]
         return rows if padding == 0 else torch.nn.functional.pad(rows, (0, 0, 0, padding))
@@ -141,8 +141,7 @@ def check_integrity(folder: Path) -> None:
 def _check_keys(table: NameTable, reader: DistCheckpointReader, folder: Path) -> None:
     wanted: dict[str, tuple[int, ...]] = {}
     for entry in table.entries():
-        stacked = () if entry.layer is None else (table.shape.num_layers,)
-        wanted[entry.checkpoint_key] = (*stacked, *entry.mapping.local_shape())
+        wanted[entry.checkpoint_key] = (*entry.stacked.sizes, *entry.mapping.local_shape())
     vocabulary = {
         e.checkpoint_key: e.mapping.hf_shapes[0]
         for e in table.entries()

@@ -41,6 +41,7 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_STACKED_EXPERTS = re.compile(r"(?P<experts>.*\.experts)\.(?P<kind>gate_up_proj|down_proj)$")
 # Pages of a mapped file count as our memory until the mapping goes: files are mapped anew after
 # this many bytes.
 _REMAP_AFTER_BYTES = 256 * 2**20
@@ -48,11 +49,14 @@ _REMAP_AFTER_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies, and what it is."""
+    """Where a tensor lies, and what it is.
+
+    stacked: the tensor of all experts that it is a part of, its expert, and its first row there."""
 
     file: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    stacked: tuple[str, int, int] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +65,9 @@ class StoredTensor:
 
 class HFReader:
     """The tensors of one folder, by name. Also a `mapping.TensorReader`.
+
+    Experts that are stored as one tensor (transformers 5 may save them so) have the names and
+    shapes that they have one by one.
 
     Raises:
         ModelError: no weights, a missing or truncated or corrupt file, an index that does not fit
@@ -81,6 +88,11 @@ class HFReader:
         for file in sorted(set(weight_map.values())):
             self._scan(file)
         self._check_index(weight_map)
+        self.tensors = {
+            name: stored
+            for whole, found in self.tensors.items()
+            for name, stored in _apart(whole, found)
+        }
 
     def __enter__(self) -> HFReader:
         return self
@@ -113,6 +125,10 @@ class HFReader:
         if self._bytes_mapped > _REMAP_AFTER_BYTES:
             self.close()
         self._bytes_mapped += stored.num_bytes * (stop - start) // max(1, stored.shape[dim])
+        if stored.stacked is not None:
+            whole, expert, first = stored.stacked
+            part = self._open(stored.file).get_slice(whole)[expert : expert + 1]
+            return part[0].narrow(0, first, stored.shape[0]).narrow(dim, start, stop - start)
         window = self._open(stored.file).get_slice(name)
         return window[start:stop] if dim == 0 else window[:, start:stop]
 
@@ -193,6 +209,24 @@ class HFReader:
                 f"{self.folder / INDEX_NAME} does not fit the files ({len(problems)} tensors); fix:"
                 " copy the whole folder again\n  " + "\n  ".join(problems[:20]) + more
             )
+
+
+def _apart(name: str, stored: StoredTensor) -> Iterator[tuple[str, StoredTensor]]:
+    """Each expert's matrices of a tensor of all experts; any other tensor as it is.
+
+    `gate_up_proj` [E, 2F, H], `down_proj` [E, H, F]."""
+    match = _STACKED_EXPERTS.match(name)
+    if match is None or len(stored.shape) != 3:
+        yield name, stored
+        return
+    num_experts, rows, columns = stored.shape
+    parts = ("gate_proj", "up_proj") if match["kind"] == "gate_up_proj" else ("down_proj",)
+    height = rows // len(parts)
+    for expert in range(num_experts):
+        for index, part in enumerate(parts):
+            place = (name, expert, index * height)
+            found = StoredTensor(stored.file, (height, columns), stored.dtype, place)
+            yield f"{match['experts']}.{expert}.{part}.weight", found
 
 
 def _no_weights(folder: Path) -> str:

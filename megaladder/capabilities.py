@@ -21,6 +21,22 @@ FP8_BLOCK = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 _MIN_TE = {"delayed": (1, 0), "mxfp8": (2, 1), "tensorwise": (2, 2), "blockwise": (2, 3)}
 
 
+class ExpertSizes(Protocol):
+    """The sizes of a mixture of experts that a layout has to divide."""
+
+    @property
+    def num_experts(self) -> int: ...
+
+    @property
+    def ffn_hidden_size(self) -> int: ...
+
+    @property
+    def bias(self) -> bool: ...
+
+    @property
+    def sparse_layers(self) -> tuple[bool, ...]: ...
+
+
 class LayerSizes(Protocol):
     """The sizes of a model that a layout has to divide."""
 
@@ -50,6 +66,9 @@ class LayerSizes(Protocol):
 
     @property
     def longest_sequence(self) -> int | None: ...
+
+    @property
+    def moe(self) -> ExpertSizes | None: ...
 
 
 @dataclass(frozen=True, slots=True)

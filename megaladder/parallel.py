@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ _STOP_KEY, _STOP_POLL = "megaladder/stop", datetime.timedelta(seconds=1)
 class Layout:
     """Sizes of the parallel dimensions. `dp` follows: world / (tp · pp · cp).
 
-    `vpp` is the number of model chunks a pipeline stage holds (None or 1: no interleaving).
+    `vpp` is the number of model chunks a pipeline stage holds (None or 1: no interleaving). `ep`,
+    `etp`: how experts are spread over the ranks of a stage, whatever tp and dp make of them.
     """
 
     tp: int = 1
@@ -44,10 +46,17 @@ class Layout:
     vpp: int | None = None
     cp: int = 1
     sequence_parallel: bool = False
+    ep: int = 1
+    etp: int = 1
 
     @property
     def model_parallel_size(self) -> int:
         return self.tp * self.pp * self.cp
+
+    @property
+    def least_ranks(self) -> int:
+        """Ranks that hold whole copies of the model and of its experts."""
+        return self.pp * math.lcm(self.tp * self.cp, self.ep * self.etp)
 
     @property
     def num_chunks(self) -> int:
@@ -62,6 +71,8 @@ class Layout:
             [f"tp{self.tp}", f"pp{self.pp}"]
             + ([f"vpp{self.vpp}"] if self.vpp else [])
             + ([f"cp{self.cp}"] if self.cp > 1 else [])
+            + ([f"ep{self.ep}"] if self.ep > 1 else [])
+            + ([f"etp{self.etp}"] if self.etp > 1 else [])
         )
         return "·".join(parts) + ("+SP" if self.uses_sequence_parallel else "")
 
@@ -87,14 +98,14 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
     """Starts torch.distributed and megatron-core's process groups for `layout`.
 
     Raises:
-        ConfigError: the number of ranks is no multiple of tp·pp·cp.
+        ConfigError: the number of ranks is no multiple of tp·pp·cp, or of ep·etp·pp.
     """
     world = world_size_from_env()
-    if world % layout.model_parallel_size:
+    if world % layout.least_ranks:
         raise ConfigError(
-            f"{world} ranks cannot hold {layout} (tp·pp·cp = {layout.model_parallel_size}); fix:"
-            f" start a multiple of {layout.model_parallel_size} ranks, or lower parallel.tp /"
-            " parallel.pp / parallel.cp"
+            f"{world} ranks cannot hold {layout} (a multiple of {layout.least_ranks}); fix:"
+            f" start a multiple of {layout.least_ranks} ranks, or lower parallel.tp /"
+            " parallel.pp / parallel.cp / parallel.ep"
         )
     platform.prepare_megatron()
     from megatron.core import parallel_state, tensor_parallel
@@ -108,6 +119,8 @@ def initialize(layout: Layout, *, timeout_s: float = 1800.0) -> None:
         pipeline_model_parallel_size=layout.pp,
         virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp and layout.vpp > 1 else None,
         context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
         distributed_timeout_minutes=max(1, int(timeout_s // 60)),
     )
     # no dropout anywhere: only satisfies megatron-core's bookkeeping
@@ -189,6 +202,21 @@ def dp_size() -> int:
     from megatron.core import parallel_state
 
     return parallel_state.get_data_parallel_world_size()
+
+
+def weight_replica() -> int:
+    """Which whole copy of the weights this rank is part of, from 0.
+
+    In each stage the fewest consecutive ranks with all its matrices and experts."""
+    from megatron.core import parallel_state
+
+    stage_ranks = world_size() // parallel_state.get_pipeline_model_parallel_world_size()
+    experts = (
+        parallel_state.get_expert_model_parallel_world_size()
+        * parallel_state.get_expert_tensor_parallel_world_size()
+    )
+    ranks = math.lcm(parallel_state.get_tensor_model_parallel_world_size(), experts)
+    return rank() % stage_ranks // ranks
 
 
 def tp_rank() -> int:
@@ -353,6 +381,13 @@ def sum_over_data_parallel(value: torch.Tensor) -> torch.Tensor:
     from megatron.core import parallel_state
 
     dist.all_reduce(value, group=parallel_state.get_data_parallel_group())
+    return value
+
+
+def sum_over(value: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+    """Sums `value` in place over a group, or over all ranks; the host does not wait for it."""
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(value, group=group)
     return value
 
 

@@ -35,6 +35,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 
 from megaladder.capabilities import Machine
@@ -328,9 +329,9 @@ class _NoStream:
         return None
 
     def record_event(self, event: Any = None) -> Any:
-        return event
+        return self if event is None else event
 
-    def wait_stream(self, stream: Any) -> None:
+    def wait_stream(self, stream: Any = None) -> None:
         return None
 
     wait_event = record = synchronize = wait = wait_stream
@@ -408,6 +409,15 @@ def _patch_tensor_methods() -> None:
     torch.Tensor.cuda = tensor_cuda  # type: ignore[method-assign, assignment]
 
 
+def _counts_on_cpu(
+    tensor: torch.Tensor | None, as_numpy: bool = False, **_unused: Any
+) -> torch.Tensor | np.ndarray | None:
+    """What megatron-core's copy of a count to the host gives.
+
+    Here it is there already, and would stay a tensor that collectives take for no list of sizes."""
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
+
+
 class _FusedAdamW(torch.optim.AdamW):
     """torch's single-pass AdamW kernel in the place of the fused AdamW.
 
@@ -439,6 +449,8 @@ def prepare_megatron() -> None:
     random = importlib.import_module("megatron.core.tensor_parallel.random")
     vars(random).update(_set_cuda_rng_state=_no_op, _get_cuda_rng_state=proxy.cuda.get_rng_state)
     vars(importlib.import_module("megatron.core.optimizer"))["Adam"] = _FusedAdamW
+    dispatcher = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
+    vars(dispatcher)["maybe_move_tensor_to_cpu"] = _counts_on_cpu
     _patch_tensor_methods()
 
 

@@ -45,6 +45,30 @@ _YARN = _scaled("yarn", factor=16.0, original_max_position_embeddings=16)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"vocab_size": 517, "head_dim": 32, "dtype": "bfloat16"}),
     "qwen3-tied": ("qwen3", {"vocab_size": 1031, "head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-moe": (
+        "qwen3_moe",
+        {
+            "vocab_size": 517,
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3-moe-mixed": (  # dense and sparse layers; scores as they are
+        "qwen3_moe",
+        {
+            "vocab_size": 512,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "num_hidden_layers": 8,
+        },
+    ),
     "qwen2-window": (
         "qwen2",
         {
@@ -77,6 +101,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm": ("glm", {"vocab_size": 512, "head_dim": 32, "attention_bias": True}),
     "glm4": ("glm4", {"vocab_size": 512, "head_dim": 32, "attention_bias": False}),
+    "glm4-moe": (
+        "glm4_moe",
+        {
+            "vocab_size": 512,
+            "head_dim": 32,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 2,
+            "routed_scaling_factor": 1.5,
+            "num_mtp_layers": 0,
+        },
+    ),
     "olmo2": ("olmo2", {"vocab_size": 512}),
     "olmo3": ("olmo3", {"vocab_size": 512, "sliding_window": 5, "rope_scaling": _YARN}),
     "gemma3": (
@@ -120,6 +160,9 @@ def random_model(case: str, **sizes: int) -> Any:
                 parameter.copy_(offset + 0.3 * noise)
             else:
                 parameter.copy_(noise * (0.3 if noise.dim() == 1 else noise.shape[1] ** -0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape))
     return model
 
 

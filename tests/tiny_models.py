@@ -57,6 +57,23 @@ def build_tokenizer(folder: Path, num_merges: int = 200) -> Path:
     return Path(folder)
 
 
+_EXPERTS = {
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "glm4_moe": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 0,
+        "num_mtp_layers": 0,
+    },
+}
+
+
 def build_tiny_model(
     folder: Path,
     family: str = "qwen3",
@@ -72,9 +89,11 @@ def build_tiny_model(
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
+        Glm4MoeConfig,
         LlamaConfig,
         Qwen2Config,
         Qwen3Config,
+        Qwen3MoeConfig,
     )
 
     build_tokenizer(folder)
@@ -93,9 +112,14 @@ def build_tiny_model(
         "pad_token_id": tokenizer.pad_token_id,
     }
     head_dim = max(32, hidden // 4)  # vLLM's CPU attention takes multiples of 32
-    config = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}[family](
-        **sizes, head_dim=head_dim
-    )
+    classes = {
+        "qwen3": Qwen3Config,
+        "qwen2": Qwen2Config,
+        "llama": LlamaConfig,
+        "qwen3_moe": Qwen3MoeConfig,
+        "glm4_moe": Glm4MoeConfig,
+    }
+    config = classes[family](**sizes, **_EXPERTS.get(family, {}), head_dim=head_dim)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)

@@ -55,7 +55,7 @@ def _entries(
         a, b = Replicated((a_name,), a_shape), ColumnParallel((b_name,), b_shape)
     else:
         a, b = RowParallel((a_name,), a_shape), Replicated((b_name,), b_shape)
-    return Entry(a_name, layer, a), Entry(b_name, layer, b)
+    return Entry(a_name, layer, a, a_name), Entry(b_name, layer, b, b_name)
 
 
 class FreshAdapters:

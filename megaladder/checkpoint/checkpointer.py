@@ -165,14 +165,18 @@ class Checkpointer:
 
     def _estimated_bytes(self) -> int:
         chunks = [chunk.module for chunk in self._wrapped]
-        per_rank = sum(
-            p.numel() * (p.element_size() + _OPTIMIZER_BYTES_PER_PARAMETER)
+        config = chunks[0].config
+        experts = config.expert_model_parallel_size * (config.expert_tensor_parallel_size or 1)
+        copies = {True: config.tensor_model_parallel_size, False: experts}
+        per_stage = sum(
+            p.numel()
+            * (p.element_size() + _OPTIMIZER_BYTES_PER_PARAMETER)
+            * copies[getattr(p, "allreduce", True)]
             for chunk in chunks
             for p in chunk.parameters()
             if p.requires_grad
         )
-        config = chunks[0].config
-        return per_rank * config.tensor_model_parallel_size * config.pipeline_model_parallel_size
+        return per_stage * config.pipeline_model_parallel_size
 
     def poll(self) -> None:
         """Commits a background save that has ended; an error of it surfaces here."""

@@ -180,7 +180,7 @@ def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
         die_with_launcher()
         check_world(config, int(os.environ["WORLD_SIZE"]))
         return None
-    num_ranks = config.parallel.ranks or config.parallel.model_ranks
+    num_ranks = config.parallel.ranks or config.parallel.least_ranks
     check_world(config, num_ranks)
     check_model(config)
     if num_ranks == 1:

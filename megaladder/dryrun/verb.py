@@ -16,7 +16,7 @@ from megaladder.config.rules.layout import batch_line, check_world, validate_lay
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError, MegaladderError
 from megaladder.plan.hardware import find_gpu, find_model
-from megaladder.plan.memory import GIB, MemoryEstimate, stage_memory
+from megaladder.plan.memory import GIB, MemoryEstimate, require_dense, stage_memory
 from megaladder.preflight.check import is_grpo, planned
 from megaladder.run_dir import atomic_write, to_json
 
@@ -68,15 +68,16 @@ def run_dryrun(config: DryrunSft | DryrunGrpo) -> None:
         MegaladderError: the ranks would wait for each other, or disagree.
     """
     began = time.perf_counter()
-    ranks = config.parallel.ranks or config.parallel.model_ranks
+    ranks = config.parallel.ranks or config.parallel.least_ranks
     if ranks > MOST_RANKS:
         raise ConfigError(
             f"parallel.ranks {ranks} is more than the {MOST_RANKS} that a dry run takes; fix:"
-            f" --parallel.ranks {MOST_RANKS // config.parallel.model_ranks * config.parallel.model_ranks}"
+            f" --parallel.ranks {MOST_RANKS // config.parallel.least_ranks * config.parallel.least_ranks}"
         )
     dp = check_world(config, ranks)
     shape = find_model(config.model.path)
     validate_layout(config, shape)
+    require_dense(shape, "dryrun")
     gpu = find_gpu(config.gpu_kind)
     # torch and megatron-core: after all that needs neither
     from megaladder import platform

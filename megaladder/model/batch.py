@@ -31,8 +31,8 @@ class DeviceBatch:
     floats: float32 [T] or None. loss_mask: bool [T], tokens through which a gradient may flow;
     their places among this rank's tokens are `active_rows`, among all T `active_tokens` (int64 [n];
     None: the batch was made without the question, all tokens go through the head).
-    sequence_of_token: int64 [T], index of each token's sequence in 0…S-1. gradient_factor: 0-d,
-    what the gradient of the summed loss is multiplied with. Losses read all of it; the model
+    sequence_of_token: int64 [T], index of each token's sequence in 0…S-1; those from `num_samples`
+    on are padding. num_tokens: without it. gradient_factor: 0-d, what the gradient of the summed loss is multiplied with. Losses read all of it; the model
     computes on `local_*`, the tokens of its context-parallel rank (all of them without context
     parallelism).
     """
@@ -43,6 +43,8 @@ class DeviceBatch:
     cu_seqlens: torch.Tensor
     max_seqlen: int
     num_loss_tokens: int
+    num_samples: int = 0
+    num_tokens: int = 0
     loss_mask: torch.Tensor | None = None
     active_rows: torch.Tensor | None = None
     active_tokens: torch.Tensor | None = None
@@ -66,6 +68,17 @@ class DeviceBatch:
             for name in _OF_TOKENS
         }
         return replace(self, **chosen)
+
+    def balance_groups(self, *, by_sequence: bool) -> torch.Tensor:
+        """Which tokens are balanced together, bool [G, T]; padding is in no group.
+
+        Each sequence for itself, or all as one."""
+        assert self.sequence_of_token is not None
+        real = (self.sequence_of_token < self.num_samples)[None]
+        if not by_sequence:
+            return real
+        index = torch.arange(max(1, self.num_samples), device=self.input_ids.device)
+        return (self.sequence_of_token[None] == index[:, None]) & real
 
     @property
     def local_input_ids(self) -> torch.Tensor:
@@ -141,6 +154,8 @@ def to_device(batch: PackedBatch, *, skip_zero_advantage: bool = False) -> Devic
         cu_seqlens=move(batch.cu_seqlens),
         max_seqlen=batch.max_seqlen,
         num_loss_tokens=batch.num_loss_tokens,
+        num_samples=int((batch.sample_index >= 0).sum()),
+        num_tokens=batch.num_tokens,
         loss_mask=move(active),
         active_rows=move(np.flatnonzero(active[mine])),
         active_tokens=move(mine[active[mine]]),

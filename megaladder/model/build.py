@@ -18,10 +18,12 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megaladder import parallel, platform
 from megaladder.capabilities import long_sequence_problem
 from megaladder.config.sections.gpu import GpuSection
+from megaladder.config.sections.moe import MoeSection
 from megaladder.errors import ModelError
 from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
@@ -29,6 +31,9 @@ from megaladder.model.families.frequencies import inverse_frequencies
 from megaladder.model.families.rope import RopeConfig
 from megaladder.model.head import HeadOptions, HeadOutput, LossSums, VocabularyHead
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
+from megaladder.model.moe.balance import routers
+from megaladder.model.moe.layer import moe_fields
+from megaladder.model.moe.router import SEQUENCE
 from megaladder.model.portable import Rotary, packed_layout, portable_block_spec
 from megaladder.parallel import Layout
 
@@ -49,6 +54,7 @@ class BuildOptions:
     recompute_modules: tuple[str, ...] = ("core_attn",)
     fp8: str | None = None
     gpu: GpuSection = field(default_factory=GpuSection)
+    moe: MoeSection = field(default_factory=MoeSection)
     layers: str = "auto"
     seed: int = 42
     adapters: bool = False
@@ -124,6 +130,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
+        **moe_fields(shape, layout, options.moe, grouped=uses_te(shape, options)),
         **fields,
     )
 
@@ -183,9 +190,9 @@ class LadderGPT(GPTModel):
         super().__init__(
             config,
             (
-                te.layer_spec(config, separate_norms=adapters)
+                te.block_spec(shape, config, _layers(config, vp_stage), separate_norms=adapters)
                 if use_te
-                else portable_block_spec(shape, config, get_num_layers_to_build(config, vp_stage))
+                else portable_block_spec(shape, config, _layers(config, vp_stage))
             ),
             vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=shape.max_position_embeddings,
@@ -244,7 +251,16 @@ class LadderGPT(GPTModel):
             attention_mask=None,
             rotary_pos_emb=rotary,
             packed_seq_params=packed,
+            **({} if self.shape.moe is None else {"padding_mask": self._balance_groups(batch)}),
         )
+
+    def _balance_groups(self, batch: DeviceBatch) -> torch.Tensor:
+        """bool [G, T] of this rank's tokens, for the routers."""
+        by_sequence = self.config.moe_router_load_balancing_type == SEQUENCE
+        groups = batch.balance_groups(by_sequence=by_sequence)
+        if not self.config.sequence_parallel:
+            return groups
+        return groups.chunk(self.config.tensor_model_parallel_size, dim=1)[parallel.tp_rank()]
 
     def _embedded(self, batch: DeviceBatch) -> torch.Tensor:
         embedded = self.embedding(
@@ -301,38 +317,48 @@ class LadderGPT(GPTModel):
         return logits.squeeze(1)[:, : self.shape.vocab_size]
 
 
+def _layers(config: TransformerConfig, vp_stage: int | None) -> range:
+    """Indices, from 0, of a chunk's layers."""
+    first = get_transformer_layer_offset(config, vp_stage)
+    return range(first, first + get_num_layers_to_build(config, vp_stage))
+
+
 def _frequencies(shape: ModelShape, rope: RopeConfig) -> torch.Tensor:
     return inverse_frequencies(rope, shape.head_dim).to(platform.device())
 
 
-def _mark_sharded(chunk: LadderGPT) -> None:
-    """Tells megatron-core which parameters are split over TP ranks and along which dimension.
+_SPLIT_DIM = {
+    "VocabParallelEmbedding": 0,
+    "VocabularyHead": 0,
+    "ColumnParallelLinear": 0,
+    "LayerNormColumnParallelLinear": 0,
+    "ColumnParallelGroupedLinear": 0,
+    "RowParallelLinear": 1,
+    "RowParallelGroupedLinear": 1,
+    "ProjectionNorm": 0,
+}
 
-    Its global gradient norm counts by it.
+
+def _mark_sharded(chunk: LadderGPT) -> None:
+    """Tells megatron-core which parameters are split over TP ranks, and which are experts'.
+
+    Its global gradient norm counts by the dimension of the split; gradients of experts are summed
+    over other ranks.
 
     Its own initialisers would, but we skip them: weights come from a folder or from
     `RandomTensors`.
     """
-    split_dim = {
-        "VocabParallelEmbedding": 0,
-        "VocabularyHead": 0,
-        "ColumnParallelLinear": 0,
-        "LayerNormColumnParallelLinear": 0,
-        "RowParallelLinear": 1,
-        "ProjectionNorm": 0,
-    }
     for module in chunk.modules():
-        dim = split_dim.get(type(module).__name__.removeprefix("TE"))
-        for name in ("weight", "bias"):
-            parameter = getattr(module, name, None)
-            if (
-                dim is not None
-                and isinstance(parameter, torch.nn.Parameter)
-                and not (name == "bias" and dim == 1)
-            ):
+        dim = _SPLIT_DIM.get(type(module).__name__.removeprefix("TE"))
+        for name, parameter in module.named_parameters(recurse=False):
+            if dim is not None and not (name.startswith("bias") and dim == 1):
                 marks = {"tensor_model_parallel": True, "partition_dim": dim, "partition_stride": 1}
                 for mark, value in marks.items():
                     setattr(parameter, mark, value)
+    for name, parameter in chunk.named_parameters():
+        # also where one EP rank has them all: optimizer states then have one form at every layout
+        if ".mlp.experts." in name:
+            parameter.allreduce = False
 
 
 def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> list[LadderGPT]:
@@ -349,5 +375,7 @@ def build_chunks(shape: ModelShape, layout: Layout, options: BuildOptions) -> li
         # into bf16
         if not te_layers:
             chunk.to(device=platform.device(), dtype=options.dtype)
+        for router in routers([chunk]):
+            router._maintain_float32_expert_bias()  # before anything is loaded into it
         _mark_sharded(chunk)
     return chunks

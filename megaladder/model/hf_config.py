@@ -14,13 +14,16 @@ from megaladder.errors import ModelError
 from megaladder.model.families.fields import Fields
 from megaladder.model.families.rope import RopeConfig, read_layer_ropes, read_rope
 from megaladder.model.families.table import COMMON_DEFAULTS, FAMILIES, LAYER_NORMS, Family
+from megaladder.model.moe.shape import MoeShape
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The numbers that define a dense decoder.
+    """The numbers that define a decoder.
 
     `hf_family` is a key of `FAMILIES`; sizes in elements.
+
+    ffn_hidden_size: of dense layers; moe: of those with experts, None where there are none.
 
     qk_norm: None, "head" (each head for itself) or "projection" (all heads of a query or key
     together). local_rope: of layers with a sliding window, None where it is `rope`. sliding_window:
@@ -47,6 +50,7 @@ class ModelShape:
     sliding_window: int | None = None
     sliding_layers: tuple[bool, ...] = ()
     softmax_scale: float = 0.0
+    moe: MoeShape | None = None
 
     @property
     def family(self) -> Family:
@@ -107,22 +111,37 @@ class ModelShape:
             else 0
         )
         norms = self.norms_per_layer * self.hidden_size + self.qk_norm_size
-        layer = attention + bias + norms + 3 * self.hidden_size * self.ffn_hidden_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+        mlps = self.num_dense * 3 * self.hidden_size * self.ffn_hidden_size
+        if self.moe is not None:
+            mlps += self.moe.num_sparse * self.moe.layer_parameters(self.hidden_size)
+        return self.num_layers * (attention + bias + norms) + mlps + embeddings + self.hidden_size
+
+    @property
+    def num_dense(self) -> int:
+        """Layers without experts."""
+        return self.num_layers - (0 if self.moe is None else self.moe.num_sparse)
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer (from 0) has experts."""
+        return self.moe is not None and self.moe.sparse_layers[layer]
 
     def forward_flops(self, tokens: float, seen_tokens: float, head_tokens: float) -> float:
         """Model FLOPs of a forward pass.
 
-        2 per weight of a matrix product and token (PaLM, arXiv 2204.02311, appendix B).
+        2 per weight of a matrix product and token (PaLM, arXiv 2204.02311, appendix B); of experts
+        those that a token is sent to.
 
         seen_tokens: pairs of a token and one that its attention sees, summed over layers, each of
         which costs two products of a head's size. head_tokens: how many tokens get logits.
         """
         attention = self.head_dim * (2 * self.num_attention_heads + 2 * self.num_query_groups)
-        weights = self.hidden_size * (attention + 3 * self.ffn_hidden_size)
+        weights = self.num_layers * self.hidden_size * attention
+        weights += self.num_dense * 3 * self.hidden_size * self.ffn_hidden_size
+        if self.moe is not None:
+            weights += self.moe.num_sparse * self.moe.active_weights(self.hidden_size)
         return (
-            2.0 * self.num_layers * weights * tokens
+            2.0 * weights * tokens
             + 4.0 * self.num_attention_heads * self.head_dim * seen_tokens
             + 2.0 * self.vocab_size * self.hidden_size * head_tokens
         )
@@ -193,13 +212,18 @@ def model_shape(raw: dict[str, Any]) -> ModelShape:
         rope=rope,
         tied=fields.flag("tie_word_embeddings"),
         qkv_bias=fields.flag(bias) if isinstance(bias, str) else bias,
-        qk_norm=family.qk_norm,
+        qk_norm=family.qk_norm if _has_qk_norm(fields, family) else None,
         torch_dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         local_rope=local_rope,
         sliding_window=window,
         sliding_layers=sliding if window is not None else (),
         softmax_scale=_score_size(fields, family, head_dim) ** -0.5,
+        moe=None if family.experts is None else family.experts(fields, num_layers),
     )
+
+
+def _has_qk_norm(fields: Fields, family: Family) -> bool:
+    return family.qk_norm_key is None or fields.flag(family.qk_norm_key)
 
 
 def _groups(fields: Fields) -> int:

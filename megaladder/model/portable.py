@@ -33,11 +33,17 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.moe.layer import expert_layer_spec
 from megaladder.model.norms import NormThenAdd, ProjectionNorm, RMSNorm
 
 # A padded [S, L] attention call is preferred to a loop over sequences while its L² cost stays under
 # this multiple of the loop's.
 _MAX_PADDED_COST = 2.0
+# where a checkpoint has the norms that are modules of their own
+NORM_KEYS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
 
 
 class Rotary(NamedTuple):
@@ -237,18 +243,25 @@ class PackedSelfAttention(SelfAttention):
 
 
 def portable_block_spec(
-    shape: ModelShape, config: TransformerConfig, num_layers: int
+    shape: ModelShape, config: TransformerConfig, layers: range
 ) -> TransformerBlockSubmodules:
-    """The specification of `num_layers` layers and the final norm.
-
-    The layers are those of one pipeline stage or chunk.
+    """The specification of some layers, those of one stage or chunk, and the final norm.
 
     Checkpoint keys equal those of the Transformer Engine spec (norms are stored under the linear
     that follows them).
     """
     backend = LocalSpecProvider()
+    mlps = {False: get_mlp_module_spec_for_backend(backend=backend)}
+    if shape.moe is not None:
+        mlps[True] = expert_layer_spec(backend, shape, grouped=False)
+    specs = [_layer_spec(shape, config, mlps[shape.is_sparse(layer)]) for layer in layers]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _layer_spec(shape: ModelShape, config: TransformerConfig, mlp: ModuleSpec) -> ModuleSpec:
+    backend = LocalSpecProvider()
     norms = set(shape.family.names)
-    layer = ModuleSpec(
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm if "input_norm" in norms else IdentityOp,
@@ -265,15 +278,11 @@ def portable_block_spec(
             ),
             self_attn_bda=_add(config, "attention_post_norm" in norms),
             pre_mlp_layernorm=RMSNorm if "mlp_norm" in norms else IdentityOp,
-            mlp=get_mlp_module_spec_for_backend(backend=backend),
+            mlp=mlp,
             mlp_bda=_add(config, "mlp_post_norm" in norms),
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=NORM_KEYS,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
 def _qk_norm(shape: ModelShape, num_heads: int) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -68,7 +69,11 @@ class RandomTensors:
         self._output_std, self._seed = self._std / math.sqrt(2 * shape.num_layers), seed
         names = shape.family.names
         # the end of a layer's name, after its index
-        self._outputs = tuple(names[role][0].split("*")[1] for role in ("attention_out", "down"))
+        self._outputs = tuple(
+            re.split(r"[*@]", names[role][0])[-1]
+            for role in ("attention_out", "down", "expert_down")
+            if role in names
+        )
         self._norm = 0.0 if shape.family.norm_offset else 1.0
 
     def read(

@@ -17,10 +17,13 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import layers as parallel_layers
 from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megaladder.capabilities import fp8_format
 from megaladder.config.sections.gpu import GpuSection
 from megaladder.model.batch import DeviceBatch
+from megaladder.model.hf_config import ModelShape
+from megaladder.model.moe.layer import expert_layer_spec
 
 _ROTARY_STEP = 4096  # positions by which the rotary table grows
 
@@ -75,6 +78,28 @@ def layer_spec(config: TransformerConfig, *, separate_norms: bool = False) -> Mo
     if separate_norms:
         _take_norms_apart(spec)
     return spec
+
+
+def block_spec(
+    shape: ModelShape, config: TransformerConfig, layers: range, *, separate_norms: bool = False
+) -> ModuleSpec | TransformerBlockSubmodules:
+    """The specification of some layers: one for all, or with experts one for each."""
+    dense = layer_spec(config, separate_norms=separate_norms)
+    if shape.moe is None:
+        return dense
+    from megatron.core.extensions.transformer_engine import TENorm
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+    sparse = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=shape.moe.num_experts, moe_grouped_gemm=True, qk_layernorm=config.qk_layernorm
+    )
+    sparse.submodules.mlp = expert_layer_spec(TESpecProvider(), shape, grouped=True)
+    sparse.submodules.sharded_state_dict_keys_map = {
+        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"
+    }
+    specs = [sparse if shape.is_sparse(layer) else dense for layer in layers]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=TENorm)
 
 
 def _take_norms_apart(spec: ModuleSpec) -> None:

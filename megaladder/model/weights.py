@@ -39,7 +39,7 @@ def is_quantized(parameter: torch.Tensor) -> bool:
     return is_float8tensor(parameter)
 
 
-def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
+def set_weight(parameter: torch.Tensor, values: torch.Tensor) -> None:
     """Quantises `values` into an FP8 weight.
 
     And leaves them where the optimizer takes its fp32 master copy from."""
@@ -51,7 +51,7 @@ def set_weight(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
         parameter._high_precision_init_val = values  # type: ignore[attr-defined]
 
 
-def plain_weight(parameter: torch.nn.Parameter) -> torch.Tensor:
+def plain_weight(parameter: torch.Tensor) -> torch.Tensor:
     """A weight as an ordinary tensor: what the forward pass computes with.
 
     Dequantised where it is kept in FP8; with its adapter's product where it has one, summed in

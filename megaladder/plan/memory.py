@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
 from megaladder.model.lora.spec import projections
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
@@ -81,6 +82,59 @@ def estimate_memory(
         reserve=FRAMEWORK
         + int(FRAGMENTATION * (fullest.states + fullest.activations + fullest.head)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes that a rank of one pipeline stage keeps from step to step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def expert_states(
+    shape: ModelShape, layout: PlannedLayout, work: Work, expert_split: int, software: Software
+) -> States:
+    """Of a mixture of experts, on the fullest stage; activations are not in it.
+
+    `expert_split`: the ep · etp ranks that a layer's experts are spread over; the others of a stage hold copies, over
+    which the experts' optimizer is sharded."""
+    ranks = layout.tp * layout.cp * layout.dp
+    value_bytes = FP32_BYTES if work.precision == "fp32" else 2
+    state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
+    found = []
+    for stage in range(layout.pp):
+        others, experts = stage_parameters(shape, layout, stage), 0
+        if shape.moe is not None:
+            sparse = [shape.is_sparse(layer) for layer in _layers_of(shape, layout, stage)]
+            dense_mlp = 3 * shape.hidden_size * shape.ffn_hidden_size // layout.tp
+            beside, routed = shape.moe.layer_parts(shape.hidden_size, layout.tp)
+            others += sum(sparse) * (beside - dense_mlp)
+            experts = sum(sparse) * routed // expert_split
+        sharded = others / (layout.dp * layout.cp) + experts * expert_split / ranks
+        held = others + experts
+        found.append(States(held * value_bytes, held * FP32_BYTES, int(sharded * state_bytes)))
+    return max(found, key=lambda states: states.total)
+
+
+def _layers_of(shape: ModelShape, layout: PlannedLayout, stage: int) -> list[int]:
+    """Layers of a stage; interleaved, a chunk of each round."""
+    size = shape.num_layers // layout.chunks
+    return [layer for layer in range(shape.num_layers) if layer // size % layout.pp == stage]
+
+
+def require_dense(shape: ModelShape, asker: str) -> None:
+    """Raises ConfigError for a mixture of experts: nothing here prices one yet."""
+    if shape.moe is not None:
+        raise ConfigError(
+            f"{shape.family.title} is a mixture of experts, whose memory and traffic `{asker}` does"
+            " not price yet; fix: a dense model, or `megaladder check`, which looks at the rest"
+        )
 
 
 def stage_layers(num_layers: int, pp: int, stage: int) -> int:

@@ -13,7 +13,7 @@ from megaladder.model.lora.spec import LoraSpec, fused_linears
 from megaladder.plan.grpo import Round, engine_budget
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import Work
-from megaladder.plan.memory import GIB
+from megaladder.plan.memory import GIB, require_dense
 from megaladder.plan.search import Pins, Plan, Task, context_parallel_sizes, search
 from megaladder.run_dir import atomic_write, to_json
 from megaladder.types import required
@@ -58,6 +58,7 @@ def adapters_of(config: PlanConfig, shape: ModelShape) -> LoraSpec | None:
 def task_of(config: PlanConfig) -> Task:
     """Model, machine and work of the command line."""
     shape, gpu = find_model(config.model), find_gpu(config.gpu)
+    require_dense(shape, "plan")
     gpu.peak(config.precision)  # an FP8 plan for a GPU without FP8 units ends here, with the reason
     adapters = adapters_of(config, shape)
     if config.workload == "sft":

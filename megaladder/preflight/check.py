@@ -23,7 +23,7 @@ from megaladder.errors import ConfigError
 from megaladder.model.lora.peft_config import lora_spec
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
-from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
+from megaladder.plan.memory import GIB, MemoryEstimate, States, estimate_memory, expert_states
 from megaladder.plan.search import Task, predict, search
 from megaladder.preflight.check_benchmarks import check_benchmarks
 from megaladder.preflight.check_data import check_data, show
@@ -87,7 +87,7 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
         for name, text in run_check_recipe(config):
             show(name, text)
         return
-    ranks = config.parallel.ranks or config.parallel.model_ranks
+    ranks = config.parallel.ranks or config.parallel.least_ranks
     dp = check_world(config, ranks)
     layout = config.parallel
     started = Path(config.run_dir, "config.yaml").exists()
@@ -96,7 +96,9 @@ def run_check(config: CheckSft | CheckGrpo | CheckRecipe) -> None:
     show(
         "layout",
         f"{ranks} rank(s) = dp {dp} × tp {layout.tp} × pp {layout.pp}"
-        + (f" (vpp {layout.vpp})" if layout.vpp else ""),
+        + (f" (vpp {layout.vpp})" if layout.vpp else "")
+        + (f", experts over ep {layout.ep}" if layout.ep > 1 else "")
+        + (f" × etp {layout.etp}" if layout.etp > 1 else ""),
     )
     show("batch", batch_line(config, ranks))
     if isinstance(config, CheckGrpo):
@@ -171,20 +173,13 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         "model",
         f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}",
     )
-    layout, work, software = planned(config, shape, dp, precision)
-    colocated = _has_engine(config)
-    estimate = estimate_memory(shape, layout, work, colocated, software)
-    show(
-        "memory/rank",
-        _memory_line(replace(estimate, reserve=0, engine=0) if precision == "fp32" else estimate),
-    )  # fp32: a CPU
-    if precision != "fp32":
-        show(
-            "plan",
-            plan_line(
-                layout, Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)
-            ),
-        )
+    if shape.moe is None:
+        _show_plan(config, shape, dp, precision)
+    else:
+        layout, work, software = planned(config, shape, dp, precision)
+        split = config.parallel.ep * config.parallel.etp
+        states = expert_states(shape, layout, work, split, software)
+        show("memory/rank", _states_line(states))
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
@@ -194,6 +189,20 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
             " folder, or model.init random"
         ]
     return []
+
+
+def _show_plan(config: CheckSft | CheckGrpo, shape: ModelShape, dp: int, precision: str) -> None:
+    """Memory, and on a GPU what `plan` says."""
+    layout, work, software = planned(config, shape, dp, precision)
+    colocated = _has_engine(config)
+    estimate = estimate_memory(shape, layout, work, colocated, software)
+    on_cpu = precision == "fp32"
+    show(
+        "memory/rank", _memory_line(replace(estimate, reserve=0, engine=0) if on_cpu else estimate)
+    )
+    if not on_cpu:
+        task = Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)
+        show("plan", plan_line(layout, task))
 
 
 def _has_engine(config: SftConfig | GrpoConfig) -> bool:
@@ -294,6 +303,14 @@ def _memory_line(estimate: MemoryEstimate) -> str:
         if part != "total" and size
     )
     return f"about {_size(estimate.total)} on the fullest: {by_part}"
+
+
+def _states_line(states: States) -> str:
+    return (
+        f"{_size(states.total)} of states on the fullest: weights {_size(states.weights)}, gradients"
+        f" {_size(states.gradients)}, optimizer {_size(states.optimizer)}; activations of experts are"
+        " not priced yet"
+    )
 
 
 def _size(num_bytes: int) -> str:

@@ -39,7 +39,7 @@ def run_replay(config: ReplayConfig) -> int:
     recorded = read_step(Path(config.run_dir), config.step)
     section = recorded.config.parallel
     if not under_launcher():
-        num_ranks = section.ranks or section.model_ranks
+        num_ranks = section.ranks or section.least_ranks
         check_world(recorded.config, num_ranks)
         threads = recorded_threads(recorded.folder)
         if threads is not None:

@@ -233,7 +233,7 @@ class WeightSync:
         if not parallel.on_main(ask):
             return None
         result: CheckResult | None = None
-        if parallel.dp_rank() == 0:  # one data-parallel replica gathers
+        if parallel.weight_replica() == 0:
             tensors = iter_hf_tensors(self._model.chunks, self._model.shape)
             if parallel.is_main():
                 result = compare_checksums(

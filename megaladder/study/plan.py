@@ -200,5 +200,5 @@ def _resolve(words: tuple[str, ...]) -> StrictModel:
     verb, rest = find_verb(words)
     config = resolve_words(verb, config_class_of(verb, rest), rest)
     if isinstance(config, (SftConfig, GrpoConfig)):
-        check_world(config, config.parallel.ranks or config.parallel.model_ranks)
+        check_world(config, config.parallel.ranks or config.parallel.least_ranks)
     return config

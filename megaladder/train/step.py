@@ -21,6 +21,7 @@ from megaladder import parallel
 from megaladder.model.batch import DeviceBatch, to_device
 from megaladder.model.context_parallel import gather_tokens, largest, sum_partial_losses
 from megaladder.model.head import SCRATCH, HeadOptions, HeadOutput, LossFunction, LossSums
+from megaladder.model.moe.balance import begin_step
 from megaladder.types import PackedBatch
 
 
@@ -70,6 +71,7 @@ def run_micro_batches(
     if not forward_only:
         factor = _gradient_factor(device_batches)
         device_batches = [replace(batch, gradient_factor=factor) for batch in device_batches]
+        begin_step(chunks, sum(batch.num_tokens for batch in device_batches))
 
     def forward_step(iterator: Any, model: Any, **_: Any) -> tuple[Any, Callable[[Any], tuple]]:
         batch = next(iterator)

@@ -27,6 +27,7 @@ from megaladder.config.sections.run import RunConfig
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, LossFunction
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
+from megaladder.model.moe.balance import Balance, move_biases, step_balance
 from megaladder.model.source import model_folder
 from megaladder.model.te import start_user_buffers
 from megaladder.model.weights import gathered
@@ -52,7 +53,7 @@ class UpdateResult:
     """What one optimizer step did, over all ranks.
 
     The sums, the learning rate used, the gradient norm before clipping, and whether weights
-    changed.
+    changed. balance: of a mixture of experts.
     """
 
     sums: StepSums
@@ -60,6 +61,7 @@ class UpdateResult:
     grad_norm: float
     updated: bool
     step_s: float
+    balance: Balance | None = None
 
 
 def layout_of(config: RunConfig) -> Layout:
@@ -71,6 +73,8 @@ def layout_of(config: RunConfig) -> Layout:
         vpp=section.vpp,
         cp=section.cp,
         sequence_parallel=section.sequence_parallel,
+        ep=section.ep,
+        etp=section.etp,
     )
 
 
@@ -88,6 +92,7 @@ def build_options(config: RunConfig) -> BuildOptions:
         recompute_modules=section.recompute_modules,
         fp8=section.fp8,
         gpu=config.gpu,
+        moe=config.moe,
         seed=section.seed,
         adapters=config.lora.enabled,
     )
@@ -186,8 +191,12 @@ class Trainer:
             lr = self.schedule.lr(step)
             with profiler.phase("optimizer"):
                 grad_norm, updated = guarded_update(self.optimizer, sums.loss, lr)
+            balance = step_balance(self.chunks, self.shape)
+            if balance is not None and updated and self.config.moe.bias_update_rate:
+                move_biases(self.chunks, balance, self.config.moe.bias_update_rate)
             platform.synchronize()
-        return UpdateResult(sums, lr, grad_norm, updated, time.perf_counter() - began)
+        step_s = time.perf_counter() - began
+        return UpdateResult(sums, lr, grad_norm, updated, step_s, balance)
 
     def evaluate(
         self,

@@ -38,7 +38,7 @@ def test_shipped_config_resolves(path: Path) -> None:
     if config_class is None:
         pytest.skip("not a training run")
     config = from_yaml(config_class, str(path))
-    ranks = config.parallel.ranks or config.parallel.model_ranks
+    ranks = config.parallel.ranks or config.parallel.least_ranks
     assert check_world(config, ranks) >= 1
     assert batch_line(config, ranks)
     assert config_class.model_validate(parse_yaml(to_yaml(config), "resolved").values) == config

@@ -107,7 +107,7 @@ def test_a_published_mixture_of_experts_is_refused_by_name() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_run_resolves_and_its_ranks_divide(path: Path) -> None:
     config = config_of(path)
-    assert check_world(config, config.parallel.ranks or config.parallel.model_ranks) >= 1
+    assert check_world(config, config.parallel.ranks or config.parallel.least_ranks) >= 1
     assert path.read_text().startswith("# "), "say on top what it is"
     assert (
         f"examples/recipes/{path.relative_to(RECIPES)}" in path.read_text()

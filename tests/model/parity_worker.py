@@ -56,6 +56,8 @@ def run_case(case: dict, out: Path) -> None:
         pp=case.get("pp", 1),
         vpp=case.get("vpp"),
         sequence_parallel=case.get("sp", False),
+        ep=case.get("ep", 1),
+        etp=case.get("etp", 1),
     )
     parallel.initialize(layout)
     from megatron.core import parallel_state

@@ -99,7 +99,7 @@ def published(kind: str, **values: object) -> dict:
         "rope_theta": 20000.0,
         "max_position_embeddings": 40960,
         "tie_word_embeddings": kind != "gemma3_text",
-        "use_sliding_window": True,
+        "use_sliding_window": kind != "qwen3_moe",
         "sliding_window": 77,
         "max_window_layers": 3,
         "sliding_window_pattern": 2,
@@ -175,7 +175,13 @@ def test_scaled_rotary_embeddings_are_read_as_transformers_reads_them(
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
         ("gemma3", {}, "model_type 'gemma3'"),
-        ("qwen3_moe", {}, "model_type 'qwen3_moe'"),
+        ("deepseek_v3", {}, "model_type 'deepseek_v3'"),
+        ("qwen3_moe", {"use_sliding_window": True}, "use_sliding_window true"),
+        ("qwen3_moe", {"mlp_only_layers": "all"}, "mlp_only_layers"),
+        ("qwen3_moe", {"mlp_only_layers": [0, 1, 2, 3]}, "no layer has experts"),
+        ("qwen3_moe", {"num_experts": 4}, "num_experts_per_tok 8 is more than the 4"),
+        ("glm4_moe", {"norm_topk_prob": False}, "norm_topk_prob false"),
+        ("glm4_moe", {"n_group": 4, "topk_group": 1}, "n_group 4 with topk_group 1"),
     ],
 )
 def test_what_cannot_be_done_exactly_is_refused_by_the_fields_name(

@@ -31,6 +31,8 @@ CASES = (  # vLLM refuses a Qwen whose window is on some layers only
     "olmo2",
     "olmo3",
     "gemma3",
+    "qwen3-moe",
+    "glm4-moe",
 )
 # vLLM's attention on a CPU takes heads of a multiple of 32, in hidden states of any size
 SIZES = {"hidden_size": 128, "head_dim": 32, "vocab_size": 512}

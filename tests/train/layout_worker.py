@@ -4,8 +4,9 @@ step.
     torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
 CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss",
-"recompute", "model", "steps", "lora"}; W ranks, what is left is DP. lora: targets of adapters of
-rank 4, or "all". Not a test itself: `test_layout_invariance.py` runs it.
+"recompute", "model", "steps", "lora", "ep", "etp", "moe"}; W ranks, what is left is DP. lora: targets of adapters of
+rank 4, or "all". Not a test itself: `test_layout_invariance.py` and `moe/test_layouts.py`
+run it.
 """
 
 import math
@@ -52,16 +53,20 @@ def run_case(model_dir: str, case: dict) -> dict:
         vpp=case.get("vpp"),
         cp=case.get("cp", 1),
         sequence_parallel=case.get("sp", False),
+        ep=case.get("ep", 1),
+        etp=case.get("etp", 1),
     )
     parallel.initialize(layout)
     from megaladder.capabilities import sequence_alignment
     from megaladder.checkpoints_conv.live_model import load_hf_into_chunks
+    from megaladder.config.sections.moe import MoeSection
     from megaladder.config.sections.shared import OptimSection
     from megaladder.data.pack import PackSpec, build_micro_batches, plan_global_batch
     from megaladder.kernels import linear_common
     from megaladder.model.build import BuildOptions, build_chunks
     from megaladder.model.head import HeadOptions
     from megaladder.model.hf_config import model_shape, read_config_json
+    from megaladder.model.moe.balance import step_balance
     from megaladder.train.objectives.losses import sft_head, sft_loss
     from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
     from megaladder.train.step import run_micro_batches
@@ -71,7 +76,11 @@ def run_case(model_dir: str, case: dict) -> dict:
     linear_common._CPU_SCRATCH = case.get("scratch", 8 << 20)
     shape = model_shape(read_config_json(model_dir))
     lora = case.get("lora")
-    options = BuildOptions(recompute=case.get("recompute", "none"), adapters=lora is not None)
+    options = BuildOptions(
+        recompute=case.get("recompute", "none"),
+        moe=MoeSection(**case.get("moe", {})),
+        adapters=lora is not None,
+    )
     chunks = build_chunks(shape, layout, options)
     load_hf_into_chunks(chunks, model_dir, shape)
     if lora is not None:
@@ -100,7 +109,7 @@ def run_case(model_dir: str, case: dict) -> dict:
         sequence_align=sequence_alignment(layout.cp),
         micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1,
     )
-    steps = []
+    steps, balances = [], []
     for step in range(case.get("steps", NUM_STEPS)):
         ids = np.arange(step * NUM_SAMPLES, (step + 1) * NUM_SAMPLES)
         plan = plan_global_batch([data[i].num_tokens for i in ids], ids, spec, parallel.dp_size())
@@ -109,8 +118,10 @@ def run_case(model_dir: str, case: dict) -> dict:
         sums = run_micro_batches(wrapped, batches, loss, head=head)
         grad_norm, _ = guarded_update(optimizer, sums.loss, lr=1e-3)
         steps.append([sums.mean_loss, grad_norm, sums.num_loss_tokens])
+        balance = step_balance(wrapped, shape)
+        balances.append([] if balance is None else [one.load.tolist() for one in balance.layers])
     parallel_state.destroy_model_parallel()
-    return {"name": case["name"], "steps": steps}
+    return {"name": case["name"], "steps": steps, "loads": balances}
 
 
 if __name__ == "__main__":

@@ -72,12 +72,15 @@ def _studies(folder: Path) -> None:
 
 
 def make_models(folder: Path) -> None:
-    """Two tiny models with the same tokenizer, one with more layers, and a folder that is full."""
+    """Two tiny models with the same tokenizer, one with more layers, two with experts, and a folder
+    that is full."""
     for seed, name in enumerate(("model", "other_model")):
         build_tiny_model(folder / name, hidden=32, seed=seed)
     build_tiny_model(folder / "deep_model", hidden=32, num_layers=4)
     for rank, name in ((2, "adapter"), (3, "other_adapter")):
         _adapter(folder / "model", folder / name, rank)
+    build_tiny_model(folder / "experts", "qwen3_moe", hidden=32)
+    build_tiny_model(folder / "biased_experts", "glm4_moe", hidden=32)
     (folder / "filled").mkdir()
     (folder / "filled" / "notes.txt").write_text("a file that no conversion made")
 

@@ -77,6 +77,19 @@ def _tracked() -> dict[str, dict[str, object]]:
     return {f"log.{key}": by_wandb for key in ("project", "entity", "group", "tags")}
 
 
+def _experts(i: Path) -> dict[str, dict[str, Any]]:
+    """What the keys of a mixture of experts need."""
+    experts = {"model.path": str(i / "experts")}
+    return {
+        "parallel.ep": experts,
+        "parallel.etp": experts,
+        "moe.aux_loss": experts,
+        "moe.aux_loss_coef": {**experts, "moe.aux_loss": "sequence"},
+        "moe.z_loss_coef": experts,
+        "moe.bias_update_rate": {"model.path": str(i / "biased_experts")},
+    }
+
+
 def _asked(i: Path) -> dict[str, object]:
     """Benchmarks between the steps, before the first and after the last."""
     return {
@@ -227,6 +240,7 @@ def sft_walk(i: Path) -> Walk:
             "train.logits": {"train.precision": "bf16"},
             "optim.wsd_decay_ratio": {"optim.schedule": "wsd"},
             **_tracked(),
+            **_experts(i),
             **{f"train.clip_ratio_{side}": clipped for side in ("low", "high")},
         },
         together=evaluations["together"],
@@ -351,6 +365,7 @@ def grpo_walk(i: Path) -> Walk:
             "train.logits": {"train.precision": "bf16"},
             "optim.wsd_decay_ratio": {"optim.schedule": "wsd"},
             **_tracked(),
+            **_experts(i),
             **{f"rollout.{name}": from_vllm for name in _VLLM_KEYS},
             "rollout.server_concurrency": served,
             "rollout.sync_dir": served,

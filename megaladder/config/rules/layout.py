@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from megaladder.capabilities import LayerSizes, Machine
 from megaladder.config.rules.gpu import layout_problems, model_problems, platform_problems
+from megaladder.config.rules.moe import moe_problems
 from megaladder.config.sections.run import RunConfig
+from megaladder.config.sections.shared import ParallelSection
 from megaladder.errors import ConfigError
 
 
 def batch_problems(global_batch: int, micro_batch: int, dp: int, packing: bool) -> list[str]:
     """The violations of batch arithmetic.
-
-    Packed rows are cut to fit, so only unpacked batches have to divide evenly.
 
     Packed rows are cut to fit, so only unpacked batches have to divide evenly.
     """
@@ -55,11 +55,10 @@ def values_problems(config: RunConfig) -> list[str]:
         )
     if layout.ranks is None:
         return problems
-    if layout.ranks % layout.model_ranks:
+    if layout.ranks % layout.least_ranks:
         problems.append(
-            f"parallel.ranks {layout.ranks} is not a multiple of tp {layout.tp} × pp {layout.pp} ×"
-            f" cp {layout.cp} = {layout.model_ranks}; fix: ranks"
-            f" {-(-layout.ranks // layout.model_ranks) * layout.model_ranks}, or a smaller tp or pp"
+            f"parallel.ranks {layout.ranks} is not a multiple of {_least(layout)}; fix: ranks"
+            f" {-(-layout.ranks // layout.least_ranks) * layout.least_ranks}, or a smaller tp or pp"
         )
         return problems
     dp = layout.ranks // layout.model_ranks
@@ -78,6 +77,7 @@ def validate_layout(config: RunConfig, shape: LayerSizes) -> None:
         *shape_problems(shape, layout.tp, layout.pp, layout.vpp, prefix="parallel."),
         *layout_problems(config, shape),
         *model_problems(config, shape),
+        *moe_problems(config, shape),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -121,14 +121,22 @@ def shape_problems(
     return problems
 
 
+def _least(layout: ParallelSection) -> str:
+    """What the number of ranks is a multiple of, and why."""
+    model = f"tp {layout.tp} × pp {layout.pp} × cp {layout.cp}"
+    if layout.least_ranks == layout.model_ranks:
+        return f"{model} = {layout.model_ranks}"
+    experts = f"ep {layout.ep} × etp {layout.etp} × pp {layout.pp}"
+    return f"{layout.least_ranks}, which {model} and {experts} divide"
+
+
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
     """dp = ranks / (tp·pp·cp); a remainder is a ConfigError."""
     layout = config.parallel
-    if world_size % layout.model_ranks:
+    if world_size % layout.least_ranks:
         raise ConfigError(
-            f"{world_size} ranks do not divide into copies of tp {layout.tp} × pp {layout.pp} × cp"
-            f" {layout.cp} = {layout.model_ranks}; fix: start"
-            f" {-(-world_size // layout.model_ranks) * layout.model_ranks} ranks, or a smaller tp"
+            f"{world_size} ranks do not divide into copies of {_least(layout)}; fix: start"
+            f" {-(-world_size // layout.least_ranks) * layout.least_ranks} ranks, or a smaller tp"
             " or pp"
         )
     return world_size // layout.model_ranks

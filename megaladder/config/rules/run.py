@@ -68,6 +68,11 @@ READ_IF: tuple[ReadIf[RunConfig], ...] = (
         "gpu.first_last_layers_bf16 true",
     ),
     ReadIf(("parallel.sequence_parallel",), lambda run: run.parallel.tp > 1, "parallel.tp above 1"),
+    ReadIf(
+        ("moe.aux_loss_coef",),
+        lambda run: run.moe.aux_loss != "none",
+        "moe.aux_loss sequence or global_batch",
+    ),
     ReadIf(("gpu.cp_comm_type",), lambda run: run.parallel.cp > 1, "parallel.cp above 1"),
     ReadIf(
         tuple(f"evaluate.{key}" for key in leaf_keys(EvaluateSection) if key != "benchmarks"),

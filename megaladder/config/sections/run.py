@@ -9,6 +9,7 @@ from __future__ import annotations
 from megaladder.config.base import StrictModel
 from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.config.sections.gpu import GpuSection
+from megaladder.config.sections.moe import MoeSection
 from megaladder.config.sections.shared import (
     CheckpointSection,
     DataSection,
@@ -32,6 +33,7 @@ class RunConfig(StrictModel):
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
     lora: LoraSection = LoraSection()
+    moe: MoeSection = MoeSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()

@@ -9,6 +9,7 @@ meaning, source of the value. No torch here.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -84,16 +85,28 @@ class ParallelSection(StrictModel):
     cp: Positive = 1
     """Context parallel ranks: each holds 1/cp of every sequence, for traces whose activations do
     not fit otherwise. Needs Transformer Engine on CUDA. seq_length must be a multiple of 2·cp."""
+    ep: Positive = 1
+    """Expert parallel ranks: each holds 1/ep of every layer's experts; tokens travel to them.
+    Taken out of the same ranks as tp and dp. Must divide the number of experts."""
+    etp: Positive = 1
+    """Tensor parallel ranks of each expert; the other matrices have tp. Experts are narrow: 1 is
+    nearly always best."""
     sequence_parallel: bool = True
     """Split norms and dropout along the sequence over the tp ranks: less activation memory, same
     traffic."""
     ranks: Positive | None = None
-    """Processes in all. null = what torchrun started, else tp·pp·cp on this machine."""
+    """Processes in all. null = what torchrun started, else as few as the layout takes (tp·pp·cp, or
+    more for ep·etp) on this machine."""
 
     @property
     def model_ranks(self) -> int:
         """Ranks that one copy of the model takes: tp·pp·cp."""
         return self.tp * self.pp * self.cp
+
+    @property
+    def least_ranks(self) -> int:
+        """Ranks that hold whole copies of the model and of its experts."""
+        return self.pp * math.lcm(self.tp * self.cp, self.ep * self.etp)
 
     @property
     def uses_sequence_parallel(self) -> bool:

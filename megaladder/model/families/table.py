@@ -1,8 +1,9 @@
 """One row for each model family: what its config.json means, and what its tensors are called.
 
 How to add a family: a row here, and a tiny random model of it in tests/model_cases.py; all tests of
-conversion, parity, layouts and plans then run on it. `*` in a name is the layer index. Defaults are
-those of transformers' configuration class (5.x), for keys that published files leave out.
+conversion, parity, layouts and plans then run on it. `*` in a name is the layer index, `@` that of
+an expert. Defaults are those of transformers' configuration class (5.x), for keys that published
+files leave out.
 
 A role is a parameter of the model: checkpoints_conv/families.py says which megatron-core parameter
 it is and how tensor parallelism cuts it. Norms are told by their place: `input_norm` and `mlp_norm`
@@ -19,6 +20,7 @@ from typing import Any
 from megaladder.errors import ModelError
 from megaladder.model.families.fields import Fields
 from megaladder.model.families.rope import FULL, KINDS, SLIDING
+from megaladder.model.moe.shape import MoeShape, glm4_moe, qwen3_moe
 
 Names = dict[str, tuple[str, ...]]
 Windows = tuple[int | None, tuple[bool, ...]]
@@ -63,6 +65,16 @@ _PACKED = _names(qkv=".self_attn.qkv_proj.weight", gate_up=".mlp.gate_up_proj.we
 _POST_NORMS = _names(  # OLMo: no norms before attention and MLP
     attention_post_norm=".post_attention_layernorm.weight",
     mlp_post_norm=".post_feedforward_layernorm.weight",
+)
+_EXPERTS = _names(
+    router=".mlp.gate.weight",
+    expert_gate_up=".mlp.experts.@.gate_proj.weight|.mlp.experts.@.up_proj.weight",
+    expert_down=".mlp.experts.@.down_proj.weight",
+)
+_SHARED_EXPERT = _names(
+    router_bias=".mlp.gate.e_score_correction_bias",
+    shared_gate_up=".mlp.shared_experts.gate_proj.weight|.mlp.shared_experts.up_proj.weight",
+    shared_down=".mlp.shared_experts.down_proj.weight",
 )
 _FOUR_NORMS = _names(
     input_norm=".input_layernorm.weight",
@@ -145,10 +157,13 @@ class Family:
     these values, since anything else would compute another function.
 
     qkv_bias: always, never, or the key that decides. qk_norm: over each head or over the whole
-    projection. layer_ropes: sliding layers have a rotary embedding of their own, with this base or
+    projection, where the key `qk_norm_key` does not say false. layer_ropes: sliding layers have a rotary embedding of their own, with this base or
     the one under this key. norm_offset: norms
     multiply by 1 + weight. scaled_embedding: by √hidden_size. activation: the key that names the
     gate's function. score_scalar: the key that stands for the head's size where scores are scaled.
+    experts: reads the numbers of a mixture of experts.
+    experts: reads the numbers of a mixture of experts. prediction_layers: published folders hold
+    layers past the last one, which predict further tokens; they are neither trained nor exported.
     """
 
     title: str
@@ -157,6 +172,7 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     qkv_bias: str | bool = False
     qk_norm: str | None = None
+    qk_norm_key: str | None = None
     windows: Callable[[Fields, int], Windows] = no_windows
     layer_ropes: str | float | None = None
     rotary_interleaved: bool = False
@@ -165,6 +181,8 @@ class Family:
     activation: str = "hidden_act"
     gate: str = "silu"
     score_scalar: str | None = None
+    experts: Callable[[Fields, int], MoeShape] | None = None
+    prediction_layers: bool = False
     rope_kinds: tuple[str, ...] = KINDS
 
 
@@ -203,6 +221,22 @@ FAMILIES = {  # by config.json's model_type
     ),
     "qwen2": Family(
         "Qwen2 / Qwen2.5", _LLAMA | _QKV_BIAS, defaults=_QWEN, qkv_bias=True, windows=upper_layers
+    ),
+    "qwen3_moe": Family(
+        "Qwen3-MoE",
+        _LLAMA | _QK_NORM | _EXPERTS,
+        defaults={
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32768,
+            "attention_bias": False,
+            "decoder_sparse_step": 1,
+            "moe_intermediate_size": 768,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+        },
+        fixed=_OUTPUT_BIAS | {"use_sliding_window": (False, None)},
+        qk_norm="head",
+        experts=qwen3_moe,
     ),
     "llama": Family(
         "Llama 2 / 3",
@@ -247,6 +281,34 @@ FAMILIES = {  # by config.json's model_type
         defaults=_GLM,
         qkv_bias="attention_bias",
         rotary_interleaved=True,
+    ),
+    "glm4_moe": Family(
+        "GLM-4.5",
+        _LLAMA | _QKV_BIAS | _QK_NORM | _EXPERTS | _SHARED_EXPERT,
+        defaults={
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "attention_bias": False,
+            "partial_rotary_factor": 0.5,
+            "use_qk_norm": False,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 1408,
+            "num_experts_per_tok": 8,
+            "n_routed_experts": 128,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.0,
+            "norm_topk_prob": True,
+        },
+        # megatron-core always divides sigmoid scores by their sum
+        fixed={"norm_topk_prob": (True,)},
+        qkv_bias="attention_bias",
+        qk_norm="head",
+        qk_norm_key="use_qk_norm",
+        experts=glm4_moe,
+        prediction_layers=True,
     ),
     "olmo2": Family(
         "OLMo-2",

@@ -14,6 +14,7 @@ from megaladder.errors import RunStopped
 from megaladder.ledger.book import Ledger, Phase
 from megaladder.ledger.work import Work, total_work, update_work
 from megaladder.log import RunLog, StepMetrics
+from megaladder.model.moe.balance import CollapseWatch
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
 from megaladder.run_dir import RunDir
@@ -23,7 +24,7 @@ from megaladder.train.rl.problems import ProblemFacts
 from megaladder.train.rl.samples import SampleTable
 from megaladder.train.trainer import Trainer, UpdateResult
 
-CONSOLE_KEYS = ("reward", "accuracy", "entropy", "mismatch_mean")
+CONSOLE_KEYS = ("reward", "accuracy", "entropy", "mismatch_mean", "moe_max_load")
 
 
 class GrpoReport:
@@ -43,6 +44,7 @@ class GrpoReport:
         self.cursor = 0  # the problem stream's position after the last step
         self._left_out: Counter[str] = Counter()
         self._rewards: dict[int, float] = {}
+        self._collapse = CollapseWatch()
         self.ledger = Ledger()
         self._step_began = time.perf_counter()
         self._phases: defaultdict[str, float] = defaultdict(float)
@@ -154,6 +156,7 @@ class GrpoReport:
         booked = self.ledger.book({**table.work, **trainer})
         flops = total_work(trainer.values()).flops
         speed = flops / (update_s + seconds["logprobs"]) if results else 0.0
+        balance = results[-1].balance if results else None
         self.log.step(
             StepMetrics(
                 step=step,
@@ -179,11 +182,14 @@ class GrpoReport:
                     **{f"{name}_s": value for name, value in seconds.items()},
                     "total_flops": self.ledger.flops,
                     **booked,
+                    **(balance.metrics() if balance else {}),
                 },
                 shown=CONSOLE_KEYS,
             )
         )
         self.log.rollouts(step, self._run.rollouts(step))
+        if balance and (warning := self._collapse.warning(step, balance)):
+            self.log.warn(warning)
         limit = self._config.grpo.mismatch_limit
         if learned.get("mismatch_mean", 0.0) > limit:
             raise RunStopped(

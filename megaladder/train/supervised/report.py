@@ -10,6 +10,7 @@ from megaladder.data.loader import BatchStats
 from megaladder.ledger.book import Ledger
 from megaladder.ledger.work import Work, forward_work, total_work, update_work
 from megaladder.log import RunLog, StepMetrics
+from megaladder.model.moe.balance import CollapseWatch
 from megaladder.train.objectives.losses import held_out_loss
 from megaladder.train.supervised.data import SftData
 from megaladder.train.trainer import Trainer, UpdateResult
@@ -26,6 +27,7 @@ class SftReport:
         self._config, self._trainer, self._data = config, trainer, data
         self._held_out: dict[int, float] = {}
         self._last_loss: float | None = None
+        self._collapse = CollapseWatch()
         self.ledger = Ledger()
 
     def identity(self) -> dict[str, Any]:
@@ -136,10 +138,13 @@ class SftReport:
                     "num_micro_batches": stats.num_micro_batches,
                     "total_flops": self.ledger.flops,
                     **booked,
+                    **(result.balance.metrics() if result.balance else {}),
                 },
-                shown=("epoch", "num_micro_batches"),
+                shown=("epoch", "num_micro_batches", "moe_max_load"),
             )
         )
+        if result.balance and (warning := self._collapse.warning(step, result.balance)):
+            self.log.warn(warning)
 
     def rows(self) -> list[tuple[str, str]]:
         """Losses, tokens and data of the final table."""

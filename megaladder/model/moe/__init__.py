@@ -1,0 +1,1 @@
+"""Mixture of experts: its numbers, router, layer and balance."""

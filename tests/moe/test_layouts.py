@@ -1,0 +1,108 @@
+"""Loss, gradient norm and each expert's tokens of every step do not depend on EP, expert TP, TP,
+PP, VPP, DP, micro-batch size, packing, padding or recompute; with every way of balancing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from distributed import run_ranks
+from model_cases import make_folder
+
+LOSS_TOLERANCE, GRAD_NORM_TOLERANCE = 1e-5, 1e-4  # relative
+# strong enough that a share counted twice shows in the gradient norm
+SEQUENCE = {"aux_loss": "sequence", "aux_loss_coef": 0.1, "z_loss_coef": 0.01}
+GLOBAL = {"aux_loss": "global_batch", "aux_loss_coef": 0.1}
+# `global_batch` takes shares of all micro-batches so far: one a step here
+QUICK = {
+    1: [
+        {"name": "reference"},
+        {"name": "micro4-unpacked", "micro": 4, "packing": False},
+        {"name": "sequence-reference", "moe": SEQUENCE},
+        {"name": "global-reference", "moe": GLOBAL, "micro": 8},
+    ],
+    2: [
+        {"name": "ep2", "ep": 2},
+        {"name": "tp2-ep2", "tp": 2, "sp": True, "ep": 2},
+        {"name": "pp2", "pp": 2},
+        {"name": "sequence-tp2", "tp": 2, "sp": True, "moe": SEQUENCE},
+        {"name": "global-ep2", "ep": 2, "moe": GLOBAL, "micro": 4},
+    ],
+}
+SLOW = {
+    1: [
+        {"name": "reference"},
+        {"name": "micro2", "micro": 2},
+        {"name": "recompute", "recompute": "full"},
+        {"name": "sequence-reference", "moe": SEQUENCE},
+        {"name": "sequence-recompute", "moe": SEQUENCE, "recompute": "full", "micro": 2},
+        {"name": "sequence-unpacked", "moe": SEQUENCE, "packing": False, "micro": 4},
+        {"name": "global-reference", "moe": GLOBAL, "micro": 8},
+    ],
+    2: [
+        {"name": "tp2-etp2", "tp": 2, "sp": True, "etp": 2},
+        {"name": "dp2-etp2", "etp": 2},
+        {"name": "pp2-vpp2", "pp": 2, "vpp": 2},
+        {"name": "sequence-ep2", "moe": SEQUENCE, "ep": 2, "recompute": "full"},
+        {"name": "sequence-pp2", "moe": SEQUENCE, "pp": 2, "micro": 2},
+        {"name": "global-tp2", "moe": GLOBAL, "tp": 2, "sp": True, "micro": 8},
+    ],
+    4: [
+        {"name": "ep4", "ep": 4},
+        {"name": "ep2-dp4", "ep": 2, "micro": 2},
+        {"name": "tp2-ep4", "tp": 2, "sp": True, "ep": 4},
+        {"name": "tp2-ep2-etp2", "tp": 2, "sp": True, "ep": 2, "etp": 2},
+        {"name": "tp2-pp2-ep2", "tp": 2, "sp": True, "pp": 2, "ep": 2},
+        {"name": "pp2-vpp2-ep2", "pp": 2, "vpp": 2, "ep": 2},
+        {"name": "sequence-tp2-ep4", "moe": SEQUENCE, "tp": 2, "sp": True, "ep": 4},
+        {"name": "sequence-pp2-ep2", "moe": SEQUENCE, "pp": 2, "ep": 2},
+        {"name": "global-ep4", "moe": GLOBAL, "ep": 4, "micro": 2},
+    ],
+}
+
+
+def run(folder: Path, model: str, cases: dict[int, list[dict]]) -> dict[str, dict]:
+    """Case name → its steps and loads."""
+    make_folder(model, folder / model)
+    found = {}
+    for world_size, chosen in cases.items():
+        out = folder / f"{world_size}.json"
+        run_ranks(
+            "train/layout_worker.py",
+            world_size,
+            str(folder / model),
+            json.dumps([{"steps": 2, **case} for case in chosen]),
+            str(out),
+        )
+        found |= {result["name"]: result for result in json.loads(out.read_text())}
+    return found
+
+
+def agree(found: dict[str, dict]) -> None:
+    """Every case equals the reference of its way of balancing."""
+    for name, result in found.items():
+        kind = next((kind for kind in ("sequence-", "global-") if name.startswith(kind)), "")
+        reference = found[f"{kind}reference"]
+        assert result["loads"] == reference["loads"], name
+        for (loss, norm, tokens), (loss0, norm0, tokens0) in zip(
+            result["steps"], reference["steps"], strict=True
+        ):
+            assert tokens == tokens0, name
+            assert loss == pytest.approx(loss0, rel=LOSS_TOLERANCE), name
+            assert norm == pytest.approx(norm0, rel=GRAD_NORM_TOLERANCE), name
+
+
+def test_layouts_agree(tmp_path: Path) -> None:
+    found = run(tmp_path, "qwen3-moe", QUICK)
+    agree(found)
+    plain, *others = (found[f"{kind}reference"]["steps"] for kind in ("", "sequence-", "global-"))
+    for other in others:  # the losses reach the gradient, and are no part of the reported loss
+        assert other[0][0] == pytest.approx(plain[0][0], rel=1e-6)
+        assert abs(other[0][1] / plain[0][1] - 1) > 10 * GRAD_NORM_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["qwen3-moe", "glm4-moe"])
+def test_all_layouts_agree(tmp_path: Path, model: str) -> None:
+    agree(run(tmp_path, model, SLOW))
