@@ -177,7 +177,8 @@ def write_report(start: Start) -> None:
     from megaladder.config.verbs.analysis import ReportConfig
 
     scale = start.study.scales[start.config.scale]
-    folders = [str(start.plan.out / name) for name in scale.report]
+    # of each job: an analysis is looked for in the folder that is named, not below it
+    folders = [str(job.folder) for name in scale.report for job in start.plan.jobs_of(name)]
     run_report(
         ReportConfig(
             run_dirs=(*folders, str(start.findings_file)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from waiting import descendants, is_alive, wait_until
 from megaladder.cli import main
 from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.errors import ConfigError
+from megaladder.evaluation.benchmarks.spec import own_name
 from megaladder.study.plan import make_plan
-from megaladder.study.study import Scale, load_study, shipped_studies
+from megaladder.study.study import Scale, Stage, load_study, shipped_studies
 from megaladder.study.verb import run_study
 
 MOMENTS = (
@@ -232,6 +234,7 @@ def test_every_shipped_study_is_well_formed(
 def test_every_finding_names_evaluations_that_its_stages_make(name: str) -> None:
     study = load_study(shipped_studies()[name])
     for scale, what in study.scales.items():
+        asked = {stage.name: _benchmarks(stage) for stage in what.stages}
         stages = {
             stage.name: {*stage.together, *(label for label, _ in stage.sweep.expand())}
             for stage in what.stages
@@ -239,8 +242,16 @@ def test_every_finding_names_evaluations_that_its_stages_make(name: str) -> None
         assert len(study.findings_at(scale)) >= 2
         for finding in study.findings_at(scale):
             for place in _places(finding.measured[scale].model_dump()):
-                stage, label, *_ = place.split("/")
+                stage, label, *benchmark = place.split("/")
                 assert any(Path(one).match(label) for one in stages[stage]), (finding.name, place)
+                assert asked[stage].issuperset(benchmark) or not asked[stage], (finding.name, place)
+
+
+def _benchmarks(stage: Stage) -> set[str]:
+    """Names of the benchmarks that a stage's evaluations ask for; of files, the names they get."""
+    words = [shlex.split(command) for command in stage.run]
+    names = [one[one.index("--benchmark") + 1].split(",") for one in words if one[0] == "eval"]
+    return {own_name(name) if name.endswith(".jsonl") else name for some in names for name in some}
 
 
 def _places(statistic: dict[str, object]) -> list[str]:
