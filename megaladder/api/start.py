@@ -43,7 +43,7 @@ def run_verb(verb: str, config: StrictModel, look: Callable[[], None]) -> None:
         file.write_text(to_yaml(config), encoding="utf-8")
         child = _start([sys.executable, "-m", "megaladder", verb, str(file)])
         said = _follow(child, look)
-    _raise_for(verb, child.wait(), said)
+    raise_for(verb, child.wait(), said)
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
@@ -94,13 +94,17 @@ def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
     lines.put(None)
 
 
-def _raise_for(verb: str, status: int, said: list[str]) -> None:
+def raise_for(verb: str, status: int, said: list[str]) -> None:
+    """The exception of an exit status, with the words that came before it; nothing for 0."""
     if status == 0:
         return
-    first = max((i for i, line in enumerate(said) if line.startswith(PREFIX)), default=None)
-    words = "\n".join(said[-20:] if first is None else said[first:]).removeprefix(PREFIX)
+    blocks = [i for i, line in enumerate(said) if line.startswith(PREFIX)]
+    # of a refusal the first block is the cause, what follows is the launcher's; of a stop the last
+    refused = status == MegaladderError.exit_status
+    first = (blocks[0] if refused else blocks[-1]) if blocks else -20
+    words = "\n".join(said[first:]).removeprefix(PREFIX)
     if status in (ending.RESUMABLE, ending.INTERRUPTED):
         raise RunStopped(words)
-    if status == MegaladderError.exit_status:
+    if refused:
         raise MegaladderError(words)
     raise RuntimeError(f"megaladder {verb} ended with status {status}, a bug:\n{words}")

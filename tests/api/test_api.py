@@ -13,9 +13,9 @@ import pytest
 
 import megaladder as ml
 from megaladder.api.follow import Follower, GrowingFile
-from megaladder.api.start import run_verb
+from megaladder.api.start import raise_for, run_verb
 from megaladder.config.verbs.evaluation import EvalConfig
-from megaladder.errors import ConfigError, MegaladderError
+from megaladder.errors import ConfigError, MegaladderError, RunStopped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,6 +132,30 @@ def test_callbacks_hear_what_is_new_once_and_a_failing_one_is_left_out(tmp_path)
     assert broken.heard == []
 
 
+CAUSE, LAUNCHER = "megaladder: data.jsonl: no rows; fix: rows", "megaladder: rank 0 of 2 exited"
+STOPPING, STOPPED = "megaladder: SIGINT: a step that has begun is finished", "megaladder: stopped"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "error", "message"),
+    [
+        (
+            2,
+            ["line", CAUSE, "more", LAUNCHER],
+            MegaladderError,
+            r"^data\.jsonl: no rows; fix: rows",
+        ),
+        (3, [STOPPING, "step 4", STOPPED], RunStopped, "^stopped$"),
+        (130, [], RunStopped, "^$"),
+        (1, ["Traceback", "ValueError: x"], RuntimeError, "status 1, a bug:\nTraceback"),
+    ],
+)
+def test_an_ending_becomes_the_exception_of_its_status(status, said, error, message) -> None:
+    with pytest.raises(error, match=message):
+        raise_for("sft", status, said)
+    raise_for("sft", 0, said)
+
+
 @pytest.mark.slow
 def test_what_a_verb_refuses_is_raised_with_its_words(tmp_path, capfd) -> None:
     config = EvalConfig.model_validate(
@@ -146,7 +170,10 @@ def test_what_a_verb_refuses_is_raised_with_its_words(tmp_path, capfd) -> None:
 def test_two_ranks_train_through_the_api(tmp_path) -> None:
     from tiny_models import build_tiny_model
 
-    rows = [{"message": f"What is {i} + {i}?", "response": f"It is {2 * i}."} for i in range(64)]
+    rows = [
+        {"message": f"What is {i} + {i}?", "response": f"It is {2 * i}.", "advantage": 1.0}
+        for i in range(64)
+    ]
     write_rows(tmp_path / "data.jsonl", rows)
     listener = Listener()
     config = {

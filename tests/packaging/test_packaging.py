@@ -100,7 +100,8 @@ def test_every_python_file_is_packaged_and_nothing_else_is_top_level(wheel) -> N
             if "__pycache__" not in path.parts
         }
     assert wanted - set(names) == set()
-    assert "megaladder/config/presets.yaml" in names
+    data = {"config/presets.yaml", "py.typed", "examples/notebooks/first_run.ipynb"}
+    assert {f"megaladder/{name}" for name in data} <= set(names)
 
 
 def test_a_wheel_works_from_elsewhere(wheel, hub_kernels, tmp_path) -> None:
@@ -117,6 +118,7 @@ def test_a_wheel_works_from_elsewhere(wheel, hub_kernels, tmp_path) -> None:
     command = [sys.executable, "-m", "megaladder", "examples"]
     listed = run(command, tmp_path, PYTHONPATH=path)
     assert "recipes/limo/train_limo.yaml" in listed and "quickstart.sh" in listed
+    assert "notebooks/first_run.ipynb" in listed and "A first run from Python" in listed
     run([*command, "recipes/limo"], tmp_path, PYTHONPATH=path)
     assert (tmp_path / "examples/recipes/limo/train_limo.yaml").is_file()
 

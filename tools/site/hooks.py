@@ -37,6 +37,25 @@ CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 LANGUAGES = {".py": "python", ".sh": "bash", ".sbatch": "bash", ".yaml": "yaml", ".json": "json"}
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Pages that the navigation does not name stand at its end, so that none is lost."""
+    docs = Path(config.docs_dir)
+    pages = sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
+    if config.nav is not None:
+        named = set(_named(config.nav))
+        if more := [page for page in pages if page not in named]:
+            config.nav.append({"More": more})
+    return config
+
+
+def _named(nav: object) -> Iterator[str]:
+    """The pages in a navigation, at any depth."""
+    if isinstance(nav, str):
+        yield nav
+    for part in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from _named(part)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made."""
     texts = {page: (ROOT / name).read_text(encoding="utf-8") for page, name in ROOT_PAGES.items()}
