@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from megaladder.cli.dispatch import config_class_of, find_verb, resolve_words
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r'^```bash title="(CPU|GPU|both)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -32,6 +34,40 @@ def test_both_variants_say_what_the_common_blocks_read() -> None:
     for variant in ("CPU", "GPU"):
         set_here = set(re.findall(r"\b([A-Z_]+)=", commands(variant)))
         assert common <= set_here
+
+
+SAY_INSTEAD = """
+hf() { :; }
+head() { :; }
+python() { :; }
+ls() { echo runs/some/hf/step_60; }
+megaladder() { printf 'CALL'; printf '\\t%s' "$@"; echo; }
+"""
+
+
+@pytest.mark.parametrize("variant", ["CPU", "GPU"])
+def test_every_command_of_a_variant_is_one_that_the_verb_takes(
+    variant, tmp_path, monkeypatch
+) -> None:
+    """Keys, values and files of the page, resolved as the command line does; nothing starts."""
+    script = SAY_INSTEAD + commands(variant) + "\nenv -0 > environment"
+    done = subprocess.run(
+        ["bash", "-eu", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    for pair in (tmp_path / "environment").read_text().split("\0"):
+        name, _, value = pair.partition("=")
+        if name in ("MODEL", "TRAIN", "PROBLEMS"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    calls = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("CALL")]
+    resolved = []
+    for words in calls:
+        verb, rest = find_verb(words)
+        if verb.name == "data make":
+            continue  # run by the test below
+        resolve_words(verb, config_class_of(verb, rest), rest)
+        resolved.append(verb.name)
+    assert [resolved.count(name) for name in ("sft", "grpo", "eval", "report")] == [1, 1, 3, 1]
 
 
 @pytest.mark.slow
