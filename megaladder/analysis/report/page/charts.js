@@ -4,7 +4,8 @@
 
 const HEIGHT = 210;
 const PAPER_WIDTH = 310;
-const MOST_IN_TIP = 8;
+const MOST_IN_TIP = 6;
+const MOST_BESIDE = 2; // in charts that only follow the cursor of another one
 const FEW_POINTS = 40;
 const hidden = new Set(); // names of lines that are switched off
 const view = { log: false, smooth: 0 };
@@ -151,12 +152,21 @@ class Plot {
     if (this.tip.hidden) return;
     const x = this.plot.data[0][idx];
     const found = this.lines.filter((line) => !hidden.has(line.n)).flatMap((line) => this.at(line, x));
+    const here = this.element.matches(":hover, :focus");
+    if (!here && found.length > MOST_BESIDE) {
+      this.tip.hidden = true;
+      return;
+    }
     found.sort((a, b) => a.away - b.away || Math.abs(a.y - top) - Math.abs(b.y - top));
     const near = found.slice(0, MOST_IN_TIP);
-    this.tip.replaceChildren(make("div", "soft", near.some((one) => one.label) ? "" : `${this.chart.x} ${show(x)}`));
+    const every = new Set(near.map((one) => one.line.every || 1));
+    const means = every.size === 1 && !every.has(1) ? `, means of ${[...every][0]} steps` : "";
+    const head = near.some((one) => one.label) ? "" : `${this.chart.x} ${show(x)}${means}`;
+    this.tip.replaceChildren(make("div", "soft", head));
     near.forEach((one) => {
       const row = make("div", `line${one.line.s}`);
-      row.append(make("i"), make("bdi", "", one.text));
+      const mean = !means && one.line.every ? `, mean of ${one.line.every} steps` : "";
+      row.append(make("i"), make("bdi", "", one.text + mean));
       this.tip.append(row);
     });
     if (found.length > near.length) this.tip.append(make("div", "soft", `and ${found.length - near.length} more`));
@@ -173,9 +183,8 @@ class Plot {
     return places.map((i) => {
       const bounds = line.lo && line.lo[i] !== null ? ` [${show(line.lo[i])}, ${show(line.hi[i])}]` : "";
       const where = line.xs[i] === x ? "" : ` at ${show(line.xs[i])}`;
-      const every = line.every ? `, mean of ${line.every} steps` : "";
       const label = line.labels?.[i];
-      return { line, label, text: label || `${line.n}: ${show(line.v[i])}${bounds}${where}${every}`,
+      return { line, label, text: label || `${line.n}: ${show(line.v[i])}${bounds}${where}`,
         away: Math.abs(line.xs[i] - x), y: this.plot.valToPos(line.v[i], "y") };
     });
   }
@@ -230,7 +239,8 @@ class Plot {
 
   move(by) {
     const xs = this.plot.data[0];
-    const now = this.tip.hidden ? (by > 0 ? -1 : xs.length) : this.plot.cursor.idx;
+    const { idx, left } = this.plot.cursor;
+    const now = left >= 0 ? idx : by > 0 ? -1 : xs.length;
     const next = Math.min(xs.length - 1, Math.max(0, now + by));
     this.tip.setAttribute("role", "status");
     this.point(next);
