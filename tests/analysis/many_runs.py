@@ -1,6 +1,6 @@
 """Many run folders as training leaves them, in a second: for the size of a report and the pace of watch.
 
-    python tests/analysis/many_runs.py FOLDER [NUM_RUNS]
+python tests/analysis/many_runs.py FOLDER [NUM_RUNS]
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 SFT_STEPS, GRPO_STEPS, ROLLOUT_STEPS = 1000, 200, (1, 100, 200)
-SFT_KEYS = ("loss", "grad_norm", "lr", "tokens_per_s", "mfu", "non_padding_share", "num_micro_batches")
+SFT_KEYS = (
+    "loss",
+    "grad_norm",
+    "lr",
+    "tokens_per_s",
+    "mfu",
+    "non_padding_share",
+    "num_micro_batches",
+)
 GRPO_KEYS = (
     *("loss", "grad_norm", "lr", "tokens_per_s", "reward", "reward_std", "accuracy", "entropy"),
     *("response_tokens_mean", "response_tokens_max", "zero_variance_groups", "policy_loss"),
@@ -44,7 +52,13 @@ def _write_metrics(run: Path, steps: int, keys: tuple[str, ...], rng: np.random.
     values = np.cumsum(rng.normal(size=(steps, len(keys))), axis=0) / math.sqrt(steps) + 3
     with (run / "metrics.jsonl").open("w") as file:
         for step, row in enumerate(values.tolist(), start=1):
-            fixed = {"step": step, "total_steps": steps, "tokens": 16384, "step_s": 1.5, "flops": 1e12}
+            fixed = {
+                "step": step,
+                "total_steps": steps,
+                "tokens": 16384,
+                "step_s": 1.5,
+                "flops": 1e12,
+            }
             file.write(json.dumps({**fixed, **dict(zip(keys, row, strict=True))}) + "\n")
 
 

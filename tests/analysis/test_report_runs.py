@@ -9,6 +9,7 @@ import json
 import re
 
 import pytest
+from analysis.many_runs import write_many
 from analysis.stored_runs import verdicts, write_eval, write_model, write_rows, write_run
 
 
@@ -137,3 +138,14 @@ def test_published_shift_files_and_several_budgets(tmp_path, verb):
     assert float(shift["mean rank shift", "m_d_token_losses"]) == 1.25
     assert float(shift["share of tokens shifted", "m_d_token_losses"]) == 0.5
     assert {r["figure"] for r in rows if r["section"] == "budget"} == {"m0/gsm8k", "m1/gsm8k"}
+
+
+@pytest.mark.parametrize("num_runs", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_report_of_many_runs_stays_small(tmp_path, verb, num_runs):
+    """Curves and rollouts share the room that there is."""
+    write_many(tmp_path, num_runs)
+    done = verb("report", tmp_path / "runs", tmp_path / "eval", "--out", tmp_path / "r.html",
+                with_json=False)  # fmt: skip
+    assert done.status == 0, done.err
+    size = (tmp_path / "r.html").stat().st_size
+    assert 1_000_000 < size < (3_000_000 if num_runs == 100 else 2_000_000)

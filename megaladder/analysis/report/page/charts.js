@@ -151,12 +151,13 @@ class Plot {
     this.tip.hidden = !(left >= 0) || idx === null || idx === undefined;
     if (this.tip.hidden) return;
     const x = this.plot.data[0][idx];
-    const found = this.lines.filter((line) => !hidden.has(line.n)).flatMap((line) => this.at(line, x));
+    const visible = this.lines.filter((line) => !hidden.has(line.n));
     const here = this.element.matches(":hover, :focus");
-    if (!here && found.length > MOST_BESIDE) {
+    if (!here && visible.length > MOST_BESIDE) {
       this.tip.hidden = true;
       return;
     }
+    const found = visible.flatMap((line) => this.at(line, x));
     found.sort((a, b) => a.away - b.away || Math.abs(a.y - top) - Math.abs(b.y - top));
     const near = found.slice(0, MOST_IN_TIP);
     const every = new Set(near.map((one) => one.line.every || 1));
