@@ -176,9 +176,16 @@ def read_term(value: Any) -> Any:
     if "function" in value:
         return FunctionTerm.model_validate(value)
     if value.get("name") not in BUILT_IN:
-        known = ", ".join(BUILT_IN)
-        raise ValueError(f"unknown term {value.get('name')!r}: one of {known}, or a `function`")
+        raise ValueError(_unknown_term(str(value.get("name"))))
     return BUILT_IN[value["name"]].model_validate(value)
+
+
+def _unknown_term(name: str) -> str:
+    """What to write instead of a name that no built-in term has."""
+    if ".py" in name:
+        return f"unknown term {name!r}; fix: {{function: path.py:function, weight: …}}"
+    known = ", ".join(BUILT_IN)
+    return f"unknown term {name!r}; fix: one of {known}; or a function of yours: path.py:function"
 
 
 RewardTerm = Annotated[AnyTerm, BeforeValidator(read_term), yaml_flag("TERM", Term)]

@@ -245,14 +245,15 @@ class LogSection(StrictModel):
     every: Positive = 1
     """Print a step line every N steps; metrics.jsonl gets every step."""
     wandb: bool = False
-    """Also log to Weights & Biases (the package and its login must be there). Its failure never
-    stops a run."""
+    """Also log to Weights & Biases (the package and its login must be there): numbers, scores, 16
+    answers of each round. A tracker never stops a run nor slows it: one that fails, or gives no
+    answer for five minutes, is given up with a warning."""
     tensorboard: bool = False
     """Also write TensorBoard files to run_dir/tensorboard."""
     mlflow: bool = False
-    """Also log to MLflow, at its own MLFLOW_TRACKING_URI. Its failure never stops a run."""
+    """Also log to MLflow, at its own MLFLOW_TRACKING_URI."""
     trackio: bool = False
-    """Also log to trackio. Its failure never stops a run."""
+    """Also log to trackio."""
     project: str = "megaladder"
     """Project of Weights & Biases and trackio, experiment of MLflow."""
     entity: str | None = None
