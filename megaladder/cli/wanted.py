@@ -9,13 +9,15 @@ EXPORT = (
     "megaladder convert megatron-to-hf --megatron RUN/checkpoints/step_N --out DIR (or"
     " checkpoint.export_hf: true while training)"
 )
-PUSH = "megaladder push RUN_DIR --to FOLDER or OWNER/NAME"
+PUSH = "megaladder push RUN_DIR --to FOLDER or hf://OWNER/NAME"
 NO_ADAPTERS = "there are no adapters to merge, and the ranks' parts become one folder with"
 WANTED: dict[str, str] = {
     **dict.fromkeys(("train", "finetune", "fine-tune", "tune", "fit", "pretrain"), SFT_OR_GRPO),
     **dict.fromkeys(("run", "launch", "start", "resume", "continue", "torchrun"), SFT_OR_GRPO),
     **dict.fromkeys(("rl", "rlhf", "ppo", "dapo", "rlvr", "reinforce"), "megaladder grpo run.yaml"),
-    **dict.fromkeys(("distill", "rejection-sample"), "megaladder data sample FILE --model DIR"),
+    **dict.fromkeys(
+        ("distill", "rejection-sample"), "megaladder data sample FILE --model.path DIR"
+    ),
     **dict.fromkeys(("dpo", "kto", "orpo", "reward"), f"not built; built are {SFT_OR_GRPO}"),
     **dict.fromkeys(("generate", "infer", "inference", "predict", "complete", "ask"), CHAT),
     **dict.fromkeys(("evaluate", "eval-model", "lm_eval", "lm-eval", "test", "benchmark"), EVAL),
@@ -34,7 +36,7 @@ WANTED: dict[str, str] = {
         "megaladder data stats FILE --tokenizer DIR (training tokenises by itself)",
     ),
     **dict.fromkeys(("filter", "subset", "sample-data"), "megaladder data select FILE --recipe R"),
-    **dict.fromkeys(("compare", "diff"), "megaladder analyze compare --base A --runs B"),
+    **dict.fromkeys(("compare", "diff"), "megaladder analyze compare B --base A"),
     **dict.fromkeys(("score", "judge"), "megaladder grade --input IN.jsonl --output OUT.jsonl"),
     **dict.fromkeys(("plot", "plots", "visualize"), "megaladder report RUN_DIR"),
     **dict.fromkeys(

@@ -13,6 +13,7 @@ import torch
 
 from megaladder import parallel
 from megaladder.config.rules.model import require_model
+from megaladder.data.sources.hub import hub_failures
 from megaladder.errors import ModelError
 from megaladder.model.hf_config import ModelShape
 
@@ -36,7 +37,6 @@ def model_folder(path: str, revision: str | None) -> Path:
 
 def _download(repository: str, revision: str) -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return snapshot_download(
@@ -44,7 +44,7 @@ def _download(repository: str, revision: str) -> str:
             revision=revision,
             allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"],
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except hub_failures() as error:
         raise ModelError(
             f"{repository}@{revision}: cannot be fetched from the hub ({type(error).__name__});"
             f" fix: on a machine with network run `hf download {repository} --revision {revision}`,"

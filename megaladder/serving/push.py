@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from megaladder.config.rules.unread import ReadIf, unread_problems
+from megaladder.data.sources.hub import hub_failures
 from megaladder.errors import ConfigError, StorageError
 from megaladder.run_dir import atomic_write, write_sums
 from megaladder.serving.card import model_card
@@ -14,7 +15,7 @@ from megaladder.serving.folder import ModelFolder, find_model
 from megaladder.serving.settings import PushConfig
 
 CARD = "README.md"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"hf://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)")
 SUMS = "SHA256SUMS"
 
 
@@ -23,14 +24,14 @@ def run_push(config: PushConfig) -> None:
 
     Raises ConfigError for a target that is taken, StorageError where the hub or its network fails
     (the same command goes on: files that are there are not sent twice)."""
-    to_hub = is_hub_id(config.to)
-    _refuse_unread(config, to_hub)
+    repository = hub_id(config.to)
+    _refuse_unread(config, repository is not None)
     folder = find_model(config.model)
     if not any(folder.hf.glob("*.safetensors")):
         raise ConfigError(f"{folder.hf}: has no *.safetensors; fix: a folder with weights")
     card = model_card(folder, config.evals, config.license)
-    if to_hub:
-        _to_hub(folder, card, config)
+    if repository is not None:
+        _to_hub(folder, card, repository, config)
     else:
         _to_folder(folder, card, config)
 
@@ -38,20 +39,30 @@ def run_push(config: PushConfig) -> None:
 def _refuse_unread(config: PushConfig, to_hub: bool) -> None:
     """Raises ConfigError for changed keys that this kind of target does not read."""
     table: tuple[ReadIf[PushConfig], ...] = (
-        ReadIf(("private", "message"), lambda _run: to_hub, "--to OWNER/NAME of the hub"),
+        ReadIf(("private", "message"), lambda _run: to_hub, "--to hf://OWNER/NAME"),
         ReadIf(("force",), lambda _run: not to_hub, "--to FOLDER"),
     )
     if problems := unread_problems(config, table):
         raise ConfigError("\n".join(problems))
 
 
-def is_hub_id(target: str) -> bool:
-    """OWNER/NAME where no folder OWNER is here.
+def hub_id(target: str) -> str | None:
+    """OWNER/NAME where the hub is asked for by name; None for a folder.
 
-    >>> is_hub_id("some-owner/some-model"), is_hub_id("./a/b"), is_hub_id("/tmp/b")
-    (True, False, False)
+    Never guessed from the words: a folder that is not there yet must not become an upload.
+
+    >>> hub_id("hf://some-owner/some-model"), hub_id("published/model")
+    ('some-owner/some-model', None)
+
+    Raises:
+        ConfigError: no repository's name after hf://.
     """
-    return HUB_ID.fullmatch(target) is not None and not Path(target).parent.exists()
+    found = HUB_ID.fullmatch(target)
+    if found is None and "://" in target:
+        raise ConfigError(
+            f"to {target}: no repository of the hub; fix: hf://OWNER/NAME, or a folder"
+        )
+    return found[1] if found else None
 
 
 def _to_folder(folder: ModelFolder, card: str, config: PushConfig) -> None:
@@ -70,30 +81,29 @@ def _to_folder(folder: ModelFolder, card: str, config: PushConfig) -> None:
     print(f"next: megaladder chat {out}")
 
 
-def _to_hub(folder: ModelFolder, card: str, config: PushConfig) -> None:
+def _to_hub(folder: ModelFolder, card: str, repository: str, config: PushConfig) -> None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     api = HfApi()
-    print(f"{folder.hf} → https://huggingface.co/{config.to}", flush=True)
+    print(f"{folder.hf} → https://huggingface.co/{repository}", flush=True)
     try:
-        api.create_repo(config.to, private=config.private, exist_ok=True)
+        api.create_repo(repository, private=config.private, exist_ok=True)
         api.upload_file(
             path_or_fileobj=card.encode(),
             path_in_repo=CARD,
-            repo_id=config.to,
+            repo_id=repository,
             commit_message=config.message,
         )
         done = api.upload_folder(
-            repo_id=config.to,
+            repo_id=repository,
             folder_path=str(folder.hf),
             ignore_patterns=[CARD],
             commit_message=config.message,
         )
     # ValueError: an answer that is no JSON, a card that the hub refuses
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+    except (ValueError, *hub_failures()) as error:
         raise StorageError(
-            f"the hub did not take {config.to}: {type(error).__name__}: {error}; fix: hf auth login"
+            f"the hub did not take {repository}: {type(error).__name__}: {error}; fix: hf auth login"
             " (or HF_TOKEN), network, then the same command; or --to FOLDER"
         ) from error
     print(f"done: {done.commit_url if hasattr(done, 'commit_url') else done}")

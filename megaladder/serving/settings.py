@@ -80,8 +80,8 @@ class PushConfig(StrictModel):
     model: Positional[str]
     """Hugging Face folder, or run folder: its newest export, with what the run recorded."""
     to: str
-    """A folder; or OWNER/NAME of the hub, where no folder OWNER is here (hf auth login, or HF_TOKEN,
-    lets you in)."""
+    """A folder; or hf://OWNER/NAME, a repository of the hub (hf auth login, or HF_TOKEN, lets you
+    in)."""
     evals: CommaStrs = ()
     """Folders of `eval` whose scores, with intervals, go into the card."""
     license: str | None = None
@@ -96,5 +96,5 @@ class PushConfig(StrictModel):
     @model_validator(mode="after")
     def _hub_settings(self) -> PushConfig:
         if not self.to:
-            raise ValueError("to is empty; fix: --to FOLDER, or --to OWNER/NAME of the hub")
+            raise ValueError("to is empty; fix: --to FOLDER, or --to hf://OWNER/NAME")
         return self

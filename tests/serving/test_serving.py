@@ -349,7 +349,7 @@ def test_push_to_the_hub_by_the_hubs_own_client(run, tmp_path) -> None:
         "push",
         str(run),
         "--to",
-        "some-owner/some-model",
+        "hf://some-owner/some-model",
     ]
     with FakeHub({}) as hub:
         environ = {**os.environ, **hub.environment(tmp_path), "HF_TOKEN": "hf_0"}
@@ -369,8 +369,36 @@ def test_a_hub_that_cannot_be_reached_is_named(run, monkeypatch) -> None:
     """Tests run with the hub off: the real client says so."""
     with pytest.raises(StorageError, match=r"the hub did not take .*fix: hf auth login"):
         push._to_hub(
-            find_model(str(run)), "card", SimpleNamespace(to="o/m", private=True, message="m")
+            find_model(str(run)), "card", "o/m", SimpleNamespace(private=True, message="m")
         )
+
+
+def test_a_network_that_fails_is_told_in_words(run, tmp_path) -> None:
+    """The client's errors of a connection are the HTTP library's: no OSError, and no bug of ours."""
+    with hold_port() as held:  # nobody listens there
+        environ = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{held.getsockname()[1]}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_TOKEN": "hf_0",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "megaladder", "push", str(run), "--to", "hf://o/m"],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3 and "the hub did not take o/m" in done.stderr
+    assert "fix: hf auth login" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_not_there_yet_is_no_upload(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", str(run), "--to", "published/my-model"]) == 0
+    assert (tmp_path / "published/my-model/model.safetensors").is_file()
+    assert main(["push", str(run), "--to", "hf:/typo://x"]) == 2
 
 
 def test_damaged_exports_are_refused(run) -> None:

@@ -17,7 +17,7 @@ def serving_walks(i: Path) -> list[Walk]:
 
 def _push(i: Path) -> Walk:
     hub, asked = "huggingface_hub.hf_api:HfApi", ("create_repo", "upload_file", "upload_folder")
-    to_hub = {"to": "an-owner/a-model"}
+    to_hub = {"to": "hf://an-owner/a-model"}
     return Walk(
         "push",
         {"model": str(i / "model"), "to": "o"},

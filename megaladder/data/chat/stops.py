@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaladder.data.sources.find import HUB_ID
+from megaladder.data.sources.hub import hub_failures
 from megaladder.errors import ModelError
 from megaladder.types import Tokenizer
 
@@ -102,14 +103,14 @@ def _generation_file(model: str | Path | None, revision: str | None) -> Path | N
         file = Path(model or "") / GENERATION_CONFIG
         return file if model is not None and file.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(str(model), GENERATION_CONFIG, revision=revision))
     # also without network, where the cache has the model without this file
     except EntryNotFoundError:
         return None
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (ValueError, *hub_failures()) as error:
         raise ModelError(
             f"{model} at {revision or 'main'}: expected the hub to say which tokens end an answer"
             f" ({GENERATION_CONFIG}), found {type(error).__name__}: {error}; fix: model.path and"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from megaladder.config.sections.shared import TEMPLATE_DATE, ModelSection
 from megaladder.data.chat.defaults import with_defaults
+from megaladder.data.sources.hub import hub_failures
 from megaladder.errors import ConfigError, ModelError
 from megaladder.types import Tokenizer
 
@@ -62,13 +63,12 @@ def tokenizer_dir(name: str | Path, revision: str | None = None) -> Path:
             " model.path or model.tokenizer"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(
             snapshot_download(str(name), revision=revision, allow_patterns=list(TOKENIZER_FILES))
         )
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (ValueError, *hub_failures()) as error:
         raise ModelError(
             f"{name} at {revision or 'main'}: expected a tokenizer folder, or one on the hub or in"
             f" its cache, found {type(error).__name__}: {error}; fix: on a machine with network,"

@@ -14,6 +14,16 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
+def hub_failures() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when the hub, the network or a cache fails.
+
+    Its own errors have those of the HTTP library that it uses as bases; a failed connection is one
+    of the library's alone."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)), OSError)
+
+
 def resolve_commit(repo: str, revision: str | None = None) -> str:
     """The commit that `revision` (null = the main branch) of a data set names now.
 
@@ -25,11 +35,10 @@ def resolve_commit(repo: str, revision: str | None = None) -> str:
     if revision is not None and is_commit(revision):
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         commit = HfApi().dataset_info(repo, revision=revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except hub_failures() as error:
         raise DataError(
             f"{repo}: expected the hub to say which commit {revision or 'main'} is, found"
             f" {type(error).__name__}; fix: name the commit, --revision COMMIT (40 hex digits, shown at"
