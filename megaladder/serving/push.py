@@ -100,8 +100,7 @@ def _to_hub(folder: ModelFolder, card: str, repository: str, config: PushConfig)
             ignore_patterns=[CARD],
             commit_message=config.message,
         )
-    # ValueError: an answer that is no JSON, a card that the hub refuses
-    except (ValueError, *hub_failures()) as error:
+    except hub_failures() as error:
         raise StorageError(
             f"the hub did not take {repository}: {type(error).__name__}: {error}; fix: hf auth login"
             " (or HF_TOKEN), network, then the same command; or --to FOLDER"

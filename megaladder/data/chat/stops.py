@@ -110,7 +110,7 @@ def _generation_file(model: str | Path | None, revision: str | None) -> Path | N
     # also without network, where the cache has the model without this file
     except EntryNotFoundError:
         return None
-    except (ValueError, *hub_failures()) as error:
+    except hub_failures() as error:
         raise ModelError(
             f"{model} at {revision or 'main'}: expected the hub to say which tokens end an answer"
             f" ({GENERATION_CONFIG}), found {type(error).__name__}: {error}; fix: model.path and"

@@ -68,7 +68,7 @@ def tokenizer_dir(name: str | Path, revision: str | None = None) -> Path:
         return Path(
             snapshot_download(str(name), revision=revision, allow_patterns=list(TOKENIZER_FILES))
         )
-    except (ValueError, *hub_failures()) as error:
+    except hub_failures() as error:
         raise ModelError(
             f"{name} at {revision or 'main'}: expected a tokenizer folder, or one on the hub or in"
             f" its cache, found {type(error).__name__}: {error}; fix: on a machine with network,"

@@ -18,10 +18,11 @@ def hub_failures() -> tuple[type[Exception], ...]:
     """What the hub's client raises when the hub, the network or a cache fails.
 
     Its own errors have those of the HTTP library that it uses as bases; a failed connection is one
-    of the library's alone."""
+    of the library's alone. ValueError: an answer that is no JSON, a file that it refuses."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (*(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)), OSError)
+    bases = (base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    return (*bases, OSError, ValueError)
 
 
 def resolve_commit(repo: str, revision: str | None = None) -> str:
