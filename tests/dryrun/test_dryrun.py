@@ -75,13 +75,14 @@ def job(write: Any, dp: int = 2, micro_batches: int = 4, **layout: Any) -> step.
         {"pp": 2, "vpp": 2, "ranks": 4},
         {"tp": 2, "cp": 2, "ranks": 8, "train": {"recompute": "full"}},
         {"pp": 4, "ranks": 4},
+        {"tp": 2, "pp": 2, "ranks": 8, "lora": {"rank": 8}},
     ],
-    ids=["tp2-pp2", "interleaved", "cp2-recompute", "pp4"],
+    ids=["tp2-pp2", "interleaved", "cp2-recompute", "pp4", "adapters"],
 )
 def test_ranks_agree_and_bytes_are_plans(write, tmp_path, capsys, layout: dict[str, Any]) -> None:
     out = tmp_path / "found.json"
-    train = layout.pop("train", {})
-    assert main(["dryrun", str(write(layout, train=train)), "--json", str(out)]) == 0
+    more = {name: layout.pop(name) for name in ("train", "lora") if name in layout}
+    assert main(["dryrun", str(write(layout, **more)), "--json", str(out)]) == 0
     text = capsys.readouterr().out
     assert "every group asks for the same in the same order" in text
     found = json.loads(out.read_text())
@@ -110,12 +111,14 @@ def test_ranks_of_every_kind_of_layer_agree(write, tmp_path, kind: str) -> None:
         assert held["activations"] == pytest.approx(planned["activations"], rel=0.2)
 
 
-def test_grpo_with_reference_and_old_log_probs(write, capsys) -> None:
+@pytest.mark.parametrize("lora", [{}, {"rank": 8}], ids=["weights", "adapters"])
+def test_grpo_with_reference_and_old_log_probs(write, capsys, lora: dict[str, int]) -> None:
     run = write(
         {"tp": 2, "pp": 2, "ranks": 4},
         rollout={"engine": "fake", "n": 4, "max_tokens": 64},
         grpo={"prompts_per_step": 8, "mini_batches": 2, "kl": "k3"},
         reward={"kind": "math"},
+        lora=lora,
     )
     assert main(["dryrun", str(run)]) == 0
     assert "every transfer meets its partner" in capsys.readouterr().out

@@ -78,6 +78,7 @@ def test_only_adapters_are_trained_and_stored(whole):
     assert trainer["adapter"]["r"] == 4 and "sha256" in trainer["base_fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_export_is_the_adapter_and_the_merged_model(whole, tmp_path):
     assert (
         whole.verb(

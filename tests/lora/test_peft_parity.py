@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from megaladder.checkpoints_conv.adapters.merge import merge_folders
 
+pytestmark = pytest.mark.slow
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
 LAYOUTS: dict[int, list[dict]] = {

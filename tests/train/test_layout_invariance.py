@@ -24,6 +24,7 @@ CASES = {
         {"name": "log-prob head", "fused": False},
         {"name": "gspo-reference", "loss": "gspo-ori"},
         {"name": "adv-reference", "loss": "adv-only"},
+        {"name": "lora-reference", "lora": "all"},
     ],
     2: [
         {"name": "tp2", "tp": 2},
@@ -36,6 +37,8 @@ CASES = {
         {"name": "gspo-tp2", "loss": "gspo-ori", "tp": 2, "sp": True},
         {"name": "gspo-dp2", "loss": "gspo-ori"},
         {"name": "adv-pp2", "loss": "adv-only", "pp": 2},
+        {"name": "lora-tp2-sp", "lora": "all", "tp": 2, "sp": True},
+        {"name": "lora-pp2", "lora": "all", "pp": 2},
         {"name": "cp2", "cp": 2},
         {"name": "cp2-log-prob head", "cp": 2, "fused": False},
         {"name": "gspo-cp2", "loss": "gspo-ori", "cp": 2},
@@ -89,13 +92,13 @@ def steps(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("prefix", ["", "gspo-", "adv-"])
+@pytest.mark.parametrize("prefix", ["", "gspo-", "adv-", "lora-"])
 def test_layouts_agree(steps, prefix):
     reference = steps[f"{prefix}reference"]
     others = {
         name: rows
         for name, rows in steps.items()
-        if name.startswith(("gspo-", "adv-")) == bool(prefix)
+        if name.startswith(("gspo-", "adv-", "lora-")) == bool(prefix)
         and name.startswith(prefix)
         and "@" not in name
     }

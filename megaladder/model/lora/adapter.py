@@ -39,11 +39,18 @@ ADAPTER = ".adapter."  # in the names of the parameters that `attach` adds
 class ProjectionAdapter(torch.nn.Module):
     """The two matrices of one projection, this rank's part. Filled by `adapters.tensors`."""
 
-    def __init__(self, projection: Projection, a_shape: Sequence[int], b_shape: Sequence[int]):
+    def __init__(
+        self,
+        projection: Projection,
+        a_shape: tuple[int, int],
+        b_shape: tuple[int, int],
+        **like: Any,
+    ) -> None:
+        """like: device and dtype of the matrices."""
         super().__init__()
         self.projection = projection
-        self.lora_A = torch.nn.Parameter(torch.empty(*a_shape))
-        self.lora_B = torch.nn.Parameter(torch.empty(*b_shape))
+        self.lora_A = torch.nn.Parameter(torch.empty(a_shape, **like))
+        self.lora_B = torch.nn.Parameter(torch.empty(b_shape, **like))
 
 
 class LinearAdapter(torch.nn.Module):
@@ -57,22 +64,23 @@ class LinearAdapter(torch.nn.Module):
         self.tp_size = config.tensor_model_parallel_size
         self.sequence_parallel = config.sequence_parallel and self.tp_size > 1
         self.rank = spec.rank
+        like = {"device": weight.device, "dtype": config.params_dtype}
         self.projections = torch.nn.ModuleDict()
         for projection in linear.projections:
             if projection.name in spec.targets:
-                self.projections[projection.name] = self._adapter(projection)
-        self.to(device=weight.device, dtype=config.params_dtype)
+                self.projections[projection.name] = self._adapter(projection, like)
 
     @property
     def parts(self) -> list[ProjectionAdapter]:
         """The projections that have an adapter, in the linear's order."""
         return [part for part in self.projections.values() if isinstance(part, ProjectionAdapter)]
 
-    def _adapter(self, projection: Projection) -> ProjectionAdapter:
+    def _adapter(self, projection: Projection, like: dict[str, Any]) -> ProjectionAdapter:
         column = self.linear.split == "column"
         rows = projection.rows // (self.tp_size if column else 1)
         columns = projection.columns // (1 if column else self.tp_size)
-        adapter = ProjectionAdapter(projection, (self.rank, columns), (rows, self.rank))
+        shapes = (self.rank, columns), (rows, self.rank)
+        adapter = ProjectionAdapter(projection, *shapes, **like)
         cut, whole = adapter.lora_A, adapter.lora_B
         if column:
             cut, whole = whole, cut

@@ -1,0 +1,118 @@
+"""What a PEFT folder may say, and what merging it makes; one process, no ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lora.adapter_cases import TrainedAdapters
+from model_cases import make_folder, read_all
+from safetensors.torch import load_file, save_file
+
+from megaladder.checkpoints_conv.adapters.merge import merge_folders
+from megaladder.checkpoints_conv.adapters.peft_folder import open_peft, write_peft
+from megaladder.checkpoints_conv.adapters.tensors import AdapterTable, FreshAdapters
+from megaladder.errors import ModelError
+from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.model.lora.peft_config import CONFIG, WEIGHTS, peft_config
+from megaladder.model.lora.spec import LoraSpec, check_targets
+
+SPEC = LoraSpec(4, 6.0, ("k_proj", "down_proj"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_folder("qwen3-tied", tmp_path_factory.mktemp("model") / "qwen3")
+
+
+def adapter(model: Path, out: Path, **said) -> Path:
+    table = AdapterTable(model_shape(read_config_json(model)), SPEC)
+    source = TrainedAdapters(table)
+    tensors = {name: source.read(name) for name in source.shapes}
+    write_peft(out, tensors, {**peft_config(SPEC, "base"), **said})
+    return out
+
+
+def test_a_merge_adds_the_scaled_product_and_leaves_the_rest(model, tmp_path):
+    merge_folders(model, adapter(model, tmp_path / "a"), tmp_path / "merged")
+    before, after = read_all(model), read_all(tmp_path / "merged")
+    stored = load_file(tmp_path / "a" / WEIGHTS)
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{module}.lora_A.weight" in stored:
+            a, b = (stored[f"{module}.lora_{matrix}.weight"] for matrix in "AB")
+            weight = weight + 6.0 / 4 * (b @ a)
+            assert not torch.equal(before[name], after[name])
+        assert torch.allclose(after[name], weight, atol=1e-6, rtol=0), name
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"use_dora": True}, "use_dora True is more than plain LoRA"),
+        ({"bias": "all"}, "bias 'all' is more than plain LoRA"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"r": 0}, "r should be a whole number from 1, found 0"),
+        ({"target_modules": "all-linear"}, "target_modules should be a list of names"),
+        ({"target_modules": ["k_proj"]}, "unknown"),
+        ({"r": 5}, "wrong shape"),
+    ],
+)
+def test_what_is_no_plain_adapter_of_this_model_is_refused(model, tmp_path, said, words):
+    folder = adapter(model, tmp_path / "a", **said)
+    with pytest.raises(ModelError, match=words):
+        open_peft(folder, model_shape(read_config_json(model)))
+
+
+def test_damaged_folders_are_told(model, tmp_path):
+    shape, folder = model_shape(read_config_json(model)), adapter(model, tmp_path / "a")
+    with pytest.raises(ModelError, match="no such file; fix: a folder with a PEFT adapter"):
+        open_peft(tmp_path, shape)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:50])
+    with pytest.raises(ModelError, match="missing or damaged"):
+        open_peft(folder, shape)
+    (folder / CONFIG).write_text("[]")
+    with pytest.raises(ModelError, match="expected a JSON object, found list"):
+        open_peft(folder, shape)
+
+
+def test_tensors_named_after_their_adapter_are_read(model, tmp_path):
+    folder = adapter(model, tmp_path / "a")
+    stored = load_file(folder / WEIGHTS)
+    save_file(
+        {name.replace(".weight", ".default.weight"): one for name, one in stored.items()},
+        folder / WEIGHTS,
+    )
+    table, reader = open_peft(folder, model_shape(read_config_json(model)))
+    assert all(torch.equal(reader.read(name), stored[name]) for name in table.shapes)
+
+
+def test_new_adapters_do_nothing_and_depend_on_seed_and_name_alone(model):
+    table = AdapterTable(model_shape(read_config_json(model)), SPEC)
+    one, same, other = (FreshAdapters(table, seed) for seed in (1, 1, 2))
+    for name, (rows, columns) in table.shapes.items():
+        whole = one.read(name)
+        assert whole.shape == (rows, columns)
+        assert torch.equal(whole[1:3], same.read(name, 0, 1, 3))
+        if ".lora_B." in name:
+            assert not whole.any()
+        else:
+            assert 0 < whole.abs().max() <= columns**-0.5
+            assert not torch.equal(whole, other.read(name))
+
+
+def test_a_target_that_a_model_does_not_have_is_named(model):
+    shape = model_shape(read_config_json(model))
+    with pytest.raises(ModelError, match=r"lora.targets wqkv: .* fix: some of q_proj,k_proj"):
+        check_targets(shape, LoraSpec(4, 8.0, ("q_proj", "wqkv")))
+
+
+def test_the_folder_says_what_peft_reads(model, tmp_path):
+    raw = json.loads((adapter(model, tmp_path / "a") / CONFIG).read_text())
+    assert (raw["r"], raw["lora_alpha"], raw["peft_type"]) == (4, 6, "LORA")
+    assert raw["target_modules"] == ["k_proj", "down_proj"] and raw["bias"] == "none"
