@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, inputs, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_base_is_refused_and_another_layout_goes_on(inputs, whole, tmp_path):
+def test_another_base_is_refused(inputs, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(inputs[0], model)
     run = Run((model, inputs[1]), tmp_path)
@@ -125,8 +125,12 @@ def test_another_base_is_refused_and_another_layout_goes_on(inputs, whole, tmp_p
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     assert run() == 2 and "its adapters belong to a model with fingerprint" in run.out.read_text()
-    data[-1] ^= 1
-    weights.write_bytes(bytes(data))
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_at_another_layout(inputs, whole, tmp_path):
+    run = Run(inputs, tmp_path)
+    assert run(fault="update:3:SIGKILL") == -9
     assert run("--parallel.tp", "2") == 0, run.out.read_text()
     for (loss, norm), (loss0, norm0) in zip(run.losses, whole.losses, strict=True):
         assert loss == pytest.approx(loss0, rel=1e-5) and norm == pytest.approx(norm0, rel=1e-4)

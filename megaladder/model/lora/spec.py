@@ -107,6 +107,11 @@ def projections(shape: ModelShape, spec: LoraSpec) -> Iterator[tuple[FusedLinear
 
 def check_targets(shape: ModelShape, spec: LoraSpec) -> None:
     """Raises ModelError for a target that the model lacks, or that cannot have an adapter."""
+    if shape.moe is not None:
+        raise ModelError(
+            f"lora with {shape.family.title}, which has experts: adapters on such models are not"
+            " built; fix: a dense model, or lora off"
+        )
     known = [p.name for linear in fused_linears(shape) for p in linear.projections]
     unknown = [name for name in spec.targets if name not in known]
     if unknown or not spec.targets:
