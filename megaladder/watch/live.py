@@ -68,6 +68,7 @@ class Live:
         self._parts: list[Part] = []
         self._grown: dict[int, list[Section]] = {}
         self._grown_from: object = None
+        self._rendered: dict[int, tuple[Section, int, Part]] = {}
 
     # ---- what the page asks for
 
@@ -114,7 +115,17 @@ class Live:
         sections = self._sections(self._rollouts())
         panels = [b for section in sections for b in section.blocks if isinstance(b, Panels)]
         limit = points_a_line(sum(len(c.series) for panel in panels for c in panel.charts))
-        self._parts = [part_of(section, limit) for section in sections]
+        self._parts = [self._part(section, limit) for section in sections]
+        # those of sections that are gone
+        kept = {id(section) for section in sections}
+        self._rendered = {key: one for key, one in self._rendered.items() if key in kept}
+
+    def _part(self, section: Section, limit: int) -> Part:
+        """The section as HTML and data; as before where it is the same one."""
+        found = self._rendered.get(id(section))
+        if found is None or found[0] is not section or found[1] != limit:
+            found = self._rendered[id(section)] = section, limit, part_of(section, limit)
+        return found[2]
 
     def _read_runs(self) -> bool:
         """Reads what is new of every run; whether any number is."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import overload
 
 import numpy as np
 
@@ -21,6 +22,29 @@ NUM_STYLES = 8
 MAX_POINTS = 120_000
 FEWEST, MOST = 16, 400
 _X_DIGITS = 9
+
+
+class Curve(Sequence[tuple[float, float]]):
+    """The points of a long line, kept as arrays: steps int64 [N] and values float64 [N]."""
+
+    def __init__(self, steps: np.ndarray, values: np.ndarray) -> None:
+        self.steps, self.values = steps, values
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, place: int) -> tuple[float, float]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Curve: ...
+    def __getitem__(self, place: int | slice) -> tuple[float, float] | Curve:
+        if isinstance(place, slice):
+            return Curve(self.steps[place], self.values[place])
+        return int(self.steps[place]), float(self.values[place])
+
+    def array(self) -> np.ndarray:
+        """Float64 [N, 2]."""
+        return np.column_stack([self.steps.astype(np.float64), self.values])
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,8 @@ def thin(series: Series, limit: int) -> Series:
     size = math.ceil(len(series.points) / limit)
     if size <= 1 or not series.line or series.bounds:
         return series
-    points = np.asarray(series.points, dtype=np.float64)
+    given = series.points
+    points = given.array() if isinstance(given, Curve) else np.asarray(given, dtype=np.float64)
     starts = np.arange(0, len(points), size)
     counts = np.diff([*starts, len(points)])[:, None]
     means = np.add.reduceat(points, starts, axis=0) / counts

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megaladder.analysis.report.blocks import Block, CsvRow, Drawing, Panels, Prose, Section, Table
-from megaladder.analysis.report.charts import Chart, Series
+from megaladder.analysis.report.charts import Chart, Curve, Series
 from megaladder.analysis.report.collect import Inputs, TrainRun
 from megaladder.analysis.report.formats import clock, percent, significant
 from megaladder.analysis.report.palette import Palette
@@ -181,8 +181,7 @@ def _add_curves(
         for run in runs:
             steps, values = run.metrics.curve(key)
             if len(values) and (values != values[0]).any():
-                points = list(zip(steps.tolist(), values.tolist(), strict=True))
-                series.append(Series(run.name, points, styles[run.name]))
+                series.append(Series(run.name, Curve(steps, values), styles[run.name]))
                 shown.append(run.name)
             elif len(values):
                 row = CsvRow(
