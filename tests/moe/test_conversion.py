@@ -18,7 +18,6 @@ from megaladder.checkpoints_conv.hf_to_megatron import convert_to_megatron
 from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
 from megaladder.checkpoints_conv.reader import HFReader
 
-QUICK = {2: [{"tp": 2, "ep": 2}]}
 # ranks: as many as a layout takes at least, so that no replica is idle
 GRID: dict[int, list[dict[str, int]]] = {1: [], 2: [], 4: []}
 for tp, pp, ep in itertools.product((1, 2), repeat=3):
@@ -46,10 +45,6 @@ def round_trip(work: Path, case: str, grid: dict[int, list[dict[str, int]]]) -> 
             assert differences(read_all(out), want) == [], layout
             count += 1
     return count
-
-
-def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
-    assert round_trip(tmp_path, "qwen3-moe", QUICK) == 1
 
 
 def test_stacked_experts_are_read_as_single_ones(tmp_path: Path) -> None:
