@@ -18,18 +18,20 @@ LAYOUTS = {
         {"name": "tp2sp", "tp": 2, "sp": True},
         {"name": "pp2", "pp": 2},
         {"name": "pp2vpp2", "pp": 2, "vpp": 2},
+        {"name": "tp2ep2", "tp": 2, "sp": True, "ep": 2},
     ],
     4: [{"name": "tp2pp2", "tp": 2, "pp": 2, "sp": True}],
 }
 # the families with the plainest layers go through every layout, all others through these
 EVERYWHERE = ("qwen3-tied", "llama-llama3")
 FOR_ALL = ("tp1", "tp2pp2")
+EXPERTS = tuple(case for case in CASES if "moe" in case)
 POINTS = [
     (case, layout["name"])
     for case in CASES
     for layouts in LAYOUTS.values()
     for layout in layouts
-    if case in EVERYWHERE or layout["name"] in FOR_ALL
+    if layout["name"] in FOR_ALL or case in (EXPERTS if "ep" in layout else EVERYWHERE)
 ]
 TOLERANCE = 1e-4
 
