@@ -27,12 +27,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megaladder.errors import StorageError
 from megaladder.process.faults import fault_point
 from megaladder.process.signals import deaf_helper
+from megaladder.process.stopped import StoppedProcesses, stopped_in_words
 from megaladder.process.storage import storage_error
 
 _WAY_OUT = (
     "; what was committed before is untouched; fix: look for an out-of-memory kill (dmesg), then"
     " start the same command again"
 )
+_STOPPED_OUT = "; what was committed before is untouched; fix: start the same command again"
+LOOK_S = 1.0  # between two looks at writers that say nothing
 Bucket = Any  # megatron-core's (path, name, (bytes, tensors))
 
 
@@ -129,13 +132,20 @@ def _write_all(transforms: list[Any], buckets: list[Bucket]) -> dict[int, list[A
     writers = [_start(transforms, bucket) for bucket in buckets]
     waiting = {receiver: index for index, (_, receiver) in enumerate(writers)}
     written: dict[int, list[Any]] = {}
+    stopped = StoppedProcesses()
     fault_point("writing")
     try:
         while waiting:
-            for ready in connection.wait(list(waiting)):
+            for ready in connection.wait(list(waiting), LOOK_S):
                 assert isinstance(ready, Connection)
                 index = waiting.pop(ready)
                 written[index] = _answer(ready, writers[index][0], Path(buckets[index][0]))
+            for index in waiting.values():
+                if stopped.too_long(writers[index][0].pid):
+                    words = stopped_in_words(writers[index][0].pid)
+                    raise WriterError(
+                        f"{buckets[index][0]}: its writer hangs: {words}{_STOPPED_OUT}"
+                    )
     finally:
         for process, receiver in writers:
             if waiting:

@@ -13,7 +13,7 @@ import torch
 
 from megaladder import parallel
 from megaladder.config.rules.model import require_model
-from megaladder.data.sources.hub import hub_failures
+from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ModelError
 from megaladder.model.hf_config import ModelShape
 
@@ -38,6 +38,7 @@ def model_folder(path: str, revision: str | None) -> Path:
 def _download(repository: str, revision: str) -> str:
     from huggingface_hub import snapshot_download
 
+    limit_patience()
     try:
         return snapshot_download(
             repository,

@@ -32,8 +32,9 @@ from typing import Any
 
 import megaladder
 from megaladder.errors import ConfigError, DataError
+from megaladder.process.stopped import is_stopped
 from megaladder.rewards import child
-from megaladder.rewards.cpu_time import CpuMeter
+from megaladder.rewards.cpu_time import Activity, CpuMeter
 from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
 from megaladder.rewards.grade import OWN
@@ -46,6 +47,8 @@ MAX_BATCH_CHARS = 2_000_000
 # of one frame of answers; more means that the process is not ours any more
 MAX_ANSWER_BYTES = 16 << 20
 START_TIMEOUT_S = 120.0
+# between two looks at processes that owe answers
+LOOK_S = 1.0
 _REASONS = frozenset(reason.value for reason in GradeReason)
 _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
@@ -81,8 +84,9 @@ class GradePool:
 
     Not for use from two threads at once (a lock makes the second wait).
 
-    `timeout_s`: CPU seconds one sample may take before its process ends; it is tried once more,
-    alone, and then undecided. `memory_bytes`: what a process may allocate on top of its imports.
+    `timeout_s`: CPU seconds one sample may take before its process ends, and seconds for which a
+    process that owes answers may do nothing at all (it is stopped, or does not read its tasks); the
+    sample is tried once more, alone, and then undecided. `memory_bytes`: what a process may allocate on top of its imports.
     `grader`: ours, or a name of `published.GRADERS`. `dialect`: a name of `dialects.DIALECTS`, where
     ours looks for the answer. After use: `counts` (verdicts by reason),
     `failures` (every timeout and crash by sample id), `protections` (what the sandbox could apply
@@ -227,7 +231,7 @@ class _Run:
     def _receive(self) -> None:
         now = time.monotonic()
         wait_s = min((worker.deadline for worker in self.pool._workers), default=now) - now
-        for key, events in self.selector.select(max(0.0, wait_s)):
+        for key, events in self.selector.select(max(0.0, min(wait_s, LOOK_S))):
             worker: _Worker = key.data
             if worker not in self.pool._workers:  # lost a moment ago
                 continue
@@ -235,11 +239,13 @@ class _Run:
                 self._hand_over(worker)
             else:
                 self._hear(worker)
-        now = time.monotonic()
+        now, limits = time.monotonic(), self.pool.limits
         for worker in list(self.pool._workers):
             if now > worker.deadline:
-                seconds = self.pool.limits.wall_s
-                self._lost(worker, (GradeReason.TIMEOUT, f"killed after {seconds:g} s"))
+                self._lost(worker, (GradeReason.TIMEOUT, f"killed after {limits.wall_s:g} s"))
+            elif worker.idle_s() > max(limits.timeout_s, 2 * LOOK_S):
+                how = f"the process {worker.idles} for {limits.timeout_s:g} s and owed answers"
+                self._lost(worker, (GradeReason.TIMEOUT, how))
 
     def _hear(self, worker: _Worker) -> None:
         alive = worker.read()
@@ -362,6 +368,7 @@ class _Worker:
         self.ready = False
         self.deadline = time.monotonic() + START_TIMEOUT_S
         self._timeout_s = 0.0
+        self._activity = Activity(self.process.pid)
         self._buffer = bytearray()
         self._unsent += child.frame(setup)
 
@@ -370,7 +377,20 @@ class _Worker:
         self.restart_clock()
 
     def restart_clock(self) -> None:
+        self._activity.forget()
         self.deadline = time.monotonic() + self._timeout_s if self.pending else float("inf")
+
+    @property
+    def idles(self) -> str:
+        """How it does nothing, in words."""
+        return "was stopped" if is_stopped(self.process.pid) else "slept"
+
+    def idle_s(self) -> float:
+        """Seconds for which it has done nothing though it owes answers, by regular looks."""
+        if not self.ready or not self.pending:
+            self._activity.forget()
+            return 0.0
+        return self._activity.idle_s()
 
     def answered(self, count: int) -> list[int]:
         """The samples that the next `count` answers are for."""

@@ -8,6 +8,7 @@ unfinished requests are sampled again after a restart, and healthy replicas go o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import time
@@ -44,8 +45,7 @@ class Limits:
     """Seconds until a silent child counts as lost, and restarts allowed in one generation call."""
 
     start_s: float = 1200.0  # loading the model included
-    stall_s: float = 300.0  # generation without a sign of life
-    call_s: float = 600.0  # weight update, sleep, wake
+    stall_s: float = 300.0  # generation without a sign of life; a weight update, sleep, wake
     max_restarts: int = 1
 
 
@@ -141,7 +141,7 @@ class ProcessEngine(BaseEngine):
             replies = self._wait_for(
                 {target.index for target in targets},
                 {"op": "reply", "call": number},
-                self._limits.call_s,
+                self._limits.stall_s,
             )
         except EngineFailure as failure:
             raise EngineError(f"{method}: {failure}") from None
@@ -199,9 +199,10 @@ class ProcessEngine(BaseEngine):
         deadline = time.monotonic() + timeout_s
         try:
             while len(found) < len(indices):
-                index, incarnation, message = self._inbox.get(
-                    timeout=max(0.0, deadline - time.monotonic())
-                )
+                said = self._next_message(indices - found.keys(), deadline)
+                if said is None:
+                    continue
+                index, incarnation, message = said
                 if incarnation != self._replicas[index].incarnation:
                     continue
                 if index not in indices:
@@ -219,6 +220,23 @@ class ProcessEngine(BaseEngine):
             for item in others:
                 self._inbox.put(item)
         return found
+
+    def _next_message(
+        self, silent: set[int], deadline: float
+    ) -> tuple[int, int, dict[str, Any] | None] | None:
+        """What a replica says next; None after a look at those that say nothing.
+
+        Raises EngineFailure where one of these stands still, queue.Empty when the time is up.
+        """
+        left_s = deadline - time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            return self._inbox.get(timeout=max(0.0, min(POLL_S, left_s)))
+        for index in sorted(silent):
+            if self._replicas[index].stopped:
+                raise EngineFailure(self._replicas[index].post_mortem())
+        if left_s <= POLL_S:
+            raise queue.Empty
+        return None
 
     def _words(self, index: int, message: Mapping[str, Any] | None) -> str:
         """The child's own message where it left one, and how it ended."""
@@ -292,10 +310,12 @@ class ProcessEngine(BaseEngine):
     def _heal_stalled(self, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> None:
         now = time.monotonic()
         for index, load in enumerate(loads):
-            if load.pending and now - load.last_sign > self._limits.stall_s:
+            replica = self._replicas[index]
+            if load.pending and replica.stopped:
+                self._heal(index, EngineFailure(replica.post_mortem()), stream, loads, budget)
+            elif load.pending and now - load.last_sign > self._limits.stall_s:
                 failure = EngineFailure(
-                    f"no sign of life for {self._limits.stall_s:.0f} s:"
-                    f" {self._replicas[index].post_mortem()}"
+                    f"no sign of life for {self._limits.stall_s:.0f} s: {replica.post_mortem()}"
                 )
                 self._heal(index, failure, stream, loads, budget)
 

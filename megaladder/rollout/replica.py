@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megaladder.process.gpu_stack import cudnn_environment
+from megaladder.process.stopped import StoppedProcesses, is_stopped, stopped_in_words
 from megaladder.rollout.wire import Channel
 
 SOCKET_VARIABLE = "MEGALADDER_ENGINE_SOCKET"  # the child's end, as a file descriptor number
@@ -52,6 +53,11 @@ class AnyReplica(Protocol):
 
     @property
     def alive(self) -> bool: ...
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its process has been found standing still (SIGSTOP); asked every second or so."""
+        ...
 
     def start(self) -> None: ...
 
@@ -106,6 +112,7 @@ class Replica:
         self._inbox = inbox
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._stopped = StoppedProcesses()
 
     @property
     def pid(self) -> int | None:
@@ -114,6 +121,10 @@ class Replica:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.too_long(self.pid)
 
     def start(self) -> None:
         """Starts a new incarnation.
@@ -144,10 +155,13 @@ class Replica:
         ).start()
 
     def send(self, message: dict[str, Any]) -> bool:
-        """False when the child is gone; its end arrives in the inbox too."""
+        """Never waits for the child to read.
+
+        False when it is gone; its end arrives in the inbox too.
+        """
         assert self._channel is not None, "start() comes first"
         try:
-            self._channel.send(message)
+            self._channel.post(message)
         except OSError:
             return False
         return True
@@ -165,7 +179,7 @@ class Replica:
 
     def stop(self, patience_s: float) -> None:
         """Asks the child to end and gives it `patience_s`, then kills what is left."""
-        if self._process is not None and self.send({"op": "exit"}):
+        if self._process is not None and self._listens() and self.send({"op": "exit"}):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience_s)
         self.kill()
@@ -179,7 +193,7 @@ class Replica:
                 self._process.wait(2.0)
             code = self._process.poll()
             status = (
-                "still running"
+                self._what_it_does()
                 if code is None
                 else (
                     f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -189,6 +203,17 @@ class Replica:
         return f"replica {self.index} {status}; log {self.log_path}" + (
             f": {words}" if words else ""
         )
+
+    def _listens(self) -> bool:
+        """Whether asking it makes sense."""
+        deaf = self._channel is None or self._channel.nonsense
+        return not deaf and not is_stopped(self.pid or 0)
+
+    def _what_it_does(self) -> str:
+        """Of a process that has not ended."""
+        if self._channel is not None and self._channel.nonsense:
+            return f"said {self._channel.nonsense}"
+        return stopped_in_words(self.pid) if self.stopped else "still running"
 
     def _read(self, channel: Channel, incarnation: int) -> None:
         while (message := channel.receive()) is not None:

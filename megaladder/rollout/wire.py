@@ -10,38 +10,90 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import socket
 import struct
 import threading
 from typing import Any
 
 LENGTH = struct.Struct("!I")
+MAX_MESSAGE_BYTES = 1 << 30  # far above a round of prompts; more is garbage
+
+
+def _packed(message: dict[str, Any]) -> bytes:
+    raw = json.dumps(message, separators=(",", ":")).encode()
+    return LENGTH.pack(len(raw)) + raw
 
 
 class Channel:
-    """One end. `send` is safe from several threads; `receive` belongs to one thread."""
+    """One end. `send` and `post` are safe from several threads; `receive` belongs to one thread."""
 
     def __init__(self, end: socket.socket):
         self._end = end
-        self._lock = threading.Lock()
+        self._sending, self._starting = threading.Lock(), threading.Lock()
+        self._posted: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._writer: threading.Thread | None = None
+        self._ended = False
+        self.nonsense = ""  # what the other side said that was no message
 
     def send(self, message: dict[str, Any]) -> None:
         """Blocks until it is written. Raises OSError when the other side is gone."""
-        raw = json.dumps(message, separators=(",", ":")).encode()
-        with self._lock:
-            self._end.sendall(LENGTH.pack(len(raw)) + raw)
+        self._send(_packed(message))
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Hands it to a thread that sends one after the other.
+
+        Never waits for the other side to read. Raises OSError when that is gone.
+        """
+        if self._ended:
+            raise ConnectionError("the other side is gone")
+        self._posted.put(_packed(message))
+        with self._starting:
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, daemon=True, name="posts")
+                self._writer.start()
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message, or None when the other side is gone."""
+        """The next message, or None when the other side is gone, or says what is none.
+
+        After nonsense nothing that follows can be understood: whoever listens ends the other side.
+        """
         head = self._exactly(LENGTH.size)
-        raw = self._exactly(LENGTH.unpack(head)[0]) if head else None
-        return json.loads(raw) if raw is not None else None
+        if head is None:
+            return None
+        (size,) = LENGTH.unpack(head)
+        if size > MAX_MESSAGE_BYTES:
+            self.nonsense = f"a message of {size:,} bytes"
+            return None
+        raw = self._exactly(size)
+        try:
+            message = json.loads(raw) if raw is not None else None
+        except (ValueError, RecursionError) as error:
+            self.nonsense = f"a message that is no JSON ({error})"
+            return None
+        if message is not None and not isinstance(message, dict):
+            self.nonsense = "a message that is no object"
+            return None
+        return message
 
     def close(self) -> None:
         """Ends the connection for both sides, also for a `receive` that waits in another thread."""
+        self._ended = True
+        self._posted.put(None)
         with contextlib.suppress(OSError):  # the other side may have gone first
             self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()
+
+    def _send(self, raw: bytes) -> None:
+        with self._sending:
+            self._end.sendall(raw)
+
+    def _write(self) -> None:
+        while (raw := self._posted.get()) is not None:
+            try:
+                self._send(raw)
+            except OSError:
+                self._ended = True
 
     def _exactly(self, count: int) -> bytes | None:
         chunks = bytearray()

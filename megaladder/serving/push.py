@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from megaladder.config.rules.unread import ReadIf, unread_problems
-from megaladder.data.sources.hub import hub_failures
+from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ConfigError, StorageError
 from megaladder.run_dir import atomic_write, write_sums
 from megaladder.serving.card import model_card
@@ -84,6 +84,7 @@ def _to_folder(folder: ModelFolder, card: str, config: PushConfig) -> None:
 def _to_hub(folder: ModelFolder, card: str, repository: str, config: PushConfig) -> None:
     from huggingface_hub import HfApi
 
+    limit_patience()
     api = HfApi()
     print(f"{folder.hf} → https://huggingface.co/{repository}", flush=True)
     try:

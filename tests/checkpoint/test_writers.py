@@ -12,8 +12,11 @@ from clean_fork import run_in_fork
 STOPPED = 3
 
 
-def save(folder: Path, action: str | None) -> int:
+def save(folder: Path, action: str | None, stopped_s: float = 10.0) -> int:
     """Two tensors through megatron-core's own save, by our writers; 3 for a StorageError."""
+    from megaladder.process import stopped
+
+    stopped.STOPPED_S = stopped_s
     if action:
         os.environ["MEGALADDER_FAULT"] = f"write_files:1:{action}"
     from megatron.core import dist_checkpointing
@@ -63,3 +66,11 @@ def test_a_writer_finishes_whatever_signal_asks_for_a_stop(folder, action) -> No
 def test_a_writer_that_raises_is_told(folder) -> None:
     assert run_in_fork(save, folder, "RAISE") == STOPPED
     assert "ended with 1" in (folder.parent / "said").read_text()
+
+
+def test_a_writer_that_stands_still_is_named(folder) -> None:
+    """Nobody waits for the watchdog: the kernel says that it is stopped."""
+    assert run_in_fork(save, folder, "SIGSTOP", 0.5) == STOPPED
+    said = (folder.parent / "said").read_text()
+    assert said.startswith(f"{folder}/__0_") and "its writer hangs: process" in said
+    assert "has been stopped for 0.5 s (SIGSTOP" in said

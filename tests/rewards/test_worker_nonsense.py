@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from megaladder.errors import ConfigError
-from megaladder.rewards import child, sandbox, worker
+from megaladder.rewards import child, worker
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.types import GradeReason
 
@@ -41,19 +41,26 @@ def tasks(count: int, chars: int = 1) -> list[GradeTask]:
     return [GradeTask(f"q{number}", "5" * chars, "5") for number in range(count)]
 
 
-def test_a_process_that_stops_reading_holds_nobody_up(stub, monkeypatch):
+@pytest.mark.parametrize(
+    ("does", "how"),
+    [("time.sleep(100_000)", "slept"), ("os.kill(os.getpid(), signal.SIGSTOP)", "was stopped")],
+)
+def test_a_process_that_does_nothing_is_noticed_within_the_samples_time(
+    stub, monkeypatch, does, how
+):
     """More than a pipe holds, and nobody takes it."""
-    monkeypatch.setattr(sandbox, "HANG_S", 0.2)
-    monkeypatch.setattr(sandbox, "HANG_FACTOR", 2.0)
-    stub("""
+    monkeypatch.setattr(worker, "LOOK_S", 0.05)
+    stub(f"""
+        import os, signal
         read()
-        say(frame(b'{"ready": []}'))
-        time.sleep(100_000)
+        say(frame(b'{{"ready": []}}'))
+        {does}
     """)
-    with GradePool(num_workers=1, timeout_s=0.1) as pool:
+    with GradePool(num_workers=1, timeout_s=0.2) as pool:
         graded = pool.grade_many(tasks(1, chars=200_000))
         assert [verdict.reason for verdict in graded] == [GradeReason.TIMEOUT]
         assert graded[0].correct is None and pool.failures[0].id == "q0"
+        assert pool.failures[0].detail == f"the process {how} for 0.2 s and owed answers"
 
 
 NONSENSE = {

@@ -1,8 +1,9 @@
 """An engine child without vLLM: speaks the wire protocol, answers with a function of prompt and
 seed, misbehaves on demand.
 
-STUB_PLAN (JSON): `die_after`/`hang_after`/`break_after` completions (first `faulty` incarnations
-only, counted in `counter`'s lines), `refuse_longer` tokens, `slow_s` per completion, `log`: where
+STUB_PLAN (JSON): `die_after`/`hang_after`/`break_after`/`stop_after`/`garble_after` (with bytes
+`garbage`) completions (first `faulty` incarnations only, counted in `counter`'s lines); `deaf`:
+stops as soon as it is ready, `refuse_longer` tokens, `slow_s` per completion, `log`: where
 calls are written.
 """
 
@@ -63,6 +64,12 @@ def generate(command: dict) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if faulty and generate.done == plan.get("hang_after"):
             signal.pause()
+        if faulty and generate.done == plan.get("stop_after"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if faulty and generate.done == plan.get("garble_after"):
+            raw = bytes.fromhex(plan["garbage"])
+            os.write(int(os.environ[SOCKET_VARIABLE]), raw)
+            signal.pause()
         if faulty and generate.done == plan.get("break_after"):
             print("RuntimeError: the device fell over", file=sys.stderr, flush=True)
             channel.send({"op": "broken", "message": "RuntimeError: the device fell over"})
@@ -91,6 +98,8 @@ channel.send(
         "features": {"checksums": True},
     }
 )
+if faulty and plan.get("deaf"):
+    os.kill(os.getpid(), signal.SIGSTOP)
 while (command := commands.get())["op"] != "exit":
     if command["op"] == "generate":
         generate(command)

@@ -14,6 +14,7 @@ import pytest
 from waiting import is_alive, wait_until
 
 from megaladder.errors import ConfigError, EngineError, ModelError
+from megaladder.process import stopped
 from megaladder.rollout.engine import SamplingParams, expand
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import ChildSpec
@@ -72,6 +73,45 @@ def test_one_loss_is_healed_and_only_the_unfinished_is_sampled_again(tmp_path, e
     # the sample that was under way, and nothing else, was drawn twice
     assert len(calls(tmp_path, 0)) == 12 + 1
     assert len(calls(tmp_path, 1)) == 12  # the healthy replica went on
+
+
+GARBAGE = {"too long": "ffffffff", "no JSON": "000000027b7b", "no object": "00000002" + b"[]".hex()}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_a_child_that_says_what_is_no_message_is_replaced_and_named(tmp_path, expected, garbage):
+    """Long before its silence would count."""
+    plan = {"garble_after": 7, "garbage": garbage}
+    with engine(tmp_path, plan, {}, stall_s=1000.0) as two:
+        assert two.generate(PROMPTS, PARAMS) == expected
+        assert two.restarts == 1
+    (tmp_path / "never").mkdir()
+    with engine(tmp_path / "never", plan, stall_s=1000.0, max_restarts=0) as one:
+        with pytest.raises(EngineError, match=r"replica 0 said a message (of 4,|that is no)"):
+            one.generate(PROMPTS, PARAMS)
+
+
+def test_a_child_that_stands_still_is_replaced_and_named(tmp_path, expected, monkeypatch):
+    """The kernel says that it is stopped: nobody waits for `stall_s`."""
+    monkeypatch.setattr(stopped, "STOPPED_S", 0.2)
+    with engine(tmp_path, {"stop_after": 7}, {}, stall_s=1000.0) as two:
+        assert two.generate(PROMPTS, PARAMS) == expected
+        assert two.restarts == 1
+    (tmp_path / "never").mkdir()
+    with engine(tmp_path / "never", {"deaf": True}, stall_s=1000.0, max_restarts=0) as one:
+        # more than its socket holds: it does not read either
+        prompts = [tuple(range(100_000)) for _ in range(8)]
+        with pytest.raises(EngineError, match=r"process \d+ has been stopped for 0.2 s"):
+            one.generate(prompts, PARAMS)
+
+
+def test_a_call_to_a_child_that_stands_still_ends_and_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(stopped, "STOPPED_S", 0.2)
+    with engine(tmp_path, {"deaf": True}, stall_s=1000.0) as one:
+        with pytest.raises(
+            EngineError, match=r"reset_prefix_cache: replica 0 process \d+ has been"
+        ):
+            one.forget_prompts()
 
 
 def test_second_loss_ends_the_call_with_the_engines_words(tmp_path):

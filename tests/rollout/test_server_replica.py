@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from distributed import environment
 from tiny_models import build_tiny_model
+from waiting import wait_until
 
 from megaladder.errors import ConfigError, EngineError
 from megaladder.process.launch import hold_port
-from megaladder.rollout.engine import SamplingParams
+from megaladder.rollout.engine import SamplingParams, expand
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.remote.server import GENERATE, NEEDED, ServerOptions, ServerSpec
 from megaladder.types import FinishReason
@@ -30,7 +31,8 @@ PARAMS = SamplingParams(n=3, seed=3, logprobs=True, stop=("x",), stop_token_ids=
 
 class Server(ThreadingHTTPServer):
     """`routes` it has, `mark` (weight version) it holds, `asked` bodies by path; `refuse` prompts
-    longer than this; `garbled`: bytes that it answers with instead, and how many are left out."""
+    longer than this; `garbled`: bytes that it answers with instead, and how many are left out;
+    `drips`: bytes that it sends one by one, without end."""
 
     daemon_threads = True
 
@@ -39,6 +41,8 @@ class Server(ThreadingHTTPServer):
         self.routes, self.refuse, self.mark = routes, refuse, "default"
         self.asked: list[tuple[str, dict]] = []
         self.garbled: tuple[bytes, int] | None = None
+        self.drips: bytes | None = None
+        self.hung_up = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -62,6 +66,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
         self.close_connection = missing_bytes > 0
+
+    def drip(self, raw: bytes) -> None:
+        """Half of an answer, then nothing; or a byte now and then, before any socket's timeout."""
+        self.close_connection = True
+        self.wfile.write(raw)
+        try:
+            while not self.server.hung_up.wait(0.02):
+                self.wfile.write(raw[:1])
+        except OSError:
+            self.server.hung_up.set()
 
     def do_GET(self) -> None:
         schemas = {"GenerateRequest": {"properties": {"output_mode": 1}}}
@@ -88,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"success": True})
         elif self.path == GENERATE and len(body["token_ids"]) > self.server.refuse:
             self.answer({"error": "too long for me"}, 400)
+        elif self.path == GENERATE and self.server.drips is not None:
+            self.drip(self.server.drips)
         elif self.path == GENERATE and self.server.garbled is not None:
             self.answer_raw(*self.server.garbled)
         elif self.path == GENERATE:
@@ -214,6 +230,37 @@ def test_an_answer_that_is_none_loses_the_request_and_says_so(server, raw, missi
     with engine(server) as one, pytest.raises(EngineError, match=words) as raised:
         one.generate(PROMPTS, PARAMS)
     assert raised.value.exit_status == 3
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"
+
+
+@pytest.mark.parametrize("said", [b"", b"H", HEAD + b'{"choices": [{"text": '])
+def test_an_answer_that_does_not_end_is_given_up_within_the_configured_time(server, said):
+    """Nothing, the status line byte by byte, half a body byte by byte: the server's own sign of life
+    is well all the time."""
+    server.drips = said
+    options = ServerOptions(concurrency=4, ping_s=0.05, timeout_s=0.3)
+    spec = ServerSpec(server.url, options)
+    with ProcessEngine([spec], Limits(start_s=60, stall_s=1000, max_restarts=0)) as one:
+        with pytest.raises(EngineError, match=r"generate: no whole answer within 0.3 s") as raised:
+            one.generate(PROMPTS, PARAMS)
+    assert raised.value.exit_status == 3 and server.url in str(raised.value)
+    server.hung_up.set()
+
+
+def test_closing_does_not_wait_for_answers(server):
+    server.drips = b""
+    options = ServerOptions(concurrency=4, ping_s=0.05, timeout_s=1000)
+    one = ProcessEngine([ServerSpec(server.url, options)], Limits(start_s=60, stall_s=1000))
+    stream = one.stream([request for prompt in PROMPTS for request in expand(prompt, PARAMS)])
+    asking = threading.Thread(target=lambda: next(stream, None), daemon=True)
+    asking.start()
+    wait_until(lambda: server.bodies(GENERATE), "the first request")
+    pool = one._replicas[0]._pool
+    one.close()
+    pool.shutdown(wait=True)  # its threads have ended
+    server.hung_up.set()
 
 
 def test_a_server_that_dies_ends_the_call_with_status_3(server):

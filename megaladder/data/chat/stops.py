@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaladder.data.sources.find import HUB_ID
-from megaladder.data.sources.hub import hub_failures
+from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ModelError
 from megaladder.types import Tokenizer
 
@@ -105,6 +105,7 @@ def _generation_file(model: str | Path | None, revision: str | None) -> Path | N
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    limit_patience()
     try:
         return Path(hf_hub_download(str(model), GENERATION_CONFIG, revision=revision))
     # also without network, where the cache has the model without this file

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from megaladder.config.sections.shared import TEMPLATE_DATE, ModelSection
 from megaladder.data.chat.defaults import with_defaults
-from megaladder.data.sources.hub import hub_failures
+from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ConfigError, ModelError
 from megaladder.types import Tokenizer
 
@@ -64,6 +64,7 @@ def tokenizer_dir(name: str | Path, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    limit_patience()
     try:
         return Path(
             snapshot_download(str(name), revision=revision, allow_patterns=list(TOKENIZER_FILES))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from megaladder.errors import DataError
 
+HUB_TIMEOUT_S = 30.0  # huggingface_hub tries downloads up to five times again
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -25,6 +27,27 @@ def hub_failures() -> tuple[type[Exception], ...]:
     return (*bases, OSError, ValueError)
 
 
+def limit_patience() -> None:
+    """Has requests to the hub end after `HUB_TIMEOUT_S` without a sign of life.
+
+    huggingface_hub itself waits for ever for a hub that is silent. Before each use of it: the client
+    is made anew after some failures.
+    """
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    if _be_patient not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _be_patient]}
+
+
+def _be_patient(request: Any) -> None:
+    """Gives a request that would wait for ever our patience."""
+    given = request.extensions.get("timeout") or {}
+    phases = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {phase: given.get(phase) or HUB_TIMEOUT_S for phase in phases}
+
+
 def resolve_commit(repo: str, revision: str | None = None) -> str:
     """The commit that `revision` (null = the main branch) of a data set names now.
 
@@ -37,6 +60,7 @@ def resolve_commit(repo: str, revision: str | None = None) -> str:
         return revision
     from huggingface_hub import HfApi
 
+    limit_patience()
     try:
         commit = HfApi().dataset_info(repo, revision=revision).sha
     except hub_failures() as error:

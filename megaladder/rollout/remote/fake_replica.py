@@ -30,6 +30,7 @@ class FakeReplica:
 
     node = 0
     pid = None
+    stopped = False
 
     def __init__(self, index: int, inbox: Inbox, make: Callable[[], FakeEngine]) -> None:
         self.index, self._inbox, self._make = index, inbox, make

@@ -282,6 +282,9 @@ class RemoteReplica:
     def alive(self) -> bool:
         return self._alive and self._linked
 
+    # of another machine: it shows as silence
+    stopped = False
+
     def start(self) -> None:
         """Has the node start a new incarnation (and end the one before)."""
         self.incarnation += 1
@@ -309,7 +312,7 @@ class RemoteReplica:
 
     def _tell(self, command: dict[str, Any]) -> bool:
         try:
-            self._channel.send(command)
+            self._channel.post(command)
         except OSError:
             return False
         return self._linked

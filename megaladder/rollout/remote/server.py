@@ -19,19 +19,15 @@ the rest).
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
 import secrets
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from megaladder.rollout.remote.http_client import HttpClient, Refused
 from megaladder.rollout.replica import Inbox
 
 GENERATE = "/inference/v1/generate"
@@ -49,19 +45,18 @@ HOW_TO_START = (
 )
 PING_S = 10.0
 LOST_AFTER_PINGS = 6
-CALL_TIMEOUT_S = 600.0
-MAX_BODY_BYTES = 1 << 28  # a million tokens with their log-probs take a third of it
-REQUEST_TIMEOUT_S = 24 * 3600.0  # a silent server is noticed by the pings
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """concurrency: requests under way at once; the server queues what it cannot decode together.
 
-    ping_s: between two looks at it."""
+    ping_s: between two looks at it. timeout_s: from a request, or a weight update, to the end of
+    its answer."""
 
     concurrency: int = 256
     ping_s: float = PING_S
+    timeout_s: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +79,7 @@ class ServerReplica:
 
     node = 0  # reads what rank 0 writes: a folder that both see
     pid = None
+    stopped = False
 
     def __init__(self, index: int, inbox: Inbox, spec: ServerSpec) -> None:
         self.index, self._inbox, self._spec = index, inbox, spec
@@ -92,7 +88,7 @@ class ServerReplica:
         self.alive = False
         self._how, self._mark = "not started", ""
         self._nonce = secrets.token_hex(4)
-        self._http = _Http(spec.url)
+        self._http = HttpClient(spec.url, may_refuse=(GENERATE,))
         self._pool = ThreadPoolExecutor(
             spec.options.concurrency, thread_name_prefix=f"server-{index}"
         )
@@ -124,6 +120,7 @@ class ServerReplica:
         """Takes back what it was asked; the server itself goes on."""
         self.alive = False
         self._abort()
+        self._http.hang_up()
 
     def stop(self, patience_s: float) -> None:
         self.kill()
@@ -242,7 +239,7 @@ class ServerReplica:
 
     def _one(self, body: dict[str, Any], call: int, number: int, incarnation: int) -> None:
         try:
-            choice = self._http.post(GENERATE, body, timeout_s=REQUEST_TIMEOUT_S)["choices"][0]
+            choice = self._work(GENERATE, body)["choices"][0]
             item = {"id": number, **_completion(choice)}
             self._say(incarnation, {"op": "done", "call": call, "items": [item]})
         except Refused as error:
@@ -278,9 +275,12 @@ class ServerReplica:
         self._say(incarnation, reply)
 
     def _rpc(self, method: str, arguments: Mapping[str, Any] | None = None) -> list[Any]:
-        return self._http.post(
-            "/collective_rpc", {"method": method, "kwargs": dict(arguments or {})}
-        ).get("results", [])
+        body = {"method": method, "kwargs": dict(arguments or {})}
+        return self._work("/collective_rpc", body).get("results", [])
+
+    def _work(self, path: str, body: Mapping[str, Any]) -> Any:
+        """What may take as long as a round."""
+        return self._http.post(path, body, self._spec.options.timeout_s)
 
     def _set_mark(self) -> None:
         self._mark = f"megaladder-{secrets.token_hex(6)}"
@@ -293,10 +293,10 @@ class ServerReplica:
         self._set_mark()
 
     def _do_reset_prefix_cache(self) -> bool:
-        return self._http.post("/reset_prefix_cache", {})["success"]
+        return self._work("/reset_prefix_cache", {})["success"]
 
     def _do_weight_checksums(self) -> list[dict[str, str]]:
-        return [self._http.post("/weight_checker", {"action": "checksum"})["checksums"]]
+        return [self._work("/weight_checker", {"action": "checksum"})["checksums"]]
 
     def _do_sleep(self, level: int) -> bool:
         return False
@@ -305,97 +305,20 @@ class ServerReplica:
         return False
 
     def _do_init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._http.post("/init_weight_transfer_engine", {"init_info": init_info})
+        self._work("/init_weight_transfer_engine", {"init_info": init_info})
 
     def _do_start_weight_update(self) -> None:
-        self._http.post("/start_weight_update", {})
+        self._work("/start_weight_update", {})
 
     def _do_update_weights(self, update_info: Any) -> None:
-        self._http.post("/update_weights", {"update_info": update_info})
+        self._work("/update_weights", {"update_info": update_info})
 
     def _do_finish_weight_update(self) -> None:
-        self._http.post("/finish_weight_update", {})
+        self._work("/finish_weight_update", {})
         self._set_mark()
 
     def _do_call_workers(self, method: str, arguments: dict[str, Any]) -> list[Any]:
         return self._rpc(method, arguments)
-
-
-class Refused(Exception):
-    """The server understood and declined (status 4xx); its own words."""
-
-
-class _Http:
-    """JSON over HTTP, without proxies (these are machines of our own network).
-
-    Raises OSError for all but an answer, Refused for 4xx.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        key = os.environ.get("VLLM_API_KEY")
-        self._headers = {
-            "content-type": "application/json",
-            **({"authorization": f"Bearer {key}"} if key else {}),
-        }
-
-    def get(self, path: str, timeout_s: float = 60.0) -> Any:
-        return self._ask(urllib.request.Request(self._url + path, headers=self._headers), timeout_s)
-
-    def post(self, path: str, body: dict[str, Any], timeout_s: float = CALL_TIMEOUT_S) -> Any:
-        data = json.dumps(body).encode()
-        return self._ask(
-            urllib.request.Request(
-                self._url + path, data=data, headers=self._headers, method="POST"
-            ),
-            timeout_s,
-        )
-
-    def try_post(self, path: str, body: dict[str, Any]) -> None:
-        """For what may fail without harm."""
-        try:
-            self.post(path, body, timeout_s=30.0)
-        except (OSError, Refused):
-            return
-
-    def _ask(self, request: urllib.request.Request, timeout_s: float) -> Any:
-        try:
-            with self._opener.open(request, timeout=timeout_s) as response:
-                text = _body(response)
-        except urllib.error.HTTPError as error:
-            words = error.read().decode("utf-8", "replace")[:500]
-            if (
-                400 <= error.code < 500
-                and error.code not in (408, 429)
-                and request.full_url.endswith(GENERATE)
-            ):
-                raise Refused(words) from None
-            raise OSError(f"{request.full_url} answered {error.code}: {words}") from None
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, OSError):
-                raise error.reason from None
-            raise OSError(f"{request.full_url}: {error.reason}") from None
-        except http.client.HTTPException as error:
-            how = f"{type(error).__name__}: {error}"
-            raise OSError(
-                f"{request.full_url}: the answer was cut short or is too long ({how})"
-            ) from None
-        try:
-            return json.loads(text) if text else {}
-        except (ValueError, RecursionError) as error:
-            raise OSError(f"{request.full_url}: the answer is no JSON ({error})") from None
-
-
-def _body(response: http.client.HTTPResponse) -> bytes:
-    """All of an answer, unless it is none of vLLM's: so long that it would fill the memory."""
-    if response.length is None:
-        text = response.read(MAX_BODY_BYTES + 1)
-    else:
-        text = response.read() if response.length <= MAX_BODY_BYTES else b""
-    if len(text) > MAX_BODY_BYTES or (response.length or 0) > MAX_BODY_BYTES:
-        raise http.client.HTTPException(f"more than {MAX_BODY_BYTES:,} bytes")
-    return text
 
 
 def _completion(choice: Any) -> dict[str, Any]:

@@ -203,9 +203,8 @@ def _fake_engine(setup: EngineSetup) -> FakeEngine:
 def _open_servers(setup: EngineSetup, limits: Limits) -> Engine:
     """The servers as one engine; what they are started with has to fit the run."""
     servers = setup.servers
-    engine = ProcessEngine(
-        [ServerSpec(url, ServerOptions(servers.concurrency)) for url in servers.urls], limits
-    )
+    options = ServerOptions(servers.concurrency, timeout_s=setup.section.timeout_s)
+    engine = ProcessEngine([ServerSpec(url, options) for url in servers.urls], limits)
     said = engine.describe()
     if said["max_model_len"] < setup.max_model_len:
         raise ConfigError(

@@ -25,6 +25,7 @@ from pathlib import Path
 from chaos.kernel import notify
 from chaos.kernel.faults import CAN_MEET, CLOCK, CLOCK_JUMP_S, SIGNALS, STICKY, Fault, Size
 from chaos.kernel.notify import Held
+from waiting import wait_until
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OFFSET = struct.Struct("d")
@@ -218,7 +219,7 @@ class _Watch:
         if fault.kind == "SIGSTOP":
             notify.go_on(self._listener, held)
             if met:
-                _wait_until_stopped(process)
+                wait_until(lambda: _state(process) in "tTZX", "a stopped process")
             os.kill(target, signal.SIGCONT)
             return True
         return fault.kind == "SIGKILL" and met  # not carried out: the signal came before it
@@ -264,12 +265,6 @@ def _takes(descriptor: int) -> bool:
 def _shut(descriptor: int) -> None:
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
         connection.shutdown(socket.SHUT_RDWR)
-
-
-def _wait_until_stopped(pid: int) -> None:
-    deadline = time.monotonic() + 1.0
-    while _state(pid) not in "tTZX" and time.monotonic() < deadline:
-        time.sleep(0.0005)
 
 
 def _state(pid: int) -> str:
