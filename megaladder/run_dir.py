@@ -26,7 +26,6 @@ import math
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -39,7 +38,13 @@ from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError, DataError, ModelError
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
-from megaladder.process.storage import fsync_folder, make_folder, naming, remove_temporaries
+from megaladder.process.storage import (
+    fsync_folder,
+    make_folder,
+    naming,
+    open_temporary,
+    remove_temporaries,
+)
 
 FINGERPRINT_PACKAGES = (
     "megaladder",
@@ -91,13 +96,15 @@ def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
     """The same for content that comes in pieces, of which one is in memory."""
     path = Path(path)
     make_folder(path.parent)
-    temporary = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.tmp"
+    with naming(path):
+        temporary, opened = open_temporary(path)
     try:
-        with naming(path), temporary.open("xb") as file:
+        with naming(path), opened as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            # while it is locked: another start takes an unlocked one for a killed writer's
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from megaladder.data.layouts.stored import lifted, stored_layout
 from megaladder.data.read import BadRow
 from megaladder.data.sources.source import open_source
 from megaladder.errors import ConfigError, DataError
+from megaladder.process.storage import fails_by_itself, fsync_folder, open_temporary
 from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import VERIFIERS, check_row
 from megaladder.rewards.verifiers.pool import VerifierPool
@@ -242,11 +242,12 @@ def _replaced(path: str) -> Iterator[BinaryIO]:
     target = Path(path)
     if target.is_dir():
         raise ConfigError(f"{path}: is a folder; fix: --output needs a file name")
-    temporary = target.parent / f".{target.name[:100]}.{uuid.uuid4().hex}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("xb")
+        temporary, file = open_temporary(target)
     except OSError as error:
+        if fails_by_itself(error):
+            raise
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror}); fix: another --output"
         ) from None
@@ -255,7 +256,8 @@ def _replaced(path: str) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+            os.replace(temporary, target)
+        fsync_folder(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -10,9 +10,9 @@ what a row means (`megaladder.data.layouts`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import uuid
 from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from megaladder.data.read import BadRow, RawRow
 from megaladder.data.repeats import Repeats, hash_text, numbered
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
-from megaladder.process.storage import fsync_folder, naming
+from megaladder.process.storage import fsync_folder, naming, open_temporary
 from megaladder.run_dir import to_json
 
 ID_COLUMNS = ("id", "unique_id", "question_hash", "uuid")
@@ -220,11 +220,10 @@ class RowWriter:
     def __init__(self, path: str | Path):
         self.path = check_target(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.parent / f".{self.path.name[:100]}.{uuid.uuid4().hex}.tmp"
+        self._temporary, self._file = open_temporary(self.path)
         self.num_rows = 0
         self._pending: list[Row] = []
         self._parquet: Any = None
-        self._file = self._temporary.open("xb")
 
     def write(self, values: Mapping[str, Any]) -> None:
         self.num_rows += 1
@@ -278,7 +277,9 @@ class RowWriter:
                 with naming(self.path):
                     self._commit()
         finally:
-            self._file.close()
+            # on a full disk closing fails once more, and the file has to go all the same
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
 
     def _commit(self) -> None:
@@ -288,6 +289,5 @@ class RowWriter:
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._file.close()
         os.replace(self._temporary, self.path)
         fsync_folder(self.path.parent)

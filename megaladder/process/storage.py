@@ -7,13 +7,18 @@ file should be) are somebody else's to explain.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from megaladder.errors import MegaladderError, StorageError
 
@@ -63,6 +68,12 @@ def storage_error(error: BaseException, place: Path | str | None = None) -> Stor
     return StorageError(_message(place, what, "make room there, or use another run_dir"))
 
 
+def fails_by_itself(error: OSError) -> bool:
+    """Whether a disk is to blame, not whoever chose a place that cannot be written."""
+    chosen = (errno.EACCES, errno.EPERM, errno.EROFS)
+    return error.errno in MEANINGS and error.errno not in chosen
+
+
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
     """The system names a file that it cannot open, not one that it cannot write.
@@ -76,9 +87,41 @@ def naming(path: Path | str) -> Iterator[None]:
         raise
 
 
-_TEMPORARY = re.compile(
-    r"\..+\.[0-9a-f]{32}\.tmp"
-)  # as `atomic_lines` and the last word name theirs
+# as `open_temporary` and the last word name theirs
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new file beside `path`, to be renamed to it; what killed writers of `path` left there goes.
+
+    It is locked as long as it is open: one that nobody holds is nobody's.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name[:100])}.*.tmp"):
+        if _TEMPORARY.fullmatch(left.name):
+            _remove_unlocked(left)
+    while True:
+        temporary = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.tmp"
+        file = temporary.open("xb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another start has just taken it for a killed writer's
+            file.close()
+            continue
+        except OSError:  # a file system without locks, where nothing is removed either
+            return temporary, file
+        if temporary.exists():
+            return temporary, file
+        file.close()
+
+
+def _remove_unlocked(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def remove_temporaries(folder: Path) -> None:

@@ -134,7 +134,7 @@ class Bench:
             return f"the undisturbed start ends with {ended.status}: {self._said()}"
         result = self.workload.result(self.folder)
         if result != self.expected:
-            return f"result {result!r}, expected {self.expected!r}"
+            return f"another result: {_difference(result, self.expected)}"
         killed = any(fault.kind in ("SIGKILL", "torn") for faults in starts for fault in faults)
         left = [path.name for path in self._temporary.iterdir()]
         return f"temporary files are left: {left}" if left and not killed else None
@@ -152,6 +152,14 @@ class Bench:
                     starts, smaller = fewer, True
                     break
         return starts
+
+
+def _difference(found: object, expected: object) -> str:
+    """The first place where two results differ, and what stands there."""
+    one, other = repr(found), repr(expected)
+    at = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(0, at - 60)
+    return f"…{one[start : at + 200]!r} instead of …{other[start : at + 200]!r}"
 
 
 def bench(name: str, scratch: Path) -> Bench:

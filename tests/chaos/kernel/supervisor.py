@@ -232,6 +232,9 @@ class _Watch:
         data = held.memory(pointer, half)
         if fault.kind == "garble":
             data = random.Random(fault.at).randbytes(len(data))
+        is_pipe = held.file(descriptor).startswith("pipe:")
+        if fault.kind == "cut" and is_pipe:  # pipes are cut by the end of a process
+            return None
         taken = held.take_file(descriptor)
         try:
             if fault.wire and not _takes(taken):

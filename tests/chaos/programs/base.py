@@ -74,6 +74,14 @@ def status_of(program: Workload, folder: Path, mark: Mark) -> int:
 _WHERE = {
     "small": {"training": 1.0, "evaluation": 1.0, "rewinding": 1.0},
     "tensors": {"export": 1.0, "conversion": 1.0},
+    "verbs": {
+        "data-make": 1.0,
+        "push": 1.0,
+        "grade": 1.0,
+        "data-sample": 1.0,
+        "eval": 1.0,
+        "convert": 1.0,
+    },
 }
 _OF_TESTS = {"faulty": {"careless": 1.0, "leaving": 1.0}}
 NAMES = tuple(name for names in _WHERE.values() for name in names)
