@@ -83,13 +83,18 @@ class Bench:
     def _marks(self) -> Path:
         return self._scratch / "marks"
 
-    def _start(self, faults: Sequence[Fault]) -> Ended:
+    def _start(self, faults: Sequence[Fault] | None) -> Ended:
+        """None: undisturbed, and its calls are not counted."""
+
         def program() -> int:
             with self._marks.open("a", buffering=1) as marks:
                 return status_of(self.workload, self.folder, lambda name: print(name, file=marks))
 
         limits = supervisor.Limits(self.workload.patience_s, self.workload.grace_s)
-        return supervisor.run(program, self.folder, faults, self._scratch / "said", limits)
+        said = self._scratch / "said"
+        if faults is None:
+            return supervisor.run_undisturbed(program, said, limits)
+        return supervisor.run(program, self.folder, faults, said, limits)
 
     def verdict(self, starts: Starts) -> Verdict:
         """Runs a schedule."""
@@ -101,7 +106,7 @@ class Bench:
             found.broken = self._wrong(ended) or self._forgotten()
             if found.broken is not None:
                 return found
-        ended = self._start(())
+        ended = self._start(None)
         found.broken = self._wrong(ended) or self._at_the_end(ended, starts)
         return found
 

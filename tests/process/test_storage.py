@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from megaladder.curate.rows import RowWriter
 from megaladder.errors import ConfigError, StorageError
-from megaladder.process.storage import MEANINGS, naming, storage_error
-from megaladder.run_dir import JsonlFile
+from megaladder.process.storage import (
+    MEANINGS,
+    fails_by_itself,
+    naming,
+    open_temporary,
+    storage_error,
+)
+from megaladder.run_dir import JsonlFile, atomic_write
 
 
 @pytest.mark.parametrize("number", sorted(MEANINGS))
@@ -79,3 +86,36 @@ def test_a_full_disk_behind_a_file_of_rows_is_told_with_its_path(tmp_path) -> No
     with pytest.raises(OSError) as raised:
         JsonlFile(tmp_path / "journal.jsonl").append({"a": 1})
     assert raised.value.filename == str(tmp_path / "journal.jsonl")
+
+
+def test_what_a_killed_writer_left_goes_and_a_living_one_s_stays(tmp_path) -> None:
+    target = tmp_path / "rows.jsonl"
+    killed, file = open_temporary(target)
+    file.close()  # as the kernel does it for a killed process
+    other, living = open_temporary(target)
+    assert not killed.exists() and other.exists()
+    mine, file = open_temporary(target)
+    assert other.exists() and mine.exists()
+    strange = tmp_path / ".rows.jsonl.notes.tmp"
+    strange.touch()
+    for opened in (living, file):
+        opened.close()
+    atomic_write(target, "row\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [strange.name, target.name]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_is_full_at_the_end_leaves_no_file(tmp_path) -> None:
+    """Closing a file whose write failed fails once more."""
+    with pytest.raises(OSError, match="No space left"), RowWriter(tmp_path / "rows.jsonl") as rows:
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, rows._file.fileno())
+        os.close(full)
+        rows.write({"a": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_is_no_wrong_choice_of_a_place() -> None:
+    assert fails_by_itself(OSError(errno.ENOSPC, "")) and fails_by_itself(OSError(errno.EIO, ""))
+    assert not fails_by_itself(PermissionError(errno.EACCES, ""))
+    assert not fails_by_itself(FileNotFoundError(errno.ENOENT, ""))
