@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from megaladder.errors import MegaladderError, StorageError
 
@@ -91,7 +91,7 @@ def naming(path: Path | str) -> Iterator[None]:
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
-def open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
     """A new file beside `path`, to be renamed to it; what killed writers of `path` left there goes.
 
     It is locked as long as it is open: one that nobody holds is nobody's.
