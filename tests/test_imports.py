@@ -68,7 +68,6 @@ ROOT_FILES = {
     "process",
     "shared_memory",
     "console",
-    "hub",
 }
 # `analyze shift` may inside functions
 TORCH_FREE = ("cli", "process", "console", "config", "rewards", "ledger", "plan", "analysis")
@@ -80,7 +79,6 @@ TORCH_FREE_FILES = (
     "run_dir.py",
     "log.py",
     "finished.py",
-    "hub.py",
 )
 # `analyze shift` runs models; TensorBoard's writer
 MAY_USE_TORCH_IN_FUNCTIONS = ("megaladder/analysis/shift", "megaladder/trackers")
