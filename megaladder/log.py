@@ -336,7 +336,7 @@ def evaluation_command(model: Path, data_path: str) -> str:
     if data.stem in ("train", "test") and data.parent.name:
         chosen = f"{data.parent.name} --data-dir {data.parent.parent}"
     else:
-        chosen = "NAME (--benchmark list prints the names)"
+        chosen = "NAME or FILE.jsonl (--benchmark list prints the names)"
     return f"megaladder eval --model {model} --benchmark {chosen}"
 
 

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from megaladder.config.base import StrictModel
 from megaladder.config.resolve import resolve
+from megaladder.console import doing
 from megaladder.errors import ConfigError, DataError, MegaladderError
 from megaladder.run_dir import atomic_write, to_json
 
@@ -186,7 +187,8 @@ def main(args: list[str]) -> int:
         config = resolve(
             TinyModelConfig, args, "python -m megaladder.tools.make_tiny_model", takes_yaml=False
         )
-        num_parameters = write_tiny_model(config)
+        with doing("making a tiny model"):
+            num_parameters = write_tiny_model(config)
     except MegaladderError as error:
         print(f"make_tiny_model: {error}", file=sys.stderr)
         return error.exit_status

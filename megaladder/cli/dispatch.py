@@ -117,6 +117,8 @@ def resolve_words(verb: Verb, config_class: type[StrictModel], rest: Sequence[st
 
 
 def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
+    # imports alone take seconds on a busy machine
+    console.VOICE.turn(verb.name)
     try:
         from megaladder.config.resolve import to_yaml
     except ModuleNotFoundError as error:
@@ -146,7 +148,6 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
         status = _place_ranks(cast("SftConfig | GrpoConfig", config), args)
         if status is not None:
             return status
-    console.VOICE.turn(verb.name)
     return load(verb.run)(config) or 0
 
 
@@ -185,6 +186,8 @@ def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
     check_model(config)
     if num_ranks == 1:
         return None
+    # the ranks say what they do
+    console.VOICE.end()
     command = [sys.executable, "-m", "megaladder", *args]
     return launch_local(num_ranks, command, Path(config.run_dir), config.train.timeout_s)
 

@@ -169,8 +169,8 @@ def test_final_table_is_aligned() -> None:
     ("data", "chosen"),
     [
         ("data/gsm8k/train.jsonl", "--benchmark gsm8k --data-dir data"),
-        ("traces.parquet", "--benchmark NAME (--benchmark list prints the names)"),
-        ("train.jsonl", "--benchmark NAME (--benchmark list prints the names)"),
+        ("traces.parquet", "--benchmark NAME or FILE.jsonl (--benchmark list prints the names)"),
+        ("train.jsonl", "--benchmark NAME or FILE.jsonl (--benchmark list prints the names)"),
     ],
 )
 def test_the_command_after_training_names_the_benchmark_that_the_data_belongs_to(
