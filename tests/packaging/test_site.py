@@ -33,9 +33,10 @@ def test_the_index_has_every_example_once_with_needs_and_expectation() -> None:
 def test_no_entry_of_the_index_is_left_over_or_doubled() -> None:
     entries = yaml.safe_load(examples.ENTRIES.read_text(encoding="utf-8"))
     used = [examples.entry_of(path, entries)["files"] for path in examples.example_files()]
-    assert {entry["files"] for entry in entries} == set(used)
-    with pytest.raises(ValueError, match="0 entries"):
-        examples.entry_of("examples/new.yaml", entries)
+    assert {entry["files"] for entry in entries} == set(used) - {""}
+    assert examples.entry_of("examples/new.yaml", entries) is examples.OTHERS
+    with pytest.raises(ValueError, match="2 entries"):
+        examples.entry_of("examples/slurm/new.sh", [{"files": "slurm/*"}, {"files": "*.sh"}])
 
 
 class Links(HTMLParser):

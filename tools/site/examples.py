@@ -1,7 +1,7 @@
 """The index of examples: every file of examples/ with one line, what it needs and what to expect.
 
-The line is the file's own first comment; the rest stands in `examples.yaml`, where a file that no
-entry names, or that two name, is an error.
+The line is the file's own first comment; the rest stands in `examples.yaml`. A file that no entry
+names is listed all the same; one that two name is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = Path(__file__).with_name("examples.yaml")
+OTHERS = {"files": "", "needs": "what its head says"}
 HEAD = """# Examples and recipes
 
 Every file of `examples/`; `megaladder examples` lists them too, and copies them from an installed
@@ -33,12 +34,12 @@ def example_files() -> list[str]:
 
 
 def entry_of(path: str, entries: list[dict[str, str]]) -> dict[str, str]:
-    """The entry that names a file. Raises ValueError where none or several do."""
+    """The entry that names a file, or one for all others. Raises ValueError where several do."""
     name = path.removeprefix("examples/")
     found = [entry for entry in entries if fnmatchcase(name, entry["files"])]
-    if len(found) != 1:
-        raise ValueError(f"{path}: {len(found)} entries of {ENTRIES} name it; fix: exactly one")
-    return found[0]
+    if len(found) > 1:
+        raise ValueError(f"{path}: {len(found)} entries of {ENTRIES} name it; fix: one of them")
+    return found[0] if found else OTHERS
 
 
 def about(path: str) -> str:
