@@ -118,7 +118,8 @@ def resolve_words(verb: Verb, config_class: type[StrictModel], rest: Sequence[st
 
 def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     # imports alone take seconds on a busy machine
-    console.VOICE.turn(verb.name)
+    if not {"-h", "--help", "--print-config"} & set(rest):
+        console.VOICE.turn(verb.name)
     try:
         from megaladder.config.resolve import to_yaml
     except ModuleNotFoundError as error:
