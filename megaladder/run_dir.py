@@ -42,8 +42,8 @@ from megaladder.process.storage import (
     fsync_folder,
     make_folder,
     naming,
-    open_temporary,
     remove_temporaries,
+    replacing,
 )
 
 FINGERPRINT_PACKAGES = (
@@ -96,19 +96,8 @@ def atomic_lines(path: str | Path, lines: Iterable[bytes]) -> None:
     """The same for content that comes in pieces, of which one is in memory."""
     path = Path(path)
     make_folder(path.parent)
-    with naming(path):
-        temporary, opened = open_temporary(path)
-    try:
-        with naming(path), opened as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-            # while it is locked: another start takes an unlocked one for a killed writer's
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    with naming(path), replacing(path) as file:
+        file.writelines(lines)
 
 
 class JsonlFile:

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megaladder.errors import StorageError
 from megaladder.process.faults import fault_point
+from megaladder.process.ranks import StoppedProcesses, stopped_in_words
 from megaladder.process.signals import deaf_helper
-from megaladder.process.stopped import StoppedProcesses, stopped_in_words
 from megaladder.process.storage import storage_error
 
 _WAY_OUT = (

@@ -19,6 +19,9 @@ STORE_SOCKET = "MEGALADDER_STORE_SOCKET"
 FIRST_WORD_S = 0.5  # ranks usually fail together; the others let rank 0 speak
 LAST_WORD_S = 1.5  # a rank that ends takes the others with it: not before they had their say
 
+# whoever continues a whole job continues one process after the other
+STOPPED_S = 10.0
+
 
 def process_start(pid: object) -> str | None:
     """When a process of this machine started, in the kernel's ticks.
@@ -30,6 +33,33 @@ def process_start(pid: object) -> str | None:
     except (OSError, IndexError):
         return None
     return None if fields[0] in "ZX" else fields[19]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine is stopped; False where that cannot be seen."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "tT"
+    except (OSError, IndexError):
+        return False
+
+
+class StoppedProcesses:
+    """How long processes have been stopped, by regular looks at them."""
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+
+    def too_long(self, pid: int | None) -> bool:
+        """One look: whether the process has been stopped for `STOPPED_S`."""
+        if pid is None or not is_stopped(pid):
+            self._since.pop(pid or 0, None)
+            return False
+        return time.monotonic() - self._since.setdefault(pid, time.monotonic()) >= STOPPED_S
+
+
+def stopped_in_words(pid: int | None) -> str:
+    """What to say of one."""
+    return f"process {pid} has been stopped for {STOPPED_S:g} s (SIGSTOP, a debugger)"
 
 
 def under_launcher(environ: Mapping[str, str] = os.environ) -> bool:

@@ -114,6 +114,26 @@ def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
         file.close()
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that durably takes the place of `path` when the block ends well.
+
+    It vanishes otherwise.
+    """
+    temporary, opened = open_temporary(path)
+    try:
+        with opened as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            # while it is locked: another start takes an unlocked one for a killed writer's
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
 def _remove_unlocked(path: Path) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

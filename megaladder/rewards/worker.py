@@ -32,8 +32,9 @@ from typing import Any
 
 import megaladder
 from megaladder.errors import ConfigError, DataError
-from megaladder.process.stopped import is_stopped
+from megaladder.process.ranks import is_stopped
 from megaladder.rewards import child
+from megaladder.rewards.answers import Nonsense, checked_answers
 from megaladder.rewards.cpu_time import Activity, CpuMeter
 from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
@@ -49,7 +50,6 @@ MAX_ANSWER_BYTES = 16 << 20
 START_TIMEOUT_S = 120.0
 # between two looks at processes that owe answers
 LOOK_S = 1.0
-_REASONS = frozenset(reason.value for reason in GradeReason)
 _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
 
@@ -252,10 +252,10 @@ class _Run:
         try:
             for message in worker.messages():
                 if worker.ready:
-                    self._take(worker, _answers(message, len(worker.pending)))
+                    self._take(worker, checked_answers(message, len(worker.pending)))
                 else:
                     self._begin(worker, message)
-        except _Nonsense as error:
+        except Nonsense as error:
             self._lost(worker, (GradeReason.CRASH, f"the process {error}"))
             return
         if not alive:
@@ -263,7 +263,7 @@ class _Run:
 
     def _begin(self, worker: _Worker, message: Any) -> None:
         if not isinstance(message, dict) or not {"error", "ready"} & message.keys():
-            raise _Nonsense("began with something that is no beginning")
+            raise Nonsense("began with something that is no beginning")
         if "error" in message:
             raise ConfigError(_start_message(message["error"]))
         worker.started(self.pool.limits.wall_s)
@@ -313,26 +313,6 @@ class _Run:
     def _store(self, index: int, answer: list[Any]) -> None:
         self.found[index] = answer
         self.num_missing -= 1
-
-
-class _Nonsense(Exception):
-    """A grading process says what it never would by itself; the words go on after `the process`."""
-
-
-def _answers(message: Any, num_pending: int) -> list[list[Any]]:
-    """Answers as `child` sends them: a verdict of four parts, or the text of a crash."""
-    is_list = isinstance(message, list) and len(message) <= num_pending
-    if is_list and all(isinstance(answer, list) and _is_answer(*answer) for answer in message):
-        return message
-    raise _Nonsense("answered with something that is no list of verdicts")
-
-
-def _is_answer(*parts: Any) -> bool:
-    if len(parts) == 1:
-        return isinstance(parts[0], str)
-    if len(parts) != 4 or parts[0] not in (True, False, None):
-        return False
-    return isinstance(parts[1], str | None) and parts[2] in _REASONS and isinstance(parts[3], str)
 
 
 class _Worker:
@@ -432,19 +412,19 @@ class _Worker:
         """Whole frames that have come.
 
         Raises:
-            _Nonsense: a frame is too large, or no JSON.
+            Nonsense: a frame is too large, or no JSON.
         """
         found, start = [], 0
         while len(self._buffer) - start >= 4:
             (size,) = struct.unpack_from(">I", self._buffer, start)
             if size > MAX_ANSWER_BYTES:
-                raise _Nonsense(f"answered with a frame of {size:,} bytes")
+                raise Nonsense(f"answered with a frame of {size:,} bytes")
             if len(self._buffer) - start - 4 < size:
                 break
             try:
                 found.append(loads(bytes(self._buffer[start + 4 : start + 4 + size])))
             except (ValueError, RecursionError) as error:
-                raise _Nonsense(f"answered with a frame that is no JSON ({error})") from None
+                raise Nonsense(f"answered with a frame that is no JSON ({error})") from None
             start += 4 + size
         del self._buffer[:start]
         return found

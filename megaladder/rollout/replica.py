@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megaladder.process.gpu_stack import cudnn_environment
-from megaladder.process.stopped import StoppedProcesses, is_stopped, stopped_in_words
+from megaladder.process.ranks import StoppedProcesses, is_stopped, stopped_in_words
 from megaladder.rollout.wire import Channel
 
 SOCKET_VARIABLE = "MEGALADDER_ENGINE_SOCKET"  # the child's end, as a file descriptor number

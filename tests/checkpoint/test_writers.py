@@ -14,9 +14,9 @@ STOPPED = 3
 
 def save(folder: Path, action: str | None, stopped_s: float = 10.0) -> int:
     """Two tensors through megatron-core's own save, by our writers; 3 for a StorageError."""
-    from megaladder.process import stopped
+    from megaladder.process import ranks
 
-    stopped.STOPPED_S = stopped_s
+    ranks.STOPPED_S = stopped_s
     if action:
         os.environ["MEGALADDER_FAULT"] = f"write_files:1:{action}"
     from megatron.core import dist_checkpointing

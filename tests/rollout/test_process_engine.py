@@ -14,7 +14,7 @@ import pytest
 from waiting import is_alive, wait_until
 
 from megaladder.errors import ConfigError, EngineError, ModelError
-from megaladder.process import stopped
+from megaladder.process import ranks
 from megaladder.rollout.engine import SamplingParams, expand
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import ChildSpec
@@ -93,7 +93,7 @@ def test_a_child_that_says_what_is_no_message_is_replaced_and_named(tmp_path, ex
 
 def test_a_child_that_stands_still_is_replaced_and_named(tmp_path, expected, monkeypatch):
     """The kernel says that it is stopped: nobody waits for `stall_s`."""
-    monkeypatch.setattr(stopped, "STOPPED_S", 0.2)
+    monkeypatch.setattr(ranks, "STOPPED_S", 0.2)
     with engine(tmp_path, {"stop_after": 7}, {}, stall_s=1000.0) as two:
         assert two.generate(PROMPTS, PARAMS) == expected
         assert two.restarts == 1
@@ -106,7 +106,7 @@ def test_a_child_that_stands_still_is_replaced_and_named(tmp_path, expected, mon
 
 
 def test_a_call_to_a_child_that_stands_still_ends_and_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(stopped, "STOPPED_S", 0.2)
+    monkeypatch.setattr(ranks, "STOPPED_S", 0.2)
     with engine(tmp_path, {"deaf": True}, stall_s=1000.0) as one:
         with pytest.raises(
             EngineError, match=r"reset_prefix_cache: replica 0 process \d+ has been"

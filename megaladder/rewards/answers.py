@@ -1,0 +1,33 @@
+"""What a grading process may answer; what it says is not trusted by its reader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megaladder.types import GradeReason
+
+_REASONS = frozenset(reason.value for reason in GradeReason)
+
+
+class Nonsense(Exception):
+    """A grading process says what it never would by itself; the words go on after `the process`."""
+
+
+def checked_answers(message: Any, num_pending: int) -> list[list[Any]]:
+    """Answers as `child` sends them: a verdict of four parts, or the text of a crash.
+
+    Raises:
+        Nonsense: it is something else.
+    """
+    is_list = isinstance(message, list) and len(message) <= num_pending
+    if is_list and all(isinstance(answer, list) and _is_answer(*answer) for answer in message):
+        return message
+    raise Nonsense("answered with something that is no list of verdicts")
+
+
+def _is_answer(*parts: Any) -> bool:
+    if len(parts) == 1:
+        return isinstance(parts[0], str)
+    if len(parts) != 4 or parts[0] not in (True, False, None):
+        return False
+    return isinstance(parts[1], str | None) and parts[2] in _REASONS and isinstance(parts[3], str)

@@ -1,0 +1,165 @@
+"""How long a fault goes unnoticed, and who is named: a row for each, as docs/operators.md shows them.
+
+PYTHONPATH=.:tests python -m chaos.liveness [NAME …]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from distributed import environment
+from rollout.test_process_engine import PARAMS, PROMPTS, engine
+from rollout.test_server_replica import HEAD, Server
+
+from megaladder.errors import MegaladderError
+from megaladder.rewards import child, worker
+from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rollout.process_engine import Limits, ProcessEngine
+from megaladder.rollout.remote.server import ServerOptions, ServerSpec
+
+Found = tuple[float, str]
+_GRADER = """\
+import os, signal, struct, sys, time
+def say(raw): sys.stdout.buffer.write(struct.pack(">I", len(raw)) + raw); sys.stdout.buffer.flush()
+def read():
+    head = sys.stdin.buffer.read(4)
+    return sys.stdin.buffer.read(struct.unpack(">I", head)[0]) if head else sys.exit()
+read()
+say(b'{"ready": []}')
+"""
+
+
+def grader(does: str, folder: Path) -> Found:
+    """One sample for a process that does this instead of grading; it is tried twice."""
+    path = folder / "grader.py"
+    path.write_text(_GRADER + textwrap.dedent(does))
+
+    class Stub:
+        __file__ = str(path)
+        frame, PROGRESS = staticmethod(child.frame), child.PROGRESS
+
+    worker.child = Stub  # type: ignore[assignment]
+    with GradePool(num_workers=1) as pool:
+        begun = time.monotonic()
+        pool.grade_many([GradeTask("sample 7", "5" * 200_000, "5")])
+        return (time.monotonic() - begun) / 2, f"{pool.failures[0].id}: {pool.failures[0].detail}"
+
+
+def engine_child(plan: dict[str, object], folder: Path) -> Found:
+    """From the first request to the words, without a restart."""
+    with engine(folder, plan, stall_s=1800.0, max_restarts=0) as one:
+        return _until_raised(lambda: one.generate(PROMPTS, PARAMS))
+
+
+def server(prepare: Callable[[Server], None], folder: Path) -> Found:
+    """A server with `rollout.timeout_s` 3."""
+    there = Server()
+    spec = ServerSpec(there.url, ServerOptions(concurrency=4, timeout_s=3.0))
+    try:
+        with ProcessEngine([spec], Limits(start_s=60, stall_s=1800, max_restarts=0)) as one:
+            prepare(there)
+            return _until_raised(lambda: one.generate(PROMPTS, PARAMS))
+    finally:
+        there.hung_up.set()
+        there.shutdown()
+        there.server_close()
+
+
+def _until_raised(action: Callable[[], object]) -> Found:
+    begun = time.monotonic()
+    try:
+        action()
+    except MegaladderError as error:
+        return time.monotonic() - begun, str(error)
+    raise AssertionError("nobody noticed")
+
+
+def rank(fault: str, folder: Path, *flags: str) -> Found:
+    """A training on two ranks with `train.timeout_s` 20, from the fault to the end of the command."""
+    from faults.test_stopping import TWO_RANKS, Sft
+
+    sft = Sft(folder)
+    command = sft.command(folder / "run", *TWO_RANKS, "--train.timeout-s", "20", *flags)
+    env = {**os.environ, **environment(), "MEGALADDER_FAULT": fault}
+    running = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stderr is not None
+    begun = 0.0
+    for line in running.stderr:
+        begun = time.monotonic() if "fault point" in line and not begun else begun
+    running.wait()
+    word = json.loads((folder / "run" / "last_word.json").read_text())
+    return time.monotonic() - begun, f"status {running.returncode}, {word['message']}"
+
+
+def hub(folder: Path) -> Found:
+    """A hub that accepts and says nothing, with a patience of 3 s."""
+    import socket
+
+    from megaladder.data.sources import hub as asked
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        os.environ["HF_HUB_OFFLINE"] = "0"
+
+        asked.HUB_TIMEOUT_S = 3.0
+        return _until_raised(lambda: asked.resolve_commit("some-owner/some-data"))
+
+
+def _drip(said: bytes) -> Callable[[Server], None]:
+    return lambda there: setattr(there, "drips", said)
+
+
+def _garble(raw: bytes) -> Callable[[Server], None]:
+    return lambda there: setattr(there, "garbled", (raw, 0))
+
+
+def _end(there: Server) -> None:
+    there.shutdown()
+    there.server_close()
+
+
+ROWS: dict[str, Callable[[Path], Found]] = {
+    "grader does not read": lambda f: grader("time.sleep(100_000)", f),
+    "grader is stopped": lambda f: grader("os.kill(os.getpid(), signal.SIGSTOP)", f),
+    "grader dies": lambda f: grader("read(); os.kill(os.getpid(), signal.SIGKILL)", f),
+    "engine is stopped": lambda f: engine_child({"stop_after": 3}, f),
+    "engine is stopped and does not read": lambda f: engine_child({"deaf": True}, f),
+    "engine says garbage": lambda f: engine_child(
+        {"garble_after": 3, "garbage": "000000027b7b"}, f
+    ),
+    "engine dies": lambda f: engine_child({"die_after": 3}, f),
+    "server answers garbage": lambda f: server(_garble(b"<html>"), f),
+    "server answers half, then drips": lambda f: server(_drip(HEAD + b'{"choices": [{'), f),
+    "server drips a head": lambda f: server(_drip(b"H"), f),
+    "server says nothing": lambda f: server(_drip(b""), f),
+    "server is gone": lambda f: server(_end, f),
+    "hub is silent": hub,
+    "checkpoint writer is killed": lambda f: rank("write_files:1:SIGKILL", f),
+    "checkpoint writer is stopped": lambda f: rank("write_files:1:SIGSTOP", f),
+    "rank is killed": lambda f: rank("update:6:SIGKILL@rank1", f),
+    "rank is stopped": lambda f: rank("update:6:SIGSTOP@rank1", f),
+}
+
+
+def main() -> int:
+    for name in sys.argv[1:] or ROWS:
+        with tempfile.TemporaryDirectory(prefix="liveness-") as folder:
+            seconds, words = ROWS[name](Path(folder))
+        print(f"| {name} | {seconds:.1f} | {' '.join(words.split())[:300]} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
