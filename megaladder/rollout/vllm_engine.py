@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ConfigError, MissingDependencyError
-from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
+from megaladder.rollout.weight_check import refuse_experts
 from megaladder.rollout.wire import Channel
 
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
@@ -352,12 +352,8 @@ class _Server:
         if (Path(path) / "adapter_config.json").is_file():
             self._load_adapter(path)
             return
-        if self._on_cpu and model_shape(read_config_json(path)).moe is not None:
-            # measured with vLLM 0.32: the same weights read again move log-probs by 0.01 nats
-            raise RuntimeError(
-                "vLLM on a CPU computes other numbers after it has read the weights of a mixture of"
-                " experts a second time; fix: rollout on a GPU, or rollout.engine fake"
-            )
+        if self._on_cpu:
+            refuse_experts(path)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         if self._on_cpu and not self._options["worker_extension"]:
             self._llm.collective_rpc("repack_tied_output")
