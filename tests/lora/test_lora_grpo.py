@@ -31,7 +31,10 @@ def test_the_reference_is_the_model_without_its_adapters(runs):
 @pytest.mark.parametrize("sync", ["adapter", "file"])
 def test_a_real_engine_samples_from_the_adapted_model(runs, sync):
     pytest.importorskip("vllm", reason="vLLM is not installed")
-    engine = ("--rollout.engine", "vllm", "--rollout.sync", sync)
+    engine = ["--rollout.engine", "vllm", "--rollout.sync", sync]
+    # a random model is never right: what it says twice is what it is rewarded for
+    engine += ["--reward.terms", "[{name: repetition, weight: 1.0, ngram: 2}]"]
+    engine += ["--grpo.skip-zero-advantage", "false"]
     exported = ("--checkpoint.export-hf", "true", "--lora.merged-export", "false")
     done = runs.run(f"vllm_{sync}", *ADAPTERS, *engine, *exported)
     assert done.status == 0, done.error
