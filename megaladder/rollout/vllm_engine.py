@@ -352,8 +352,7 @@ class _Server:
         if (Path(path) / "adapter_config.json").is_file():
             self._load_adapter(path)
             return
-        if self._on_cpu:
-            refuse_experts(path)
+        refuse_experts(path, self._on_cpu)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         if self._on_cpu and not self._options["worker_extension"]:
             self._llm.collective_rpc("repack_tied_output")

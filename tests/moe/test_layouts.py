@@ -1,4 +1,4 @@
-"""Loss, gradient norm and each expert's tokens of every step do not depend on EP, expert TP, TP,
+"""Loss, gradient norm and each expert's tokens of every step do not depend on EP, TP,
 PP, VPP, DP, micro-batch size, packing, padding or recompute; with every way of balancing."""
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ SLOW = {
         {"name": "tp2-ep2", "tp": 2, "sp": True, "ep": 2},
         {"name": "sequence-tp2", "tp": 2, "sp": True, "moe": SEQUENCE},
         {"name": "global-ep2", "ep": 2, "moe": GLOBAL, "micro": 4},
-        {"name": "tp2-etp2", "tp": 2, "sp": True, "etp": 2},
-        {"name": "dp2-etp2", "etp": 2},
         {"name": "pp2-vpp2", "pp": 2, "vpp": 2},
         {"name": "sequence-ep2", "moe": SEQUENCE, "ep": 2, "recompute": "full"},
         {"name": "sequence-pp2", "moe": SEQUENCE, "pp": 2, "micro": 2},
@@ -50,7 +48,6 @@ SLOW = {
         {"name": "ep4", "ep": 4},
         {"name": "ep2-dp4", "ep": 2, "micro": 2},
         {"name": "tp2-ep4", "tp": 2, "sp": True, "ep": 4},
-        {"name": "tp2-ep2-etp2", "tp": 2, "sp": True, "ep": 2, "etp": 2},
         {"name": "tp2-pp2-ep2", "tp": 2, "sp": True, "pp": 2, "ep": 2},
         {"name": "pp2-vpp2-ep2", "pp": 2, "vpp": 2, "ep": 2},
         {"name": "sequence-tp2-ep4", "moe": SEQUENCE, "tp": 2, "sp": True, "ep": 4},

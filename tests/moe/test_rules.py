@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from megaladder.config.rules.layout import check_world, validate_layout
+from megaladder.capabilities import Machine
+from megaladder.config.rules.layout import check_platform, check_world, validate_layout
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import model_shape
@@ -93,3 +94,8 @@ def test_ranks_hold_whole_copies_of_model_and_experts() -> None:
         check_world(wide, 8)
     with pytest.raises(ValueError, match=r"parallel\.ranks 8 is not a multiple of 12, which tp 2"):
         config(parallel={"tp": 2, "ep": 3, "pp": 2, "ranks": 8})
+
+
+def test_expert_tensor_parallelism_needs_cuda() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.etp 2 gathers unequal .* no CUDA; fix:"):
+        check_platform(config(parallel={"etp": 2}), Machine())

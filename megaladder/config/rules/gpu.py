@@ -290,6 +290,11 @@ def platform_problems(config: RunConfig, machine: Machine) -> list[str]:
             " one, or"
             " precision_aware_optimizer false"
         )
+    if config.parallel.etp > 1 and not machine.has_cuda:
+        problems.append(
+            f"parallel.etp {config.parallel.etp} gathers unequal numbers of tokens, which gloo"
+            " does not; this machine has no CUDA; fix: parallel.etp 1 (ep instead)"
+        )
     problems += _without_effect(config, machine)
     if config.train.profile_steps and config.train.profiler == "nsys" and not machine.has_cuda:
         problems.append(
