@@ -19,8 +19,8 @@ from megaladder.checkpoints_conv.families import Entry, NameTable, Stacked, list
 from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME, HFReader, auxiliary_files
 from megaladder.checkpoints_conv.writer import config_with_dtype, prepare_folder, room_needed
 from megaladder.errors import ConversionError
+from megaladder.files.sums import refuse_damaged
 from megaladder.model.hf_config import model_shape, read_config_json
-from megaladder.run_dir import refuse_damaged
 
 # Modules whose state dict has an `_extra_state` (None here: FP8 scales come with training).
 # megatron-core asks for them when it loads; of models with experts only we load, and do not ask.

@@ -33,8 +33,9 @@ from megaladder.checkpoints_conv.reader import (
     auxiliary_files,
 )
 from megaladder.errors import ConversionError, StorageError
+from megaladder.files.sums import SUMS, write_sums
 from megaladder.process.storage import fsync_folder, make_folder, remove_temporaries, storage_error
-from megaladder.run_dir import SUMS, atomic_write, write_sums
+from megaladder.run_dir import atomic_write
 
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 _COMPLETENESS = ("config.json", store.MARKER)  # what makes a folder look complete: removed first

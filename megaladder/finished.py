@@ -11,7 +11,6 @@ before it starts or imports anything heavy.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from megaladder.config.resume import compare_for_resume
 from megaladder.config.sections.evaluate import EvaluateSection
-from megaladder.run_dir import RunDir, atomic_write, read_sums, to_json
+from megaladder.errors import DataError
+from megaladder.files.sums import read_sums
+from megaladder.run_dir import RunDir, read_object, to_json, write_object
 
 if TYPE_CHECKING:
     from megaladder.config.base import StrictModel
@@ -46,7 +47,7 @@ def write_finished(config: RunConfig, run: RunDir, lines: Sequence[str]) -> None
         "outputs": _training_outputs(run),
         "exports": {str(path.relative_to(run.path)): as_written(path) for path in _exports(run)},
     }
-    atomic_write(run.path / FILE, to_json(record, indent=1) + "\n")
+    write_object(run.path / FILE, record)
 
 
 def forget_finished(run: RunDir) -> None:
@@ -62,9 +63,9 @@ def answer_training(config: RunConfig) -> bool:
     """
     run = RunDir(config.run_dir, writer=False)
     record = _read(run.path / FILE)
-    if record is None or config.checkpoint.resume == "never":
+    if record is None or "exports" not in record or config.checkpoint.resume == "never":
         return False
-    errors, changes = compare_for_resume(record["settings"], config.model_dump(mode="json"))
+    errors, changes = compare_for_resume(record.get("settings", {}), config.model_dump(mode="json"))
     same = not errors and not changes and record["inputs"] == _training_inputs(config)
     same = same and record["outputs"] == _training_outputs(run)
     whole = same and all(
@@ -107,7 +108,7 @@ def answer_conversion(config: HfToMegatronConfig | MegatronToHfConfig) -> bool:
 def _write_mark(mark: Path, lines: Sequence[str], inputs: _Stamps, outputs: Iterable[Path]) -> None:
     written = {str(path): as_written(path) for path in outputs}
     record = {"lines": list(lines), "inputs": inputs, "outputs": written}
-    atomic_write(mark, to_json(record, indent=1) + "\n")
+    write_object(mark, record)
 
 
 def _answer_mark(mark: Path, inputs: _Stamps) -> bool:
@@ -137,11 +138,26 @@ def is_as_written(path: Path, written: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        record = read_object(path, "nothing: the next start does it again")
+    except (OSError, DataError):
         return None
-    complete = isinstance(record, dict) and {"lines", "inputs", "outputs"} <= record.keys()
-    return record if complete else None
+    return record if _is_record(record) else None
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    kinds = {"lines": list, "inputs": dict, "settings": dict, "exports": dict}
+    whole = {"lines", "inputs", "outputs"} <= record.keys()
+    whole = whole and all(isinstance(record.get(key, kind()), kind) for key, kind in kinds.items())
+    return whole and is_stamped(record.get("exports", record["outputs"]))
+
+
+def is_stamped(outputs: Any) -> bool:
+    """Whether these are names of files with what `as_written` says of each."""
+    return isinstance(outputs, dict) and all(map(_is_stamp, outputs.values()))
+
+
+def _is_stamp(written: Any) -> bool:
+    return isinstance(written, dict) and {"bytes", "mtime_ns", "sha256"} <= written.keys()
 
 
 def _say(record: dict[str, Any]) -> bool:

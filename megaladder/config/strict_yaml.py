@@ -141,7 +141,7 @@ def parse_value(text: str) -> Any:
     """A value as a file would hold it; text that is no YAML stays text, `None` is nothing."""
     try:
         value = yaml.load(text, _CoreLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return None if value == "None" else value
 

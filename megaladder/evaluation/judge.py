@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from megaladder.config.verbs.evaluation import JudgeSection
+from megaladder.data.chat.rendering import render
 from megaladder.errors import ConfigError, RunStopped
 from megaladder.evaluation import metrics
 from megaladder.evaluation.benchmarks.problems import fill
@@ -34,7 +35,7 @@ from megaladder.evaluation.report import Scores, count, length_values
 from megaladder.evaluation.store import Record, Sample
 from megaladder.rewards.extract import answer_part
 from megaladder.rollout.engine import Engine, SamplingParams, expand
-from megaladder.run_dir import JsonlFile, read_jsonl, to_json
+from megaladder.run_dir import JsonlFile, read_jsonl, set_damaged_aside, to_json
 from megaladder.types import Message, Problem
 
 MAX_LEVEL = 5
@@ -228,9 +229,7 @@ class RewardJudge:
                 {"role": "user", "content": exchange.question},
                 {"role": "assistant", "content": exchange.response},
             ]
-            ids = self._tokenizer.encode(
-                self._tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False
-            )
+            ids = self._tokenizer.encode(render(self._tokenizer, turns), add_special_tokens=False)
             with torch.inference_mode():
                 logits = self._model(torch.tensor([ids], device=self._model.device)).logits
             yield index, Judgement(float(logits[0, 0]))
@@ -268,7 +267,8 @@ def judge_records(
         for key, exchange in exchanges.items()
     }
     path = Path(folder) / "judgements.jsonl"
-    with JsonlFile(path, sealed=True) as file:
+    set_damaged_aside(path)
+    with JsonlFile(path) as file:
         known = {
             row["key"]: Judgement(row["score"], row["reason"])
             for row in read_jsonl(path, sealed=True)

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from megaladder.config.verbs.evaluation import EvalConfig
+from megaladder.data.chat.rendering import render
 from megaladder.errors import ConfigError, DataError, MissingDependencyError
 from megaladder.evaluation import metrics, report
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
 from megaladder.evaluation.store import fingerprint_of
+from megaladder.files.sums import forget_sums, write_sums
 from megaladder.rewards.extract import answer_part
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
 from megaladder.run_dir import (
@@ -32,7 +34,9 @@ from megaladder.run_dir import (
     atomic_write,
     model_fingerprint,
     read_jsonl,
+    set_damaged_aside,
     to_json,
+    write_object,
 )
 
 DEFAULT_MAX_TOKENS = 256  # lm-eval's, for tasks that name none
@@ -74,7 +78,8 @@ class Generations:
         keys = [
             self._key(context, one) for (context, _), one in zip(arguments, params, strict=True)
         ]
-        with JsonlFile(self._path, sealed=True) as file:
+        set_damaged_aside(self._path)
+        with JsonlFile(self._path) as file:
             known = {row["key"]: row for row in read_jsonl(self._path, sealed=True)}
             todo = [index for index, key in enumerate(keys) if key not in known]
             requests: list[SampleRequest] = [
@@ -186,8 +191,8 @@ def _language_model(generations: Generations, prompter: Prompter) -> Any:
         def apply_chat_template(
             self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
         ) -> str:
-            return prompter.tokenizer.apply_chat_template(
-                list(chat_history), tokenize=False, add_generation_prompt=add_generation_prompt
+            return render(
+                prompter.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
             )
 
         def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -231,14 +236,12 @@ def _write(
         "ci95": summary["ci95"],
         "counts": summary["counts"],
     }
-    atomic_write(
-        folder / f"samples_{spec.name}.jsonl",
-        "".join(to_json(_as_stored(row)) + "\n" for row in samples),
-    )
-    atomic_write(
-        folder / f"results_{spec.name}.json", to_json(plain, sort_keys=True, indent=2) + "\n"
-    )
-    atomic_write(folder / "summary.json", to_json(summary, sort_keys=True, indent=2) + "\n")
+    file = folder / f"samples_{spec.name}.jsonl"
+    forget_sums(folder)
+    atomic_write(file, "".join(to_json(_as_stored(row)) + "\n" for row in samples))
+    write_sums(folder, [file.name])
+    write_object(folder / f"results_{spec.name}.json", plain)
+    write_object(folder / "summary.json", summary)
     print("\n".join(report.lines(scores, protocol, None)), flush=True)
     return summary
 

@@ -21,7 +21,17 @@ from typing import Any, Generic, Self, TypeVar
 from megaladder.errors import ConfigError, DataError
 from megaladder.process.faults import fault_point
 from megaladder.process.storage import make_folder, remove_temporaries
-from megaladder.run_dir import JsonlFile, RunLock, atomic_write, read_places, read_row, to_json
+from megaladder.run_dir import (
+    DamagedRowError,
+    JsonlFile,
+    RunLock,
+    read_object,
+    read_places,
+    read_row,
+    set_damaged_aside,
+    to_json,
+    write_object,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +121,8 @@ class SampleJournal(Generic[Entry, Kept]):
         try:
             remove_temporaries(self.folder)
             self._check_fingerprint()
-            self._file = JsonlFile(self.path, sealed=True)  # cuts a torn last line off
-            self.records: dict[tuple[str, int], Kept] = self._read()
+            self._file = JsonlFile(self.path)  # cuts a torn last line off
+            self.records: dict[tuple[str, int], Kept] = self._undamaged()
         except BaseException:
             self._lock.release()
             raise
@@ -134,6 +144,19 @@ class SampleJournal(Generic[Entry, Kept]):
     def _read(self) -> dict[tuple[str, int], Kept]:
         raise NotImplementedError
 
+    def _undamaged(self) -> dict[tuple[str, int], Kept]:
+        """What the file holds.
+
+        Rows that a power cut or a bad disk changed are set aside: their samples are made again.
+        """
+        try:
+            return self._read()
+        except DamagedRowError:
+            self._file.close()
+            set_damaged_aside(self.path)
+        self._file = JsonlFile(self.path)
+        return self._read()
+
     def missing(self, problem_id: str, num_samples: int) -> list[int]:
         """Sample indices below `num_samples` that a problem still lacks."""
         return [sample for sample in range(num_samples) if (problem_id, sample) not in self.records]
@@ -154,11 +177,9 @@ class SampleJournal(Generic[Entry, Kept]):
         path = self.folder / "fingerprint.json"
         if path.exists():
             try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path}: unreadable ({error}); fix: delete this folder, or use another --out"
-                ) from None
+                stored = read_object(path, "delete this folder, or use another --out")
+            except DataError as error:
+                raise ConfigError(str(error)) from None
             if stored.get("fingerprint") != self.fingerprint:
                 changes = (
                     "; ".join(_differences(stored.get("parts", {}), self.parts))
@@ -174,13 +195,7 @@ class SampleJournal(Generic[Entry, Kept]):
                 f"{self.folder}: has samples but no fingerprint.json; fix: use another --out"
             )
         else:
-            atomic_write(
-                path,
-                to_json(
-                    {"fingerprint": self.fingerprint, "parts": self.parts}, sort_keys=True, indent=2
-                )
-                + "\n",
-            )
+            write_object(path, {"fingerprint": self.fingerprint, "parts": self.parts})
 
 
 class Journal(SampleJournal[Record, Verdict]):

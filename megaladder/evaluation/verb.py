@@ -31,6 +31,7 @@ from megaladder.evaluation.budget import instruction
 from megaladder.evaluation.run import Progress, Timing, run_task, run_until
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
+from megaladder.files.sums import refuse_damaged
 from megaladder.finished import write_evaluated
 from megaladder.ledger.sampled import shape_at
 from megaladder.rewards.programs.runner import isolation
@@ -41,7 +42,7 @@ from megaladder.rollout.engine import Engine
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
-from megaladder.run_dir import atomic_write, refuse_damaged, to_json
+from megaladder.run_dir import write_object
 from megaladder.types import Tokenizer
 
 MAX_NAMED = 5  # timeouts and crashes of the grader that are named
@@ -133,10 +134,9 @@ class ModelPlan:
     def _write_summary(self) -> None:
         """<out>/summary.json over the benchmarks of this call, kept up to date as they finish."""
         model = {"model": self.config.model.path, **self.about}
-        text = to_json({**model, "benchmarks": self.summaries}, sort_keys=True, indent=2) + "\n"
         extra = [Path(self.config.json_path)] if self.config.json_path else []
         for path in (self.out / "summary.json", *extra):
-            atomic_write(path, text)
+            write_object(path, {**model, "benchmarks": self.summaries})
 
     def written(self) -> list[Path]:
         """The files of this call."""

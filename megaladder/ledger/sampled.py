@@ -9,18 +9,17 @@ lost. Not counted: samples that were drawn and rejected, and a judge's own token
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megaladder.errors import ModelError
-from megaladder.ledger.book import Phase
+from megaladder.errors import DataError, ModelError
+from megaladder.ledger.book import PHASES, Phase
 from megaladder.ledger.work import Work, generation_work, total_work
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.run_dir import read_object, write_object
 
 
 def shape_at(path: str) -> ModelShape | None:
@@ -58,7 +57,7 @@ def write_sampled_ledger(path: Path, phase: Phase, work: Work) -> dict[str, Any]
     Returns what it holds."""
     before = read_sampled_ledger(path).get(phase, Work())
     found: dict[str, Any] = {phase: asdict(work + Work(cpu_s=before.cpu_s))}
-    atomic_write(path, to_json(found, sort_keys=True, indent=1) + "\n")
+    write_object(path, found)
     return found
 
 
@@ -66,7 +65,12 @@ def read_sampled_ledger(path: Path) -> dict[Phase, Work]:
     """What such a file holds; nothing where there is none."""
     if not path.is_file():
         return {}
-    return {phase: Work(**parts) for phase, parts in json.loads(path.read_text("utf-8")).items()}
+    fix = "delete it, then the work of these samples is not counted"
+    try:
+        found = read_object(path, fix)
+        return {phase: Work(**found[phase]) for phase in PHASES if phase in found}
+    except TypeError as error:
+        raise DataError(f"{path}: expected work by phase ({error}); fix: {fix}") from None
 
 
 def teacher_ledger(out: str | Path) -> Path:

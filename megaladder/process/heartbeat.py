@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from megaladder.errors import RankLostError
@@ -171,12 +171,14 @@ def read_beats(folder: Path) -> list[Beat]:
     found = []
     for path in folder.glob("rank_*.json"):
         try:
-            said = json.loads(path.read_bytes())
-            found.append((path.stat().st_mtime, said))
-        except (OSError, ValueError):  # being written, or gone
+            beat = Beat(**json.loads(path.read_bytes()))
+            if isinstance(beat.rank, int) and isinstance(beat.turns, int):
+                found.append((path.stat().st_mtime, beat))
+        # being written, gone, or nobody's
+        except (OSError, ValueError, TypeError, RecursionError):
             continue
     now = max((stamp for stamp, _ in found), default=0.0)
-    beats = [Beat(**{**said, "silent_s": now - stamp}) for stamp, said in found]
+    beats = [replace(beat, silent_s=now - stamp) for stamp, beat in found]
     return sorted(beats, key=lambda beat: beat.rank)
 
 

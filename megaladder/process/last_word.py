@@ -24,8 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.process.ranks import attempt, host, process_start, rank_from_env
+from megaladder.process.storage import with_digest, without_digest
 
 NAME = "last_word.json"
+_KEYS = (
+    *("status", "message", "saved", "step", "saved_step", "best_step"),
+    *("rank", "host", "pid", "started", "attempt", "time"),
+)
 RUNNING = "running"
 KILLED = "killed"
 # reason -> words; the steps follow
@@ -56,6 +61,7 @@ class _Progress:
     saved_step: int | None = None
     best_step: int | None = None
     before: dict[str, Any] | None = None
+    damaged: bool = False
 
 
 _run = _Progress()
@@ -82,7 +88,7 @@ def begin(folder: Path, *, writer: bool) -> None:
     global _run
     _run = _Progress(folder)
     if writer:
-        _run.before = read(folder)
+        _run.before, _run.damaged = read(folder), damaged(folder)
         _write(folder, {"reason": RUNNING, "status": None, "message": "", **_here()})
 
 
@@ -105,6 +111,11 @@ def note_best(step: int | None) -> None:
 def start_before() -> dict[str, Any] | None:
     """The last word of the start before this one, where this process holds the folder's lock."""
     return _run.before
+
+
+def before_is_damaged() -> bool:
+    """Whether the start before this one left a word that cannot be read any more."""
+    return _run.damaged
 
 
 def said_by_others() -> dict[str, Any] | None:
@@ -150,9 +161,23 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The last word in a run folder; None where there is none that can be read."""
     try:
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _checked(without_digest(found)) if isinstance(found, dict) else None
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and "reason" in found and "attempt" in found else None
+
+
+def damaged(folder: Path) -> bool:
+    """Whether there is a last word that nobody can read."""
+    return (folder / NAME).is_file() and read(folder) is None
+
+
+def _checked(word: dict[str, Any]) -> dict[str, Any] | None:
+    """The word, where all of it is there and of the right kinds."""
+    texts = all(isinstance(word.get(key), str) for key in ("reason", "attempt"))
+    numbers = (word.get(key) for key in ("step", "saved_step", "pid", "status", "rank"))
+    if not texts or not all(isinstance(number, int | None) for number in numbers):
+        return None
+    return {**dict.fromkeys(_KEYS), **word}
 
 
 def truth(folder: Path) -> dict[str, Any] | None:
@@ -227,7 +252,7 @@ def _write(folder: Path, word: dict[str, Any]) -> None:
     temporary = folder / f".{NAME}.{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("x", encoding="utf-8") as file:
-            json.dump(word, file, ensure_ascii=False)
+            json.dump(with_digest(word), file, ensure_ascii=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())

@@ -11,14 +11,16 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from megaladder.errors import MegaladderError, StorageError
 
@@ -46,6 +48,39 @@ MEANINGS: dict[int, tuple[str, str]] = {
 }
 # torch's C++ writer drops the error number of a write that failed
 _WRITER_WORDS = ("unexpected pos", "PytorchStreamWriter failed", "file write failed")
+
+
+DIGEST = "own_sha256"
+
+
+def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a last key that tells whether the others have changed."""
+    return {**value, DIGEST: _digest_of(value)}
+
+
+def without_digest(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The object as it was before `with_digest`; one that never had a digest passes.
+
+    Raises:
+        ValueError: it has changed.
+    """
+    plain = {key: found for key, found in value.items() if key != DIGEST}
+    sealed = any(almost(key.encode("utf-8", "surrogatepass"), DIGEST.encode()) for key in value)
+    if sealed and value.get(DIGEST) != _digest_of(plain):
+        raise ValueError("its content has changed since it was written")
+    return plain
+
+
+def almost(found: bytes, expected: bytes) -> bool:
+    """Whether at most one byte differs."""
+    differ = sum(a != b for a, b in zip(found, expected, strict=False))
+    return len(found) == len(expected) and differ <= 1
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    """sha256 of the values, whatever the layout of the file."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def storage_error(error: BaseException, place: Path | str | None = None) -> StorageError | None:

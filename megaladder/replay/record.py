@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from megaladder.checkpoint import lineage, store
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sft import SftConfig
 from megaladder.errors import CheckpointError, DataError
+from megaladder.files.surroundings import environment
 from megaladder.log import spans
-from megaladder.run_dir import RunDir, environment, read_jsonl
+from megaladder.run_dir import RunDir, read_jsonl, read_object
 from megaladder.train.rl.records import stored_steps
 
 # they differ from one computation to the next, or count what lies between two rows
 _NOT_OF_THE_STEP = {"memory_bytes", "tokens_per_s", "mfu", "flops_per_s", "total_flops"}
+_FIX = "copy the run folder again"
 _FIRST = ("loss", "grad_norm", "lr")  # what is compared, and so named, first
 
 
@@ -93,7 +97,7 @@ def changed_surroundings(folder: Path, identity: Mapping[str, Any]) -> list[str]
     path = folder / "fingerprint.json"
     if not path.is_file():
         return ["no fingerprint.json to compare with"]
-    stored = json.loads(path.read_text("utf-8"))
+    stored = read_object(path, _FIX)
     before, now = _flat(stored.pop("environment", {})), _flat(environment())
     before |= {key: stored[key] for key in identity if key in stored}
     now |= json.loads(json.dumps(dict(identity)))
@@ -104,8 +108,8 @@ def changed_surroundings(folder: Path, identity: Mapping[str, Any]) -> list[str]
 def recorded_threads(folder: Path) -> str | None:
     """OMP_NUM_THREADS of the run's ranks: sums of floats depend on it. None where it was not set."""
     path = folder / "fingerprint.json"
-    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return stored.get("environment", {}).get("omp_num_threads")
+    stored = read_object(path, _FIX).get("environment") if path.is_file() else None
+    return stored.get("omp_num_threads") if isinstance(stored, dict) else None
 
 
 def _row(folder: Path, step: int) -> dict[str, Any]:
@@ -124,12 +128,19 @@ def _settings(folder: Path, step: int) -> tuple[int, RunConfig]:
     """The configuration that was in force in `step`, and after which step it began."""
     history = folder / "config_history.jsonl"
     rows = list(read_jsonl(history)) if history.is_file() else []
+    if not all(isinstance(row.get("after_step"), int) and "config" in row for row in rows):
+        raise DataError(f"{history}: expected rows with after_step and config; fix: {_FIX}")
     rows = [row for row in rows if row["after_step"] < step]
     config = rows[-1]["config"] if rows else RunDir(folder, writer=False).read_config()
-    if config is None:
+    if not isinstance(config, dict):
         raise DataError(f"{folder}: no config.yaml; fix: the folder of an SFT or GRPO run")
     kind = GrpoConfig if "grpo" in config else SftConfig
-    return (rows[-1]["after_step"] if rows else 0), kind.model_validate(config)
+    try:
+        return (rows[-1]["after_step"] if rows else 0), kind.model_validate(config)
+    except ValidationError as error:
+        raise DataError(
+            f"{folder}: its configuration is not valid: {str(error)[:500]}; fix: {_FIX}"
+        ) from None
 
 
 def _beginning(folder: Path, step: int, since: int) -> tuple[Path | None, int] | None:
@@ -173,8 +184,11 @@ def _check_rollouts(folder: Path, config: RunConfig, steps: range) -> None:
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Package versions beside the rest."""
+    if not isinstance(values, Mapping):
+        return {}
     rest = {key: value for key, value in values.items() if key != "packages"}
-    return {**values.get("packages", {}), **rest}
+    packages = values.get("packages")
+    return {**(packages if isinstance(packages, Mapping) else {}), **rest}
 
 
 def _shown(value: Any) -> str:

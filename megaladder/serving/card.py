@@ -4,7 +4,6 @@ Only facts that stand in files."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import yaml
 
 from megaladder import __version__
-from megaladder.errors import ConfigError, DataError
+from megaladder.analysis.runs.folder import read_config
+from megaladder.errors import ConfigError
 from megaladder.ledger.book import describe
 from megaladder.ledger.folder import run_ledger
-from megaladder.run_dir import read_jsonl
+from megaladder.run_dir import read_jsonl, read_object
 from megaladder.serving.folder import ModelFolder
 
 TOLD = (
@@ -67,7 +67,7 @@ def _settings(run: Path | None) -> dict[str, Any]:
     path = run / "config.yaml" if run else None
     if path is None or not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = read_config(path.parent)
     sections = {name: part for name, part in values.items() if isinstance(part, dict)}
     return {
         f"{name}.{key}": value for name, part in sections.items() for key, value in part.items()
@@ -165,10 +165,4 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, found {error}; fix: the file") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected an object, found {type(found).__name__}; fix: the file")
-    return found
+    return read_object(path, "copy the file again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaladder.errors import ConfigError
-from megaladder.run_dir import refuse_damaged
+from megaladder.files.sums import refuse_damaged
 
 STEP = re.compile(r"step_(\d+)")
 

@@ -11,16 +11,18 @@ it reads are as recorded, and every file that it wrote is still as it was writte
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaladder.config.resolve.overlay import load_layered
 from megaladder.errors import DataError
-from megaladder.finished import as_written, is_as_written
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.finished import as_written, is_as_written, is_stamped
+from megaladder.process.storage import make_folder
+from megaladder.run_dir import read_object, to_json, write_object
 from megaladder.study.plan import Job, Plan, recipes_folder
 
 NOTES = ".study"
@@ -64,13 +66,13 @@ class Records:
         No verb would go on from it.
         """
         notes, inputs = self.notes(job), self._inputs_of(job)
-        notes.mkdir(parents=True, exist_ok=True)
+        make_folder(notes)
         begun = notes / "begun.json"
-        if begun.is_file() and json.loads(begun.read_text("utf-8"))["inputs"] != inputs:
+        if begun.is_file() and _read(begun).get("inputs") != inputs:
             shutil.rmtree(job.folder, ignore_errors=True)
             (notes / "cost.json").unlink(missing_ok=True)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(begun, to_json({"inputs": inputs}) + "\n")
+        make_folder(job.folder)
+        write_object(begun, {"inputs": inputs})
 
     def write(self, job: Job, cost: Cost) -> None:
         """Marks a job as finished; the last thing that is done for it."""
@@ -89,21 +91,19 @@ class Records:
             "wall_s": cost.wall_s,
             "cpu_s": cost.cpu_s,
         }
-        atomic_write(self.notes(job) / "record.json", to_json(record, indent=1) + "\n")
+        write_object(self.notes(job) / "record.json", record)
         (self.notes(job) / "cost.json").unlink(missing_ok=True)
 
     def add_cost(self, job: Job, cost: Cost) -> Cost:
         """Notes what a start took that did not finish the job; the sum over all such starts."""
         path = self.notes(job) / "cost.json"
-        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        total = Cost(**found) + cost
-        atomic_write(path, to_json({"wall_s": total.wall_s, "cpu_s": total.cpu_s}) + "\n")
+        total = _cost_of(_read(path)) + cost
+        write_object(path, {"wall_s": total.wall_s, "cpu_s": total.cpu_s})
         return total
 
     def cost(self, job: Job) -> Cost:
         """What a finished job took."""
-        record = self._read(job)
-        return Cost(record.get("wall_s", 0.0), record.get("cpu_s", 0.0))
+        return _cost_of(self._read(job))
 
     def _inputs_of(self, job: Job) -> str:
         """Digest of everything that the job is made from.
@@ -130,11 +130,26 @@ class Records:
         return placed.replace(recipes_folder(), "${recipes}")
 
     def _read(self, job: Job) -> dict[str, Any]:
-        try:
-            record = json.loads((self.notes(job) / "record.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) and "outputs" in record else {}
+        record = _read(self.notes(job) / "record.json")
+        return record if is_stamped(record.get("outputs")) else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file here says; nothing where there is none, or not what was written."""
+    try:
+        return read_object(path, "nothing, the job counts as not done")
+    except FileNotFoundError:
+        return {}
+    except (OSError, DataError) as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return {}
+
+
+def _cost_of(record: Mapping[str, Any]) -> Cost:
+    values = (record.get("wall_s", 0.0), record.get("cpu_s", 0.0))
+    return Cost(
+        *(float(v) if isinstance(v, (int, float)) and abs(v) < 1e12 else 0.0 for v in values)
+    )
 
 
 def _content(path: Path) -> Any:

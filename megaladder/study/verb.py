@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from megaladder.analysis.report.sections.study import in_words
 from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.process.launch import available_cores
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.run_dir import atomic_write, read_object, to_json, write_object
 from megaladder.study.measure import Outcome, judge
 from megaladder.study.plan import Job, Plan, check_job, make_plan
 from megaladder.study.record import NOTES, Records
@@ -123,7 +122,7 @@ def register(start: Start) -> None:
     path = start.plan.out / NOTES / "rules.json"
     if not path.is_file():
         rules = {"rules": _rules(start), "time": time.strftime("%Y-%m-%d %H:%M:%S")}
-        atomic_write(path, to_json(rules, indent=1) + "\n")
+        write_object(path, rules)
 
 
 def _rules(start: Start) -> dict[str, str]:
@@ -136,7 +135,7 @@ def _rules(start: Start) -> dict[str, str]:
 def changed_rules(start: Start) -> list[str]:
     """Findings whose statistic or rule is another than at the first start."""
     path = start.plan.out / NOTES / "rules.json"
-    first = json.loads(path.read_text("utf-8"))["rules"]
+    first = read_object(path, "delete it, if the rules may count from now on").get("rules", {})
     return [name for name, digest in _rules(start).items() if first.get(name) != digest]
 
 

@@ -26,6 +26,7 @@ from megaladder.errors import MegaladderError, StopRequested
 from megaladder.process import ending, signals
 from megaladder.process.launch import available_cores
 from megaladder.process.lock import RunLock
+from megaladder.process.storage import make_folder
 from megaladder.study.plan import Job
 from megaladder.study.record import Cost, Records
 
@@ -100,7 +101,7 @@ class Crew:
 
     def _begin(self, job: Job) -> None:
         notes = self._records.notes(job)
-        notes.mkdir(parents=True, exist_ok=True)
+        make_folder(notes)
         lock = RunLock(notes)
         self._records.begin(job)
         self._start(_Running(job, notes / "log.txt", lock, iter(list(job.programs()))))

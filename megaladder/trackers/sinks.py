@@ -5,15 +5,15 @@ name, or one that starts anew, never does."""
 
 from __future__ import annotations
 
-import json
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from megaladder.config.sections.shared import LogSection
-from megaladder.errors import MissingDependencyError
-from megaladder.run_dir import atomic_write, to_json
+from megaladder.errors import DataError, MissingDependencyError
+from megaladder.run_dir import read_object, write_object
 
 IDENTITY = "tracker.json"
 STEP = "train_step"
@@ -61,11 +61,11 @@ def run_identity(folder: Path, anew: bool) -> str:
     path = folder / IDENTITY
     if path.is_file() and not anew:
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-        except (ValueError, KeyError, TypeError):
-            pass  # a damaged file costs the old curve, not the run
+            return str(read_object(path, "nothing, the curve begins anew")["id"])
+        except (DataError, KeyError) as error:  # it costs the old curve, not the run
+            print(f"warning: {error}", file=sys.stderr)
     identity = uuid.uuid4().hex[:16]
-    atomic_write(path, to_json({"id": identity}) + "\n")
+    write_object(path, {"id": identity})
     return identity
 
 

@@ -24,6 +24,7 @@ from megaladder.checkpoints_conv.live_model import (
 from megaladder.checkpoints_conv.reader import auxiliary_files
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
+from megaladder.files.sums import refuse_damaged
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, LossFunction
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
@@ -33,7 +34,7 @@ from megaladder.model.te import start_user_buffers
 from megaladder.model.weights import gathered
 from megaladder.parallel import Layout
 from megaladder.process.faults import fault_point
-from megaladder.run_dir import RunDir, refuse_damaged
+from megaladder.run_dir import RunDir
 from megaladder.train.model_files import ModelFiles
 from megaladder.train.optimizer import (
     build_optimizer,

@@ -26,8 +26,10 @@ from megaladder.run_dir import (
     atomic_write,
     drop_rows_after,
     read_jsonl,
+    read_object,
     repair_torn_tail,
     to_json,
+    write_object,
 )
 
 _JSON = st.recursive(
@@ -125,21 +127,52 @@ def test_broken_row_names_file_and_line(tmp_path) -> None:
         list(read_jsonl(path))
 
 
-def test_every_changed_byte_of_a_sealed_row_is_told(tmp_path) -> None:
+@pytest.mark.parametrize("sealed", [True, False])
+def test_every_changed_byte_of_a_row_is_told(tmp_path, sealed) -> None:
     path = tmp_path / "journal.jsonl"
     rows = [{"id": "a", "text": "ü\n", "x": float("nan")}, {"id": "b", "text": "2", "x": 0.1}]
-    with JsonlFile(path, sealed=True) as file:
+    with JsonlFile(path) as file:
         for row in rows:
             file.append(row)
-    assert list(read_jsonl(path, sealed=True)) == [{**rows[0], "x": None}, rows[1]]
+    assert list(read_jsonl(path, sealed=sealed)) == [{**rows[0], "x": None}, rows[1]]
     whole = path.read_bytes()
     second = whole.index(b"\n") + 1
     for place in range(second, len(whole) - 1):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        found = read_jsonl(path, sealed=True)
+        found = read_jsonl(path, sealed=sealed)
         assert next(found)["id"] == "a"
         with pytest.raises(DataError, match=r"journal.jsonl:2: .*fix: delete that line"):
             list(found)
+
+
+def test_every_changed_byte_of_an_object_is_told(tmp_path) -> None:
+    path, value = tmp_path / "lineage.json", {"b": [1, 2.5, None], "a": {"é": "ü"}}
+    write_object(path, value)
+    assert read_object(path, "x") == value
+    whole = path.read_bytes()
+    blank = []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert read_object(path, "copy it") == value
+            blank.append(whole[place : place + 1])
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ") and str(error).endswith("fix: copy it")
+    assert set(blank) <= {b"\n", b" "}  # of no meaning in JSON
+    path.write_text('{"made": "by hand"}')
+    assert read_object(path, "x") == {"made": "by hand"}
+
+
+def test_a_changed_config_is_told(tmp_path) -> None:
+    with RunDir(tmp_path / "run", writer=True) as run:
+        run.write_config("optim:\n  lr: 1.0e-05\n")
+        path = run.path / "config.yaml"
+        assert run.read_config() == {"optim": {"lr": 1e-5}}
+        path.write_text(path.read_text().replace("1.0e-05", "1.0e-06"))
+        with pytest.raises(ConfigError, match=r"config\.yaml: its content has changed"):
+            run.read_config()
+        path.write_text("\n".join(path.read_text().splitlines()[1:]))
+        assert run.read_config() == {"optim": {"lr": 1e-6}}
 
 
 def test_rows_past_the_resumed_step_go(tmp_path) -> None:

@@ -186,7 +186,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
     )
 
 
-def test_a_changed_verdict_is_told(tmp_path, whole):
+def test_a_changed_verdict_is_told_and_its_sample_made_again(tmp_path, whole, capsys):
     with Journal(tmp_path, PARTS):
         pass
     assert b'"correct": true' in whole or b'"correct": null' in whole
@@ -195,8 +195,15 @@ def test_a_changed_verdict_is_told(tmp_path, whole):
         changed if changed != whole else whole.replace(b'"correct": true', b'"correct": null', 1)
     )
     (tmp_path / "journal.jsonl").write_bytes(changed)
-    with pytest.raises(DataError, match="has changed since it was written"):
-        Journal(tmp_path, PARTS)
+    with Journal(tmp_path, PARTS) as journal:
+        assert (
+            "journal.jsonl: 1 lines have changed since they were written" in capsys.readouterr().err
+        )
+        assert journal.num_resumed == len(whole.splitlines()) - 1
+        run_task(task(), FakeEngine(answers), None, journal)
+    assert keyed((tmp_path / "journal.jsonl").read_bytes()) == keyed(whole)
+    (aside,) = (tmp_path / "journal.jsonl.damaged").read_bytes().splitlines()
+    assert aside in changed.splitlines() and aside not in whole.splitlines()
 
 
 def test_other_settings_are_refused_and_named(tmp_path, whole):
@@ -209,7 +216,7 @@ def test_other_settings_are_refused_and_named(tmp_path, whole):
     ):
         Journal(tmp_path, other)
     line = rows(tmp_path)[0]
-    with JsonlFile(tmp_path / "journal.jsonl", sealed=True) as file:
+    with JsonlFile(tmp_path / "journal.jsonl") as file:
         file.append({**line, "fingerprint": "0" * 16})
     with pytest.raises(DataError, match=r"journal.jsonl:25: was made with other settings"):
         Journal(tmp_path, PARTS)

@@ -18,6 +18,7 @@ from megaladder.ledger.book import Ledger, add_up, read_work, row_of, training_f
 from megaladder.ledger.sampled import sampled_work, shape_at, write_sampled_ledger
 from megaladder.ledger.work import Work, forward_work, generation_work
 from megaladder.model.hf_config import ModelShape, model_shape
+from megaladder.run_dir import read_object
 
 ROWS = [
     {"question": f"What is {a} + {b}?", "answer": "so " * (a + 1) + f"#### {a + b}"}
@@ -100,7 +101,7 @@ def test_samples_without_a_known_model_have_tokens_and_no_flops(tmp_path):
     write_sampled_ledger(path, "evaluation", work + Work(cpu_s=1.0))
     # the second start drew no new sample and graded for half a second
     again = write_sampled_ledger(path, "evaluation", work + Work(cpu_s=0.5))
-    assert json.loads(path.read_text()) == again
+    assert read_object(path, "x") == again
     assert again["evaluation"] == {"tokens": 15, "prompt_tokens": 7, "flops": 0.0, "cpu_s": 1.5}
 
 

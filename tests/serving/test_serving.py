@@ -21,10 +21,10 @@ from waiting import is_alive, wait_until
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, StorageError
+from megaladder.files.sums import export_damage, write_sums
 from megaladder.process.launch import hold_port
 from megaladder.rollout.engine import Piece, SamplingParams, expand
 from megaladder.rollout.fake_engine import FakeEngine
-from megaladder.run_dir import export_damage, write_sums
 from megaladder.serving import push
 from megaladder.serving.chat import Conversation
 from megaladder.serving.folder import find_model

@@ -35,7 +35,11 @@ def scores(runs: GrpoRuns, name: str) -> list[dict]:
     lines = (runs.folder / name / "evaluations.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [
-        {key: row[key] for key in row if not key.endswith("_s") and key != "seconds"}
+        {
+            key: row[key]
+            for key in row
+            if not key.endswith("_s") and key not in ("seconds", "sha256")
+        }
         for row in rows
     ]
 

@@ -84,10 +84,18 @@ def expand(text: str) -> list[Path]:
     return matches
 
 
+def there(path: str | Path) -> bool:
+    """Whether it exists; a name that no file can have does not."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def is_run(folder: Path) -> bool:
     """Whether a training run wrote into it."""
     marks = ("fingerprint.json", "metrics.jsonl")
-    return (folder / "config.yaml").is_file() and any((folder / m).is_file() for m in marks)
+    return there(folder / "config.yaml") and any((folder / m).is_file() for m in marks)
 
 
 @dataclass(frozen=True, slots=True)

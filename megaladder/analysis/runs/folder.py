@@ -1,14 +1,15 @@
 """The small files of a training run's folder, as an analysis reads them."""
 
 from __future__ import annotations
+from megaladder.config.strict_yaml import (load_yaml)
+from megaladder.run_dir import (refuse_changed_yaml)
 
 from pathlib import Path
 from typing import Any
 
-import yaml
 
 from megaladder.analysis.tables import Warnings, read_growing, read_text
-from megaladder.errors import DataError
+from megaladder.errors import ConfigError, DataError
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -17,12 +18,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(
-            f"{path}: not valid YAML ({str(error).splitlines()[0]}); fix: the file"
-        ) from None
-    return values if isinstance(values, dict) else {}
+        refuse_changed_yaml(path)
+        return load_yaml(path).values
+    except ConfigError as error:
+        raise DataError(str(error)) from None
 
 
 def read_held_out(folder: Path, warnings: Warnings) -> dict[int, float]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.analysis.runs.folder import read_config, read_held_out
-from megaladder.analysis.runs.find import STEP, find, is_run
+from megaladder.analysis.runs.find import (STEP, find, is_run, there,)
 from megaladder.analysis.runs.record import Origin, RunRecord, Runs, Score, Stage
 from megaladder.analysis.runs.scores import Scored, Weights, read_scores
-from megaladder.analysis.samples.files import read_object
+from megaladder.analysis.samples.files import (read_object, section, text,)
 from megaladder.analysis.tables import Warnings
 from megaladder.errors import DataError
 from megaladder.run_dir import model_fingerprint
@@ -108,10 +108,10 @@ class _Drafts:
         waiting = [draft for draft in self.by_key.values() if draft.stage in ("sft", "grpo")]
         while waiting:
             draft = waiting.pop()
-            began = draft.identity.get("model") or {}
-            path = began.get("path") or (draft.config.get("model") or {}).get("path")
+            began = section(draft.identity, "model")
+            path = text(began, "path") or text(section(draft.config, "model"), "path")
             known = set(self.by_key)
-            place = self._locate(Weights(path, began.get("sha256")))
+            place = self._locate(Weights(path, text(began, "sha256")))
             if place is None:
                 continue
             draft.parent = place
@@ -147,7 +147,7 @@ class _Drafts:
 
     def _model(self, weights: Weights, name: str) -> _Draft:
         path = str(weights.path or "")
-        local = str(Path(path).resolve()) if path and Path(path).exists() else path
+        local = str(Path(path).resolve()) if path and there(path) else path
         key = weights.sha256 or self._digest_of.get(local) or local
         if weights.sha256 and local:
             self._digest_of[local] = weights.sha256

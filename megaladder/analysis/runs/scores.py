@@ -13,7 +13,7 @@ from typing import Any
 
 from megaladder.analysis.runs.find import ScoreFile
 from megaladder.analysis.runs.record import Score
-from megaladder.analysis.samples.files import read_object
+from megaladder.analysis.samples.files import (read_object, section, text,)
 from megaladder.analysis.samples.rows import NoVerdictError, row_verdicts, sample_rows
 from megaladder.errors import DataError
 
@@ -63,14 +63,14 @@ def _results_beside(file: ScoreFile) -> dict[str, Any]:
     others = sorted(file.path.parent.glob("results_*.json"), reverse=True)
     for path in (own, *others):
         found = read_object(path)
-        if file.benchmark in (found.get("results") or {}):
+        if file.benchmark in section(found, "results"):
             return found
     return {}
 
 
 def _weights(results: Mapping[str, Any], folder: Path) -> Weights:
-    protocol, config = results.get("protocol") or {}, results.get("config") or {}
-    sha256 = (protocol.get("model") or {}).get("sha256")
+    protocol, config = section(results, "protocol"), section(results, "config")
+    sha256 = text(section(protocol, "model"), "sha256")
     summary = read_object(folder.parent / "summary.json")
     named = (summary.get("model"), _pretrained(config.get("model_args")), results.get("model_name"))
     path = next((value for value in named if isinstance(value, str) and value), None)
@@ -80,7 +80,7 @@ def _weights(results: Mapping[str, Any], folder: Path) -> Weights:
 def _pretrained(model_args: Any) -> str | None:
     """lm-eval's `pretrained=FOLDER,dtype=…`, as text or as an object."""
     if isinstance(model_args, dict):
-        return model_args.get("pretrained") or model_args.get("model")
+        return text(model_args, "pretrained") or text(model_args, "model")
     parts = str(model_args or "").split(",")
     found = [part.split("=", 1)[1] for part in parts if part.startswith(("pretrained=", "model="))]
     return found[0] if found else None
@@ -102,7 +102,7 @@ def _headline(means: Mapping[str, float]) -> str | None:
 
 def _from_ours(file: ScoreFile, results: Mapping[str, Any]) -> Score:
     name = str(file.benchmark)
-    means = _means(results["results"][name])
+    means = _means(section(section(results, "results"), name))
     summary = read_object(file.path.parent / "summary.json")
     headline = summary.get("headline") or f"avg@{results['protocol'].get('n')}"
     known = headline if headline in means else None
@@ -114,12 +114,12 @@ def _from_others(file: ScoreFile, results: Mapping[str, Any]) -> Score:
 
     Their verdicts are the score; the results file's is, where the rows have none."""
     name = str(file.benchmark)
-    protocol: dict[str, Any] = dict(results.get("config") or {})
+    protocol: dict[str, Any] = dict(section(results, "config"))
     if file.budget is not None:
         protocol["budget"] = {"cut_at": file.budget}
     if _has_verdicts(file.path):
         return Score(name, 0, file.path, None, {}, protocol)
-    means = _means((results.get("results") or {}).get(name) or {})
+    means = _means(section(section(results, "results"), name))
     return Score(name, 0, file.path, _headline(means), means, protocol)
 
 
@@ -138,9 +138,9 @@ def _has_verdicts(path: Path) -> bool:
 def _all_tasks(results: Mapping[str, Any]) -> list[Score]:
     """One score a task of a results file that has no samples beside it."""
     scores = []
-    for task, table in (results.get("results") or {}).items():
+    for task, table in section(results, "results").items():
         means = _means(table) if isinstance(table, dict) else {}
         if headline := _headline(means):
-            protocol = dict(results.get("config") or {})
+            protocol = dict(section(results, "config"))
             scores.append(Score(task, 0, None, headline, means, protocol))
     return scores

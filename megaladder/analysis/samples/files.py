@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaladder.analysis.tables import Warnings, read_text
 from megaladder.errors import DataError
+from megaladder.process.storage import without_digest
 
 SAMPLE_FILE = re.compile(r"samples_(?P<task>.+?)(?P<stamp>_\d{4}-\d\d-\d\dT[\d.:-]+)?\.jsonl")
 
@@ -42,13 +43,23 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(read_text(path))
+        return without_digest(value) if isinstance(value, dict) else {}
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"{path}: not JSON ({str(error)[:200]}); fix: the file, or remove it"
-        ) from None
-    return value if isinstance(value, dict) else {}
+        raise DataError(f"{path}: {str(error)[:200]}; fix: the file, or remove it") from None
+
+
+def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A nested object; {} where there is none, or another value."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def text(values: Mapping[str, Any], key: str) -> str | None:
+    """A text; None where there is none, or another value."""
+    found = values.get(key)
+    return found if isinstance(found, str) and found else None
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

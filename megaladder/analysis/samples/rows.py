@@ -19,6 +19,7 @@ from megaladder.data.read import BadRow
 from megaladder.data.sources.find import as_data_file
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
+from megaladder.files.sums import refuse_changed
 from megaladder.types import UNDECIDED_REASONS
 
 CORRECT_KEYS = ("correct", "exact_matches", "answers_correctness", "accuracy", "exact_match")
@@ -46,6 +47,7 @@ def sample_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Under one set of names, whatever program wrote it; see `data.layouts.stored`. Raises DataError.
     """
+    refuse_changed(path)
     for where, raw in raw_rows(path):
         row = with_sample_lists(raw)
         layout = stored_layout(row, where)

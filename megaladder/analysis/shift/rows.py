@@ -12,6 +12,7 @@ from megaladder.analysis.samples.rows import response_ids, response_texts, sampl
 from megaladder.analysis.shift.score import ModelPair
 from megaladder.analysis.tables import Warnings
 from megaladder.config.verbs.analysis import ShiftConfig
+from megaladder.data.chat.rendering import render
 from megaladder.errors import DataError
 
 
@@ -161,10 +162,8 @@ def _prompt_ids(pair: ModelPair, row: TextRow, config: ShiftConfig) -> list[int]
     tokenizer = pair.tokenizer
     if config.chat_template and not row.rendered:
         messages = [{"role": "user", "content": row.input}]
-        rendered = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-        prompt = list(rendered["input_ids"])
+        text = render(tokenizer, messages, add_generation_prompt=True)
+        prompt = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     else:
         prompt = list(tokenizer(row.input, add_special_tokens=not row.rendered)["input_ids"])
     if prompt:

@@ -165,11 +165,11 @@ def _axolotl_sets(work: Conversion, sets: Any) -> None:
 
 def _layout(work: Conversion) -> None:
     """Ranks: what the file says, else --gpus, else one for each part of the model."""
-    inside = [int(work.ours.get(f"parallel.{name}", 1)) for name in ("tp", "pp", "cp")]
+    inside = [work.own(f"parallel.{name}", 1) for name in ("tp", "pp", "cp")]
     model_ranks = inside[0] * inside[1] * inside[2]
     stated = work.take("gpus")
     if work.gpus is None and stated is not None:
-        work.gpus = int(stated) * int(work.take("nodes", 1))
+        work.gpus = work.whole("gpus", 1) * work.whole("nodes", 1)
     if work.gpus is None:
         work.gpus = model_ranks
         work.say(
@@ -183,12 +183,12 @@ def _batch(work: Conversion) -> None:
     if work.trainer.name == "verl":
         _verl_batch(work)
         return
-    per_device, steps = int(work.take("per_device", 1)), int(work.take("accumulation", 1))
-    inside = [int(work.ours.get(f"parallel.{name}", 1)) for name in ("tp", "pp", "cp")]
+    per_device, steps = work.whole("per_device", 1), work.whole("accumulation", 1)
+    inside = [work.own(f"parallel.{name}", 1) for name in ("tp", "pp", "cp")]
     replicas = max(1, int(work.gpus or 1) // (inside[0] * inside[1] * inside[2]))
     batch, of = per_device * steps * replicas, f"batch {per_device} × {steps} × {replicas} GPUs"
     if work.method == "grpo":
-        rounds = int(work.take("steps_per_generation", steps))
+        rounds = work.whole("steps_per_generation", steps)
         _round(work, per_device * replicas * rounds, batch, of)
         return
     work.put("train.global_batch_size", batch, of)
@@ -204,7 +204,7 @@ def _batch(work: Conversion) -> None:
 
 def _round(work: Conversion, completions: int, update: int, of: str) -> None:
     """TRL counts completions: a round is `completions`, an update `update` of them."""
-    n = int(work.ours.get("rollout.n", 8))
+    n = work.own("rollout.n", 8)
     if completions % n or completions % update:
         raise ConfigError(
             f"{of}: {completions} completions a round are no whole number of groups of {n} and"
@@ -216,12 +216,12 @@ def _round(work: Conversion, completions: int, update: int, of: str) -> None:
 
 
 def _verl_batch(work: Conversion) -> None:
-    batch = int(work.take("verl_batch", 0))
+    batch = work.whole("verl_batch", 0, least=0)
     if work.method == "sft":
         work.put("train.global_batch_size", batch, "data.train_batch_size")
         return
     work.put("grpo.prompts_per_step", batch, "data.train_batch_size")
-    mini = int(work.take("verl_mini_batch", batch))
+    mini = work.whole("verl_mini_batch", max(batch, 1))
     if batch % mini:
         work.say(
             "refused", "ppo_mini_batch_size", f"{mini} does not divide {batch}: grpo.mini_batches 1"
@@ -291,8 +291,8 @@ def _trackers(work: Conversion) -> None:
 
 
 def _lengths(work: Conversion) -> None:
-    prompt = int(work.ours.get("rollout.max_prompt_tokens") or 512)
-    answer = int(work.ours.get("rollout.max_tokens", 512))
+    prompt = work.own("rollout.max_prompt_tokens", 512)
+    answer = work.own("rollout.max_tokens", 512)
     work.put("data.seq_length", prompt + answer, f"prompt {prompt} + answer {answer}")
 
 
@@ -302,7 +302,7 @@ def _objective(work: Conversion) -> None:
         for key in ("grpo.clip_low", "grpo.clip_high"):
             if key not in work.ours:
                 work.put(key, epsilon, "epsilon")
-    coefficient = float(work.take("kl_coef", 0.0))
+    coefficient = work.number("kl_coef", 0.0)
     active = work.take("use_kl") is True if work.trainer.name == "verl" else coefficient > 0
     kind = KL_TYPES.get(str(work.take("kl_type", "low_var_kl"))) if active else "none"
     if kind is None:
@@ -325,14 +325,14 @@ def _objective(work: Conversion) -> None:
 
 
 def _sampling(work: Conversion) -> None:
-    if (top_k := work.take("top_k")) is not None:
-        work.put("rollout.top_k", max(0, int(top_k)), "top_k")
+    if work.take("top_k") is not None:
+        work.put("rollout.top_k", max(0, work.whole("top_k", 0, least=-1)), "top_k")
     if work.take("filter_groups") is not True:
         return
     metric = str(work.take("filter_metric", "acc"))
     kind = "accuracy" if metric == "acc" else "reward"
     work.put("grpo.dynamic_sampling", kind, f"filter_groups by {metric}")
-    batches = int(work.take("filter_batches", 0))
+    batches = work.whole("filter_batches", 0, least=0)
     if batches > 1:
         work.put("grpo.max_resamples", batches - 1, "max_num_gen_batches")
     else:
@@ -360,7 +360,7 @@ def _rewards(work: Conversion) -> None:
     if path := work.take("reward_path"):
         terms.append(f"{path}:{work.take('reward_name', 'compute_score')}")
     if work.take("overlong") is True:
-        weight = float(work.take("overlong_weight", 1.0))
+        weight = work.number("overlong_weight", 1.0)
         terms = terms or ["correctness"]
         terms.append({"name": "overlong", "tokens": work.take("overlong_tokens"), "weight": weight})
     if terms:

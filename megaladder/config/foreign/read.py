@@ -21,6 +21,7 @@ OVERRIDE = re.compile(r"[+~]{0,2}([A-Za-z_][\w]*(?:\.\w+)+)=(.*)", re.DOTALL)
 ARITHMETIC = re.compile(r"\$\(\(((?:[^()]|\([^()]*\)|\(\([^()]*\)\))*)\)\)")
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-((?:[^{}]|\{[^{}]*\})*))?\}|([A-Za-z_]\w*))")
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+MAX_LINE = 100_000
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -103,11 +104,17 @@ def _expanded(line: str, variables: Mapping[str, str]) -> str:
         names = {name: int(text) for name, text in variables.items() if text.isdigit()}
         try:
             return str(_sum(ast.parse(match[1].replace("$", "").strip(), mode="eval").body, names))
-        except (SyntaxError, KeyError, TypeError, ZeroDivisionError):
+        # no sum, or one that nobody meant: nested, or of digits, without end
+        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, SyntaxError):
             return match[0]
 
     for _ in range(3):  # values may hold variables and sums themselves
         line = ARITHMETIC.sub(total, VARIABLE.sub(value, line))
+        if len(line) > MAX_LINE:
+            raise ConfigError(
+                f"a line of more than {MAX_LINE:,} characters once its variables are put in; fix:"
+                " variables that do not hold each other"
+            )
     return line
 
 

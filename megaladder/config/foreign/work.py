@@ -4,6 +4,7 @@ Our keys, parts of computed ones, and a finding a key."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,8 +13,10 @@ from megaladder.config.base import StrictModel, leaf_keys
 from megaladder.config.foreign.meanings import Method, Trainer
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.sft import SftConfig
+from megaladder.errors import ConfigError
 
 Verdict = Literal["mapped", "default", "no effect", "refused", "to do"]
+MOST = 10**9  # no batch, length or number of ranks is larger
 CONFIGS: dict[Method, type[StrictModel]] = {"sft": SftConfig, "grpo": GrpoConfig}
 
 
@@ -55,6 +58,39 @@ class Conversion:
     def take(self, name: str, default: Any = None) -> Any:
         """A part, if the file has it."""
         return self.parts.get(name, default)
+
+    def whole(self, name: str, default: int, least: int = 1) -> int:
+        """A part that is a whole number. Raises ConfigError for one that is not."""
+        return _whole(name, self.parts.get(name, default), least)
+
+    def own(self, key: str, default: int) -> int:
+        """One of our keys that is a whole number of at least 1. Raises ConfigError otherwise."""
+        found = self.ours.get(key)
+        return _whole(key, default if found is None else found, 1)
+
+    def number(self, name: str, default: float) -> float:
+        """A part that is a number. Raises ConfigError for one that is not."""
+        value = self.parts.get(name, default)
+        try:
+            found = float(value)
+        except (ValueError, TypeError, OverflowError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise ConfigError(f"{name} {shown(value)[:60]}: expected a number; fix: correct it")
+        return found
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        found = int(value)
+    except (ValueError, TypeError, OverflowError):
+        found = -1
+    if not least <= found <= MOST:
+        raise ConfigError(
+            f"{name} {shown(value)[:60]}: expected a whole number from {least} to {MOST:,}; fix:"
+            " correct it"
+        )
+    return found
 
 
 def nested(flat: Mapping[str, Any], method: Method) -> dict[str, Any]:

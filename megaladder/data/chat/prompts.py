@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megaladder.data.chat.rendering import render
 from megaladder.data.chat.templates import Renderer, TemplateOptions, turn_fields
 from megaladder.errors import DataError
 from megaladder.types import Example, Message, Problem, Tokenizer
@@ -18,7 +19,7 @@ def chat_prompt(
     the template leaves them out."""
     if problem is None or not (problem.tools or problem.template_kwargs):
         turns = [turn_fields(message) for message in messages]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return render(tokenizer, turns, add_generation_prompt=True)
     example = Example(
         problem.id,
         where=f"problem {problem.id}",

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from megaladder.data.chat.rendering import TemplateFailed, render
 from megaladder.data.sources.find import HUB_ID
 from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ModelError
@@ -57,14 +58,12 @@ def turn_end(tokenizer: Tokenizer) -> TurnEnd:
 
 def _after_answer(tokenizer: Tokenizer, goes_on: bool) -> str:
     """What the template prints after an answer, up to the next user's text."""
-    from jinja2.exceptions import TemplateError
-
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
     turns += [{"role": "user", "content": _NEXT}] if goes_on else []
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = render(tokenizer, turns)
     # a template for other conversations than this: the rows' own rendering says what is wrong
-    except (TemplateError, TypeError, ValueError):
+    except TemplateFailed:
         return ""
     return text.rpartition(_ANSWER)[2].partition(_NEXT)[0] if _ANSWER in text else ""
 

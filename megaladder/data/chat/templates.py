@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from megaladder.data.chat.defaults import names_in
+from megaladder.data.chat.rendering import TemplateFailed, render
 from megaladder.data.chat.stops import special_token_ids, turn_end
 from megaladder.data.chat.tokenizer import CHATML_TOKENS
 from megaladder.data.chat.turns import REASONING_KEYS
@@ -73,8 +74,6 @@ class Renderer:
         return known[count, prompt]
 
     def _render(self, example: Example, count: int, prompt: bool) -> str:
-        from jinja2.exceptions import TemplateError
-
         template = self._tokenizer.chat_template
         if template is None:
             raise DataError(
@@ -90,13 +89,11 @@ class Renderer:
         arguments |= {"tools": list(example.tools)} if example.tools else {}
         turns = [turn_fields(message) for message in example.messages[:count]]
         try:
-            return self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=prompt, **arguments
-            )
-        except (TemplateError, TypeError, ValueError) as error:
+            return render(self._tokenizer, turns, add_generation_prompt=prompt, **arguments)
+        except TemplateFailed as error:
             roles = [message.role for message in example.messages[:count]]
             expected = "a conversation that the chat template accepts"
-            found = f"{error} (roles {roles})"
+            found = f"{error.said} (roles {roles})"
             fix = "reorder the turns"
             raise BadRow(example.where, "template refuses it", expected, found, fix) from error
 

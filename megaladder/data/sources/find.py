@@ -11,7 +11,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megaladder.config.sections.data import MixturePart
 from megaladder.data.sources.hub import is_commit
@@ -82,13 +82,40 @@ class DataFile:
         import fsspec
 
         try:
+            stream = fsspec.open(self.path, "rb", self.compression).open()
             # not every decompressor gives lines
-            return io.BufferedReader(fsspec.open(self.path, "rb", self.compression).open())
+            return io.BufferedReader(_Unpacked(self.path, stream) if self.compression else stream)
         except (OSError, ValueError, ImportError) as error:
             raise DataError(
                 f"{self.path}: expected a file that can be opened, found {type(error).__name__}:"
                 f" {error}; fix: the path, or what that error asks for"
             ) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A decompressor whose errors, each library's own, are a DataError that names the file."""
+
+    def __init__(self, path: str, stream: Any) -> None:
+        super().__init__()
+        self._path, self._stream = path, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            found = self._stream.read(len(buffer))
+        except Exception as error:
+            raise DataError(
+                f"{self._path}: expected a complete compressed file, found {type(error).__name__}:"
+                f" {error}; fix: copy or download it again"
+            ) from error
+        buffer[: len(found)] = found
+        return len(found)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 @dataclass(frozen=True, slots=True)

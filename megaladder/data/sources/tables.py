@@ -77,7 +77,7 @@ def _file_batches(file: DataFile) -> Iterator[pyarrow.RecordBatch]:
             for batch in batches:
                 _ = batch.schema.names  # decodes them, which bytes that are no text end
                 yield batch
-    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.path}: expected a complete {file.kind} file, found: {error}; fix: copy or"
             " download it again"
@@ -92,9 +92,12 @@ def _ipc_batches(source: Any) -> Iterator[pyarrow.RecordBatch]:
     source.seek(0)
     if start == b"ARROW1":
         reader = pyarrow.ipc.open_file(source)
-        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
     else:
-        yield from pyarrow.ipc.open_stream(source)
+        batches = iter(pyarrow.ipc.open_stream(source))
+    for batch in batches:
+        batch.validate(full=True)  # its offsets are used as they are
+        yield batch
 
 
 def _load_saved(path: str, spec: SourceSpec) -> Any:

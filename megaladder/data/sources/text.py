@@ -10,7 +10,8 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 from megaladder.data.read import BadRow, RawRow, describe, without_nulls
 from megaladder.data.sources.find import DataFile
@@ -23,6 +24,8 @@ OTHER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+# a few bytes of a compressed file can stand for any number of them
+MAX_LINE_BYTES, MAX_FILE_BYTES = 1 << 30, 1 << 33
 # where a JSON file keeps its rows beside other things
 ROWS_IN_OBJECT = ("data", "rows", "examples", "instances", "samples")
 
@@ -91,9 +94,14 @@ def _csv_row(where: str, header: list[str], cells: list[str]) -> RawRow | BadRow
     return RawRow(where, {name: cell for name, cell in zip(header, cells, strict=True) if cell})
 
 
-def _lines(path: str, stream: Iterable[bytes]) -> Iterator[bytes]:
+def _lines(path: str, stream: IO[bytes]) -> Iterator[bytes]:
     """Lines as bytes (a binary file splits at \\n only), the first without a UTF-8 mark."""
-    for number, raw in enumerate(stream, 1):
+    for number, raw in enumerate(iter(partial(stream.readline, MAX_LINE_BYTES + 1), b""), 1):
+        if len(raw) > MAX_LINE_BYTES:
+            raise DataError(
+                f"{path}:{number}: a line of more than {MAX_LINE_BYTES >> 20} MiB; fix: one row a"
+                " line"
+            )
         if number == 1:
             _check_encoding(path, raw)
             raw = raw.removeprefix(UTF8_MARK)
@@ -153,7 +161,12 @@ def json_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
 
     Or one object that holds the array under a usual name, or under `results`, one a benchmark."""
     with file.open() as stream:
-        raw = stream.read()
+        raw = stream.read(MAX_FILE_BYTES + 1)
+    if len(raw) > MAX_FILE_BYTES:
+        raise DataError(
+            f"{file.path}: more than {MAX_FILE_BYTES >> 30} GiB of JSON, which is read as a whole;"
+            " fix: one object per line in a .jsonl"
+        )
     _check_encoding(file.path, raw)
     raw = raw.removeprefix(UTF8_MARK)
     if raw.lstrip().startswith(b"["):

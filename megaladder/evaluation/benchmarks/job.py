@@ -26,11 +26,12 @@ from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
 from megaladder.evaluation.budget import BudgetSampler
 from megaladder.evaluation.run import Task, Timing, plain_sampler
 from megaladder.evaluation.store import Journal
+from megaladder.files.sums import forget_sums, write_sums
 from megaladder.ledger.sampled import sampled_work, write_sampled_ledger
 from megaladder.ledger.work import Work
 from megaladder.rewards.grade import grader_label
 from megaladder.rollout.engine import Engine, SamplingParams
-from megaladder.run_dir import atomic_write, model_fingerprint, to_json
+from megaladder.run_dir import model_fingerprint, write_object
 
 if TYPE_CHECKING:
     from megaladder.model.hf_config import ModelShape
@@ -145,14 +146,14 @@ def write_results(
     summary = report.summary_entry(scores, protocol, timing)
     work = sampled_cost(task, journal, shape) + Work(cpu_s=timing.grade_cpu_s)
     summary["ledger"] = write_sampled_ledger(job.folder / LEDGER, "evaluation", work)
-    lm_eval_format.write_samples(
-        job.folder / f"samples_{name}.jsonl", task, journal.stored, scores, journal.fingerprint
-    )
+    # lm-eval's rows have no place for a digest of their own
+    samples = job.folder / f"samples_{name}.jsonl"
+    forget_sums(job.folder)
+    lm_eval_format.write_samples(samples, task, journal.stored, scores, journal.fingerprint)
+    write_sums(job.folder, [samples.name])
     results = lm_eval_format.results_object(task, scores, summary, model)
-    atomic_write(
-        job.folder / f"results_{name}.json", to_json(results, sort_keys=True, indent=2) + "\n"
-    )
-    atomic_write(job.folder / "summary.json", to_json(summary, sort_keys=True, indent=2) + "\n")
+    write_object(job.folder / f"results_{name}.json", results)
+    write_object(job.folder / "summary.json", summary)
     return summary
 
 

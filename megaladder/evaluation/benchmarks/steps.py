@@ -30,9 +30,10 @@ from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.job import score_row
 from megaladder.evaluation.benchmarks.turns import Turn, take_turns
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
+from megaladder.files.sums import refuse_damaged
 from megaladder.finished import write_evaluated
 from megaladder.log import format_table
-from megaladder.run_dir import atomic_write, refuse_damaged, to_json
+from megaladder.run_dir import atomic_lines, atomic_write, sealed_line, to_json
 from megaladder.shared_memory import SharedFolder, weight_folder
 
 _STEP = re.compile(r"step_(\d+)")
@@ -93,7 +94,7 @@ def run_steps(config: EvalConfig) -> int:
     for plan in plans:
         plan.judge()
     rows = [row for step, plan in zip(steps, plans, strict=True) for row in _rows(step, plan)]
-    atomic_write(out / "evaluations.jsonl", "".join(to_json(row) + "\n" for row in rows))
+    atomic_lines(out / "evaluations.jsonl", map(sealed_line, rows))
     if config.json_path:
         atomic_write(Path(config.json_path), to_json({"rows": rows}, indent=2) + "\n")
     lines = [_table(rows), f"next: megaladder report {run_dir} --out {run_dir / 'report.html'}"]

@@ -19,10 +19,11 @@ from megaladder.data.chat.tokenizer import tokenizer_fingerprint, tokenizer_fold
 from megaladder.evaluation.run import missing_requests
 from megaladder.evaluation.store import Journal
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
+from megaladder.files.sums import refuse_damaged
 from megaladder.finished import write_evaluated
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rollout.engine import Engine
-from megaladder.run_dir import atomic_write, refuse_damaged, to_json
+from megaladder.run_dir import atomic_write, to_json
 
 # of a model's config.json: what is no matter of its shape
 NO_SHAPE = {"_name_or_path", "transformers_version"}

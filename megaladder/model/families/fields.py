@@ -9,6 +9,8 @@ from typing import Any
 
 from megaladder.errors import ModelError
 
+MOST, LARGEST = 10**12, 1e100  # no size or rate of a model is larger
+
 
 @dataclass(frozen=True, slots=True)
 class Fields:
@@ -29,7 +31,7 @@ class Fields:
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST:
             raise self._wrong(key, "a whole number above 0")
         return value
 
@@ -41,7 +43,7 @@ class Fields:
         if value is None and default is not None:
             return default
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
+        if not is_number or not 0 < value < math.inf or value > LARGEST:
             raise self._wrong(key, "a number above 0")
         return float(value)
 

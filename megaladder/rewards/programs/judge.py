@@ -78,8 +78,14 @@ def _text(value: Any, functional: bool) -> str:
 def _from_text(text: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None
     except ValueError:
+        pass
+    try:
         return json.loads(pickled_text(unpacked(text)))
+    except RecursionError:
+        raise ValueError("JSON that is nested too deep") from None
 
 
 def unpacked(text: str) -> bytes:

@@ -11,8 +11,8 @@ afterwards: the training goes on as if nothing had been asked.
 
 from __future__ import annotations
 
-import json
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ from typing import Any
 from megaladder import parallel
 from megaladder.checkpoint.store import MARKER, step_dir
 from megaladder.config.sections.run import RunConfig
+from megaladder.errors import DataError
 from megaladder.evaluation import report
 from megaladder.evaluation.benchmarks.job import Job, fingerprint_parts, score_row, write_results
 from megaladder.evaluation.run import Drawn, Progress, Timing, run_task
@@ -36,7 +37,7 @@ from megaladder.model.hf_config import ModelShape
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rollout.engine import Engine, SampleRequest
 from megaladder.rollout.weight_sync import NoSync, WeightSync
-from megaladder.run_dir import RunDir, atomic_write, model_fingerprint, read_jsonl, to_json
+from megaladder.run_dir import RunDir, model_fingerprint, read_jsonl, read_object, write_object
 from megaladder.train.evaluation.benchmarks import BenchmarkSet, at_step
 from megaladder.train.evaluation.scores import ScoreHistory
 from megaladder.train.health import StopSignals, Watchdog
@@ -181,7 +182,7 @@ class BenchmarkEvaluation:
                 name: path and str(path.relative_to(self._run.path)) for name, path in there.items()
             },
         }
-        atomic_write(self._run.best, to_json(record, indent=1) + "\n")
+        write_object(self._run.best, record)
 
     def rows(self) -> list[tuple[str, str]]:
         """First, last and best score, for the final table."""
@@ -250,10 +251,7 @@ class BenchmarkEvaluation:
             rows.append(self._row(step, job, summary))
         self._engine().forget_prompts()
         told = {"model": str(self._run.path), "run_dir": str(self._run.path), "step": step}
-        text = to_json(
-            {**told, "line": self._line, "benchmarks": summaries}, sort_keys=True, indent=2
-        )
-        atomic_write(folder / "summary.json", text + "\n")
+        write_object(folder / "summary.json", {**told, "line": self._line, "benchmarks": summaries})
         return rows
 
     def _score(self, job: Job, parts: dict[str, Any], model: str) -> dict[str, Any]:
@@ -311,7 +309,12 @@ class BenchmarkEvaluation:
 def _forget_others(folder: Path, parts: dict[str, Any]) -> None:
     """Removes samples of an evaluation that was cut short and had other settings."""
     path = folder / "fingerprint.json"
-    if path.is_file() and json.loads(path.read_text("utf-8"))["fingerprint"] != fingerprint_of(
-        parts
-    ):
+    if not path.is_file():
+        return
+    try:
+        made_with = read_object(path, "delete the folder").get("fingerprint")
+    except DataError as error:
+        print(f"warning: {error}; done now, its samples are made again", file=sys.stderr)
+        made_with = None
+    if made_with != fingerprint_of(parts):
         shutil.rmtree(folder)

@@ -32,10 +32,11 @@ from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
+from megaladder.files.sums import export_damage
 from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
 from megaladder.process import last_word
-from megaladder.run_dir import RunDir, export_damage
+from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity
 from megaladder.train.life.start import Start, find_start
@@ -168,6 +169,11 @@ class RunLife:
 
     def _tell_start(self, start: Start, changes: Sequence[str]) -> None:
         before = last_word.start_before()
+        if last_word.before_is_damaged():
+            self.log.warn(
+                f"{self._run.path / last_word.NAME}: has changed since it was written; how the start"
+                " before this one ended is not known"
+            )
         if before is not None and before["reason"] == last_word.RUNNING:
             self.log.warn(
                 f"the start of {before['time']} ended without a last word: all of it was killed, or"

@@ -9,7 +9,6 @@ the round. Both are written by renaming, the summary last, so a round on disk is
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,7 +18,7 @@ from typing import Any
 from megaladder.errors import DataError
 from megaladder.ledger.book import Phase, read_work, row_of
 from megaladder.ledger.work import Work
-from megaladder.run_dir import atomic_write, read_jsonl, to_json
+from megaladder.run_dir import atomic_write, read_jsonl, read_object, to_json, write_object
 from megaladder.types import (
     Completion,
     FinishReason,
@@ -89,9 +88,7 @@ def write_round(folder: Path, found: Round, key: str = "") -> None:
         "work": row_of(found.work),
         "sha256": hashlib.sha256(text).hexdigest(),
     }
-    atomic_write(
-        summary_file(folder, found.step), to_json(summary, sort_keys=True, indent=1) + "\n"
-    )
+    write_object(summary_file(folder, found.step), summary)
 
 
 def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
@@ -106,7 +103,12 @@ def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
     path, summary_path = rollouts_file(folder, step), summary_file(folder, step)
     if not path.is_file():
         return None
-    summary = json.loads(summary_path.read_text("utf-8")) if summary_path.is_file() else {}
+    try:
+        summary = _summary(summary_path)
+    except DataError:
+        if key is None:
+            raise
+        return None
     written = summary.get("sha256")
     changed = written is not None and written != hashlib.sha256(path.read_bytes()).hexdigest()
     if key is not None and (summary.get("key") != key or changed or written is None):
@@ -131,6 +133,19 @@ def read_round(folder: Path, step: int, key: str | None = None) -> Round | None:
         summary.get("seconds", {}),
         read_work(summary.get("work", {})),
     )
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """What a round's summary says; {} where there is none. Raises DataError."""
+    if not path.is_file():
+        return {}
+    fix = "copy it again, or delete the round's two files, then it is made again"
+    summary = read_object(path, fix)
+    kinds = {"cursor": int, "counts": dict, "seconds": dict, "work": dict}
+    for name, kind in kinds.items():
+        if not isinstance(summary.get(name, kind()), kind):
+            raise DataError(f"{path}: {name} is no {kind.__name__}; fix: {fix}")
+    return summary
 
 
 def stored_steps(folder: Path) -> list[int]:

@@ -1,0 +1,1 @@
+"""What lies beside a folder's contents: digests of its files, and what they were made by."""
