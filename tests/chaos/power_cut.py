@@ -132,7 +132,7 @@ def _durable_at(calls: Sequence[Call], root: str) -> list[int]:
             for earlier in waiting:
                 safe[earlier] = index + 1
         elif call.name in _DATA or (call.name == "open" and inode is not None):
-            data.setdefault(inode or index, []).append(index)
+            data.setdefault(index if inode is None else inode, []).append(index)
         else:
             target = call.detail if call.name in ("rename", "link") else call.path
             names.setdefault(os.path.dirname(target), []).append(index)

@@ -80,12 +80,3 @@ def test_what_outlives_its_start_is_named():
 )
 def test_a_fault_is_written_as_it_is_read(text):
     assert str(Fault.parse(text)) == text
-
-
-def test_mutated_bytes_are_accepted_or_told():
-    """A taste of `python -m chaos.fuzz`, for the readers that need no torch."""
-    names = ("yaml", "metrics", "journal", "manifest", "trainer", "lineage", "rows", "rows.csv")
-    command = [sys.executable, "-m", "chaos.fuzz", "--inputs", "40", "--seed", "1"]
-    command += [word for name in names for word in ("--reader", name)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

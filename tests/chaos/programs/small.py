@@ -116,7 +116,9 @@ class Evaluation(Workload):
             mark("finished")
 
     def result(self, folder: Path) -> Any:
-        files = sorted(path.name for path in (folder / "out").iterdir())
+        files = sorted(
+            path.name for path in (folder / "out").iterdir() if path.suffix != ".damaged"
+        )
         with Journal(folder / "out", {"model": "m"}) as journal:
             return files, dict(journal.stored), (folder / "out" / "summary.json").read_text()
 

@@ -15,6 +15,7 @@ from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointReader, Di
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.errors import MegaladderError
+from megaladder.files.sums import refuse_damaged
 
 
 class Export(Workload):
@@ -46,7 +47,7 @@ class Export(Workload):
         if not whole:
             return "it was exported, and is not whole" if "exported" in marks else None
         try:
-            run_dir.refuse_damaged(hf)
+            refuse_damaged(hf)
             with HFReader(hf) as reader:
                 wrong = [
                     name

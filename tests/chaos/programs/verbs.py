@@ -20,6 +20,7 @@ from megaladder.cli import main
 # values that no two starts share
 _OF_A_START = {
     *("seconds", "time", "wall_s", "cpu_s", "date", "pid", "host", "started", "attempt", "argv"),
+    *("sha256", "own_sha256"),  # of a row or an object that holds them
     *(
         "tokens_per_s",
         "tokens_per_second",
