@@ -129,7 +129,11 @@ def _files(path: Path) -> list[Path]:
     return sorted(
         p
         for p in path.rglob("*")
-        if p.is_file() and not p.is_symlink() and p.name not in (MARKER, INTEGRITY)
+        if p.is_file()
+        and not p.is_symlink()
+        and p.name not in (MARKER, INTEGRITY)
+        # notes beside a conversion: an earlier one's is there, and written anew after the commit
+        and not any(part.startswith(".") for part in p.relative_to(path).parts[:-1])
     )
 
 

@@ -49,6 +49,20 @@ def test_every_damaged_file_is_named_with_the_last_good_step(tmp_path, name, dam
     ) and f"--checkpoint.resume {store.step_dir(tmp_path, 10)}" in str(caught.value)
 
 
+def test_notes_beside_a_conversion_are_no_part_of_it(tmp_path):
+    """Of a folder that is converted again: its note of the first time changes after the commit."""
+    path = store.step_dir(tmp_path, 1)
+    store.prepare_folder(path, 1000)
+    (path / ".metadata").write_text("{}")
+    note = path / ".finished" / "settings.json"
+    note.parent.mkdir()
+    note.write_text("first")
+    store.commit(path)
+    note.write_text("second")
+    store.verify(path)
+    assert set(json.loads((path / store.INTEGRITY).read_text())) == {".metadata"}
+
+
 def test_ranks_share_the_hashing_and_together_see_every_file(tmp_path):
     path = _save(tmp_path, 10)
     (path / store.TRAINER).write_text("x" * len((path / store.TRAINER).read_text()))
