@@ -224,8 +224,6 @@ class _Server:
     """The child's loop: take commands, step vLLM, report what finished.
 
     One thread reads, this one does the rest.
-
-    One thread reads, this one does the rest.
     """
 
     def __init__(self, channel: Channel, options: Mapping[str, Any]):
