@@ -148,7 +148,9 @@ class DistCheckpointWriter:
         (self.folder / "metadata.json").write_text(json.dumps(plain_data.FORMAT), encoding="utf-8")
         with (self.folder / plain_data.METADATA).open("wb") as file:
             pickle.dump(self._metadata, file)
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        # notes of an earlier conversion are written anew after the commit
+        for path in sorted(path for path in files if ".finished" not in path.parts):
             name = str(path.relative_to(self.folder))
             if name not in self._manifest and name != INCOMPLETE_NAME:
                 store.sync_file(path)
