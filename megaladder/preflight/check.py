@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
+from megaladder.config.rules.engine import head_size_problem
 from megaladder.config.rules.layout import batch_line, check_platform, check_world, validate_layout
 from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
+from megaladder.model.hf_config import read_config_json
 from megaladder.model.lora.peft_config import lora_spec
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
@@ -182,6 +184,9 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         show("memory/rank", _states_line(states))
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
+    raw = read_config_json(config.model.path)
+    if _has_engine(config) and (problem := head_size_problem(raw)):
+        return [f"an engine that can run {config.model.path}: {problem}"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
     if config.model.init == "pretrained" and not weights:
         return [

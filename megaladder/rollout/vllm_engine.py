@@ -9,9 +9,8 @@ methods, never by its version. Parent and child talk plain JSON over an inherite
 (`wire`); vLLM's pickle-based calls stay off. `processed_logprobs` are on, so log-probs are those of
 the distribution that was sampled from. Prefix caching is on and is reset with every weight update.
 
-Measured on 2 CPU cores, 0.2 M parameters (tools/bench_rollout.py): the first call's 20 s "warm-up"
-of vLLM on a CPU is OpenMP threads fighting over cores; one core is left to the engine's own Python,
-and it is gone.
+The first call's 20 s "warm-up" of vLLM on a CPU is OpenMP threads fighting over cores (2 cores,
+tools/bench_rollout.py); one core is left to the engine's own Python, and it is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megaladder.config.rules.engine import head_size_problem
 from megaladder.errors import ConfigError, MissingDependencyError
+from megaladder.model.hf_config import read_config_json
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
 from megaladder.rollout.weight_check import refuse_experts
@@ -59,10 +60,8 @@ class VllmOptions:
     seed: int = 0  # of unseeded requests; replica i gets seed + i
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: float = 1.0
-    cpu_threads: int | None = (
-        # OpenMP threads a replica; None = OMP_NUM_THREADS, else its share of the cores less one
-        None
-    )
+    # OpenMP threads a replica; None = OMP_NUM_THREADS, else its share of the cores less one
+    cpu_threads: int | None = None
     enforce_eager: bool | None = None  # None = eager on CPU, CUDA graphs on CUDA
     enable_sleep: bool = False
     worker_extension: str | None = None  # class path given to vLLM as worker_extension_cls
@@ -101,6 +100,9 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
             f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such"
             " as Qwen/Qwen3-0.6B"
         )
+    here = (Path(options.model) / "config.json").is_file()
+    if here and (problem := head_size_problem(read_config_json(options.model))):
+        raise ConfigError(f"{options.model}: {problem}")
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
     return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
 

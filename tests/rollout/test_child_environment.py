@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,12 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from megaladder import platform
+from megaladder.config.rules import engine as engine_rules
 from megaladder.config.sections.engine import SyncedEngineSection
 from megaladder.config.sections.shared import TrainedModelSection
+from megaladder.errors import ConfigError
 from megaladder.parallel import Nodes
 from megaladder.process import gpu_stack
 from megaladder.rollout.replica import child_environment
-from megaladder.rollout.vllm_engine import VllmOptions
+from megaladder.rollout.vllm_engine import VllmOptions, vllm_children
 from megaladder.rollout.vllm_engine import child_environment as vllm_environment
 from megaladder.train.life import engines
 
@@ -99,3 +102,18 @@ def test_pins_and_lists_say_what_the_table_says() -> None:
     lists = (ROOT / "tools/env/gpu_kit_core_te.txt").read_text()
     assert f"transformer-engine=={kit.transformer_engine}\n" in lists
     assert f"vllm=={kit.vllm}\n" in (ROOT / "tools/env/gpu_kit_vllm.txt").read_text()
+
+
+@pytest.mark.parametrize("head_dim, runs", [(16, False), (32, True), (48, False), (128, True)])
+def test_heads_that_a_cpu_does_not_compute_are_told_before_any_engine_starts(
+    tmp_path, monkeypatch, head_dim: int, runs: bool
+) -> None:
+    monkeypatch.setattr(engine_rules, "_vllm_is_for_cpu", lambda: True)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"hidden_size": 4 * head_dim, "num_attention_heads": 4})
+    )
+    if runs:
+        assert len(vllm_children(VllmOptions(model=str(tmp_path)))) == 1
+        return
+    with pytest.raises(ConfigError, match=f"this model's have {head_dim}; fix: another head_dim"):
+        vllm_children(VllmOptions(model=str(tmp_path)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
 
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.engine import EngineSection
@@ -32,3 +34,27 @@ READ_BY_VLLM: tuple[ReadIf[HasEngine], ...] = (
         "rollout.engine vllm",
     ),
 )
+
+# vLLM 0.32's attention on a CPU: get_supported_head_sizes of vllm/v1/attention/backends/cpu_attn.py
+VLLM_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def head_size_problem(raw: Mapping[str, Any]) -> str | None:
+    """Why the vLLM that is installed cannot run a config.json's attention heads, or None."""
+    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+    size = raw.get("head_dim") or (hidden // heads if hidden and heads else None)
+    if size is None or size in VLLM_CPU_HEAD_SIZES or not _vllm_is_for_cpu():
+        return None
+    return (
+        "vLLM on a CPU computes attention heads of"
+        f" {', '.join(map(str, VLLM_CPU_HEAD_SIZES))} values, this model's have {size}; fix: another"
+        " head_dim (make_tiny_model: hidden / heads), or a GPU"
+    )
+
+
+def _vllm_is_for_cpu() -> bool:
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
