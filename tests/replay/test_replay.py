@@ -17,6 +17,7 @@ from tiny_models import build_tiny_model
 from megaladder.config.verbs.replay import ReplayConfig
 from megaladder.errors import CheckpointError, DataError
 from megaladder.replay.record import differences, read_step
+from megaladder.run_dir import read_jsonl, read_object, sealed_line, write_object
 
 ROWS = [
     {"question": f"What is {a} + {b}?", "answer": f"{a} + {b} = {a + b}\n#### {a + b}"}
@@ -113,12 +114,12 @@ def copied(folder: Path, target: Path) -> Path:
 
 def test_a_difference_is_named_with_what_has_changed(sft, tmp_path):
     run = copied(sft, tmp_path / "run")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = list(read_jsonl(run / "metrics.jsonl"))
     rows[5]["grad_norm"] *= 1 + 1e-15
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stored = json.loads((run / "fingerprint.json").read_text())
+    (run / "metrics.jsonl").write_bytes(b"".join(map(sealed_line, rows)))
+    stored = read_object(run / "fingerprint.json", "x")
     stored["environment"]["packages"]["torch"] = "1.0"
-    (run / "fingerprint.json").write_text(json.dumps(stored))
+    write_object(run / "fingerprint.json", stored)
     status, found, said = replay(run, 6, tmp_path / "found.json")
     assert status == 2 and [one["quantity"] for one in found["differences"]] == ["grad_norm"]
     assert "step 6 came out otherwise: grad_norm: recorded" in said and "torch 1.0 → " in said
@@ -138,9 +139,9 @@ def test_what_cannot_be_replayed_says_what_can(sft, grpo, tmp_path):
         read_step(tmp_path, 1)
     # other settings after step 2, whose checkpoint retention has deleted
     run = copied(sft, tmp_path / "run")
-    row = json.loads((run / "config_history.jsonl").read_text())
+    (row,) = read_jsonl(run / "config_history.jsonl")
     later = {**row, "after_step": 2, "changes": ["optim.lr 0.01 → 0.02"]}
-    (run / "config_history.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(later) + "\n")
+    (run / "config_history.jsonl").write_bytes(sealed_line(row) + sealed_line(later))
     shutil.rmtree(run / "checkpoints" / "step_2", ignore_errors=True)
     assert read_step(run, 2).checkpoint is None and read_step(run, 5).after == 4
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 2 to 3 is left.* 1–2, 5–6;"):
@@ -154,10 +155,10 @@ def test_what_cannot_be_replayed_says_what_can(sft, grpo, tmp_path):
 
 def test_the_settings_of_a_step_are_those_of_its_start(sft, tmp_path):
     run = copied(sft, tmp_path / "run")
-    row = json.loads((run / "config_history.jsonl").read_text())
+    (row,) = read_jsonl(run / "config_history.jsonl")
     changed = {**row["config"], "optim": {**row["config"]["optim"], "lr": 0.5}}
     later = {**row, "after_step": 4, "config": changed}
-    (run / "config_history.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(later) + "\n")
+    (run / "config_history.jsonl").write_bytes(sealed_line(row) + sealed_line(later))
     assert [read_step(run, step).config.optim.lr for step in (4, 5)] == [0.01, 0.5]
 
 
