@@ -65,7 +65,8 @@ def test_data_sample(inputs, tmp_path) -> None:
     journal = tmp_path / "rows.jsonl.samples" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'"correct": false', b'"correct": true ', 1))
     again = start(*words)
-    assert again.returncode == 2 and "journal.jsonl:1: has changed since" in again.stderr
+    assert again.returncode == 0 and "journal.jsonl: 1 lines have changed since" in again.stderr
+    assert "1 new" in again.stdout and out.read_bytes() == rows  # that sample was made again
 
 
 def test_conversions(inputs, tmp_path) -> None:
