@@ -37,7 +37,7 @@ from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOption
 from megaladder.errors import ConversionError, MegaladderError
 from megaladder.model.families.table import Family
 from megaladder.model.hf_config import ModelShape
-from megaladder.model.lora.adapter import ADAPTER
+from megaladder.model.lora.adapter import ADAPTER, has_adapters
 from megaladder.model.weights import is_quantized, plain_weight, set_weight
 
 
@@ -285,7 +285,7 @@ def _held(table: NameTable, chunks: Sequence[torch.nn.Module]) -> Held:
     for wrapped in chunks:
         chunk = _unwrap(wrapped)
         for local_name, parameter in (*chunk.named_parameters(), *_router_biases(chunk)):
-            if ADAPTER in local_name:
+            if has_adapters(chunk) and ADAPTER in local_name:
                 continue
             name = _global_name(chunk, local_name)
             entry = table.by_name.get(name)

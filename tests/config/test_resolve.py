@@ -232,7 +232,7 @@ def test_a_bad_flag_names_the_flag_not_the_file(run_yaml) -> None:
         sft(path, "--optim.lr=-1")
     assert (
         str(caught.value)
-        == "optim.lr: should be greater than 0; found -1.0; fix: such a value (--help shows each default)"
+        == "optim.lr: should be greater than 0; found -1.0; fix: what it should be (--help shows each default)"
     )
     with pytest.raises(
         ConfigError, match=r"--data.packing: should be true or false; found 'maybe'"

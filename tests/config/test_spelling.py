@@ -3,6 +3,8 @@ command line."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from verb_keys import VerbConfig, choices, command_line, nested, spelled, verb_configs
@@ -27,7 +29,7 @@ def outcome(verb: VerbConfig, args: list[str], takes_yaml: bool = True) -> str:
     try:
         return to_yaml(resolve(verb.config_class, args, "test", takes_yaml=takes_yaml))
     except ConfigError as error:
-        return str(error).replace(f"{args[0]}:", "").lstrip("0123456789: ")
+        return re.sub(rf"(?m)^{re.escape(args[0])}:(\d+:)? ", "", str(error))
 
 
 @pytest.mark.parametrize(
