@@ -327,7 +327,7 @@ class SampleStore:
                     )
             arrays = open_arrays(folder, meta["arrays"])
             return cls(arrays, meta["fingerprint"], DataReport.from_dict(meta["report"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedStoreError(
                 f"{folder}: expected complete tokenised data, found {type(error).__name__}:"
                 f" {error}; {fix}"

@@ -101,9 +101,8 @@ _REGISTRY = (
 def _recipes() -> tuple[bytes, ...]:
     from megaladder.preflight.examples import examples_folder
 
-    return tuple(
-        path.read_bytes() for path in sorted(examples_folder().glob("recipes/limo/*.yaml"))
-    )
+    files = (path.read_bytes() for path in sorted(examples_folder().glob("recipes/*/*.yaml")))
+    return tuple(text for text in files if b"\nstages:" in text)
 
 
 _VERL = (

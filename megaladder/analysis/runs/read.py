@@ -219,7 +219,7 @@ class _Drafts:
         taken = [draft.name for draft in self.by_key.values()]
         out: dict[str, str] = {}
         for key, draft in self.by_key.items():
-            above = Path(draft.path).resolve().parent.name
+            above = Path(draft.path).absolute().parent.name
             twice = taken.count(draft.name) > 1 and above
             name = f"{above}/{draft.name}" if twice else draft.name
             out[key] = name if name not in out.values() else draft.path

@@ -7,6 +7,7 @@ lm-eval's and evalchemy's `results_*.json`; samples alone in any layout of `samp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def _means(table: Mapping[str, Any]) -> dict[str, float]:
     for key, value in table.items():
         name = key.partition(",")[0]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.setdefault(name, float(value))
+            with suppress(OverflowError):  # an integer beyond every float is no mean
+                found.setdefault(name, float(value))
     return found
 
 

@@ -38,7 +38,7 @@ def published_shift(path: Path) -> dict[str, Any]:
             return _kl(value)
         if isinstance(value, dict) and "average_perplexity" in value and "results" in value:
             return _ranks(value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: looks like a published shift file, but {error} is missing or of another kind;"
             " fix: write it again, or move it away"

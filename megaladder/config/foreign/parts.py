@@ -5,6 +5,7 @@ Batches, schedule, precision, saving, sources, rewards, layout."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def _model(work: Conversion) -> None:
     revision = work.take("model_revision")
     if COMMIT.fullmatch(str(revision)):
         work.put("model.revision", revision, "model_revision")
-    elif path and not Path(path).expanduser().is_dir() and path.count("/") == 1:
+    elif path and not os.path.isdir(os.path.expanduser(path)) and path.count("/") == 1:
         work.say("to do", "model.path", f"{path} is a hub id: set model.revision, or give a folder")
     template = work.take("chat_template")
     if template and "{" in str(template):

@@ -20,7 +20,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
 
@@ -90,7 +90,9 @@ class RecipeFile(StrictModel):
     id_column: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     vary: dict[str, list[Any]] = Field(default_factory=dict)
-    only_if: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
+    only_if: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]] = Field(
+        default_factory=dict
+    )
     """Thins a grid: `only_if: {seed: {category: [diverse]}}` varies `seed` for these categories
     only; others take its first value."""
     plan: BudgetPlan | None = None
@@ -202,6 +204,12 @@ def _build(
             raise ConfigError(
                 f"{where}: {SKIP_KEY} names '{unknown[0]}', which is no parameter; fix: one of"
                 f" {', '.join(values) or 'none'}"
+            )
+        wrong = [name for name, options in skip_if.items() if not isinstance(options, list)]
+        if wrong:
+            raise ConfigError(
+                f"{where}: {SKIP_KEY} of '{wrong[0]}': expected a list of values, found"
+                f" {skip_if[wrong[0]]!r}; fix: {SKIP_KEY}: {{{wrong[0]}: [{skip_if[wrong[0]]}]}}"
             )
         if all(values[name] in options for name, options in skip_if.items()) and skip_if:
             continue

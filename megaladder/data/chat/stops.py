@@ -124,7 +124,7 @@ def _generation_stops(model: str | Path | None, revision: str | None) -> list[in
         return []
     try:
         found = json.loads(file.read_text("utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{file}: expected the settings of generation as a JSON object, found {error}; fix:"
             " copy the file again"

@@ -103,11 +103,17 @@ def load_tokenizer(
             "Tokenizer",
             AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the library raises bare Exception for a damaged file
         raise ModelError(
             f"{folder}: expected a loadable tokenizer, found {type(error).__name__}: {error}; fix:"
             " copy it again"
         ) from error
+    longest = getattr(tokenizer, "model_max_length", 0)
+    if not isinstance(longest, (int, float)):
+        raise ModelError(
+            f"{folder}: expected a number as model_max_length in tokenizer_config.json, found"
+            f" {longest!r}; fix: copy it again"
+        )
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text("utf-8")
