@@ -178,8 +178,10 @@ def _fast_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def explore(examples: int, steps: int) -> None:
-    """Runs so many histories of so many steps; raises for the shortest that breaks something."""
+def explore(examples: int, steps: int, shrink: bool = True) -> None:
+    """Runs so many histories of so many steps; raises for the shortest that breaks something.
+
+    Without `shrink` for the first that does."""
     warm = Path(tempfile.mkdtemp(prefix="histories-"))
     try:  # what the first start imports, its forks need not
         prepare(warm)
@@ -194,7 +196,8 @@ def explore(examples: int, steps: int) -> None:
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+        report_multiple_bugs=shrink,
     )
     case("runTest").runTest()
 

@@ -63,7 +63,7 @@ def test_histories_of_a_run_folder(tmp_path):
 def test_histories_find_what_is_broken(tmp_path, place, name, wrong):
     def check() -> None:
         setattr(place, name, wrong)
-        stateful.explore(100, 8)
+        stateful.explore(100, 8, shrink=False)
 
     said = tmp_path / "said.txt"
     assert run_in_fork(check, stdout=said, stderr=said) == 1
