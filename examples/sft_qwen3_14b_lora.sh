@@ -7,25 +7,13 @@
 #   bash examples/sft_qwen3_14b_lora.sh --parallel.ranks 8                      a node of them, data parallel
 #   bash examples/sft_qwen3_14b_lora.sh --optim.lr 1e-5 --run_dir runs/lr1e-5         overrides, in every form above
 #
-# The same command again resumes. Bash reads down to `exec`; to Python all of this is a string.
-export USE_HUB_KERNELS=NO
-if [ "${NNODES:-1}" -gt 1 ]; then
-  exec torchrun --nnodes "$NNODES" --node-rank "${NODE_RANK:?on which node is this}" --nproc-per-node "${NPROC_PER_NODE:-8}" \
-    --master-addr "${MASTER_ADDR:?host of node 0}" --master-port "${MASTER_PORT:-29500}" "$0" "$@"
-fi
-exec "${PYTHON:-python3}" "$0" "$@"
+# The same command again resumes. Bash ends in launch.sh; to Python all of this is a string.
+source "$(dirname "$(readlink -f "$0")")/launch.sh"
+exit 1
 ":"""
-import os
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-if find_spec("megaladder") is None:  # a checkout that was not installed
-    sys.path.insert(0, str(HERE.parent))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-
-from megaladder.cli import run_example  # noqa: E402
+from launch import main
 
 if __name__ == "__main__":
-    sys.exit(run_example("sft", HERE / "configs" / "sft_qwen3_14b_lora.yaml", sys.argv[1:]))
+    sys.exit(main())

@@ -19,8 +19,8 @@ class ExamplesConfig(StrictModel):
     """Lists the run files, recipes and launch scripts that come along; with names, copies them."""
 
     names: Positional[tuple[str, ...]] = ()
-    """Files or folders of the list, e.g. configs/sft_gsm8k_cpu.yaml or recipes/limo. None = the
-    list."""
+    """Files or folders of the list, e.g. configs/sft_gsm8k_cpu.yaml or recipes/limo; a launch
+    script's run file comes along. None = the list."""
     out: str = "examples"
     """Folder to copy to; files that are there are left alone."""
 
@@ -40,7 +40,7 @@ def run_examples(config: ExamplesConfig) -> None:
         chosen = [path for path in files if path == wanted or wanted in path.parents]
         if not chosen:
             raise ConfigError(f"example {name}: not in the list; fix: megaladder examples")
-        for path in chosen:
+        for path in dict.fromkeys(part for one in chosen for part in _with_parts(root, one)):
             _copy(root / path, Path(config.out) / path)
 
 
@@ -62,6 +62,14 @@ def _files(root: Path) -> list[Path]:
         for path in found
         if path.name != "__init__.py" and "__pycache__" not in path.parts
     )
+
+
+def _with_parts(root: Path, path: Path) -> list[Path]:
+    """A launch script with the run file of its name and what all of them share; else the file."""
+    run_file = Path("configs", path.name).with_suffix(".yaml")
+    if path.suffix != ".sh" or not (root / run_file).is_file():
+        return [path]
+    return [path, run_file, Path("launch.sh"), Path("launch.py")]
 
 
 def _about(path: Path) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_models import build_tiny_model
 
+from megaladder.preflight.examples import ExamplesConfig, run_examples
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "sft_qwen3_14b.sh"
 FORMS = {
@@ -23,10 +25,13 @@ FORMS = {
 OVERRIDES = ["--optim.lr", "1e-5", "--run-dir", "runs/a b", "--data.packing", "false"]
 
 
-def run(command: list[str], cwd: Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], cwd: Path, timeout_s: float = 120, **more: str
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         "PYTHON": sys.executable,
+        **more,
     }
     return subprocess.run(
         command,
@@ -54,6 +59,33 @@ def test_every_form_resolves_the_same_run(form: str, tmp_path) -> None:
         "  packing: false",
     ):
         assert wanted in lines
+
+
+@pytest.mark.parametrize("form", ["bash", "torchrun"])
+def test_a_copied_script_runs_the_file_of_its_name(form: str, tmp_path, capsys) -> None:
+    run_examples(ExamplesConfig(names=("grpo_qwen3_30b_a3b.sh",), out=str(tmp_path / "copied")))
+    assert capsys.readouterr().out.count(": written") == 4
+    script = tmp_path / "copied" / "grpo_qwen3_30b_a3b.sh"
+    linked = tmp_path / "mine.sh"
+    linked.symlink_to(script)
+    command = [*FORMS[form][:-1], str(linked), "--print-config"]
+    done = run(command, tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "Qwen3-30B-A3B" in done.stdout and "grpo:" in done.stdout.splitlines()
+
+
+def test_several_nodes_are_torchruns_of_the_same_script(tmp_path) -> None:
+    (tmp_path / "torchrun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0"}
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = run([*FORMS["bash"], *OVERRIDES], tmp_path, PATH=path, **nodes)
+    assert done.returncode == 0, done.stderr
+    wanted = "--nnodes 2 --node-rank 1 --nproc-per-node 8 --master-addr node0 --master-port 29500"
+    assert done.stdout.splitlines() == [*wanted.split(), str(SCRIPT), *OVERRIDES]
+    nodes.pop("MASTER_ADDR")
+    done = run(FORMS["bash"], tmp_path, PATH=path, **nodes)
+    assert done.returncode != 0 and "host of node 0" in done.stderr
 
 
 def test_errors_come_through_with_their_status(tmp_path) -> None:
