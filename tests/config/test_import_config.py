@@ -149,8 +149,15 @@ def test_every_file_of_the_folder_is_imported_or_refused_with_the_reason(capsys)
     assert files - IMPORTED.keys() == {"axolotl_qwen3_lora.yaml"}
     assert main(["import-config", str(FOREIGN / "axolotl_qwen3_lora.yaml")]) == 2
     shown = capsys.readouterr().err
-    assert "adapter lora: adapters (LoRA, QLoRA) are not built" in shown
-    assert "load_in_4bit true" in shown and "fix: adapter=null after the file name" in shown
+    assert "load_in_4bit true" in shown and "fix: load_in_4bit=null after the file name" in shown
+
+
+def test_a_published_file_of_adapters_is_imported_without_its_quantisation(tmp_path) -> None:
+    out = tmp_path / "run.yaml"
+    own = ["load_in_4bit=null", "lora_target_linear=true", "--gpus", "1", "--out", str(out)]
+    assert main(["import-config", str(FOREIGN / "axolotl_qwen3_lora.yaml"), *own]) == 0
+    assert yaml.safe_load(out.read_text())["lora"] == {"rank": 32, "alpha": 16.0}
+    assert main(["check", str(out)]) == 0
 
 
 def test_every_target_of_the_table_is_a_key_that_takes_the_values() -> None:
@@ -222,6 +229,53 @@ def test_what_is_not_carried_is_listed_with_the_reason() -> None:
     assert work.ours["grpo.prompts_per_step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("tool", "keys", "lora"),
+    [
+        ("trl", {"lora_r": 8}, {}),
+        ("trl", {"use_peft": False, "lora_r": 8}, {}),
+        (
+            "trl",
+            {"use_peft": True},
+            {"lora.rank": 16, "lora.alpha": 32.0, "lora.targets": ["q_proj", "v_proj"]},
+        ),
+        ("llamafactory", {"finetuning_type": "full", "dataset": "a"}, {}),
+        ("llamafactory", {"dataset": "a", "lora_rank": 4}, {"lora.rank": 4, "lora.alpha": 8.0}),
+        ("axolotl", {"adapter": "lora", "lora_model_dir": "mine"}, {"lora.start": "mine"}),
+        (
+            "axolotl",
+            {"adapter": "lora", "lora_target_linear": True, "peft_use_rslora": True},
+            {"lora.rank": 8, "lora.alpha": 8.0, "lora.rslora": True},
+        ),
+        ("verl", {"model.lora_rank": 0, "model.lora_alpha": 16}, {}),
+        (
+            "verl",
+            {"model.lora_rank": 32, "model.target_modules": "q_proj, lm_head"},
+            {"lora.rank": 32, "lora.alpha": 16.0, "lora.targets": ["q_proj"]},
+        ),
+    ],
+)
+def test_adapters_are_those_of_the_file(tool: str, keys: dict, lora: dict) -> None:
+    work = convert(trainers()[tool], keys, gpus=8)
+    assert {key: value for key, value in work.ours.items() if key.startswith("lora.")} == lora
+    refused = [one.text for one in work.findings if one.verdict == "refused"]
+    assert refused == (["lm_head: not in lora.targets"] if "model.target_modules" in keys else [])
+
+
+def test_other_adapters_are_refused() -> None:
+    for keys, why in (
+        ({"finetuning_type": "freeze", "dataset": "a"}, "freeze: of adapters LoRA is built"),
+        (
+            {"finetuning_type": "lora", "dataset": "a", "lora_target": "wqkv"},
+            "none of lora.targets",
+        ),
+        ({"finetuning_type": "lora", "dataset": "a", "lora_target": 7}, "none of lora.targets"),
+        ({"use_dora": True}, "DoRA is not"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            convert(trainers()["llamafactory"], keys, gpus=8)
+
+
 def test_overrides_scripts_and_interpolation(tmp_path) -> None:
     path = tmp_path / "run.sh"
     path.write_text(
@@ -273,6 +327,7 @@ def test_files_that_are_none_of_these(tmp_path, capsys) -> None:
         ("num_generations", "here it is rollout.n, and only `megaladder grpo`"),
         ("deepspeed", "leave it out: states are spread by the distributed optimizer"),
         ("push_to_hub", "megaladder push"),
+        ("lora_r", "here it is lora.rank"),
     ],
 )
 def test_hints_at_keys_of_other_trainers(key: str, hint: str) -> None:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from megaladder.config.foreign.adapters import adapters
 from megaladder.config.foreign.work import Conversion
 from megaladder.errors import ConfigError
 
@@ -22,7 +23,9 @@ REWARDS: dict[str, Any] = {"accuracy": "correctness", "format": {"name": "format
 
 def compute(work: Conversion) -> None:
     """Everything that needs more than one key, in an order in which each finds what it reads."""
-    for step in (_model, _sources, _layout, _batch, _schedule, _precision, _saving, _trackers):
+    for step in (_model, adapters, _sources, _layout, _batch):
+        step(work)
+    for step in (_schedule, _precision, _saving, _trackers):
         step(work)
     if work.method == "grpo":
         for step in (_lengths, _objective, _sampling, _rewards):
