@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.rules.engine import head_size_problem
+from megaladder.config.rules.engine import head_size_problem, new_weights_problem, vllm_is_for_cpu
 from megaladder.config.rules.layout import batch_line, check_platform, check_world, validate_layout
 from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
@@ -184,8 +184,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         show("memory/rank", _states_line(states))
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
-    raw = read_config_json(config.model.path)
-    if _has_engine(config) and (problem := head_size_problem(raw)):
+    if problem := _engine_problem(config, shape):
         return [f"an engine that can run {config.model.path}: {problem}"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
     if config.model.init == "pretrained" and not weights:
@@ -208,6 +207,17 @@ def _show_plan(config: CheckSft | CheckGrpo, shape: ModelShape, dp: int, precisi
     if not on_cpu:
         task = Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)
         show("plan", plan_line(layout, task))
+
+
+def _engine_problem(config: CheckSft | CheckGrpo, shape: ModelShape) -> str | None:
+    """Why the vLLM of this machine cannot do what the run asks of it, or None."""
+    rollouts = isinstance(config, CheckGrpo)
+    if not _has_engine(config) or (rollouts and config.rollout.servers):
+        return None
+    problem = head_size_problem(read_config_json(config.model.path))
+    if problem is None and not (rollouts and config.grpo.mode == "rollout_only"):
+        problem = new_weights_problem(shape, vllm_is_for_cpu())
+    return problem
 
 
 def _has_engine(config: SftConfig | GrpoConfig) -> bool:

@@ -30,12 +30,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.rules.engine import head_size_problem
-from megaladder.errors import ConfigError, MissingDependencyError
-from megaladder.model.hf_config import read_config_json
+from megaladder.config.rules.engine import head_size_problem, new_weights_problem
+from megaladder.errors import ConfigError, EngineError, MissingDependencyError
+from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
-from megaladder.rollout.weight_check import refuse_experts
 from megaladder.rollout.wire import Channel
 
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
@@ -352,7 +351,8 @@ class _Server:
         if (Path(path) / "adapter_config.json").is_file():
             self._load_adapter(path)
             return
-        refuse_experts(path, self._on_cpu)
+        if problem := new_weights_problem(model_shape(read_config_json(path)), self._on_cpu):
+            raise EngineError(problem)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         if self._on_cpu and not self._options["worker_extension"]:
             self._llm.collective_rpc("repack_tied_output")

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megaladder.errors import EngineError
-from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
+from megaladder.model.hf_config import ModelShape
 
 VOCABULARY_PADDING = 64
 EMPTY = hashlib.sha256(b"").hexdigest()  # what is left of a tensor that the engine has repacked
@@ -38,8 +37,6 @@ class CheckResult:
 
     equal, differing: engine tensors (worker and name); unseen: tensors of the trainer that no
     engine tensor shows.
-
-    Unseen: tensors of the trainer that no engine tensor shows.
     """
 
     equal: tuple[str, ...]
@@ -51,18 +48,6 @@ class CheckResult:
         return (
             f"{len(self.differing)} of {len(self.equal) + len(self.differing)} tensors"
             f" differ{hidden}"
-        )
-
-
-def refuse_experts(folder: str, on_cpu: bool) -> None:
-    """Raises EngineError where vLLM on a CPU is to read new weights of a mixture of experts.
-
-    Measured with vLLM 0.32: the same weights, read a second time, move log-probs by 0.01 nats.
-    """
-    if on_cpu and model_shape(read_config_json(folder)).moe is not None:
-        raise EngineError(
-            "vLLM on a CPU computes other numbers after it has read the weights of a mixture of"
-            " experts a second time; fix: rollouts on a GPU, or rollout.engine fake"
         )
 
 

@@ -108,7 +108,7 @@ def test_pins_and_lists_say_what_the_table_says() -> None:
 def test_heads_that_a_cpu_does_not_compute_are_told_before_any_engine_starts(
     tmp_path, monkeypatch, head_dim: int, runs: bool
 ) -> None:
-    monkeypatch.setattr(engine_rules, "_vllm_is_for_cpu", lambda: True)
+    monkeypatch.setattr(engine_rules, "vllm_is_for_cpu", lambda: True)
     (tmp_path / "config.json").write_text(
         json.dumps({"hidden_size": 4 * head_dim, "num_attention_heads": 4})
     )

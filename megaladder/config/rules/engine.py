@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
+from megaladder.capabilities import LayerSizes
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.engine import EngineSection
 
@@ -43,7 +44,7 @@ def head_size_problem(raw: Mapping[str, Any]) -> str | None:
     """Why the vLLM that is installed cannot run a config.json's attention heads, or None."""
     hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
     size = raw.get("head_dim") or (hidden // heads if hidden and heads else None)
-    if size is None or size in VLLM_CPU_HEAD_SIZES or not _vllm_is_for_cpu():
+    if size is None or size in VLLM_CPU_HEAD_SIZES or not vllm_is_for_cpu():
         return None
     return (
         "vLLM on a CPU computes attention heads of"
@@ -52,7 +53,22 @@ def head_size_problem(raw: Mapping[str, Any]) -> str | None:
     )
 
 
-def _vllm_is_for_cpu() -> bool:
+def new_weights_problem(shape: LayerSizes, on_cpu: bool) -> str | None:
+    """Why a vLLM cannot be sent new weights of a model, or None. on_cpu: what it computes on.
+
+    Measured with vLLM 0.32 on a CPU: the same weights of a mixture of experts, read a second time,
+    move log-probs by 0.01 nats.
+    """
+    if shape.moe is None or not on_cpu:
+        return None
+    return (
+        "vLLM on a CPU computes other numbers after it has read the weights of a mixture of experts"
+        " a second time; fix: an engine on a GPU, or engine fake"
+    )
+
+
+def vllm_is_for_cpu() -> bool:
+    """Whether the vLLM that is installed is the one for CPUs."""
     try:
         version("vllm-cpu")
     except PackageNotFoundError:
