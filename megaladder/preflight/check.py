@@ -22,7 +22,7 @@ from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import read_config_json
-from megaladder.model.lora.peft_config import lora_spec
+from megaladder.model.lora.peft_config import lora_spec, start_notes
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, States, estimate_memory, expert_states
@@ -175,6 +175,8 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         "model",
         f"{config.model.path}: {shape.hf_family}, {_count(shape)} parameters, {precision}, {where}",
     )
+    for note in start_notes(config.lora):
+        show("note", note)
     if shape.moe is None:
         _show_plan(config, shape, dp, precision)
     else:

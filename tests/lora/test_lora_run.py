@@ -138,12 +138,18 @@ def test_a_killed_run_goes_on_at_another_layout(inputs, whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_folder(whole, inputs, tmp_path):
-    run = Run(inputs, tmp_path)
+    run, start = Run(inputs, tmp_path), tmp_path / "start"
+    shutil.copytree(whole.folder / "adapters/step_3", start)
+    config = start / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_dropout": 0.0', '"lora_dropout": 0.05'))
     given = ["--run-dir", str(run.folder), "--model.path", str(run.model)]
-    given += ["--lora.start", str(whole.folder / "adapters/step_3"), "--train.max-steps", "1"]
+    given += ["--lora.start", str(start), "--train.max-steps", "1"]
     flags = "--data.seq-length 128 --train.global-batch-size 8 --optim.lr 1e-30"
     words = ["sft", *given, "--data.path", str(run.data), *flags.split()]
+    told = f"lora.start {start}: trained on without its lora_dropout 0.05"
+    assert run.verb("check", *words[1:]) == 0 and told in run.out.read_text()
     assert run.verb(*words, "--checkpoint.export-hf", "true", "--lora.merged-export", "false") == 0
+    assert told in run.out.read_text()
     mine, its = run.weights("adapters/step_1"), whole.weights("adapters/step_3")
     assert all(torch.allclose(mine[name], its[name], atol=1e-6) for name in its)
     assert not (run.folder / "hf/step_1").exists()

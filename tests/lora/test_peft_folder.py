@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,19 @@ from safetensors.torch import load_file, save_file
 from megaladder.checkpoints_conv.adapters.merge import merge_folders
 from megaladder.checkpoints_conv.adapters.peft_folder import open_peft, write_peft
 from megaladder.checkpoints_conv.adapters.tensors import AdapterTable, FreshAdapters
+from megaladder.config.sections.shared import LoraSection
 from megaladder.errors import ModelError
 from megaladder.model.hf_config import model_shape, read_config_json
-from megaladder.model.lora.peft_config import CONFIG, WEIGHTS, peft_config
+from megaladder.model.lora.peft_config import (
+    CONFIG,
+    WEIGHTS,
+    lora_spec,
+    peft_config,
+    spec_from_config,
+    start_notes,
+)
 from megaladder.model.lora.spec import LoraSpec, check_targets
+from megaladder.plan.hardware import find_model
 
 SPEC = LoraSpec(4, 6.0, ("k_proj", "down_proj"))
 
@@ -57,6 +67,7 @@ def test_a_merge_adds_the_scaled_product_and_leaves_the_rest(model, tmp_path):
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
         ({"r": 0}, "r should be a whole number from 1, found 0"),
         ({"target_modules": "all-linear"}, "target_modules should be a list of names"),
         ({"target_modules": ["k_proj"]}, "unknown"),
@@ -116,3 +127,52 @@ def test_the_folder_says_what_peft_reads(model, tmp_path):
     raw = json.loads((adapter(model, tmp_path / "a") / CONFIG).read_text())
     assert (raw["r"], raw["lora_alpha"], raw["peft_type"]) == (4, 6, "LORA")
     assert raw["target_modules"] == ["k_proj", "down_proj"] and raw["bias"] == "none"
+
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# the fields of peft 0.15's files, and those that came by 0.19, as published with trained adapters
+PEFT_0_15: dict[str, Any] = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "bias": "none",
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "init_lora_weights": True,
+    "inference_mode": True,
+    **dict.fromkeys(("fan_in_fan_out", "lora_bias", "use_dora", "use_rslora"), False),
+    **{key: {} for key in ("alpha_pattern", "rank_pattern", "loftq_config")},
+    **dict.fromkeys(("auto_mapping", "corda_config", "eva_config", "exclude_modules", "revision")),
+    **dict.fromkeys(("layer_replication", "layers_pattern", "layers_to_transform")),
+    **dict.fromkeys(("megatron_config", "modules_to_save", "trainable_token_indices")),
+    "megatron_core": "megatron.core",
+}
+PEFT_0_19: dict[str, Any] = {
+    **PEFT_0_15,
+    **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "lora_ga_config", "use_bdlora")),
+    **dict.fromkeys(("ensure_weight_tying", "use_qalora"), False),
+    "target_parameters": None,
+    "qalora_group_size": 16,
+    "peft_version": "0.19.1",
+}
+PUBLISHED = {  # who wrote it, on what model
+    "LLaMA-Factory, Llama-3-8B": PEFT_0_15 | {"target_modules": list(ALL[::-1])},
+    "peft 0.19.1, Qwen2-2B": PEFT_0_19 | {"target_modules": list(ALL), "lora_dropout": 0.05},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_read(tmp_path, name):
+    raw = PUBLISHED[name]
+    (tmp_path / CONFIG).write_text(json.dumps(raw))
+    section = LoraSection(start=str(tmp_path))
+    spec = lora_spec(section, find_model("Llama-3-8B"))
+    assert spec == LoraSpec(8, 16.0, ALL) and spec.scaling == 2.0
+    said = f"lora.start {tmp_path}: trained on without its lora_dropout {raw['lora_dropout']}"
+    assert start_notes(section) == ([said] if raw["lora_dropout"] else [])
+
+
+def test_a_published_pattern_of_targets_is_refused():
+    pattern = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
+    with pytest.raises(ModelError, match="target_modules should be a list of names"):
+        spec_from_config(PEFT_0_19 | {"target_modules": pattern}, CONFIG)

@@ -22,9 +22,14 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
+    # others (pissa, olora, corda, loftq, lora_ga) take a part out of the model's own weights
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
     "use_dora": (False, None),
-    "lora_bias": (False, None),
+    "use_bdlora": (False, None),
     "use_qalora": (False, None),
+    "lora_bias": (False, None),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
     "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
@@ -103,6 +108,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_spec(folder: Path) -> LoraSpec:
     """Sizes and places of a folder's adapters."""
     return spec_from_config(read_config(folder), folder / CONFIG)
+
+
+def start_notes(section: LoraSection) -> list[str]:
+    """What a run says of the folder that its adapters start from."""
+    if section.start is None:
+        return []
+    dropout = read_config(Path(section.start)).get("lora_dropout")
+    if not dropout:
+        return []
+    return [f"lora.start {section.start}: trained on without its lora_dropout {dropout}"]
 
 
 def lora_spec(section: LoraSection, shape: ModelShape) -> LoraSpec:

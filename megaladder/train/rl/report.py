@@ -14,6 +14,7 @@ from megaladder.errors import RunStopped
 from megaladder.ledger.book import Ledger, Phase
 from megaladder.ledger.work import Work, total_work, update_work
 from megaladder.log import RunLog, StepMetrics
+from megaladder.model.lora.peft_config import start_notes
 from megaladder.model.moe.balance import CollapseWatch
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.weight_sync import SyncReport
@@ -80,7 +81,7 @@ class GrpoReport:
                 f" parameters; layout {self._trainer.layout}·dp{parallel.dp_size()} on"
                 f" {platform.device().type}, {parallel.world_size()} rank(s)"
             )
-        for line in (*self._facts.lines, *config.unread):
+        for line in (*self._facts.lines, *config.unread, *start_notes(config.lora)):
             log.info(line)
         per_step = config.grpo.prompts_per_step * config.rollout.n
         log.info(

@@ -10,6 +10,7 @@ from megaladder.data.loader import BatchStats
 from megaladder.ledger.book import Ledger
 from megaladder.ledger.work import Work, forward_work, total_work, update_work
 from megaladder.log import RunLog, StepMetrics
+from megaladder.model.lora.peft_config import start_notes
 from megaladder.model.moe.balance import CollapseWatch
 from megaladder.train.objectives.losses import held_out_loss
 from megaladder.train.supervised.data import SftData
@@ -66,7 +67,8 @@ class SftReport:
             f"layout {layout}·dp{parallel.dp_size()} on {platform.device().type},"
             f" {parallel.world_size()} rank(s)"
         )
-        for line in (*self._data.describe(), *self._config.unread):
+        told = *self._config.unread, *start_notes(self._config.lora)
+        for line in (*self._data.describe(), *told):
             log.info(line)
 
     def evaluation_due(self, step: int, saving: bool, last: bool) -> bool:
