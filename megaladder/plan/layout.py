@@ -60,6 +60,10 @@ class PlannedLayout:
         )
 
 
+# said wherever a time of work with adapters is
+ADAPTERS_UNTIMED = "the products of the adapters are not in the predicted time; their memory is"
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One optimizer step.

@@ -12,7 +12,7 @@ from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.spec import LoraSpec, check_targets, fused_linears
 from megaladder.plan.grpo import Round, engine_budget
 from megaladder.plan.hardware import find_gpu, find_model
-from megaladder.plan.layout import Work
+from megaladder.plan.layout import ADAPTERS_UNTIMED, Work
 from megaladder.plan.memory import GIB, require_dense
 from megaladder.plan.search import Pins, Plan, Task, context_parallel_sizes, search
 from megaladder.run_dir import atomic_write, to_json
@@ -224,6 +224,8 @@ def _notes(config: PlanConfig, task: Task) -> list[str]:
             f"note: cp {config.cp} is a prediction only: this trainer takes parallel.cp"
             f" {context_parallel_sizes()[0]}"
         )
+    if task.work.lora:
+        notes.append(f"note: {ADAPTERS_UNTIMED}")
     if task.round is None and config.sample_length is None:
         notes.append(
             "note: every sample taken to fill its row; --sample-length MEAN for packed shorter ones"

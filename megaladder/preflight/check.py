@@ -24,7 +24,7 @@ from megaladder.errors import ConfigError
 from megaladder.model.hf_config import read_config_json
 from megaladder.model.lora.peft_config import lora_spec, start_notes
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
-from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
+from megaladder.plan.layout import ADAPTERS_UNTIMED, OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, States, estimate_memory, expert_states
 from megaladder.plan.search import Task, predict, search
 from megaladder.preflight.check_benchmarks import check_benchmarks
@@ -209,6 +209,8 @@ def _show_plan(config: CheckSft | CheckGrpo, shape: ModelShape, dp: int, precisi
     if not on_cpu:
         task = Task(shape, plan_gpu(config), layout.gpus, work, None, colocated, software)
         show("plan", plan_line(layout, task))
+        if work.lora:
+            show("note", ADAPTERS_UNTIMED)
 
 
 def _engine_problem(config: CheckSft | CheckGrpo, shape: ModelShape) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megaladder.cli.dispatch import main
 from megaladder.config.verbs.plan import PlanConfig
 from megaladder.errors import ConfigError
 from megaladder.model.lora.spec import num_adapter_parameters
@@ -50,6 +51,14 @@ def test_only_adapters_have_gradients_and_optimizer_states():
     found = stage_memory(SHAPE, PlannedLayout(recompute="full"), work(), 0)
     assert found.gradients == 4 * 128_450_560 and found.optimizer == 12 * 128_450_560
     assert found.weights == 2 * (SHAPE.num_parameters + 128_450_560)
+
+
+def test_plan_says_what_of_adapters_it_does_not_predict(capsys):
+    asked = ["plan", "--model", "Qwen3-14B", "--gpus", "1", "--gpu", "h200", "--seq-length", "4096"]
+    asked += ["--global-batch-size", "32", "--lora-rank", "32"]
+    said = "note: the products of the adapters are not in the predicted time; their memory is"
+    assert main(asked) == 0 and said in capsys.readouterr().out
+    assert main([*asked[:-2], "--gpus", "8"]) == 0 and said not in capsys.readouterr().out
 
 
 def test_one_80_gb_gpu_holds_a_14b_model_with_adapters_and_not_without():
