@@ -215,11 +215,11 @@ def _show_plan(config: CheckSft | CheckGrpo, shape: ModelShape, dp: int, precisi
 
 def _engine_problem(config: CheckSft | CheckGrpo, shape: ModelShape) -> str | None:
     """Why the vLLM of this machine cannot do what the run asks of it, or None."""
-    rollouts = isinstance(config, CheckGrpo)
-    if not _has_engine(config) or (rollouts and config.rollout.servers):
+    grpo = config if isinstance(config, CheckGrpo) else None
+    if not _has_engine(config) or (grpo is not None and grpo.rollout.servers):
         return None
     problem = head_size_problem(read_config_json(config.model.path))
-    if problem is None and not (rollouts and config.grpo.mode == "rollout_only"):
+    if problem is None and (grpo is None or grpo.grpo.mode == "train"):
         problem = new_weights_problem(shape, vllm_is_for_cpu())
     return problem
 
