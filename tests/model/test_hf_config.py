@@ -9,9 +9,11 @@ import pytest
 from model_cases import CASES, SIZES
 
 from megaladder.config.rules.model import require_model
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ModelError
 from megaladder.model.families.table import FAMILIES
 from megaladder.model.hf_config import ModelShape, model_shape
+from megaladder.model.moe.shape import MoeShape
 
 GOOD = {
     "model_type": "qwen3",
@@ -202,3 +204,41 @@ def test_a_folder_has_no_commit_and_a_hub_id_needs_one(tmp_path: Path) -> None:
         require_model(str(tmp_path), "a" * 40)
     with pytest.raises(ModelError, match=r"as a hub id it needs model\.revision"):
         require_model("Qwen/Qwen3-0.6B", None)
+
+
+PUBLISHED = load_yaml(Path(__file__).with_name("published_configs.yaml")).values
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "active", "moe"),
+    [
+        ("Qwen3-30B-A3B", 0, 3.3, MoeShape((True,) * 48, 128, 8, 768)),
+        (
+            "GLM-4.5-Air",
+            1,
+            12,
+            MoeShape(
+                (False, *[True] * 45), 128, 8, 1408, "sigmoid", bias=True, shared_ffn_size=1408
+            ),
+        ),
+        (
+            "GLM-4.7",
+            3,
+            32,
+            MoeShape(
+                *((False,) * 3 + (True,) * 89, 160, 8, 1536, "sigmoid"),
+                scale=2.5,
+                bias=True,
+                shared_ffn_size=1536,
+            ),
+        ),
+    ],
+)
+def test_published_mixtures_of_experts_are_read(name, dense, active, moe):
+    """active: billions of parameters that a token passes, as the models' makers say them."""
+    shape = model_shape(PUBLISHED[name])
+    assert shape.moe == moe and shape.num_dense == dense
+    assert shape.forward_flops(1, 0, 1) / 2e9 == pytest.approx(active, rel=0.1)
+    assert shape.qkv_bias == name.startswith("GLM") and shape.qk_norm_size == (
+        0 if name == "GLM-4.5-Air" else 256
+    )
