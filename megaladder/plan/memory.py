@@ -102,8 +102,8 @@ def expert_states(
 ) -> States:
     """Of a mixture of experts, on the fullest stage; activations are not in it.
 
-    `expert_split`: the ep · etp ranks that a layer's experts are spread over; the others of a stage hold copies, over
-    which the experts' optimizer is sharded."""
+    `expert_split`: the ep · etp ranks that a layer's experts are spread over; the others of a stage
+    hold copies, over which the experts' optimizer is sharded."""
     ranks = layout.tp * layout.cp * layout.dp
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes

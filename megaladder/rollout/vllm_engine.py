@@ -102,6 +102,11 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
     here = (Path(options.model) / "config.json").is_file()
     if here and (problem := head_size_problem(read_config_json(options.model))):
         raise ConfigError(f"{options.model}: {problem}")
+    if options.lora_rank is not None and options.lora_rank > _LORA_RANKS[-1]:
+        raise ConfigError(
+            f"adapters of rank {options.lora_rank}: vLLM takes up to {_LORA_RANKS[-1]}; fix: a"
+            " smaller lora.rank, or sync file, which sends the merged model"
+        )
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
     return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
 

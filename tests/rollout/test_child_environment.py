@@ -117,3 +117,9 @@ def test_heads_that_a_cpu_does_not_compute_are_told_before_any_engine_starts(
         return
     with pytest.raises(ConfigError, match=f"this model's have {head_dim}; fix: another head_dim"):
         vllm_children(VllmOptions(model=str(tmp_path)))
+
+
+def test_adapters_of_a_rank_that_vllm_does_not_take_are_told_before_any_engine_starts() -> None:
+    assert len(vllm_children(VllmOptions(model="owner/name", lora_rank=512))) == 1
+    with pytest.raises(ConfigError, match="adapters of rank 513: vLLM takes up to 512; fix: "):
+        vllm_children(VllmOptions(model="owner/name", lora_rank=513))

@@ -20,8 +20,8 @@ from megaladder.model.moe.router import Router
 class LayerBalance:
     """One sparse layer over one step.
 
-    layer: from 0. load: tokens of each expert, int64 [E]; aux_loss: E · Σ share of tokens · mean score over the whole batch, 1 where all are used alike;
-    z_loss: mean log²(Σ exp logits)."""
+    layer: from 0. load: tokens of each expert, int64 [E]; aux_loss: E · Σ share of tokens · mean
+    score over the whole batch, 1 where all are used alike; z_loss: mean log²(Σ exp logits)."""
 
     layer: int
     load: torch.Tensor
