@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from megaladder.api.results import Run, Score, score_of
+from megaladder.files.growing import GrowingLines
 
 
 class Callback(Protocol):
@@ -41,17 +42,17 @@ class Follower:
     def __init__(self, folder: Path, callbacks: Sequence[object]) -> None:
         self._run = Run(folder)
         self._callbacks = list(callbacks)
-        self._metrics = GrowingFile(folder / "metrics.jsonl")
-        self._scores = GrowingFile(folder / "evaluations.jsonl")
+        self._metrics = NewRows(folder / "metrics.jsonl")
+        self._scores = NewRows(folder / "evaluations.jsonl")
         self._checkpoints = set(self._run.checkpoints) if callbacks else set()
 
     def look(self) -> None:
         """Steps first, then scores, then checkpoints."""
         if not self._callbacks:
             return
-        for row in self._metrics.new_rows():
+        for row in self._metrics.look():
             self._tell("on_step", row)
-        for row in self._scores.new_rows():
+        for row in self._scores.look():
             self._tell("on_evaluation", score_of(row))
         for step, path in self._run.checkpoints.items():
             if step not in self._checkpoints:
@@ -78,7 +79,7 @@ class Follower:
                 )
 
 
-class GrowingFile:
+class NewRows:
     """Rows of a JSON-lines file that are new since the last look.
 
     A resumed run cuts the rows of lost work off before it writes on: what is told is every row
@@ -86,20 +87,19 @@ class GrowingFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known = self._lines()
+        self._lines = GrowingLines(path)
+        # of the line in each place
+        self._hashes: list[int] = []
+        self.look()
 
-    def new_rows(self) -> Iterator[dict[str, Any]]:
-        lines = self._lines()
-        pairs = zip(self._known, lines, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
-        first = min(len(self._known), len(lines)) if same is None else same
-        self._known = lines
-        return (json.loads(line) for line in lines[first:])
+    def look(self) -> list[dict[str, Any]]:
+        new = [json.loads(line) for line in self._lines.look()[1] if self._is_new(line)]
+        del self._hashes[self._lines.number :]
+        return new
 
-    def _lines(self) -> list[bytes]:
-        """Whole lines only: the last one may be on its way."""
-        if not self._path.is_file():
-            return []
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        return [line for line in lines if line.endswith(b"\n")]
+    def _is_new(self, line: bytes) -> bool:
+        place, found = self._lines.number - 1, hash(line)
+        if self._hashes[place : place + 1] == [found]:
+            return False
+        self._hashes[place:] = [found]
+        return True

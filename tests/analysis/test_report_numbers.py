@@ -184,15 +184,15 @@ def test_only_what_is_new_is_read(tmp_path):
     assert not tail.read()  # a run that begins later
     path.write_bytes(rows_of(*range(1, 1001)))
     assert tail.read() and not tail.read()
-    before = tail.read_bytes
+    before = tail.lines.read_bytes
     with path.open("ab") as file:
         file.write(rows_of(1001)[:-9])
-    assert not tail.read() and tail.torn
+    assert not tail.read() and tail.lines.torn
     with path.open("ab") as file:
         file.write(rows_of(1001)[-9:])
-    assert tail.read() and not tail.torn
+    assert tail.read() and not tail.lines.torn
     # the torn line twice, the rest never again
-    assert tail.read_bytes - before < 3 * len(rows_of(1001))
+    assert tail.lines.read_bytes - before < 3 * len(rows_of(1001))
     steps, values = tail.columns.curve("loss")
     assert steps.tolist() == list(range(1, 1002)) and values[-1] == 1001.0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import megaladder as ml
-from megaladder.api.follow import Follower, GrowingFile
+from megaladder.api.follow import Follower, NewRows
 from megaladder.api.start import raise_for, run_verb
 from megaladder.config.verbs.evaluation import EvalConfig
 from megaladder.errors import ConfigError, MegaladderError, RunStopped
@@ -103,16 +103,16 @@ def test_rows_that_a_resumed_run_made_again_are_new_and_the_rest_is_not(tmp_path
     path = tmp_path / "metrics.jsonl"
     first = [{"step": step, "step_s": 1.0} for step in (1, 2, 3)]
     write_rows(path, first)
-    growing = GrowingFile(path)
-    assert list(growing.new_rows()) == []
+    new = NewRows(path)
+    assert new.look() == []
     write_rows(path, first[:2])  # resumed after step 2
-    assert list(growing.new_rows()) == []
+    assert new.look() == []
     again = [{"step": step, "step_s": 2.0} for step in (3, 4)]
     write_rows(path, [*first[:2], *again])
-    assert list(growing.new_rows()) == again
+    assert new.look() == again
     with path.open("a") as file:
         file.write('{"step": 5')  # on its way
-    assert list(growing.new_rows()) == []
+    assert new.look() == []
 
 
 def test_callbacks_hear_what_is_new_once_and_a_failing_one_is_left_out(tmp_path) -> None:

@@ -1,29 +1,25 @@
 """The numbers of a run's JSONL files as columns, read on from where the last reading ended.
 
-A file that a run appends to may be 100 MB long: only what is new is read, and only its numbers are
-kept. A line without its newline is not read yet. A file that was replaced or rewound (a run resumed
-from an earlier checkpoint) is read from its beginning.
+A file that a run appends to may be 100 MB long: only what is new is read (`files.growing`), and only
+its numbers are kept.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from megaladder.errors import DataError
+from megaladder.files.growing import GrowingLines
 
 METRIC_FILES = ("metrics.jsonl", "held_out.jsonl")
-CHUNK = 1 << 22
-# the last bytes that were read, to notice a file that was written anew under its old name
-TAIL = 64
 
 Reject = Callable[[str], None]
 
@@ -76,57 +72,20 @@ class Tail:
     path: Path
     refuse: Reject
     columns: Columns = field(default_factory=Columns)
-    torn: bool = False
-    read_bytes: int = 0  # in all, to show that nothing is read twice
-    _end: int = 0
-    _line: int = 0
-    _last: bytes = b""
-    _file: tuple[int, int] | None = None  # device, inode
+    lines: GrowingLines = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lines = GrowingLines(self.path)
 
     def read(self) -> bool:
         """Reads what is new; whether anything changed."""
-        try:
-            file = self.path.open("rb")
-        except OSError:
-            return self._forget()
-        with file:
-            changed = self._begin_again_if_replaced(file)
-            return self._read_on(file) or changed
-
-    def _forget(self) -> bool:
-        known = self._file is not None
-        self.columns, self._end, self._line, self._last = Columns(), 0, 0, b""
-        self._file, self.torn = None, False
-        return known
-
-    def _begin_again_if_replaced(self, file: IO[bytes]) -> bool:
-        status = os.fstat(file.fileno())
-        same = self._file in (None, (status.st_dev, status.st_ino)) and status.st_size >= self._end
-        if same and self._last:
-            file.seek(self._end - len(self._last))
-            same = file.read(len(self._last)) == self._last
-        changed = not same and self._forget()
-        self._file = (status.st_dev, status.st_ino)
+        changed, lines = self.lines.look()
+        if changed:
+            self.columns = Columns()
+        for line in lines:
+            changed = True
+            self._take(line, f"{self.path}:{self.lines.number}")
         return changed
-
-    def _read_on(self, file: IO[bytes]) -> bool:
-        begin = self._end
-        for line in self._lines(file):
-            self._line += 1
-            self._take(line, f"{self.path}:{self._line}")
-        return self._end != begin
-
-    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
-        file.seek(self._end)
-        rest = b""
-        while chunk := file.read(CHUNK):
-            self.read_bytes += len(chunk)
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._end += len(line) + 1
-                self._last = (self._last + line + b"\n")[-TAIL:]
-                yield line
-        self.torn = bool(rest)
 
     def _take(self, line: bytes, where: str) -> None:
         if not line.strip():
@@ -198,7 +157,7 @@ class Metrics:
         """What a reader should know about the files."""
         told = []
         for tail in self.tails:
-            if tail.torn:
+            if tail.lines.torn:
                 told.append(
                     f"{tail.path}: its last line is torn (still being written, or the run was"
                     " killed) and is left out."
