@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -33,12 +32,12 @@ from megaladder.config.verbs.convert import (
     MergeConfig,
     VerifyConfig,
 )
+from megaladder.console import doing
 from megaladder.errors import ConversionError
 from megaladder.finished import write_converted
 from megaladder.run_dir import atomic_write, to_json
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_LINE_EVERY_S = 5.0
 _MAX_LISTED = 20
 
 
@@ -176,40 +175,8 @@ def _rate(num_bytes: int, began: float) -> str:
 
 
 @contextmanager
-def progress(title: str, total_bytes: int | None) -> Iterator[Any]:
-    """A bar on a terminal, a line every few seconds elsewhere.
-
-    Yields a function that takes the bytes done. Writes to stderr."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(title, total=total_bytes)
-            yield lambda num_bytes: bar.advance(task, num_bytes)
-        return
-    done, last = 0, time.monotonic()
-
-    def on_bytes(num_bytes: int) -> None:
-        nonlocal done, last
-        done += num_bytes
-        if time.monotonic() - last >= _LINE_EVERY_S:
-            last = time.monotonic()
-            share = f" of {total_bytes / 1e9:.2f}" if total_bytes else ""
-            print(f"{title}: {done / 1e9:.2f}{share} GB", file=sys.stderr, flush=True)
-
-    yield on_bytes
+def progress(title: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
+    """Says how far it is; yields a function that takes the bytes done."""
+    total_mb = None if total_bytes is None else total_bytes / 1e6
+    with doing(title, total_mb, "MB") as task:
+        yield lambda num_bytes: task.add(num_bytes / 1e6)

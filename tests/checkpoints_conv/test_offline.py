@@ -28,6 +28,7 @@ from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.verbs import run_hf_to_megatron, run_megatron_to_hf, run_verify
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.config.verbs.convert import HfToMegatronConfig, MegatronToHfConfig, VerifyConfig
+from megaladder.console.voice import Task, Voice
 from megaladder.errors import CheckpointError, ConversionError, ModelError, StorageError
 
 
@@ -137,6 +138,21 @@ def test_verify_tensors_and_logits(
     assert found["equal"] and found["tensors"]["differences"] == []
     assert found["logits"]["max_difference"] <= 1e-4 * max(1.0, found["logits"]["max_logit"])
     assert "bit-identical" in capsys.readouterr().out
+
+
+def test_what_is_told_while_a_verb_works_ends_at_all_of_its_bytes(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(iter(CASES))
+    told: list[Task] = []
+    close = Voice.close
+    monkeypatch.setattr(Voice, "close", lambda voice, task: (told.append(task), close(voice, task)))
+    run_hf_to_megatron(HfToMegatronConfig(hf=folders / case, out=tmp_path / "out"))
+    run_verify(VerifyConfig(hf=folders / case, megatron=tmp_path / "out", logits=False))
+    assert [task.what for task in told] == ["hf → megatron", "verify"]
+    # a bias that only Megatron has is written too
+    done, total = [task.done for task in told], [task.total for task in told]
+    assert done == pytest.approx(total, rel=0.01) and done[1] == pytest.approx(total[1])
 
 
 def test_verify_says_where_transformers_has_no_class(folders: Path) -> None:
