@@ -17,8 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -31,6 +29,7 @@ from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.platform import has_cuda
 from megaladder.process.launch import hold_port
+from megaladder.rollout.remote.http_client import HttpClient
 from megaladder.rollout.vllm_engine import GIB, VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
 from megaladder.serving.folder import ModelFolder, find_model
@@ -153,8 +152,9 @@ def _as_interrupt(number: int, frame: object) -> None:
 def _wait_until_ready(
     child: subprocess.Popen[bytes], address: str, place: Path, limit_s: float
 ) -> None:
-    start = time.monotonic()
-    while not _answers(f"{address}/health"):
+    # it asks without the proxies of the environment
+    server, start = HttpClient(address), time.monotonic()
+    while not _answers(server):
         if (status := child.poll()) is not None:
             raise _ended(status, place)
         if time.monotonic() - start > limit_s:
@@ -165,12 +165,12 @@ def _wait_until_ready(
         time.sleep(POLL_S)
 
 
-def _answers(url: str) -> bool:
+def _answers(server: HttpClient) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=POLL_S * 4) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
+        server.get("/health", timeout_s=POLL_S * 4)
+    except OSError:
         return False
+    return True
 
 
 def _ended(status: int, place: Path) -> EngineError:

@@ -178,7 +178,8 @@ STAND_IN = """
 import http.server, sys
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(self.path.encode())
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b"" if self.path == "/health" else self.path.encode())
     def log_message(self, *words): print("asked", flush=True)
 server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
 open(sys.argv[1], "w").write(str(server.server_port))
@@ -190,8 +191,8 @@ from pathlib import Path
 from megaladder.serving.settings import ServeConfig
 from megaladder.serving import serve as it
 place, script = Path(sys.argv[1]), sys.argv[2]
-it._answers = lambda url, real=it._answers: (place / "port").exists() and real(
-    "http://127.0.0.1:" + (place / "port").read_text() + "/health")
+it._answers = lambda _, real=it._answers: (place / "port").exists() and real(
+    it.HttpClient("http://127.0.0.1:" + (place / "port").read_text()))
 it.serve([sys.executable, "-c", script, str(place / "port")], os.environ, "http://x", place,
          ServeConfig(model="m"))
 """
@@ -199,9 +200,10 @@ it.serve([sys.executable, "-c", script, str(place / "port")], os.environ, "http:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_answers_until_it_is_told_to_stop(tmp_path, number) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), STAND_IN], stdout=subprocess.PIPE, text=True
-    )
+    # where a proxy is set, this machine is not asked through it (port 9 is nobody's)
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    command = [sys.executable, "-c", PARENT, str(tmp_path), STAND_IN]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert "serving at http://x/v1" in parent.stdout.readline()
     address = f"http://127.0.0.1:{(tmp_path / 'port').read_text()}"
     with urllib.request.urlopen(f"{address}/v1/models") as answer:
