@@ -6,17 +6,15 @@ going on moves with it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ConfigError
+from megaladder.files.steps import committed, exported
 from megaladder.process import last_word
 from megaladder.run_dir import RunDir, read_jsonl
-
-STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +82,12 @@ class Run:
     @property
     def checkpoints(self) -> dict[int, Path]:
         """Step → committed checkpoint, by rising step."""
-        return _steps(self.folder / "checkpoints", "COMMITTED")
+        return committed(self.folder)
 
     @property
     def exports(self) -> dict[int, Path]:
         """Step → Hugging Face folder, by rising step."""
-        return _steps(self.folder / "hf", "config.json")
+        return exported(self.folder)
 
     @property
     def model(self) -> Path:
@@ -134,17 +132,5 @@ def score_of(row: Mapping[str, Any]) -> Score:
     )
 
 
-def step_of(path: Path) -> int | None:
-    """N of a folder called step_N, else None."""
-    match = STEP.fullmatch(path.name)
-    return int(match[1]) if match else None
-
-
 def _rows(path: Path) -> list[dict[str, Any]]:
     return list(read_jsonl(path)) if path.is_file() else []
-
-
-def _steps(folder: Path, complete: str) -> dict[int, Path]:
-    """step → folder of those that hold the file which is written last."""
-    found = {step_of(path): path for path in folder.glob("step_*") if (path / complete).is_file()}
-    return dict(sorted((step, path) for step, path in found.items() if step is not None))

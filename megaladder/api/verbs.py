@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megaladder.api.follow import Callback, Follower
-from megaladder.api.results import Evaluation, Run, Score, score_of, step_of
+from megaladder.api.results import Evaluation, Run, Score, score_of
 from megaladder.api.start import run_verb
 from megaladder.config.base import StrictModel
 from megaladder.config.grpo import GrpoConfig
@@ -16,6 +16,7 @@ from megaladder.config.resolve import from_yaml, validate
 from megaladder.config.sft import SftConfig
 from megaladder.config.verbs.analysis import ReportConfig
 from megaladder.config.verbs.evaluation import EvalConfig
+from megaladder.files.steps import step_folders, step_of
 
 Config = TypeVar("Config", bound=StrictModel)
 Keys = Mapping[str, Any]
@@ -102,5 +103,4 @@ def _model_folders(config: EvalConfig) -> list[Path]:
     if config.run_dir is None:
         name = config.name or sanitized(Path(config.model.path).name or config.rollout.engine)
         return [config.results / name]
-    found = [path for path in config.results.glob("step_*") if (path / "summary.json").is_file()]
-    return sorted(found, key=lambda path: step_of(path) or 0)
+    return list(step_folders(config.results, "summary.json").values())

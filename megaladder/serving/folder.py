@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from megaladder.errors import ConfigError
+from megaladder.files.steps import committed, exported
 from megaladder.files.sums import refuse_damaged
-
-STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +57,10 @@ def _home(path: Path) -> Path | None:
 
 
 def _newest_export(run: Path) -> ModelFolder:
-    exports = [folder for folder in (run / "hf").glob("step_*") if STEP.fullmatch(folder.name)]
-    whole = [folder for folder in exports if (folder / "config.json").is_file()]
-    if whole:
-        return ModelFolder(max(whole, key=lambda folder: int(folder.name[5:])), run)
-    steps = sorted((run / "checkpoints").glob("step_*"), key=lambda path: path.name)
-    made = f"megaladder convert megatron-to-hf --megatron {steps[-1] if steps else run} --out DIR"
+    if exports := list(exported(run).values()):
+        return ModelFolder(exports[-1], run)
+    newest = next(reversed(committed(run).values()), run)
+    made = f"megaladder convert megatron-to-hf --megatron {newest} --out DIR"
     raise ConfigError(
         f"model {run}: a run without an export (hf/step_N); fix: {made}, then that folder; or"
         " checkpoint.export_hf: true in its run.yaml"

@@ -73,9 +73,12 @@ def test_folders_without_a_model_name_the_next_step(tmp_path, run) -> None:
     with pytest.raises(ConfigError, match=r"neither a model nor a run there; fix:"):
         find_model(str(tmp_path))
     bare = tmp_path / "bare"
-    (bare / "checkpoints" / "step_3").mkdir(parents=True)
+    for step in (9, 10, 11):
+        (bare / "checkpoints" / f"step_{step}").mkdir(parents=True)
+        if step != 11:  # a save that was cut off
+            (bare / "checkpoints" / f"step_{step}" / "COMMITTED").touch()
     (bare / "config.yaml").write_text("{}")
-    with pytest.raises(ConfigError, match=r"convert megatron-to-hf --megatron .*step_3 --out"):
+    with pytest.raises(ConfigError, match=r"convert megatron-to-hf --megatron .*step_10 --out"):
         find_model(str(bare))
 
 

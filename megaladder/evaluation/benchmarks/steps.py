@@ -13,7 +13,6 @@ of which nothing is missing is not loaded.
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,12 @@ from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.job import score_row
 from megaladder.evaluation.benchmarks.turns import Turn, take_turns
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
+from megaladder.files.steps import exported
 from megaladder.files.sums import refuse_damaged
 from megaladder.finished import write_evaluated
 from megaladder.log import format_table
 from megaladder.run_dir import atomic_lines, atomic_write, sealed_line, to_json
 from megaladder.shared_memory import SharedFolder, weight_folder
-
-_STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +57,7 @@ def kept_steps(run_dir: Path, wanted: Sequence[int]) -> list[KeptStep]:
     Raises:
         ConfigError: none is there, or a wanted one is not.
     """
-    exports = {
-        int(found[1]): path
-        for path in (run_dir / "hf").glob("step_*")
-        if (found := _STEP.fullmatch(path.name)) and (path / "config.json").is_file()
-    }
+    exports = exported(run_dir)
     checkpoints = run_dir / "checkpoints"
     there = sorted(exports.keys() | set(committed_steps(checkpoints)))
     missing = sorted(set(wanted) - set(there))
