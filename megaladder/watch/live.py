@@ -30,7 +30,7 @@ from megaladder.analysis.report.palette import palette
 from megaladder.analysis.report.render import Part, part_of
 from megaladder.analysis.report.sections.rollouts import rollout_section, sources_of
 from megaladder.config.verbs.analysis import ReportConfig
-from megaladder.errors import DataError, MegaladderError
+from megaladder.errors import MegaladderError
 from megaladder.watch.now import now_section
 
 AGAIN_S = 15.0
@@ -175,10 +175,10 @@ class Live:
         try:
             inputs = collect(paths)
             still = {i for i, chapter in enumerate(CHAPTERS) if not chapter.grows}
-            self._slow = _Slow(inputs, self._build(still, inputs))
+            # a run that has only begun stands among those of this moment
+            self._slow = _Slow(inputs, self._build(still, inputs)) if inputs.size else _Slow()
         except (OSError, MegaladderError) as error:
-            nothing = isinstance(error, DataError) and "nothing to report" in str(error)
-            self._slow = _Slow(problem=None if nothing else str(error))
+            self._slow = _Slow(problem=str(error))
         took = time.monotonic() - began
         self._next_build = time.monotonic() + max(AGAIN_S, took / SHARE_OF_TIME)
 
@@ -193,10 +193,8 @@ class Live:
 
     def _sections(self, rollouts: Section) -> list[Section]:
         """In the page's order: where the runs stand first, notes last."""
-        slow, sections = (
-            self._slow,
-            [now_section(self._inputs.runs, palette(self._inputs), self._waiting)],
-        )
+        slow = self._slow
+        sections = [now_section(self._inputs.runs, palette(self._inputs), self._waiting)]
         for i, chapter in enumerate(CHAPTERS):
             built = self._grown if chapter.grows else slow.sections
             sections += [rollouts] if chapter.rollouts else built.get(i, [])

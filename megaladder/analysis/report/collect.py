@@ -189,11 +189,6 @@ def collect(paths: tuple[str, ...]) -> Inputs:
     for run in inputs.runs:
         inputs.data += [file for file in data_of_run(run.config) if file not in inputs.data]
     inputs.pairs = _ladder_labels(inputs, runs)
-    if not inputs.size:
-        raise DataError(
-            f"{', '.join(paths)}: nothing to report (metrics.jsonl, samples_*.jsonl or analysis"
-            " JSON); fix: give run or eval folders"
-        )
     inputs.notes += warnings.list()
     _name_apart(inputs)
     inputs.runs.sort(key=lambda run: run.stage != "SFT")

@@ -17,7 +17,7 @@ from megaladder.analysis.report.formats import fixed
 from megaladder.analysis.report.render import Heading, page_of, parts_of
 from megaladder.analysis.report.sections.rollouts import visible
 from megaladder.config.verbs.analysis import ReportConfig
-from megaladder.errors import ConfigError
+from megaladder.errors import ConfigError, DataError
 from megaladder.run_dir import atomic_write
 
 CSV_COLUMNS = ("section", "figure", "series", "x", "y", "low", "high", "n")
@@ -63,6 +63,11 @@ def run_report(config: ReportConfig) -> None:
             " report.csv)"
         )
     inputs = collect(config.run_dirs)
+    if not inputs.size:
+        raise DataError(
+            f"{', '.join(config.run_dirs)}: nothing to report (metrics.jsonl, samples_*.jsonl or"
+            " analysis JSON); fix: give run or eval folders"
+        )
     sections = build_sections(inputs, config)
     numbers = out.with_suffix(".csv")
     footer = (
