@@ -30,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.rules.engine import head_size_problem, new_weights_problem
+from megaladder.config.rules.engine import head_size_problem, new_weights_problem, room_for_rank
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.model.hf_config import model_shape, read_config_json
 from megaladder.rollout.process_engine import Limits, ProcessEngine
@@ -40,7 +40,6 @@ from megaladder.rollout.wire import Channel
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
 BEAT_S = 2.0
 GIB = 1024**3
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
 OUR_WORKER_EXTENSION = "megaladder.rollout.worker_extension.WorkerExtension"
 
 
@@ -102,11 +101,8 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
     here = (Path(options.model) / "config.json").is_file()
     if here and (problem := head_size_problem(read_config_json(options.model))):
         raise ConfigError(f"{options.model}: {problem}")
-    if options.lora_rank is not None and options.lora_rank > _LORA_RANKS[-1]:
-        raise ConfigError(
-            f"adapters of rank {options.lora_rank}: vLLM takes up to {_LORA_RANKS[-1]}; fix: a"
-            " smaller lora.rank, or sync file, which sends the merged model"
-        )
+    if options.lora_rank is not None:
+        room_for_rank(options.lora_rank)
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
     return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
 
@@ -209,7 +205,7 @@ def _engine_arguments(
         given |= {
             "enable_lora": True,
             "max_loras": 1,
-            "max_lora_rank": min(r for r in _LORA_RANKS if r >= options["lora_rank"]),
+            "max_lora_rank": room_for_rank(options["lora_rank"]),
         }
     given["worker_extension_cls"] = options["worker_extension"] or (
         OUR_WORKER_EXTENSION if on_cpu else None

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from megaladder.capabilities import LayerSizes
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.engine import EngineSection
+from megaladder.errors import ConfigError
 
 
 class HasEngine(Protocol):
@@ -39,6 +40,9 @@ READ_BY_VLLM: tuple[ReadIf[HasEngine], ...] = (
 # vLLM 0.32's attention on a CPU: get_supported_head_sizes of vllm/v1/attention/backends/cpu_attn.py
 VLLM_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
+# vLLM 0.32's MaxLoRARanks from 8 on
+VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def head_size_problem(raw: Mapping[str, Any]) -> str | None:
     """Why the vLLM that is installed cannot run a config.json's attention heads, or None."""
@@ -65,6 +69,20 @@ def new_weights_problem(shape: LayerSizes, on_cpu: bool) -> str | None:
         "vLLM on a CPU computes other numbers after it has read the weights of a mixture of experts"
         " a second time; fix: an engine on a GPU, or engine fake"
     )
+
+
+def room_for_rank(rank: int) -> int:
+    """The rank that vLLM is to make room for, so that it takes adapters of `rank`.
+
+    Raises:
+        ConfigError: it takes none so large.
+    """
+    if rank > VLLM_LORA_RANKS[-1]:
+        raise ConfigError(
+            f"adapters of rank {rank}: vLLM takes up to {VLLM_LORA_RANKS[-1]}; fix: a smaller"
+            " lora.rank, or sync file, which sends the merged model"
+        )
+    return min(room for room in VLLM_LORA_RANKS if room >= rank)
 
 
 def vllm_is_for_cpu() -> bool:
