@@ -161,19 +161,25 @@ def read_config_json(model_dir: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: the folder or the file is missing or is no JSON object.
     """
-    path = Path(model_dir) / "config.json"
+    fix = "model.path must be a Hugging Face model folder or a hub id"
+    return read_json_object(Path(model_dir) / "config.json", fix)
+
+
+def read_json_object(path: Path, absent: str) -> dict[str, Any]:
+    """A JSON object of a model's or an adapter's folder. absent: what to do where there is none.
+
+    Raises:
+        ModelError: the file is missing, cannot be read, or is no JSON object.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f"{path}: not found; fix: model.path must be a Hugging Face model folder or a hub id"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path}: no valid JSON ({error}); fix: copy the model's config.json again"
-        ) from None
+        raise ModelError(f"{path}: no such file; fix: {absent}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: no readable JSON ({error}); fix: copy the file again") from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+        found = type(raw).__name__
+        raise ModelError(f"{path}: expected a JSON object, found {found}; fix: copy the file again")
     return raw
 
 

@@ -197,7 +197,7 @@ def test_user_errors(args: list[str], message: str, capsys, tmp_path) -> None:
 
 def test_a_folder_that_is_no_model(tmp_path, capsys) -> None:
     assert main([*ASK, "--model", str(tmp_path)]) == 2
-    assert "config.json: not found; fix:" in capsys.readouterr().err
+    assert "config.json: no such file; fix:" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert main([*ASK, "--model", str(tmp_path)]) == 2
     assert "model_type 'mamba' is not supported" in capsys.readouterr().err

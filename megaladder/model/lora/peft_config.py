@@ -6,14 +6,13 @@ adapters, ranks by pattern) is refused by name. No torch here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from megaladder.config.sections.shared import LoraSection
 from megaladder.errors import ModelError
-from megaladder.model.hf_config import ModelShape
+from megaladder.model.hf_config import ModelShape, read_json_object
 from megaladder.model.lora.spec import LoraSpec, check_targets, with_targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -91,18 +90,7 @@ def spec_from_config(raw: Mapping[str, Any], where: Path | str) -> LoraSpec:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The raw adapter_config.json. Raises ModelError where there is none."""
-    path = folder / CONFIG
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path}: no such file; fix: a folder with a PEFT adapter ({CONFIG}, {WEIGHTS})"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: expected a JSON object, found {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw
+    return read_json_object(folder / CONFIG, f"a folder with a PEFT adapter ({CONFIG}, {WEIGHTS})")
 
 
 def read_spec(folder: Path) -> LoraSpec:
