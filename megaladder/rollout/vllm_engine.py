@@ -166,7 +166,6 @@ def _devices(options: VllmOptions, index: int) -> str:
 
 
 # --- child process
-# --------------------------------------------------------------------------------------------------
 
 
 def _engine_arguments(
@@ -193,11 +192,8 @@ def _engine_arguments(
     }
     if on_cpu:
         given["kv_cache_memory_bytes"] = int(options["cpu_kv_cache_gib"] * GIB)
-        given["enable_chunked_prefill"] = (
-            # a seeded request whose prompt is cut in two kills the CPU worker ("does not use
-            # offset")
-            False
-        )
+        # a seeded request whose prompt is cut in two kills the CPU worker ("does not use offset")
+        given["enable_chunked_prefill"] = False
         del given["gpu_memory_utilization"]
     elif options["enable_sleep"]:
         given["enable_sleep_mode"] = True
