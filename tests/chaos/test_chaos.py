@@ -1,5 +1,6 @@
 """A share of `make chaos` in seconds, and that the harness itself finds what it is there to find."""
 
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from chaos import power_cut
 from chaos.calls import Call
 from chaos.kernel import notify
 from chaos.kernel.faults import Fault
+from chaos.programs.forked import forked_programs
 from distributed import environment
 
 needs_notify = pytest.mark.skipif(
@@ -80,3 +82,14 @@ def test_what_outlives_its_start_is_named():
 )
 def test_a_fault_is_written_as_it_is_read(text):
     assert str(Fault.parse(text)) == text
+
+
+def test_a_forked_program_is_in_its_session_once_it_is_started(tmp_path):
+    """As with the real Popen: whoever kills its group at once has to meet it."""
+    (tmp_path / "nothing.py").write_text("")
+    for _ in range(20):
+        with forked_programs():
+            words = [sys.executable, str(tmp_path / "nothing.py")]
+            started = subprocess.Popen(words, start_new_session=True)
+        assert os.getpgid(started.pid) == started.pid
+        assert started.wait() == 0

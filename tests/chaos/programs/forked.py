@@ -30,18 +30,23 @@ class _Forked(subprocess.Popen):
             return super()._execute_child(args, *rest)  # type: ignore[misc]
         _, preexec, _, pass_fds, cwd, env, _, _, _, *pipes = rest
         streams, new_session = pipes[:6], pipes[11]
+        waiting, ready = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             status = 1
             try:
-                _become(streams, pass_fds, new_session, env, cwd)
+                _become(streams, (*pass_fds, ready), new_session, env, cwd)
                 if preexec is not None:
                     preexec()
+                os.close(ready)
                 status = _run(words[1:])
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(status)
+        os.close(ready)
+        os.read(waiting, 1)  # as Popen: not before it is a program, in its own session
+        os.close(waiting)
         self._child_created = True
         self._close_pipe_fds(*streams)
         return None
