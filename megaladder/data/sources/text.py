@@ -26,6 +26,7 @@ OTHER_MARKS = {
 }
 # a few bytes of a compressed file can stand for any number of them
 MAX_LINE_BYTES, MAX_FILE_BYTES = 1 << 30, 1 << 33
+_PIECE_BYTES = 1 << 20
 # where a JSON file keeps its rows beside other things
 ROWS_IN_OBJECT = ("data", "rows", "examples", "instances", "samples")
 
@@ -161,7 +162,7 @@ def json_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
 
     Or one object that holds the array under a usual name, or under `results`, one a benchmark."""
     with file.open() as stream:
-        raw = stream.read(MAX_FILE_BYTES + 1)
+        raw = _at_most(stream, MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise DataError(
             f"{file.path}: more than {MAX_FILE_BYTES >> 30} GiB of JSON, which is read as a whole;"
@@ -177,6 +178,14 @@ def json_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
         yield from _rows_of_lines(file.path, io.BytesIO(raw))
     else:
         yield from _rows_inside(file.path, value)
+
+
+def _at_most(stream: IO[bytes], size: int) -> bytes:
+    """What the stream holds, cut at `size`. Its own `read(size)` asks for all that memory first."""
+    found = io.BytesIO()
+    while piece := stream.read(min(_PIECE_BYTES, size - found.tell())):
+        found.write(piece)
+    return found.getvalue()
 
 
 def _decoded(path: str, raw: bytes) -> str:
