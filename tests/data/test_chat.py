@@ -3,6 +3,7 @@ are noticed."""
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -363,6 +364,11 @@ def test_tokenizer_refusals(tmp_path, base_dir):
     with pytest.raises(
         ModelError, match=r"expected a loadable tokenizer, found .*; fix: copy it again"
     ):
+        load_tokenizer(broken)
+    content = json.loads((base_dir / "tokenizer.json").read_text())
+    content["model"]["vocab"]["a"] = 2**31  # 8 GiB in the library
+    (broken / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"token ids up to 16,777,216, found 2147483648; fix: "):
         load_tokenizer(broken)
     with pytest.raises(ModelError, match=r"nope.jinja: expected a Jinja chat template"):
         load_tokenizer(base_dir, chat_template=tmp_path / "nope.jinja")

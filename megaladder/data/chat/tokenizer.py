@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -41,6 +42,9 @@ TOKENIZER_FILES = (
 )
 
 
+# the library keeps four bytes for every id up to the largest, and ends the process without them
+_MAX_TOKEN_ID = 1 << 24
+_LONG_NUMBER = re.compile(rb":\s*\d{8}")
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -97,6 +101,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     folder = tokenizer_dir(name, revision)
+    _refuse_large_ids(folder / "tokenizer.json")
     try:
         # what transformers declares is wider than what its tokenizers do
         tokenizer = cast(
@@ -126,6 +131,23 @@ def load_tokenizer(
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
     _set_defaults(tokenizer, arguments or {}, _day(day))
     return tokenizer
+
+
+def _refuse_large_ids(file: Path) -> None:
+    """Raises ModelError where the vocabulary has an id that no vocabulary reaches."""
+    raw = file.read_bytes() if file.is_file() else b""
+    if not _LONG_NUMBER.search(raw):
+        return
+    try:
+        vocabulary = json.loads(raw)["model"]["vocab"]
+        ids = [found for found in vocabulary.values() if isinstance(found, int)]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return  # of another kind, or damaged: the library says what is wrong with it
+    largest = max(ids, default=0)
+    if largest > _MAX_TOKEN_ID:
+        raise ModelError(
+            f"{file}: expected token ids up to {_MAX_TOKEN_ID:,}, found {largest}; fix: copy it again"
+        )
 
 
 def tokenizer_folder(model: ModelSection, model_folder: str | Path | None = None) -> Path:
