@@ -20,7 +20,6 @@ import random
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -298,7 +297,6 @@ def _all(root: Path, most: int, seed: int) -> int:
                 print(f"{name}: {reader}", flush=True)
                 bad += 1
             continue
-        began = time.process_time()
         found = flip_all(path, reader, most, random.Random(f"{seed}/{name}"))
         kinds["read"] += 1
         total += found.counts
@@ -306,7 +304,6 @@ def _all(root: Path, most: int, seed: int) -> int:
             bad += len(found.lost)
             print(f"{name} ({found.size:,} bytes): {dict(found.counts)}", flush=True)
             print("\n".join(f"    {one}" for one in found.lost[:6]), flush=True)
-        del began
     fine = sum(total[word] for word in FINE)
     print(
         f"files: {dict(kinds)}; flips: {total.total():,}: {dict(total)}; {fine / total.total():.3%}"

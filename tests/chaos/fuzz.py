@@ -58,8 +58,9 @@ def input_of(case: Case, name: str, seed: int, index: int) -> bytes:
     return rng.choice(case.mutations)(good, rng)
 
 
-def read_one(case: Case, raw: bytes, path: Path, outcome: Outcome) -> None:
-    """Reads one input and counts how it ended."""
+def read_one(case: Case, raw: bytes, path: Path) -> Outcome:
+    """Reads one input; how it ended."""
+    outcome = Outcome()
     path.write_bytes(raw)
     began = time.process_time()
     try:
@@ -73,11 +74,11 @@ def read_one(case: Case, raw: bytes, path: Path, outcome: Outcome) -> None:
     except BaseException as error:
         outcome.counts["uncaught"] += 1
         outcome.wrong.append((_place(error), raw))
-    seconds = time.process_time() - began
-    outcome.slowest_s = max(outcome.slowest_s, seconds)
-    if seconds > SLOW_S:
+    outcome.slowest_s = outcome.cpu_s = time.process_time() - began
+    if outcome.cpu_s > SLOW_S:
         outcome.counts["slow"] += 1
-        outcome.wrong.append((f"{seconds:.1f} s", raw))
+        outcome.wrong.append((f"{outcome.cpu_s:.1f} s", raw))
+    return outcome
 
 
 def _place(error: BaseException) -> str:
@@ -108,7 +109,6 @@ def fuzz(name: str, case: Case, inputs: int, seed: int, folder: Path) -> Outcome
             break
         outcome.counts["ended by the kernel"] += 1
         outcome.wrong.append((f"status {status}", input_of(case, name, seed, last)))
-        outcome.counts["not counted"] += last - start
         start = last + 1
     return outcome
 
@@ -123,21 +123,21 @@ def _in_fork(
             status = 1
             try:
                 _limits()
-                outcome = Outcome()
                 for index in range(start, end):
                     at[:] = _AT.pack(index)
                     signal.setitimer(signal.ITIMER_PROF, CPU_S)
-                    read_one(case, input_of(case, name, seed, index), path, outcome)
-                outcome.cpu_s = time.process_time()
-                told.write(pickle.dumps(outcome))
-                told.flush()
+                    # at once: the next input may be the last of this process
+                    pickle.dump(read_one(case, input_of(case, name, seed, index), path), told)
+                    told.flush()
                 status = 0
             finally:
                 os._exit(status)
         _, how = os.waitpid(pid, 0)
         told.seek(0)
-        raw = told.read()
-    return pickle.loads(raw) if raw else Outcome(), os.waitstatus_to_exitcode(how)
+        outcome = Outcome()
+        while told.peek(1):
+            outcome.add(pickle.load(told))
+    return outcome, os.waitstatus_to_exitcode(how)
 
 
 def _limits() -> None:
