@@ -120,9 +120,12 @@ class Heartbeat:
 
     def lost(self) -> Beat | None:
         """A rank of this machine and this start that was killed."""
+        return next((beat for beat in self.neighbours() if process_start(beat.pid) is None), None)
+
+    def neighbours(self) -> list[Beat]:
+        """The other ranks of this machine and this start, without those that ended in good order."""
         here, parent = host(), os.getppid()
-        ours = [beat for beat in self.others() if (beat.host, beat.parent) == (here, parent)]
-        return next((beat for beat in ours if process_start(beat.pid) is None), None)
+        return [beat for beat in self.others() if (beat.host, beat.parent) == (here, parent)]
 
     def others(self) -> list[Beat]:
         """What the other ranks said last, as far as it can be read."""
@@ -161,7 +164,7 @@ def forget_earlier(run: Path) -> None:
     """Removes what an earlier start left in the run folder.
 
     By the holder of its lock; ranks of this start that were faster write theirs again within
-    `PERIOD_S`."""
+    `PERIOD_S`, and before the first step."""
     for path in (run / FOLDER).glob("rank_*.json"):
         path.unlink(missing_ok=True)
 
@@ -203,11 +206,15 @@ def killed_rank_behind(error: BaseException) -> RankLostError | None:
     heart = _mine
     if heart is None or os.environ.get("WORLD_SIZE", "1") == "1":
         return None
-    deadline = time.monotonic() + GONE_S
-    while (peer := heart.lost()) is None and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
     said = str(error) if isinstance(error, RuntimeError) else ""
     broken = any(words in said for words in _BROKEN_CONNECTION)
+    began = time.monotonic()
+    while (peer := heart.lost()) is None:
+        # one of them may be about to go: a loaded machine takes its time to end a process
+        patience_s = SILENT_S if broken and heart.neighbours() else GONE_S
+        if time.monotonic() - began >= patience_s:
+            break
+        time.sleep(_POLL_S)
     if peer is None and not broken:
         return None
     lost = RankLostError(killed_in_words(peer))

@@ -92,3 +92,13 @@ def test_a_rank_in_good_order_leaves_no_file(run) -> None:
 def test_processes_are_told_apart(dead_pid) -> None:
     assert process_start(os.getpid()) is not None
     assert process_start(dead_pid) is None
+
+
+def test_a_connection_may_break_before_the_process_is_gone(run, monkeypatch) -> None:
+    """GONE_S is over at once here: the neighbour whose end is near is waited for all the same."""
+    leave_beat(run, pid=4321)
+    looks = iter(["started", "started", "started", None])
+    monkeypatch.setattr(heartbeat, "process_start", lambda pid: next(looks))
+    error = killed_rank_behind(GLOO)
+    assert error is not None and "rank 1 was killed (process 4321 on" in str(error)
+    assert next(looks, "all used") == "all used"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
 
-from megaladder.process import last_word
+from megaladder.process import heartbeat, last_word
 
 SMALL = (
     "--data.seq-length 128 --train.global-batch-size 8 --train.epochs 10 --optim.lr 1e-2"
@@ -149,3 +150,20 @@ def test_an_export_that_was_changed_is_not_taken_for_finished(run):
     run.model = weights.parent
     run.folder = run.folder.parent / "next"
     assert run("--train.max-steps", "1") == 2 and "model.safetensors: its content has" in run.said
+
+
+def test_a_rank_has_left_a_sign_of_life_before_any_begins_a_step(tmp_path, monkeypatch):
+    """One that is killed in the first second has to be named too."""
+    from megaladder.train.life import run_life
+
+    monkeypatch.setattr(heartbeat, "_mine", None)
+    heartbeat.Heartbeat(tmp_path, 30.0)
+    seen = []
+
+    def at_the_barrier() -> None:
+        seen.extend(beat.rank for beat in heartbeat.read_beats(tmp_path / heartbeat.FOLDER))
+
+    monkeypatch.setattr(run_life.parallel, "barrier", at_the_barrier)
+    monkeypatch.setattr(run_life, "StopSignals", object)
+    run_life.RunLife.listen(SimpleNamespace())
+    assert seen == [0]

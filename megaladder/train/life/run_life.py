@@ -35,7 +35,7 @@ from megaladder.errors import RunStopped
 from megaladder.files.sums import export_damage
 from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
-from megaladder.process import last_word
+from megaladder.process import heartbeat, last_word
 from megaladder.run_dir import RunDir
 from megaladder.train.health import NonFiniteGuard, StopSignals, stopped
 from megaladder.train.life.resume import check_same_run, write_run_identity
@@ -196,8 +196,11 @@ class RunLife:
         """From here on a stop signal ends the run after its step.
 
         Called right before the loop: until then nothing has to be saved. No rank begins a step
-        before all of them listen."""
+        before all of them listen, and have left a sign of life by which a killed one is named."""
         self._signals = StopSignals()
+        heart = heartbeat.of_this_rank()
+        if heart is not None:
+            heart.write()
         parallel.barrier()
         return self._signals
 
