@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megaladder.console import VOICE
 from megaladder.errors import ConfigError
 from megaladder.watch.live import Live
 from megaladder.watch.server import LOOPBACK, WatchServer
@@ -22,6 +23,8 @@ def run_watch(config: WatchConfig) -> None:
         absent = [text for text in config.run_dirs if not Path(text).is_dir()]
         if absent:
             print(f"not there yet, waited for: {', '.join(absent)}")
+        # from here on it waits for a browser, which is no silence
+        VOICE.end()
         print(f"{server.address}  (Ctrl-C ends it; the run folders are only read)", flush=True)
         try:
             server.serve_forever()

@@ -17,6 +17,7 @@ from waiting import wait_until
 from megaladder.analysis.report.collect import train_run
 from megaladder.analysis.report.metrics import Metrics, stop_at
 from megaladder.cli import main
+from megaladder.console import QUIET, VOICE
 from megaladder.watch.live import Live, changes
 from megaladder.watch.now import standing
 from megaladder.watch.server import WatchServer
@@ -79,7 +80,7 @@ def served(*folders):
 
 
 def ask(server, path, method="GET", **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     body = answer.read().decode()
@@ -271,7 +272,15 @@ def test_changes_are_those_of_the_page_that_asks():
 def test_the_verb_ends_with_ctrl_c(tmp_path):
     """The address is printed, the page is there, Ctrl-C ends it in good order."""
     run = write_run(tmp_path / "a")
-    command = [sys.executable, "-m", "megaladder", "watch", str(run), str(tmp_path / "later")]
+    command = [
+        sys.executable,
+        "-m",
+        "megaladder",
+        "watch",
+        str(run),
+        str(tmp_path / "later"),
+        "--quiet",
+    ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -280,14 +289,23 @@ def test_the_verb_ends_with_ctrl_c(tmp_path):
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/\S{20,}/ ", lines[1])[1])
 
         def is_up():
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", port)
             connection.request("GET", "/")
             return connection.getresponse().status == 404
 
         wait_until(is_up, "the server's answer")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert (process.returncode, out, err) == (0, "ended\n", "")
+
+
+def test_nothing_is_said_while_it_waits_for_a_browser(tmp_path, monkeypatch):
+    monkeypatch.delenv(QUIET, raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    told = []
+    monkeypatch.setattr(WatchServer, "serve_forever", lambda _server: told.append(VOICE._tasks))
+    assert main(["watch", str(write_run(tmp_path / "a"))]) == 0
+    assert told == [[]]
 
 
 def test_words_where_it_cannot_start(tmp_path, capsys):
