@@ -27,6 +27,7 @@ from megaladder.checkpoints_conv.verify import (
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.verbs.convert import (
     AdapterConfig,
+    Dtype,
     HfToMegatronConfig,
     MegatronToHfConfig,
     MergeConfig,
@@ -61,8 +62,9 @@ def run_hf_to_megatron(config: HfToMegatronConfig) -> int:
 def run_megatron_to_hf(config: MegatronToHfConfig) -> int:
     """Exit status 0; input errors raise."""
     began = time.perf_counter()
+    options = _options(config.dtype, config.max_shard_gb, config.force)
     with progress("megatron → hf", None) as on_bytes:
-        exported = convert_to_hf(config.megatron, config.out, _options(config), on_bytes)
+        exported = convert_to_hf(config.megatron, config.out, options, on_bytes)
     lines = [f"{config.out}: {_rate(exported.num_bytes, began)}"]
     if exported.left_out:
         counts = (f"{name} {count}" for name, count in sorted(exported.left_out.items()))
@@ -73,11 +75,10 @@ def run_megatron_to_hf(config: MegatronToHfConfig) -> int:
     return 0
 
 
-def _options(config: MegatronToHfConfig | MergeConfig) -> WriteOptions:
+def _options(dtype: Dtype | None, max_shard_gb: float, force: bool) -> WriteOptions:
+    max_shard_bytes = int(max_shard_gb * 1e9)
     return WriteOptions(
-        dtype=_DTYPES.get(config.dtype or ""),
-        max_shard_bytes=int(config.max_shard_gb * 1e9),
-        force=config.force,
+        dtype=_DTYPES.get(dtype or ""), max_shard_bytes=max_shard_bytes, force=force
     )
 
 
@@ -101,8 +102,9 @@ def run_adapter(config: AdapterConfig) -> int:
 def run_merge(config: MergeConfig) -> int:
     """Exit status 0; input errors raise."""
     began = time.perf_counter()
+    options = _options(config.dtype, config.max_shard_gb, config.force)
     with progress("merge", _hf_bytes(config.hf)) as on_bytes:
-        num_bytes = merge_folders(config.hf, config.adapter, config.out, _options(config), on_bytes)
+        num_bytes = merge_folders(config.hf, config.adapter, config.out, options, on_bytes)
     lines = [f"{config.out}: {_rate(num_bytes, began)}", f"next: megaladder chat {config.out}"]
     print("\n".join(lines))
     return 0
