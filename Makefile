@@ -28,7 +28,7 @@ chaos: env
 	@PYTHONPATH=.:tests $(RUN) -m chaos.run $(ARGS)
 
 test-slow: env
-	@$(RUN) -m pytest -m "slow and not gpu" $(ARGS)
+	@$(RUN) -m pytest -m "slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: env
 	@$(RUN) -m pytest -m gpu $(ARGS)

@@ -33,6 +33,7 @@ from megaladder.errors import MegaladderError
 
 FINE = ("told", "again", "same", "torn")
 AGAIN = object()  # a reader's answer: nothing usable, it is made again
+EDGE = 64  # bytes at each end of a large file: all are flipped
 Reader = Callable[[Path], Any]
 # written for people or for one start only; nothing that is kept depends on them
 NEVER_READ = ("*/log.txt", "*/.lock", "*/.heartbeats/*", "*/engine/*", "*.lock")
@@ -210,10 +211,10 @@ def reader_of(path: Path) -> Reader | str:
 def flips(size: int, most: int, rng: random.Random) -> Iterator[tuple[int, int]]:
     """(position, bit): every byte of a small file; of a large one its ends and one byte of each of
     `most` equal parts."""
-    if size <= most:
+    if size <= max(most, 2 * EDGE):
         places = list(range(size))
     else:
-        edges = [*range(64), *range(size - 64, size)]
+        edges = [*range(EDGE), *range(size - EDGE, size)]
         places = [
             *edges,
             *(rng.randrange(i * size // most, (i + 1) * size // most) for i in range(most)),
