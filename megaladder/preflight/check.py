@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.rules.engine import head_size_problem, new_weights_problem, vllm_is_for_cpu
+from megaladder.config.rules.engine import head_size_problem
 from megaladder.config.rules.layout import batch_line, check_platform, check_world, validate_layout
 from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
@@ -186,7 +186,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
         show("memory/rank", _states_line(states))
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
-    if problem := _engine_problem(config, shape):
+    if problem := _engine_problem(config):
         return [f"an engine that can run {config.model.path}: {problem}"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
     if config.model.init == "pretrained" and not weights:
@@ -213,15 +213,11 @@ def _show_plan(config: CheckSft | CheckGrpo, shape: ModelShape, dp: int, precisi
             show("note", ADAPTERS_UNTIMED)
 
 
-def _engine_problem(config: CheckSft | CheckGrpo, shape: ModelShape) -> str | None:
-    """Why the vLLM of this machine cannot do what the run asks of it, or None."""
-    grpo = config if isinstance(config, CheckGrpo) else None
-    if not _has_engine(config) or (grpo is not None and grpo.rollout.servers):
+def _engine_problem(config: CheckSft | CheckGrpo) -> str | None:
+    """Why the vLLM of this machine cannot run the model, or None."""
+    if not _has_engine(config) or (isinstance(config, CheckGrpo) and config.rollout.servers):
         return None
-    problem = head_size_problem(read_config_json(config.model.path))
-    if problem is None and (grpo is None or grpo.grpo.mode == "train"):
-        problem = new_weights_problem(shape, vllm_is_for_cpu())
-    return problem
+    return head_size_problem(read_config_json(config.model.path))
 
 
 def _has_engine(config: SftConfig | GrpoConfig) -> bool:

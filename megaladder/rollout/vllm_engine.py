@@ -30,9 +30,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.rules.engine import head_size_problem, new_weights_problem, room_for_rank
-from megaladder.errors import ConfigError, EngineError, MissingDependencyError
-from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.config.rules.engine import head_size_problem, room_for_rank
+from megaladder.errors import ConfigError, MissingDependencyError
+from megaladder.model.hf_config import read_config_json
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
 from megaladder.rollout.wire import Channel
@@ -62,7 +62,6 @@ class VllmOptions:
     cpu_threads: int | None = None
     enforce_eager: bool | None = None  # None = eager on CPU, CUDA graphs on CUDA
     enable_sleep: bool = False
-    worker_extension: str | None = None  # class path given to vLLM as worker_extension_cls
     weight_transfer: str | None = None  # vLLM's weight transfer backend: ipc, nccl
     lora_rank: int | None = None  # adapters up to this rank are loaded beside the weights
     trust_remote_code: bool = False
@@ -203,9 +202,7 @@ def _engine_arguments(
             "max_loras": 1,
             "max_lora_rank": room_for_rank(options["lora_rank"]),
         }
-    given["worker_extension_cls"] = options["worker_extension"] or (
-        OUR_WORKER_EXTENSION if on_cpu else None
-    )
+    given["worker_extension_cls"] = OUR_WORKER_EXTENSION
     if options["weight_transfer"]:
         given["weight_transfer_config"] = {"backend": options["weight_transfer"]}
     given = {name: value for name, value in given.items() if value is not None}
@@ -348,11 +345,7 @@ class _Server:
         if (Path(path) / "adapter_config.json").is_file():
             self._load_adapter(path)
             return
-        if problem := new_weights_problem(model_shape(read_config_json(path)), self._on_cpu):
-            raise EngineError(problem)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
-        if self._on_cpu and not self._options["worker_extension"]:
-            self._llm.collective_rpc("repack_tied_output")
+        self._llm.collective_rpc("load_folder", kwargs={"weights_path": path})
 
     def _load_adapter(self, path: str) -> None:
         """Replaces the adapter: under a number of its own, for vLLM loads none twice."""

@@ -19,7 +19,7 @@ from megaladder.run_dir import RunDir
 from megaladder.train.evaluation.benchmarks import prepare_benchmarks
 from megaladder.train.evaluation.evaluate import BenchmarkEvaluation, Respondent
 from megaladder.train.health import Watchdog
-from megaladder.train.life.engines import EngineStart, open_weight_sync, require_updates
+from megaladder.train.life.engines import EngineStart, open_weight_sync
 from megaladder.train.life.run_life import RunLife
 from megaladder.train.rl.feed import RoundFeed
 from megaladder.train.rl.policy import Policy
@@ -80,7 +80,6 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
         config, config.reward.extract, parts.model.folder, config.data.seq_length
     )
     setup = engine_setup(config, parts.data, benchmarks)
-    require_updates(setup, parts.model.shape)
     starting = EngineStart(setup, parts.model, parts.run)  # loads while the trainer is built
     watchdog.beat("building the model")
     schedule = build_schedule(config.optim, facts.total_steps)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
-from clean_fork import run_in_fork
-from tiny_models import build_tiny_model
 
 from megaladder.capabilities import Machine
-from megaladder.cli.dispatch import main
-from megaladder.config.rules import engine as engine_rules
 from megaladder.config.rules.layout import check_platform, check_world, validate_layout
-from megaladder.config.sections.engine import SyncedEngineSection
-from megaladder.config.sections.shared import TrainedModelSection
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import model_shape
 from megaladder.parallel import Layout
 from megaladder.plan.hardware import find_model
-from megaladder.preflight import check
-from megaladder.train.life import engines
 
 EXPERTS = {
     "model_type": "qwen3_moe",
@@ -110,62 +99,3 @@ def test_ranks_hold_whole_copies_of_model_and_experts() -> None:
 def test_expert_tensor_parallelism_needs_cuda() -> None:
     with pytest.raises(ConfigError, match=r"parallel\.etp 2 gathers unequal .* no CUDA; fix:"):
         check_platform(config(parallel={"etp": 2}), Machine())
-
-
-def vllm_here(monkeypatch: pytest.MonkeyPatch, *, on_cpu: bool) -> None:
-    for place in (engine_rules, check, engines):
-        monkeypatch.setattr(place, "vllm_is_for_cpu", lambda: on_cpu)
-
-
-@pytest.mark.parametrize("on_cpu", [True, False])
-def test_check_says_that_a_vllm_on_a_cpu_takes_no_new_experts(
-    tmp_path: Path, monkeypatch, capsys, on_cpu: bool
-) -> None:
-    vllm_here(monkeypatch, on_cpu=on_cpu)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**EXPERTS, "head_dim": 32}))
-    keys = ["--model.path", str(tmp_path), "--data.path", "d", "--data.seq_length", "2048"]
-    keys += ["--rollout.max_tokens", "1024"]
-
-    def said(*more: str) -> bool:
-        assert main(["check", *keys, *more]) == 0
-        return "numbers after it has read the weights of a mixture" in capsys.readouterr().out
-
-    assert said("--rollout.engine", "vllm") == on_cpu
-    assert not said("--rollout.engine", "fake")
-    assert not said("--rollout.engine", "vllm", "--grpo.mode", "rollout_only")
-    assert not said("--rollout.engine", "vllm", "--rollout.servers", "http://node7:8000")
-
-
-def test_a_start_refuses_to_send_new_experts_to_a_vllm_on_a_cpu(monkeypatch) -> None:
-    def start(kind: Any, raw: dict, servers: tuple[str, ...] = ()) -> None:
-        model, section = TrainedModelSection(path="m"), SyncedEngineSection()
-        where = engines.Servers(servers)
-        setup = engines.EngineSetup(kind, section, model, "float32", 0, 128, servers=where)
-        engines.require_updates(setup, model_shape(raw))
-
-    vllm_here(monkeypatch, on_cpu=True)
-    with pytest.raises(ConfigError, match=r"^m: vLLM on a CPU computes other numbers .* fix: "):
-        start("vllm", EXPERTS)
-    start("fake", EXPERTS)
-    start("vllm", EXPERTS, ("http://node7:8000",))
-    start("vllm", {**EXPERTS, "model_type": "qwen3"})
-    vllm_here(monkeypatch, on_cpu=False)
-    start("vllm", EXPERTS)
-
-
-def test_grpo_of_experts_ends_before_a_model_is_built(tmp_path: Path) -> None:
-    model, problems = build_tiny_model(tmp_path / "m", "qwen3_moe", hidden=32), tmp_path / "p.jsonl"
-    problems.write_text('{"question": "What is 1 + 1?", "answer": "2"}\n' * 4)
-    words = ["grpo", "--run-dir", str(tmp_path / "run"), "--model.path", str(model)]
-    words += ["--data.path", str(problems), "--data.seq-length", "128", "--rollout.engine", "vllm"]
-    words += ["--rollout.max-tokens", "32", "--grpo.prompts-per-step", "2", "--rollout.n", "2"]
-
-    def start() -> int:
-        from megaladder.train.life import engines
-
-        engines.vllm_is_for_cpu = lambda: True
-        return main(words)
-
-    assert run_in_fork(start, stderr=tmp_path / "said") == 2
-    assert "computes other numbers after it has read" in (tmp_path / "said").read_text()

@@ -189,9 +189,7 @@ def test_a_server_that_was_restarted_is_given_the_weights_again(server, tmp_path
         server.mark = "default"
         one.generate(PROMPTS, PARAMS, expect_version=2)
         assert one.restarts == 1
-    calls = [
-        body for body in server.bodies("/collective_rpc") if body["method"] == "reload_weights"
-    ]
+    calls = [body for body in server.bodies("/collective_rpc") if body["method"] == "load_folder"]
     assert [call["kwargs"]["weights_path"] for call in calls] == [str(tmp_path)] * 2
 
 

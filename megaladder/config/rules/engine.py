@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
-from megaladder.capabilities import LayerSizes
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.engine import EngineSection
 from megaladder.errors import ConfigError
@@ -54,20 +53,6 @@ def head_size_problem(raw: Mapping[str, Any]) -> str | None:
         "vLLM on a CPU computes attention heads of"
         f" {', '.join(map(str, VLLM_CPU_HEAD_SIZES))} values, this model's have {size}; fix: another"
         " head_dim (make_tiny_model: hidden / heads), or a GPU"
-    )
-
-
-def new_weights_problem(shape: LayerSizes, on_cpu: bool) -> str | None:
-    """Why a vLLM cannot be sent new weights of a model, or None. on_cpu: what it computes on.
-
-    Measured with vLLM 0.32 on a CPU: the same weights of a mixture of experts, read a second time,
-    move log-probs by 0.01 nats.
-    """
-    if shape.moe is None or not on_cpu:
-        return None
-    return (
-        "vLLM on a CPU computes other numbers after it has read the weights of a mixture of experts"
-        " a second time; fix: an engine on a GPU, or engine fake"
     )
 
 

@@ -287,9 +287,7 @@ class ServerReplica:
         self._http.post("/update_weight_version", {"new_version": self._mark})
 
     def _do_load_folder(self, path: str) -> None:
-        self._rpc("reload_weights", {"weights_path": path})
-        if self.info["describe"]["device"] == "cpu":
-            self._rpc("repack_tied_output")
+        self._rpc("load_folder", {"weights_path": path})
         self._set_mark()
 
     def _do_reset_prefix_cache(self) -> bool:

@@ -18,13 +18,11 @@ from typing import Literal
 from megaladder import parallel, platform
 from megaladder.checkpoints_conv.live_model import export_hf
 from megaladder.checkpoints_conv.writer import WriteOptions
-from megaladder.config.rules.engine import new_weights_problem, vllm_is_for_cpu
 from megaladder.config.sections.engine import SyncedEngineSection
 from megaladder.config.sections.grpo import RolloutSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import LoraSection, TrainedModelSection
 from megaladder.errors import ConfigError
-from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.peft_config import adapter_rank
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.fake_engine import FakeEngine, KnownAnswers, fake_answers
@@ -177,14 +175,6 @@ class EngineStart:
             lambda: box.append(self._future.result()) if self._future is not None else None
         )  # append returns None
         return box[0] if box else None
-
-
-def require_updates(setup: EngineSetup, shape: ModelShape) -> None:
-    """Raises ConfigError where this machine's engines cannot be sent new weights of the model."""
-    if setup.kind != "vllm" or setup.servers.urls:
-        return
-    if problem := new_weights_problem(shape, vllm_is_for_cpu()):
-        raise ConfigError(f"{setup.model.path}: {problem}")
 
 
 def open_engine(

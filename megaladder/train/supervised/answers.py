@@ -14,13 +14,7 @@ from megaladder.run_dir import RunDir
 from megaladder.train.evaluation.benchmarks import BenchmarkSet
 from megaladder.train.evaluation.evaluate import BenchmarkEvaluation, Respondent
 from megaladder.train.health import StopSignals, Watchdog
-from megaladder.train.life.engines import (
-    EngineSetup,
-    EngineStart,
-    dtype_of,
-    open_weight_sync,
-    require_updates,
-)
+from megaladder.train.life.engines import EngineSetup, EngineStart, dtype_of, open_weight_sync
 from megaladder.train.trainer import ModelSource, Trainer
 
 
@@ -52,7 +46,6 @@ class AnsweringEngine:
             benchmarks.known if benchmarks is not None else None,
             lora=config.lora,
         )
-        require_updates(self._setup, model.shape)
         self._start = EngineStart(self._setup, model, run)
 
     def evaluation(
