@@ -48,7 +48,7 @@ class WorkerExtension:
         the new weights as the checkpoint has them over the packed ones, in another order.
         """
         for module in self.model_runner.get_model().modules():
-            method = getattr(module, "quant_method", None)
+            method: Any = getattr(module, "quant_method", None)
             if getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
 
