@@ -2,7 +2,9 @@
 found with a run that nothing disturbed.
 
     PYTHONPATH=.:tests python tests/study/interrupt.py s1 --out /tmp/s1     # writes interrupt.json
-    … --whole runs/study/s1-toy                                             # that run is there
+
+Both runs are made at OUT/study, since samples and notes name the folders that they belong to; the
+undisturbed one lies at OUT/whole afterwards, and is taken from there by a later start.
 
 The moments: data is being made, a model trains (Ctrl-C), an evaluation has drawn some samples, all
 evaluations are done and nothing is measured yet, findings are written and the report is not. Kills
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +27,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from waiting import adopt_orphans, descendants, wait_until
+from waiting import adopt_orphans, descendants, pause
 
-LONGEST_S = 24 * 3600.0
+LOOK_S = 0.05  # between two looks at the folder
 SOME_STEPS, SOME_SAMPLES = 20, 40
+# rows that hold the time of day or seconds
+CLOCKS = ("metrics.jsonl", "config_history.jsonl")
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Comparison:
     """What is written at the end."""
 
     study: str
+    jobs: int = 0
     whole: list[Start] = field(default_factory=list)
     disturbed: list[Start] = field(default_factory=list)
     equal_findings: bool = False
@@ -58,7 +64,10 @@ class Comparison:
 
 def _rows(out: Path, pattern: str, count: int) -> bool:
     """Whether a file that the pattern names has at least so many lines."""
-    return any(path.read_bytes().count(b"\n") >= count for path in out.glob(pattern))
+    # a file that was there a moment ago may have got its final name since
+    with contextlib.suppress(FileNotFoundError):
+        return any(path.read_bytes().count(b"\n") >= count for path in out.glob(pattern))
+    return False
 
 
 def _last_stage_is_done(out: Path) -> bool:
@@ -83,7 +92,8 @@ def run(
     start, begun = Start(name, how), time.monotonic()
     with (out.parent / f"{out.name}.log").open("ab") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    wait_until(lambda: not is_running(child) or has_come(out), name, LONGEST_S)
+    while is_running(child) and not has_come(out):
+        pause(LOOK_S)
     if is_running(child):
         _stop(child.pid, how)
     else:
@@ -127,7 +137,7 @@ def results(out: Path) -> dict[str, bytes]:
 
     A journal has its samples in the order in which they were finished; here they are sorted.
     """
-    found = [path for path in out.rglob("*.jsonl") if path.name != "metrics.jsonl"]
+    found = [path for path in out.rglob("*.jsonl") if path.name not in CLOCKS]
     found += out.rglob("*.safetensors")
     parts = {path: path.relative_to(out).parts for path in sorted(found)}
     kept = {path: names for path, names in parts.items() if not names[0].startswith(".")}
@@ -151,6 +161,7 @@ def compare(study: str, whole: Path, disturbed: Path) -> Comparison:
     verdicts = [[row["verdict"] for row in rows] for rows in (a, b)]
     return Comparison(
         study,
+        jobs=len(list(whole.glob(".study/*/*/record.json"))),
         equal_findings=a == b,
         equal_verdicts=verdicts[0] == verdicts[1],
         files=len(ours),
@@ -163,20 +174,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("study", help="a shipped study, or a folder with a study.yaml")
     parser.add_argument("--out", type=Path, required=True, help="for both runs and interrupt.json")
-    parser.add_argument("--whole", type=Path, help="the undisturbed run, if it is there already")
     parser.add_argument("--jobs", default="2", help="jobs at a time")
     given = parser.parse_args()
     adopt_orphans()
     given.out.mkdir(parents=True, exist_ok=True)
-    whole, disturbed = given.whole or given.out / "whole", given.out / "disturbed"
+    place, whole = given.out / "study", given.out / "whole"
     command = [sys.executable, "-m", "megaladder", "study", given.study, "--jobs", given.jobs]
+    command += ["--out", str(place)]
     never = ("none", lambda out: False, "nothing")
+    shutil.rmtree(place, ignore_errors=True)
     undisturbed = []
     if not (whole / "findings.json").is_file():
-        undisturbed.append(run([*command, "--out", str(whole)], whole, never))
-    again = [*command, "--out", str(disturbed)]
-    starts = [run(again, disturbed, moment) for moment in (*MOMENTS, never)]
-    found = compare(given.study, whole, disturbed)
+        undisturbed.append(run(command, place, never))
+        place.rename(whole)
+    starts = [run(command, place, moment) for moment in (*MOMENTS, never)]
+    found = compare(given.study, whole, place)
     found.whole, found.disturbed = undisturbed, starts
     (given.out / "interrupt.json").write_text(json.dumps(asdict(found), indent=1) + "\n")
     print(json.dumps({key: value for key, value in asdict(found).items() if key != "disturbed"}))
