@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,18 @@ def test_moved_runs_are_known_by_their_weights(ladder, tmp_path):
         "tiny-base-0": ("base", [0], None),
         "renamed": ("sft", [2, 4], ("tiny-base-0", 0)),
         "grpo": ("grpo", [3], ("renamed", 4)),
+    }
+
+
+def test_a_copy_that_is_asked_about_stands_for_the_run(ladder, tmp_path):
+    """Records name the folder that was copied, which still lies there."""
+    shutil.copytree(tmp_path / "runs", tmp_path / "copy")
+    runs = read_runs([str(tmp_path / "copy"), str(tmp_path / "eval")], Warnings())
+    found = {r.name: (r.path, r.steps, r.parent and (r.parent.name, r.parent.step)) for r in runs}
+    assert found == {
+        "tiny-base-0": (found["tiny-base-0"][0], [0], None),
+        "sft": (str(tmp_path / "copy" / "sft"), [2, 4], ("tiny-base-0", 0)),
+        "grpo": (str(tmp_path / "copy" / "grpo"), [3], ("sft", 4)),
     }
 
 

@@ -8,9 +8,7 @@ from megaladder.analysis.runs.record import RunRecord, Runs, Score
 from megaladder.errors import DataError
 
 
-def every_score(
-    runs: Runs, only: Sequence[str] = ()
-) -> dict[str, tuple[RunRecord, Score]]:
+def every_score(runs: Runs, only: Sequence[str] = ()) -> dict[str, tuple[RunRecord, Score]]:
     """Model (and step), benchmark and thinking budget as a name → record and score.
 
     Of all scores with samples; `only`: of these benchmarks. Raises DataError for none."""

@@ -22,7 +22,7 @@ from megaladder.errors import DataError
 
 DEPTH = 6
 OF_THE_RUN = {
-    *("checkpoints", "hf", "rollouts", "model_files", "logs", "set_aside", "analysis", "data"),
+    *("checkpoints", "hf", "rollouts", "model_files", "logs", "set_aside", "analysis", "data")
 }
 STEP = re.compile(r"(?:(?:global_)?step|checkpoint|ckpt)[_-]?(\d+)")
 # LIMO: {model}/{data}/{split}_{prompt}_t{T}_k{n}_s{start}_e{end}.jsonl
@@ -160,7 +160,13 @@ def _published_files(folder: Path, files: list[Path], place: _Place) -> Iterator
         if budget and path.suffix == ".json":
             model, checkpoint = _names(path, place.root, folder.name)
             yield ScoreFile(
-                path, place.root, model, checkpoint, budget["task"], place.run, int(budget["budget"])
+                path,
+                place.root,
+                model,
+                checkpoint,
+                budget["task"],
+                place.run,
+                int(budget["budget"]),
             )
         elif LIMO.fullmatch(path.name):
             model, checkpoint = _names(path, place.root, folder.name)

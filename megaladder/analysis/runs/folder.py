@@ -1,15 +1,14 @@
 """The small files of a training run's folder, as an analysis reads them."""
 
 from __future__ import annotations
-from megaladder.config.strict_yaml import (load_yaml)
-from megaladder.run_dir import (refuse_changed_yaml)
 
 from pathlib import Path
 from typing import Any
 
-
-from megaladder.analysis.tables import Warnings, read_growing, read_text
+from megaladder.analysis.tables import Warnings, read_growing
+from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError, DataError
+from megaladder.run_dir import refuse_changed_yaml
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 Every score beside the run and the step that made its weights, every run beside what it began with.
 
-A score's weights are known by the recorded folder (`RUN/hf/step_40` is step 40 of RUN), else by
-their digest (an export that was moved or copied), else by the run folder that the score lies in
-(`…/step_40/…`), else by the names of the folders around it. A run that a record points to is read
-too where it still lies there, so an evaluation folder alone is enough.
+A score's weights are known by the recorded folder (`RUN/hf/step_40` is step 40 of RUN) where that run
+is asked about, else by their digest (an export that was moved or copied), else by that folder all
+the same, else by the run folder that the score lies in (`…/step_40/…`), else by the names of the
+folders around it. A run that a record points to is read too where it still lies there, so an
+evaluation folder alone is enough.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from megaladder.analysis.runs.find import STEP, find, is_run, there
 from megaladder.analysis.runs.folder import read_config, read_held_out
-from megaladder.analysis.runs.find import (STEP, find, is_run, there,)
 from megaladder.analysis.runs.record import Origin, RunRecord, Runs, Score, Stage
 from megaladder.analysis.runs.scores import Scored, Weights, read_scores
-from megaladder.analysis.samples.files import (read_object, section, text,)
+from megaladder.analysis.samples.files import read_object, section, text
 from megaladder.analysis.tables import Warnings
 from megaladder.errors import DataError
 from megaladder.run_dir import model_fingerprint
@@ -122,14 +123,14 @@ class _Drafts:
     def _locate(self, weights: Weights) -> tuple[str, int] | None:
         """Key and step of a run's export, or of a model that no run made."""
         export = EXPORT.fullmatch(weights.path or "")
-        if export is not None:
-            folder, step = Path(export["run"]), int(export["step"])
-            if is_run(folder):
-                return self.add_run(folder).key, step
-        if weights.sha256 in self._exports:
+        run = None if export is None else Path(export["run"])
+        # of a run and a copy of it, the one that was asked about
+        is_known = run is not None and str(run.resolve()) in self.by_key
+        if not is_known and weights.sha256 in self._exports:
             return self._exports[weights.sha256]
-        if export is not None:
-            return self._moved_run(Path(export["run"])), int(export["step"])
+        if export is not None and run is not None:
+            there = is_known or is_run(run)
+            return self.add_run(run).key if there else self._moved_run(run), int(export["step"])
         if weights.path is None and weights.sha256 is None:
             return None
         return self._model(weights, Path(str(weights.path)).name).key, 0
@@ -231,4 +232,3 @@ def _step_in(file: Path, run: Path) -> int | None:
     parts = file.resolve().relative_to(run.resolve()).parts[:-1]
     found = [match for part in parts if (match := STEP.fullmatch(part))]
     return int(found[0][1]) if found else None
-

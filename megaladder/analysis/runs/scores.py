@@ -14,7 +14,7 @@ from typing import Any
 
 from megaladder.analysis.runs.find import ScoreFile
 from megaladder.analysis.runs.record import Score
-from megaladder.analysis.samples.files import (read_object, section, text,)
+from megaladder.analysis.samples.files import read_object, section, text
 from megaladder.analysis.samples.rows import NoVerdictError, row_verdicts, sample_rows
 from megaladder.errors import DataError
 
