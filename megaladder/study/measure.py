@@ -87,42 +87,43 @@ def measure(
     if isinstance(statistic, Shift):
         return _shift(statistic, found)
     if isinstance(statistic, Control):
-        return _mean(_kept_share(statistic, found), "%")
+        return _mean(_kept_share(statistic, found), "%", (0.0, PERCENT))
     if isinstance(statistic, Slope):
-        return _mean(_slopes(statistic, found), f"{_unit(statistic.metric)} a doubling")
+        return _slope(statistic, found)
     of = found.scores(statistic.of, statistic.metric, statistic.only).values
+    tokens = statistic.metric == "tokens"
     if isinstance(statistic, Level):
-        return _level(list(of.values()), statistic.metric)
+        return _mean(list(of.values()), _unit(statistic.metric), None if tokens else (0.0, PERCENT))
     minus = found.scores(statistic.minus, statistic.metric, statistic.only).values
     shared = [name for name in of if name in minus]
     if not shared:
         raise DataError(f"{statistic.of} and {statistic.minus} have no problem in common")
-    unit = "tokens" if statistic.metric == "tokens" else "points"
-    return _mean([of[name] - minus[name] for name in shared], unit)
-
-
-def _level(values: Sequence[float], metric: str) -> Measured:
-    """The mean.
-
-    Where every problem is solved always, or never, a bootstrap has no width: then the exact
-    interval of that many equal outcomes."""
-    measured = _mean(values, _unit(metric))
-    if metric == "tokens" or set(values) not in ({0.0}, {PERCENT}) or len(values) < 2:
-        return measured
-    width = PERCENT * (1 - 0.025 ** (1 / len(values)))
-    ci95 = (0.0, width) if values[0] == 0.0 else (PERCENT - width, PERCENT)
-    return Measured(measured.value, ci95, measured.n, measured.unit)
+    differences = [of[name] - minus[name] for name in shared]
+    if tokens:
+        return _mean(differences, "tokens")
+    return _mean(differences, "points", (-PERCENT, PERCENT))
 
 
 def _unit(metric: str) -> str:
     return "tokens" if metric == "tokens" else "%"
 
 
-def _mean(values: Sequence[float], unit: str) -> Measured:
+def _mean(
+    values: Sequence[float], unit: str, bounds: tuple[float, float] | None = None
+) -> Measured:
+    """The mean over problems. bounds: between which a problem's value lies.
+
+    Where all have one value a bootstrap has no width. Then the exact interval: of all problems at
+    most a share of 1 − 0.025^(1/P) has another (Clopper & Pearson 1934), anywhere in the bounds."""
     array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean())
+    if bounds is not None and len(array) > 1 and np.ptp(array) <= 1e-9 * PERCENT:
+        others = 1 - 0.025 ** (1 / len(array))
+        low, high = (mean + others * (bound - mean) for bound in bounds)
+        return Measured(mean, (low, high), len(array), unit)
     interval = mean_intervals({"it": array}, seed=SEED)["it"]
     ci95 = None if interval is None else (interval[0], interval[1])
-    return Measured(float(array.mean()), ci95, len(array), unit)
+    return Measured(mean, ci95, len(array), unit)
 
 
 def _kept_share(statistic: Control, found: Evaluations) -> list[float]:
@@ -136,18 +137,29 @@ def _kept_share(statistic: Control, found: Evaluations) -> list[float]:
     return [PERCENT * float(np.mean(values)) for values in kept.values()]
 
 
-def _slopes(statistic: Slope, found: Evaluations) -> list[float]:
-    """Per problem, its score's gain for a doubling of x."""
+def _slope(statistic: Slope, found: Evaluations) -> Measured:
+    """Per problem, its score's gain for a doubling of x; the mean over problems."""
     curves = [found.scores(p.of, statistic.metric, statistic.only).values for p in statistic.points]
     ids = [name for name in curves[0] if all(name in curve for curve in curves)]
     y_kp = np.array([[curve[name] for name in ids] for curve in curves])
     x_k = np.log2([_place(point.x, point.of, found) for point in statistic.points])
-    if statistic.kind == "slope":
+    weights_k = _slope_weights(statistic.kind, x_k)
+    most = PERCENT * float(weights_k.clip(min=0).sum())
+    bounds = None if statistic.metric == "tokens" else (-most, most)
+    gains = [float(value) for value in weights_k @ y_kp]
+    return _mean(gains, f"{_unit(statistic.metric)} a doubling", bounds)
+
+
+def _slope_weights(kind: str, x_k: np.ndarray) -> np.ndarray:
+    """What each point counts in the slope; they add up to 0."""
+    if kind == "slope":
         centred = x_k - x_k.mean()
-        return [float(value) for value in centred @ y_kp / (centred @ centred)]
+        return np.asarray(centred / (centred @ centred))
     pairs = [(a, b) for a, b in itertools.combinations(range(len(x_k)), 2) if x_k[a] != x_k[b]]
-    gains = [(y_kp[b] - y_kp[a]) / (x_k[b] - x_k[a]) for a, b in pairs]
-    return [float(value) for value in np.mean(gains, axis=0)]
+    weights_k = np.zeros(len(x_k))
+    for a, b in pairs:
+        weights_k[[a, b]] += np.array([-1.0, 1.0]) / (x_k[b] - x_k[a]) / len(pairs)
+    return weights_k
 
 
 def _place(x: float | None, of: str, found: Evaluations) -> float:

@@ -56,8 +56,10 @@ def test_a_difference_is_paired_by_problem(tmp_path: Path) -> None:
     write_scores(tmp_path, "b", [value + 1 for value in before])
     kind = {"kind": "difference", "of": "evaluate/b/sums", "minus": "evaluate/a/sums"}
     found = measured(tmp_path, **kind)
-    # every problem gains one sample of four: no spread, however different the problems are
-    assert found.value == 25.0 and found.ci95 == (25.0, 25.0) and found.n == 40
+    # every problem gains one sample of four, however different the problems are: of all problems at
+    # most 1 - 0.025^(1/40) = 8.81 % do otherwise, which may be between -100 and 100
+    assert found.value == 25.0 and found.n == 40
+    assert found.ci95 == pytest.approx((25 - 0.08808 * 125, 25 + 0.08808 * 75), abs=1e-2)
     assert judge(finding(kind), "toy", Evaluations(tmp_path)).verdict == "reproduced"
     assert measured(tmp_path, **kind, metric="tokens").value == 0.0
 
@@ -110,7 +112,10 @@ def test_slope_and_scaling_per_doubling(tmp_path: Path) -> None:
         {"x": x, "of": f"evaluate/{label}/sums"} for x, label in ((8, "a"), (16, "b"), (32, "c"))
     ]
     # y = 0, 25, 100 at log2 x = 3, 4, 5
-    assert measured(tmp_path, kind="slope", points=points).value == pytest.approx(50.0)
+    slope = measured(tmp_path, kind="slope", points=points)
+    assert slope.value == pytest.approx(50.0)
+    # no slope of scores is steeper, and 1 - 0.025^(1/5) = 52.18 % of problems may do otherwise
+    assert slope.ci95 == pytest.approx((50 - 0.5218 * 100, 50), abs=1e-2)
     assert measured(tmp_path, kind="scaling", points=points).value == pytest.approx(
         (25 + 75 + 100 / 2) / 3
     )
@@ -121,6 +126,9 @@ def test_control_and_measured_thinking(tmp_path: Path) -> None:
     write_scores(tmp_path, "long", [N, N], thinking=16)
     points = [{"x": 8, "of": "evaluate/short/sums"}, {"x": 8, "of": "evaluate/long/sums"}]
     assert measured(tmp_path, kind="control", points=points).value == 50.0
+    kept = measured(tmp_path, kind="control", points=points[:1])
+    # two problems that keep to it show little about all of them
+    assert kept.value == 100.0 and kept.ci95 == pytest.approx((100 * 0.025**0.5, 100))
     measured_x = [{"of": "evaluate/short/sums"}, {"of": "evaluate/long/sums"}]
     assert measured(tmp_path, kind="scaling", points=measured_x).value == pytest.approx(50.0)
 
