@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 
 DEFAULT_DRAWS = 10_000
-_LEAST_EACH = 30  # problems right, and wrong, before a sequential evaluation may stop
 _CHUNK_CELLS = 4_000_000  # draws × problems held at once: 32 MB of counts
 
 
@@ -149,36 +148,6 @@ def bootstrap_interval(
 ) -> Interval | None:
     """Interval of the mean of one `_p` array."""
     return bootstrap_intervals({"": value_p}, num_draws, seed, level)[""]
-
-
-def looks(num_samples: int) -> list[int]:
-    """Samples a problem after which a sequential evaluation looks at its interval.
-
-    1, 2, … 8, 10, 12, 15 …, a quarter more each time; `num_samples` last."""
-    found = [1]
-    while found[-1] < num_samples:
-        found.append(min(num_samples, found[-1] + max(1, found[-1] // 4)))
-    return found
-
-
-def stopping_half_width(value_p: np.ndarray, level: float = 0.95) -> float:
-    """Half the width of the mean's interval over P problems, as the rule for stopping takes it.
-
-    T·√((s² + 1/P)/P); inf, so that nothing stops, below 30 right or 30 wrong problems' worth.
-
-    Chow & Robbins (1965, Annals of Mathematical Statistics 36, 457-462): an interval of a width
-    that was fixed beforehand keeps its coverage when sampling stops as soon as the estimated
-    variance allows it; the term 1/P is theirs. Near 0 and 1 the variance follows the mean, and a
-    stop would prefer means that came out small: measured, up to three points of coverage.
-    """
-    from scipy.special import stdtrit
-
-    count = len(value_p)
-    mean = float(np.mean(value_p)) if count else 0.0
-    if count * min(mean, 1 - mean) < _LEAST_EACH:
-        return float("inf")
-    variance = float(np.var(value_p, ddof=1)) + 1.0 / count
-    return float(stdtrit(count - 1, (1.0 + level) / 2)) * float(np.sqrt(variance / count))
 
 
 def _expanded_tail(num_problems: int, level: float) -> float:

@@ -16,10 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
-import numpy as np
-
 from megaladder import console
-from megaladder.evaluation.metrics import looks, stopping_half_width
 from megaladder.evaluation.store import Journal, Record
 from megaladder.rewards.worker import GradeTask
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
@@ -173,38 +170,6 @@ def run_task(
     timing.restarts = engine.restarts - restarts_before
     timing.grade_cpu_s = (pool.cpu_s if pool else 0.0) - cpu_s_before
     return timing
-
-
-def run_until(
-    task: Task,
-    half_width: float,
-    engine: Engine,
-    pool: Grader,
-    journal: Journal,
-    progress: Progress | None = None,
-) -> tuple[Task, Timing]:
-    """`run_task` in waves of samples, until avg@n's 95 % interval is narrow enough.
-
-    half_width: in [0, 1]. Returns the task with the n that was reached, at most its own. A start
-    that finds more samples than it needs stops at the same n. Rule: `metrics.stopping_half_width`.
-    """
-    total, wave = Timing(), task
-    for n in looks(task.params.n):
-        wave = replace(task, params=replace(task.params, n=n))
-        total.add(run_task(wave, engine, pool, journal, progress))
-        if stopping_half_width(_shares(wave, journal)) <= half_width:
-            break
-    return wave, total
-
-
-def _shares(task: Task, journal: Journal) -> np.ndarray:
-    """Share of right samples among the decided first n of each problem; float64 [P]."""
-    shares = []
-    for problem in task.problems:
-        verdicts = [journal.records[problem.id, k].correct for k in range(task.params.n)]
-        decided = [verdict for verdict in verdicts if verdict is not None]
-        shares += [sum(decided) / len(decided)] if decided else []
-    return np.array(shares)
 
 
 def missing_requests(

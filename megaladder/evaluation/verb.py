@@ -27,8 +27,9 @@ from megaladder.evaluation import judge, lm_eval_format, report
 from megaladder.evaluation.benchmarks.job import Job, fingerprint_parts, prepare, write_results
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec, describe_registry, find_benchmarks
+from megaladder.evaluation.benchmarks.stopping import run_until_decided
 from megaladder.evaluation.budget import instruction
-from megaladder.evaluation.run import Progress, Timing, run_task, run_until
+from megaladder.evaluation.run import Progress, Timing, run_task
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
 from megaladder.files.sums import refuse_damaged
@@ -172,9 +173,9 @@ def plan_model(config: EvalConfig, out: Path, weights: dict[str, Any] | None = N
 
 def _check_stopping(specs: Sequence[BenchmarkSpec], config: EvalConfig) -> None:
     late = [spec.name for spec in specs if spec.runner in ("judge", "lm_eval")]
-    if late and config.stop_at_half_width is not None:
+    if late and config.stop_against is not None:
         raise ConfigError(
-            f"{', '.join(late)}: scored when all samples are there, so stop_at_half_width cannot"
+            f"{', '.join(late)}: scored when all samples are there, so stop_against cannot"
             " stop it; fix: leave the key out, or these benchmarks"
         )
 
@@ -263,15 +264,16 @@ def _generate(
                 f"{job.spec.name}  resumes: {journal.num_resumed} samples are there{torn}",
                 flush=True,
             )
-        task, progress = job.task, Progress(config.progress_s)
-        if config.stop_at_half_width is None:
+        task, look, progress = job.task, None, Progress(config.progress_s)
+        if job.against is None:
             timing = run_task(task, engine, grader, journal, progress)
         else:
-            width = config.stop_at_half_width / 100
-            task, timing = run_until(task, width, engine, grader, journal, progress)
+            task, timing, look = run_until_decided(
+                task, job.against, engine, grader, journal, progress
+            )
             print(
-                f"{job.spec.name}  stopped after {task.params.n} of {job.task.params.n} samples a"
-                f" problem; asked for ± {config.stop_at_half_width:g} points",
+                f"{job.spec.name}  {task.params.n} of {job.task.params.n} samples a problem against"
+                f" {config.stop_against}: {look}",
                 flush=True,
             )
     failures = grader.failures[seen:]
@@ -279,7 +281,7 @@ def _generate(
         print(f"  grading {failure.id}: {failure.reason.value} ({failure.detail})")
     if len(failures) > MAX_NAMED:
         print(f"  … and {len(failures) - MAX_NAMED} more")
-    return replace(job, task=task), timing
+    return replace(job, task=task, look=look), timing
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""power: sizes against simulated tests; sequential stopping: coverage of the interval it ends with."""
+"""power: sizes against simulated tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from megaladder.analysis.power.design import (
     smallest_effect,
 )
 from megaladder.errors import DataError
-from megaladder.evaluation.metrics import looks, stopping_half_width
 
 
 def chances(rng, mean: float, icc: float, shape) -> np.ndarray:
@@ -95,45 +94,7 @@ def test_the_verb_measures_or_takes_what_is_given(verb, write):
     assert found["icc"] == pytest.approx(0.5, abs=0.1) and found["problems"] == 300
     assert found["correlation"] > 0.9 and "needs these problems" in measured.out
     assert [row["n"] for row in found["rows"]] == [2, 8]
+    # equally good: no look says otherwise
+    assert found["stop_against"]["of"] == 6 and found["stop_against"]["decided"] is False
+    assert "would have drawn" in measured.out and given["stop_against"] is None
     assert json.dumps(found)
-
-
-def test_looks_and_their_rule():
-    assert looks(1) == [1] and looks(3) == [1, 2, 3]
-    assert looks(16) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16]
-    # half of 100 problems right: s² = 100/99/4, and 1/P
-    half = np.arange(100) % 2
-    expected = 1.984217 * ((100 / 99 / 4 + 0.01) / 100) ** 0.5
-    assert stopping_half_width(half) == pytest.approx(expected, rel=1e-6)
-    # too few right ones to trust their variance
-    assert stopping_half_width(np.arange(100) < 29) == math.inf > stopping_half_width(half)
-    assert stopping_half_width(np.zeros(0)) == math.inf
-
-
-def stop(verdicts: np.ndarray, width: float) -> tuple[np.ndarray, int]:
-    """The shares that a sequential evaluation of [P, n] verdicts ends with, and its n."""
-    for n in looks(verdicts.shape[1]):
-        shares = verdicts[:, :n].mean(axis=1)
-        if stopping_half_width(shares) <= width:
-            break
-    return shares, n
-
-
-@pytest.mark.parametrize(
-    ("mean", "icc", "num_problems"),
-    [(0.5, 0.2, 200), pytest.param(0.3, 0.5, 400, marks=pytest.mark.slow)],
-)
-def test_coverage_stays_where_sampling_stops_early(mean, icc, num_problems):
-    """300 evaluations: the t interval at the stop holds the true mean in 93 to 97 % of them, give
-    or take the error of 300. (The printed interval is a bootstrap's of the same width.)"""
-    rng = np.random.default_rng(3)
-    variance = mean * (1 - mean) * (icc + (1 - icc) / 6) / num_problems
-    held, drawn = [], []
-    for _ in range(300):
-        p = chances(rng, mean, icc, num_problems)
-        shares, n = stop(rng.random((num_problems, 24)) < p[:, None], 1.96 * variance**0.5)
-        half = 1.97 * shares.std(ddof=1) / num_problems**0.5
-        held.append(abs(shares.mean() - mean) <= half)
-        drawn.append(n)
-    assert 0.915 <= np.mean(held) <= 0.985
-    assert np.mean(drawn) < 18

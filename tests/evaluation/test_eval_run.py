@@ -20,7 +20,8 @@ from waiting import pause, wait_until
 from megaladder.cli import main
 from megaladder.errors import ConfigError, DataError, EngineError
 from megaladder.evaluation import report, verb
-from megaladder.evaluation.run import Progress, Task, run_task, run_until
+from megaladder.evaluation.benchmarks.stopping import run_until_decided
+from megaladder.evaluation.run import Progress, Task, run_task
 from megaladder.evaluation.store import Journal
 from megaladder.rewards.grade import grade
 from megaladder.rewards.verifiers.pool import VerifierPool
@@ -93,26 +94,31 @@ def keyed(lines: bytes) -> dict:
     return {(row["id"], row["sample"]): row for row in found}
 
 
-def test_sampling_stops_where_the_interval_is_narrow_enough(tmp_path, pool):
-    """80 problems, up to 16 samples: enough after a few; the samples are the first of a whole run's.
-    A second start draws nothing and ends at the same place."""
+def test_sampling_stops_as_soon_as_it_is_known_which_is_better(tmp_path, pool):
+    """80 problems, up to 16 samples: against a model that solves nothing a few are enough, against
+    one that solves as many, all are drawn. The samples are the first of a whole run's, and a second
+    start draws nothing and ends at the same place."""
     problems = tuple(replace(PROBLEMS[0], id=f"q{i}", gold=str(i + 1)) for i in range(80))
     ids = tuple((10 + i, 20) for i in range(80))
     asked = SamplingParams(n=16, seed=1)
     many = Task("toy", problems, ("?",) * 80, ids, asked, graded=True)
+    nothing = dict.fromkeys((problem.id for problem in problems), 0.0)
     with Journal(tmp_path / "a", PARTS) as journal:
-        done, timing = run_until(many, 0.08, FakeEngine(answers), pool, journal)
+        done, timing, look = run_until_decided(many, nothing, FakeEngine(answers), pool, journal)
         n = done.params.n
-        assert n < 16 and timing.num_new == len(journal.records) == 80 * n
-        again, timing = run_until(many, 0.08, FakeEngine(answers), pool, journal)
-        assert (again.params.n, timing.num_new) == (n, 0)
+        assert look.decided and n < 4 and timing.num_new == len(journal.records) == 80 * n
+        again, timing, same = run_until_decided(many, nothing, FakeEngine(answers), pool, journal)
+        assert (again.params.n, timing.num_new, same) == (n, 0, look)
         verdicts = {key: one.correct for key, one in journal.records.items()}
     with Journal(tmp_path / "b", PARTS) as journal:
         fixed = replace(many, params=replace(asked, n=n))
         run_task(fixed, FakeEngine(answers), pool, journal)
         assert {key: one.correct for key, one in journal.records.items()} == verdicts
-        whole, _ = run_until(fixed, 0.001, FakeEngine(answers), pool, journal)
-        assert whole.params.n == n
+    # as good on average, better here and worse there
+    equal = {problem.id: 0.5 + 0.4 * (-1) ** i for i, problem in enumerate(problems)}
+    with Journal(tmp_path / "c", PARTS) as journal:
+        _, _, look = run_until_decided(many, equal, FakeEngine(answers), pool, journal)
+        assert look.ends and not look.decided and abs(look.difference) < look.half_width
 
 
 def test_journal_cut_at_every_boundary_and_around_it(tmp_path, whole):

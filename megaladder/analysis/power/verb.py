@@ -20,6 +20,7 @@ from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.tables import Warnings, format_columns, write_result
 from megaladder.config.verbs.grade import PowerConfig
 from megaladder.errors import DataError
+from megaladder.evaluation.benchmarks.stopping import replayed
 
 
 def run_power(config: PowerConfig) -> None:
@@ -27,6 +28,7 @@ def run_power(config: PowerConfig) -> None:
     warnings = Warnings()
     sets = [read_samples(path, path, "", warnings) for path in config.samples]
     pair = _measured(sets) if sets else _given(config)
+    replay = _replay(sets) if len(sets) > 1 else None
     problems = config.problems or (len(sets[0].problems) if sets else None)
     rows = [_row(config, pair, n, problems) for n in config.n]
     result: dict[str, Any] = {
@@ -38,6 +40,7 @@ def run_power(config: PowerConfig) -> None:
         "correlation": _correlation(pair),
         "problems": problems,
         "rows": rows,
+        "stop_against": replay,
         "warnings": warnings.list(),
     }
     write_result(config.json_path, result)
@@ -52,6 +55,22 @@ def run_power(config: PowerConfig) -> None:
     )
     header = ("n", "paired", "samples", "unpaired", "paired ≥", "unpaired ≥", "± score")
     print(format_columns(header, [list(row.values()) for row in rows]))
+    if replay is not None:
+        print(
+            f"`eval --stop-against` would have drawn {replay['n']} of {replay['of']} samples a"
+            f" problem of {sets[0].path}; {replay['look']}"
+        )
+
+
+def _replay(sets: list[SampleSet]) -> dict[str, Any]:
+    """The first file's samples in their order, against the second's, as `eval` looks at them."""
+    ours, stored = sets[0], sets[-1]
+    n, index = ours.num_samples, stored.by_id()
+    shared = [problem for problem in ours.problems if problem.id in index]
+    verdicts_pn = np.array([problem.correct[:n] for problem in shared], dtype=bool)
+    stored_p = stored.accuracy_p[[index[problem.id] for problem in shared]]
+    look, drawn = replayed(verdicts_pn, stored_p)
+    return {"n": drawn, "of": n, "look": str(look), **look.as_json()}
 
 
 def _row(config: PowerConfig, pair: Pair, n: int, problems: int | None) -> dict[str, Any]:

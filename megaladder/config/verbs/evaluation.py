@@ -150,9 +150,10 @@ class EvalConfig(StrictModel):
     the newest; what was taken is recorded with the score."""
     limit: Positive | None = None
     """Only the first problems, for trials. Printed with the score."""
-    stop_at_half_width: Annotated[float, Field(gt=0, lt=50)] | None = None
-    """Draw samples in waves and stop before n where the 95 % interval of avg@n is at most ± so many
-    points; coverage stays (Chow & Robbins 1965). What is between problems sets a floor. null = n."""
+    stop_against: str | None = None
+    """Folder of another model that `eval` wrote, with the same problems: draw samples in waves and stop
+    before n where it is known which of the two is better, or where more samples would not tell. A
+    difference where none is: 5 %, over all waves. null = n."""
     seed: Annotated[int, Field(ge=0)] = 42
     """Of sampling, option shuffles and intervals."""
     rollout: EvalRolloutSection = EvalRolloutSection()

@@ -23,6 +23,7 @@ from megaladder.evaluation.benchmarks.problems import build_problems
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.benchmarks.source import BenchmarkRows, load_rows
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
+from megaladder.evaluation.benchmarks.stopping import Look, stored_shares
 from megaladder.evaluation.budget import BudgetSampler
 from megaladder.evaluation.run import Task, Timing, plain_sampler
 from megaladder.evaluation.store import Journal
@@ -47,6 +48,9 @@ class Job:
     rows: BenchmarkRows
     task: Task
     folder: Path
+    # of the model that it is compared with while it samples: share of right samples by problem
+    against: dict[str, float] | None = None
+    look: Look | None = None
 
 
 def prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: Path) -> Job:
@@ -83,7 +87,9 @@ def prepare(spec: BenchmarkSpec, config: EvalConfig, prompter: Prompter, out: Pa
         sampler,
         graded=spec.runner != "judge",
     )
-    return Job(spec, rows, task, out / spec.name)
+    stored = config.stop_against
+    against = stored_shares(Path(stored), task) if stored is not None else None
+    return Job(spec, rows, task, out / spec.name, against)
 
 
 def sampling(spec: BenchmarkSpec, config: EvalConfig, stops: Sequence[int]) -> SamplingParams:
@@ -145,6 +151,8 @@ def write_results(
     protocol = {**journal.parts, "fingerprint": journal.fingerprint, "n": task.params.n}
     summary = report.summary_entry(scores, protocol, timing)
     work = sampled_cost(task, journal, shape) + Work(cpu_s=timing.grade_cpu_s)
+    if job.look is not None:
+        summary["against"] = job.look.as_json()
     summary["ledger"] = write_sampled_ledger(job.folder / LEDGER, "evaluation", work)
     # lm-eval's rows have no place for a digest of their own
     samples = job.folder / f"samples_{name}.jsonl"
