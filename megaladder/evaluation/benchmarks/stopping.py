@@ -22,8 +22,8 @@ from megaladder.rollout.engine import Engine
 from megaladder.run_dir import read_jsonl
 
 LEVEL = 0.05
-# of the information of all samples: with it the interval is less than 3 % wider, and drawing ends
-ENOUGH = 0.95
+# of the information of all samples: with it the interval is 1 % wider, and drawing ends
+ENOUGH = 0.98
 _LEAST_DIFFERENT = 10  # problems on which the two differ, before a normal test means something
 _LEAST_STEP = 1e-3  # of information between two looks; less would not be seen on the grid
 _HALF_GRID = 100
@@ -98,9 +98,10 @@ class Comparison:
     def look(self, shares_p: np.ndarray, stored_p: np.ndarray, n: int) -> Look:
         """After n samples a problem: shares of right ones, and those of the stored model.
 
-        The interval is the t interval of the paired differences.
+        The interval is the t interval of the paired differences; it leaves out 0 where it is decided
+        which model is better, and only there.
         """
-        from scipy.special import ndtri, stdtr, stdtrit
+        from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
         differences_p, last = shares_p - stored_p, n >= self._num_samples
         count = len(differences_p)
@@ -117,8 +118,11 @@ class Comparison:
         # as far out in a normal distribution as t is in its own
         z = -float(ndtri(stdtr(count - 1, -t)))
         ends = last or fraction >= ENOUGH
-        decided = z >= self._boundary.critical(max(fraction, least), last=ends)
-        return Look(mean, half_width, decided, ends or decided)
+        critical = self._boundary.critical(max(fraction, least), last=ends)
+        if z < critical:
+            # as wide as the test that did not decide: the interval holds 0
+            half_width = float(stdtrit(count - 1, ndtr(critical))) * error
+        return Look(mean, half_width, z >= critical, ends or z >= critical)
 
     def _fraction(self, shares_p: np.ndarray, n: int, variance: float) -> float:
         """Variance of a problem's difference with all samples, as a share of that with n."""
