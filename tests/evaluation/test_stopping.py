@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
+from evaluation.simulate_stopping import found_by_all, two_models
 
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.stopping import (
@@ -39,36 +39,19 @@ def test_looks():
     assert looks(16) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 16]
 
 
-def chances(rng: np.random.Generator, mean: float, icc: float, count: int) -> np.ndarray:
-    """Chances of problems with that mean and intra-class correlation."""
-    size = (1 - icc) / icc
-    return rng.beta(mean * size, (1 - mean) * size, count)
-
-
-def two_models(rng: np.random.Generator, count: int, n: int, effect: float):
-    """Verdicts [P, n] of a model that is better by `effect` on average, and the stored shares of
-    the other one; three problems of ten are of another difficulty for it."""
-    stored = chances(rng, 0.4, 0.5, count)
-    ours = np.where(rng.random(count) < 0.3, chances(rng, 0.4, 0.5, count), stored)
-    ours = ours + (1 - ours) * effect / 0.6
-    return rng.random((count, n)) < ours[:, None], rng.binomial(n, stored) / n
-
-
 @pytest.mark.parametrize(("effect", "most"), [(0.0, 8.0), (0.08, 4.0)])
 def test_errors_and_coverage_are_those_of_one_test_at_the_end(effect, most):
     """400 evaluations of 150 problems: a difference is found as often as by the test of all
     samples, and the interval at the stop holds the true one in 95 % (± 3.3, three errors of 400)."""
     rng, held, found, fixed, drawn = np.random.default_rng(7), [], [], [], []
     for _ in range(400):
-        verdicts, stored = two_models(rng, 150, 8, effect)
+        verdicts, stored = two_models(rng, (150, 8), 0.4, 0.5, effect)
         look, n = replayed(verdicts, stored)
         held.append(abs(look.difference - effect) <= look.half_width)
         found.append(look.decided)
         assert look.decided == (abs(look.difference) > look.half_width)
         drawn.append(n)
-        all_p = verdicts.mean(axis=1) - stored
-        error = all_p.std(ddof=1) / 150**0.5
-        fixed.append(abs(all_p.mean()) > student.ppf(0.975, 149) * error)
+        fixed.append(found_by_all(verdicts, stored))
     assert 0.917 <= np.mean(held) <= 0.983
     assert np.mean(found) == pytest.approx(np.mean(fixed), abs=0.03)
     assert np.mean(drawn) <= most
