@@ -12,6 +12,7 @@ rows are streamed, only numbers are kept.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from megaladder.config.base import StrictModel
 from megaladder.curate.ngrams import words
 from megaladder.curate.rows import Row, RowWriter, iter_rows
 from megaladder.errors import DataError
+from megaladder.process.signals import die_with_parent
 
 if TYPE_CHECKING:
     from megaladder.config.verbs.data import ScoreConfig
@@ -229,7 +231,8 @@ def map_ordered(
         yield from map(function, items)
         return
     iterator = iter(items)
-    with ProcessPoolExecutor(workers) as executor:
+    # idle workers would wait for ever: each holds the end of the queue that it reads
+    with ProcessPoolExecutor(workers, None, die_with_parent, (os.getpid(),)) as executor:
         while batch := list(islice(iterator, CHUNK_ROWS * workers)):
             yield from executor.map(function, batch, chunksize=CHUNK_ROWS // 4)
 

@@ -98,11 +98,23 @@ def deaf_helper(parent: int) -> None:
 
 def die_with_parent(parent: int) -> None:
     """Has the kernel end this process when `parent`, which started it, is gone (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call above
-        os.kill(os.getpid(), signal.SIGKILL)
+    if sys.platform.startswith("linux"):
+        _at_parents_death(signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call above
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def go_on_without_parent() -> None:
+    """Has the kernel continue this process, should it be stopped, when its parent is gone (Linux).
+
+    For one that has more to end than itself: SIGKILL would leave its own children behind. The kernel
+    takes the end of the thread that started it for its parent's; then this signal does no harm."""
+    if sys.platform.startswith("linux"):
+        _at_parents_death(signal.SIGCONT)
+
+
+def _at_parents_death(number: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
 
 
 class StopRequest:

@@ -108,8 +108,10 @@ def _prepare(
     sys.path += setup["sys_path"][1:]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    from megaladder.process.signals import go_on_without_parent
     from megaladder.rewards.sandbox import Limits, enter
 
+    go_on_without_parent()  # to the end of its pipe, also when it was stopped
     folder = tempfile.mkdtemp(prefix="megaladder-grade-")
     os.chdir(folder)
     os.rmdir(

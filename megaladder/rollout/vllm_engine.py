@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -35,7 +33,7 @@ from megaladder.errors import ConfigError, MissingDependencyError
 from megaladder.model.hf_config import read_config_json
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
-from megaladder.rollout.wire import Channel
+from megaladder.rollout.wire import Channel, commands_of_parent
 
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
 BEAT_S = 2.0
@@ -218,12 +216,12 @@ def _engine_arguments(
 class _Server:
     """The child's loop: take commands, step vLLM, report what finished.
 
-    One thread reads, this one does the rest.
+    One thread listens, this one does the rest.
     """
 
     def __init__(self, channel: Channel, options: Mapping[str, Any]):
         self._channel, self._options = channel, options
-        self._commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._commands = commands_of_parent(channel)
         self._calls: dict[str, tuple[int, int]] = {}  # vLLM's request id → (call, our id)
         # of requests whose text is told as it comes: characters told so far
         self._told: dict[str, int] = {}
@@ -231,7 +229,6 @@ class _Server:
 
     def load(self) -> None:
         """Imports vLLM, loads the model, reports "ready"."""
-        threading.Thread(target=self._read, daemon=True).start()
         import vllm
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
@@ -266,11 +263,6 @@ class _Server:
             if time.monotonic() - last_beat > BEAT_S:
                 last_beat = time.monotonic()
                 self._channel.send({"op": "beat"})
-
-    def _read(self) -> None:
-        while (message := self._channel.receive()) is not None:
-            self._commands.put(message)
-        os.killpg(os.getpgid(0), signal.SIGKILL)  # the parent is gone: nothing of ours may stay
 
     def _handle(self, command: dict[str, Any]) -> None:
         if command["op"] == "generate":

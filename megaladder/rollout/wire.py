@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
+import signal
 import socket
 import struct
 import threading
 from typing import Any
+
+from megaladder.process.signals import go_on_without_parent
 
 LENGTH = struct.Struct("!I")
 MAX_MESSAGE_BYTES = 1 << 30  # far above a round of prompts; more is garbage
@@ -106,3 +110,21 @@ class Channel:
                 return None
             chunks += chunk
         return bytes(chunks)
+
+
+def commands_of_parent(channel: Channel) -> queue.SimpleQueue[dict[str, Any]]:
+    """In an engine's child process: what its parent says, in order.
+
+    When the parent is gone, however it died, this process's whole group is killed by the thread
+    that listens; the kernel wakes a process that stands still (SIGSTOP) for that.
+    """
+    commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def listen() -> None:
+        while (message := channel.receive()) is not None:
+            commands.put(message)
+        os.killpg(os.getpgid(0), signal.SIGKILL)  # nothing of ours may stay
+
+    go_on_without_parent()
+    threading.Thread(target=listen, daemon=True, name="commands").start()
+    return commands

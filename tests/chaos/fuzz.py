@@ -27,12 +27,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.fuzz_readers import Case, cases
+from chaos.places import fast_folder
 
 from megaladder.errors import MegaladderError
 
 SLOW_S, CPU_S = 1.0, 20.0
 MEMORY_BYTES = 2 << 30
-_AT = struct.Struct("<Q")
+# of a fork, in memory that outlives it: inputs begun, accepted, refused; seconds: slowest, in all
+_TALLY = struct.Struct("<QQQdd")
+_BEGUN = struct.Struct("<Q")
 
 
 @dataclass
@@ -99,45 +102,72 @@ def fuzz(name: str, case: Case, inputs: int, seed: int, folder: Path) -> Outcome
     for good in case.good():  # what nobody touched is accepted
         path.write_bytes(good)
         case.read(path)
-    outcome, at = Outcome(), mmap.mmap(-1, _AT.size)
-    start = 0
+    outcome, start = Outcome(), 0
     while start < inputs:
-        found, status = _in_fork(name, case, (start, inputs, seed), path, at)
-        outcome.add(found)
-        (last,) = _AT.unpack(at[:])
+        with _Fork() as fork:
+            begun, status = fork.read(name, case, range(start, inputs), seed, path)
+            outcome.add(fork.outcome())
         if status == 0:
             break
+        start += begun
         outcome.counts["ended by the kernel"] += 1
-        outcome.wrong.append((f"status {status}", input_of(case, name, seed, last)))
-        start = last + 1
+        outcome.wrong.append((f"status {status}", input_of(case, name, seed, start - 1)))
     return outcome
 
 
-def _in_fork(
-    name: str, case: Case, what: tuple[int, int, int], path: Path, at: mmap.mmap
-) -> tuple[Outcome, int]:
-    start, end, seed = what
-    with tempfile.TemporaryFile() as told:
+class _Fork:
+    """Inputs that one process reads, as long as it lives. What it found stands where its end takes
+    none of it along: figures in shared memory, what was wrong in a file."""
+
+    def __enter__(self) -> _Fork:
+        self._tally = mmap.mmap(-1, _TALLY.size)
+        self._wrong = tempfile.TemporaryFile()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._tally.close()
+        self._wrong.close()
+
+    def read(self, name: str, case: Case, indices: range, seed: int, path: Path) -> tuple[int, int]:
+        """How many it began, and its status."""
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 _limits()
-                for index in range(start, end):
-                    at[:] = _AT.pack(index)
+                so_far = Outcome()
+                for begun, index in enumerate(indices, 1):
+                    _BEGUN.pack_into(self._tally, 0, begun)
                     signal.setitimer(signal.ITIMER_PROF, CPU_S)
-                    # at once: the next input may be the last of this process
-                    pickle.dump(read_one(case, input_of(case, name, seed, index), path), told)
-                    told.flush()
+                    self._note(so_far, read_one(case, input_of(case, name, seed, index), path))
                 status = 0
             finally:
                 os._exit(status)
         _, how = os.waitpid(pid, 0)
-        told.seek(0)
-        outcome = Outcome()
-        while told.peek(1):
-            outcome.add(pickle.load(told))
-    return outcome, os.waitstatus_to_exitcode(how)
+        return _BEGUN.unpack_from(self._tally)[0], os.waitstatus_to_exitcode(how)
+
+    def _note(self, so_far: Outcome, one: Outcome) -> None:
+        so_far.add(one)
+        counts = (so_far.counts[how] for how in ("accepted", "refused"))
+        begun = _BEGUN.unpack_from(self._tally)[0]
+        _TALLY.pack_into(self._tally, 0, begun, *counts, so_far.slowest_s, so_far.cpu_s)
+        if one.wrong:
+            so_far.wrong.clear()
+            pickle.dump((one.counts, one.wrong), self._wrong)
+            self._wrong.flush()
+
+    def outcome(self) -> Outcome:
+        """What it found, after its end."""
+        _, accepted, refused, slowest_s, cpu_s = _TALLY.unpack(self._tally[:])
+        found = Outcome(Counter(accepted=accepted, refused=refused), [], slowest_s, cpu_s)
+        self._wrong.seek(0)
+        while self._wrong.peek(1):
+            counts, wrong = pickle.load(self._wrong)
+            found.wrong += wrong
+            found.counts += {
+                how: n for how, n in counts.items() if how not in ("accepted", "refused")
+            }
+        return found
 
 
 def _limits() -> None:
@@ -161,13 +191,14 @@ def main() -> int:
     for name, case in cases().items():
         if given.reader and name not in given.reader:
             continue
-        folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=fast_folder()))
         try:
             found = fuzz(name, case, given.inputs, given.seed, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         counts = ", ".join(f"{count:,} {how}" for how, count in sorted(found.counts.items()))
-        seconds = f"slowest {found.slowest_s:.3f} s, {found.cpu_s:.0f} s of processor time"
+        each_ms = 1000 * found.cpu_s / given.inputs
+        seconds = f"slowest {found.slowest_s:.3f} s, {each_ms:.2f} ms each"
         print(f"{name}: {given.inputs:,} inputs: {counts}; {seconds}", flush=True)
         kinds = {
             what.split(":")[0] + what.split(":")[1][:6] if ":" in what else what: (what, raw)

@@ -9,6 +9,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 Mutate = Callable[[bytes, random.Random], bytes]
@@ -131,9 +132,14 @@ def _json(value: Any) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+@cache
+def _from_json(seed: bytes) -> Any:
+    return json.loads(seed)
+
+
 def by_json(seed: bytes, rng: random.Random) -> bytes:
     """A JSON text whose values are wrong."""
-    return _json(changed_value(json.loads(seed), rng))
+    return _json(changed_value(_from_json(seed), rng))
 
 
 def by_lines(seed: bytes, rng: random.Random) -> bytes:
@@ -144,13 +150,22 @@ def by_lines(seed: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
+@cache
+def _from_yaml(seed: bytes) -> Any:
+    import yaml
+
+    return yaml.safe_load(seed)
+
+
 def by_yaml(seed: bytes, rng: random.Random) -> bytes:
     """A YAML text whose values are wrong."""
     import yaml
 
-    value = changed_value(yaml.safe_load(seed), rng)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    value = changed_value(_from_yaml(seed), rng)
     try:
-        return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
+        text: str = yaml.dump(value, Dumper=dumper, allow_unicode=True)
+        return text.encode("utf-8", "surrogatepass")
     except (yaml.YAMLError, ValueError, TypeError):
         return _json(value)
 
@@ -172,12 +187,19 @@ def by_pieces(seed: bytes, rng: random.Random) -> bytes:
     return text.encode()
 
 
+@cache
+def _from_parquet(seed: bytes) -> Any:
+    from pyarrow import parquet
+
+    return parquet.read_table(io.BytesIO(seed)).to_pylist()
+
+
 def by_columns(seed: bytes, rng: random.Random) -> bytes:
     """A parquet file of rows that are wrong, or of columns that hold other types."""
     import pyarrow
     from pyarrow import parquet
 
-    rows = parquet.read_table(io.BytesIO(seed)).to_pylist()
+    rows = _from_parquet(seed)
     for _ in range(20):
         changed = changed_value(rows, rng)
         try:

@@ -5,12 +5,16 @@ PYTHONPATH=.:tests python -m chaos.liveness [NAME …]
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +22,10 @@ from pathlib import Path
 from distributed import environment
 from rollout.test_process_engine import PARAMS, PROMPTS, engine
 from rollout.test_server_replica import HEAD, Server
+from waiting import is_alive, wait_until
 
 from megaladder.errors import MegaladderError
+from megaladder.process.ranks import is_stopped
 from megaladder.rewards import child, worker
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.rollout.process_engine import Limits, ProcessEngine
@@ -103,8 +109,6 @@ def rank(fault: str, folder: Path, *flags: str) -> Found:
 
 def hub(folder: Path) -> Found:
     """A hub that accepts and says nothing, with a patience of 3 s."""
-    import socket
-
     from megaladder.data.sources import hub as asked
 
     with socket.socket() as silent:
@@ -115,6 +119,52 @@ def hub(folder: Path) -> Found:
 
         asked.HUB_TIMEOUT_S = 3.0
         return _until_raised(lambda: asked.resolve_commit("some-owner/some-data"))
+
+
+def judge(said: bytes, drip: bytes, folder: Path) -> Found:
+    """A judge's address that says this and then that over and over, with a patience of 3 s."""
+    from megaladder.config.verbs.evaluation import JudgeSection
+    from megaladder.evaluation import judge as asked
+
+    asked.HTTP_TIMEOUT_S = 3.0
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        section = JudgeSection(
+            url=f"http://127.0.0.1:{there.getsockname()[1]}", model="m", retries=0
+        )
+        threading.Thread(target=_babble, args=(there, said, drip), daemon=True).start()
+        by = asked.HttpJudge(section)
+        return _until_raised(lambda: list(by.judge([asked.Exchange("q", "r")])))
+
+
+def _babble(there: socket.socket, said: bytes, drip: bytes) -> None:
+    connection, _ = there.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(said)
+        while True:
+            time.sleep(0.1)
+            connection.sendall(drip)
+
+
+def orphan(folder: Path) -> Found:
+    """An engine's process that stands still while the trainer is killed: until it is gone."""
+    code = (
+        "import sys, signal; from pathlib import Path; from rollout.test_process_engine import engine;"
+        "one = engine(Path(sys.argv[1]), {}); print(*one.pids, flush=True); signal.pause()"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert trainer.stdout is not None
+    pid = int(trainer.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(pid), "a stopped engine")
+    begun = time.monotonic()
+    trainer.kill()
+    wait_until(lambda: not is_alive(pid), "the end of the engine")
+    return time.monotonic() - begun, "nobody: there is nobody left"
 
 
 def _drip(said: bytes) -> Callable[[Server], None]:
@@ -145,9 +195,14 @@ ROWS: dict[str, Callable[[Path], Found]] = {
     "server drips a head": lambda f: server(_drip(b"H"), f),
     "server says nothing": lambda f: server(_drip(b""), f),
     "server is gone": lambda f: server(_end, f),
+    "judge drips a head": lambda f: judge(b"", b"H", f),
+    "judge drips a body": lambda f: judge(HEAD + b"{", b" ", f),
+    "engine is stopped, trainer is killed": orphan,
     "hub is silent": hub,
     "checkpoint writer is killed": lambda f: rank("write_files:1:SIGKILL", f),
     "checkpoint writer is stopped": lambda f: rank("write_files:1:SIGSTOP", f),
+    "rank is stopped in a save": lambda f: rank("writing:1:SIGSTOP@rank1", f),
+    "rank is killed in a save": lambda f: rank("writing:1:SIGKILL@rank1", f),
     "rank is killed": lambda f: rank("update:6:SIGKILL@rank1", f),
     "rank is stopped": lambda f: rank("update:6:SIGSTOP@rank1", f),
 }

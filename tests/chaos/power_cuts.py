@@ -18,6 +18,7 @@ from pathlib import Path
 
 from chaos import power_cut
 from chaos.calls import Call, Calls, read_log
+from chaos.places import fast_folder
 from chaos.power_workloads import WORKLOADS
 from chaos.programs.base import WITH_POWER_CUTS, Workload, workload
 
@@ -105,8 +106,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     names, total, failed = given.workload or ALL, 0, 0
-    fast = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="power-", dir=fast) as scratch:
+    with tempfile.TemporaryDirectory(prefix="power-", dir=fast_folder()) as scratch:
         for number, name in enumerate(names):
             left = (given.states - total) // (len(names) - number)
             with _quiet():

@@ -26,6 +26,7 @@ from chaos import power_cut, schedules
 from chaos.calls import read_log
 from chaos.kernel import faults, notify
 from chaos.kernel.faults import Fault, Starts
+from chaos.places import fast_folder
 from chaos.programs.base import NAMES, WITH_POWER_CUTS, weight_of
 
 MAX_SHRUNK, MAX_SHOWN = 5, 10
@@ -68,7 +69,7 @@ class Row:
 def one_program(name: str, budget: Budget) -> Row:
     """Everything that is tried with it, in this process."""
     began, cpu = time.monotonic(), os.times()
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir=_fast_folder()) as scratch:
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir=fast_folder()) as scratch:
         bench = schedules.bench(name, Path(scratch))
         row = Row(name, f"{bench.size.files} file calls, {bench.size.wires} wire writes")
         for starts in _schedules(bench, budget, began):
@@ -147,7 +148,7 @@ def main() -> int:
         print("no table of system calls for this architecture; x86_64 or aarch64 is needed")
         return 2
     if given.replay:
-        with tempfile.TemporaryDirectory(prefix="chaos-", dir=_fast_folder()) as scratch:
+        with tempfile.TemporaryDirectory(prefix="chaos-", dir=fast_folder()) as scratch:
             name, *starts = given.replay
             parsed = tuple(tuple(map(Fault.parse, one.split(","))) for one in starts)
             found = schedules.bench(name, Path(scratch)).verdict(parsed)
@@ -204,10 +205,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--per-prefix", type=int, default=40, help="power cuts after each call")
     parser.add_argument("--replay", nargs="+", metavar=("WORKLOAD", "FAULTS"))
     return parser.parse_args()
-
-
-def _fast_folder() -> str | None:
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import socket
 import threading
@@ -20,7 +19,7 @@ from tokenizers import Tokenizer
 from megaladder.rollout.engine import SampleRequest, SamplingParams
 from megaladder.rollout.fake_engine import FakeEngine, KnownAnswers, fake_answers
 from megaladder.rollout.replica import SOCKET_VARIABLE
-from megaladder.rollout.wire import Channel
+from megaladder.rollout.wire import Channel, commands_of_parent
 
 
 class _Words:
@@ -67,14 +66,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     options = json.loads(Path(os.environ["SOAK_ENGINE"]).read_text())
     channel = Channel(socket.socket(fileno=int(os.environ[SOCKET_VARIABLE])))
-    engine, commands = _engine(options), queue.SimpleQueue[dict[str, Any]]()
-
-    def read() -> None:
-        while (message := channel.receive()) is not None:
-            commands.put(message)
-        os.killpg(os.getpgid(0), signal.SIGKILL)
-
-    threading.Thread(target=read, daemon=True).start()
+    commands, engine = commands_of_parent(channel), _engine(options)
     described = {"engine": "soak", "version": "1", "dtype": "none", "device": "none"}
     channel.send({"op": "ready", "describe": described, "features": {}})
     while (command := commands.get())["op"] != "exit":

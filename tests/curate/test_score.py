@@ -4,9 +4,12 @@ writes."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
+from waiting import is_alive, wait_until
 
 from megaladder.config.verbs.data import ScoreConfig
 from megaladder.curate.score import (
@@ -164,3 +167,21 @@ def test_the_verb_adds_columns_and_does_not_depend_on_workers(tmp_path) -> None:
     ]
     with pytest.raises(DataError, match="column 'score' is there already"):
         run_score(ScoreConfig(path=str(tmp_path / "1.jsonl"), out=str(tmp_path / "3.jsonl")))
+
+
+def test_workers_end_with_a_killed_parent() -> None:
+    """Each of them holds the other end of the queue that it waits at."""
+    script = """
+import itertools, multiprocessing, signal
+from megaladder.curate.score import map_ordered
+found = map_ordered(str, itertools.count(), 2)
+next(found)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+signal.pause()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    parent.kill()
+    parent.wait()
+    assert len(workers) == 2
+    wait_until(lambda: not any(map(is_alive, workers)), "the end of the workers")

@@ -3,7 +3,10 @@ the run resumably."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -193,6 +196,44 @@ def test_service_that_stays_down_stops_the_run_with_status_3(service, monkeypatc
         judge.judge_records(PROBLEMS, records(2), by, tmp_path)
     with pytest.raises(ConfigError, match=r"judge\.url 'file:///x'"):
         judge.HttpJudge(JudgeSection(url="file:///x", model="m"))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+CUT = "judge at .* failed \\(IncompleteRead"
+LATE = r"TimeoutError: no whole answer within 0\.3 s"
+
+
+@pytest.mark.parametrize(
+    ("said", "drip", "words"),
+    [
+        (b"", b"H", LATE),
+        (HEAD + b'{"choices"', b" ", LATE),
+        (b"HTTP/1.1 200 OK\r\n\r\n{", b" ", LATE),  # would end as if it were whole
+        (b"", b"", LATE),
+        (HEAD + b'{"choices"', None, CUT),
+        (b"\xff\xfe\r\n", None, "BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[1]", None, "TypeError"),
+    ],
+    ids=["head", "body", "body without a length", "silence", "half", "garbage", "other shape"],
+)
+def test_a_service_that_drips_or_babbles_stops_the_run(said, drip, words, monkeypatch):
+    """`said`, then `drip` over and over as long as somebody listens; None: it hangs up."""
+    monkeypatch.setattr(judge, "HTTP_TIMEOUT_S", 0.3 if drip is not None else 60.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(100_000)
+            connection.sendall(said)
+            while drip is not None and not select.select([connection], [], [], 0.01)[0]:
+                connection.sendall(drip)
+
+    threading.Thread(target=serve, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    by = judge.HttpJudge(JudgeSection(url=url, model="m", retries=0))
+    with listener, pytest.raises(RunStopped, match=words):
+        list(by.judge([judge.Exchange("q", "r")]))
 
 
 def test_reward_model_score_is_its_logit(tmp_path):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from rewards.grader_corpus import children_of
+from waiting import is_alive, wait_until
 
 from megaladder.config.sections.reward import RewardSection
 from megaladder.errors import ConfigError, RewardError
@@ -204,3 +208,18 @@ def test_a_bug_stops_with_the_sample(path):
 def test_a_function_that_cannot_be_loaded_is_a_config_error(path, spec, said):
     with pytest.raises(ConfigError, match=said):
         values(spec.format(path), sample("x"))
+
+
+def test_a_stopped_function_ends_with_a_killed_parent(tmp_path):
+    script = (
+        "import signal, sys; from megaladder.rewards.terms.function_pool import _Process;"
+        "print(_Process(sys.argv[1]).pid, flush=True); signal.pause()"
+    )
+    (tmp_path / "reward.py").write_text("def one(completion): return 1.0\n")
+    command = [sys.executable, "-c", script, f"{tmp_path / 'reward.py'}:one"]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_alive(pid), "the end of the function")

@@ -141,7 +141,7 @@ print("seccomp" in active, all(pair == (-1, 1) for pair in found), found)
 
 def test_workers_end_when_their_parent_is_killed():
     """The parent is killed with SIGKILL while its workers sleep in a sample: they end by themselves
-    within their time limit."""
+    within their time limit, also the one that was stopped."""
     script = """
 import sys, threading, time
 from megaladder.rewards.worker import GradePool, GradeTask
@@ -153,6 +153,7 @@ pool.grade_many([GradeTask("a", "a" * 64 + "b", "", "regex", {"pattern": "(a+)+"
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     pause(0.5)  # at whatever moment: before, in or between samples
+    os.kill(pids[0], signal.SIGSTOP)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert pids

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ import threading
 from pathlib import Path
 
 from megaladder.rollout.replica import SOCKET_VARIABLE
-from megaladder.rollout.wire import Channel
+from megaladder.rollout.wire import Channel, commands_of_parent
 
 plan = json.loads(os.environ["STUB_PLAN"])
 channel = Channel(socket.socket(fileno=int(os.environ[SOCKET_VARIABLE])))
@@ -28,13 +27,7 @@ with counter.open("a") as file:
     file.write(f"{os.getpid()}\n")
 incarnation = len(counter.read_text().splitlines())
 faulty = incarnation <= plan.get("faulty", 1)
-commands: queue.SimpleQueue = queue.SimpleQueue()
-
-
-def read() -> None:
-    while (message := channel.receive()) is not None:
-        commands.put(message)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+commands = commands_of_parent(channel)
 
 
 def note(what: str) -> None:
@@ -87,7 +80,6 @@ def generate(command: dict) -> None:
 
 
 generate.done = 0
-threading.Thread(target=read, daemon=True).start()
 if faulty and plan.get("no_start"):
     print("ValueError: no such model", file=sys.stderr, flush=True)
     sys.exit(3)

@@ -185,6 +185,7 @@ def test_death_between_calls_is_healed_by_the_next(tmp_path, expected):
 
 
 def test_children_die_with_a_killed_parent(tmp_path):
+    """One of them stands still: it could not notice by itself."""
     code = (
         "import sys, time; sys.path[:0] = sys.argv[1].split(':')\nfrom pathlib import Path\nimport"
         " test_process_engine as t\ne = t.engine(Path(sys.argv[2]), {}, {}); print(*e.pids,"
@@ -198,6 +199,7 @@ def test_children_die_with_a_killed_parent(tmp_path):
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
+    os.kill(pids[0], signal.SIGSTOP)
     parent.kill()
     parent.wait()
     wait_until(lambda: not any(is_alive(pid) for pid in pids), "end of the children")

@@ -27,8 +27,10 @@ def main(spec: str, paths: list[str]) -> None:
     os.dup2(null, 1)  # what the function prints must not reach the pipe
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.path[:1] = paths  # not the folder of this script
+    from megaladder.process.signals import go_on_without_parent
     from megaladder.rewards.terms.signatures import Bug, describe, load
 
+    go_on_without_parent()
     try:
         function = load(spec)
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever their file does is reported

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -148,3 +149,68 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     if len(text) > MAX_BODY_BYTES or (response.length or 0) > MAX_BODY_BYTES:
         raise http.client.HTTPException(f"more than {MAX_BODY_BYTES:,} bytes")
     return text
+
+
+def answer_within(request: urllib.request.Request, timeout_s: float) -> bytes:
+    """The whole body of an answer from anywhere; the environment's proxies count.
+
+    Raises TimeoutError when it is not there in time, whatever came meanwhile; else what urllib and
+    http.client raise.
+    """
+    opened: list[socket.socket] = []
+    opener = urllib.request.build_opener(_Http(opened), _Https(opened))
+    watch = threading.Timer(timeout_s, _shut_all, (opened,))
+    watch.daemon = True
+    watch.start()
+    ends_at, text = time.monotonic() + timeout_s, b""
+    try:
+        with opener.open(request, timeout=timeout_s) as reply:
+            text = _body(reply)
+    except (OSError, http.client.HTTPException):
+        if time.monotonic() < ends_at:
+            raise
+    finally:
+        watch.cancel()
+    if time.monotonic() >= ends_at:  # also after a body without a length, which ends as if whole
+        raise TimeoutError(f"no whole answer within {timeout_s:g} s")
+    return text
+
+
+class _Watched(http.client.HTTPConnection):
+    """A connection whose socket is told to whoever may have to shut it."""
+
+    def __init__(self, *where: Any, opened: list[socket.socket], **how: Any) -> None:
+        super().__init__(*where, **how)
+        self._opened = opened
+
+    def connect(self) -> None:
+        super().connect()
+        self._opened.append(self.sock)
+
+
+class _WatchedTls(_Watched, http.client.HTTPSConnection):
+    """The same for https."""
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, opened: list[socket.socket]) -> None:
+        super().__init__()
+        self._opened = opened
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Watched, req, opened=self._opened)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, opened: list[socket.socket]) -> None:
+        super().__init__()
+        self._opened = opened
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_WatchedTls, req, opened=self._opened)
+
+
+def _shut_all(opened: list[socket.socket]) -> None:
+    for connection in opened:
+        with suppress(OSError):  # it ended by itself
+            connection.shutdown(socket.SHUT_RDWR)

@@ -81,7 +81,9 @@ _WHERE = {
         "data-sample": 1.0,
         "eval": 1.0,
         "convert": 1.0,
+        "data-score": 1.0,
     },
+    "trainings": {"sft": 1.0, "sft-tp2": 1.0, "sft-pp2": 1.0, "grpo": 1.0},
 }
 _OF_TESTS = {"faulty": {"careless": 1.0, "leaving": 1.0}}
 NAMES = tuple(name for names in _WHERE.values() for name in names)

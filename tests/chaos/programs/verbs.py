@@ -143,6 +143,11 @@ def _convert(inputs: Path, folder: Path) -> list[str]:
     return [*words, "--out", str(folder / "megatron")]
 
 
+def _score(inputs: Path, folder: Path) -> list[str]:
+    words = ["data", "score", str(inputs / "answers.jsonl"), "--column", "response"]
+    return [*words, "--workers", "2", "--out", str(folder / "scored.jsonl")]
+
+
 VERBS = (
     Verb("data-make", _make),
     Verb("push", _push, compared=(".json", ".safetensors", ".md")),
@@ -150,5 +155,6 @@ VERBS = (
     Verb("data-sample", _sample, resumes=True, wired=True),
     Verb("eval", _evaluate, resumes=True, wired=True),
     Verb("convert", _convert, compared=(".json", ".distcp")),
+    Verb("data-score", _score),
 )
 WORKLOADS: dict[str, Workload] = {one.name: one for one in VERBS}

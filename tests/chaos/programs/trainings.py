@@ -1,0 +1,125 @@
+"""Whole trainings with a tiny model: one rank, two by tensor or pipeline parallelism, GRPO with its
+grading processes. A start takes seconds of processor time, so their faults are drawn."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chaos.programs.base import Workload
+from chaos.programs.forked import forked_programs
+from chaos.programs.verbs import Verb, make_inputs
+
+from megaladder.checkpoint import store
+from megaladder.cli import main
+from megaladder.files.sums import refuse_damaged
+from megaladder.process import last_word
+from megaladder.run_dir import read_jsonl
+
+STEPS = 3
+_COMPARED = ("step", "loss", "grad_norm", "reward", "groups_sha256")
+
+
+@dataclass
+class Trained(Verb):
+    """The result: every step's numbers, the names of all files, the exported weights."""
+
+    resumes: bool = True
+    dear: bool = True
+
+    def prepare(self, scratch: Path) -> None:
+        import preloaded  # noqa: F401
+
+        self._inputs = scratch / "inputs"
+        make_inputs(self._inputs)
+        self._import_all(scratch / "first")
+
+    def _import_all(self, folder: Path) -> None:
+        """As a run of its own does, which leaves nothing but a list: this process computes nothing,
+        so that its forks may."""
+        folder.mkdir()
+        names = folder / "modules"
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                with forked_programs():
+                    status = main(self.words(self._inputs, folder), own_process=True)
+                import sys
+
+                names.write_text("\n".join(sorted(sys.modules)))
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0, self.name
+        for name in names.read_text().splitlines():
+            with suppress(Exception):  # some are no modules by themselves
+                importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+    def result(self, folder: Path) -> Any:
+        run = folder / "run"
+        store.verify(run / "checkpoints" / f"step_{STEPS}")
+        refuse_damaged(run / "hf" / f"step_{STEPS}")
+        rows = [[row.get(key) for key in _COMPARED] for row in read_jsonl(run / "metrics.jsonl")]
+        files = sorted(path for path in run.rglob("*") if path.is_file())
+        names = [str(path.relative_to(run)) for path in files if path.name not in (".lock",)]
+        weights = (run / "hf" / f"step_{STEPS}" / "model.safetensors").read_bytes()
+        word = last_word.truth(run)
+        return rows, names, weights, None if word is None else word["reason"]
+
+
+def _trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str]:
+    given = {
+        "run-dir": folder / "run",
+        "model.path": inputs / "model",
+        "data.seq-length": 64,
+        "train.max-steps": STEPS,
+        "checkpoint.every": 1,
+        "checkpoint.keep-last": 1,
+        "optim.lr": "1e-3",
+        **{key.replace("__", ".").replace("_", "-"): value for key, value in flags.items()},
+    }
+    return [verb, *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
+
+
+def _sft(**layout: int) -> Any:
+    def words(inputs: Path, folder: Path) -> list[str]:
+        chat = inputs / "chat.jsonl"
+        if not chat.exists():
+            rows = ({"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(24))
+            chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return _trained(
+            "sft", inputs, folder, data__path=chat, train__global_batch_size=4, **layout
+        )
+
+    return words
+
+
+def _grpo(inputs: Path, folder: Path) -> list[str]:
+    return _trained(
+        *("grpo", inputs, folder),
+        data__path=inputs / "problems.jsonl",
+        data__seq_length=128,
+        rollout__engine="fake",
+        rollout__n=2,
+        rollout__max_tokens=16,
+        grpo__prompts_per_step=2,
+        train__epochs=4,
+        reward__workers=1,
+    )
+
+
+RUNS = (
+    Trained("sft", _sft()),
+    Trained("sft-tp2", _sft(parallel__tp=2, parallel__ranks=2)),
+    Trained("sft-pp2", _sft(parallel__pp=2, parallel__ranks=2)),
+    Trained("grpo", _grpo, wired=True),
+)
+WORKLOADS: dict[str, Workload] = {one.name: one for one in RUNS}
