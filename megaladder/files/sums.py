@@ -57,7 +57,8 @@ def read_sums(folder: Path) -> dict[str, str]:
 def export_damage(folder: Path) -> str | None:
     """The first file that is not what was exported, in words; None for a good folder."""
     sums = read_sums(folder)
-    missing = next((name for name in sums if not (folder / name).is_file()), None)
+    # a damaged name may be longer than any file's: Path.is_file would raise
+    missing = next((name for name in sums if not os.path.isfile(folder / name)), None)
     if missing is not None:
         return f"{folder / missing}: missing, though {SUMS} lists it"
     found = _hash_all([folder / name for name in sums])

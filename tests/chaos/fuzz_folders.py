@@ -181,6 +181,21 @@ def _read_results(path: Path) -> object:
     return [record.benchmarks for record in read_runs([str(path.parent)], Warnings()).records]
 
 
+def _read_sums(path: Path) -> object:
+    """A list whose file is another one now is told in words."""
+    from megaladder.files.sums import refuse_damaged
+
+    (path.parent / "config.json").write_bytes(b"{}")
+    return refuse_damaged(path.parent)
+
+
+def _read_analysis(path: Path) -> object:
+    """As a report takes it."""
+    from megaladder.analysis.report.collect import collect
+
+    return collect((str(path),)).analyses
+
+
 def _read_shift(path: Path) -> object:
     from megaladder.analysis.shift.published import published_shift
 
@@ -360,6 +375,8 @@ def _evaluation_cases() -> dict[str, Case]:
             "results/results_exam.json", (json.dumps(_RESULTS).encode(),), _read_results, JSON
         ),
         "published shift": Case("shift.json", published, _read_shift, JSON),
+        "analysis": Case("found.json", _ANALYSES, _read_analysis, JSON),
+        "export's digests": Case("hf/SHA256SUMS", (_SUMS,), _read_sums),
         "token cache": Case("data-1/meta.json", meta, _read_store, JSON),
         "study record": Case(
             "out/.study/stage/label/record.json", (json.dumps(record).encode(),), _read_record, JSON
@@ -371,6 +388,13 @@ def _evaluation_cases() -> dict[str, Case]:
             JSON,
         ),
     }
+
+
+_ANALYSES = (
+    b'{"runs": {"a": {"curves": [1], "points": []}, "b": {"methods": {}, "points": [1]}}}',
+    b'{"study": "limo", "findings": [{"name": "x"}], "verdict": null}',
+)
+_SUMS = f"{sha256(b'{}')}  config.json\n".encode()
 
 
 def _fingerprint() -> str:

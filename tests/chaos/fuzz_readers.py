@@ -221,6 +221,13 @@ def _index_and_shard(path: Path) -> object:
     return _read_safetensors(path)
 
 
+def _read_adapter(path: Path) -> object:
+    """What it says, as vLLM and the next folder are told it."""
+    from megaladder.model.lora.peft_config import peft_config, read_spec
+
+    return peft_config(read_spec(path.parent), "base")
+
+
 def _read_generation(path: Path) -> object:
     from megaladder.data.chat.stops import _generation_stops
 
@@ -305,6 +312,11 @@ _CONFIG = {
 }
 
 
+_ADAPTER = (
+    b'{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}'
+)
+
+
 def _settings_cases() -> dict[str, Case]:
     return {
         "yaml": Case("run.yaml", (_RUN_YAML, _ANCHORS), _read_yaml, YAML),
@@ -352,6 +364,7 @@ def _model_cases() -> dict[str, Case]:
             _index_and_shard,
             JSON,
         ),
+        "adapter_config.json": Case("adapter_config.json", (_ADAPTER,), _read_adapter, JSON),
         "chat template": Case(
             "chat.jinja", _templates, _read_template, (wrong.raw, wrong.by_pieces)
         ),

@@ -21,6 +21,7 @@ from chaos.calls import Call, Calls, read_log
 from chaos.places import fast_folder
 from chaos.power_workloads import WORKLOADS
 from chaos.programs.base import WITH_POWER_CUTS, Workload, workload
+from chaos.programs.forked import in_fork
 
 ALL = (*WORKLOADS, *(name for name in WITH_POWER_CUTS if name != "careless"))
 
@@ -33,16 +34,12 @@ class Bench:
         self.folder.mkdir(parents=True)
         program.prepare(scratch)
         log = scratch / "calls"
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with Calls(self.folder, log) as calls:
-                    program.run(self.folder, calls.mark)
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0, program.name
+
+        def run() -> None:
+            with Calls(self.folder, log) as calls:
+                program.run(self.folder, calls.mark)
+
+        in_fork(run)
         self.calls: list[Call] = power_cut.with_unseen(read_log(log))
         self.expected = program.result(self.folder)
 

@@ -74,7 +74,7 @@ def one_program(name: str, budget: Budget) -> Row:
         row = Row(name, f"{bench.size.files} file calls, {bench.size.wires} wire writes")
         for starts in _schedules(bench, budget, began):
             _attempt(bench, starts, row)
-        if name in WITH_POWER_CUTS:
+        if name in WITH_POWER_CUTS and budget.per_prefix:
             row.num_cuts, lost = power_cuts(bench, budget.per_prefix)
             row.broken += lost
     spent = (now - before for now, before in zip(os.times()[:4], cpu[:4], strict=True))

@@ -3,6 +3,7 @@ nobody disturbs; what must hold afterwards; and the shortest schedule that still
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from chaos.kernel import supervisor
 from chaos.kernel.faults import Fault, Starts, shorter
 from chaos.kernel.supervisor import Ended
 from chaos.programs.base import Workload, status_of, workload
+from chaos.programs.forked import in_fork
 
 NO_PERMISSION = ("EACCES", "EROFS")
 _OF_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGPIPE)
@@ -52,6 +54,8 @@ class Bench:
         os.environ["TMPDIR"] = str(self._temporary)
         self._clean()
         program.prepare(scratch)
+        gc.collect()
+        gc.freeze()  # a fork's collections do not touch what all of them share
         ended = self._start(())
         assert ended.status == 0, f"{program.name}: status {ended.status}\n{self._said()}"
         self.size = ended.size
@@ -62,15 +66,12 @@ class Bench:
         log = self._scratch / "calls"
         self._clean()
         log.unlink(missing_ok=True)
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with Calls(self.folder, log) as calls:
-                    status = status_of(self.workload, self.folder, calls.mark)
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0, self.workload.name
+
+        def run() -> int:
+            with Calls(self.folder, log) as calls:
+                return status_of(self.workload, self.folder, calls.mark)
+
+        in_fork(run)
         return log
 
     def _clean(self) -> None:

@@ -321,6 +321,8 @@ def _add_analyses(inputs: Inputs, paths: list[Path]) -> None:
         several = result["runs"] if list(result) == ["runs"] else {}
         named = several if isinstance(several, dict) and several else {"": result}
         for name, one in named.items():
+            if not isinstance(one, dict):
+                continue
             kind = next((kind for kind, keys in KINDS if all(key in one for key in keys)), None)
             if kind:
                 inputs.analyses.append(Analysis(kind, path, one, name))

@@ -97,22 +97,23 @@ def run_undisturbed(program: Callable[[], int], said: Path, limits: Limits) -> E
         os.killpg(pid, signal.SIGKILL)
     ended.status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(process)
-    with contextlib.suppress(AssertionError):
+    try:
         wait_until(_nobody_left, "the end of its helpers", limits.grace_s)
-    ended.left = [_words(one) for one in _descendants(os.getpid())]
-    _kill_descendants()
+    except AssertionError:
+        ended.left = [_words(one) for one in _descendants(os.getpid())]
+        _kill_descendants()
     return ended
 
 
 def _nobody_left() -> bool:
-    _reap_any()
-    return not _descendants(os.getpid())
-
-
-def _reap_any() -> None:
-    with contextlib.suppress(ChildProcessError):
+    """Collects what has ended. Who has no child has no other descendant either, for what loses its
+    parent is handed to us; a look at all processes of a machine would take longer than a start."""
+    try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _kill_descendants() -> None:
@@ -120,7 +121,7 @@ def _kill_descendants() -> None:
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        _reap_any()
+        _nobody_left()
 
 
 def _prepare(theirs: socket.socket, said: Path, clock: mmap.mmap) -> None:

@@ -16,11 +16,25 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 _TAKES_A_VALUE = ("-X", "-W")
+
+
+def in_fork(action: Callable[[], int | None]) -> None:
+    """Does it in a fork, which leaves this process as it is: nothing imported, nothing patched."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = action() or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0, action
 
 
 class _Forked(subprocess.Popen):

@@ -3,17 +3,16 @@ grading processes. A start takes seconds of processor time, so their faults are 
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
-import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chaos.programs.base import Workload
-from chaos.programs.forked import forked_programs
+from chaos.programs.forked import forked_programs, in_fork
 from chaos.programs.verbs import Verb, make_inputs
 
 from megaladder.checkpoint import store
@@ -37,7 +36,7 @@ class Trained(Verb):
         import preloaded  # noqa: F401
 
         self._inputs = scratch / "inputs"
-        make_inputs(self._inputs)
+        in_fork(lambda: make_inputs(self._inputs))
         self._import_all(scratch / "first")
 
     def _import_all(self, folder: Path) -> None:
@@ -45,23 +44,17 @@ class Trained(Verb):
         so that its forks may."""
         folder.mkdir()
         names = folder / "modules"
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with forked_programs():
-                    status = main(self.words(self._inputs, folder), own_process=True)
-                import sys
 
-                names.write_text("\n".join(sorted(sys.modules)))
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0, self.name
+        def run() -> int:
+            with forked_programs():
+                status: int = main(self.words(self._inputs, folder), own_process=True)
+            names.write_text("\n".join(sorted(sys.modules)))
+            return status
+
+        in_fork(run)
         for name in names.read_text().splitlines():
             with suppress(Exception):  # some are no modules by themselves
                 importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
 
     def result(self, folder: Path) -> Any:
         run = folder / "run"

@@ -3,7 +3,6 @@ they say, how they end."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.programs.base import Mark, Workload
-from chaos.programs.forked import forked_programs
+from chaos.programs.forked import forked_programs, in_fork
 
 from megaladder.cli import main
 
@@ -49,7 +48,9 @@ class Verb(Workload):
 
     def prepare(self, scratch: Path) -> None:
         self._inputs = scratch / "inputs"
-        make_inputs(self._inputs)
+        in_fork(lambda: make_inputs(self._inputs))  # which imports torch
+        import megaladder.rewards.verifiers  # noqa: F401  (and sympy, once)
+
         self._import_all(scratch / "first")
 
     def _import_all(self, folder: Path) -> None:
@@ -58,8 +59,6 @@ class Verb(Workload):
         with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
             with forked_programs():
                 assert main(self.words(self._inputs, folder)) == 0
-        gc.collect()
-        gc.freeze()
 
     def run(self, folder: Path, mark: Mark) -> int:
         with forked_programs():
@@ -95,8 +94,6 @@ def _scrubbed(value: Any) -> Any:
 def make_inputs(folder: Path) -> None:
     """A tiny model with its tokenizer, problems, answers to grade."""
     from tiny_models import build_tiny_model
-
-    import megaladder.rewards.verifiers  # noqa: F401  (and sympy, once)
 
     build_tiny_model(folder / "model")
     problems = [
