@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -223,11 +222,17 @@ def test_a_service_that_drips_or_babbles_stops_the_run(said, drip, words, monkey
 
     def serve() -> None:
         connection, _ = listener.accept()
-        with connection, contextlib.suppress(OSError):
-            connection.recv(100_000)
+        connection.settimeout(0.01)
+        with connection, contextlib.suppress(ConnectionError):
+            heard = connection.recv(100_000)
             connection.sendall(said)
-            while drip is not None and not select.select([connection], [], [], 0.01)[0]:
-                connection.sendall(drip)
+            if drip is None:
+                connection.shutdown(socket.SHUT_WR)
+            while heard:  # to its end: what is unread would turn the answer into a reset
+                try:
+                    heard = connection.recv(100_000)
+                except TimeoutError:
+                    connection.sendall(drip or b"")
 
     threading.Thread(target=serve, daemon=True).start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"

@@ -158,11 +158,12 @@ def answer_within(request: urllib.request.Request, timeout_s: float) -> bytes:
     http.client raise.
     """
     opened: list[socket.socket] = []
+    ends_at = time.monotonic() + timeout_s
     opener = urllib.request.build_opener(_Http(opened), _Https(opened))
     watch = threading.Timer(timeout_s, _shut_all, (opened,))
     watch.daemon = True
     watch.start()
-    ends_at, text = time.monotonic() + timeout_s, b""
+    text = b""
     try:
         with opener.open(request, timeout=timeout_s) as reply:
             text = _body(reply)
