@@ -122,6 +122,7 @@ class Checkpointer:
         self._retention, self._hf_files = retention, hf_files
         self.also_kept: frozenset[int] = frozenset()  # steps that retention leaves alone
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
+        self._savers = writers.SaverWatch()
 
     def save(self, step: int, trainer: dict[str, Any]) -> None:
         """Writes `checkpoints/step_{step}`.
@@ -182,12 +183,14 @@ class Checkpointer:
         """Commits a background save that has ended; an error of it surfaces here."""
         if self._queue is not None:
             with writers.failures_in_words(self.root):
+                self._savers.look(self._queue)
                 self._queue.maybe_finalize_async_calls(blocking=False)
 
     def wait(self) -> None:
         """Waits for a background save and commits it."""
         if self._queue is not None:
             with writers.failures_in_words(self.root):
+                self._savers.wait(self._queue)
                 self._queue.maybe_finalize_async_calls(blocking=True)
 
     def close(self) -> None:

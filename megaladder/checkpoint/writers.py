@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megaladder.errors import StorageError
@@ -68,6 +69,36 @@ class Results:
         self._file.seek(0)
         self._file.truncate()
         return pickle.loads(raw)
+
+
+class SaverWatch:
+    """Ends the process of a background save that stands still, as that one ends its writers.
+
+    megatron-core only asks whether it is alive, and waits for it without an end."""
+
+    def __init__(self) -> None:
+        self._stopped = StoppedProcesses()
+
+    def look(self, queue: AsyncCallsQueue) -> None:
+        """At every process that saves; one that was stopped for long fails in words."""
+        for process in _savers(queue):
+            if self._stopped.too_long(process.pid):
+                hangs = "the process that saves in the background hangs: "
+                words = f"{stopped_in_words(process.pid)}{_STOPPED_OUT}"
+                filesystem_async._results_queue.put(WriterError(hangs + words))
+                process.kill()
+
+    def wait(self, queue: AsyncCallsQueue) -> None:
+        """For the end of them all."""
+        for process in _savers(queue):
+            while process.is_alive():
+                process.join(LOOK_S)
+                self.look(queue)
+
+
+def _savers(queue: AsyncCallsQueue) -> list[BaseProcess]:
+    found = (call.async_caller.process for call in queue.async_calls)
+    return [process for process in found if process is not None]
 
 
 def install() -> None:

@@ -32,6 +32,7 @@ from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.remote.server import ServerOptions, ServerSpec
 
 Found = tuple[float, str]
+BACKGROUND = ("--checkpoint.async-save", "true")
 _GRADER = """\
 import os, signal, struct, sys, time
 def say(raw): sys.stdout.buffer.write(struct.pack(">I", len(raw)) + raw); sys.stdout.buffer.flush()
@@ -202,6 +203,8 @@ ROWS: dict[str, Callable[[Path], Found]] = {
     "checkpoint writer is killed": lambda f: rank("write_files:1:SIGKILL", f),
     "checkpoint writer is stopped": lambda f: rank("write_files:1:SIGSTOP", f),
     "rank is stopped in a save": lambda f: rank("writing:1:SIGSTOP@rank1", f),
+    "background save is stopped": lambda f: rank("writing:1:SIGSTOP@rank1", f, *BACKGROUND),
+    "background save is killed": lambda f: rank("writing:1:SIGKILL@rank1", f, *BACKGROUND),
     "rank is killed in a save": lambda f: rank("writing:1:SIGKILL@rank1", f),
     "rank is killed": lambda f: rank("update:6:SIGKILL@rank1", f),
     "rank is stopped": lambda f: rank("update:6:SIGSTOP@rank1", f),

@@ -12,15 +12,21 @@ from clean_fork import run_in_fork
 STOPPED = 3
 
 
-def save(folder: Path, action: str | None, stopped_s: float = 10.0) -> int:
-    """Two tensors through megatron-core's own save, by our writers; 3 for a StorageError."""
+def save(
+    folder: Path, action: str | None, stopped_s: float = 10.0, background: bool = False
+) -> int:
+    """Two tensors through megatron-core's own save, by our writers; 3 for a StorageError.
+
+    background: the action meets the process that saves, not its writers."""
     from megaladder.process import ranks
 
     ranks.STOPPED_S = stopped_s
     if action:
-        os.environ["MEGALADDER_FAULT"] = f"write_files:1:{action}"
+        place = "writing" if background else "write_files"
+        os.environ["MEGALADDER_FAULT"] = f"{place}:1:{action}"
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing import ShardedTensor
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
     from megaladder import parallel
     from megaladder.checkpoint import writers
@@ -33,7 +39,12 @@ def save(folder: Path, action: str | None, stopped_s: float = 10.0) -> int:
         writers.install()
         try:
             with writers.failures_in_words(folder):
-                dist_checkpointing.save(state, str(folder))
+                queue = AsyncCallsQueue(persistent=False)
+                request = dist_checkpointing.save(state, str(folder), async_sharded_save=background)
+                if background:
+                    queue.schedule_async_request(request)
+                writers.SaverWatch().wait(queue)
+                queue.maybe_finalize_async_calls(blocking=True)
         except StorageError as error:
             (folder.parent / "said").write_text(str(error))
             return STOPPED
@@ -73,4 +84,11 @@ def test_a_writer_that_stands_still_is_named(folder) -> None:
     assert run_in_fork(save, folder, "SIGSTOP", 0.5) == STOPPED
     said = (folder.parent / "said").read_text()
     assert said.startswith(f"{folder}/__0_") and "its writer hangs: process" in said
+    assert "has been stopped for 0.5 s (SIGSTOP" in said
+
+
+def test_a_background_save_that_stands_still_is_named(folder) -> None:
+    assert run_in_fork(save, folder, "SIGSTOP", 0.5, True) == STOPPED
+    said = (folder.parent / "said").read_text()
+    assert said.startswith("the process that saves in the background hangs: process")
     assert "has been stopped for 0.5 s (SIGSTOP" in said
