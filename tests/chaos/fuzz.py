@@ -46,12 +46,21 @@ class Outcome:
     wrong: list[tuple[str, bytes]] = field(default_factory=list)
     slowest_s: float = 0.0
     cpu_s: float = 0.0
+    inputs: int = 0
 
     def add(self, other: Outcome) -> None:
         self.counts += other.counts
         self.wrong += other.wrong
         self.slowest_s = max(self.slowest_s, other.slowest_s)
         self.cpu_s += other.cpu_s
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of one reader: inputs, and seconds of processor time where those take longer."""
+
+    inputs: int
+    cpu_s: float
 
 
 def input_of(case: Case, name: str, seed: int, index: int) -> bytes:
@@ -95,29 +104,33 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__} at {ours}: {str(error)[:120]}"
 
 
-def fuzz(name: str, case: Case, inputs: int, seed: int, folder: Path) -> Outcome:
-    """Reads `inputs` mutations in forks; one that is ended by the kernel counts as wrong."""
+def fuzz(name: str, case: Case, limits: Limits, seed: int, folder: Path) -> Outcome:
+    """Reads mutations in forks; one that is ended by the kernel counts as wrong."""
     path = folder / case.file
     path.parent.mkdir(parents=True, exist_ok=True)
     for good in case.good():  # what nobody touched is accepted
         path.write_bytes(good)
         case.read(path)
-    outcome, start = Outcome(), 0
-    while start < inputs:
-        with _Fork() as fork:
-            begun, status = fork.read(name, case, range(start, inputs), seed, path)
+    outcome, status = Outcome(), 1
+    while status and outcome.inputs < limits.inputs:
+        indices = range(outcome.inputs, limits.inputs)
+        with _Fork(limits.cpu_s - outcome.cpu_s) as fork:
+            begun, status = fork.read(name, case, indices, seed, path)
             outcome.add(fork.outcome())
-        if status == 0:
-            break
-        start += begun
-        outcome.counts["ended by the kernel"] += 1
-        outcome.wrong.append((f"status {status}", input_of(case, name, seed, start - 1)))
+        outcome.inputs += begun
+        if status:
+            last = input_of(case, name, seed, outcome.inputs - 1)
+            outcome.counts["ended by the kernel"] += 1
+            outcome.wrong.append((f"status {status}", last))
     return outcome
 
 
 class _Fork:
     """Inputs that one process reads, as long as it lives. What it found stands where its end takes
     none of it along: figures in shared memory, what was wrong in a file."""
+
+    def __init__(self, cpu_s: float) -> None:
+        self._cpu_s = cpu_s
 
     def __enter__(self) -> _Fork:
         self._tally = mmap.mmap(-1, _TALLY.size)
@@ -135,8 +148,10 @@ class _Fork:
             status = 1
             try:
                 _limits()
-                so_far = Outcome()
+                so_far, began = Outcome(), time.process_time()
                 for begun, index in enumerate(indices, 1):
+                    if time.process_time() - began > self._cpu_s:
+                        break
                     _BEGUN.pack_into(self._tally, 0, begun)
                     signal.setitimer(signal.ITIMER_PROF, CPU_S)
                     self._note(so_far, read_one(case, input_of(case, name, seed, index), path))
@@ -183,7 +198,9 @@ def _limits() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--inputs", type=int, default=1000, help="of each reader")
+    words = "seconds of processor time of each reader, where its inputs take longer"
+    parser.add_argument("--cpu-s", type=float, default=float("inf"), help=words)
     parser.add_argument("--reader", action="append", help="of these; all without it")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -193,13 +210,13 @@ def main() -> int:
             continue
         folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=fast_folder()))
         try:
-            found = fuzz(name, case, given.inputs, given.seed, folder)
+            found = fuzz(name, case, Limits(given.inputs, given.cpu_s), given.seed, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         counts = ", ".join(f"{count:,} {how}" for how, count in sorted(found.counts.items()))
-        each_ms = 1000 * found.cpu_s / given.inputs
+        each_ms = 1000 * found.cpu_s / found.inputs
         seconds = f"slowest {found.slowest_s:.3f} s, {each_ms:.2f} ms each"
-        print(f"{name}: {given.inputs:,} inputs: {counts}; {seconds}", flush=True)
+        print(f"{name}: {found.inputs:,} inputs: {counts}; {seconds}", flush=True)
         kinds = {
             what.split(":")[0] + what.split(":")[1][:6] if ":" in what else what: (what, raw)
             for what, raw in found.wrong
