@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class Trained(Verb):
         names = folder / "modules"
 
         def run() -> int:
+            null = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(null, stream)
             with forked_programs():
                 status: int = main(self.words(self._inputs, folder), own_process=True)
             names.write_text("\n".join(sorted(sys.modules)))
@@ -63,7 +67,9 @@ class Trained(Verb):
         rows = [[row.get(key) for key in _COMPARED] for row in read_jsonl(run / "metrics.jsonl")]
         files = sorted(path for path in run.rglob("*") if path.is_file())
         names = [str(path.relative_to(run)) for path in files if path.name not in (".lock",)]
-        weights = (run / "hf" / f"step_{STEPS}" / "model.safetensors").read_bytes()
+        export = sorted((run / "hf" / f"step_{STEPS}").glob("*.safetensors"))
+        assert export, "no weights were exported"
+        weights = [path.read_bytes() for path in export]
         word = last_word.truth(run)
         return rows, names, weights, None if word is None else word["reason"]
 
@@ -76,6 +82,7 @@ def _trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str
         "train.max-steps": STEPS,
         "checkpoint.every": 1,
         "checkpoint.keep-last": 1,
+        "checkpoint.export-hf": "true",
         "optim.lr": "1e-3",
         **{key.replace("__", ".").replace("_", "-"): value for key, value in flags.items()},
     }
