@@ -69,7 +69,6 @@ def test_a_merge_adds_the_scaled_product_and_leaves_the_rest(model, tmp_path):
         ({"peft_type": "IA3"}, "peft_type 'IA3'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'"),
         ({"r": 0}, "r should be a whole number from 1, found 0"),
-        ({"lora_alpha": float("inf")}, "lora_alpha should be a number above 0, found inf"),
         ({"target_modules": "all-linear"}, "target_modules should be a list of names"),
         ({"target_modules": ["k_proj"]}, "unknown"),
         ({"r": 5}, "wrong shape"),
@@ -90,6 +89,9 @@ def test_damaged_folders_are_told(model, tmp_path):
         open_peft(folder, shape)
     (folder / CONFIG).write_text("[]")
     with pytest.raises(ModelError, match="expected a JSON object, found list"):
+        open_peft(folder, shape)
+    (folder / CONFIG).write_text('{"r": 8, "lora_alpha": Infinity, "target_modules": ["q_proj"]}')
+    with pytest.raises(ModelError, match="lora_alpha should be a number above 0, found inf"):
         open_peft(folder, shape)
 
 
