@@ -79,8 +79,9 @@ def spec_from_config(raw: Mapping[str, Any], where: Path | str) -> LoraSpec:
     rank, alpha, targets = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ModelError(f"{where}: r should be a whole number from 1, found {rank!r}")
-    is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
-    if not is_number or not 0 < alpha <= sys.float_info.max:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise ModelError(f"{where}: lora_alpha should be a number above 0, found {alpha!r}")
+    if not 0 < alpha <= sys.float_info.max:
         raise ModelError(f"{where}: lora_alpha should be a number above 0, found {alpha!r}")
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise ModelError(

@@ -199,7 +199,10 @@ class _Http(urllib.request.HTTPHandler):
         self._opened = opened
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Watched, req, opened=self._opened)
+        return self.do_open(self._connection, req)
+
+    def _connection(self, host: str, /, **how: Any) -> http.client.HTTPConnection:
+        return _Watched(host, opened=self._opened, **how)
 
 
 class _Https(urllib.request.HTTPSHandler):
@@ -208,7 +211,10 @@ class _Https(urllib.request.HTTPSHandler):
         self._opened = opened
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_WatchedTls, req, opened=self._opened)
+        return self.do_open(self._connection, req)
+
+    def _connection(self, host: str, /, **how: Any) -> http.client.HTTPConnection:
+        return _WatchedTls(host, opened=self._opened, **how)
 
 
 def _shut_all(opened: list[socket.socket]) -> None:
