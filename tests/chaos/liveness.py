@@ -142,7 +142,7 @@ def _babble(there: socket.socket, said: bytes, drip: bytes) -> None:
     with connection, contextlib.suppress(OSError):
         connection.sendall(said)
         while True:
-            time.sleep(0.1)
+            threading.Event().wait(0.1)
             connection.sendall(drip)
 
 
