@@ -20,6 +20,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megaladder.model.head import VocabularyHead
+from megaladder.model.moe.router import Router
 from megaladder.model.norms import ProjectionNorm, RMSNorm
 from megaladder.model.portable import PackedCoreAttention
 
@@ -68,6 +69,8 @@ def meter_activations(chunks: Iterable[torch.nn.Module], recompute: str, fp8: bo
             elif isinstance(module, (ColumnParallelLinear, RowParallelLinear)):
                 share = 0.5 if fp8 else 1.0
                 module.register_forward_hook(partial(_kept, meter, share), with_kwargs=True)
+            if isinstance(module, Router) and again is not TransformerLayer:
+                module.register_forward_hook(partial(_router_kept, meter), with_kwargs=True)
             if isinstance(module, MLP):
                 module.linear_fc1.register_forward_hook(partial(_output_kept, meter))
     return meter
@@ -111,11 +114,18 @@ def quantized_bytes(chunks: Sequence[Any]) -> int:
 def layer_at_work_bytes(chunk: Any, tokens: int) -> int:
     """One layer's backward.
 
-    Hidden states gathered over tp and their gradient, three gradients of the MLP's width."""
+    Hidden states gathered over tp and their gradient, three gradients of the MLP's width; of
+    experts the tokens that are sent and come and their gradients too, for every token's experts."""
     config = chunk.config
-    ffn = config.ffn_hidden_size // config.tensor_model_parallel_size
+    tp, hidden = config.tensor_model_parallel_size, config.hidden_size
+    width = 3 * config.ffn_hidden_size / tp
+    if config.num_moe_experts:
+        etp = config.expert_tensor_parallel_size
+        routed = config.moe_router_topk * etp / (tp if config.sequence_parallel else 1)
+        shared = 3 * (config.moe_shared_expert_intermediate_size or 0) / tp
+        width = shared + routed * (3 * config.moe_ffn_hidden_size / etp + 4 * hidden)
     size = torch.empty(0, dtype=config.params_dtype).element_size()
-    return tokens * (2 * config.hidden_size + 3 * ffn) * size
+    return int(tokens * (2 * hidden + width) * size)
 
 
 def _inputs(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
@@ -132,6 +142,12 @@ def _kept(
     meter: ActivationMeter, share: float, _module: Any, args: Any, kwargs: Any, output: Any
 ) -> None:
     _keep_until_backward(meter, int(share * _inputs(args, kwargs)), _first(output))
+
+
+def _router_kept(meter: ActivationMeter, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    """Its input, and its logits and scores in fp32."""
+    size = _inputs(args, kwargs) + 2 * _first(output).numel() * 4
+    _keep_until_backward(meter, size, _first(output))
 
 
 def _output_kept(meter: ActivationMeter, _module: Any, _args: Any, output: Any) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from megaladder.dryrun.match import differences, run_together
 from megaladder.dryrun.step import Job, RankProgram, simulate
 from megaladder.dryrun.world import Place
+from megaladder.model.hf_config import ModelShape
 from megaladder.train.trainer import layout_of
 
 
@@ -43,9 +44,7 @@ def run_all(job: Job) -> Simulation:
     faults = run_together(programs)
     compared: list[int] = []
     small = replace(
-        job,
-        shape=replace(job.shape, num_layers=layout.pp * layout.num_chunks),
-        micro_batches=layout.pp,
+        job, shape=with_layers(job.shape, layout.pp * layout.num_chunks), micro_batches=layout.pp
     )
     for stage in range(layout.pp):
         others = [place for place in neighbours(job) if place != Place()]
@@ -58,6 +57,12 @@ def run_all(job: Job) -> Simulation:
             found = differences(first, other)
             faults += [] if found is None else [found]
     return Simulation(programs, tuple(compared), tuple(dict.fromkeys(faults)))
+
+
+def with_layers(shape: ModelShape, count: int) -> ModelShape:
+    """The model with fewer layers, with experts in each if it has any."""
+    moe = shape.moe and replace(shape.moe, sparse_layers=(True,) * count)
+    return replace(shape, num_layers=count, moe=moe)
 
 
 def neighbours(job: Job) -> Iterator[Place]:

@@ -32,9 +32,9 @@ class Group:
 class Event:
     """One thing a rank asks of a communicator.
 
-    op: all_reduce, all_gather, reduce_scatter (with its reduction), broadcast, barrier, object (a
-    pickled Python value), send, recv, or wait (for transfer batch `batch`). num_bytes: of the whole tensor: gathered, or
-    before it is scattered. peer: global rank of a transfer. batch: transfers that start together.
+    op: all_reduce, all_gather, reduce_scatter (with its reduction), all_to_all, broadcast, barrier,
+    object (a pickled Python value), send, recv, or wait (for transfer batch `batch`). num_bytes: of
+    the whole tensor: gathered, before it is scattered, or given out. peer: global rank of a transfer. batch: transfers that start together.
     where: the part of the step.
     """
 
@@ -187,9 +187,15 @@ class RecordingGroup(dist.ProcessGroup):
     ) -> Done:
         return self._add(f"reduce_scatter {_reduction(opts)}", wholes)
 
+    def alltoall_base(
+        self, _output: torch.Tensor, given: torch.Tensor, *_splits: Any, **_: Any
+    ) -> Done:
+        return self._add("all_to_all", [given])
+
     # the names of newer torch versions; arguments go by place, those that do not count unnamed
     all_gather_single = _allgather_base  # type: ignore[assignment]
     reduce_scatter_single = _reduce_scatter_base  # type: ignore[assignment]
+    all_to_all_single = alltoall_base  # type: ignore[assignment]
     all_gather_single_coalesced = allgather_into_tensor_coalesced  # type: ignore[assignment]
     reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced  # type: ignore[assignment]
 

@@ -15,7 +15,14 @@ from megaladder.plan.memory import MemoryEstimate
 GB = 1e9
 PARTS = ("weights", "gradients", "optimizer", "fp8_copies", "activations")
 # communicators whose work is asked for by every micro-batch
-_EACH_MICRO_BATCH = ("tensor_model_parallel", "context_parallel", "pipeline_model_parallel")
+_EACH_MICRO_BATCH = (
+    "tensor_model_parallel",
+    "context_parallel",
+    "pipeline_model_parallel",
+    "expert_model_parallel",
+    "expert_tensor_parallel",
+    "expert_tensor_and_model_parallel",
+)
 
 
 @dataclass(frozen=True, slots=True)

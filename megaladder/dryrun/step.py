@@ -30,6 +30,7 @@ from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSum
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.adapter import attach
 from megaladder.model.lora.peft_config import lora_spec
+from megaladder.model.moe.balance import move_biases, step_balance
 from megaladder.model.portable import PackedCoreAttention
 from megaladder.train.objectives.losses import sft_head, sft_loss
 from megaladder.train.optimizer import build_optimizer, guarded_update, wrap_chunks, zero_grad
@@ -131,7 +132,10 @@ class _Trainer:
         )
         self.recorder.where = "update"
         norm, updated = guarded_update(self.optimizer, sums.loss, LEARNING_RATE)
-        return UpdateResult(sums, LEARNING_RATE, norm, updated, 0.0)
+        balance = step_balance(self.chunks, self.shape)
+        if balance is not None and updated and self.config.moe.bias_update_rate:
+            move_biases(self.chunks, balance, self.config.moe.bias_update_rate)
+        return UpdateResult(sums, LEARNING_RATE, norm, updated, 0.0, balance)
 
 
 def simulate(job: Job, place: Place) -> RankProgram:

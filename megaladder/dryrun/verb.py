@@ -16,7 +16,9 @@ from megaladder.config.rules.layout import batch_line, check_world, validate_lay
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError, MegaladderError
 from megaladder.plan.hardware import find_gpu, find_model
-from megaladder.plan.memory import GIB, MemoryEstimate, require_dense, stage_memory
+from megaladder.plan.memory import GIB, MemoryEstimate, stage_memory
+from megaladder.plan.throughput import Cluster, StepTime, step_time
+from megaladder.plan.verb import shares
 from megaladder.preflight.check import is_grpo, planned
 from megaladder.run_dir import atomic_write, to_json
 
@@ -77,7 +79,6 @@ def run_dryrun(config: DryrunSft | DryrunGrpo) -> None:
     dp = check_world(config, ranks)
     shape = find_model(config.model.path)
     validate_layout(config, shape)
-    require_dense(shape, "dryrun")
     gpu = find_gpu(config.gpu_kind)
     # torch and megatron-core: after all that needs neither
     from megaladder import platform
@@ -103,6 +104,7 @@ def run_dryrun(config: DryrunSft | DryrunGrpo) -> None:
     print()
     for line in _summary(simulation, estimates, gpu.memory_bytes):
         print(line)
+    print(_seconds(step_time(shape, layout, work, Cluster(gpu, software)), gpu.name))
     if config.json_file:
         found = report.as_dict(job, simulation, estimates)
         atomic_write(config.json_file, to_json(found, sort_keys=True, indent=1) + "\n")
@@ -114,6 +116,11 @@ def run_dryrun(config: DryrunSft | DryrunGrpo) -> None:
             + "; fix: this run would hang or stop with wrong results; what both sides ask for at"
             " the place named has to be the same"
         )
+
+
+def _seconds(step: StepTime, gpu_name: str) -> str:
+    """What `plan` predicts for the update."""
+    return f"plan predicts {step.total:.2f} s an update on {gpu_name}: {shares(step.by_part())}"
 
 
 def _summary(

@@ -87,6 +87,7 @@ def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Any]]:
     """What cannot run without data, with what takes its place."""
     from megatron.core.optimizer import clip_grads
 
+    from megaladder.dryrun import experts
     from megaladder.model import head
     from megaladder.model.build import LadderGPT
     from megaladder.train import step
@@ -125,4 +126,5 @@ def _stand_ins(recorder: Recorder) -> list[tuple[Any, str, Any]]:
         (FakeTensor, "numpy", values),
         # parameters are made in their type already, and fake ones cannot be replaced
         (LadderGPT, "to", lambda chunk, **_: chunk),
+        *experts.stand_ins(),
     ]

@@ -118,6 +118,15 @@ class ModelShape:
         return self.num_layers * (attention + bias + norms) + mlps + embeddings + self.hidden_size
 
     @property
+    def num_active_parameters(self) -> int:
+        """Those of them that one token meets: of a layer's experts the ones that it is sent to."""
+        if self.moe is None:
+            return self.num_parameters
+        _, routed = self.moe.layer_parts(self.hidden_size, 1)
+        idle = self.moe.num_experts - self.moe.top_k
+        return self.num_parameters - self.moe.num_sparse * routed * idle // self.moe.num_experts
+
+    @property
     def num_dense(self) -> int:
         """Layers without experts."""
         return self.num_layers - (0 if self.moe is None else self.moe.num_sparse)

@@ -7,6 +7,7 @@ Closed formulas, a search over layouts, figures from data files.
     memory.py                      bytes per GPU, by part
     throughput.py                  seconds per step, by part; calibration.yaml holds its few fitted
                                    numbers
+    experts.py                     what a layer with experts takes: all-to-all, grouped products
     grpo.py                        phases of a GRPO round
     search.py                      every layout that divides the model and fits the memory, fastest
                                    first

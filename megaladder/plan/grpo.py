@@ -20,8 +20,9 @@ from megaladder.plan.layout import PlannedLayout, Work
 from megaladder.plan.memory import FRAMEWORK, MemoryEstimate
 from megaladder.plan.throughput import Cluster, forward_time, step_time
 
-# of a few tokens inside a node, two a layer and decoding step (an assumption, not fitted)
-_ALL_REDUCE_S = 1e-5
+# of a few tokens, two a layer and decoding step: inside a node, between nodes (assumptions, not
+# fitted)
+_ALL_REDUCE_S, _ALL_REDUCE_BETWEEN_NODES_S = 1e-5, 5e-5
 ENGINE_SHARE = 0.9  # of a GPU that an engine with GPUs of its own takes (vLLM's default)
 
 
@@ -70,6 +71,7 @@ class Round:
     colocated: bool = True
     overlapped: bool = False
     adapters: LoraSpec | None = None
+    imbalance: float = 1.0
 
     @property
     def samples(self) -> int:
@@ -87,7 +89,13 @@ class Round:
         """All the round's samples, as a log-prob pass sees them."""
         lora = self.adapters is not None
         return Work(
-            self.seq_length, self.samples, self.precision, self.sample_length, lora, self.adapters
+            self.seq_length,
+            self.samples,
+            self.precision,
+            self.sample_length,
+            lora,
+            self.adapters,
+            self.imbalance,
         )
 
 
@@ -153,7 +161,8 @@ def generation_time(
 
     More than fit the key-value cache at once run in turns."""
     engines, tp = work.engine_gpus // work.engine_tp, work.engine_tp
-    weights = shape.num_parameters * (1 if work.rollout_precision == "fp8" else 2)
+    value_bytes = 1 if work.rollout_precision == "fp8" else 2
+    weights = shape.num_parameters * value_bytes
     cache_bytes = engine_bytes * tp - weights - FRAMEWORK * tp
     if engines < 1 or cache_bytes < kv_bytes_per_token(shape) * work.sample_length:
         raise ConfigError(
@@ -170,20 +179,33 @@ def generation_time(
         + max(0.0, sequences / at_once - 1) * work.response_length
     )
     bandwidth = machine.gpu.memory_gb_s * 1e9 * fitted.decode_memory
+    read = value_bytes * _read_parameters(shape, min(sequences, at_once))
+    all_reduce = _ALL_REDUCE_S if tp <= machine.gpu.gpus_per_node else _ALL_REDUCE_BETWEEN_NODES_S
+    sparse = 0 if shape.moe is None else shape.moe.num_sparse
     per_step = (
-        weights / tp / bandwidth
+        read / tp / bandwidth
         + fitted.decode_step_s
-        + (2 * shape.num_layers * _ALL_REDUCE_S if tp > 1 else 0.0)
+        + sparse * machine.expert_numbers.decode_layer_s
+        + (2 * shape.num_layers * all_reduce if tp > 1 else 0.0)
     )
     flops = (
         2
-        * shape.num_parameters
+        * shape.num_active_parameters
         / tp
         / (machine.gpu.matmul(work.rollout_precision) * machine.numbers.gemm_bf16)
     )
     keys_read = mean_context * kv_bytes_per_token(shape) / tp / bandwidth
     prefill = work.prompts / engines * work.prompt_length * flops
     return steps * per_step + sequences * work.response_length * (keys_read + flops) + prefill
+
+
+def _read_parameters(shape: ModelShape, sequences: float) -> float:
+    """Parameters that a decoding step reads: of experts those that one of its tokens is sent to."""
+    if shape.moe is None:
+        return shape.num_parameters
+    _, routed = shape.moe.layer_parts(shape.hidden_size, 1)
+    idle = (1 - shape.moe.top_k / shape.moe.num_experts) ** sequences
+    return shape.num_parameters - idle * shape.moe.num_sparse * routed
 
 
 def sync_time(shape: ModelShape, layout: PlannedLayout, work: Round, machine: Cluster) -> float:

@@ -20,9 +20,10 @@ RECOMPUTE_MODES = ("none", "selective", "full")
 class PlannedLayout:
     """GPUs = tp · pp · cp · dp.
 
-    `recompute`: none, selective (the attention core), full (each layer again from its input), or,
+    ep, etp: how many ranks of a stage share a layer's experts, and share each expert; both come
+    out of the ranks that tp, cp and dp make. `recompute`: none, selective (the attention core), full (each layer again from its input), or,
     for other systems' runs only, selective_op (torchtitan: every second product and all that is
-    element-wise).
+    element-wise) and elementwise (megatron-core's norms and activations).
     """
 
     tp: int = 1
@@ -33,6 +34,8 @@ class PlannedLayout:
     micro_batch_size: int = 1
     recompute: str = "none"
     sequence_parallel: bool = True
+    ep: int = 1
+    etp: int = 1
 
     @property
     def gpus(self) -> int:
@@ -42,6 +45,11 @@ class PlannedLayout:
     def chunks(self) -> int:
         """Model chunks over the whole pipeline; must divide the layers."""
         return self.pp * (self.vpp or 1)
+
+    @property
+    def expert_copies(self) -> int:
+        """Ranks of a stage that hold the same part of the experts; their optimizer is sharded."""
+        return self.tp * self.cp * self.dp // (self.ep * self.etp)
 
     @property
     def sequence_split(self) -> int:
@@ -54,6 +62,8 @@ class PlannedLayout:
             f"pp {self.pp}",
             *([f"vpp {self.vpp}"] if self.vpp else []),
             *([f"cp {self.cp}"] if self.cp > 1 else []),
+            *([f"ep {self.ep}"] if self.ep > 1 else []),
+            *([f"etp {self.etp}"] if self.etp > 1 else []),
         ]
         return " ".join(
             [*names, f"dp {self.dp}", f"mbs {self.micro_batch_size}", f"recompute {self.recompute}"]
@@ -74,6 +84,7 @@ class Work:
     sample_length None: every sample fills its row (and attends over all of it). precision: fp32,
     bf16, or fp8 (linear layers in FP8, the rest bf16). lora: frozen weights, so no weight
     gradients and no gradient traffic. adapters: which are trained then; None: of negligible size.
+    imbalance: of a mixture of experts, tokens of the busiest rank over the mean.
     """
 
     seq_length: int
@@ -82,6 +93,7 @@ class Work:
     sample_length: float | None = None
     lora: bool = False
     adapters: LoraSpec | None = None
+    imbalance: float = 1.0
 
     @property
     def context(self) -> float:
@@ -112,7 +124,9 @@ class Software:
     products. fused_head: logits are formed chunk by chunk and never kept (kernels.linear_loss).
     fsdp: parameters are gathered for every micro-batch. compiled: element-wise operations are
     fused. optimizer_bytes: on the GPU per parameter before sharding, in bf16 runs (fp32 master copy
-    and two moments). fp8_params: FP8 weights replace the bf16 ones instead of being kept beside
+    and two moments). fused_dispatch: a token crosses a link once for all its experts behind it
+    (DeepEP, HybridEP); else once for each (NCCL's all-to-all). ep_overlap: experts' traffic runs
+    under the products of another micro-batch. fp8_params: FP8 weights replace the bf16 ones instead of being kept beside
     them. flash2: attention by FlashAttention-2, which Hopper and later run at half the speed of
     what came after it.
     """
@@ -125,6 +139,8 @@ class Software:
     optimizer_bytes: float = 12.0
     fp8_params: bool = False
     flash2: bool = False
+    fused_dispatch: bool = False
+    ep_overlap: bool = False
 
 
 OURS = Software()

@@ -9,14 +9,14 @@ those of fused layers (Transformer Engine). The portable layers of a CPU keep ab
 unfused norms and gating save fp32 copies of their inputs (tests/plan/test_measured.py).
 
 Legend: P parameters of the rank, T tokens of a micro-batch on the rank, H hidden size, A heads ·
-head_dim, K groups · head_dim, F feed-forward size, V vocabulary.
+head_dim, K groups · head_dim (of experts: how many a token is sent to), F feed-forward size, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
-from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
 from megaladder.model.lora.spec import projections
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
@@ -84,59 +84,6 @@ def estimate_memory(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class States:
-    """Bytes that a rank of one pipeline stage keeps from step to step."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer
-
-
-def expert_states(
-    shape: ModelShape, layout: PlannedLayout, work: Work, expert_split: int, software: Software
-) -> States:
-    """Of a mixture of experts, on the fullest stage; activations are not in it.
-
-    `expert_split`: the ep · etp ranks that a layer's experts are spread over; the others of a stage
-    hold copies, over which the experts' optimizer is sharded."""
-    ranks = layout.tp * layout.cp * layout.dp
-    value_bytes = FP32_BYTES if work.precision == "fp32" else 2
-    state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
-    found = []
-    for stage in range(layout.pp):
-        others, experts = stage_parameters(shape, layout, stage), 0
-        if shape.moe is not None:
-            sparse = [shape.is_sparse(layer) for layer in _layers_of(shape, layout, stage)]
-            dense_mlp = 3 * shape.hidden_size * shape.ffn_hidden_size // layout.tp
-            beside, routed = shape.moe.layer_parts(shape.hidden_size, layout.tp)
-            others += sum(sparse) * (beside - dense_mlp)
-            experts = sum(sparse) * routed // expert_split
-        sharded = others / (layout.dp * layout.cp) + experts * expert_split / ranks
-        held = others + experts
-        found.append(States(held * value_bytes, held * FP32_BYTES, int(sharded * state_bytes)))
-    return max(found, key=lambda states: states.total)
-
-
-def _layers_of(shape: ModelShape, layout: PlannedLayout, stage: int) -> list[int]:
-    """Layers of a stage; interleaved, a chunk of each round."""
-    size = shape.num_layers // layout.chunks
-    return [layer for layer in range(shape.num_layers) if layer // size % layout.pp == stage]
-
-
-def require_dense(shape: ModelShape, asker: str) -> None:
-    """Raises ConfigError for a mixture of experts: nothing here prices one yet."""
-    if shape.moe is not None:
-        raise ConfigError(
-            f"{shape.family.title} is a mixture of experts, whose memory and traffic `{asker}` does"
-            " not price yet; fix: a dense model, or `megaladder check`, which looks at the rest"
-        )
-
-
 def stage_layers(num_layers: int, pp: int, stage: int) -> int:
     """Layers of a stage.
 
@@ -146,33 +93,74 @@ def stage_layers(num_layers: int, pp: int, stage: int) -> int:
     return per_stage if stage < pp - 1 else num_layers - (pp - 1) * per_stage
 
 
-def layer_parameters(shape: ModelShape, tp: int) -> int:
-    """Parameters of one layer on a rank.
+def layers_of(shape: ModelShape, layout: PlannedLayout, stage: int) -> list[int]:
+    """Layers of a stage; interleaved, a chunk of each round."""
+    if shape.num_layers % layout.chunks:
+        first = -(-shape.num_layers // layout.pp) * stage
+        return list(range(first, first + stage_layers(shape.num_layers, layout.pp, stage)))
+    size = shape.num_layers // layout.chunks
+    return [layer for layer in range(shape.num_layers) if layer // size % layout.pp == stage]
 
-    Matrices and query/key/value biases are split over tp, norms are not."""
+
+def sparse_layers(shape: ModelShape, layout: PlannedLayout, stage: int) -> int:
+    """How many layers of a stage have experts."""
+    return sum(shape.is_sparse(layer) for layer in layers_of(shape, layout, stage))
+
+
+def layer_parameters(shape: ModelShape, tp: int, sparse: bool = False) -> int:
+    """Parameters of one layer on a rank, those of routed experts left out.
+
+    Matrices and query/key/value biases are split over tp, norms and the router are not."""
     heads, groups, size = shape.num_attention_heads, shape.num_query_groups, shape.head_dim
-    matrices = (
-        shape.hidden_size * size * 2 * (heads + groups)
-        + 3 * shape.hidden_size * shape.ffn_hidden_size
-    )
+    matrices = shape.hidden_size * size * 2 * (heads + groups)
+    beside = 0
+    if sparse and shape.moe is not None:
+        beside, _ = shape.moe.layer_parts(shape.hidden_size, tp)
+    else:
+        matrices += 3 * shape.hidden_size * shape.ffn_hidden_size
     bias = size * (heads + 2 * groups) if shape.qkv_bias else 0
-    norms = shape.norms_per_layer * shape.hidden_size
+    norms = shape.norms_per_layer * shape.hidden_size + beside
     if shape.qk_norm == "projection":
         return (matrices + bias + shape.qk_norm_size) // tp + norms
     return (matrices + bias) // tp + norms + shape.qk_norm_size
 
 
-def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Of a rank: `layers` and `tables` are sharded over dp · cp, `experts` over their copies."""
+
+    layers: int
+    tables: int  # embedding, head, last norm
+    experts: int
+
+    @property
+    def total(self) -> int:
+        return self.layers + self.tables + self.experts
+
+    def shard(self, layout: PlannedLayout) -> float:
+        """Parameters whose optimizer states the rank holds."""
+        others = (self.layers + self.tables) / (layout.dp * layout.cp)
+        return others + self.experts / layout.expert_copies
+
+
+def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> Parameters:
     """Parameters of a rank in this stage.
 
     Tied embeddings: the last stage holds a copy of its own when there is more than one."""
     table = padded_vocab_size(shape.vocab_size, layout.tp) // layout.tp * shape.hidden_size
     first, last = stage == 0, stage == layout.pp - 1
     tables = int(first) + int(last and not (shape.tied and first))
-    return (
-        stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp)
-        + tables * table
-        + last * shape.hidden_size
+    sparse = sparse_layers(shape, layout, stage)
+    dense = stage_layers(shape.num_layers, layout.pp, stage) - sparse
+    experts = 0
+    if shape.moe is not None:
+        _, routed = shape.moe.layer_parts(shape.hidden_size, layout.tp)
+        experts = sparse * routed // (layout.ep * layout.etp)
+    return Parameters(
+        dense * layer_parameters(shape, layout.tp)
+        + sparse * layer_parameters(shape, layout.tp, sparse=True),
+        tables * table + last * shape.hidden_size,
+        experts,
     )
 
 
@@ -199,21 +187,17 @@ def stage_memory(
     shape: ModelShape, layout: PlannedLayout, work: Work, stage: int, software: Software = OURS
 ) -> MemoryEstimate:
     """A rank of one pipeline stage, without engine and reserve."""
-    parameters = stage_parameters(shape, layout, stage)
+    held = stage_parameters(shape, layout, stage)
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
     adapters = adapter_parameters(shape, layout, work, stage)
-    trained = adapters if work.lora else parameters
-    quantized = (
-        stage_layers(shape.num_layers, layout.pp, stage) * layer_parameters(shape, layout.tp)
-        if work.precision == "fp8"
-        else 0
-    )
+    sharded = adapters / (layout.dp * layout.cp) if work.lora else held.shard(layout)
+    quantized = held.layers + held.experts if work.precision == "fp8" else 0
     return MemoryEstimate(
-        weights=(parameters + adapters) * value_bytes
+        weights=(held.total + adapters) * value_bytes
         - (2 * quantized if software.fp8_params else 0),
-        gradients=trained * FP32_BYTES,
-        optimizer=int(trained * state_bytes // (layout.dp * layout.cp)),
+        gradients=(adapters if work.lora else held.total) * FP32_BYTES,
+        optimizer=int(sharded * state_bytes),
         fp8_copies=2 * quantized,
         activations=_activation_bytes(shape, layout, work, stage),
         head=_head_bytes(shape, layout, work, value_bytes) if stage == layout.pp - 1 else 0,
@@ -222,27 +206,61 @@ def stage_memory(
     )
 
 
-def layer_activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work) -> float:
+def routed_tokens(shape: ModelShape, layout: PlannedLayout, work: Work) -> float:
+    """Tokens that a rank's experts get from a micro-batch, over the tokens T of the rank.
+
+    K experts of each of the T / tp that a rank routes, gathered over etp; on the busiest rank
+    `imbalance` times as many."""
+    if shape.moe is None:
+        return 0.0
+    return shape.moe.top_k * layout.etp * work.imbalance / layout.sequence_split
+
+
+def layer_activation_bytes(
+    shape: ModelShape, layout: PlannedLayout, work: Work, sparse: bool = False
+) -> float:
     """What one layer keeps for backward per token.
 
     Inputs of its norms and of its linears, q, k, v (before their norms too, where they have them),
-    the attention's output, the gated MLP's two halves and their product. No score matrix: attention
-    is fused, so `selective` saves nothing more here. In FP8 the inputs of the linear layers are
-    kept in one byte.
+    the attention's output, the gated MLP's two halves and their product; of experts the same for
+    every token that reaches them, the router's input and its logits and scores in fp32. No score
+    matrix: attention is fused, so `selective` saves nothing more here. In FP8 the inputs of the
+    linear layers are kept in one byte.
     """
     hidden, split = shape.hidden_size, layout.sequence_split
     attention, keys = (
         shape.num_attention_heads * shape.head_dim,
         shape.num_query_groups * shape.head_dim,
     )
-    linear_inputs = 2 * hidden / split + (attention + shape.ffn_hidden_size) / layout.tp
+    ffn, experts, router = shape.ffn_hidden_size / layout.tp, 0.0, 0.0
+    if sparse and shape.moe is not None:
+        routed, width = routed_tokens(shape, layout, work), shape.moe.ffn_hidden_size / layout.etp
+        ffn, experts = shape.moe.shared_ffn_size / layout.tp + routed * width, routed * hidden
+        router = 2 * FP32_BYTES * shape.moe.num_experts / split
+    linear_inputs = 2 * hidden / split + attention / layout.tp + ffn + experts
     normed = attention + keys if shape.qk_norm else 0
     others = (
         shape.norms_per_layer * hidden / split
-        + (attention + 2 * keys + normed + 2 * shape.ffn_hidden_size) / layout.tp
+        + (attention + 2 * keys + normed) / layout.tp
+        + 2 * ffn
     )
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
-    return linear_inputs * (1 if work.precision == "fp8" else value_bytes) + others * value_bytes
+    input_bytes = 1 if work.precision == "fp8" else value_bytes
+    return linear_inputs * input_bytes + others * value_bytes + router
+
+
+def working_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, sparse: bool) -> float:
+    """What one layer at work holds beside that, per token.
+
+    Hidden states gathered over tp and their gradient, three gradients of the MLP's width; of
+    experts the tokens that are sent and come, and their gradients, twice each."""
+    value_bytes = FP32_BYTES if work.precision == "fp32" else 2
+    if not sparse or shape.moe is None:
+        return (2 * shape.hidden_size + 3 * shape.ffn_hidden_size / layout.tp) * value_bytes
+    routed = routed_tokens(shape, layout, work)
+    width = 3 * shape.moe.ffn_hidden_size / layout.etp + 4 * shape.hidden_size
+    shared = 3 * shape.moe.shared_ffn_size / layout.tp
+    return (2 * shape.hidden_size + shared + routed * width) * value_bytes
 
 
 def micro_batches_in_flight(layout: PlannedLayout, work: Work, stage: int) -> float:
@@ -260,22 +278,21 @@ def micro_batches_in_flight(layout: PlannedLayout, work: Work, stage: int) -> fl
 
 
 def _activation_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, stage: int) -> int:
-    """Kept by all micro-batches in flight, and one layer at work.
-
-    Gathered hidden states, the MLP's gradients."""
-    tokens, value_bytes = (
-        micro_batch_tokens(layout, work),
-        FP32_BYTES if work.precision == "fp32" else 2,
-    )
-    per_layer = layer_activation_bytes(shape, layout, work)
-    at_work = (2 * shape.hidden_size + 3 * shape.ffn_hidden_size / layout.tp) * value_bytes
-    kept = per_layer
-    if layout.recompute == "full":
-        kept, at_work = shape.hidden_size / layout.sequence_split * value_bytes, at_work + per_layer
-    layers = stage_layers(shape.num_layers, layout.pp, stage) * micro_batches_in_flight(
-        layout, work, stage
-    )
-    return int(tokens * (layers * kept + at_work))
+    """Kept by all micro-batches in flight, and one layer at work, that which holds most."""
+    value_bytes = FP32_BYTES if work.precision == "fp32" else 2
+    sparse = sparse_layers(shape, layout, stage)
+    layers = {True: sparse, False: stage_layers(shape.num_layers, layout.pp, stage) - sparse}
+    kept, at_work = 0.0, 0.0
+    for kind, count in layers.items():
+        per_layer = layer_activation_bytes(shape, layout, work, kind)
+        working = working_bytes(shape, layout, work, kind)
+        if layout.recompute == "full":
+            working += per_layer
+            per_layer = shape.hidden_size / layout.sequence_split * value_bytes
+        kept += count * per_layer
+        at_work = max(at_work, working if count else 0.0)
+    in_flight = micro_batches_in_flight(layout, work, stage)
+    return int(micro_batch_tokens(layout, work) * (in_flight * kept + at_work))
 
 
 def _head_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, value_bytes: int) -> int:

@@ -9,7 +9,7 @@ when pinned: its price on packed rows of unequal sequences is not modelled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -38,6 +38,8 @@ class Pins:
     cp: int | None = None
     micro_batch_size: int | None = None
     recompute: str | None = None
+    ep: int | None = None
+    etp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +129,7 @@ def search(task: Task, pins: Pins = Pins()) -> list[Plan]:
     layouts = list(_layouts(task, pins))
     if not layouts:
         raise ConfigError(_why_none(task, pins))
-    sizes = [pins.cp] if pins.cp else context_parallel_sizes()
-    for cp in sizes:
+    for cp in _context_parallel(task.shape, pins):
         plans = [
             plan
             for layout in layouts
@@ -200,16 +201,37 @@ def _layouts(task: Task, pins: Pins) -> Iterator[PlannedLayout]:
     shape, total = task.shape, task.trainer_gpus
     for tp in [pins.tp] if pins.tp else _divisors(task.gpu.gpus_per_node):
         for pp in [pins.pp] if pins.pp else _divisors(shape.num_layers):
-            for cp in [pins.cp] if pins.cp else context_parallel_sizes():
+            for cp in _context_parallel(shape, pins):
                 if total % (tp * pp * cp) or task.work.seq_length % _row_multiple(tp, cp):
                     continue
                 if task.work.global_batch_size < total // (tp * pp * cp):
                     continue  # ranks without a sample
                 for vpp in _interleavings(shape, pp, pins):
                     if not shape_problems(shape, tp, pp, vpp):
-                        yield from _variants(
-                            PlannedLayout(tp, pp, vpp, cp, total // (tp * pp * cp)), pins
-                        )
+                        dense = PlannedLayout(tp, pp, vpp, cp, total // (tp * pp * cp))
+                        for layout in _expert_splits(shape, dense, pins):
+                            yield from _variants(layout, pins)
+
+
+def _context_parallel(shape: ModelShape, pins: Pins) -> Sequence[int]:
+    """Sizes to try; the trainer has none above 1 for a mixture of experts."""
+    if pins.cp:
+        return [pins.cp]
+    return context_parallel_sizes() if shape.moe is None else (1,)
+
+
+def _expert_splits(shape: ModelShape, dense: PlannedLayout, pins: Pins) -> Iterator[PlannedLayout]:
+    """The layout with its experts over every number of ranks that divides both.
+
+    Each expert whole, unless etp is pinned: fine-grained ones are too thin to cut."""
+    if shape.moe is None:
+        yield dense
+        return
+    ranks, etp = dense.expert_copies, pins.etp or 1
+    for ep in [pins.ep] if pins.ep else _divisors(shape.moe.num_experts):
+        if shape.moe.num_experts % ep or ranks % (ep * etp) or shape.moe.ffn_hidden_size % etp:
+            continue
+        yield replace(dense, ep=ep, etp=etp)
 
 
 def _row_multiple(tp: int, cp: int) -> int:
@@ -254,6 +276,8 @@ def _why_none(task: Task, pins: Pins) -> str:
             f"--vpp {pins.vpp} needs pipeline stages; fix: --pp of at least 2 with pp·vpp a divisor"
             f" of {task.shape.num_layers} layers"
         )
+    if problem := _experts_problem(task, pins):
+        return problem
     if task.work.seq_length % (multiple := _row_multiple(tp, cp)):
         return (
             f"--seq-length {task.work.seq_length} does not divide over tp {tp}, cp {cp}; fix:"
@@ -264,6 +288,25 @@ def _why_none(task: Task, pins: Pins) -> str:
         f" of every layout on {task.trainer_gpus} GPUs; fix: a larger batch (at least"
         f" {task.trainer_gpus // task.gpu.gpus_per_node}), or fewer GPUs"
     )
+
+
+def _experts_problem(task: Task, pins: Pins) -> str | None:
+    """Why the pinned sizes of experts do not divide, if that is so."""
+    moe, ep, etp = task.shape.moe, pins.ep or 1, pins.etp or 1
+    if moe is None:
+        return None
+    if moe.num_experts % ep or moe.ffn_hidden_size % etp:
+        return (
+            f"--ep {ep} and --etp {etp} do not divide {moe.num_experts} experts of feed-forward size"
+            f" {moe.ffn_hidden_size}; fix: divisors of both"
+        )
+    ranks = task.trainer_gpus // (pins.pp or 1)
+    if ranks % (ep * etp):
+        return (
+            f"--ep {ep} × --etp {etp} does not divide the {ranks} GPUs of a pipeline stage; fix:"
+            f" --gpus a multiple of {ep * etp * (pins.pp or 1)}, or other sizes"
+        )
+    return None
 
 
 def _shortfall(task: Task, pins: Pins, layouts: list[PlannedLayout]) -> str:
@@ -304,7 +347,7 @@ def _what_helps(task: Task, pins: Pins) -> list[str]:
 
     helps = []
     if pins != Pins() and fits(task, Pins()):
-        helps.append("leave --tp, --pp, --cp, --micro-batch-size and --recompute open")
+        helps.append("leave --tp, --pp, --cp, --ep, --micro-batch-size and --recompute open")
     counts = iter(range(2, MAX_HELP_GPUS // task.gpus + 1))
     more = next(
         (

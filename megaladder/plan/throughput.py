@@ -19,15 +19,24 @@ from functools import cache
 
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.model.hf_config import ModelShape
+from megaladder.plan.experts import (
+    ExpertCalibration,
+    Passes,
+    cast_widths,
+    expert_calibration,
+    expert_parts,
+    waited_for_host,
+)
 from megaladder.plan.hardware import HERE, Gpu
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
-from megaladder.plan.memory import micro_batch_tokens, stage_layers, stage_parameters
+from megaladder.plan.memory import micro_batch_tokens, sparse_layers, stage_layers, stage_parameters
 
 # What is done again in backward, as a share of the forward: (products, attention, element-wise).
 _AGAIN = {
     "none": (0.0, 0.0, 0.0),
     "selective": (0.0, 1.0, 0.0),
     "full": (1.0, 1.0, 1.0),
+    "elementwise": (0.0, 0.0, 1.0),
     "selective_op": (0.5, 0.0, 1.0),
 }
 # FlashAttention forms the scores again: five products against two (arXiv 2205.14135)
@@ -90,6 +99,7 @@ class StepTime:
     head: float
     tp_comm: float
     cp_comm: float
+    ep_comm: float
     pp_comm: float
     dp_comm: float
     bubble: float
@@ -111,10 +121,15 @@ class Cluster:
     gpu: Gpu
     software: Software = OURS
     fitted: Calibration | None = None  # None: calibration.yaml
+    fitted_experts: ExpertCalibration | None = None
 
     @property
     def numbers(self) -> Calibration:
         return self.fitted or calibration()
+
+    @property
+    def expert_numbers(self) -> ExpertCalibration:
+        return self.fitted_experts or expert_calibration()
 
     def product_s(self, tokens: float, width_in: float, width_out: float, precision: str) -> float:
         """One matrix product [tokens, width_in] × [width_in, width_out]."""
@@ -170,10 +185,9 @@ def forward_time(shape: ModelShape, layout: PlannedLayout, work: Work, machine: 
     """Seconds of a pass over the step's tokens without backward (log-probs).
 
     A third of the products, no recomputation."""
-    parts = {**_layers(shape, layout, work, machine, backward=False)}
-    layers = stage_layers(shape.num_layers, layout.pp, 0)
+    parts = _stage_layers(shape, layout, work, machine, 0, backward=False)
     head = _head(shape, layout, work, machine, backward=False)
-    per_micro_batch = sum(parts.values()) * layers + head
+    per_micro_batch = sum(parts.values()) + head
     count = work.micro_batches(layout)
     return per_micro_batch * count * (1 + (layout.pp - 1) / count)
 
@@ -182,50 +196,92 @@ def _micro_batch(
     shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, stage: int
 ) -> dict[str, float]:
     """Forward and backward of one micro-batch on a stage, by part."""
-    layers = stage_layers(shape.num_layers, layout.pp, stage)
-    parts = {
-        name: seconds * layers for name, seconds in _layers(shape, layout, work, machine).items()
-    }
+    parts = _stage_layers(shape, layout, work, machine, stage)
     parts["head"] = _head(shape, layout, work, machine) if stage == layout.pp - 1 else 0.0
     parts["pp_comm"] = _pipeline(shape, layout, work, machine)
     return parts
 
 
-def _layers(
-    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, backward: bool = True
+def _stage_layers(
+    shape: ModelShape,
+    layout: PlannedLayout,
+    work: Work,
+    machine: Cluster,
+    stage: int,
+    backward: bool = True,
+) -> dict[str, float]:
+    """All layers of a stage, one micro-batch."""
+    sparse = sparse_layers(shape, layout, stage)
+    dense = stage_layers(shape.num_layers, layout.pp, stage) - sparse
+    passes = _passes(layout, work, backward)
+    kinds = [
+        (count, _layer(shape, layout, work, machine, passes, kind))
+        for kind, count in ((False, dense), (True, sparse))
+        if count
+    ]
+    names = kinds[0][1]
+    return {name: sum(count * parts[name] for count, parts in kinds) for name in names}
+
+
+def _passes(layout: PlannedLayout, work: Work, backward: bool) -> Passes:
+    """By what is computed again, and by whether weights have gradients."""
+    if not backward:
+        return Passes(1, 1, 1, 1, backward=False)
+    products, attention, elementwise = _AGAIN[layout.recompute]
+    return Passes(
+        products=1 + products + (1 if work.lora else 2),
+        attention=1 + attention + _ATTENTION_BACKWARD,
+        elementwise=1 + elementwise + _ELEMENTWISE_BACKWARD,
+        sent=2 + (1 if layout.recompute == "full" else 0),
+        backward=True,
+    )
+
+
+def _layer(
+    shape: ModelShape,
+    layout: PlannedLayout,
+    work: Work,
+    machine: Cluster,
+    passes: Passes,
+    sparse: bool,
 ) -> dict[str, float]:
     """One layer, one micro-batch."""
     numbers, tokens = machine.numbers, micro_batch_tokens(layout, work)
-    products_again, attention_again, elementwise_again = (
-        _AGAIN[layout.recompute] if backward else (0.0, 0.0, 0.0)
-    )
-    product_passes = 1 + products_again + ((1 if work.lora else 2) if backward else 0)
-    attention_passes = 1 + attention_again + (_ATTENTION_BACKWARD if backward else 0)
-    elementwise_passes = 1 + elementwise_again + (_ELEMENTWISE_BACKWARD if backward else 0)
     heads_size = shape.num_attention_heads * shape.head_dim
     # two products over half the context: 2 · 2 · T · context/2 · A
     scores = 2 * tokens * shape.layer_context(work.context) * heads_size / layout.tp
-    return {
-        "gemm": (
-            product_passes
-            * sum(
-                machine.product_s(tokens, *sizes, work.precision)
-                for sizes in _linears(shape, layout.tp)
-            )
-        ),
+    ffn = _passed_by_all(shape, sparse)
+    linears = _linears(shape, layout.tp, ffn)
+    parts = {
+        "gemm": passes.products
+        * sum(machine.product_s(tokens, *sizes, work.precision) for sizes in linears),
         "attention": (
-            attention_passes
+            passes.attention
             * scores
             / (machine.gpu.attention(machine.software.flash2) * numbers.attention)
         ),
         "elementwise": (
-            elementwise_passes * machine.bytes_s(_elementwise_bytes(shape, layout, work, machine))
-            + machine.bytes_s(_cast_bytes(shape, layout, work, backward))
+            passes.elementwise
+            * machine.bytes_s(_elementwise_bytes(shape, layout, work, machine, ffn))
+            + machine.bytes_s(_cast_bytes(shape, layout, work, passes.backward, sparse))
         ),
-        "tp_comm": _tensor_parallel(shape, layout, work, machine, product_passes, backward),
-        "cp_comm": _context_parallel(shape, layout, work, machine, backward),
-        "overhead": numbers.layer_overhead_s * (1 if backward else 1 / 3),
+        "tp_comm": _tensor_parallel(shape, layout, work, machine, passes, len(linears) // 2),
+        "cp_comm": _context_parallel(shape, layout, work, machine, passes.backward),
+        "ep_comm": 0.0,
+        "overhead": numbers.layer_overhead_s * (1 if passes.backward else 1 / 3),
     }
+    if sparse:
+        for name, seconds in expert_parts(shape, layout, work, machine, passes).items():
+            parts[name] += seconds
+        parts["overhead"] += waited_for_host(sum(parts.values()), machine, passes.backward)
+    return parts
+
+
+def _passed_by_all(shape: ModelShape, sparse: bool) -> int:
+    """Width of the MLP that every token passes: a dense layer's, or the shared expert's."""
+    if sparse and shape.moe is not None:
+        return shape.moe.shared_ffn_size
+    return shape.ffn_hidden_size
 
 
 def _compute(work: Work) -> str:
@@ -233,35 +289,27 @@ def _compute(work: Work) -> str:
     return "fp32" if work.precision == "fp32" else "bf16"
 
 
-def _linears(shape: ModelShape, tp: int) -> list[tuple[float, float]]:
-    """(in, out) of a layer's four linear layers on one rank."""
+def _linears(shape: ModelShape, tp: int, ffn: float) -> list[tuple[float, float]]:
+    """(in, out) of a layer's linear layers on one rank: two of attention, two of an MLP."""
     hidden, size = shape.hidden_size, shape.head_dim
     attention, keys = shape.num_attention_heads * size, shape.num_query_groups * size
-    ffn = shape.ffn_hidden_size / tp
-    return [
-        (hidden, (attention + 2 * keys) / tp),
-        (attention / tp, hidden),
-        (hidden, 2 * ffn),
-        (ffn, hidden),
-    ]
+    linears = [(hidden, (attention + 2 * keys) / tp), (attention / tp, hidden)]
+    return [*linears, (hidden, 2 * ffn / tp), (ffn / tp, hidden)] if ffn else linears
 
 
 def _elementwise_bytes(
-    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster
+    shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster, ffn: float
 ) -> float:
     """Forward traffic of norms, residuals, rotary embedding and gating.
 
     Reads and writes, 2 bytes a value."""
     tokens, hidden = micro_batch_tokens(layout, work), shape.hidden_size / layout.sequence_split
     attention = shape.num_attention_heads * shape.head_dim / layout.tp
-    keys, ffn = (
-        shape.num_query_groups * shape.head_dim / layout.tp,
-        shape.ffn_hidden_size / layout.tp,
-    )
+    keys = shape.num_query_groups * shape.head_dim / layout.tp
     norms_and_residuals, rotary_and_norms, gating = (
         (shape.norms_per_layer * 2 + 2 * 3) * hidden,
         (4 if shape.qk_norm else 2) * (attention + keys),
-        3 * ffn,
+        3 * ffn / layout.tp,
     )
     traffic = (
         2
@@ -271,17 +319,21 @@ def _elementwise_bytes(
     return tokens * traffic
 
 
-def _cast_bytes(shape: ModelShape, layout: PlannedLayout, work: Work, backward: bool) -> float:
+def _cast_bytes(
+    shape: ModelShape, layout: PlannedLayout, work: Work, backward: bool, sparse: bool
+) -> float:
     """Bytes of the casts of FP8.
 
-    Inputs of the four linear layers are cast in forward, the gradients of their outputs in
-    backward. The side that tensor parallelism does not split is cast whole."""
+    Inputs of the linear layers are cast in forward, the gradients of their outputs in backward.
+    The side that tensor parallelism does not split is cast whole."""
     if work.precision != "fp8":
         return 0.0
-    sizes = _linears(shape, layout.tp)
+    sizes = _linears(shape, layout.tp, _passed_by_all(shape, sparse))
     widths = sum(width_in for width_in, _ in sizes)
     if backward:
         widths += sum(width_out for _, width_out in sizes)
+    if sparse:
+        widths += cast_widths(shape, layout, work, backward)
     return _FP8_CAST_BYTES * micro_batch_tokens(layout, work) * widths
 
 
@@ -307,18 +359,19 @@ def _tensor_parallel(
     layout: PlannedLayout,
     work: Work,
     machine: Cluster,
-    product_passes: float,
-    backward: bool,
+    passes: Passes,
+    blocks: int,
 ) -> float:
-    """A layer's collectives that do not hide: two gathers and two scatters of [T, H] a pass.
+    """A layer's collectives that do not hide: a gather and a scatter of [T, H] a block and pass.
 
-    Weight gradients gather two inputs again."""
+    Attention is a block, an MLP that every token passes another; routed experts take a rank's own
+    tokens. Weight gradients gather a block's input again."""
     # the weight gradient's pass has no scatter
-    passes = product_passes if work.lora or not backward else product_passes - 1
-    collectives = 4 * passes + (0 if work.lora or not backward else 2)
+    weights = passes.backward and not work.lora
+    collectives = 2 * (passes.products - 1 if weights else passes.products) + weights
     whole = 2 * micro_batch_tokens(layout, work) * shape.hidden_size
     hidden_share = machine.numbers.tp_overlap if machine.software.tp_overlap else 0.0
-    return collectives * machine.collective_s(whole, layout.tp, 1) * (1 - hidden_share)
+    return blocks * collectives * machine.collective_s(whole, layout.tp, 1) * (1 - hidden_share)
 
 
 def _context_parallel(
@@ -357,22 +410,35 @@ def _pipeline(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Clu
 
 
 def _data_parallel(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cluster) -> float:
-    """Gradients scattered and parameters gathered over dp·cp, once a step.
+    """Gradients scattered and parameters gathered over dp·cp, those of experts over their copies.
 
-    FSDP gathers twice and scatters once per micro-batch."""
-    parameters, group = stage_parameters(shape, layout, 0), layout.dp * layout.cp
+    Once a step; FSDP gathers twice and scatters once per micro-batch."""
+    held = stage_parameters(shape, layout, 0)
+    seconds = _reduced(
+        held.layers + held.tables, layout.dp * layout.cp, layout.tp, work, layout, machine
+    )
+    if held.experts:
+        stride = layout.ep * layout.etp
+        seconds += _reduced(held.experts, layout.expert_copies, stride, work, layout, machine)
+    return seconds
+
+
+def _reduced(
+    parameters: int, group: int, stride: int, work: Work, layout: PlannedLayout, machine: Cluster
+) -> float:
+    """Of so many parameters over a group whose ranks are `stride` apart, what does not hide."""
     gathers, scatters, rounds = (
         (2, 1, work.micro_batches(layout)) if machine.software.fsdp else (1, 1, 1)
     )
     if work.lora:
         gathers, scatters = (gathers, 0) if machine.software.fsdp else (0, 0)
     volume = parameters * (2 * gathers + machine.software.grad_bytes * scatters)
-    nodes = -(-group * layout.tp // machine.gpu.gpus_per_node)
+    nodes = -(-group * stride // machine.gpu.gpus_per_node)
     buckets = max(1.0, parameters / max(_BUCKET_PARAMETERS, _BUCKET_PER_RANK * group))
     latency = (gathers + scatters) * buckets * (nodes - 1) * _HOP_S
     return (
         rounds
-        * (machine.collective_s(volume, group, layout.tp) + latency)
+        * (machine.collective_s(volume, group, stride) + latency)
         * (1 - machine.numbers.overlap)
     )
 
@@ -381,5 +447,5 @@ def _optimizer(shape: ModelShape, layout: PlannedLayout, work: Work, machine: Cl
     """AdamW, norm and clipping on this rank's shard, and its gradients set to zero."""
     if work.lora:
         return 0.0
-    parameters = stage_parameters(shape, layout, 0)
-    return machine.bytes_s(parameters * (_OPTIMIZER_BYTES / (layout.dp * layout.cp) + _ZERO_BYTES))
+    held = stage_parameters(shape, layout, 0)
+    return machine.bytes_s(held.shard(layout) * _OPTIMIZER_BYTES + held.total * _ZERO_BYTES)

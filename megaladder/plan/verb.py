@@ -13,7 +13,7 @@ from megaladder.model.lora.spec import LoraSpec, check_targets, fused_linears
 from megaladder.plan.grpo import Round, engine_budget
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import ADAPTERS_UNTIMED, Work
-from megaladder.plan.memory import GIB, require_dense
+from megaladder.plan.memory import GIB
 from megaladder.plan.search import Pins, Plan, Task, context_parallel_sizes, search
 from megaladder.run_dir import atomic_write, to_json
 from megaladder.types import required
@@ -43,8 +43,25 @@ def run_plan(config: PlanConfig) -> int:
 
 def pins_of(config: PlanConfig) -> Pins:
     return Pins(
-        config.tp, config.pp, config.vpp, config.cp, config.micro_batch_size, config.recompute
+        config.tp,
+        config.pp,
+        config.vpp,
+        config.cp,
+        config.micro_batch_size,
+        config.recompute,
+        config.ep,
+        config.etp,
     )
+
+
+def _require_experts(config: PlanConfig, shape: ModelShape) -> None:
+    """Raises ConfigError where sizes of experts are given for a model that has none."""
+    asked = [name for name in ("ep", "etp", "imbalance") if name in config.model_fields_set]
+    if shape.moe is None and asked:
+        raise ConfigError(
+            f"--{asked[0]} is read for a mixture of experts only, {config.model} has none; fix: leave"
+            " it out"
+        )
 
 
 def adapters_of(config: PlanConfig, shape: ModelShape) -> LoraSpec | None:
@@ -60,7 +77,7 @@ def adapters_of(config: PlanConfig, shape: ModelShape) -> LoraSpec | None:
 def task_of(config: PlanConfig) -> Task:
     """Model, machine and work of the command line."""
     shape, gpu = find_model(config.model), find_gpu(config.gpu)
-    require_dense(shape, "plan")
+    _require_experts(config, shape)
     gpu.peak(config.precision)  # an FP8 plan for a GPU without FP8 units ends here, with the reason
     adapters = adapters_of(config, shape)
     if config.workload == "sft":
@@ -75,6 +92,7 @@ def task_of(config: PlanConfig) -> Task:
                 config.sample_length,
                 adapters is not None,
                 adapters,
+                config.imbalance,
             ),
         )
     asked = Round(
@@ -92,6 +110,7 @@ def task_of(config: PlanConfig) -> Task:
         colocated=config.engine_gpus is None,
         overlapped=config.lag == 1,
         adapters=adapters,
+        imbalance=config.imbalance,
     )
     if config.engine_tp and asked.engine_gpus % config.engine_tp:
         raise ConfigError(
@@ -109,6 +128,8 @@ def as_dict(plan: Plan, task: Task) -> dict[str, Any]:
         "pp": layout.pp,
         "vpp": layout.vpp,
         "cp": layout.cp,
+        "ep": layout.ep,
+        "etp": layout.etp,
         "dp": layout.dp,
         "micro_batch_size": layout.micro_batch_size,
         "micro_batches": plan.micro_batches,
@@ -137,6 +158,7 @@ def _question(config: PlanConfig, task: Task) -> dict[str, Any]:
     return {
         "model": config.model,
         "parameters": task.shape.num_parameters,
+        "active_parameters": task.shape.num_active_parameters,
         "gpu": config.gpu,
         "gpus": config.gpus,
         "memory_available_bytes": task.gpu.memory_bytes,
@@ -145,6 +167,7 @@ def _question(config: PlanConfig, task: Task) -> dict[str, Any]:
         "global_batch_size": task.work.global_batch_size,
         "precision": config.precision,
         "sample_length": task.work.context,
+        "imbalance": task.work.imbalance,
     }
 
 
@@ -155,8 +178,11 @@ def _headline(config: PlanConfig, task: Task, num_fitting: int) -> str:
             f"{task.round.prompts} prompts × {task.round.n} a round, {task.round.mini_batches}"
             f" update(s) of {batch[:-7]}"
         )
+    active = ""
+    if task.shape.moe is not None:
+        active = f", {task.shape.num_active_parameters / 1e9:.2f} G active"
     return (
-        f"{config.model} ({task.shape.num_parameters / 1e9:.2f} G parameters) on {config.gpus} ×"
+        f"{config.model} ({task.shape.num_parameters / 1e9:.2f} G parameters{active}) on {config.gpus} ×"
         f" {task.gpu.name}, {config.precision}, rows of {config.seq_length:,}, {batch}:"
         f" {num_fitting} layouts fit {task.gpu.memory_gib:.1f} GiB"
     )
@@ -165,15 +191,15 @@ def _headline(config: PlanConfig, task: Task, num_fitting: int) -> str:
 def _table(plans: list[Plan], task: Task) -> list[str]:
     unit = "round s" if task.round else "step s"
     lines = [
-        f"{'':>3} {'tp':>3} {'pp':>3} {'vpp':>4} {'cp':>3} {'dp':>5} {'mbs':>4} {'recompute':>10}"
+        f"{'':>3} {'tp':>3} {'pp':>3} {'vpp':>4} {'cp':>3} {'ep':>4} {'dp':>5} {'mbs':>4} {'recompute':>10}"
         f" {'GiB/GPU':>8} {unit:>9} {'tokens/s/GPU':>13}"
         f" {'MFU':>6}{' engine tp' if task.round else ''}"
     ]
     for index, plan in enumerate(plans, start=1):
         layout = plan.layout
         sizes = (
-            f"{layout.tp:>3} {layout.pp:>3} {layout.vpp or '–':>4} {layout.cp:>3} {layout.dp:>5}"
-            f" {layout.micro_batch_size:>4}"
+            f"{layout.tp:>3} {layout.pp:>3} {layout.vpp or '–':>4} {layout.cp:>3} {layout.ep:>4}"
+            f" {layout.dp:>5} {layout.micro_batch_size:>4}"
         )
         figures = (
             f"{plan.memory.total / GIB:>8.1f} {plan.seconds:>9,.2f} {plan.tokens_per_s_gpu:>13,.0f}"
@@ -192,13 +218,14 @@ def _best(plan: Plan, task: Task) -> list[str]:
         for part, size in plan.memory.by_part().items()
         if size and part != "total"
     )
-    lines = [f"1: GiB a GPU: {memory}", "1: share of a step: " + _shares(plan.step.by_part())]
+    lines = [f"1: GiB a GPU: {memory}", "1: share of a step: " + shares(plan.step.by_part())]
     if plan.phases:
-        lines.append("1: share of a round: " + _shares(plan.phases.by_part()))
+        lines.append("1: share of a round: " + shares(plan.phases.by_part()))
     return lines
 
 
-def _shares(parts: dict[str, float]) -> str:
+def shares(parts: dict[str, float]) -> str:
+    """Parts as shares of their total, those below a thousandth left out."""
     total = parts.pop("total")
     return ", ".join(
         f"{part} {seconds / total:.1%}"
@@ -223,6 +250,10 @@ def _notes(config: PlanConfig, task: Task) -> list[str]:
         notes.append(
             f"note: cp {config.cp} is a prediction only: this trainer takes parallel.cp"
             f" {context_parallel_sizes()[0]}"
+        )
+    if task.shape.moe is not None and config.imbalance == 1:
+        notes.append(
+            "note: every expert taken to get as many tokens; --imbalance BUSIEST/MEAN for other loads"
         )
     if task.work.lora:
         notes.append(f"note: {ADAPTERS_UNTIMED}")

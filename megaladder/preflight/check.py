@@ -25,7 +25,7 @@ from megaladder.model.hf_config import read_config_json
 from megaladder.model.lora.peft_config import lora_spec, start_notes
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import ADAPTERS_UNTIMED, OURS, PlannedLayout, Software, Work
-from megaladder.plan.memory import GIB, MemoryEstimate, States, estimate_memory, expert_states
+from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
 from megaladder.plan.search import Task, predict, search
 from megaladder.preflight.check_benchmarks import check_benchmarks
 from megaladder.preflight.check_data import check_data, show
@@ -177,13 +177,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
     )
     for note in start_notes(config.lora):
         show("note", note)
-    if shape.moe is None:
-        _show_plan(config, shape, dp, precision)
-    else:
-        layout, work, software = planned(config, shape, dp, precision)
-        split = config.parallel.ep * config.parallel.etp
-        states = expert_states(shape, layout, work, split, software)
-        show("memory/rank", _states_line(states))
+    _show_plan(config, shape, dp, precision)
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
     if problem := _engine_problem(config):
@@ -244,7 +238,12 @@ def planned(
     parallel, train = config.parallel, config.train
     sizes = (parallel.tp, parallel.pp, parallel.vpp, parallel.cp, dp)
     layout = PlannedLayout(
-        *sizes, train.micro_batch_size, train.recompute, parallel.sequence_parallel
+        *sizes,
+        train.micro_batch_size,
+        train.recompute,
+        parallel.sequence_parallel,
+        parallel.ep,
+        parallel.etp,
     )
     work = Work(
         config.data.seq_length,
@@ -318,14 +317,6 @@ def _memory_line(estimate: MemoryEstimate) -> str:
         if part != "total" and size
     )
     return f"about {_size(estimate.total)} on the fullest: {by_part}"
-
-
-def _states_line(states: States) -> str:
-    return (
-        f"{_size(states.total)} of states on the fullest: weights {_size(states.weights)}, gradients"
-        f" {_size(states.gradients)}, optimizer {_size(states.optimizer)}; activations of experts are"
-        " not priced yet"
-    )
 
 
 def _size(num_bytes: int) -> str:

@@ -13,6 +13,8 @@ from megaladder.tools.study import published_runs as published
 TRAINING, ROUNDS = published.training_comparisons(), published.round_comparisons()
 TUNED = [row for row in TRAINING if row.role != "untuned"]
 UNSEEN = calibrate_plan.without_their_source()
+UNSEEN_EXPERTS = calibrate_plan.experts_without_their_source()
+EXPERTS = [row for row in published.expert_comparisons() if row.role != "untuned"]
 
 
 @pytest.mark.parametrize("figures", [TUNED, UNSEEN], ids=["fitted", "without their source"])
@@ -38,6 +40,23 @@ def test_each_source_is_predicted_without_itself() -> None:
     assert len({row.family for row in UNSEEN}) == 6
 
 
+def test_experts_are_met_with_four_numbers() -> None:
+    """Qwen3-30B-A3B and 235B-A22B on H100 and B200, three sources: 14 configurations."""
+    assert len(EXPERTS) >= 25
+    middle, largest = published.summary(EXPERTS)
+    assert middle <= 0.10
+    assert largest <= 0.35
+    unseen, _ = published.summary(UNSEEN_EXPERTS)
+    assert unseen <= 0.20
+
+
+def test_rounds_with_experts_are_within_a_third() -> None:
+    rows = published.expert_round_comparisons()
+    middle, largest = published.summary(rows)
+    assert middle <= 0.18
+    assert largest <= 0.40
+
+
 def test_our_own_measurements_are_met() -> None:
     """Qwen3-14B layers on one H200, seconds a step: 6 and 12 layers, bf16 and FP8."""
     own = [row for row in TUNED if row.family == "own"]
@@ -54,19 +73,21 @@ def test_untuned_rows_say_whose_word_that_is() -> None:
 
 def test_calibration_is_what_the_tool_fits() -> None:
     """The committed numbers are the fit's, to its last digits: nobody turned them by hand."""
+    from megaladder.plan.experts import expert_calibration
     from megaladder.plan.grpo import grpo_calibration
     from megaladder.plan.throughput import calibration
 
     fits = (
         (calibrate_plan.fit_training(), calibration()),
         (calibrate_plan.fit_grpo(), grpo_calibration()),
+        (calibrate_plan.fit_experts(published.calibrating_expert_runs()), expert_calibration()),
     )
     for fitted, committed in fits:
         assert asdict(fitted) == pytest.approx(asdict(committed), rel=2e-3)
 
 
 def test_the_page_is_current(repository) -> None:
-    text = calibrate_plan.page(calibrate_plan.PRIORS, calibrate_plan.GRPO_PRIORS, UNSEEN)
+    text = calibrate_plan.the_page(UNSEEN, UNSEEN_EXPERTS)
     assert text == (repository / "docs" / "plan.md").read_text(encoding="utf-8"), (
         "fix: python tools/study/calibrate_plan.py --doc"
     )

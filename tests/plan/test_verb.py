@@ -16,6 +16,8 @@ LAYOUT_KEYS = {
     "pp",
     "vpp",
     "cp",
+    "ep",
+    "etp",
     "dp",
     "micro_batch_size",
     "micro_batches",

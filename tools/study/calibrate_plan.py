@@ -20,7 +20,7 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from megaladder.plan.experts import ExpertCalibration, expert_calibration  # noqa: E402
 from megaladder.plan.grpo import GrpoCalibration, grpo_calibration  # noqa: E402
 from megaladder.plan.throughput import Calibration, calibration  # noqa: E402
 from megaladder.run_dir import atomic_write  # noqa: E402
@@ -61,7 +62,18 @@ GRPO_PRIORS: dict[str, tuple[float, str]] = {
     "update": (1.1, "uneven packed rows"),
     "round_s": (10.0, "grading tail, sleep and wake, data through the controller"),
 }
+EXPERT_PRIORS: dict[str, tuple[float, str]] = {
+    "grouped": (0.75, "many small products in one launch, tiles that their tokens do not fill"),
+    "all_to_all": (0.6, "many small messages: less than a ring's"),
+    "host_s": (8e-3, "some hundred kernels a layer from Python, and a wait for counts"),
+    "overlap_host": (1.3, "two micro-batches' kernels are started in pieces"),
+}
+DECODE_PRIORS: dict[str, tuple[float, str]] = {
+    "decode_layer_s": (1e-4, "about ten more kernels a layer than a dense one, in CUDA graphs")
+}
 SHARES = {
+    "grouped",
+    "all_to_all",
     "gemm_bf16",
     "gemm_fp8",
     "attention",
@@ -107,6 +119,41 @@ def fit_training() -> Calibration:
     return fit_runs(published.calibrating_runs())
 
 
+def fit_experts(runs: list[published.Run]) -> ExpertCalibration:
+    """The numbers of experts from these runs, with everything else as in calibration.yaml.
+
+    What decoding takes for them comes from the calibrating GRPO rounds."""
+    releases = Counter(run.group for run in runs)
+
+    def of_steps(numbers: dict[str, float]) -> list[float]:
+        fitted = ExpertCalibration(**numbers, decode_layer_s=0.0)
+        return [
+            math.log(run.predict(experts=fitted) / run.value) / math.sqrt(releases[run.group])
+            for run in runs
+        ]
+
+    steps = fit(EXPERT_PRIORS, of_steps)
+    rounds = [
+        run for run, role in published.split(published.expert_rounds()) if role == "calibration"
+    ]
+
+    def of_rounds(numbers: dict[str, float]) -> list[float]:
+        fitted = ExpertCalibration(**steps, **numbers)
+        return [math.log(run.predict(experts=fitted) / run.value) for run in rounds]
+
+    return ExpertCalibration(**steps, **fit(DECODE_PRIORS, of_rounds))
+
+
+def experts_without_their_source() -> list[published.Comparison]:
+    """Every training figure of experts, predicted by what the other sources say of them."""
+    runs = published.calibrating_expert_runs()
+    found = []
+    for family in sorted({run.family for run in runs}):
+        fitted = fit_experts([run for run in runs if run.family != family])
+        found += [run.compare("held out", None, fitted) for run in runs if run.family == family]
+    return found
+
+
 def without_their_source() -> list[published.Comparison]:
     """Every calibrating figure, predicted by numbers that were fitted to the other sources only."""
     runs = published.calibrating_runs()
@@ -143,15 +190,46 @@ def fit_grpo() -> GrpoCalibration:
     return GrpoCalibration(**fit(GRPO_PRIORS, residuals))
 
 
-def calibration_text(training: Calibration, grpo: GrpoCalibration) -> str:
+def calibration_text(
+    training: Calibration, experts: ExpertCalibration, grpo: GrpoCalibration
+) -> str:
     """calibration.yaml."""
     lines = [
         "# Written by tools/study/calibrate_plan.py. What each number is: Calibration in"
-        " throughput.py, GrpoCalibration in grpo.py."
+        " throughput.py, ExpertCalibration in experts.py, GrpoCalibration in grpo.py."
     ]
-    for section, numbers, priors in (("training", training, PRIORS), ("grpo", grpo, GRPO_PRIORS)):
+    sections = (
+        ("training", training, PRIORS),
+        ("experts", experts, EXPERT_PRIORS | DECODE_PRIORS),
+        ("grpo", grpo, GRPO_PRIORS),
+    )
+    for section, numbers, priors in sections:
         lines += [f"{section}:", *(f"  {name}: {getattr(numbers, name):g}" for name in priors)]
     return "\n".join(lines) + "\n"
+
+
+def refit(path: Path) -> None:
+    """Writes calibration.yaml: dense numbers first, rounds by them, experts by both."""
+    training, experts, grpo = fit_training(), expert_calibration(), grpo_calibration()
+    _write(path, training, experts, grpo)
+    grpo = fit_grpo()
+    _write(path, training, experts, grpo)
+    _write(path, training, fit_experts(published.calibrating_expert_runs()), grpo)
+
+
+def _write(
+    path: Path, training: Calibration, experts: ExpertCalibration, grpo: GrpoCalibration
+) -> None:
+    atomic_write(path, calibration_text(training, experts, grpo))
+    for cached in (calibration, expert_calibration, grpo_calibration):
+        cached.cache_clear()
+
+
+def the_page(
+    blind: Sequence[published.Comparison], blind_experts: Sequence[published.Comparison]
+) -> str:
+    """The text of docs/plan.md with the present calibration.yaml."""
+    return page(PRIORS | EXPERT_PRIORS | DECODE_PRIORS | GRPO_PRIORS, blind, blind_experts)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -164,24 +242,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     if args.write:
-        path = ROOT / "megaladder" / "plan" / "calibration.yaml"
-        training = fit_training()
-        atomic_write(path, calibration_text(training, grpo_calibration()))
-        calibration.cache_clear()
-        atomic_write(path, calibration_text(training, fit_grpo()))
-        grpo_calibration.cache_clear()
+        refit(ROOT / "megaladder" / "plan" / "calibration.yaml")
+    blind, blind_experts = without_their_source(), experts_without_their_source()
     if args.write or args.doc:
-        atomic_write(ROOT / "docs" / "plan.md", page(PRIORS, GRPO_PRIORS, without_their_source()))
+        atomic_write(ROOT / "docs" / "plan.md", the_page(blind, blind_experts))
     for name, rows in (
-        ("training", [*published.training_comparisons(), *without_their_source()]),
+        ("training", [*published.training_comparisons(), *blind]),
         ("GRPO", published.round_comparisons()),
+        ("experts", [*published.expert_comparisons(), *blind_experts]),
+        ("experts' GRPO", published.expert_round_comparisons()),
     ):
         for role in ("calibration", "held out", "untuned"):
             chosen = [row for row in rows if row.role == role]
             if chosen:
                 middle, largest = published.summary(chosen)
                 print(
-                    f"{name:<9} {role:<12} {len(chosen):>3} figures: median error {middle:.1%},"
+                    f"{name:<13} {role:<12} {len(chosen):>3} figures: median error {middle:.1%},"
                     f" largest {largest:.1%}"
                 )
     return 0

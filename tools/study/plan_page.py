@@ -5,9 +5,11 @@ Errors against published figures, fitted numbers, layouts."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from megaladder.errors import ConfigError
+from megaladder.plan.experts import expert_calibration
 from megaladder.plan.grpo import Round, grpo_calibration
 from megaladder.plan.hardware import find_gpu, find_model, gpus
 from megaladder.plan.layout import PlannedLayout, Work
@@ -76,6 +78,18 @@ UNTUNED = """\
 A model of good runs cannot predict them. They enter no fit and no average; the distance is shown
 because it is worth knowing."""
 
+EXPERTS = """\
+Qwen3-30B-A3B and Qwen3-235B-A22B. Beside what a dense layer takes: the router; the all-to-all (its
+bytes over the link that each takes, NVLink or network); the permutations; grouped products, each
+with its expert's few tokens; and a floor, `host_s`: below it a layer's few tokens wait for the host
+that starts its kernels. The forms were settled with all of these figures in view, the numbers are
+fitted to them with the dense ones held fixed. Loads are balanced by force in all of them; for real
+ones there is `--imbalance`, the tokens of the busiest rank over the mean."""
+
+EXPERT_ROUNDS = """\
+GRPO rounds with them, of which every second calibrates one number, what a layer with experts takes
+in a decoding step:"""
+
 SFT_TEXT = """\
 SFT (`examples/configs/sft_qwen3_14b.yaml`): 256 samples a step, rows of 20,480 tokens, bf16. The
 time is that of 256 full rows, the slowest case: packed shorter samples need fewer rows and less
@@ -85,6 +99,10 @@ GRPO_TEXT = """\
 GRPO (`examples/configs/grpo_qwen3_14b.yaml`): 512 prompts × 16 a round, 16 updates, engine and
 trainer on the same GPUs, rows of 22,528; answers of 8,000 tokens on average assumed. Phases in
 seconds: generation / log-probs / updates."""
+
+EXPERT_LAYOUTS = """\
+The same runs (`examples/configs/{sft,grpo}_qwen3_30b_a3b.yaml`), bf16, balanced loads; s: of a step,
+or of a round."""
 
 SCALING_TEXT = """\
 bf16 on H200, rows of 8,192 tokens, 4 rows a GPU and step (at least 256): weak scaling.
@@ -101,42 +119,63 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     )
 
 
-def page(priors: Priors, grpo_priors: Priors, blind: Sequence[published.Comparison]) -> str:
+def page(
+    priors: Priors,
+    blind: Sequence[published.Comparison],
+    blind_experts: Sequence[published.Comparison],
+) -> str:
     """docs/plan.md. blind: the training figures, each predicted without its source."""
     training, rounds = published.training_comparisons(), published.round_comparisons()
+    experts = published.expert_comparisons()
+    tuned_experts = [row for row in experts if row.role != "untuned"]
+    expert_rounds = published.expert_round_comparisons()
     tuned = [row for row in training if row.role != "untuned"]
     absent = [(row["what"], row["source"], row["reason"]) for row in published.not_modelled()]
     parts = [
         "# `megaladder plan`: how far its predictions can be trusted, and what it advises for H200",
         INTRODUCTION,
         "## Summary",
-        _summary([*tuned, *blind], rounds),
-        _by_source(blind),
+        _summary(
+            ("training", [*tuned, *blind]),
+            ("GRPO rounds", rounds),
+            ("experts: training", [*tuned_experts, *blind_experts]),
+            ("experts: GRPO rounds", expert_rounds),
+        ),
+        BY_SOURCE,
+        _by_source([*blind, *blind_experts]),
         "## Published training runs",
         RULES,
         _training_table(tuned, blind),
         "### Rows that their own source calls untuned",
         UNTUNED,
-        _comparison_table([row for row in training if row.role == "untuned"], reason=True),
+        _comparison_table([r for r in [*training, *experts] if r.role == "untuned"], reason=True),
         "### Published, not predicted",
         table(["figure", "source", "why not"], absent),
         "## Published GRPO rounds",
         _comparison_table(rounds),
+        "## Mixtures of experts",
+        EXPERTS,
+        _training_table(tuned_experts, blind_experts),
+        EXPERT_ROUNDS,
+        _comparison_table(expert_rounds),
         "## Memory",
         _memory(),
         "## The fitted numbers",
-        _numbers(priors, grpo_priors),
+        _numbers(priors),
         "## Layouts for Qwen3-14B on H200",
         _layouts(),
+        "## Layouts for Qwen3-30B-A3B on H200",
+        _expert_layouts(),
         "## From 8 to 4,096 GPUs",
         _scaling(),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(tuned: Sequence[published.Comparison], rounds: Sequence[published.Comparison]) -> str:
+def _summary(*kinds: tuple[str, Sequence[published.Comparison]]) -> str:
     rows = []
-    for name, figures in (("training", tuned), ("GRPO rounds", rounds), ("all", [*tuned, *rounds])):
+    together = ("all", [row for _, figures in kinds for row in figures])
+    for name, figures in (*kinds, together):
         for role in ("calibration", "held out", None):
             chosen = [row for row in figures if role in (None, row.role)]
             middle, largest = published.summary(chosen)
@@ -146,11 +185,14 @@ def _summary(tuned: Sequence[published.Comparison], rounds: Sequence[published.C
 
 def _by_source(blind: Sequence[published.Comparison]) -> str:
     rows = []
-    for source in sorted({row.family for row in blind}):
-        chosen = [row for row in blind if row.family == source]
-        middle, largest = published.summary(chosen)
-        rows.append((source, len(chosen), f"{middle:.1%}", f"{largest:.1%}"))
-    return BY_SOURCE + "\n\n" + table(["left out", "n", "median error", "largest"], rows)
+    for experts in (False, True):
+        kind = [row for row in blind if row.experts is experts]
+        for source in sorted({row.family for row in kind}):
+            chosen = [row for row in kind if row.family == source]
+            middle, largest = published.summary(chosen)
+            name = f"{source}, experts" if experts else source
+            rows.append((name, len(chosen), f"{middle:.1%}", f"{largest:.1%}"))
+    return table(["left out", "n", "median error", "largest"], rows)
 
 
 def _training_table(
@@ -219,18 +261,15 @@ peak of a layout that we have too: ms-swift, Qwen2.5-14B, TP4 DP2, 8,192 tokens:
 and fragmentation. One figure is no calibration: watch the first step."""
 
 
-def _numbers(priors: Priors, grpo_priors: Priors) -> str:
+def _numbers(priors: Priors) -> str:
+    found = {**asdict(calibration()), **asdict(expert_calibration()), **asdict(grpo_calibration())}
     rows = [
-        (name, f"{getattr(calibration(), name):.3g}", f"{prior:g}", why)
-        for name, (prior, why) in priors.items()
-    ]
-    rows += [
-        (name, f"{getattr(grpo_calibration(), name):.3g}", f"{prior:g}", why)
-        for name, (prior, why) in grpo_priors.items()
+        (name, f"{found[name]:.3g}", f"{prior:g}", why) for name, (prior, why) in priors.items()
     ]
     meaning = (
-        "Meaning: the field comments in `plan/throughput.py` and `plan/grpo.py`. A number that"
-        " stayed on its prior (link, overlap, tp_overlap) is one that the figures say little about."
+        "Meaning: the field comments in `plan/throughput.py`, `plan/experts.py` and `plan/grpo.py`."
+        " A number that stayed on its prior (link, overlap, tp_overlap) is one that the figures say"
+        " little about."
     )
     return f"{meaning}\n\n{table(['number', 'fitted', 'prior', 'why this prior'], rows)}"
 
@@ -260,20 +299,20 @@ def _row_or_reason(count: int, task: Task) -> list[Any]:
         return [count, f"does not fit; {str(error).split('; ')[-1]}", *[""] * (len(HEAD) - 2)]
 
 
-def sft_task(count: int, precision: str = "bf16") -> Task:
+def sft_task(count: int, precision: str = "bf16", model: str = "Qwen3-14B") -> Task:
     """The shipped SFT recipe on `count` H200.
 
     256 samples a step in rows of 20,480, every row taken as one sequence."""
-    return Task(find_model("Qwen3-14B"), find_gpu("h200"), count, Work(SFT_LENGTH, 256, precision))
+    return Task(find_model(model), find_gpu("h200"), count, Work(SFT_LENGTH, 256, precision))
 
 
-def grpo_task(count: int) -> Task:
+def grpo_task(count: int, model: str = "Qwen3-14B") -> Task:
     """The shipped GRPO recipe: 512 prompts × 16, 16 updates, colocated."""
     asked = Round(
         512, 16, 16, 200, ANSWER_LENGTH, 20480, GRPO_LENGTH, engine_tp=0, engine_gpus=count
     )
     return Task(
-        find_model("Qwen3-14B"),
+        find_model(model),
         find_gpu("h200"),
         count,
         asked.update_work(),
@@ -307,6 +346,16 @@ def _layouts() -> str:
             ),
         ]
     )
+
+
+def _expert_layouts() -> str:
+    head, rows = ["run", "GPUs", "ep", *HEAD[1:]], []
+    for name, task_of in (("SFT", sft_task), ("GRPO", grpo_task)):
+        for count in (8, 64):
+            task = task_of(count, model="Qwen3-30B-A3B")
+            best = search(task)[0]
+            rows.append([name, count, best.layout.ep, *_plan_row(count, best)[1:]])
+    return EXPERT_LAYOUTS + "\n\n" + table(head, rows)
 
 
 def _scaling() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.model.hf_config import ModelShape
+from megaladder.plan.experts import ExpertCalibration
 from megaladder.plan.grpo import GrpoCalibration, Round, grpo_calibration, round_time
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import SOFTWARE, PlannedLayout, Work
@@ -47,6 +48,7 @@ class Run:
     status: str
     reason: str
     layers: int | None = None  # of a slice; None: the whole model
+    differs: tuple[tuple[str, bool], ...] = ()  # what its software has or lacks besides
 
     @property
     def shape(self) -> ModelShape:
@@ -65,25 +67,30 @@ class Run:
         return (
             f"{self.model}{cut} {self.gpu} {'lora' if work.lora else 'full'} {work.precision}"
             f" {self.software} tp{layout.tp} pp{layout.pp} vpp{layout.vpp or 1} cp{layout.cp}"
-            f" mbs{layout.micro_batch_size} seq{work.seq_length}/{work.context:g}"
+            f" ep{layout.ep} {dict(self.differs)} mbs{layout.micro_batch_size} seq{work.seq_length}/{work.context:g}"
         )
 
-    def compare(self, role: str, fitted: Calibration | None = None) -> Comparison:
+    def compare(
+        self, role: str, fitted: Calibration | None = None, experts: ExpertCalibration | None = None
+    ) -> Comparison:
         """The figure beside the prediction."""
         return Comparison(
             self.id,
             self.group,
             self.measure,
             self.value,
-            self.predict(fitted),
+            self.predict(fitted, experts),
             role,
             self.source,
             self.reason,
         )
 
-    def predict(self, fitted: Calibration | None = None) -> float:
+    def predict(
+        self, fitted: Calibration | None = None, experts: ExpertCalibration | None = None
+    ) -> float:
         """The same measure by this model."""
-        machine = Cluster(find_gpu(self.gpu), SOFTWARE[self.software], fitted)
+        software = replace(SOFTWARE[self.software], **dict(self.differs))
+        machine = Cluster(find_gpu(self.gpu), software, fitted, experts)
         seconds = step_time(self.shape, self.layout, self.work, machine).total
         if self.measure == "step_s":
             return seconds
@@ -109,6 +116,11 @@ class Comparison:
         return family_of(self.source)
 
     @property
+    def experts(self) -> bool:
+        """Whether it is of a mixture of experts."""
+        return find_model(self.what.split()[0]).moe is not None
+
+    @property
     def error(self) -> float:
         """Predicted over published, less one."""
         return self.predicted / self.published - 1
@@ -127,12 +139,24 @@ class RoundRun:
     value: float
     source: str
 
-    def predict(self, fitted: GrpoCalibration | None = None) -> float:
+    def compare(
+        self,
+        role: str,
+        fitted: GrpoCalibration | None = None,
+        experts: ExpertCalibration | None = None,
+    ) -> Comparison:
+        """The figure beside the prediction."""
+        what, seconds = f"{self.model} {self.layout}", self.predict(fitted, experts)
+        return Comparison(self.id, what, "step_s", self.value, seconds, role, self.source, "")
+
+    def predict(
+        self, fitted: GrpoCalibration | None = None, experts: ExpertCalibration | None = None
+    ) -> float:
         """Seconds of the round by this model."""
         shape, gpu = find_model(self.model), find_gpu(self.gpu)
         budget, machine = (
             self.engine_share * gpu.memory_bytes,
-            Cluster(gpu, SOFTWARE["megatron-plain"]),
+            Cluster(gpu, SOFTWARE["megatron-plain"], fitted_experts=experts),
         )
         return round_time(
             shape, self.layout, self.round, machine, budget, fitted or grpo_calibration()
@@ -142,11 +166,14 @@ class RoundRun:
 def _round_run(row: dict[str, Any]) -> RoundRun:
     colocated = row["colocated"]
     training = row["gpus"] - (0 if colocated else row["engine_gpus"])
+    cp = row.get("cp", 1)
     layout = PlannedLayout(
         tp=row["tp"],
         pp=row["pp"],
-        dp=training // row["tp"] // row["pp"],
+        cp=cp,
+        dp=training // row["tp"] // row["pp"] // cp,
         recompute=row["recompute"],
+        ep=row.get("ep", 1),
     )
     names = (
         "prompts",
@@ -183,7 +210,7 @@ def _run(row: dict[str, Any]) -> Run:
     measure = next(name for name in UNITS if name in row)
     parts = {
         name: row.get(name, default)
-        for name, default in (("tp", 1), ("pp", 1), ("vpp", None), ("cp", 1))
+        for name, default in (("tp", 1), ("pp", 1), ("vpp", None), ("cp", 1), ("ep", 1))
     }
     dp = row["gpus"] // (parts["tp"] * parts["pp"] * parts["cp"])
     layout = PlannedLayout(
@@ -212,12 +239,22 @@ def _run(row: dict[str, Any]) -> Run:
         row.get("status", "tuned"),
         row.get("reason", ""),
         row.get("layers"),
+        tuple(row.get("with", {}).items()),
     )
 
 
 def training_runs() -> list[Run]:
     """Every training row of published_runs.yaml, in its order."""
-    return [_run(row) for row in load_yaml(HERE / "published_runs.yaml").values["training"]]
+    return [_run(row) for row in _rows("training")]
+
+
+def expert_runs() -> list[Run]:
+    """Every training row of a mixture of experts."""
+    return [_run(row) for row in _rows("experts")]
+
+
+def _rows(section: str) -> list[dict[str, Any]]:
+    return load_yaml(HERE / "published_runs.yaml").values[section]
 
 
 def calibrating(groups: Sequence[str]) -> set[str]:
@@ -230,6 +267,11 @@ def calibrating_runs() -> list[Run]:
     return [run for run in training_runs() if run.status != "untuned"]
 
 
+def calibrating_expert_runs() -> list[Run]:
+    """The rows of experts that the fit sees."""
+    return [run for run in expert_runs() if run.status != "untuned"]
+
+
 def training_comparisons(fitted: Calibration | None = None) -> list[Comparison]:
     """All training rows with predictions."""
     return [
@@ -240,31 +282,41 @@ def training_comparisons(fitted: Calibration | None = None) -> list[Comparison]:
 
 def round_runs() -> list[RoundRun]:
     """Every GRPO row of published_runs.yaml."""
-    return [_round_run(row) for row in load_yaml(HERE / "published_runs.yaml").values["grpo"]]
+    return [_round_run(row) for row in _rows("grpo")]
+
+
+def expert_rounds() -> list[RoundRun]:
+    """Every GRPO row of a mixture of experts."""
+    return [_round_run(row) for row in _rows("expert_grpo")]
 
 
 def round_comparisons(fitted: GrpoCalibration | None = None) -> list[Comparison]:
     """All GRPO rows with predictions."""
-    runs = round_runs()
+    return [run.compare(role, fitted) for run, role in split(round_runs())]
+
+
+def split(runs: Sequence[RoundRun]) -> list[tuple[RoundRun, str]]:
+    """Each with its role."""
     calibrates = calibrating([run.id for run in runs])
+    return [(run, "calibration" if run.id in calibrates else "held out") for run in runs]
+
+
+def expert_comparisons(fitted: ExpertCalibration | None = None) -> list[Comparison]:
+    """All training rows of mixtures of experts with predictions."""
     return [
-        Comparison(
-            run.id,
-            f"{run.model} {run.layout}",
-            "step_s",
-            run.value,
-            run.predict(fitted),
-            "calibration" if run.id in calibrates else "held out",
-            run.source,
-            "",
-        )
-        for run in runs
+        run.compare("untuned" if run.status == "untuned" else "calibration", experts=fitted)
+        for run in expert_runs()
     ]
+
+
+def expert_round_comparisons() -> list[Comparison]:
+    """All GRPO rows of mixtures of experts with predictions."""
+    return [run.compare(role) for run, role in split(expert_rounds())]
 
 
 def not_modelled() -> list[dict[str, str]]:
     """Published figures without a row, with the reason."""
-    return load_yaml(HERE / "published_runs.yaml").values["not_modelled"]
+    return _rows("not_modelled")
 
 
 def summary(comparisons: Sequence[Comparison]) -> tuple[float, float]:

@@ -33,8 +33,8 @@ class PlanConfig(StrictModel):
     """
 
     model: str
-    """Folder with a config.json (weights are not read), or a known name: Qwen3-0.6B … 32B, Qwen2.5,
-    Llama-2, Llama-3.x; as on the hub."""
+    """Folder with a config.json (weights are not read), or a known name: Qwen3-0.6B … 32B,
+    Qwen3-30B-A3B, Qwen2.5, Llama-2, Llama-3.x; as on the hub."""
     gpus: Positive
     """GPUs in all."""
     gpu: str = "h200"
@@ -63,6 +63,14 @@ class PlanConfig(StrictModel):
     cp: Positive | None = None
     """Pin the context parallel size; above what the trainer takes it is predicted with a note. null
     = search what the trainer takes."""
+    ep: Positive | None = None
+    """Pin the ranks that share a layer's experts, as parallel.ep. null = search. For mixtures of
+    experts."""
+    etp: Positive | None = None
+    """Pin the ranks that share each expert, as parallel.etp. null = 1. For mixtures of experts."""
+    imbalance: Annotated[float, Field(ge=1)] = 1.0
+    """Tokens of the busiest expert-parallel rank over the mean; 1 = balanced. For mixtures of
+    experts."""
     micro_batch_size: Positive | None = None
     """Pin the rows per micro-batch. null = search 1, 2, 4, 8."""
     recompute: Literal["none", "selective", "full"] | None = None
