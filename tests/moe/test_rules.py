@@ -61,6 +61,23 @@ def test_what_the_experts_do_not_go_with_is_refused(sections: dict, message: str
         validate_layout(config(**sections), shape)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "etp", "fix"),
+    [("blockwise", 1, "train.fp8 null, or tensorwise (16)"), ("tensorwise", 2, "a smaller etp")],
+)
+def test_an_expert_that_fp8_blocks_do_not_divide_is_refused(
+    recipe: str, etp: int, fix: str
+) -> None:
+    """48 features: three blocks of 16, no block of 128; of two ranks each has 24. An expert's
+    tokens are padded by its layer."""
+    shape = model_shape({**EXPERTS, "hidden_size": 128, "head_dim": 32})
+    validate_layout(config(train={"fp8": "tensorwise", "precision": "bf16"}), shape)
+    asked = config(train={"fp8": recipe, "precision": "bf16"}, parallel={"etp": etp})
+    message = f"expert's feed-forward size / etp {etp} = {48 // etp} to be a multiple of"
+    with pytest.raises(ConfigError, match=re.escape(message) + f".*fix: {re.escape(fix)}"):
+        validate_layout(asked, shape)
+
+
 def test_a_stage_without_experts_is_refused() -> None:
     shape = model_shape({**EXPERTS, "mlp_only_layers": [0, 1]})
     validate_layout(config(parallel={"pp": 2, "vpp": 2}), shape)  # stage 0: layers 0 and 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megaladder.capabilities import ExpertSizes, LayerSizes
+from megaladder.capabilities import FP8_BLOCK, ExpertSizes, LayerSizes
 from megaladder.config.sections.moe import MoeSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import ParallelSection
@@ -12,7 +12,11 @@ def moe_problems(config: RunConfig, shape: LayerSizes) -> list[str]:
     """Settings that the model's experts, or their absence, do not go with."""
     if shape.moe is None:
         return _dense_problems(config)
-    return [*_layout_problems(config, shape.moe), *_balance_problems(config.moe, shape.moe)]
+    return [
+        *_layout_problems(config, shape.moe),
+        *_fp8_problems(config, shape.moe),
+        *_balance_problems(config.moe, shape.moe),
+    ]
 
 
 def _dense_problems(config: RunConfig) -> list[str]:
@@ -69,6 +73,24 @@ def _layout_problems(config: RunConfig, moe: ExpertSizes) -> list[str]:
             " checkpoint could not be loaded at another pp; fix: a smaller pp"
         )
     return problems
+
+
+def _fp8_problems(config: RunConfig, moe: ExpertSizes) -> list[str]:
+    """Widths of an expert that FP8 blocks do not divide.
+
+    Its tokens need no rule: Transformer Engine's grouped layers pad them, expert by expert."""
+    recipe, layout = config.train.fp8, config.parallel
+    width = moe.ffn_hidden_size // layout.etp
+    if recipe is None or width % FP8_BLOCK[recipe] == 0:
+        return []
+    block = FP8_BLOCK[recipe]
+    fix = "a smaller etp" if moe.ffn_hidden_size % block == 0 else "train.fp8 null"
+    if block > 16 and width % 16 == 0:
+        fix += ", or tensorwise (16)"
+    return [
+        f"train.fp8 {recipe} needs an expert's feed-forward size / etp {layout.etp} = {width} to be"
+        f" a multiple of {block}; fix: {fix}"
+    ]
 
 
 def _stages_without(sparse_layers: tuple[bool, ...], layout: ParallelSection) -> list[int]:
