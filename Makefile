@@ -1,4 +1,5 @@
 # make quickstart   install, then data → SFT → GRPO → evaluation → report on this machine's CPU, with the numbers to expect
+# make quickstart-moe   the same with a mixture of experts
 # make test         install, then the tests of every part that take seconds (no GPU needed)
 # make test-slow    the tests marked slow: layouts on many ranks, a real vLLM, killed runs (on a GPU machine: make test-gpu)
 # make docs         the site of docs/ in site/; a broken link or anchor fails
@@ -13,13 +14,16 @@ VENV = "$${MEGALADDER_VENV:-$$PWD/.venv}"
 RUN = $(VENV)/bin/python
 ARGS ?=
 
-.PHONY: env quickstart test chaos test-slow test-gpu lint format types docs clean
+.PHONY: env quickstart quickstart-moe test chaos test-slow test-gpu lint format types docs clean
 
 env:
 	@"$$PYTHON" tools/env/setup_env.py
 
 quickstart: env
 	@PATH=$(VENV)/bin:"$$PATH" bash examples/quickstart.sh
+
+quickstart-moe: env
+	@PATH=$(VENV)/bin:"$$PATH" bash examples/quickstart.sh moe
 
 test: env
 	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
 # The whole ladder on two CPU cores: data → tokenizer and model → SFT at TP2 → GRPO with a real vLLM → evaluation → report.
-# Run by `make quickstart`. Every stage can be repeated by itself; what is there already is kept (rm -rf runs/quickstart starts over).
+# Run by `make quickstart`, and by `make quickstart-moe` with a mixture of experts, whose SFT has the experts on two processes (EP2).
+#   bash examples/quickstart.sh [moe]
+# Every stage can be repeated by itself; what is there already is kept (rm -rf runs/quickstart, or runs/quickstart-moe, starts over).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-run=runs/quickstart
+case "${1:-dense}" in
+  dense) run=runs/quickstart kind="" model="a Qwen3 of 0.85 million parameters" sizes=() split="tensor parallel" ;;
+  moe) run=runs/quickstart-moe kind=_moe model="a Qwen3-MoE of 8 experts, two a token: 2.6 million parameters" \
+    sizes=(--experts 8 --ffn 192) split="expert parallel" ;;
+  *) echo "$0: $1 is neither dense nor moe" >&2; exit 2 ;;
+esac
 mkdir -p "$run/bench/arithmetic"
 stage() { printf '\n== %s   (%d s so far)\n' "$*" "$SECONDS"; }
 evaluate() { megaladder eval --model "$1" --name "$2" --benchmark arithmetic --data-dir "$run/bench" --limit 200 --out "$run/eval"; }
@@ -15,20 +22,20 @@ if [ ! -f "$run/rl_problems.jsonl" ]; then
   megaladder data make arithmetic --form problem --rows 20000 --seed 7 --out "$run/rl_problems.jsonl"
 fi
 
-stage "2  a tokenizer and a Qwen3 of 0.85 million parameters, random weights"
-[ -f "$run/model/config.json" ] || python -m megaladder.tools.make_tiny_model --data "$run/arithmetic.jsonl" --out "$run/model"
+stage "2  a tokenizer and $model, random weights"
+[ -f "$run/model/config.json" ] || python -m megaladder.tools.make_tiny_model --data "$run/arithmetic.jsonl" --out "$run/model" "${sizes[@]}"
 
 if [ ! -f "$run/sft/finished.json" ]; then
   stage "3  what the SFT run will do"
-  megaladder check examples/configs/sft_arithmetic_cpu.yaml
+  megaladder check "examples/configs/sft_arithmetic${kind}_cpu.yaml"
 fi
 
-stage "4  SFT, tensor parallel over two processes (the same command again resumes)"
-megaladder sft examples/configs/sft_arithmetic_cpu.yaml
+stage "4  SFT, $split over two processes (the same command again resumes)"
+megaladder sft "examples/configs/sft_arithmetic${kind}_cpu.yaml"
 
 stage "5  GRPO on top of it: the trainer and a real vLLM engine"
 sft=$(ls -d "$run"/sft/hf/step_* | sort -V | tail -n 1)
-megaladder grpo examples/configs/grpo_arithmetic_cpu.yaml --model.path "$sft"
+megaladder grpo "examples/configs/grpo_arithmetic${kind}_cpu.yaml" --model.path "$sft"
 
 stage "6  evaluation: base, SFT, SFT + GRPO on problems that are in no training file, with 95 % intervals"
 grpo=$(ls -d "$run"/grpo/hf/step_* | sort -V | tail -n 1)
@@ -48,7 +55,8 @@ python - "$run" <<'PY'
 import json, pathlib, sys
 names = {"base": "random weights", "sft": "after SFT", "grpo": "after SFT and GRPO"}
 # what other processors gave, and then some: training repeats bit for bit on one of them only
-expected = {"base": (0.0, 0.02), "sft": (0.18, 0.42), "grpo": (0.5, 0.85)}
+dense, moe = {"sft": (0.18, 0.42), "grpo": (0.5, 0.85)}, {"sft": (0.18, 0.42), "grpo": (0.5, 0.85)}
+expected = {"base": (0.0, 0.02), **(moe if sys.argv[1].endswith("moe") else dense)}
 print(f"{'':<19} avg@4 over 200 unseen problems   expected     tokens an answer")
 strange = []
 for name, title in names.items():

@@ -1,4 +1,4 @@
-"""A small Qwen3 to start from.
+"""A small Qwen3 to start from, dense or a mixture of experts.
 
 Config.json, a tokenizer trained on your data, random weights (or none: `model.init: random` draws
 them).
@@ -8,7 +8,7 @@ them).
 
 The tokenizer is byte-level BPE with single digits (numbers are read digit by digit), ChatML and
 `<think>` tokens; any text round-trips. Defaults are the model of `make quickstart`, 0.8 million
-parameters.
+parameters; `--experts 8 --ffn 192` is that of `make quickstart-moe`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from megaladder.errors import ConfigError, DataError, MegaladderError
 from megaladder.run_dir import atomic_write, to_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from megaladder.model.hf_config import ModelShape
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -52,7 +54,11 @@ class TinyModelConfig(StrictModel):
     kv_heads: Positive = 2
     """Key/value heads; must divide heads."""
     ffn: Positive = 384
-    """Feed-forward size."""
+    """Feed-forward size; with experts that of each."""
+    experts: Annotated[int, Field(ge=0)] = 0
+    """Experts of every layer (Qwen3-MoE). 0 = a dense model."""
+    experts_per_token: Annotated[int, Field(ge=2)] = 2
+    """Experts that a token is sent to. Read with experts."""
     max_length: Positive = 4096
     """Positions (max_position_embeddings)."""
     tied: bool = True
@@ -69,13 +75,16 @@ class TinyModelConfig(StrictModel):
                 f"heads {self.heads} must divide hidden {self.hidden}, kv_heads {self.kv_heads}"
                 " must divide heads"
             )
+        if self.experts and self.experts < self.experts_per_token:
+            raise ValueError(
+                f"experts {self.experts} are fewer than the {self.experts_per_token} that a token is"
+                " sent to; fix: more experts, or 0 for a dense model"
+            )
         return self
 
 
 def write_tiny_model(config: TinyModelConfig) -> int:
     """Writes the folder; returns the number of parameters."""
-    from transformers import Qwen3Config
-
     from megaladder.model.hf_config import model_shape
 
     out = Path(config.out)
@@ -84,21 +93,7 @@ def write_tiny_model(config: TinyModelConfig) -> int:
     tokenizer = train_tokenizer(texts(config.data), config.vocab_size)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    shape = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden,
-        intermediate_size=config.ffn,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.hidden // config.heads,
-        max_position_embeddings=config.max_length,
-        tie_word_embeddings=config.tied,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    settings = {**shape.to_dict(), "architectures": ["Qwen3ForCausalLM"], "dtype": "float32"}
+    settings = _config_json(config, tokenizer)
     described = model_shape(settings)
     if config.weights:
         write_random_weights(out, described, config.seed)
@@ -108,6 +103,40 @@ def write_tiny_model(config: TinyModelConfig) -> int:
     )
     atomic_write(out / "config.json", to_json(settings, sort_keys=True, indent=2) + "\n")
     return described.num_parameters
+
+
+def _config_json(config: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What transformers writes for the model."""
+    from transformers import Qwen3Config, Qwen3MoeConfig
+
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.hidden // config.heads,
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": config.tied,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if config.experts:
+        described, name = (
+            Qwen3MoeConfig(
+                **sizes,
+                num_experts=config.experts,
+                num_experts_per_tok=config.experts_per_token,
+                moe_intermediate_size=config.ffn,
+                norm_topk_prob=True,
+            ),
+            "Qwen3MoeForCausalLM",
+        )
+    else:
+        described, name = Qwen3Config(**sizes), "Qwen3ForCausalLM"
+    return {**described.to_dict(), "architectures": [name], "dtype": "float32"}
 
 
 def write_random_weights(out: Path, shape: ModelShape, seed: int) -> None:
@@ -193,7 +222,8 @@ def main(args: list[str]) -> int:
         print(f"make_tiny_model: {error}", file=sys.stderr)
         return error.exit_status
     weights = "random weights" if config.weights else "no weights"
-    print(f"{config.out}: Qwen3 of {num_parameters:,} parameters with its tokenizer, {weights}")
+    kind = "Qwen3-MoE" if config.experts else "Qwen3"
+    print(f"{config.out}: {kind} of {num_parameters:,} parameters with its tokenizer, {weights}")
     return 0
 
 

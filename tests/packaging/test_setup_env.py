@@ -173,7 +173,9 @@ def test_what_a_killed_pip_leaves_is_found(tmp_path) -> None:
     assert not (site / "recordless-1.0.dist-info").exists()
 
 
-@pytest.mark.parametrize("target", ["env", "test", "quickstart", "lint", "format", "types", "docs"])
+@pytest.mark.parametrize(
+    "target", ["env", "test", "quickstart", "quickstart-moe", "lint", "format", "types", "docs"]
+)
 def test_make_targets_exist(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
