@@ -177,6 +177,12 @@ class RecordingGroup(dist.ProcessGroup):
     ) -> Done:
         return self._add("all_gather", [part for parts in outputs for part in parts])
 
+    def reduce_scatter(  # type: ignore[override]
+        self, _outputs: Any, wholes: Sequence[Sequence[torch.Tensor]], opts: Any = None
+    ) -> Done:
+        parts = [part for whole in wholes for part in whole]
+        return self._add(f"reduce_scatter {_reduction(opts)}", parts)
+
     def allgather_into_tensor_coalesced(
         self, outputs: Sequence[torch.Tensor], _inputs: Any, opts: Any = None
     ) -> Done:

@@ -22,6 +22,7 @@ _EACH_MICRO_BATCH = (
     "expert_model_parallel",
     "expert_tensor_parallel",
     "expert_tensor_and_model_parallel",
+    "tensor_and_data_parallel_group_with_cp",  # of the balancing loss
 )
 
 

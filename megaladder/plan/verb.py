@@ -56,10 +56,11 @@ def pins_of(config: PlanConfig) -> Pins:
 
 def _require_experts(config: PlanConfig, shape: ModelShape) -> None:
     """Raises ConfigError where sizes of experts are given for a model that has none."""
-    asked = [name for name in ("ep", "etp", "imbalance") if name in config.model_fields_set]
+    given = {"ep": config.ep, "etp": config.etp, "imbalance": config.imbalance}
+    asked = [f"--{name} {value:g}" for name, value in given.items() if value not in (None, 1.0)]
     if shape.moe is None and asked:
         raise ConfigError(
-            f"--{asked[0]} is read for a mixture of experts only, {config.model} has none; fix: leave"
+            f"{asked[0]} is read for a mixture of experts only, {config.model} has none; fix: leave"
             " it out"
         )
 

@@ -117,7 +117,7 @@ def test_the_shipped_recipes_fit_h200(name: str, ranks: int) -> None:
     task = Task(SHAPE, H200, ranks, work, None, name == "grpo", software)
     found = predict(task, layout)
     assert found.memory.total <= 0.9 * H200.memory_bytes
-    assert found.memory.states / 1024**3 == pytest.approx(71.5 if ranks == 8 else 49.3, abs=0.5)
+    assert found.memory.states / 1024**3 == pytest.approx(71.5 if ranks == 8 else 50.2, abs=0.5)
     # and the engine's weights and cache beside the trainer's states, as the recipe shares them out
     if isinstance(config, GrpoConfig):
         share = config.rollout.gpu_memory_utilization * H200.memory_bytes
@@ -135,4 +135,4 @@ def test_plan_says_what_is_active_and_what_it_takes_for_granted(capsys) -> None:
     assert "note: every expert" not in capsys.readouterr().out
     dense = ["plan", "--model", "Qwen3-8B", "--gpus", "8", "--seq-length", "8192", "--ep", "2"]
     assert main([*dense, "--global-batch-size", "64"]) == 2
-    assert "--ep is read for a mixture of experts only" in capsys.readouterr().err
+    assert "--ep 2 is read for a mixture of experts only" in capsys.readouterr().err

@@ -46,6 +46,9 @@ def test_experts_are_met_with_four_numbers() -> None:
     middle, largest = published.summary(EXPERTS)
     assert middle <= 0.10
     assert largest <= 0.35
+    count, middle, _ = published.of_configurations(EXPERTS)
+    assert count == 14
+    assert middle <= 0.15
     unseen, _ = published.summary(UNSEEN_EXPERTS)
     assert unseen <= 0.20
 

@@ -155,6 +155,7 @@ def page(
         _comparison_table(rounds),
         "## Mixtures of experts",
         EXPERTS,
+        _configurations(tuned_experts, blind_experts),
         _training_table(tuned_experts, blind_experts),
         EXPERT_ROUNDS,
         _comparison_table(expert_rounds),
@@ -193,6 +194,18 @@ def _by_source(blind: Sequence[published.Comparison]) -> str:
             name = f"{source}, experts" if experts else source
             rows.append((name, len(chosen), f"{middle:.1%}", f"{largest:.1%}"))
     return table(["left out", "n", "median error", "largest"], rows)
+
+
+def _configurations(
+    rows: Sequence[published.Comparison], blind: Sequence[published.Comparison]
+) -> str:
+    count, middle, largest = published.of_configurations(rows)
+    _, blind_middle, blind_largest = published.of_configurations(blind)
+    return (
+        f"Releases that measured one configuration again count as often above. Each of the {count}"
+        f" configurations once: median\n{middle:.1%}, largest {largest:.1%}; without its source"
+        f" {blind_middle:.1%} and {blind_largest:.1%}."
+    )
 
 
 def _training_table(

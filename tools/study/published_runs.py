@@ -6,10 +6,11 @@ fitted. docs/plan.md and the gate in tests/plan/ read the same `comparisons()`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from megaladder.config.strict_yaml import load_yaml
@@ -317,6 +318,17 @@ def expert_round_comparisons() -> list[Comparison]:
 def not_modelled() -> list[dict[str, str]]:
     """Published figures without a row, with the reason."""
     return _rows("not_modelled")
+
+
+def of_configurations(comparisons: Sequence[Comparison]) -> tuple[int, float, float]:
+    """Configurations, and (median, largest) absolute error where each counts once.
+
+    Its releases are averaged."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for comparison in comparisons:
+        groups[comparison.what].append(comparison.error)
+    errors = [abs(mean(found)) for found in groups.values()]
+    return len(errors), median(errors), max(errors)
 
 
 def summary(comparisons: Sequence[Comparison]) -> tuple[float, float]:
