@@ -200,6 +200,8 @@ class TokenSample:
     old_logprobs_n: np.ndarray | None = None  # float32 [N], natural log
     # float32 [N], from the engine that generated the sample
     rollout_logprobs_n: np.ndarray | None = None
+    # int16 [N, layers, K]: the experts that the engine chose, -1 where it chose none
+    routed_experts_n: np.ndarray | None = None
     ref_logprobs_n: np.ndarray | None = None  # float32 [N], from the reference model
     policy_version: int | None = None  # weights version that generated it
     group: int | None = None  # index of its prompt's group in the step
@@ -222,7 +224,7 @@ class PackedBatch:
 
     `labels_t[t]` is the token that position t predicts, `IGNORE_INDEX` where there is no loss
     (prompt, last token of a sequence, padding). The per-token arrays are aligned with `labels_t`:
-    `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`. Padding, if any, forms the last
+    `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`; `routed_experts_t` with the inputs. Padding, if any, forms the last
     sequences in `cu_seqlens` (their `sample_index` is -1).
 
     Worked example, samples [5,6,7,2] (mask 0,0,1,1) and [8,9] (mask 0,1), two padding tokens:
@@ -244,6 +246,8 @@ class PackedBatch:
     old_logprobs_t: np.ndarray | None = None  # float32 [T]
     rollout_logprobs_t: np.ndarray | None = None  # float32 [T]
     ref_logprobs_t: np.ndarray | None = None  # float32 [T]
+    # int16 [T, layers, K], -1 where the engine chose none
+    routed_experts_t: np.ndarray | None = None
 
     @property
     def num_loss_tokens(self) -> int:
@@ -280,7 +284,8 @@ class Completion:
 
     `logprobs[i]` is the natural log-prob of `token_ids[i]` after temperature and top-k/top-p
     (vLLM's `processed_logprobs`); empty when the engine was not asked for them. Never re-tokenise
-    `text`.
+    `text`. `routed_experts`: the experts that each token of prompt and answer went through, as
+    `model.moe.choices` writes them; empty when the engine was not asked for them.
     """
 
     token_ids: tuple[int, ...]
@@ -288,6 +293,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[float, ...] = ()
     policy_version: int = 0
+    routed_experts: str = ""
 
 
 @dataclass(frozen=True, slots=True)

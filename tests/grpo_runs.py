@@ -43,9 +43,9 @@ class Finished:
 class GrpoRuns:
     """Runs in sub-folders of `folder`, with a model and problems of their own."""
 
-    def __init__(self, folder: Path, num_problems: int = 40) -> None:
+    def __init__(self, folder: Path, num_problems: int = 40, family: str = "qwen3") -> None:
         self.folder = folder
-        self.model = build_tiny_model(folder / "model")
+        self.model = build_tiny_model(folder / "model", family)
         self.problems = folder / "problems.jsonl"
         rows = [
             {"id": f"p{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)}

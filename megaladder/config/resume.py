@@ -146,6 +146,7 @@ _CLASSES: dict[Resume, tuple[str, ...]] = {
         "grpo.correction_low",
         "grpo.correction_high",
         "grpo.off_policy_mask",
+        "grpo.router_replay",
         "grpo.recompute_old_logprobs",
         "grpo.dynamic_sampling",
         "grpo.max_resamples",

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from megaladder.errors import ConfigError, DataError
-from megaladder.types import IGNORE_INDEX, PackedBatch, TokenSample
+from megaladder.types import IGNORE_INDEX, PackedBatch, TokenSample, required
 
 PADDING_SAMPLE = -1
 # padding is cut into sequences of at most this many tokens: attention over padding stays cheap
@@ -34,6 +34,7 @@ PER_TOKEN = {
     "rollout_logprobs_n": "rollout_logprobs_t",
     "ref_logprobs_n": "ref_logprobs_t",
 }
+ROUTED = "routed_experts_n"  # the only array that goes with inputs, not with what they predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,12 +263,16 @@ def build_micro_batches(
     probe = next(iter(samples.values()), None)
     if probe is None and plan.sample_ids:
         probe = get_sample(plan.sample_ids[0])
-    wanted = _optional_arrays(samples, probe)
-    return [_build(micro, plan.spec, samples, wanted) for micro in micros]
+    wanted = tuple(name for name in _optional_arrays(samples, probe) if name != ROUTED)
+    batches = [_build(micro, plan.spec, samples, wanted) for micro in micros]
+    if probe is None or probe.routed_experts_n is None:
+        return batches
+    sizes = probe.routed_experts_n.shape[1:]
+    return [replace(batch, routed_experts_t=_routed(batch, samples, sizes)) for batch in batches]
 
 
 def _optional_arrays(samples: dict[int, TokenSample], probe: TokenSample | None) -> tuple[str, ...]:
-    names = (*PER_SAMPLE, *PER_TOKEN)
+    names = (*PER_SAMPLE, *PER_TOKEN, ROUTED)
     wanted = tuple(name for name in names if getattr(probe, name, None) is not None)
     for index, sample in samples.items():
         for name in names:
@@ -331,6 +336,18 @@ def _build(
         num_tokens=micro.num_tokens,
         **extra,
     )
+
+
+def _routed(
+    batch: PackedBatch, samples: dict[int, TokenSample], sizes: tuple[int, ...]
+) -> np.ndarray:
+    """int16 [T, layers, K]: the samples' experts where their tokens lie, else -1."""
+    routed = np.full((len(batch.input_ids_t), *sizes), -1, np.int16)
+    for index, begin in zip(batch.sample_index.tolist(), batch.cu_seqlens, strict=False):
+        if index != PADDING_SAMPLE:
+            values = required(samples[index].routed_experts_n, ROUTED)
+            routed[begin : begin + len(values)] = values
+    return routed
 
 
 def _array_name(sample_field: str) -> str:

@@ -28,7 +28,7 @@ class DeviceBatch:
     """`types.PackedBatch` as tensors.
 
     input_ids, position_ids: int64 [1, T]; labels: int64 [T]; cu_seqlens: int32 [S + 1]; per-token
-    floats: float32 [T] or None. loss_mask: bool [T], tokens through which a gradient may flow;
+    floats: float32 [T] or None; routed_experts: int16 [T, layers, K], the engine's. loss_mask: bool [T], tokens through which a gradient may flow;
     their places among this rank's tokens are `active_rows`, among all T `active_tokens` (int64 [n];
     None: the batch was made without the question, all tokens go through the head).
     sequence_of_token: int64 [T], index of each token's sequence in 0…S-1; those from `num_samples`
@@ -55,6 +55,7 @@ class DeviceBatch:
     old_logprobs: torch.Tensor | None = None
     rollout_logprobs: torch.Tensor | None = None
     ref_logprobs: torch.Tensor | None = None
+    routed_experts: torch.Tensor | None = None
     part: ContextPart | None = None
 
     @property
@@ -167,5 +168,6 @@ def to_device(batch: PackedBatch, *, skip_zero_advantage: bool = False) -> Devic
         old_logprobs=move_given(batch.old_logprobs_t),
         rollout_logprobs=move_given(batch.rollout_logprobs_t),
         ref_logprobs=move_given(batch.ref_logprobs_t),
+        routed_experts=move_given(batch.routed_experts_t),
         part=part,
     )

@@ -33,7 +33,7 @@ from megaladder.model.head import HeadOptions, HeadOutput, LossSums, VocabularyH
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
 from megaladder.model.moe.balance import routers
 from megaladder.model.moe.layer import moe_fields
-from megaladder.model.moe.router import SEQUENCE
+from megaladder.model.moe.router import SEQUENCE, with_choices
 from megaladder.model.portable import Rotary, packed_layout, portable_block_spec
 from megaladder.parallel import Layout
 
@@ -251,16 +251,17 @@ class LadderGPT(GPTModel):
             attention_mask=None,
             rotary_pos_emb=rotary,
             packed_seq_params=packed,
-            **({} if self.shape.moe is None else {"padding_mask": self._balance_groups(batch)}),
+            **({} if self.shape.moe is None else {"padding_mask": self._for_routers(batch)}),
         )
 
-    def _balance_groups(self, batch: DeviceBatch) -> torch.Tensor:
-        """bool [G, T] of this rank's tokens, for the routers."""
+    def _for_routers(self, batch: DeviceBatch) -> torch.Tensor:
+        """What the routers are told of this rank's tokens."""
         by_sequence = self.config.moe_router_load_balancing_type == SEQUENCE
         groups = batch.balance_groups(by_sequence=by_sequence)
+        told = with_choices(groups, batch.routed_experts)
         if not self.config.sequence_parallel:
-            return groups
-        return groups.chunk(self.config.tensor_model_parallel_size, dim=1)[parallel.tp_rank()]
+            return told
+        return told.chunk(self.config.tensor_model_parallel_size, dim=1)[parallel.tp_rank()]
 
     def _embedded(self, batch: DeviceBatch) -> torch.Tensor:
         embedded = self.embedding(

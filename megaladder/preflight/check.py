@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from megaladder.config.grpo import GrpoConfig
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.rules.engine import head_size_problem
+from megaladder.config.rules.engine import head_size_problem, routing_problem
+from megaladder.config.rules.grpo import asks_experts
 from megaladder.config.rules.layout import batch_line, check_platform, check_world, validate_layout
 from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
@@ -180,7 +181,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
     _show_plan(config, shape, dp, precision)
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
-    if problem := _engine_problem(config):
+    if problem := _engine_problem(config, shape):
         return [f"an engine that can run {config.model.path}: {problem}"]
     weights = list(Path(config.model.path).glob("*.safetensors"))
     if config.model.init == "pretrained" and not weights:
@@ -207,11 +208,14 @@ def _show_plan(config: CheckSft | CheckGrpo, shape: ModelShape, dp: int, precisi
             show("note", ADAPTERS_UNTIMED)
 
 
-def _engine_problem(config: CheckSft | CheckGrpo) -> str | None:
-    """Why the vLLM of this machine cannot run the model, or None."""
+def _engine_problem(config: CheckSft | CheckGrpo, shape: ModelShape) -> str | None:
+    """Why the vLLM of this machine cannot do what the run asks of it, or None."""
     if not _has_engine(config) or (isinstance(config, CheckGrpo) and config.rollout.servers):
         return None
-    return head_size_problem(read_config_json(config.model.path))
+    problem = head_size_problem(read_config_json(config.model.path))
+    if problem is None and isinstance(config, CheckGrpo) and asks_experts(config, shape):
+        problem = routing_problem(config.rollout.tp)
+    return problem
 
 
 def _has_engine(config: SftConfig | GrpoConfig) -> bool:

@@ -47,6 +47,7 @@ class SamplingParams:
     # in `text`; False where a stop string or a delimiter is a special token
     skip_special_tokens: bool = True
     logprobs: bool = False  # log-prob of each sampled token, after temperature and top-k/top-p
+    routed_experts: bool = False  # the experts of each token; of an engine that was started for it
 
     def __post_init__(self) -> None:
         problems = [

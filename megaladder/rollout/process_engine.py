@@ -370,8 +370,6 @@ class ProcessEngine(BaseEngine):
         """Starts replicas that died since the last call.
 
         The new weights are for them too.
-
-        The new weights are for it too.
         """
         dead = [replica for replica in self._replicas if not replica.alive]
         self._restarts += len(dead)
@@ -493,4 +491,5 @@ def _completion(item: Mapping[str, Any], version: int) -> Completion:
     reason = (
         FinishReason(item["finish"]) if item["finish"] in ("stop", "length") else FinishReason.ABORT
     )
-    return Completion(tuple(item["ids"]), item["text"], reason, tuple(item["logprobs"]), version)
+    logprobs, experts = tuple(item["logprobs"]), item.get("experts", "")
+    return Completion(tuple(item["ids"]), item["text"], reason, logprobs, version, experts)

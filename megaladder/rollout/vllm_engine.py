@@ -1,6 +1,7 @@
 """vLLM behind the engine protocol.
 
-The only file that imports vLLM, and only in the child process (`python -m …vllm_engine`).
+The only file that imports vLLM, with `vllm.words`, and only in the child process (`python -m
+…vllm_engine`).
 
     engine = VllmEngine(VllmOptions(model="/models/Qwen3-14B", tp=2, replicas=4, log_dir="runs/x"))
 
@@ -28,17 +29,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megaladder.config.rules.engine import head_size_problem, room_for_rank
+from megaladder.config.rules.engine import head_size_problem, room_for_rank, routing_problem
 from megaladder.errors import ConfigError, MissingDependencyError
 from megaladder.model.hf_config import read_config_json
+from megaladder.model.moe.choices import to_text
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
+from megaladder.rollout.vllm.words import as_plain, engine_arguments, params_builder, refusal_types
 from megaladder.rollout.wire import Channel, commands_of_parent
 
 OPTIONS_VARIABLE = "MEGALADDER_ENGINE_OPTIONS"
 BEAT_S = 2.0
-GIB = 1024**3
-OUR_WORKER_EXTENSION = "megaladder.rollout.worker_extension.WorkerExtension"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class VllmOptions:
     enable_sleep: bool = False
     weight_transfer: str | None = None  # vLLM's weight transfer backend: ipc, nccl
     lora_rank: int | None = None  # adapters up to this rank are loaded beside the weights
+    routed_experts: bool = False  # keep which experts each token goes through, for those who ask
     trust_remote_code: bool = False
     log_dir: str | None = None  # None = a temporary folder, named in every error
     # names of the GPUs for all replicas; None = what CUDA_VISIBLE_DEVICES of this process says
@@ -100,6 +102,8 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
         raise ConfigError(f"{options.model}: {problem}")
     if options.lora_rank is not None:
         room_for_rank(options.lora_rank)
+    if options.routed_experts and (problem := routing_problem(options.tp)):
+        raise ConfigError(problem)
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))
     return [_child_spec(options, index, log_dir) for index in range(options.replicas)]
 
@@ -165,54 +169,6 @@ def _devices(options: VllmOptions, index: int) -> str:
 # --- child process
 
 
-def _engine_arguments(
-    options: Mapping[str, Any], on_cpu: bool, accepts: set[str]
-) -> dict[str, Any]:
-    """Our options in vLLM's words.
-
-    `accepts`: the names that its EngineArgs has; a wish it cannot grant is an error, not a silence.
-    """
-    given: dict[str, Any] = {
-        "model": options["model"],
-        "revision": options["revision"],
-        "tokenizer": options["tokenizer"],
-        "dtype": options["dtype"],
-        "tensor_parallel_size": options["tp"],
-        "max_model_len": options["max_model_len"],
-        "seed": options["seed"],
-        "trust_remote_code": options["trust_remote_code"],
-        "enable_prefix_caching": True,
-        "logprobs_mode": "processed_logprobs",
-        "enforce_eager": on_cpu if options["enforce_eager"] is None else options["enforce_eager"],
-        "gpu_memory_utilization": options["gpu_memory_utilization"],
-        "max_num_seqs": options["max_num_seqs"],
-    }
-    if on_cpu:
-        given["kv_cache_memory_bytes"] = int(options["cpu_kv_cache_gib"] * GIB)
-        # a seeded request whose prompt is cut in two kills the CPU worker ("does not use offset")
-        given["enable_chunked_prefill"] = False
-        del given["gpu_memory_utilization"]
-    elif options["enable_sleep"]:
-        given["enable_sleep_mode"] = True
-    if options["lora_rank"] is not None:
-        given |= {
-            "enable_lora": True,
-            "max_loras": 1,
-            "max_lora_rank": room_for_rank(options["lora_rank"]),
-        }
-    given["worker_extension_cls"] = OUR_WORKER_EXTENSION
-    if options["weight_transfer"]:
-        given["weight_transfer_config"] = {"backend": options["weight_transfer"]}
-    given = {name: value for name, value in given.items() if value is not None}
-    unknown = sorted(given.keys() - accepts)
-    if unknown:
-        raise TypeError(
-            f"this vLLM takes no {', '.join(unknown)}; fix: the version that `megaladder doctor`"
-            " names"
-        )
-    return given
-
-
 class _Server:
     """The child's loop: take commands, step vLLM, report what finished.
 
@@ -225,6 +181,7 @@ class _Server:
         self._calls: dict[str, tuple[int, int]] = {}  # vLLM's request id → (call, our id)
         # of requests whose text is told as it comes: characters told so far
         self._told: dict[str, int] = {}
+        self._routed: set[str] = set()  # requests whose experts are asked for
         self._adapter: Any = None  # vLLM's request for the adapter of all generations
 
     def load(self) -> None:
@@ -239,13 +196,15 @@ class _Server:
         if self._in_process:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._vllm = vllm
-        self._arguments = _engine_arguments(
+        self._arguments = engine_arguments(
             self._options, self._on_cpu, set(EngineArgs.__dataclass_fields__)
         )
         self._llm = vllm.LLM(**self._arguments)
         self._engine = self._llm.llm_engine
-        self._params = _params_builder(vllm)
-        self._refusals: tuple[type[Exception], ...] = (ValueError, TypeError, *_refusal_types())
+        if self._options["routed_experts"] and self._on_cpu:
+            self._llm.collective_rpc("record_experts")
+        self._params = params_builder(vllm)
+        self._refusals: tuple[type[Exception], ...] = (ValueError, TypeError, *refusal_types())
         self._channel.send(
             {"op": "ready", "describe": self._describe(), "features": self._features()}
         )
@@ -275,6 +234,7 @@ class _Server:
             for request in ours:
                 del self._calls[request]
                 self._told.pop(request, None)
+                self._routed.discard(request)
         else:
             self._reply(command)
 
@@ -296,20 +256,45 @@ class _Server:
                 )
                 continue
             self._calls[name] = (call, number)
+            if command["params"][params]["routed_experts"]:
+                self._routed.add(name)
             if command["pieces"]:
                 self._told[name] = 0
 
     def _report(self, outputs: list[Any]) -> None:
-        """One message for all that finished in a step."""
+        """One message for all that finished in a step; each its own where it brings experts.
+
+        Those of long answers together would be longer than a message may be."""
         items: dict[int, list[dict[str, Any]]] = {}
+        experts = self._experts(outputs)
         for output in outputs:
             if output.request_id in self._told:
                 self._tell(output)
             if output.finished and output.request_id in self._calls:
                 call, number = self._calls.pop(output.request_id)
-                items.setdefault(call, []).append({"id": number, **_as_plain(output.outputs[0])})
+                item = {"id": number, **as_plain(output.outputs[0])}
+                item["experts"] = experts.get(output.request_id, "")
+                items.setdefault(call, []).append(item)
         for call, done in items.items():
-            self._channel.send({"op": "done", "call": call, "items": done})
+            size = 1 if experts else len(done)
+            for first in range(0, len(done), size):
+                part = done[first : first + size]
+                self._channel.send({"op": "done", "call": call, "items": part})
+
+    def _experts(self, outputs: list[Any]) -> dict[str, str]:
+        """The experts of those that finished and were asked for, by request.
+
+        vLLM tells them on CUDA only (0.32); on a CPU our worker extension has kept them, until the
+        next step."""
+        done = [one for one in outputs if one.finished and one.request_id in self._routed]
+        self._routed.difference_update(one.request_id for one in done)
+        if not self._on_cpu:
+            return {one.request_id: to_text(one.outputs[0].routed_experts) for one in done}
+        rows = {
+            one.request_id: len(one.prompt_token_ids) + len(one.outputs[0].token_ids) - 1
+            for one in done
+        }
+        return self._llm.collective_rpc("experts_of", kwargs={"rows": rows})[0] if rows else {}
 
     def _tell(self, output: Any) -> None:
         """The text that is new."""
@@ -403,51 +388,6 @@ class _Server:
             "max_model_len": config.max_model_len,
             "tp": self._options["tp"],
         }
-
-
-def _params_builder(vllm: Any) -> Any:
-    """Returns a function from our parameters, a seed and whether text is told as it comes to vLLM's.
-
-    Only the final output of a request is sent otherwise, as `LLM.generate` does it.
-    """
-    from vllm.sampling_params import RequestOutputKind
-
-    def build(ours: dict[str, Any], seed: int | None, pieces: bool) -> Any:
-        theirs = {
-            name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")
-        }
-        theirs.update(stop=list(ours["stop"]), stop_token_ids=list(ours["stop_token_ids"]))
-        return vllm.SamplingParams(
-            **theirs,
-            seed=seed,
-            logprobs=0 if ours["logprobs"] else None,
-            output_kind=(RequestOutputKind.CUMULATIVE if pieces else RequestOutputKind.FINAL_ONLY),
-        )
-
-    return build
-
-
-def _refusal_types() -> list[type[Exception]]:
-    """What newer vLLMs raise, besides ValueError, for a request that they cannot take."""
-    if find_spec("vllm.exceptions") is None:
-        return []
-    from vllm import exceptions
-
-    return [
-        getattr(exceptions, name)
-        for name in ("VLLMClientError", "VLLMValidationError")
-        if hasattr(exceptions, name)
-    ]
-
-
-def _as_plain(output: Any) -> dict[str, Any]:
-    ids = list(output.token_ids)
-    chosen = (
-        []
-        if output.logprobs is None
-        else [at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)]
-    )
-    return {"ids": ids, "text": output.text, "finish": output.finish_reason, "logprobs": chosen}
 
 
 def main() -> int:

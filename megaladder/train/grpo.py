@@ -79,7 +79,7 @@ def _train(config: GrpoConfig, parts: _Parts) -> None:
     benchmarks, _ = prepare_benchmarks(
         config, config.reward.extract, parts.model.folder, config.data.seq_length
     )
-    setup = engine_setup(config, parts.data, benchmarks)
+    setup = engine_setup(config, parts.data, parts.model.shape, benchmarks)
     starting = EngineStart(setup, parts.model, parts.run)  # loads while the trainer is built
     watchdog.beat("building the model")
     schedule = build_schedule(config.optim, facts.total_steps)
@@ -146,7 +146,8 @@ def _roll_out(config: GrpoConfig, parts: _Parts) -> None:
 
     A round that is stored already is not made again.
     """
-    engine = EngineStart(engine_setup(config, parts.data), parts.model, parts.run).result()
+    setup = engine_setup(config, parts.data, parts.model.shape)
+    engine = EngineStart(setup, parts.model, parts.run).result()
     total_steps = parts.data.facts.total_steps
     report = GrpoReport(config, parts.run, parts.data.facts, None)
     life = RunLife(config, parts.run, report, None, total_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,12 +25,20 @@ def test_numbers_of_a_load() -> None:
 
 def test_losses_are_those_of_the_sums() -> None:
     """Three tokens with two experts each: loads (3, 2, 1), scores that sum to 1 a token."""
-    row = torch.tensor([3.0, 2.0, 1.0, 1.5, 0.9, 0.6, 6.0], dtype=torch.float64)
+    row = torch.tensor([3.0, 2.0, 1.0, 1.5, 0.9, 0.6, 6.0, 4.0, 1.0], dtype=torch.float64)
     found = _layer(7, row)
     assert found.layer == 7 and found.load.tolist() == [3, 2, 1]
     # E · Σ f·p with f = (1/2, 1/3, 1/6), p = (0.5, 0.3, 0.2)
     assert found.aux_loss == pytest.approx(3 * (0.25 + 0.1 + 0.2 / 6))
     assert found.z_loss == pytest.approx(2.0)
+    assert (found.compared, found.differing) == (4, 1)
+    other = replace(found, layer=8, compared=12, differing=3)
+    assert Balance((found, other), 2).choices() == {
+        "moe_differing_choices": 4,
+        "moe_differing_share": 0.25,
+        "moe_differing_choices_by_layer": [1, 3],
+    }
+    assert Balance((layer(5, 5),), 1).choices() == {}
 
 
 def test_a_collapsed_layer_is_told_once_until_it_recovers() -> None:

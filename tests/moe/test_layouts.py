@@ -16,10 +16,15 @@ SEQUENCE = {"aux_loss": "sequence", "aux_loss_coef": 0.1, "z_loss_coef": 0.01}
 GLOBAL = {"aux_loss": "global_batch", "aux_loss_coef": 0.1}
 # `global_batch` takes shares of all micro-batches so far: one a step here
 QUICK = {
-    1: [{"name": "reference"}, {"name": "sequence-reference", "moe": SEQUENCE}],
+    1: [
+        {"name": "reference"},
+        {"name": "sequence-reference", "moe": SEQUENCE},
+        {"name": "routed-reference", "routed": True},
+    ],
     2: [
         {"name": "ep2-unpacked", "ep": 2, "micro": 2, "packing": False},
         {"name": "sequence-tp2-ep2", "tp": 2, "sp": True, "ep": 2, "moe": SEQUENCE},
+        {"name": "routed-tp2-ep2", "tp": 2, "sp": True, "ep": 2, "routed": True},
     ],
 }
 SLOW = {
@@ -32,6 +37,9 @@ SLOW = {
         {"name": "sequence-recompute", "moe": SEQUENCE, "recompute": "full", "micro": 2},
         {"name": "sequence-unpacked", "moe": SEQUENCE, "packing": False, "micro": 4},
         {"name": "global-reference", "moe": GLOBAL, "micro": 8},
+        {"name": "routed-reference", "routed": True},
+        {"name": "routed-recompute", "routed": True, "recompute": "full", "micro": 2},
+        {"name": "routed-unpacked", "routed": True, "packing": False, "micro": 4},
     ],
     2: [
         {"name": "ep2", "ep": 2},
@@ -43,6 +51,8 @@ SLOW = {
         {"name": "sequence-ep2", "moe": SEQUENCE, "ep": 2, "recompute": "full"},
         {"name": "sequence-pp2", "moe": SEQUENCE, "pp": 2, "micro": 2},
         {"name": "global-tp2", "moe": GLOBAL, "tp": 2, "sp": True, "micro": 8},
+        {"name": "routed-ep2", "routed": True, "ep": 2, "micro": 2},
+        {"name": "routed-pp2", "routed": True, "pp": 2, "recompute": "full"},
     ],
     4: [
         {"name": "ep4", "ep": 4},
@@ -53,6 +63,8 @@ SLOW = {
         {"name": "sequence-tp2-ep4", "moe": SEQUENCE, "tp": 2, "sp": True, "ep": 4},
         {"name": "sequence-pp2-ep2", "moe": SEQUENCE, "pp": 2, "ep": 2},
         {"name": "global-ep4", "moe": GLOBAL, "ep": 4, "micro": 2},
+        {"name": "routed-pp2-vpp2-ep2", "routed": True, "pp": 2, "vpp": 2, "ep": 2},
+        {"name": "routed-tp2-pp2-ep2", "routed": True, "tp": 2, "sp": True, "pp": 2, "ep": 2},
     ],
 }
 
@@ -74,12 +86,27 @@ def run(folder: Path, model: str, cases: dict[int, list[dict]], steps: int = 2) 
     return found
 
 
+def assert_same_choices(found: list[dict], reference: list[dict], name: str) -> None:
+    """After an update the router's own choices are equal up to ties."""
+    for one, other in zip(found, reference, strict=True):
+        assert one.keys() == other.keys(), name
+        if one:
+            assert one["moe_differing_share"] == pytest.approx(
+                other["moe_differing_share"], abs=2e-3
+            )
+    if found[0]:
+        assert found[0] == reference[0], name
+
+
 def agree(found: dict[str, dict]) -> None:
     """Every case equals the reference of its way of balancing."""
     for name, result in found.items():
-        kind = next((kind for kind in ("sequence-", "global-") if name.startswith(kind)), "")
+        kind = next(
+            (kind for kind in ("sequence-", "global-", "routed-") if name.startswith(kind)), ""
+        )
         reference = found[f"{kind}reference"]
         assert result["loads"] == reference["loads"], name
+        assert_same_choices(result["choices"], reference["choices"], name)
         assert_same_steps(result["steps"], reference["steps"], name)
 
 

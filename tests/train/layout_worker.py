@@ -4,12 +4,13 @@ step.
     torchrun --nproc-per-node W layout_worker.py MODEL_DIR CASES_JSON OUT_JSON
 
 CASES_JSON: list of {"name", "tp", "pp", "vpp", "cp", "sp", "micro", "packing", "loss",
-"recompute", "model", "steps", "lora", "ep", "etp", "moe"}; W ranks, what is left is DP. lora: targets of adapters of
+"recompute", "model", "steps", "lora", "ep", "etp", "moe", "routed"}; W ranks, what is left is DP. lora: targets of adapters of
 rank 4, or "all". Not a test itself: `test_layout_invariance.py` and `moe/test_layouts.py`
 run it.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from train.run_cases import main
@@ -42,6 +43,14 @@ def samples(vocab_size: int) -> list:
             )
         )
     return out
+
+
+def engine_experts(index: int, length: int, sizes: tuple[int, int, int]) -> np.ndarray:
+    """K experts for every token of sample `index` and every layer, drawn at random: int16 [N,
+    layers, K]. sizes: layers, E, K."""
+    num_layers, num_experts, top_k = sizes
+    scores = np.random.default_rng([1, index]).random((length, num_layers, num_experts))
+    return scores.argsort(-1)[..., :top_k].astype(np.int16)
 
 
 def run_case(model_dir: str, case: dict) -> dict:
@@ -97,6 +106,12 @@ def run_case(model_dir: str, case: dict) -> dict:
         else HeadOptions()
     )
     data = samples(shape.vocab_size)
+    if case.get("routed"):
+        sizes = (shape.num_layers, shape.moe.num_experts, shape.moe.top_k)
+        data = [
+            replace(one, routed_experts_n=engine_experts(index, one.num_tokens, sizes))
+            for index, one in enumerate(data)
+        ]
     spec = PackSpec(
         seq_length=SEQ_LENGTH,
         micro_batch_size=case.get("micro", 1),
@@ -109,7 +124,7 @@ def run_case(model_dir: str, case: dict) -> dict:
         sequence_align=sequence_alignment(layout.cp),
         micro_batches_multiple_of=layout.pp if layout.num_chunks > 1 else 1,
     )
-    steps, balances = [], []
+    steps, balances, choices = [], [], []
     for step in range(case.get("steps", NUM_STEPS)):
         ids = np.arange(step * NUM_SAMPLES, (step + 1) * NUM_SAMPLES)
         plan = plan_global_batch([data[i].num_tokens for i in ids], ids, spec, parallel.dp_size())
@@ -120,8 +135,9 @@ def run_case(model_dir: str, case: dict) -> dict:
         steps.append([sums.mean_loss, grad_norm, sums.num_loss_tokens])
         balance = step_balance(wrapped, shape)
         balances.append([] if balance is None else [one.load.tolist() for one in balance.layers])
+        choices.append({} if balance is None else balance.choices())
     parallel_state.destroy_model_parallel()
-    return {"name": case["name"], "steps": steps, "loads": balances}
+    return {"name": case["name"], "steps": steps, "loads": balances, "choices": choices}
 
 
 if __name__ == "__main__":

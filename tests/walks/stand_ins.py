@@ -11,21 +11,24 @@ import shutil
 import urllib.error
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.request import Request
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from megaladder.evaluation.benchmarks.source import BenchmarkRows, Row
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
+from megaladder.model.moe.choices import to_text
 from megaladder.rewards.verifiers import parameters_of, verify
 from megaladder.rewards.worker import GradePool, GradeTask
 from megaladder.rollout.engine import SampleRequest
 from megaladder.rollout.fake_engine import FakeEngine, Responder, TextTokenizer
 from megaladder.rollout.vllm_engine import VllmOptions
+from megaladder.types import Completion
 
 ANSWERS = (
     "Wait, let me think.</think> So the answer is \\boxed{2}. No: \\boxed{7}",
@@ -144,6 +147,15 @@ class ProcessesInName(FakeEngine):
         folder = getattr(children[0], "model", None)
         tokenizer = AutoTokenizer.from_pretrained(folder) if folder else None
         super().__init__(answer_to if folder else None, tokenizer)
+
+    def _complete(self, request: SampleRequest) -> Completion:
+        """The experts of a tiny model's two layers are always the first two."""
+        found = super()._complete(request)
+        if not request.params.routed_experts:
+            return found
+        count = len(request.prompt_ids) + len(found.token_ids) - 1
+        experts = np.tile(np.array([0, 1], np.uint8), (count, 2, 1))
+        return replace(found, routed_experts=to_text(experts))
 
     def describe(self) -> dict[str, Any]:
         said = {"max_model_len": 1 << 20, "dtype": "float32", "tp": None}

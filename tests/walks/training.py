@@ -373,6 +373,7 @@ def grpo_walk(i: Path) -> Walk:
             "grpo.kl_coef": kl,
             "grpo.kl_importance_weight": {**kl, **off_policy},
             "grpo.reference": kl,
+            "grpo.router_replay": {**from_vllm, "model.path": str(i / "experts")},
             # weights are far below 1: the two differ where the bound is as well
             "grpo.correction": {**from_vllm, "grpo.correction_high": 0.001},
             "grpo.correction_low": corrected,

@@ -56,6 +56,16 @@ def head_size_problem(raw: Mapping[str, Any]) -> str | None:
     )
 
 
+def routing_problem(tp: int) -> str | None:
+    """Why the vLLM that is installed cannot tell its choices of experts at `tp`, or None."""
+    if tp == 1 or not vllm_is_for_cpu():
+        return None
+    return (
+        f"rollout.tp {tp}: vLLM on several CPU processes does not tell which experts it chose; fix:"
+        " rollout.tp 1, or grpo.router_replay none"
+    )
+
+
 def room_for_rank(rank: int) -> int:
     """The rank that vLLM is to make room for, so that it takes adapters of `rank`.
 

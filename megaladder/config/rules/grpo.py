@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from megaladder.capabilities import LayerSizes
 from megaladder.config.rules.run import without_adapters
 from megaladder.config.rules.unread import ReadIf
 from megaladder.config.sections.evaluate import EvaluateSection
@@ -68,6 +69,11 @@ READ_BY_ENGINE: tuple[ReadIf[GrpoRun], ...] = (
         lambda run: run.rollout.engine != "fake",
         "an engine that has log-probs, so not rollout.engine fake,",
     ),
+    ReadIf(
+        ("grpo.router_replay",),
+        lambda run: run.rollout.engine != "fake" and run.grpo.mode == "train",
+        "an engine that has experts and a run that trains, so not rollout.engine fake,",
+    ),
     ReadIf(("rollout.sync",), lambda run: run.rollout.engine == "vllm", "rollout.engine vllm"),
     ReadIf(("rollout.tp",), lambda run: run.rollout.engine == "vllm", "rollout.engine vllm"),
     ReadIf(
@@ -98,6 +104,12 @@ READ_BY_ENGINE: tuple[ReadIf[GrpoRun], ...] = (
 )
 """Said where they are changed and the engine or mode does not read them: the same file is tried
 with another one."""
+
+
+def asks_experts(run: GrpoRun, shape: LayerSizes) -> bool:
+    """Whether the engine is to tell which experts it chose."""
+    wanted = run.grpo.router_replay != "none" and run.grpo.mode == "train"
+    return wanted and shape.moe is not None and run.rollout.engine == "vllm"
 
 
 def grpo_problems(

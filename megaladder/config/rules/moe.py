@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megaladder.capabilities import FP8_BLOCK, ExpertSizes, LayerSizes
+from megaladder.config.sections.grpo import GrpoSection
 from megaladder.config.sections.moe import MoeSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import ParallelSection
@@ -29,6 +30,10 @@ def _dense_problems(config: RunConfig) -> list[str]:
     defaults = {"parallel.ep": 1, "parallel.etp": 1} | {
         f"moe.{key}": field.default for key, field in MoeSection.model_fields.items()
     }
+    grpo = getattr(config, "grpo", None)
+    if isinstance(grpo, GrpoSection):
+        changed["grpo.router_replay"] = grpo.router_replay
+        defaults["grpo.router_replay"] = GrpoSection.model_fields["router_replay"].default
     return [
         f"{key} {value} is read for a mixture of experts only, this model has none; fix: leave it"
         " out"

@@ -137,6 +137,10 @@ class GrpoSection(StrictModel):
     """Lower bound of the weight exp(logp_old − logp_rollout)."""
     correction_high: Annotated[float, Field(gt=0)] = 2.0
     """Upper bound of that weight."""
+    router_replay: Literal["replay", "count", "none"] = "replay"
+    """Mixtures of experts: the trainer sends each token to the experts that the engine sent it to,
+    for old log-probs and updates, not for the reference. count = they are only compared (metrics
+    moe_differing_*); none = the engine does not tell them. Takes layers × K bytes a token."""
     off_policy_mask: Annotated[float, Field(gt=0)] | None = None
     """Drop sequences with negative advantage whose mean logp_sampled − logp exceeds this, nats;
     sampled: the engine's, else the old ones (DeepSeek-V3.2, arXiv 2512.02556). null = off."""

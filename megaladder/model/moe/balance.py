@@ -21,12 +21,15 @@ class LayerBalance:
     """One sparse layer over one step.
 
     layer: from 0. load: tokens of each expert, int64 [E]; aux_loss: E · Σ share of tokens · mean
-    score over the whole batch, 1 where all are used alike; z_loss: mean log²(Σ exp logits)."""
+    score over the whole batch, 1 where all are used alike; z_loss: mean log²(Σ exp logits).
+    compared: choices of an engine; differing: those that the router would not have made."""
 
     layer: int
     load: torch.Tensor
     aux_loss: float
     z_loss: float
+    compared: int = 0
+    differing: int = 0
 
     @property
     def max_load(self) -> float:
@@ -66,6 +69,18 @@ class Balance:
             "moe_idle_share_by_layer": [round(layer.idle_share, 4) for layer in self.layers],
             "moe_aux_loss_by_layer": [round(layer.aux_loss, 6) for layer in self.layers],
             "moe_z_loss_by_layer": [round(layer.z_loss, 6) for layer in self.layers],
+        }
+
+    def choices(self) -> dict[str, Any]:
+        """For metrics.jsonl: how often engine and router choose other experts; {} where unknown."""
+        compared = sum(layer.compared for layer in self.layers)
+        if not compared:
+            return {}
+        differing = [layer.differing for layer in self.layers]
+        return {
+            "moe_differing_choices": sum(differing),
+            "moe_differing_share": sum(differing) / compared,
+            "moe_differing_choices_by_layer": differing,
         }
 
     def collapsed(self) -> list[LayerBalance]:
@@ -132,7 +147,7 @@ def step_balance(chunks: Sequence[Any], shape: ModelShape) -> Balance | None:
     if moe is None:
         return None
     sums = torch.zeros(
-        shape.num_layers, 2 * moe.num_experts + 1, dtype=torch.float64, device=platform.device()
+        shape.num_layers, 2 * moe.num_experts + 3, dtype=torch.float64, device=platform.device()
     )
     for router in routers(chunks):
         if router.sums is not None:  # else no real token came by
@@ -144,12 +159,20 @@ def step_balance(chunks: Sequence[Any], shape: ModelShape) -> Balance | None:
 
 
 def _layer(index: int, row: torch.Tensor) -> LayerBalance:
-    count = row.numel() // 2
-    load, scores = row[:count], row[count:-1]
+    count = row.numel() // 2 - 1
+    load, scores = row[:count], row[count : 2 * count]
+    z_loss, compared, differing = row[2 * count :].tolist()
     choices = load.sum().clamp(min=1.0)
     num_tokens = scores.sum().clamp(min=1e-9)  # a token's scores sum to 1
     aux_loss = count * (load / choices * scores / num_tokens).sum()
-    return LayerBalance(index, load.long(), float(aux_loss), float(row[-1] / num_tokens))
+    return LayerBalance(
+        index,
+        load.long(),
+        float(aux_loss),
+        z_loss / float(num_tokens),
+        round(compared),
+        round(differing),
+    )
 
 
 @torch.no_grad()

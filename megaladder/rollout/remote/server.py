@@ -326,6 +326,7 @@ def _completion(choice: Any) -> dict[str, Any]:
         "text": choice["text"],
         "finish": choice["finish_reason"],
         "logprobs": [at["logprob"] for at in (choice.get("logprobs") or {}).get("content") or []],
+        "experts": choice.get("routed_experts") or "",
     }
     wrong = [
         name
@@ -335,7 +336,7 @@ def _completion(choice: Any) -> dict[str, Any]:
         )
         if not isinstance(value, list) or not all(isinstance(one, of) for one in value)
     ]
-    wrong += [name for name in ("text", "finish") if not isinstance(found[name], str)]
+    wrong += [name for name in ("text", "finish", "experts") if not isinstance(found[name], str)]
     if wrong:
         raise TypeError(f"a completion whose {', '.join(wrong)} has another type")
     return found
@@ -348,5 +349,6 @@ def _their_params(ours: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
 
     `logprobs` 0 = of the sampled token only.
     """
-    theirs = {name: value for name, value in ours.items() if name not in ("n", "logprobs", "seed")}
+    unknown = ("n", "logprobs", "seed", "routed_experts")
+    theirs = {name: value for name, value in ours.items() if name not in unknown}
     return {**theirs, "seed": seed, "logprobs": 0 if ours["logprobs"] else None}

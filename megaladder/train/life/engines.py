@@ -61,7 +61,8 @@ class EngineSetup:
     """What the engines beside a training are started with.
 
     max_model_len: prompt and answer, tokens. known: what a fake engine answers; on rank 0. apart:
-    engine and trainer work at the same time, so none gives the other its devices.
+    engine and trainer work at the same time, so none gives the other its devices. routed_experts: whether
+    it is to tell which experts it chose.
     """
 
     kind: Literal["vllm", "fake", "replay"]
@@ -74,6 +75,7 @@ class EngineSetup:
     apart: bool = False
     servers: Servers = Servers()
     lora: LoraSection = field(default_factory=LoraSection)
+    routed_experts: bool = False
 
     @property
     def colocated(self) -> bool:
@@ -248,6 +250,7 @@ def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[R
             trust_remote_code=setup.model.trust_remote_code,
             weight_transfer=transport if transport in ("ipc", "nccl") else None,
             lora_rank=adapter_rank(setup.lora) if transport == "adapter" else None,
+            routed_experts=setup.routed_experts,
             log_dir=str(log_dir),
             devices=devices,
         )

@@ -31,6 +31,7 @@ from megaladder.model.build import build_chunks
 from megaladder.model.head import HeadOptions, HeadOutput, LossFunction, LossSums
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
 from megaladder.model.lora.adapter import adapters_off
+from megaladder.model.moe.balance import routers
 from megaladder.model.source import model_folder
 from megaladder.parallel import Layout
 from megaladder.train.objectives.policy_loss import (
@@ -160,6 +161,9 @@ class Policy:
         wanted, many = config.grpo.recompute_old_logprobs, config.grpo.mini_batches > 1
         self._recompute_old = wanted == "always" or (wanted == "auto" and many)
         self.old_is_rollout = wanted == "never" and many
+        self._experts = config.grpo.router_replay != "none" and trainer.shape.moe is not None
+        for router in routers(trainer.chunks):
+            router.replays = config.grpo.router_replay == "replay"
         self._loss = grpo_loss(self.options, old_is_rollout=self.old_is_rollout)
         self._head = grpo_head(config, self.options, self._loss)
         # seconds and work of the last `mini_batches` call's forward passes
@@ -187,9 +191,12 @@ class Policy:
         With everything that has to be computed before the first of them.
 
         Raises:
-            ConfigError: an option needs the engine's log-probs, and these rollouts have none.
+            ConfigError: an option needs the engine's log-probs or experts, and these rollouts have
+            none.
         """
         grpo = self._config.grpo
+        if self._experts and len(table):
+            require_experts(table, self.shape, self._config.rollout.engine)
         if (
             len(table)
             and table.rollout_logprobs is None
@@ -232,7 +239,9 @@ class Policy:
         batches = build_micro_batches(
             plan,
             parallel.dp_rank(),
-            lambda i: table.sample(i, weight_of[i], with_rollout_as_old=self.old_is_rollout),
+            lambda i: table.sample(
+                i, weight_of[i], with_rollout_as_old=self.old_is_rollout, with_experts=self._experts
+            ),
         )
         return MiniBatch(
             batches,
@@ -264,13 +273,36 @@ class Policy:
             ]
         if self._reference is not None:
             self.work["reference_logprobs"] += mini.forward
+            # another model, whose log-probs are those of its own experts
+            own = [replace(batch, routed_experts_t=None) for batch in batches]
             with adapters_off(self._reference):
-                found = token_logprobs(self._reference, batches, self._head)
+                found = token_logprobs(self._reference, own, self._head)
             batches = [
                 replace(batch, ref_logprobs_t=values)
                 for batch, values in zip(batches, found, strict=True)
             ]
         return replace(mini, batches=batches)
+
+
+def require_experts(table: SampleTable, shape: ModelShape, engine: str) -> None:
+    """Raises ConfigError where the rollouts' experts cannot be the model's.
+
+    A fake engine, and rollouts of one that was not asked, have none."""
+    moe, found = required(shape.moe, "a mixture of experts"), table.routed_experts
+    off = "grpo.router_replay none"
+    if found is None:
+        if engine == "vllm":
+            raise ConfigError(
+                "grpo.router_replay: the engine did not tell which experts it chose; fix: vLLM's"
+                f" servers with --enable-return-routed-experts, or {off}"
+            )
+        return
+    if found.shape[1:] != (shape.num_layers, moe.top_k) or found.max() >= moe.num_experts:
+        raise ConfigError(
+            f"grpo.router_replay: the rollouts have {found.shape[2]} experts up to"
+            f" {found.max()} in {found.shape[1]} layers, the model takes {moe.top_k} of"
+            f" {moe.num_experts} in {shape.num_layers}; fix: rollouts of this model, or {off}"
+        )
 
 
 def token_logprobs(

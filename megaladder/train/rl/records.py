@@ -48,7 +48,7 @@ class Round:
     work: Mapping[Phase, Work] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """sha256 over problems, token ids, rewards and advantages.
+        """sha256 over problems, token ids, rewards, advantages and the engine's experts.
 
         The record of what a step trained on."""
         digest = hashlib.sha256()
@@ -59,6 +59,8 @@ class Round:
                     (group.problem.id, group.prompt_ids, ids, group.rewards, group.advantages)
                 ).encode()
             )
+            for completion in group.completions:
+                digest.update(completion.routed_experts.encode())
         return digest.hexdigest()[:16]
 
 
@@ -195,9 +197,14 @@ def _rows(found: Round) -> list[dict[str, Any]]:
                     "prompt_ids": group.prompt_ids,
                     "response_ids": completion.token_ids,
                     "logprobs": completion.logprobs,
+                    **_experts(completion),
                 }
             )
     return rows
+
+
+def _experts(completion: Completion) -> dict[str, str]:
+    return {"routed_experts": completion.routed_experts} if completion.routed_experts else {}
 
 
 def _group(path: Path, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> RolloutGroup:
@@ -215,6 +222,7 @@ def _group(path: Path, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> Rol
                 FinishReason(row["finish_reason"]),
                 tuple(row["logprobs"]),
                 row["version"],
+                row.get("routed_experts", ""),
             )
             for row in rows
         )

@@ -184,6 +184,8 @@ class GrpoReport:
                     "total_flops": self.ledger.flops,
                     **booked,
                     **(balance.metrics() if balance else {}),
+                    # later updates have moved on
+                    **(results[0].balance.choices() if results and results[0].balance else {}),
                 },
                 shown=CONSOLE_KEYS,
             )

@@ -20,6 +20,7 @@ import numpy as np
 
 from megaladder import parallel
 from megaladder.config.grpo import GrpoConfig
+from megaladder.config.rules.grpo import asks_experts
 from megaladder.errors import ConfigError
 from megaladder.ledger.book import Phase
 from megaladder.ledger.work import Work, generation_work, total_work
@@ -192,8 +193,11 @@ class EngineRounds:
             seed=config.train.seed,
             stop_token_ids=data.facts.files.stop_ids,
             logprobs=rollout.engine != "fake",
+            routed_experts=asks_experts(config, shape),
         )
-        self.key = _settings_key(config, data.facts.identity["data"])
+        self.key = _settings_key(
+            config, data.facts.identity["data"], experts=self._params.routed_experts
+        )
 
     def collect(self, step: int, version: int) -> Round:
         """Samples and grades `prompts_per_step` groups by weights `version`.
@@ -351,7 +355,7 @@ def replay_folder(config: GrpoConfig) -> Path:
 
 
 def engine_setup(
-    config: GrpoConfig, data: ProblemData, benchmarks: BenchmarkSet | None = None
+    config: GrpoConfig, data: ProblemData, shape: ModelShape, benchmarks: BenchmarkSet | None = None
 ) -> EngineSetup:
     """What the engine that makes the rounds, and answers the benchmarks, is started with."""
     rollout = config.rollout
@@ -372,10 +376,11 @@ def engine_setup(
         apart=bool(config.grpo.lag),
         servers=Servers(rollout.servers, rollout.server_concurrency, rollout.sync_dir),
         lora=config.lora,
+        routed_experts=asks_experts(config, shape),
     )
 
 
-def _settings_key(config: GrpoConfig, data: str) -> str:
+def _settings_key(config: GrpoConfig, data: str, *, experts: bool) -> str:
     """Hash of everything that decides a round's rollouts besides weights and stream position."""
     rollout = config.rollout.model_dump(
         include={"engine", "n", "temperature", "top_p", "top_k", "max_tokens"}
@@ -390,6 +395,7 @@ def _settings_key(config: GrpoConfig, data: str) -> str:
             "reward": config.reward.model_dump(mode="json"),
             "seed": config.train.seed,
             "data": data,
+            **({"experts": True} if experts else {}),
         },
         sort_keys=True,
     )

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megaladder.errors import DataError
 from megaladder.ledger.book import Phase
 from megaladder.ledger.work import Work
+from megaladder.model.moe.choices import from_text
 from megaladder.train.objectives.advantages import Aggregation, group_statistics, token_weights
 from megaladder.train.rl.records import Round
 from megaladder.types import FinishReason, TokenSample
+
+_AGAIN = "grpo.router_replay none, or delete the round's two files, then it is made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class SampleTable:
     metrics: Mapping[str, float | int | str]  # of the round, for the log
     seconds: Mapping[str, float]  # of the round, by phase
     work: Mapping[Phase, Work]  # of the round
+    # uint8 or uint16 [Σ (prompt + response − 1), layers, K], None where the engine gave none
+    routed_experts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,11 +58,17 @@ class SampleTable:
         return self.prompt_lengths + self.response_lengths
 
     def sample(
-        self, index: int, loss_weight: float, *, with_rollout_as_old: bool = False
+        self,
+        index: int,
+        loss_weight: float,
+        *,
+        with_rollout_as_old: bool = False,
+        with_experts: bool = False,
     ) -> TokenSample:
         """Sample `index` with the given weight.
 
-        `with_rollout_as_old`: the engine's log-probs stand in for the old ones.
+        `with_rollout_as_old`: the engine's log-probs stand in for the old ones. `with_experts`: the
+        engine's experts come along, where they are known.
         """
         start, length, prompt = (
             int(self.lengths[:index].sum()),
@@ -75,15 +87,30 @@ class SampleTable:
             advantage=float(self.advantages_b[index]),
             loss_weight=loss_weight,
             rollout_logprobs_n=rollout,
+            routed_experts_n=self._experts(index) if with_experts else None,
             old_logprobs_n=rollout if with_rollout_as_old else None,
             policy_version=self.version,
             group=int(self.group_b[index]),
         )
 
+    def _experts(self, index: int) -> np.ndarray | None:
+        """int16 [N, layers, K] of a sample; -1 at its last token, which the engine only sampled."""
+        if self.routed_experts is None:
+            return None
+        first, count = int(self.lengths[:index].sum()) - index, int(self.lengths[index]) - 1
+        found = np.full((count + 1, *self.routed_experts.shape[1:]), -1, np.int16)
+        found[:-1] = self.routed_experts[first : first + count]
+        return found
+
 
 def table_of(found: Round, filter_truncated: bool) -> SampleTable:
-    """The trainable samples of a round, and its numbers for the log."""
+    """The trainable samples of a round, and its numbers for the log.
+
+    Raises:
+        DataError: an engine's experts are not those of their sample.
+    """
     names, group_b, prompts, responses, logprobs, advantages = [], [], [], [], [], []
+    experts: list[str] = []
     filtered = empty = undecided = 0
     for number, group in enumerate(found.groups):
         for sample, completion in enumerate(group.completions):
@@ -98,7 +125,9 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
             prompts.append(group.prompt_ids)
             responses.append(completion.token_ids)
             logprobs.append(completion.logprobs)
+            experts.append(completion.routed_experts)
             advantages.append(group.advantages[sample])
+    whole = list(zip(prompts, responses, strict=True))
     known = bool(logprobs) and all(
         len(one) == len(ids) for one, ids in zip(logprobs, responses, strict=True)
     )
@@ -110,7 +139,7 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
         np.array(group_b, np.int32),
         np.array([len(ids) for ids in prompts], np.int64),
         np.array([len(ids) for ids in responses], np.int64),
-        _flat([ids for pair in zip(prompts, responses, strict=True) for ids in pair], np.int32),
+        _flat([ids for pair in whole for ids in pair], np.int32),
         _flat(logprobs, np.float32) if known else None,
         np.array(advantages, np.float64),
         {
@@ -121,7 +150,29 @@ def table_of(found: Round, filter_truncated: bool) -> SampleTable:
         },
         dict(found.seconds),
         dict(found.work),
+        _routed(names, experts, [sum(map(len, pair)) - 1 for pair in whole]),
     )
+
+
+def _routed(
+    names: Sequence[str], texts: Sequence[str], num_tokens: Sequence[int]
+) -> np.ndarray | None:
+    """The engine's experts of all samples end to end; None where one has none."""
+    if not texts or not all(texts):
+        return None
+    found = []
+    for name, text, count in zip(names, texts, num_tokens, strict=True):
+        try:
+            choices = from_text(text)
+        except ValueError as error:
+            raise DataError(f"{name}: its routed_experts are {error}; fix: {_AGAIN}") from None
+        if len(choices) != count or choices.shape[1:] != (found or [choices])[0].shape[1:]:
+            raise DataError(
+                f"{name}: routed_experts of {list(choices.shape)} for {count} tokens that the"
+                f" engine computed; fix: {_AGAIN}"
+            )
+        found.append(choices)
+    return np.concatenate(found)
 
 
 def round_metrics(found: Round) -> dict[str, float | int | str]:

@@ -1,0 +1,1 @@
+"""What vLLM's child process says to vLLM."""
