@@ -191,6 +191,7 @@ def sampled_round(num_groups: int = 3, n: int = 4) -> Round:
             tuple(answer() for _ in range(n)),
             rewards,
             ({},) * n,
+            advantages=(0.0,) * n,
         )
         for group in range(num_groups)
     )
