@@ -1,10 +1,12 @@
 """A real vLLM on this machine's CPU takes new weights of experts again and again: its numbers are
-those of an engine that was started with them. Two engines a case, half a minute."""
+those of an engine that was started with them (two engines a case, half a minute); and by hand what our
+extension does for that."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ from tiny_models import build_tokenizer
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
+from megaladder.rollout.worker_extension import WorkerExtension
 
-pytestmark = pytest.mark.slow
 # 48: vLLM fills an expert's width up to 64 on a CPU
 SIZES = {"hidden_size": 128, "head_dim": 32, "vocab_size": 512, "moe_intermediate_size": 48}
 PROMPTS = [tuple(range(5, 5 + length)) for length in (9, 17, 33)]
@@ -47,6 +49,7 @@ def answers(engine: VllmEngine) -> list[tuple]:
     return [(one.token_ids, one.logprobs) for group in groups for one in group]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen3-moe", "glm4-moe"])
 def test_new_experts_compute_what_a_fresh_engine_computes(case: str, tmp_path: Path) -> None:
     first = make_folder(case, tmp_path / "first", **SIZES)
@@ -63,3 +66,23 @@ def test_new_experts_compute_what_a_fresh_engine_computes(case: str, tmp_path: P
     assert found[first][0] != found[second][0]
     for same in found.values():
         assert all(one == same[0] for one in same)
+
+
+@pytest.mark.parametrize(("device", "kernel"), [("cpu", None), ("cuda", "kernel")])
+def test_kernels_of_experts_are_made_again_where_they_pack(device: str, kernel: str | None) -> None:
+    """On CUDA they stay: graphs know their addresses, and vLLM writes into them."""
+    experts = SimpleNamespace(quant_method=SimpleNamespace(moe_kernel="kernel"))
+    linear = SimpleNamespace(quant_method=SimpleNamespace())
+    model = SimpleNamespace(modules=lambda: [SimpleNamespace(), linear, experts])
+    found = []
+
+    class Worker(WorkerExtension):
+        def reload_weights(self, weights_path: str) -> None:
+            found.append((weights_path, experts.quant_method.moe_kernel))
+
+    worker = Worker()
+    worker.device = SimpleNamespace(type=device)
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)
+    worker.load_folder("folder")
+    assert found == [("folder", kernel)]
+    assert vars(linear.quant_method) == {}
