@@ -101,13 +101,15 @@ class ExpertRecord:
         self._places = torch.zeros(
             (cache.num_blocks * self._block_size, layers, top_k), dtype=dtype
         )
-        theirs.bind_routed_experts_capturer(model_runner.get_model(), self)
+        capturer: Any = self  # they ask for `capture` only
+        theirs.bind_routed_experts_capturer(model_runner.get_model(), capturer)
 
     def capture(self, layer_id: int, topk_ids: torch.Tensor) -> None:
         """Called by a layer's router in a pass. topk_ids: [tokens, K]."""
         from vllm.forward_context import get_forward_context
 
-        slots = next(iter(get_forward_context().slot_mapping.values()), None)
+        by_layer: Any = get_forward_context().slot_mapping  # a list only where batches are cut
+        slots = next(iter(by_layer.values()), None)
         if slots is None:  # a pass without requests, to warm up
             return
         slots = slots[: len(topk_ids)]

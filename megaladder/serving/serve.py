@@ -30,7 +30,8 @@ from megaladder.errors import ConfigError, EngineError, MissingDependencyError
 from megaladder.platform import has_cuda
 from megaladder.process.launch import hold_port
 from megaladder.rollout.remote.http_client import HttpClient
-from megaladder.rollout.vllm_engine import GIB, VllmOptions, child_environment
+from megaladder.rollout.vllm.words import GIB
+from megaladder.rollout.vllm_engine import VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
 from megaladder.serving.folder import ModelFolder, find_model
 from megaladder.serving.server_child import PIPE_VARIABLE

@@ -160,7 +160,7 @@ def _routed(
     """The engine's experts of all samples end to end; None where one has none."""
     if not texts or not all(texts):
         return None
-    found = []
+    found: list[np.ndarray] = []
     for name, text, count in zip(names, texts, num_tokens, strict=True):
         try:
             choices = from_text(text)
