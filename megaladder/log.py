@@ -1,39 +1,30 @@
 """What a run says.
 
 One line a step, `metrics.jsonl`, `log.txt`, a final table that ends with the next command; trackers
-aside (`trackers`).
+(`trackers`) read the run folder and are woken when there is something new.
 
-Rank 0 speaks; every other rank's `RunLog` is silent. Colour and tables only on a terminal. A sink
-that fails is reported once and dropped: it never stops a run. Numbers in files are full precision;
-rounding is for eyes.
+Rank 0 speaks; every other rank's `RunLog` is silent. Colour and tables only on a terminal. Numbers
+in files are full precision; rounding is for eyes.
 """
 
 from __future__ import annotations
 
-import atexit
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from megaladder.config.sections.run import RunConfig
 from megaladder.console import VOICE, Task, clock, is_quiet
+from megaladder.events.callback import Callback
 from megaladder.process import last_word
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after, read_jsonl
 from megaladder.trackers.courier import Courier
-from megaladder.trackers.sinks import Sink, chosen_sinks
+from megaladder.trackers.services import chosen_trackers
 
 GIB = 1024**3
-# answers of a round that trackers get, and what of them
-ROLLOUT_ROWS = 16
-ROLLOUT_COLUMNS = (
-    *("step", "group", "sample", "prompt", "completion", "gold", "answer", "correct", "reward"),
-    *("advantage", "num_tokens", "finish_reason"),
-)
-SCORE_COLUMNS = ("benchmark", "metric", "score", "low", "high", "num_problems", "n")
 # seconds that a save waits for trackers to be at rest
 REST_S = 2.0
 
@@ -153,14 +144,13 @@ class RunLog:
         self._evaluations = JsonlFile(run.evaluation_rows)
         self._text = run.log_text.open("a", encoding="utf-8", buffering=1)
 
-    def start_sinks(self, sinks: Mapping[str, Sink], config: Mapping[str, Any]) -> None:
-        """Starts each in a thread of its own; one that fails or hangs is reported and left out."""
-        if self._run is None or not sinks:
-            return
-        self._couriers = [Courier(name, sink, self.warn) for name, sink in sinks.items()]
-        self._carry("start", self._run.path.name, config)
-        # a run that ends by an error still hands on what it has
-        atexit.register(self._end_sinks, 1)
+    def start_trackers(self, trackers: Mapping[str, Callback]) -> None:
+        """Starts each, by its name, in a thread of its own; one that fails is reported."""
+        if self._run is not None:
+            self._couriers = [
+                Courier(name, tracker, self._run.path, self.warn)
+                for name, tracker in trackers.items()
+            ]
 
     def info(self, text: str) -> None:
         """A line on the console (not with --quiet) and, with the time, in log.txt."""
@@ -174,7 +164,7 @@ class RunLog:
     def step(self, metrics: StepMetrics) -> None:
         """Tells one finished step.
 
-        metrics.jsonl always, the console every `every` steps and at the last one, sinks always."""
+        metrics.jsonl always, the console every `every` steps and at the last one."""
         last_word.note_step(metrics.step)
         if self._run is None:
             return
@@ -183,12 +173,7 @@ class RunLog:
         left = self._time_left(metrics)
         if metrics.step % self._every == 0 or metrics.step == metrics.total_steps:
             self.info(metrics.line() + left)
-        numbers = {
-            k: float(v)
-            for k, v in row.items()
-            if isinstance(v, (int, float)) and k not in ("step", "total_steps")
-        }
-        self._carry("log", metrics.step, numbers)
+        self._wake()
 
     def _time_left(self, metrics: StepMetrics) -> str:
         """`  ETA 1:35`, by the steps of this start; nothing with its first step and the last."""
@@ -203,40 +188,19 @@ class RunLog:
     def held_out(self, step: int, loss: float, **work: float) -> None:
         """Held-out loss after `step` updates, nats a token.
 
-        A row of held_out.jsonl, and to the sinks. work: keys of the ledger."""
+        A row of held_out.jsonl. work: keys of the ledger."""
         if self._run is None:
             return
         self._held_out.append({"step": step, "held_out_loss": loss, **work})
-        self._carry("log", step, {"held_out_loss": loss})
+        self._wake()
 
     def evaluated(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Scores of benchmarks after a step.
-
-        Rows of evaluations.jsonl (step, benchmark, score …), and to the sinks."""
+        """Scores of benchmarks after a step: rows of evaluations.jsonl."""
         if self._run is None:
             return
         for row in rows:
             self._evaluations.append(row)
-        if rows:
-            scores = {
-                f"eval/{row['benchmark']}{ending}": row[key]
-                for row in rows
-                for key, ending in (("score", ""), ("low", "_low"), ("high", "_high"))
-                if row.get(key) is not None
-            }
-            self._carry("log", rows[0]["step"], scores)
-            shown = [{column: row.get(column) for column in SCORE_COLUMNS} for row in rows]
-            self._carry("table", rows[0]["step"], "scores", shown)
-
-    def rollouts(self, step: int, path: Path) -> None:
-        """Some of a round's answers, from its rollouts file, to the sinks: to read them there."""
-        if self._couriers and path.is_file():
-            shown = [
-                {column: row.get(column) for column in ROLLOUT_COLUMNS}
-                for row in islice(read_jsonl(path), ROLLOUT_ROWS)
-            ]
-            if shown:
-                self._carry("table", step, "rollouts", shown)
+        self._wake()
 
     def sync(self) -> None:
         """Makes every row so far durable."""
@@ -263,7 +227,7 @@ class RunLog:
     ) -> None:
         """The final table, then the command that comes next (resume, export, evaluate).
 
-        Closes files and sinks."""
+        Closes files and trackers."""
         if self._run is None:
             return
         self._say(format_table(title, rows), self._out)
@@ -272,9 +236,10 @@ class RunLog:
         self.close(exit_status)
 
     def close(self, exit_status: int = 1) -> None:
-        """Ends the sinks and closes the files; safe to call twice."""
+        """Ends the trackers and closes the files; safe to call twice."""
         if self._run is not None:
-            self._end_sinks(exit_status)
+            for courier in self._couriers:
+                courier.end(exit_status)
             self._metrics.close()
             self._held_out.close()
             self._evaluations.close()
@@ -293,26 +258,19 @@ class RunLog:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         self._text.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
-    def _carry(self, method: str, *args: Any) -> None:
+    def _wake(self) -> None:
         for courier in self._couriers:
-            courier.put(method, *args)
-
-    def _end_sinks(self, exit_status: int) -> None:
-        for courier in self._couriers:
-            courier.end(exit_status)
-        self._couriers = []
-        atexit.unregister(self._end_sinks)
+            courier.wake()
 
 
 def open_run_log(run: RunDir | None, config: RunConfig, resumed_step: int) -> RunLog:
-    """The log of a run with the sinks its `config.log` asks for.
+    """The log of a run with the trackers its `config.log` asks for.
 
     run: None on ranks that are silent; config: of a training verb; resumed_step: steps already
     done, -1 to drop every old row."""
     log = RunLog(run, resumed_step=resumed_step, every=config.log.every)
     if run is not None:
-        sinks = chosen_sinks(config.log, run.path, resumed_step)
-        log.start_sinks(sinks, config.model_dump(mode="json"))
+        log.start_trackers(chosen_trackers(config.log, run.path, resumed_step))
     return log
 
 

@@ -12,8 +12,9 @@ waits for it; nothing trains inside the calling process. What comes back is read
 that the run wrote, so `load` gives the same for a run that somebody else started.
 """
 
-from megaladder.api.follow import Callback
-from megaladder.api.results import Evaluation, Run, Score, load
+from megaladder.api.results import Evaluation, load
 from megaladder.api.verbs import evaluate, grpo, report, sft
+from megaladder.events.callback import Callback
+from megaladder.events.run import Run, Score
 
 __all__ = ["Callback", "Evaluation", "Run", "Score", "evaluate", "grpo", "load", "report", "sft"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megaladder.api.follow import Callback, Follower
-from megaladder.api.results import Evaluation, Run, Score, score_of
+from megaladder.api.results import Evaluation
 from megaladder.api.start import run_verb
 from megaladder.config.base import StrictModel
 from megaladder.config.grpo import GrpoConfig
@@ -16,6 +17,10 @@ from megaladder.config.resolve import from_yaml, validate
 from megaladder.config.sft import SftConfig
 from megaladder.config.verbs.analysis import ReportConfig
 from megaladder.config.verbs.evaluation import EvalConfig
+from megaladder.errors import MegaladderError
+from megaladder.events.callback import Callback
+from megaladder.events.follower import Follower
+from megaladder.events.run import Run, Score, score_of
 from megaladder.files.steps import step_folders, step_of
 
 Config = TypeVar("Config", bound=StrictModel)
@@ -67,11 +72,17 @@ def report(folders: Sequence[str | Path], out: str | Path = "report.html", title
 
 def _train(verb: str, config: SftConfig | GrpoConfig, callbacks: Sequence[Callback]) -> Run:
     folder = Path(config.run_dir)
-    follower = Follower(folder, callbacks)
+    named = {f"callback {type(told).__name__} ({i})": told for i, told in enumerate(callbacks)}
+    follower = Follower(folder, named, partial(warnings.warn, stacklevel=2))
+    status = 1
     try:
         run_verb(verb, config, follower.look)
+        status = 0
+    except MegaladderError as error:
+        status = error.exit_status
+        raise
     finally:
-        follower.end()
+        follower.end(status)
     return Run(folder)
 
 

@@ -13,10 +13,10 @@ import yaml
 from megaladder import __version__
 from megaladder.analysis.runs.folder import read_config
 from megaladder.errors import ConfigError
+from megaladder.files.models import ModelFolder
 from megaladder.ledger.book import describe
 from megaladder.ledger.folder import run_ledger
 from megaladder.run_dir import read_jsonl, read_object
-from megaladder.serving.folder import ModelFolder
 
 TOLD = (
     "data.path",

@@ -17,8 +17,8 @@ from megaladder.console import VOICE
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.evaluation.benchmarks.prompting import Prompter, make_prompter
 from megaladder.evaluation.verb import make_engine
+from megaladder.files.models import find_model
 from megaladder.rollout.engine import Engine, Piece, SamplingParams, expand
-from megaladder.serving.folder import find_model
 from megaladder.serving.settings import ChatConfig
 from megaladder.types import FinishReason, Message
 

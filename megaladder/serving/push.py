@@ -9,10 +9,10 @@ from pathlib import Path
 from megaladder.config.rules.unread import ReadIf, unread_problems
 from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ConfigError, StorageError
+from megaladder.files.models import ModelFolder, find_model
 from megaladder.files.sums import write_sums
 from megaladder.run_dir import atomic_write
 from megaladder.serving.card import model_card
-from megaladder.serving.folder import ModelFolder, find_model
 from megaladder.serving.settings import PushConfig
 
 CARD = "README.md"

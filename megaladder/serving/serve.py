@@ -27,13 +27,13 @@ from megaladder.config.sections.shared import ModelSection
 from megaladder.console import VOICE, doing
 from megaladder.data.chat.tokenizer import model_tokenizer
 from megaladder.errors import ConfigError, EngineError, MissingDependencyError
+from megaladder.files.models import ModelFolder, find_model
 from megaladder.platform import has_cuda
 from megaladder.process.launch import hold_port
 from megaladder.rollout.remote.http_client import HttpClient
 from megaladder.rollout.vllm.words import GIB
 from megaladder.rollout.vllm_engine import VllmOptions, child_environment
 from megaladder.run_dir import atomic_write
-from megaladder.serving.folder import ModelFolder, find_model
 from megaladder.serving.server_child import PIPE_VARIABLE
 from megaladder.serving.settings import ServeConfig
 

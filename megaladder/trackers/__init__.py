@@ -1,4 +1,4 @@
-"""Places outside the run folder that metrics go to.
+"""Places outside the run folder that metrics go to: W&B, TensorBoard, MLflow, trackio.
 
-W&B, TensorBoard, MLflow, trackio, behind one protocol. Whatever they raise is reported once and the
-tracker is dropped (`log.RunLog`)."""
+Each is a callback (`events.callback`) in a thread of the run's own. Whatever one raises is reported
+once and it is called no more."""

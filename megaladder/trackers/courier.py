@@ -1,89 +1,104 @@
-"""Carries events to a tracker in a thread of its own, so that a run never waits for one.
+"""A tracker's thread, so that a run never waits for one.
 
-A tracker that raises is dropped at once; one that gives no answer for `PATIENCE_S`, is `BEHIND`
-events behind, or has not finished `END_S` after the run's end, is given up and left to itself.
+The thread reads the run folder when it is woken, so nothing is lost to a tracker that is slow: it
+gets the rest once it answers again. One that has not finished `END_S` after the run's end is left
+to itself.
 """
 
 from __future__ import annotations
 
-import queue
+import atexit
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from megaladder.trackers.sinks import Sink
+from megaladder.events.callback import Callback
+from megaladder.events.follower import Follower
+from megaladder.process import last_word
 
+# without an answer for so long, it is told once
 PATIENCE_S = 300.0
 # the run waits for this one
 END_S = 120.0
-BEHIND = 10_000
 
 
 class Courier:
-    """One tracker's thread. give_up: gets the reason, once, from any thread."""
+    """One tracker's thread. warn: gets a sentence about what is lost, from any thread."""
 
     def __init__(
         self,
         name: str,
-        sink: Sink,
-        give_up: Callable[[str], None],
+        tracker: Callback,
+        folder: Path,
+        warn: Callable[[str], None],
         patience_s: float = PATIENCE_S,
         end_s: float = END_S,
-        behind: int = BEHIND,
     ) -> None:
-        self._name, self._sink, self._give_up = name, sink, give_up
+        self._name, self._folder, self._warn = name, folder, warn
         self._patience_s, self._end_s = patience_s, end_s
-        self._events: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(behind)
-        self._doing: tuple[str, float] | None = None
-        self._over, self._hangs = threading.Event(), False
+        # what the folder has now is not new
+        self._follower = Follower(folder, {name: tracker}, warn)
+        self._turn = threading.Condition()
+        # looks asked for and done; the wait at the end of which nothing had come of it
+        self._asked, self._done, self._in_vain = 1, 0, -1
+        self._since, self._slow = time.monotonic(), False
+        self._status: int | None = None
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
-    def put(self, method: str, *args: Any) -> None:
-        """Asks for a call of the sink's `method`. Never waits, never raises."""
-        if self._over.is_set():
-            return
-        doing = self._doing
-        if doing is not None and time.monotonic() - doing[1] > self._patience_s:
-            self._hangs = True
-            self._drop(f"gave no answer to {doing[0]} for {self._patience_s:g} s")
-            return
-        try:
-            self._events.put_nowait((method, args))
-        except queue.Full:
-            self._drop(f"is {self._events.maxsize} events behind")
+    def wake(self) -> None:
+        """There is something new in the run folder. Never waits, never raises."""
+        with self._turn:
+            if self._done == self._asked:
+                self._since = time.monotonic()
+            self._asked += 1
+            self._turn.notify_all()
+        if not self._slow and time.monotonic() - self._since > self._patience_s:
+            self._slow = True
+            self._warn(
+                f"{self._name} has given no answer for {self._patience_s:g} s; the run goes on, it"
+                " gets the rest when it answers"
+            )
 
     def rest(self, limit_s: float) -> None:
-        """Returns when nothing is left to carry, or after `limit_s`."""
-        done = self._events.all_tasks_done
-        with done:
-            done.wait_for(lambda: self._over.is_set() or not self._events.unfinished_tasks, limit_s)
+        """Returns when all is told, or after `limit_s`; at once where the last wait was in vain."""
+        with self._turn:
+            if self._in_vain == self._done:
+                return
+            if not self._turn.wait_for(lambda: self._done == self._asked, limit_s):
+                self._in_vain = self._done
 
-    def end(self, exit_status: int) -> None:
-        """Carries what is left and the run's end; waits no longer than `end_s`."""
-        self.put("finish", exit_status)
-        self._thread.join(0 if self._hangs else self._end_s)
+    def end(self, exit_status: int | None = None) -> None:
+        """Tells what is left and the run's end; waits no longer than `end_s`.
+
+        exit_status: None = as the run folder's last word has it."""
+        atexit.unregister(self.end)
+        if exit_status is None:
+            word = last_word.read(self._folder) or {}
+            exit_status = 1 if word.get("status") is None else word["status"]
+        with self._turn:
+            self._status = exit_status
+            self._turn.notify_all()
+        self._thread.join(0 if self._slow else self._end_s)
         if self._thread.is_alive():
-            self._drop(f"did not finish within {self._end_s:g} s")
+            self._warn(f"{self._name} did not finish with the run; what it had not taken is lost")
 
     def _work(self) -> None:
-        method = ""
-        while method != "finish" and not self._over.is_set():
-            method, args = self._events.get()
-            self._doing = method, time.monotonic()
-            try:
-                getattr(self._sink, method)(*args)
-            # a tracker must not end a run
-            except Exception as error:  # noqa: BLE001
-                self._drop(f"failed at {method}: {type(error).__name__}: {error}")
-            self._doing = None
-            self._events.task_done()
+        self._look(1)
+        # a run that ends by an error still hands on what it has; after what the tracker's own
+        # package has registered, so before it at the exit
+        atexit.register(self.end)
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: self._status is not None or self._done < self._asked)
+                asked, status = self._asked, self._status
+            if status is not None:
+                return self._follower.end(status)
+            self._look(asked)
 
-    def _drop(self, why: str) -> None:
-        if self._over.is_set():
-            return
-        self._over.set()
-        with self._events.all_tasks_done:
-            self._events.all_tasks_done.notify_all()
-        self._give_up(f"{self._name} {why}; it is switched off for this run")
+    def _look(self, asked: int) -> None:
+        self._follower.look()
+        with self._turn:
+            self._done, self._since, self._slow = asked, time.monotonic(), False
+            self._turn.notify_all()

@@ -6,16 +6,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 
 import megaladder as ml
-from megaladder.api.follow import Follower, NewRows
 from megaladder.api.start import raise_for, run_verb
 from megaladder.config.verbs.evaluation import EvalConfig
 from megaladder.errors import ConfigError, MegaladderError, RunStopped
+from megaladder.events.follower import Follower, NewRows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,8 +51,8 @@ class Listener:
     def on_checkpoint(self, run: ml.Run, step: int, path: Path) -> None:
         self.heard.append(path.name)
 
-    def on_end(self, run: ml.Run) -> None:
-        self.heard.append("end")
+    def on_end(self, run: ml.Run, exit_status: int) -> None:
+        self.heard.append(f"end {exit_status}")
 
 
 def test_every_name_is_there_and_asking_for_one_imports_no_torch() -> None:
@@ -120,15 +119,16 @@ def test_callbacks_hear_what_is_new_once_and_a_failing_one_is_left_out(tmp_path)
     folder.mkdir()
     listener, broken = Listener(), Listener()
     broken.on_step = lambda run, row: 1 / 0
-    follower = Follower(folder, [broken, listener])
+    warned: list[str] = []
+    follower = Follower(folder, {"broken": broken, "good": listener}, warned.append)
     follower.look()
     fake_run(folder)
-    with pytest.warns(UserWarning, match=r"Listener.on_step failed .* ZeroDivisionError"):
-        follower.look()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        follower.end()
-    assert listener.heard == [1, 2, "step_2", "step_10", "end"]
+    follower.look()
+    follower.end(3)
+    assert warned == [
+        "broken failed at on_step and is called no more: ZeroDivisionError: division by zero"
+    ]
+    assert listener.heard == [1, 2, "step_2", "step_10", "end 3"]
     assert broken.heard == []
 
 
@@ -189,7 +189,7 @@ def test_two_ranks_train_through_the_api(tmp_path) -> None:
     assert [row["step"] for row in run.metrics] == [1, 2, 3, 4]
     assert list(run.checkpoints) == [2, 4] and run.model == run.exports[4]
     assert [step for step in listener.heard if isinstance(step, int)] == [1, 2, 3, 4]
-    assert set(listener.heard) >= {"step_2", "step_4"} and listener.heard[-1] == "end"
+    assert set(listener.heard) >= {"step_2", "step_4"} and listener.heard[-1] == "end 0"
     later = Listener()
     assert ml.sft(config, callbacks=[later]).metrics == run.metrics  # all done: answered at once
-    assert later.heard == ["end"]
+    assert later.heard == ["end 0"]

@@ -152,7 +152,7 @@ def _record(path: Path) -> Any:
 
 
 def _identity(path: Path) -> Any:
-    from megaladder.trackers.sinks import run_identity
+    from megaladder.trackers.tracker import run_identity
 
     return run_identity(path.parent, anew=False)
 

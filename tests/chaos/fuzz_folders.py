@@ -222,7 +222,7 @@ def _read_record(path: Path) -> object:
 
 
 def _read_identity(path: Path) -> object:
-    from megaladder.trackers.sinks import run_identity
+    from megaladder.trackers.tracker import run_identity
 
     return run_identity(path.parent, anew=False)
 

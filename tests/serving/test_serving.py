@@ -21,13 +21,13 @@ from waiting import is_alive, wait_until
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, StorageError
+from megaladder.files.models import find_model
 from megaladder.files.sums import export_damage, write_sums
 from megaladder.process.launch import hold_port
 from megaladder.rollout.engine import Piece, SamplingParams, expand
 from megaladder.rollout.fake_engine import FakeEngine
 from megaladder.serving import push
 from megaladder.serving.chat import Conversation
-from megaladder.serving.folder import find_model
 from megaladder.serving.serve import server_command
 from megaladder.serving.server_child import PIPE_VARIABLE
 from megaladder.serving.settings import ServeConfig

@@ -246,8 +246,8 @@ class LogSection(StrictModel):
     """Print a step line every N steps; metrics.jsonl gets every step."""
     wandb: bool = False
     """Also log to Weights & Biases (the package and its login must be there): numbers, scores, 16
-    answers of each round. A tracker never stops a run nor slows it: one that fails, or gives no
-    answer for five minutes, is given up with a warning."""
+    answers of each round. A tracker never stops a run nor slows it: one that fails is left out with
+    a warning, one that hangs gets the rest when it answers again."""
     tensorboard: bool = False
     """Also write TensorBoard files to run_dir/tensorboard."""
     mlflow: bool = False

@@ -190,7 +190,6 @@ class GrpoReport:
                 shown=CONSOLE_KEYS,
             )
         )
-        self.log.rollouts(step, self._run.rollouts(step))
         if balance and (warning := self._collapse.warning(step, balance)):
             self.log.warn(warning)
         limit = self._config.grpo.mismatch_limit

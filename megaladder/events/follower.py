@@ -1,0 +1,106 @@
+"""Tells callbacks what a run folder has that it had not before.
+
+Files are the only way: so it works for any number of ranks and from any process, each row is told
+once however often the run was resumed, and nobody who listens can slow the run or stop it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megaladder.events.run import Run, score_of
+from megaladder.files.growing import GrowingLines
+
+
+class Follower:
+    """Tells callbacks what is new in a run folder since the last look.
+
+    callbacks: by the name that a warning calls them; warn: gets a sentence for each that failed.
+    """
+
+    def __init__(
+        self, folder: Path, callbacks: Mapping[str, object], warn: Callable[[str], None]
+    ) -> None:
+        self._run, self._warn = Run(folder), warn
+        self._callbacks = dict(callbacks)
+        self._metrics = NewRows(folder / "metrics.jsonl")
+        self._held_out = NewRows(folder / "held_out.jsonl")
+        self._scores = NewRows(folder / "evaluations.jsonl")
+        self._checkpoints = set(self._run.checkpoints) if callbacks else set()
+        self._begun = False
+
+    def look(self) -> None:
+        """Steps with their answers first, then held-out losses, scores, checkpoints."""
+        if not self._callbacks or not (self._run.folder / "config.yaml").is_file():
+            return
+        if not self._begun:
+            self._begun = True
+            self._tell("on_start")
+        for row in self._metrics.look():
+            self._tell("on_step", row)
+            # written before the step's row
+            rollouts = self._run.folder / "rollouts" / f"step_{row['step']}.jsonl"
+            if rollouts.is_file():
+                self._tell("on_rollouts", row["step"], rollouts)
+        for row in self._held_out.look():
+            self._tell("on_held_out", row)
+        for row in self._scores.look():
+            self._tell("on_evaluation", score_of(row))
+        for step, path in self._run.checkpoints.items():
+            if step not in self._checkpoints:
+                self._checkpoints.add(step)
+                self._tell("on_checkpoint", step, path)
+
+    def end(self, exit_status: int) -> None:
+        """The last look, and the end."""
+        self.look()
+        self._tell("on_end", exit_status)
+
+    def _tell(self, event: str, *what: object) -> None:
+        for name, callback in list(self._callbacks.items()):
+            try:
+                if (told := getattr(callback, event, None)) is not None:
+                    told(self._run, *what)
+            # whoever listens must not end a run
+            except Exception as error:  # noqa: BLE001
+                del self._callbacks[name]
+                self._warn(
+                    f"{name} failed at {event} and is called no more: {type(error).__name__}:"
+                    f" {error}"
+                )
+
+
+class NewRows:
+    """Rows of a JSON-lines file that are new since the last look.
+
+    A resumed run cuts the rows of lost work off before it writes on: what is told is every row
+    that was not there, in this place, before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = GrowingLines(path)
+        # of the line in each place
+        self._hashes: list[int] = []
+        for _ in self._new_lines():
+            pass
+
+    def look(self) -> list[dict[str, Any]]:
+        """The new rows without the digests that end them."""
+        rows = [json.loads(line) for line in self._new_lines()]
+        for row in rows:
+            row.pop("sha256", None)
+        return rows
+
+    def _new_lines(self) -> Iterator[bytes]:
+        yield from (line for line in self._lines.look()[1] if self._is_new(line))
+        del self._hashes[self._lines.number :]
+
+    def _is_new(self, line: bytes) -> bool:
+        place, found = self._lines.number - 1, hash(line)
+        if self._hashes[place : place + 1] == [found]:
+            return False
+        self._hashes[place:] = [found]
+        return True
