@@ -6,12 +6,14 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 
 import pytest
 
-from megaladder.cli import main
+from megaladder.cli import VERBS, dispatch, main
+from megaladder.cli.table import Verb
 from megaladder.console import voice as console
 from megaladder.console.voice import FIRST_S, LATER_AFTER_S, LATER_S, LOOK_S, THEN_S, Task, Voice
 from megaladder.log import RunLog, StepMetrics
@@ -142,19 +144,18 @@ print("all", flush=True)
 """
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_a_terminal_shows_a_bar_and_standard_output_stays_clean(quiet: bool) -> None:
-    """Standard error is a terminal, standard output a pipe, as with `megaladder … > file`."""
+def on_a_terminal(*command: str, **environment: str) -> tuple[str, bytes]:
+    """Standard output, a pipe as with `megaladder … > file`, and what a terminal as error is sent."""
     ours, theirs = pty.openpty()
-    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", console.QUIET: "1" if quiet else ""}
-    environ.pop("RANK", None)
+    environ = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", console.QUIET: ""}
+    for name in ("RANK", "NO_COLOR", "FORCE_COLOR"):
+        environ.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", ON_A_TERMINAL],
+        [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env=environ,
+        env={**environ, **environment},
         text=True,
-        check=True,
     )
     os.close(theirs)
     drawn = b""
@@ -164,6 +165,72 @@ def test_a_terminal_shows_a_bar_and_standard_output_stays_clean(quiet: bool) -> 
     except OSError:
         pass  # the terminal's other side is closed: all is read
     os.close(ours)
-    assert done.stdout.splitlines() == [*(f"result {number}" for number in range(4)), "all"]
-    assert (b"counting words" in drawn and b"75%" in drawn) is not quiet
+    return done.stdout, drawn
+
+
+ESCAPE = b"\x1b["
+# foreground, background, bright ones, of 256, of 16 million
+COLOUR = re.compile(rb"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[;m]")
+RESULTS = [*(f"result {number}" for number in range(4)), "all"]
+
+
+@pytest.mark.parametrize("quiet", ["", "1"])
+def test_a_terminal_shows_a_bar_and_standard_output_stays_clean(quiet: str) -> None:
+    said, drawn = on_a_terminal("-c", ON_A_TERMINAL, **{console.QUIET: quiet})
+    assert said.splitlines() == RESULTS
+    assert (b"counting words" in drawn and b"75%" in drawn) is not bool(quiet)
     assert b"\x1b[?25l" not in drawn  # the cursor is never hidden
+
+
+def test_a_bar_without_colour_stays_a_bar() -> None:
+    coloured = on_a_terminal("-c", ON_A_TERMINAL)[1]
+    said, drawn = on_a_terminal("-c", ON_A_TERMINAL, NO_COLOR="1")
+    assert COLOUR.search(coloured) and not COLOUR.search(drawn)
+    assert said.splitlines() == RESULTS and b"75%" in drawn
+
+
+def test_a_terminal_that_cannot_draw_over_gets_lines() -> None:
+    script = (
+        f"from megaladder.console import voice; voice.FIRST_S = voice.THEN_S = 0\n{ON_A_TERMINAL}"
+    )
+    said, drawn = on_a_terminal("-c", script, TERM="dumb")
+    assert said.splitlines() == RESULTS and ESCAPE not in drawn
+    lines = drawn.decode().splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
+        f"counting words: {number} of 4 rows ({number / 4:.0%})" for number in (1, 2, 3, 4)
+    ]
+
+
+WRONG = ("-m", "megaladder", "plan", "--modl", "Qwen3-14B")
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_messages_follow_what_the_terminal_can(environment: dict[str, str]) -> None:
+    drawn = on_a_terminal(*WRONG, **environment)[1]
+    assert b"--model" in drawn and not COLOUR.search(drawn)
+    assert ESCAPE not in drawn or "TERM" not in environment
+
+
+@pytest.mark.parametrize("words", [WRONG, ("-m", "megaladder", "plan", "--help")], ids="-".join)
+def test_a_pipe_gets_no_escape_at_all(words: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, *words], capture_output=True)
+    assert b"--model" in done.stdout + done.stderr and ESCAPE not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_no_verb_works_without_words(verb: Verb, monkeypatch) -> None:
+    """From before its imports until it ends something is open that is told after some seconds."""
+    monkeypatch.delenv(console.QUIET, raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    heard: list[list[str]] = []
+
+    def listen(*_: object) -> None:
+        heard.append([task.what for task in console.VOICE._tasks])
+
+    monkeypatch.setattr(dispatch, "config_class_of", listen)
+    monkeypatch.setattr(dispatch, "resolve_words", listen)
+    monkeypatch.setattr(dispatch, "_place_ranks", listen)
+    monkeypatch.setattr(dispatch, "load", lambda target: listen)
+    assert main(verb.name.split(" ")) == 0
+    assert len(heard) >= 3 and all(words == [verb.name] for words in heard)
+    assert console.VOICE._tasks == []
