@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megaladder.errors import ModelError
+from megaladder.files.models import no_model
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -230,6 +231,8 @@ def _apart(name: str, stored: StoredTensor) -> Iterator[tuple[str, StoredTensor]
 
 
 def _no_weights(folder: Path) -> str:
+    if folder.is_file():
+        return f"{no_model(folder)}"
     if not folder.is_dir():
         return (
             "no such folder; fix: give a local Hugging Face folder (a hub id: `hf download ORG/NAME"
@@ -241,6 +244,8 @@ def _no_weights(folder: Path) -> str:
             " code; fix: save the model once with transformers' save_pretrained, which writes"
             " safetensors"
         )
+    if other := no_model(folder):
+        return f"neither {SINGLE_NAME} nor {INDEX_NAME}: {other}"
     return (
         f"neither {SINGLE_NAME} nor {INDEX_NAME}; fix: give a folder that holds the model's weights"
     )

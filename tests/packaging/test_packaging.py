@@ -3,7 +3,11 @@ and nobody's `kernels` is shadowed."""
 
 from __future__ import annotations
 
+import ast
+import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -121,6 +125,67 @@ def test_a_wheel_works_from_elsewhere(wheel, hub_kernels, tmp_path) -> None:
     assert "notebooks/first_run.ipynb" in listed and "A first run from Python" in listed
     run([*command, "recipes/limo"], tmp_path, PYTHONPATH=path)
     assert (tmp_path / "examples/recipes/limo/train_limo.yaml").is_file()
+
+
+def test_a_wheel_makes_counts_and_analyses_data_from_elsewhere(wheel, tmp_path) -> None:
+    """Without the repository: what needs a file of ours finds it in the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "lib")
+
+    def megaladder(*words: str) -> str:
+        command = [sys.executable, "-m", "megaladder", *words]
+        return run(command, tmp_path, PYTHONPATH=str(tmp_path / "lib"))
+
+    assert "analyze compare" in megaladder("--help")
+    megaladder("data", "make", "arithmetic", "--rows", "40", "--out", "rows.jsonl")
+    assert "40" in megaladder("data", "stats", "rows.jsonl")
+    answers = [{"problem_id": i // 4, "correct": i % 3 == 0} for i in range(32)]
+    lines = "".join(json.dumps(row) + "\n" for row in answers)
+    (tmp_path / "answers.jsonl").write_text(lines)
+    assert "pass@1" in megaladder("analyze", "pass-at-k", "answers.jsonl")
+    assert "gsm8k" in megaladder("eval", "--benchmark", "list")
+    assert "s1" in megaladder("study", "list")
+
+
+# package that is imported → the one that is asked for, where they have other names or come along
+DECLARED_AS = {
+    "flint": "python-flint",
+    "jinja2": "Jinja2",
+    "latex2sympy2_extended": "math-verify",
+    "math_verify": "math-verify",
+    "megatron": "megatron-core",
+    "mlflow": "mlflow-skinny",
+    "pandas": "trackio",
+    "referencing": "jsonschema",
+    "sympy": "math-verify",
+    "transformer_engine": "transformer-engine",
+    "yaml": "PyYAML",
+}
+# asked for by a message with the command that adds it
+NAMED_WHEN_MISSING = {"lm_eval"}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    text = (ROOT / "setup.py").read_text(encoding="utf-8") + "".join(
+        f'"{need}"'
+        for need in runpy.run_path(str(ROOT / "megaladder/process/gpu_stack.py"))["GPU_EXTRA"]
+    )
+    declared = set(re.findall(r'"([A-Za-z][\w-]*)(?:\[[\w,]+\])?(?:[<>=]=?[\d.,<>=]+)?"', text))
+    imported = {
+        name.partition(".")[0]
+        for top in ("megaladder", "kernels", "checkpoints_conv", "examples")
+        for path in (ROOT / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in imported_by(node)
+    }
+    others = imported - sys.stdlib_module_names - {"megaladder", "examples"} - NAMED_WHEN_MISSING
+    assert [name for name in sorted(others) if DECLARED_AS.get(name, name) not in declared] == []
+
+
+def imported_by(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 def test_a_checkout_works_without_installation_and_leaves_the_hub_package_alone(

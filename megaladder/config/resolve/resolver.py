@@ -33,6 +33,7 @@ from tyro.constructors import (
 from megaladder.config.base import StrictModel, leaf_keys, section_of
 from megaladder.config.resolve.elsewhere import hint_of, other_kind
 from megaladder.config.resolve.overlay import load_layered as load_yaml
+from megaladder.config.resolve.slips import meant_flag, refuse_other_file, refuse_other_manners
 from megaladder.config.strict_yaml import KeyPath, YamlFile
 from megaladder.errors import ConfigError
 
@@ -48,7 +49,9 @@ def resolve(
     """
     rest = list(args)
     file = None
+    refuse_other_manners(rest, _flags(config_class), takes_yaml)
     if takes_yaml and rest and not rest[0].startswith("-"):
+        refuse_other_file(rest[0])
         file = load_yaml(rest.pop(0))
     defaults = checked_values(config_class, file) if file else {}
     _refuse_unknown_flags(config_class, rest)
@@ -390,15 +393,9 @@ def _refuse_unknown_flags(config_class: type[StrictModel], args: list[str]) -> N
         key = name.removeprefix("--").replace("-", "_")
         if not name.startswith("--") or key in own or name in ("--", "--help"):
             continue
-        hint = hint_of(key, config_class)
-        if hint is None:
-            near = difflib.get_close_matches(key, own, n=1, cutoff=0.6)
-            last = [known for known in own if known.rpartition(".")[2] == key.rpartition(".")[2]]
-            chosen = [*near, *last][:1]
-            hint = (
-                f"fix: did you mean '--{chosen[0]}'?" if chosen else "fix: --help lists the flags"
-            )
-        problems.append(f"unknown key '{key}'; {hint}")
+        is_section = key in config_class.model_fields
+        hint = None if is_section else hint_of(key, config_class)
+        problems.append(f"unknown key '{key}'; {hint or meant_flag(key, config_class, own)}")
     if problems:
         raise ConfigError("\n".join(problems))
 

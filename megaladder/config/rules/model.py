@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from megaladder.errors import ModelError
+from megaladder.files.models import no_model
 
 
 def require_model(path: str, revision: str | None) -> None:
     """Raises ModelError where `path` is neither a folder nor a hub id with its commit."""
+    if other := no_model(path):
+        raise ModelError(f"{path}: {other}")
     if Path(path).is_dir():
         if revision is None:
             return

@@ -14,6 +14,7 @@ from megaladder.config.sections.shared import TEMPLATE_DATE, ModelSection
 from megaladder.data.chat.defaults import with_defaults
 from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ConfigError, ModelError
+from megaladder.files.models import no_model
 from megaladder.types import Tokenizer
 
 # For base models whose tokenizer has no chat template but the two ChatML tokens (Qwen bases). Keeps
@@ -54,6 +55,8 @@ def tokenizer_dir(name: str | Path, revision: str | None = None) -> Path:
     `name` itself, or its files of a hub id at `revision`, downloaded or cached. Raises ModelError.
     """
     path = Path(name)
+    if path.is_file():
+        raise ModelError(f"{name}: {no_model(path)}")
     if path.is_dir():
         if not any((path / file).is_file() for file in _VOCABULARY_FILES):
             raise ModelError(
