@@ -255,7 +255,7 @@ def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
     close = _close(" ".join(words), family or names, cutoff=0.8)
     # meaning before spelling, but for a slip of a finger; `data download` as `download`
     meant = next(filter(None, (_meant(word) for word in words[::-1])), None)
-    if not close and meant:
+    if meant and not (family and close):
         return f"unknown verb '{' '.join(words)}'; fix: {meant}"
     if family:
         close = close or _close(" ".join(words[:2]), family, cutoff=0.7)

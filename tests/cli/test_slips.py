@@ -114,7 +114,7 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["eval", "--model", "m", "--benchmark", "gsm9k"], "did you mean 'gsm8k';"),
     (["eval", "--model", "m", "--benchmark", "x", "--registry", "typo.yaml"], "fix: benchmarks:"),
     (["chat", "nowhere"], "fix: a Hugging Face folder or a run folder"),
-    (["chat", "."], "tokenizer), or a folder that sft or grpo wrote"),
+    (["chat", "."], ", or a folder that sft or grpo wrote"),
     (["chat", "m.gguf"], "is a file, expected a Hugging Face folder; fix: the Hugging Face folder"),
     (["chat", "model/m.safetensors"], "fix: its folder model"),
     (["chat", "adapter"], "megaladder convert merge --hf MODEL --adapter adapter --out DIR"),
