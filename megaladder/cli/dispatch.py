@@ -6,6 +6,7 @@ import difflib
 import importlib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,7 +152,29 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
         status = _place_ranks(cast("SftConfig | GrpoConfig", config), args)
         if status is not None:
             return status
-    return load(verb.run)(config) or 0
+    try:
+        return load(verb.run)(config) or 0
+    except MegaladderError as error:
+        error.args = (in_own_words(str(error), config_class), *error.args[1:])
+        raise
+
+
+def in_own_words(message: str, config_class: type[StrictModel]) -> str:
+    """Keys of a run.yaml as the flags of a verb that has them without their section.
+
+    `data.fields {answer: y}` of a reader of data is `--fields '{answer: y}'` for `data stats`."""
+    from megaladder.config.base import leaf_keys
+
+    own = leaf_keys(config_class)
+
+    def flag(found: re.Match[str]) -> str:
+        key = found[1]
+        if key not in own or f"data.{key}" in own or f"model.{key}" in own:
+            return found[0]
+        name = f"--{key.replace('_', '-')}"
+        return f"{name} '{found[2].strip()}'" if found[2] else name
+
+    return re.sub(r"(?<![\w.])(?:data|model)\.([a-z_]+)\b:?( \{[^}]*\})?", flag, message)
 
 
 def _example(verb: Verb, config_class: type[StrictModel]) -> str:

@@ -157,7 +157,7 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
     """Prints shape, memory and what this machine cannot do; returns what is missing."""
     from megaladder import platform
 
-    here = Path(config.model.path).is_dir()
+    here = Path(config.model.path).exists()
     if here:
         require_model(config.model.path, config.model.revision)
     try:

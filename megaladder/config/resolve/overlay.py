@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megaladder.config.resolve.slips import refuse_other_file
 from megaladder.config.strict_yaml import KeyPath, YamlFile, load_yaml, merge
 from megaladder.errors import ConfigError
 
@@ -39,6 +40,7 @@ def load_layered(path: str | Path, _above: tuple[Path, ...] = ()) -> YamlFile:
 
     A circle of bases is a ConfigError.
     """
+    refuse_other_file(str(path))
     file = load_yaml(path)
     if BASE_KEY not in file.values:
         return file

@@ -33,7 +33,7 @@ from tyro.constructors import (
 from megaladder.config.base import StrictModel, leaf_keys, section_of
 from megaladder.config.resolve.elsewhere import hint_of, other_kind
 from megaladder.config.resolve.overlay import load_layered as load_yaml
-from megaladder.config.resolve.slips import meant_flag, refuse_other_file, refuse_other_manners
+from megaladder.config.resolve.slips import meant_flag, refuse_other_manners
 from megaladder.config.strict_yaml import KeyPath, YamlFile
 from megaladder.errors import ConfigError
 
@@ -51,7 +51,6 @@ def resolve(
     file = None
     refuse_other_manners(rest, _flags(config_class), takes_yaml)
     if takes_yaml and rest and not rest[0].startswith("-"):
-        refuse_other_file(rest[0])
         file = load_yaml(rest.pop(0))
     defaults = checked_values(config_class, file) if file else {}
     _refuse_unknown_flags(config_class, rest)
