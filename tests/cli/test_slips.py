@@ -71,6 +71,7 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["sft", "m.gguf"], "holds weights; fix: model.path: FOLDER"),
     (["sft", "run.toml"], "the same keys as YAML or JSON"),
     (["sft", "--config", "sft.yaml"], "the file has no flag; fix: sft.yaml right after the verb"),
+    (["sft", "-c", "sft.yaml"], "the file has no flag; fix: sft.yaml right after the verb"),
     (["sft", "sft.yaml", "base.yaml"], "`base: base.yaml` on top of sft.yaml"),
     # keys in the manner of other programs
     (["sft", "sft.yaml", "optim.lr=1e-5"], "fix: --optim.lr 1e-5"),
@@ -125,6 +126,9 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["push", "nowhere", "--to", "x"], "fix: a Hugging Face folder or a run folder"),
     (["data", "stats", "absent.jsonl"], "fix: the path (it counts from"),
     (["data", "stats", "zero.jsonl"], "fix: give a file with rows"),
+    (["data", "stats", "odd.csv"], "--fields '{question: frage, answer: loesung}'"),
+    (["data", "stats", "owner/name"], "fix: the path, --revision"),
+    (["data", "stats", "d.jsonl", "--tokenizer", "nowhere"], "fix: --tokenizer"),
     (["data", "stats", "table.xlsx"], "fix: convert or rename it"),
     (["data", "get", "gsm9k"], "did you mean 'gsm8k';"),
     (["data", "make", "sudoku"], "megaladder data make"),
@@ -155,6 +159,7 @@ def here(tmp_path, monkeypatch) -> Path:
         "terms.yaml": "reward: {terms: [corectness]}\n",
         "words.yaml": "optim: {lr: quick}\n",
         "zero.jsonl": "",
+        "odd.csv": "frage,loesung\n1+1?,2\n",
         "verl.sh": "python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo\n",
         "run.toml": "[model]\n",
         "m.gguf": "GGUF",
@@ -191,6 +196,18 @@ def test_each_slip_names_the_next_step(typed, leads_to, here, capsys) -> None:
     assert status == 2
     assert "fix:" in shown and leads_to in shown
     assert "Traceback" not in shown
+
+
+def test_flags_that_messages_name_are_taken_as_they_are_written(here, capsys) -> None:
+    words = ["data", "stats", "odd.csv", "--fields", "{question: frage, answer: loesung}"]
+    assert main(words) == 0
+    assert "question-answer" in capsys.readouterr().out
+
+
+def test_help_stands_before_the_verb_too(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["help", "grade"])
+    assert "usage: megaladder grade" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)

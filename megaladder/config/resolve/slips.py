@@ -11,7 +11,7 @@ from megaladder.config.base import StrictModel, section_of
 from megaladder.errors import ConfigError
 
 YAML_SUFFIXES = (".yaml", ".yml", ".json")
-FILE_FLAGS = ("-c", "-f", "--config", "--config_file", "--config_path", "--yaml", "--file")
+FILE_FLAGS = ("c", "f", "config", "config_file", "config_path", "yaml", "file")
 RANKS = "fix: here it is parallel.ranks (GPUs in all); layouts: parallel.tp, pp, cp"
 OTHER_WORDS = {
     **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "nproc", "nproc_per_node", "world_size"), RANKS),
@@ -51,7 +51,7 @@ def _manner(args: Sequence[str], i: int, own: Sequence[str], takes_yaml: bool) -
     word = args[i]
     name, equals, value = word.partition("=")
     flag = name.lstrip("-").replace("-", "_")
-    if takes_yaml and name.replace("-", "_").replace("__", "--", 1) in FILE_FLAGS:
+    if takes_yaml and word.startswith("-") and flag in FILE_FLAGS:
         file = value or next(iter(args[i + 1 : i + 2]), "run.yaml")
         known = flag in own or not file.endswith(YAML_SUFFIXES)
         return (

@@ -67,7 +67,7 @@ def tokenizer_dir(name: str | Path, revision: str | None = None) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(name)):
         raise ModelError(
             f"{name}: expected the folder or hub id of a tokenizer, found no such folder; fix:"
-            " model.path or model.tokenizer"
+            " model.tokenizer"
         )
     from huggingface_hub import snapshot_download
 

@@ -269,6 +269,6 @@ def _on_hub(name: str, spec: SourceSpec) -> SavedFolder:
         raise DataError(
             f"{name}: expected a file or folder, or the hub id of a data set with data.revision set"
             f" to a commit (40 hex digits), found no such path and revision {spec.revision}; fix:"
-            " data.path, or data.revision"
+            " the path, data.revision, or `megaladder data get` for a published problem set"
         )
     return SavedFolder(name, on_hub=True)
