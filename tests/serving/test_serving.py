@@ -70,7 +70,7 @@ def test_a_run_means_its_newest_export(run: Path) -> None:
 def test_folders_without_a_model_name_the_next_step(tmp_path, run) -> None:
     with pytest.raises(ConfigError, match="no such folder; fix: a Hugging Face folder or a run"):
         find_model(str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match=r"neither a model nor a run there; fix:"):
+    with pytest.raises(ConfigError, match=r"has no config.json; fix:"):
         find_model(str(tmp_path))
     bare = tmp_path / "bare"
     for step in (9, 10, 11):
