@@ -29,7 +29,7 @@ from megaladder.run_dir import atomic_write, to_json
 
 GIB = 1024**3
 BASE = "make env (exact pins), or pip install -e ."
-GPU = "pip install -e '.[gpu]' on a machine with CUDA"
+GPU = "pip install 'megaladder[gpu]' on a machine with CUDA"
 
 
 class DoctorConfig(StrictModel):
@@ -242,13 +242,13 @@ FEATURES: tuple[Feature, ...] = (
     Feature("grade mathematics", (("math-verify",), ("python-flint",), ("sympy",)), BASE),
     Feature("parquet and Arrow data", (("pyarrow",), ("datasets",)), BASE),
     Feature("analyses and reports", (("scipy",), ("jinja2",)), BASE),
-    Feature("Weights & Biases", (("wandb",),), "pip install -e '.[wandb]'"),
-    Feature("TensorBoard", (("tensorboard",),), "pip install -e '.[tensorboard]'"),
-    Feature("MLflow", (("mlflow",),), "pip install -e '.[mlflow]'"),
-    Feature("trackio", (("trackio",),), "pip install -e '.[trackio]'"),
+    Feature("Weights & Biases", (("wandb",),), "pip install 'megaladder[wandb]'"),
+    Feature("TensorBoard", (("tensorboard",),), "pip install 'megaladder[tensorboard]'"),
+    Feature("MLflow", (("mlflow",),), "pip install 'megaladder[mlflow]'"),
+    Feature("trackio", (("trackio",),), "pip install 'megaladder[trackio]'"),
     Feature(
         "tests",
         (("pytest",), ("pytest-timeout",), ("hypothesis",)),
-        "make env, or pip install -e '.[test]'",
+        "make env, or pip install 'megaladder[test]'",
     ),
 )

@@ -122,6 +122,7 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["serve", "gguf"], "has a GGUF file, which is not read; fix:"),
     (["chat", "run/checkpoints/step_2"], "megaladder convert megatron-to-hf --megatron run/check"),
     (["sft", "--model.path", "adapter", *D], "lora.start adapter"),
+    (["sft", "--model.path", "qwen", *D], "found none of these files; fix: model.tokenizer"),
     (["sft", "--model.path", "m.gguf", *D], "is a file, expected a Hugging Face folder"),
     (["push", "nowhere", "--to", "x"], "fix: a Hugging Face folder or a run folder"),
     (["data", "stats", "absent.jsonl"], "fix: the path (it counts from"),
@@ -137,6 +138,15 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["import-config", "sft.yaml"], "megaladder check sft.yaml"),
     (["examples", "nowhere"], "megaladder examples"),
 )
+
+
+QWEN = {
+    "model_type": "qwen3",
+    **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim", "vocab_size"), 64),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2),
+    **{"max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.fixture
@@ -164,6 +174,7 @@ def here(tmp_path, monkeypatch) -> Path:
         "run.toml": "[model]\n",
         "m.gguf": "GGUF",
         "model/config.json": "{}",
+        "qwen/config.json": json.dumps(QWEN),
         "model/m.safetensors": "",
         "run/config.yaml": "run_dir: run\n",
         "run/checkpoints/step_2/COMMITTED": "",
