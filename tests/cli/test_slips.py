@@ -144,7 +144,9 @@ QWEN = {
     "model_type": "qwen3",
     **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim", "vocab_size"), 64),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2),
-    **{"max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }
 
