@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megaladder.events.callback import Callback
 from megaladder.log import RunLog, StepMetrics, evaluation_command, format_table
 from megaladder.run_dir import RunDir, read_jsonl
 
@@ -80,7 +81,7 @@ def test_a_resumed_run_has_every_step_once(run) -> None:
 
 def test_only_rank_zero_speaks(capsys, tmp_path) -> None:
     log = RunLog(None)
-    log.start_sinks({"bad": _Raising("start")}, {})
+    log.start_trackers({"bad": _Raising("on_start")})
     log.info("x")
     log.warn("x")
     log.step(metrics(1))
@@ -102,41 +103,40 @@ def test_every_nth_line_and_the_last_one_but_every_row(run) -> None:
     assert run.log_text.read_text().count("step ") == 1
 
 
-class _Raising:
-    """A sink that fails at one method and counts calls."""
+class _Raising(Callback):
+    """A tracker that fails at one event and counts what it hears."""
 
-    def __init__(self, method: str):
-        self.method, self.calls = method, []
+    def __init__(self, event: str):
+        self.event, self.heard = event, []
 
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.method:
+    def _hear(self, event: str) -> None:
+        self.heard.append(event)
+        if event == self.event:
             raise ConnectionError("no route to host")
 
-    def start(self, run_name, config) -> None:
-        self._call("start")
+    def on_start(self, run) -> None:
+        self._hear("on_start")
 
-    def log(self, step, metrics) -> None:
-        self._call("log")
+    def on_step(self, run, row) -> None:
+        self._hear("on_step")
 
-    def finish(self, exit_status) -> None:
-        self._call("finish")
+    def on_end(self, run, exit_status) -> None:
+        self._hear("on_end")
 
 
-@pytest.mark.parametrize("method", ["start", "log", "finish"])
-def test_a_failing_sink_warns_once_and_never_stops_the_run(run, capsys, method: str) -> None:
-    bad, good = _Raising(method), _Raising("never")
+@pytest.mark.parametrize("event", ["on_start", "on_step", "on_end"])
+def test_a_failing_tracker_warns_once_and_never_stops_the_run(run, capsys, event: str) -> None:
+    bad, good = _Raising(event), _Raising("never")
+    (run.path / "config.yaml").write_text("seed: 1\n")
     log = RunLog(run, stream=io.StringIO())
-    log.start_sinks({"bad": bad, "good": good}, {})
+    log.start_trackers({"bad": bad, "good": good})
     for step in (1, 2, 3):
         log.step(metrics(step))
     log.finish("done", [], None)
-    assert good.calls == ["start", "log", "log", "log", "finish"]
-    assert bad.calls == good.calls[: good.calls.index(method) + 1]
-    warnings = capsys.readouterr().err.splitlines()
-    assert warnings == [
-        f"warning: bad failed at {method}: ConnectionError: no route to host; it is switched off"
-        " for this run"
+    assert good.heard == ["on_start", "on_step", "on_step", "on_step", "on_end"]
+    assert bad.heard == good.heard[: good.heard.index(event) + 1]
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: bad failed at {event} and is called no more: ConnectionError: no route to host"
     ]
     assert len(list(read_jsonl(run.metrics))) == 3
 
