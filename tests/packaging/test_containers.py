@@ -85,7 +85,9 @@ def test_the_dockerfile_has_only_instructions_that_exist() -> None:
 
 def test_nothing_of_the_building_machine_goes_into_an_image() -> None:
     """What git ignores is ignored, and git's own folder; nothing that the installation needs is."""
-    lines = (ROOT / "containers" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "containers" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    )
     ignored = [line for line in lines if line and not line.startswith("#")]
 
     def is_ignored(name: str) -> bool:
