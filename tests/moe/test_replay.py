@@ -3,6 +3,7 @@ hand; and a GRPO run that follows them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +98,19 @@ def test_experts_lie_with_their_tokens(tmp_path: Path) -> None:
     assert np.array_equal(batch.routed_experts_t, expected)
     (plain,) = build_micro_batches(plan, 0, lambda i: table.sample(i, 1.0))
     assert plain.routed_experts_t is None
+
+
+def test_stored_experts_that_are_no_text_are_told_with_their_line(tmp_path: Path) -> None:
+    write_round(tmp_path, a_round(to_text(chosen(3)), to_text(chosen(2))))
+    path = tmp_path / "step_1.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["routed_experts"] = [1, 2]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "step_1.summary.json").unlink()
+    with pytest.raises(
+        DataError, match=r"step_1\.jsonl:1: .*routed_experts is no text but \[1, 2\]"
+    ):
+        read_round(tmp_path, 1)
 
 
 def test_a_rank_with_padding_only_has_an_array_too() -> None:

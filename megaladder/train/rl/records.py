@@ -207,6 +207,13 @@ def _experts(completion: Completion) -> dict[str, str]:
     return {"routed_experts": completion.routed_experts} if completion.routed_experts else {}
 
 
+def _experts_of(row: Mapping[str, Any]) -> str:
+    text = row.get("routed_experts", "")
+    if not isinstance(text, str):
+        raise TypeError(f"routed_experts is no text but {str(text)[:40]}")
+    return text
+
+
 def _group(path: Path, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> RolloutGroup:
     where = f"{path}:{numbered[0][0]}"
     rows = [row for _, row in numbered]
@@ -222,7 +229,7 @@ def _group(path: Path, numbered: Sequence[tuple[int, Mapping[str, Any]]]) -> Rol
                 FinishReason(row["finish_reason"]),
                 tuple(row["logprobs"]),
                 row["version"],
-                row.get("routed_experts", ""),
+                _experts_of(row),
             )
             for row in rows
         )
