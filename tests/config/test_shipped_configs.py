@@ -88,3 +88,6 @@ def test_check_passes_without_data_and_says_what_is_needed(
         or "rule  " in said
         or "no known model" in said
     )
+    assert "DOES NOT FIT" not in said
+    if "a3b" in path.name:
+        assert "fits 140 GiB" in said
