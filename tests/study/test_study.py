@@ -197,7 +197,7 @@ def test_rules_that_change_after_the_start_are_told(
 ) -> None:
     text = (whole / "small" / "study.yaml").read_text()
     try:
-        (whole / "small" / "study.yaml").write_text(text.replace("[-1, 1]", "[-9, 9]"))
+        (whole / "small" / "study.yaml").write_text(text.replace("[-20, 20]", "[-25, 25]"))
         config = StudyConfig(name=str(whole / "small"), out=str(whole / "out"), only="findings")
         run_study(config)
     finally:
