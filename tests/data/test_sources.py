@@ -160,3 +160,20 @@ def test_a_setting_that_no_path_reads_is_refused_by_name(tmp_path, name: str) ->
     file.write_text('{"problem": "1+1?", "answer": "2"}\n')
     with pytest.raises(DataError, match=f"where {name} is given.*fix: leave {name} out"):
         open_source(SourceSpec(str(file), **{name: "x"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain.csv", 'ask,"to, say"\n"1, 2?",3\n'),
+        ("excel.csv", '"ask";"to, say"\n"1, 2?";3\n'.replace(", say", " say")),
+        ("tabs.csv", "ask\tto say\n1, 2?\t3\n"),
+        ("tabs.tsv", "ask\tto say\n1, 2?\t3\n"),
+        ("alone.csv", 'ask\n"1, 2?"\n'),
+    ],
+)
+def test_the_header_says_what_separates_cells(name: str, text: str, tmp_path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    (row,) = open_source(str(tmp_path / name)).rows()
+    assert row.data["ask"] == "1, 2?"
+    assert list(row.data.values())[1:] == ([] if name == "alone.csv" else ["3"])

@@ -51,13 +51,14 @@ def text_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
 
 
 def csv_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
-    """Comma- or (`.tsv`) tab-separated rows under a header line.
+    """Comma-, semicolon- or tab-separated rows under a header line, which says which.
 
     Every cell is text, an empty one is absent. A row's place is its last physical line."""
-    delimiter = "\t" if ".tsv" in file.path.lower() else ","
     csv.field_size_limit(1 << 28)
     with file.open() as stream:
-        _check_encoding(file.path, stream.peek(4)[:4096])
+        start = stream.peek(4)[:4096]
+        _check_encoding(file.path, start)
+        delimiter = _delimiter(file.path, start.partition(b"\n")[0])
         lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
@@ -76,6 +77,13 @@ def csv_rows(file: DataFile) -> Iterator[RawRow | BadRow]:
                 f"{file.path}:{reader.line_num}: expected CSV, found {error}; fix: the quotes"
                 " in that line"
             ) from error
+
+
+def _delimiter(path: str, header: bytes) -> str:
+    """A tab in `.tsv`; else the comma, unless the header has none of it but another one."""
+    if ".tsv" in path.lower():
+        return "\t"
+    return next((mark for mark in ",;\t" if mark.encode() in header), ",")
 
 
 def _check_header(path: str, header: list[str]) -> None:
