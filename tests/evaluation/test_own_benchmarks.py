@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_a_file_of_rows(tmp_path) -> None:
     assert [p.id for p in problems_of(packed)] == [first.id, second.id]
     worked = write(tmp_path / "gsm8k.jsonl", [{"question": "1+1?", "answer": "So.\n#### 2"}])
     assert (problems_of(worked)[0].kind, problems_of(worked)[0].source) == ("gsm8k", "gsm8k-own")
+
+
+def test_columns_of_other_names_lead_to_a_file_that_is_taken(tmp_path) -> None:
+    path = tmp_path / "exam.csv"
+    path.write_text("frage;loesung;thema\n1+1?;2;sums\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"fix: .* --benchmark my_exam.yaml, a file") as told:
+        problems_of(path)
+    data, fields = re.findall("`([^`]+)`", str(told.value))
+    assert fields == "fields: {question: frage, gold: loesung}"
+    (tmp_path / "my_exam.yaml").write_text(f"{data}\n{fields}\n", encoding="utf-8")
+    (problem,) = problems_of(tmp_path / "my_exam.yaml")
+    assert problem.prompt[0].content.startswith("1+1?") and problem.gold == "2"
 
 
 def test_repeats_are_left_out_and_one_id_over_two_contents_is_an_error(tmp_path, capsys) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import string
 from collections import Counter
 from collections.abc import Mapping
@@ -50,6 +51,16 @@ def build_problems(
     return problems
 
 
+def _as_a_benchmark(message: str, source: str) -> str:
+    """What to do about columns with other names: a benchmark says it in a YAML file of its own."""
+
+    def own_file(found: re.Match[str]) -> str:
+        fields = f"fields: {{question: {found[1]}, gold: {found[2]}}}"
+        return f"--benchmark my_exam.yaml, a file with `data: {source}` and `{fields}`"
+
+    return re.sub(r"data\.fields \{question: ([^,}]+), answer: ([^}]+)\}", own_file, message)
+
+
 def _problems_of_layout(
     spec: BenchmarkSpec, rows: BenchmarkRows, template: str | None
 ) -> list[Problem]:
@@ -57,7 +68,10 @@ def _problems_of_layout(
 
     Prompts that a row holds whole stay as they are, so a template over such rows is refused."""
     columns = Counter(frozenset(row.values) for row in rows.rows)
-    layout = recognise(rows.source, columns, "ask")
+    try:
+        layout = recognise(rows.source, columns, "ask")
+    except DataError as error:
+        raise DataError(_as_a_benchmark(str(error), rows.source)) from None
     filled = 0
 
     def around(question: str, kind: Kind) -> str:
