@@ -9,11 +9,13 @@ the last write may have come to half. A rename is one step and concerns the fold
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from chaos.calls import Call
@@ -154,7 +156,7 @@ def states(calls: Sequence[Call], root: str, per_prefix: int, seed: int = 0) -> 
                 if index not in lost:
                     disk.play(index, calls[index], torn=index == torn)
             tree = disk.tree()
-            key = _digest(tree, marks)
+            key = digest(tree, marks)
             if key not in seen:
                 seen.add(key)
                 yield State(prefix, lost, torn, tree, marks)
@@ -167,6 +169,11 @@ def _choices(
     choices: list[tuple[frozenset[int], int | None]] = [(frozenset(), None), (everything, None)]
     writes = [index for index in unsafe if calls[index].name == "write"]
     choices += [(frozenset(), writes[-1])] if writes else []
+    if 2 ** len(unsafe) <= most:  # few enough to try every one
+        sizes = range(1, len(unsafe))
+        some = itertools.chain.from_iterable(combinations(unsafe, size) for size in sizes)
+        yield from [*choices, *((frozenset(lost), None) for lost in some)]
+        return
     single = [(frozenset({index}), None) for index in unsafe]
     single += [(everything - {index}, None) for index in unsafe]
     rng.shuffle(single)
@@ -176,9 +183,10 @@ def _choices(
     yield from choices[:most]
 
 
-def _digest(tree: Tree, marks: tuple[str, ...]) -> bytes:
-    digest = hashlib.blake2b(repr(marks).encode(), digest_size=16)
+def digest(tree: Tree, marks: tuple[str, ...]) -> bytes:
+    """Tells disks apart, and what was promised when they were like that."""
+    found = hashlib.blake2b(repr(marks).encode(), digest_size=16)
     for path, content in tree.items():
-        digest.update(path.encode() + b"\0")
-        digest.update(b"d" if content is None else hashlib.blake2b(content).digest())
-    return digest.digest()
+        found.update(path.encode() + b"\0")
+        found.update(b"d" if content is None else hashlib.blake2b(content).digest())
+    return found.digest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import tempfile
@@ -59,9 +60,17 @@ def lost_in(bench: Bench, state: power_cut.State, root: str) -> str | None:
 
 
 def states_of(bench: Bench, root: str, per_prefix: int, seed: int) -> Iterator[power_cut.State]:
-    """Disks of several draws; the same one may come twice."""
+    """Disks of several draws, each once, until a draw brings nothing new."""
+    seen: set[bytes] = set()
     for draw in range(seed, seed + 8):
-        yield from power_cut.states(bench.calls, root, per_prefix, draw)
+        before = len(seen)
+        for state in power_cut.states(bench.calls, root, per_prefix, draw):
+            key = power_cut.digest(state.tree, state.marks)
+            if key not in seen:
+                seen.add(key)
+                yield state
+        if len(seen) == before:
+            return
 
 
 def cut(name: str, scratch: Path, most: int, seed: int) -> tuple[int, list[str]]:
@@ -69,18 +78,13 @@ def cut(name: str, scratch: Path, most: int, seed: int) -> tuple[int, list[str]]
     program = WORKLOADS.get(name) or workload(name)
     bench = Bench(program, scratch / name)
     root, lost = str(bench.folder.resolve()), []
-    seen: set[bytes] = set()
-    for state in states_of(bench, root, 400, seed):
-        key = power_cut._digest(state.tree, state.marks)
-        if key in seen:
-            continue
-        if len(seen) == most:
-            break
-        seen.add(key)
+    count = 0
+    for state in itertools.islice(states_of(bench, root, 400, seed), most):
+        count += 1
         if (found := lost_in(bench, state, root)) is not None:
             gone = [bench.calls[i].name for i in sorted(state.lost)]
             lost.append(f"{name}, after call {state.prefix}: {found}; lost {gone}")
-    return len(seen), lost
+    return count, lost
 
 
 @contextlib.contextmanager
