@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from chaos.programs.base import Mark, Workload
+from chaos.programs.small import Training
 
 from megaladder.curate.teacher.journal import TeacherJournal, TeacherSample
 from megaladder.data.store import DamagedStoreError, DataReport, SampleStore, StoreWriter, commit
@@ -211,6 +212,6 @@ class Rows(Workload):
         return None if there == list(range(1, step + 1)) else f"rows {there} of step {step}"
 
 
-WORKLOADS: dict[str, Workload] = {
-    one.name: one for one in (Results(), TokenCache(), StudyRecord(), Teacher(), Objects(), Rows())
-}
+_TWO_KEPT = Training("two kept", steps=4, keep_last=2)
+_ALL = (Results(), TokenCache(), StudyRecord(), Teacher(), Objects(), Rows(), _TWO_KEPT)
+WORKLOADS: dict[str, Workload] = {one.name: one for one in _ALL}

@@ -25,8 +25,10 @@ STEPS = 3
 class Training(Workload):
     """A run folder whose steps are saved one by one, the newest kept."""
 
-    name = "training"
     resumes = True
+
+    def __init__(self, name: str = "training", steps: int = STEPS, keep_last: int = 1) -> None:
+        self.name, self._steps, self._keep = name, steps, store.Retention(keep_last=keep_last)
 
     def run(self, folder: Path, mark: Mark) -> None:
         with RunDir(folder / "run", writer=True) as run:
@@ -37,7 +39,7 @@ class Training(Workload):
             drop_rows_after(run.metrics, done)
             run.append_history(done, [], {})
             with JsonlFile(run.metrics) as rows:
-                for step in range(done + 1, STEPS + 1):
+                for step in range(done + 1, self._steps + 1):
                     rows.append({"step": step, "loss": 1 / step})
                     self._save(run, step, rows)
                     mark(f"saved {step}")
@@ -48,7 +50,7 @@ class Training(Workload):
         for step in reversed(store.committed_steps(run.checkpoints)):
             store.verify(store.step_dir(run.checkpoints, step))
             assert store.read_trainer(store.step_dir(run.checkpoints, step)) == {"step": step}
-            store.apply_retention(run.checkpoints, store.Retention(keep_last=1))
+            store.apply_retention(run.checkpoints, self._keep)
             return step
         return 0
 
@@ -64,13 +66,13 @@ class Training(Workload):
         store.write_json(path / store.TRAINER, {"step": step})
         rows.sync()
         store.commit(path)
-        store.apply_retention(run.checkpoints, store.Retention(keep_last=1))
+        store.apply_retention(run.checkpoints, self._keep)
 
     def result(self, folder: Path) -> Any:
         run = folder / "run"
         names = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
         rows = list(read_jsonl(run / "metrics.jsonl"))
-        store.verify(run / "checkpoints" / f"step_{STEPS}")
+        store.verify(run / "checkpoints" / f"step_{self._steps}")
         return [name for name in names if name != "last_word.json"], rows
 
     def broken_promise(self, folder: Path, marks: Sequence[str]) -> str | None:
