@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -165,7 +165,7 @@ def _all(given: argparse.Namespace) -> int:
     # a process each: forks of one that has imported little are cheap
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.processes, spawn, max_tasks_per_child=1) as pool:
-        futures = [
+        futures = {
             pool.submit(
                 one_program,
                 name,
@@ -175,11 +175,11 @@ def _all(given: argparse.Namespace) -> int:
                     f"{given.seed}/{name}",
                     given.per_prefix,
                 ),
-            )
+            ): name
             for name in names
-        ]
+        }
         for future in as_completed(futures):
-            rows.append(future.result())
+            rows.append(_row_of(future, futures[future]))
             print("\n  ".join([rows[-1].line(), *rows[-1].broken[:MAX_SHOWN]]), flush=True)
     rows.sort(key=lambda row: names.index(row.name))
     print(f"\n{table(rows)}\n")
@@ -193,6 +193,14 @@ def _all(given: argparse.Namespace) -> int:
     )
     print(f"{failed} did not hold" if failed else "all held")
     return 1 if failed else 0
+
+
+def _row_of(future: Future[Row], name: str) -> Row:
+    """What came of a program; one that fails undisturbed takes none of the others along."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return Row(name, "it ended", broken=[f"undisturbed: {type(error).__name__}: {error}"])
 
 
 def _arguments() -> argparse.Namespace:
