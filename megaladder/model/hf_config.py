@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.errors import ModelError
-from megaladder.model.families.fields import Fields
+from megaladder.model.families.fields import MOST_LAYERS, Fields
 from megaladder.model.families.rope import RopeConfig, read_layer_ropes, read_rope
 from megaladder.model.families.table import COMMON_DEFAULTS, FAMILIES, LAYER_NORMS, Family
 from megaladder.model.moe.shape import MoeShape
@@ -208,7 +208,7 @@ def model_shape(raw: dict[str, Any]) -> ModelShape:
         )
     fields = Fields(raw, COMMON_DEFAULTS | family.defaults)
     _refuse_unsupported(fields, family)
-    num_layers = fields.count("num_hidden_layers")
+    num_layers = fields.count("num_hidden_layers", most=MOST_LAYERS)
     window, sliding = family.windows(fields, num_layers)
     rope, local_rope = _ropes(fields, family)
     hidden_size, head_dim = fields.count("hidden_size"), _head_dim(fields)

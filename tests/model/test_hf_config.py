@@ -34,6 +34,7 @@ NO_NUMBER = (-1, 0, "x", float("nan"), float("inf"), True, [1])
     [
         *((key, value) for key in COUNTS for value in NO_COUNT),
         *((key, value) for key in ("rms_norm_eps", "rope_theta") for value in NO_NUMBER),
+        ("num_hidden_layers", 2**31),  # a list of a bool a layer would take gigabytes
         ("num_attention_heads", "x"),
         ("num_key_value_heads", 3),
         ("num_key_value_heads", -2),

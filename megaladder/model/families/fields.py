@@ -10,6 +10,7 @@ from typing import Any
 from megaladder.errors import ModelError
 
 MOST, LARGEST = 10**12, 1e100  # no size or rate of a model is larger
+MOST_LAYERS = 100_000  # each of them has entries of its own in what is made of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,15 @@ class Fields:
         """The value as written (null included), else the family's default, else None."""
         return self.raw[key] if key in self.raw else self.defaults.get(key)
 
-    def count(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None, most: int = MOST) -> int:
         """A whole number ≥ 1; `default` where it is null, or absent and the family has none."""
         value = self.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MOST:
             raise self._wrong(key, "a whole number above 0")
+        if value > most:
+            raise self._wrong(key, f"at most {most:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
