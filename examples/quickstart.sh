@@ -51,22 +51,4 @@ if [ ! -f "$run/report.html" ] || [ -n "$(newer)" ]; then
 fi
 
 stage "done: $run/report.html"
-python - "$run" <<'PY'
-import json, pathlib, sys
-names = {"base": "random weights", "sft": "after SFT", "grpo": "after SFT and GRPO"}
-# what other processors gave, and then some: training repeats bit for bit on one of them only
-dense, moe = {"sft": (0.18, 0.42), "grpo": (0.5, 0.85)}, {"sft": (0.1, 0.35), "grpo": (0.3, 0.65)}
-ranges, page = (moe, "docs/moe.md") if sys.argv[1].endswith("moe") else (dense, "README")
-expected = {"base": (0.0, 0.02), **ranges}
-print(f"{'':<19} avg@4 over 200 unseen problems   expected     tokens an answer")
-strange = []
-for name, title in names.items():
-    found = json.loads((pathlib.Path(sys.argv[1]) / "eval" / name / "summary.json").read_text())["benchmarks"]["arithmetic"]
-    score, (low, high) = found["metrics"]["avg@4"], found["ci95"]["avg@4"]
-    least, most = expected[name]
-    if not least <= score <= most:
-        strange.append(title)
-    shown = f"{score:6.1%} [{low:.1%}, {high:.1%}]"
-    print(f"{title:<19} {shown:<32} {least:.0%} to {most:.0%}".ljust(66), f"{found['metrics']['response_length']:.0f}")
-print("as expected" if not strange else f"not as expected: {', '.join(strange)}; compare {sys.argv[1]}/report.html with {page}")
-PY
+python -m megaladder.tools.quickstart.verdict "$run"
