@@ -169,6 +169,7 @@ def test_who_is_asked_for_experts() -> None:
 
 def test_processes_that_do_not_tell_are_refused_before_they_start(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(engine_rules, "vllm_is_for_cpu", lambda: True)
+    (tmp_path / "config.json").write_text(json.dumps({**EXPERTS, "head_dim": 32}))
     options = VllmOptions(str(tmp_path), tp=2, routed_experts=True)
     with pytest.raises(ConfigError, match=r"rollout\.tp 2: vLLM on several CPU .*; fix: rollout"):
         vllm_children(options)
