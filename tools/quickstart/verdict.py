@@ -101,8 +101,9 @@ def verdict_lines(
 
 def main(args: list[str]) -> int:
     run = Path(args[0])
-    ranges = expected("moe" if run.name.endswith("moe") else "dense")
-    print("\n".join(verdict_lines(read_found(run), ranges)))
+    kind, page = ("moe", "docs/moe.md") if run.name.endswith("moe") else ("dense", "README.md")
+    print(*verdict_lines(read_found(run), expected(kind)), sep="\n")
+    print(f"in detail: {run}/report.html; what was measured before: {page}")
     return 0
 
 
