@@ -199,6 +199,7 @@ def test_every_family_has_a_case() -> None:
 
 
 def test_a_folder_has_no_commit_and_a_hub_id_needs_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     require_model(str(tmp_path), None)
     require_model("Qwen/Qwen3-0.6B", "a" * 40)
     with pytest.raises(ModelError, match=r"model\.revision a{40} is a commit.*a folder here; fix:"):
