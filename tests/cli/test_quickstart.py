@@ -24,6 +24,7 @@ SHORTER = {
     "every: 320": "every: 4",
     "max_steps: 16": "max_steps: 2",
     "every: 8": "every: 2",
+    "every: 10,": "every: 1,",
     "limit: 64": "limit: 4",
     "prompts_per_step: 32": "prompts_per_step: 4",
 }
