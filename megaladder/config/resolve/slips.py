@@ -59,12 +59,19 @@ def _manner(args: Sequence[str], i: int, own: Sequence[str], takes_yaml: bool) -
         )
     if word.startswith("-") and not word.startswith("--") and flag in own:
         return f"'{word}' has one dash; fix: --{flag}{equals}{value}"
-    if not word.startswith("-") and equals and flag in own:
+    if word.startswith("-") or _may_be_a_value(args, i):
+        return None
+    if equals and flag in own:
         return f"'{word}' is no flag; fix: --{flag} {value}"
-    another = i > 0 and word.endswith((".yaml", ".yml")) and not args[i - 1].startswith("-")
-    if takes_yaml and another:
+    if takes_yaml and i > 0 and word.endswith((".yaml", ".yml")):
         return f"'{word}': one file is read; fix: `base: {word}` on top of {args[0]}"
     return None
+
+
+def _may_be_a_value(args: Sequence[str], i: int) -> bool:
+    """Whether the last flag before a word takes it: `--set seed=5`, or one more of a list."""
+    flags = [word for word in args[:i] if word.startswith("-")]
+    return bool(flags) and "=" not in flags[-1]
 
 
 def refuse_other_file(path: str) -> None:
