@@ -111,7 +111,9 @@ def test_ranks_of_every_kind_of_layer_agree(write, tmp_path, kind: str) -> None:
         assert held["activations"] == pytest.approx(planned["activations"], rel=0.2)
 
 
-@pytest.mark.parametrize("lora", [{}, {"rank": 8}], ids=["weights", "adapters"])
+@pytest.mark.parametrize(
+    "lora", [{}, pytest.param({"rank": 8}, marks=pytest.mark.slow)], ids=["weights", "adapters"]
+)
 def test_grpo_with_reference_and_old_log_probs(write, capsys, lora: dict[str, int]) -> None:
     run = write(
         {"tp": 2, "pp": 2, "ranks": 4},

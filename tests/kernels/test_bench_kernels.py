@@ -7,6 +7,8 @@ import csv
 import subprocess
 import sys
 
+import pytest
+
 
 def run(repository, *arguments: str) -> subprocess.CompletedProcess:
     command = [
@@ -20,6 +22,7 @@ def run(repository, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=repository, timeout=240)
 
 
+@pytest.mark.slow  # it compiles
 def test_table_of_a_small_shape(repository, tmp_path):
     out = tmp_path / "bench.csv"
     sizes = ["--tokens", "24", "--hidden", "16", "--vocab", "64", "--shards", "2", "--rounds", "2"]

@@ -40,7 +40,9 @@ def run(folder, worker, world_size, cases):
     [("grpo_layout_worker", OBJECTIVES, {"num_updates": 1}), ("layout_worker", SFT, {"steps": 1})],
     ids=["grpo", "sft"],
 )
-@pytest.mark.parametrize("world_size", LAYOUTS)
+@pytest.mark.parametrize(
+    "world_size", [pytest.param(n, marks=pytest.mark.slow) if n > 1 else n for n in LAYOUTS]
+)
 def test_the_head_that_forms_the_loss_equals_the_one_that_gives_logprobs(
     model, worker, kinds, extra, world_size
 ):
