@@ -50,7 +50,8 @@ def test_every_stage_runs_and_the_end_has_numbers(tmp_path: Path, kind: str) -> 
         shown = rf"^{title} +[\d.]+% \[[\d.]+%, [\d.]+%\] +\d+% to \d+% +\d+$"
         assert re.search(shown, done.stdout, re.MULTILINE), done.stdout[-2000:]
     # four steps teach nothing, and the last line says so
-    assert "not as expected: after SFT, after SFT and GRPO" in done.stdout
+    below = r"not as expected: after SFT [\d.]+% is below \d+%; after SFT and GRPO [\d.]+% is below \d+%"
+    assert re.search(below, done.stdout), done.stdout[-2000:]
 
 
 def test_another_kind_is_refused() -> None:

@@ -149,7 +149,7 @@ def eval_walk(i: Path) -> Walk:
         slow=True,
         stand_ins={
             **STAND_INS,
-            "urllib.request:urlopen": FlakyService(),
+            "megaladder.evaluation.judge:answer_within": FlakyService(),
             "megaladder.evaluation.judge:time": NO_PAUSES,
         },
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -66,7 +65,7 @@ class GradesHere(GradePool):
 
 
 class FlakyService:
-    """Takes the place of `urlopen`: a judge's service that fails when it is first asked.
+    """Takes the place of `answer_within`: a judge's service that fails when it is first asked.
 
     Each run, in a folder of its own, asks for the first time.
     """
@@ -74,13 +73,13 @@ class FlakyService:
     def __init__(self) -> None:
         self._asked: set[tuple[str, bytes | None]] = set()
 
-    def __call__(self, request: Request, timeout: float) -> io.BytesIO:
+    def __call__(self, request: Request, timeout_s: float) -> bytes:
         question = (os.getcwd(), request.data)
         if question not in self._asked:
             self._asked.add(question)
-            raise urllib.error.URLError(f"no answer in {timeout} s")
+            raise urllib.error.URLError(f"no answer in {timeout_s} s")
         message = {"content": "#thereason: x\n#thescore: 5"}
-        return io.BytesIO(json.dumps({"choices": [{"message": message}]}).encode())
+        return json.dumps({"choices": [{"message": message}]}).encode()
 
 
 NO_PAUSES = SimpleNamespace(sleep=lambda _seconds: None)
