@@ -224,8 +224,8 @@ class PackedBatch:
 
     `labels_t[t]` is the token that position t predicts, `IGNORE_INDEX` where there is no loss
     (prompt, last token of a sequence, padding). The per-token arrays are aligned with `labels_t`:
-    `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`; `routed_experts_t` with the inputs. Padding, if any, forms the last
-    sequences in `cu_seqlens` (their `sample_index` is -1).
+    `old_logprobs_t[t]` is the old log-prob of `labels_t[t]`; `routed_experts_t` with the inputs.
+    Padding, if any, forms the last sequences in `cu_seqlens` (their `sample_index` is -1).
 
     Worked example, samples [5,6,7,2] (mask 0,0,1,1) and [8,9] (mask 0,1), two padding tokens:
     input_ids_t=[5,6,7,2,8,9,0,0], labels_t=[-100,7,2,-100,9,-100,-100,-100],

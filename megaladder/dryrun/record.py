@@ -34,8 +34,8 @@ class Event:
 
     op: all_reduce, all_gather, reduce_scatter (with its reduction), all_to_all, broadcast, barrier,
     object (a pickled Python value), send, recv, or wait (for transfer batch `batch`). num_bytes: of
-    the whole tensor: gathered, before it is scattered, or given out. peer: global rank of a transfer. batch: transfers that start together.
-    where: the part of the step.
+    the whole tensor: gathered, before it is scattered, or given out. peer: global rank of a
+    transfer. batch: transfers that start together. where: the part of the step.
     """
 
     op: str

@@ -28,13 +28,14 @@ class DeviceBatch:
     """`types.PackedBatch` as tensors.
 
     input_ids, position_ids: int64 [1, T]; labels: int64 [T]; cu_seqlens: int32 [S + 1]; per-token
-    floats: float32 [T] or None; routed_experts: int16 [T, layers, K], the engine's. loss_mask: bool [T], tokens through which a gradient may flow;
-    their places among this rank's tokens are `active_rows`, among all T `active_tokens` (int64 [n];
-    None: the batch was made without the question, all tokens go through the head).
-    sequence_of_token: int64 [T], index of each token's sequence in 0…S-1; those from `num_samples`
-    on are padding. num_tokens: without it. gradient_factor: 0-d, what the gradient of the summed
-    loss is multiplied with. Losses read all of it; the model computes on `local_*`, the tokens of
-    its context-parallel rank (all of them without context parallelism).
+    floats: float32 [T] or None; routed_experts: int16 [T, layers, K], the engine's. loss_mask: bool
+    [T], tokens through which a gradient may flow; their places among this rank's tokens are
+    `active_rows`, among all T `active_tokens` (int64 [n]; None: the batch was made without the
+    question, all tokens go through the head). sequence_of_token: int64 [T], index of each token's
+    sequence in 0…S-1; those from `num_samples` on are padding. num_tokens: without it.
+    gradient_factor: 0-d, what the gradient of the summed loss is multiplied with. Losses read all
+    of it; the model computes on `local_*`, the tokens of its context-parallel rank (all of them
+    without context parallelism).
     """
 
     input_ids: torch.Tensor

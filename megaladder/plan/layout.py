@@ -20,10 +20,11 @@ RECOMPUTE_MODES = ("none", "selective", "full")
 class PlannedLayout:
     """GPUs = tp · pp · cp · dp.
 
-    ep, etp: how many ranks of a stage share a layer's experts, and share each expert; both come
-    out of the ranks that tp, cp and dp make. `recompute`: none, selective (the attention core), full (each layer again from its input), or,
-    for other systems' runs only, selective_op (torchtitan: every second product and all that is
-    element-wise) and elementwise (megatron-core's norms and activations).
+    ep, etp: how many ranks of a stage share a layer's experts, and share each expert; both come out
+    of the ranks that tp, cp and dp make. `recompute`: none, selective (the attention core), full
+    (each layer again from its input), or, for other systems' runs only, selective_op (torchtitan:
+    every second product and all that is element-wise) and elementwise (megatron-core's norms and
+    activations).
     """
 
     tp: int = 1
@@ -126,9 +127,9 @@ class Software:
     fused. optimizer_bytes: on the GPU per parameter before sharding, in bf16 runs (fp32 master copy
     and two moments). fused_dispatch: a token crosses a link once for all its experts behind it
     (DeepEP, HybridEP); else once for each (NCCL's all-to-all). ep_overlap: experts' traffic runs
-    under the products of another micro-batch. fp8_params: FP8 weights replace the bf16 ones instead of being kept beside
-    them. flash2: attention by FlashAttention-2, which Hopper and later run at half the speed of
-    what came after it.
+    under the products of another micro-batch. fp8_params: FP8 weights replace the bf16 ones instead
+    of being kept beside them. flash2: attention by FlashAttention-2, which Hopper and later run at
+    half the speed of what came after it.
     """
 
     grad_bytes: int = 4

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -159,7 +160,7 @@ def answer_within(request: urllib.request.Request, timeout_s: float) -> bytes:
     """
     opened: list[socket.socket] = []
     ends_at = time.monotonic() + timeout_s
-    opener = urllib.request.build_opener(_Http(opened), _Https(opened))
+    opener = urllib.request.build_opener(_Opener(opened))
     watch = threading.Timer(timeout_s, _shut_all, (opened,))
     watch.daemon = True
     watch.start()
@@ -193,28 +194,18 @@ class _WatchedTls(_Watched, http.client.HTTPSConnection):
     """The same for https."""
 
 
-class _Http(urllib.request.HTTPHandler):
+class _Opener(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections of both kinds, and keeps their sockets in `opened`."""
+
     def __init__(self, opened: list[socket.socket]) -> None:
         super().__init__()
         self._opened = opened
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, req)
-
-    def _connection(self, host: str, /, **how: Any) -> http.client.HTTPConnection:
-        return _Watched(host, opened=self._opened, **how)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, opened: list[socket.socket]) -> None:
-        super().__init__()
-        self._opened = opened
+        return self.do_open(partial(_Watched, opened=self._opened), req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self._connection, req)
-
-    def _connection(self, host: str, /, **how: Any) -> http.client.HTTPConnection:
-        return _WatchedTls(host, opened=self._opened, **how)
+        return self.do_open(partial(_WatchedTls, opened=self._opened), req)
 
 
 def _shut_all(opened: list[socket.socket]) -> None:

@@ -61,8 +61,8 @@ class EngineSetup:
     """What the engines beside a training are started with.
 
     max_model_len: prompt and answer, tokens. known: what a fake engine answers; on rank 0. apart:
-    engine and trainer work at the same time, so none gives the other its devices. routed_experts: whether
-    it is to tell which experts it chose.
+    engine and trainer work at the same time, so none gives the other its devices. routed_experts:
+    whether it is to tell which experts it chose.
     """
 
     kind: Literal["vllm", "fake", "replay"]

@@ -3,8 +3,8 @@
 Pure; no torch.
 
 Legend: B = trainable samples of a round, |o_b| = response tokens of sample b. Left out, and
-counted: empty completions, undecided ones, and truncated ones where they are filtered. A sample has loss on every
-token of its response, the end-of-sequence token included.
+counted: empty completions, undecided ones, and truncated ones where they are filtered. A sample has
+loss on every token of its response, the end-of-sequence token included.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class Workload:
 
     wired: its pipes and sockets are disturbed too. resumes: stop signals end it with status 3 or
     after a save; else they may end it as they end any process. reads_only: `broken_promise` changes
-    nothing. dear: a start takes seconds, so calls are drawn and not walked through. patience_s: for a start;
-    grace_s: for its helpers after it.
+    nothing. dear: a start takes seconds, so calls are drawn and not walked through. patience_s: for
+    a start; grace_s: for its helpers after it.
     """
 
     name: str
