@@ -2,14 +2,14 @@
 is up; power cuts of the small ones. A table by kind and program at the end, and status 1 with the
 shortest schedule for anything that does not hold.
 
-    PYTHONPATH=.:tests python -m chaos.run [--minutes 20] [--workload NAME] [--seed 0]
+    PYTHONPATH=.:tests python -m chaos.run [--minutes 20] [--workload NAME] [--seed 0] [--log FILE]
     PYTHONPATH=.:tests python -m chaos.run --replay training 12:EIO 3:SIGKILL,9:torn
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,77 +34,106 @@ MAX_SHRUNK, MAX_SHOWN = 5, 10
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one program may take. schedules: at most so many, None = as the time allows."""
+    """What one program may take. scratch: where it makes its folder, beside those of the others;
+    schedules: at most so many, None = as the time allows; log: a file for a line of each."""
 
+    scratch: Path
     seconds: float
     schedules: int | None
     seed: str
     per_prefix: int
+    log: Path | None = None
 
 
 @dataclass(slots=True)
 class Row:
-    """What was tried with one program. tried: schedules by the kind of their fault, or `drawn`;
-    happened: faults, by kind."""
+    """What was tried with one program. tried: different schedules of which a fault happened, by the
+    kind of that, or `drawn`; happened: faults, by kind; missed: schedules of which none happened;
+    cpu_s: of all of them, without the start of the harness, which took `setup_s`."""
 
     name: str
     calls: str
     tried: Counter[str] = field(default_factory=Counter)
     happened: Counter[str] = field(default_factory=Counter)
+    missed: int = 0
     num_cuts: int = 0
     broken: list[str] = field(default_factory=list)
     wall_s: float = 0.0
+    setup_s: float = 0.0
     cpu_s: float = 0.0
 
     def line(self) -> str:
         per_s = self.tried.total() / self.cpu_s if self.cpu_s else 0.0
         cuts = f", {self.num_cuts} power cuts" if self.num_cuts else ""
         return (
-            f"{self.name}: {self.calls}; {self.tried.total()} schedules,"
-            f" {self.happened.total()} faults{cuts}; {self.cpu_s:.0f} CPU s ({per_s:.1f}"
-            f" schedules a CPU second), {self.wall_s:.0f} s; {len(self.broken)} broken"
+            f"{self.name}: {self.calls}; {self.tried.total()} schedules ({self.missed} more met no"
+            f" fault), {self.happened.total()} faults{cuts}; {self.setup_s:.1f} +"
+            f" {self.cpu_s:.1f} CPU s ({per_s:.1f} schedules a CPU second), {self.wall_s:.0f} s;"
+            f" {len(self.broken)} broken"
         )
 
 
 def one_program(name: str, budget: Budget) -> Row:
     """Everything that is tried with it, in this process."""
-    began, cpu = time.monotonic(), os.times()
-    with tempfile.TemporaryDirectory(prefix="chaos-", dir=fast_folder()) as scratch:
-        bench = schedules.bench(name, Path(scratch))
-        row = Row(name, f"{bench.size.files} file calls, {bench.size.wires} wire writes")
-        for starts in _schedules(bench, budget, began):
-            _attempt(bench, starts, row)
-        if name in WITH_POWER_CUTS and budget.per_prefix:
-            row.num_cuts, lost = power_cuts(bench, budget.per_prefix)
-            row.broken += lost
-    spent = (now - before for now, before in zip(os.times()[:4], cpu[:4], strict=True))
-    row.wall_s, row.cpu_s = time.monotonic() - began, sum(spent)
+    began = time.monotonic()
+    bench = schedules.bench(name, budget.scratch)
+    row = Row(name, f"{len(bench.size.files)} file calls, {len(bench.size.wires)} wire writes")
+    row.setup_s = _cpu_s()
+    for starts in _schedules(bench, budget, began):
+        _attempt(bench, starts, row, budget.log)
+    row.cpu_s = _cpu_s() - row.setup_s
+    if name in WITH_POWER_CUTS and budget.per_prefix:
+        row.num_cuts, lost = power_cuts(bench, budget.per_prefix)
+        row.broken += lost
+    row.wall_s = time.monotonic() - began
     return row
 
 
+def _cpu_s() -> float:
+    """Of this process and of all that it has collected."""
+    return sum(os.times()[:4])
+
+
 def _schedules(bench: schedules.Bench, budget: Budget, began: float) -> Iterator[Starts]:
+    """Each once. Single faults come from another place with each seed, drawn ones between them."""
     rng, wired = random.Random(budget.seed), bench.workload.wired
-    singles = faults.single_faults(bench.size, wired)
-    endless = (faults.drawn(bench.size, wired, rng) for _ in itertools.count())
-    mixed: Iterator[Starts] = itertools.chain(singles, endless)
-    if bench.workload.dear:  # few of them: every kind has to come early
-        mixed = (next(endless) if rng.random() < 0.2 else _one(bench, rng) for _ in mixed)
-    for starts in itertools.islice(mixed, budget.schedules):
+    singles = list(faults.single_faults(bench.size, wired))
+    place = rng.randrange(len(singles))
+    walked = iter(singles[place:] + singles[:place])
+    seen: set[Starts] = set()
+    while budget.schedules is None or len(seen) < budget.schedules:
         if budget.schedules is None and time.monotonic() - began > budget.seconds:
             return
-        yield starts
+        starts = _next(bench, walked, rng)
+        if starts not in seen:
+            seen.add(starts)
+            yield starts
+
+
+def _next(bench: schedules.Bench, walked: Iterator[Starts], rng: random.Random) -> Starts:
+    """One of a program whose starts are dear is drawn: few of them, and every kind comes early."""
+    drawn = faults.drawn(bench.size, bench.workload.wired, rng)
+    if rng.random() < 0.2:
+        return drawn
+    return _one(bench, rng) if bench.workload.dear else next(walked, drawn)
 
 
 def _one(bench: schedules.Bench, rng: random.Random) -> Starts:
     return faults.drawn_single(bench.size, bench.workload.wired, rng)
 
 
-def _attempt(bench: schedules.Bench, starts: Starts, row: Row) -> None:
+def _attempt(bench: schedules.Bench, starts: Starts, row: Row, log: Path | None) -> None:
     found = bench.verdict(starts)
-    if found.hit:  # else the run took another way, and no call was the one
+    if found.hit:
         single = len(starts) == 1 and len(starts[0]) == 1
         row.tried[starts[0][0].label if single else "drawn"] += 1
+    else:  # the run took another way, and no call was the one
+        row.missed += 1
     row.happened += found.hit
+    if log is not None:
+        line = {"program": row.name, "starts": schedules.words(starts), "hit": dict(found.hit)}
+        with log.open("a") as file:
+            file.write(json.dumps(line | {"broken": found.broken}) + "\n")
     if found.broken is not None:
         shortest = bench.shrunk(starts) if len(row.broken) < MAX_SHRUNK else starts
         what = bench.verdict(shortest).broken or f"(not every time) {found.broken}"
@@ -147,35 +176,26 @@ def main() -> int:
     if not notify.supported():
         print("no table of system calls for this architecture; x86_64 or aarch64 is needed")
         return 2
-    if given.replay:
-        with tempfile.TemporaryDirectory(prefix="chaos-", dir=fast_folder()) as scratch:
-            name, *starts = given.replay
-            parsed = tuple(tuple(map(Fault.parse, one.split(","))) for one in starts)
-            found = schedules.bench(name, Path(scratch)).verdict(parsed)
-            print(found.broken or f"held ({', '.join(found.hit) or 'no fault happened'})")
-            return 1 if found.broken else 0
-    return _all(given)
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir=fast_folder()) as scratch:
+        return (_replay if given.replay else _all)(given, Path(scratch))
 
 
-def _all(given: argparse.Namespace) -> int:
+def _replay(given: argparse.Namespace, scratch: Path) -> int:
+    name, *starts = given.replay
+    parsed = tuple(tuple(map(Fault.parse, one.split(","))) for one in starts)
+    found = schedules.bench(name, scratch).verdict(parsed)
+    print(found.broken or f"held ({', '.join(found.hit) or 'no fault happened'})")
+    return 1 if found.broken else 0
+
+
+def _all(given: argparse.Namespace, scratch: Path) -> int:
     began, names = time.monotonic(), given.workload or NAMES
-    weights = sum(weight_of(name) for name in names)
-    share_s = 60 * given.minutes * given.processes / weights
     rows: list[Row] = []
     # a process each: forks of one that has imported little are cheap
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(given.processes, spawn, max_tasks_per_child=1) as pool:
         futures = {
-            pool.submit(
-                one_program,
-                name,
-                Budget(
-                    share_s * weight_of(name),
-                    given.schedules,
-                    f"{given.seed}/{name}",
-                    given.per_prefix,
-                ),
-            ): name
+            pool.submit(one_program, name, _budget(given, scratch, name, names)): name
             for name in names
         }
         for future in as_completed(futures):
@@ -185,7 +205,7 @@ def _all(given: argparse.Namespace) -> int:
     print(f"\n{table(rows)}\n")
     failed = sum(len(row.broken) for row in rows)
     tried, cuts = (sum(n) for n in zip(*((r.tried.total(), r.num_cuts) for r in rows), strict=True))
-    cpu_s = sum(row.cpu_s for row in rows)
+    cpu_s = sum(row.setup_s + row.cpu_s for row in rows)
     print(
         f"{tried} schedules, {cuts} power cuts in {time.monotonic() - began:.0f} s"
         f" ({cpu_s:.0f} CPU s), seed {given.seed}: ",
@@ -193,6 +213,14 @@ def _all(given: argparse.Namespace) -> int:
     )
     print(f"{failed} did not hold" if failed else "all held")
     return 1 if failed else 0
+
+
+def _budget(given: argparse.Namespace, scratch: Path, name: str, names: Sequence[str]) -> Budget:
+    """A program's share of the time, by its weight among the others."""
+    weight = weight_of(name) / sum(map(weight_of, names))
+    seconds = 60 * given.minutes * given.processes * weight
+    seed = f"{given.seed}/{name}"
+    return Budget(scratch, seconds, given.schedules, seed, given.per_prefix, given.log)
 
 
 def _row_of(future: Future[Row], name: str) -> Row:
@@ -211,6 +239,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--schedules", type=int, help="of each program, instead of minutes")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--per-prefix", type=int, default=40, help="power cuts after each call")
+    parser.add_argument("--log", type=Path, help="gets a JSON line for each schedule")
     parser.add_argument("--replay", nargs="+", metavar=("WORKLOAD", "FAULTS"))
     return parser.parse_args()
 

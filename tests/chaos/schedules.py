@@ -32,8 +32,8 @@ class Broken:
     what: str
 
     def __str__(self) -> str:
-        starts = " ".join(",".join(map(str, faults)) for faults in self.starts)
-        again = f"PYTHONPATH=.:tests python -m chaos.run --replay {self.workload} {starts}"
+        told = words(self.starts)
+        again = f"PYTHONPATH=.:tests python -m chaos.run --replay {self.workload} {told}"
         return f"{self.what}\n    again: {again}"
 
 
@@ -166,6 +166,11 @@ def _difference(found: object, expected: object) -> str:
     at = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
     start = max(0, at - 60)
     return f"…{one[start : at + 200]!r} instead of …{other[start : at + 200]!r}"
+
+
+def words(starts: Starts) -> str:
+    """As `--replay` takes them."""
+    return " ".join(",".join(map(str, faults)) for faults in starts)
 
 
 def bench(name: str, scratch: Path) -> Bench:

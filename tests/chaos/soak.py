@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chaos.soak_curves import CURVES, Sample, curves, look, tree_of
+from chaos.soak_curves import CURVES, Sample, curves, growth, look, tree_of
 
 # of a run that goes on, of one that has to be started again
 MILD, DEADLY = ("engine", "grader", "stop"), ("kill", "term", "full")
@@ -78,7 +78,7 @@ class Run:
         self.process: subprocess.Popen[bytes] | None = None
         self.statuses: Counter[int] = Counter()
 
-    def start(self, last_step: int = MAX_STEPS) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
         """The same command, whatever lies in its folder."""
         flags = {
             "run-dir": self.folder,
@@ -96,7 +96,7 @@ class Run:
             "checkpoint.every": 25,
             "reward.workers": 1,
             "train.epochs": MAX_STEPS,
-            "train.max-steps": last_step,
+            "train.max-steps": MAX_STEPS,
         }
         words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
         with (self.scratch / "said.txt").open("ab") as said:
@@ -117,10 +117,23 @@ class Run:
         self.statuses[status] += 1
         return status
 
+    def stopped(self) -> int:
+        """Asks it to end, and waits; its status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def rows(self) -> list[dict[str, Any]]:
-        file = self.folder / "metrics.jsonl"
-        raw = file.read_bytes() if file.is_file() else b""
-        return [json.loads(line) for line in raw.splitlines(keepends=True) if line.endswith(b"\n")]
+        """Of the steps that it has done."""
+        return _rows(self.folder / "metrics.jsonl")
+
+    def memory(self) -> list[dict[str, Any]]:
+        """What its trainers said of themselves: see `heap`."""
+        return _rows(self.scratch / "heap.jsonl")
 
     def said(self) -> str:
         return (self.scratch / "said.txt").read_text(errors="replace")[-3000:]
@@ -158,7 +171,7 @@ class Soak:
 
     def _stop(self, pid: int) -> None:
         os.kill(pid, signal.SIGSTOP)
-        self._wait(5.0)
+        self.pause(5.0)
         os.kill(pid, signal.SIGCONT)
 
     def _engine(self, pid: int) -> None:
@@ -198,7 +211,7 @@ class Soak:
             self.broken.append(f"{what}: status {status}; {self.run.said()[-600:]}")
         until = time.monotonic() + 15
         while (left := [one for one in children if _alive(one)]) and time.monotonic() < until:
-            self._wait(0.2)
+            self.pause(0.2)
         if left:
             self.broken.append(f"{what}: processes left: {[_command(one) for one in left]}")
         before()
@@ -207,14 +220,14 @@ class Soak:
 
     # --- time
 
-    def _wait(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         threading.Event().wait(seconds)
 
     def watch(self, seconds: float) -> None:
         """Looks at the run every few seconds."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self._wait(min(5.0, max(0.0, until - time.monotonic())))
+            self.pause(min(5.0, max(0.0, until - time.monotonic())))
             process = self.run.process
             if process is None or process.poll() is not None:
                 continue
@@ -236,6 +249,12 @@ class Soak:
         deadly = DEADLY if self._place.mounted else DEADLY[:2]
         mild_only = 1 / 3 <= share < 0.8
         return self._rng.choice(MILD if mild_only or self._rng.random() < 0.6 else deadly)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """Those that are whole."""
+    raw = file.read_bytes() if file.is_file() else b""
+    return [json.loads(line) for line in raw.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _command(pid: int) -> str:
@@ -270,22 +289,22 @@ def soak(given: argparse.Namespace, place: Place) -> dict[str, Any]:
     inputs = place.root / "inputs"
     _make_inputs(inputs)
     run = Run(place.disk / "run", place.root / "soak", inputs, given.pause)
-    quiet = Run(place.root / "quiet_run", place.root / "quiet", inputs, 0.0)
+    quiet = Run(place.root / "quiet_run", place.root / "quiet", inputs, given.pause)
     one = Soak(run, place, random.Random(given.seed))
     before = _shared()
     run.start()
-    quiet.start(given.quiet_steps)
+    quiet.start()
     began = time.monotonic()
     one.until_steps(2)
     while (share := (time.monotonic() - began) / (60 * given.minutes)) < 1:
         one.fault(one.next_fault(share))
         one.watch(given.every * (0.75 + 0.5 * one._rng.random()))
     one.until_steps(1)
-    assert run.process is not None
-    run.process.send_signal(signal.SIGTERM)
-    last = run.ended()
+    last = run.stopped()
     minutes = (time.monotonic() - began) / 60
-    quiet_status = quiet.ended()
+    while len(quiet.rows()) < len(run.rows()) and quiet.running:
+        one.pause(1.0)
+    quiet_status = quiet.stopped()
     return {
         "minutes": round(minutes, 1),
         "faults": dict(one.faults),
@@ -298,7 +317,9 @@ def soak(given: argparse.Namespace, place: Place) -> dict[str, Any]:
         "shared_memory_left": sorted(_shared() - before),
         "temporary_left": sorted(p.name for p in run.temporary.rglob("*") if p.is_file()),
         "curves": curves(one.samples),
+        "memory": growth(run.memory()),
         "samples": [asdict(sample) for sample in one.samples],
+        "memory_rows": run.memory(),
     }
 
 
@@ -323,7 +344,6 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds of a round's sampling")
-    parser.add_argument("--quiet-steps", type=int, default=4000, help="at least as many as done")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
     given = parser.parse_args()
@@ -339,6 +359,7 @@ def main() -> int:
     print(f"statuses {record['statuses']}, {record['quiet_steps']} quiet steps to compare with")
     for name in CURVES:
         print(f"{name}: {record['curves'][name]}")
+    print(f"of the longest life: {record['memory']}")
     growing = [name for name in CURVES if not record["curves"][name]["flat"]]
     bad = record["broken"] + [f"{name} grows" for name in growing]
     bad += [f"left: {name}" for name in record["temporary_left"]]

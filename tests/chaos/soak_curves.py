@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,24 @@ def curves(samples: Sequence[Sample]) -> dict[str, dict[str, Any]]:
     return {name: _curve(name, warm) for name in CURVES}
 
 
+def growth(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the memory of the process that lived longest consists of (rows of `heap`): of each part
+    the first and the last figure once it was warm, and its growth in an hour (least squares)."""
+    lives: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        lives.setdefault(row["pid"], []).append(row)
+    longest = max(lives.values(), key=lambda life: life[-1]["age_s"], default=[])
+    warm = [row for row in longest if row["age_s"] >= WARM_S]
+    if len(warm) < 3:
+        return {}
+    found: dict[str, Any] = {"minutes": round(longest[-1]["age_s"] / 60, 1), "looks": len(warm)}
+    for name in warm[0].keys() - {"pid", "age_s"}:
+        points = [(row["age_s"], float(row[name])) for row in warm]
+        per_hour = 3600 * _least_squares([points])
+        found[name] = [warm[0][name], warm[-1][name], round(per_hour, 2)]
+    return found
+
+
 def _warm(samples: Sequence[Sample]) -> list[Sample]:
     """Those of processes that have had their helpers for a while."""
     since: dict[int, float] = {}
@@ -129,14 +147,19 @@ def _curve(name: str, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _slope(samples: Sequence[Sample], values: Sequence[float]) -> float:
-    """Least squares with one level for each process; change in an hour."""
+    """Change in an hour, with one level for each process."""
     lives: dict[int, list[tuple[float, float]]] = {}
     for sample, value in zip(samples, values, strict=True):
         lives.setdefault(sample.pid, []).append((sample.age_s, value))
+    return 3600 * _least_squares(lives.values())
+
+
+def _least_squares(lives: Iterable[Sequence[tuple[float, float]]]) -> float:
+    """One slope of all, (x, y) each, with a level of its own for each."""
     top = bottom = 0.0
-    for rows in lives.values():
+    for rows in lives:
         mean_t = sum(t for t, _ in rows) / len(rows)
         mean_v = sum(v for _, v in rows) / len(rows)
         top += sum((t - mean_t) * (v - mean_v) for t, v in rows)
         bottom += sum((t - mean_t) ** 2 for t, _ in rows)
-    return 3600 * top / bottom if bottom else 0.0
+    return top / bottom if bottom else 0.0

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from chaos import heap
+
 from megaladder.cli import main
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import ChildSpec
@@ -39,4 +41,5 @@ if __name__ == "__main__":
     from megaladder.train.life import engines
 
     engines._fake_engine = open_child  # type: ignore[assignment]
+    heap.write_down(Path(os.environ["SOAK_FOLDER"]) / "heap.jsonl", every_s=5.0)
     sys.exit(main())

@@ -35,12 +35,24 @@ _NAMES_PATHS = (
     *("open", "openat", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "link", "linkat"),
     *("symlink", "symlinkat", "rename", "renameat", "renameat2", "truncate"),
 )
-CAN_MEET = {
+_WRITES = ("write", "pwrite64", "sendto")
+_CAN_MEET = {
     "ENOSPC": _NEEDS_ROOM,
     "EINTR": _INTERRUPTED,
     "EACCES": _NAMES_PATHS,
     "EROFS": _NAMES_PATHS,
+    **dict.fromkeys(("short", "torn", "garble", "half", "cut"), _WRITES),
 }
+SOCKET = "@socket"
+
+
+def can_meet(kind: str, call: str) -> bool:
+    """Whether a fault of that kind can happen to a call of that name; one into a socket ends with
+    `SOCKET`."""
+    if kind == "cut" and not call.endswith(SOCKET):  # pipes are cut by the end of a process
+        return False
+    name = call.removesuffix(SOCKET)
+    return name in _CAN_MEET.get(kind, (name,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +94,25 @@ Starts = tuple[tuple[Fault, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How many calls an undisturbed start makes."""
+    """The calls of an undisturbed start by their names: those that change files, those that write
+    into pipes and sockets."""
 
-    files: int
-    wires: int
+    files: tuple[str, ...] = ()
+    wires: tuple[str, ...] = ()
 
 
 def single_faults(size: Size, wired: bool) -> Iterator[Starts]:
-    """Each kind of fault at each call, in an order that meets every kind early."""
+    """Each kind of fault at each call that can meet it, in an order that meets every kind early."""
     for turn in range(len(FILE_KINDS) + len(SIGNALS)):
-        for at in range(size.files):
-            yield ((_nth(at, at + turn),),)
+        for at, call in enumerate(size.files):
+            fault = _nth(at, at + turn)
+            if can_meet(fault.kind, call):
+                yield ((fault,),)
     for turn in range(len(WIRE_KINDS) if wired else 0):
-        for at in range(size.wires):
-            yield ((Fault(at, WIRE_KINDS[(at + turn) % len(WIRE_KINDS)], wire=True),),)
+        for at, call in enumerate(size.wires):
+            kind = WIRE_KINDS[(at + turn) % len(WIRE_KINDS)]
+            if can_meet(kind, call):
+                yield ((Fault(at, kind, wire=True),),)
 
 
 def _nth(at: int, number: int) -> Fault:
@@ -119,11 +136,13 @@ def drawn_single(size: Size, wired: bool, rng: random.Random) -> Starts:
 
 
 def _draw(size: Size, wired: bool, rng: random.Random) -> Fault:
-    if wired and rng.random() < 0.3:
-        return Fault(rng.randrange(size.wires + 1), rng.choice(WIRE_KINDS), wire=True)
-    kind = rng.choice(FILE_KINDS)
-    everyone = kind in SIGNALS and rng.random() < 0.5
-    return Fault(rng.randrange(size.files + 2), kind, everyone=everyone)
+    wire = wired and bool(size.wires) and rng.random() < 0.3
+    calls = size.wires if wire else size.files
+    at = rng.randrange(len(calls))
+    kinds = [kind for kind in (WIRE_KINDS if wire else FILE_KINDS) if can_meet(kind, calls[at])]
+    kind = rng.choice(kinds)
+    everyone = kind in SIGNALS and not wire and rng.random() < 0.5
+    return Fault(at, kind, wire, everyone)
 
 
 def shorter(starts: Starts) -> Iterator[Starts]:

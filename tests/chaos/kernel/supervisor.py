@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.kernel import notify
-from chaos.kernel.faults import CAN_MEET, CLOCK, CLOCK_JUMP_S, SIGNALS, STICKY, Fault, Size
+from chaos.kernel.faults import CLOCK, CLOCK_JUMP_S, SIGNALS, SOCKET, STICKY, Fault, Size, can_meet
 from chaos.kernel.notify import Held
 from waiting import wait_until
 
@@ -46,7 +46,7 @@ class Ended:
     that happened; left: processes that were still there afterwards; hung: it had to be killed."""
 
     status: int = 0
-    size: Size = field(default_factory=lambda: Size(0, 0))
+    size: Size = field(default_factory=Size)
     hit: list[Fault] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     hung: bool = False
@@ -151,7 +151,8 @@ class _Watch:
     ) -> None:
         self._pid, self._listener, self._root, self._clock = pid, listener, root, clock
         self._faults = {(fault.wire, fault.at): fault for fault in faults}
-        self._files = self._wires = 0
+        self._files: list[str] = []
+        self._wires: list[str] = []
         self._sticky: Fault | None = None
         self._ended = Ended()
 
@@ -182,7 +183,7 @@ class _Watch:
                 self._reap(wait=True)
         finally:
             os.close(process)
-        self._ended.size = Size(self._files, self._wires)
+        self._ended.size = Size(tuple(self._files), tuple(self._wires))
         return self._ended
 
     def _reap(self, wait: bool = False) -> None:
@@ -213,20 +214,28 @@ class _Watch:
         if held is None:
             return
         try:
-            fault = self._fault_of(held)
+            fault = None if self._all_over else self._fault_of(held)
             if fault is None or not self._happens(held, fault):
                 notify.go_on(self._listener, held)
         except (OSError, StopIteration):  # the process is gone
             notify.go_on(self._listener, held)
 
+    @property
+    def _all_over(self) -> bool:
+        """Whether no fault can come any more: then it does not matter what a call would change."""
+        if not self._faults or self._sticky is not None:  # without any, the calls are counted
+            return False
+        return all(at < len(self._wires if wire else self._files) for wire, at in self._faults)
+
     def _fault_of(self, held: Held) -> Fault | None:
         paths = held.paths()
         if any(self._is_ours(path) for path in paths):
-            self._files += 1
-            return self._faults.get((False, self._files - 1), self._sticky)
+            self._files.append(held.name)
+            return self._faults.get((False, len(self._files) - 1), self._sticky)
         if paths[0].startswith(("pipe:", "socket:")):
-            self._wires += 1
-            return self._faults.get((True, self._wires - 1))
+            end = SOCKET if paths[0].startswith("socket:") else ""
+            self._wires.append(held.name + end)
+            return self._faults.get((True, len(self._wires) - 1))
         return None
 
     def _is_ours(self, path: str) -> bool:
@@ -234,7 +243,7 @@ class _Watch:
 
     def _happens(self, held: Held, fault: Fault) -> bool:
         """Lets it happen; True when the call is answered by that."""
-        if held.name not in CAN_MEET.get(fault.kind, (held.name,)):
+        if not can_meet(fault.kind, (self._wires if fault.wire else self._files)[-1]):
             return False
         answered = self._carry_out(held, fault)
         if answered is None:
@@ -274,16 +283,13 @@ class _Watch:
         return fault.kind == "SIGKILL" and met  # not carried out: the signal came before it
 
     def _tampered(self, held: Held, fault: Fault) -> bool | None:
-        if held.name not in ("write", "pwrite64", "sendto") or held.arguments[2] < 2:
+        if held.arguments[2] < 2:
             return None
         descriptor, pointer, size, at = held.arguments[:4]
         half = min(size // 2, 4096)
         data = held.memory(pointer, half)
         if fault.kind == "garble":
             data = random.Random(fault.at).randbytes(len(data))
-        is_pipe = held.file(descriptor).startswith("pipe:")
-        if fault.kind == "cut" and is_pipe:  # pipes are cut by the end of a process
-            return None
         taken = held.take_file(descriptor)
         try:
             if fault.wire and not _takes(taken):

@@ -4,7 +4,6 @@ grading processes. A start takes seconds of processor time, so their faults are 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 
 from chaos.programs.base import Workload
 from chaos.programs.forked import forked_programs, in_fork
-from chaos.programs.verbs import Verb, make_inputs
+from chaos.programs.verbs import Verb, shared_inputs
 
 from megaladder.checkpoint import store
 from megaladder.cli import main
@@ -36,8 +35,7 @@ class Trained(Verb):
     def prepare(self, scratch: Path) -> None:
         import preloaded  # noqa: F401
 
-        self._inputs = scratch / "inputs"
-        in_fork(lambda: make_inputs(self._inputs))
+        self._inputs = shared_inputs(scratch)
         self._import_all(scratch / "first")
 
     def _import_all(self, folder: Path) -> None:
@@ -91,13 +89,8 @@ def _trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str
 
 def _sft(**layout: int) -> Any:
     def words(inputs: Path, folder: Path) -> list[str]:
-        chat = inputs / "chat.jsonl"
-        if not chat.exists():
-            rows = ({"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(24))
-            chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return _trained(
-            "sft", inputs, folder, data__path=chat, train__global_batch_size=4, **layout
-        )
+        data = {"data__path": inputs / "chat.jsonl", "train__global_batch_size": 4}
+        return _trained("sft", inputs, folder, **data, **layout)
 
     return words
 

@@ -3,6 +3,7 @@ they say, how they end."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable
@@ -37,7 +38,8 @@ Words = Callable[[Path, Path], list[str]]
 class Verb(Workload):
     """`megaladder WORDS`, where words are made of the folder of inputs and the run's own.
 
-    compared: suffixes of the files whose content is the result; the names of all are.
+    compared: suffixes of the files whose content is the result; the names of all are. before: words
+    of a verb that makes what it reads, once, in the folder of inputs.
     """
 
     name: str
@@ -45,10 +47,13 @@ class Verb(Workload):
     resumes: bool = False
     wired: bool = False
     compared: tuple[str, ...] = (".jsonl", ".json")
+    before: Words | None = None
 
     def prepare(self, scratch: Path) -> None:
-        self._inputs = scratch / "inputs"
-        in_fork(lambda: make_inputs(self._inputs))  # which imports torch
+        self._inputs = shared_inputs(scratch)
+        if self.before is not None:
+            words = self.before(self._inputs, self._inputs)
+            in_fork(lambda: main(words))
         import megaladder.rewards.verifiers  # noqa: F401  (and sympy, once)
 
         self._import_all(scratch / "first")
@@ -91,8 +96,19 @@ def _scrubbed(value: Any) -> Any:
     return [_scrubbed(item) for item in value] if isinstance(value, list) else value
 
 
+def shared_inputs(scratch: Path) -> Path:
+    """Those of all programs whose folders lie beside this one: made by the first that comes."""
+    folder = scratch.parent / "inputs"
+    with (scratch.parent / "inputs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            in_fork(lambda: make_inputs(folder))  # which imports torch
+    return folder
+
+
 def make_inputs(folder: Path) -> None:
-    """A tiny model with its tokenizer, problems, answers to grade."""
+    """A tiny model with its tokenizer, an adapter of it, problems, answers to grade, conversations,
+    a recipe."""
     from tiny_models import build_tiny_model
 
     build_tiny_model(folder / "model")
@@ -102,8 +118,32 @@ def make_inputs(folder: Path) -> None:
     answers = [
         {"id": f"a{i}", "gold": str(i), "response": f"so \\boxed{{{i % 3}}}"} for i in range(6)
     ]
-    for name, rows in (("problems", problems), ("answers", answers)):
+    chat = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(24)]
+    for name, rows in (("problems", problems), ("answers", answers), ("chat", chat)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = "name: some\nstages:\n  - sample: {n: 4}\n"
+    (folder / "recipe.yaml").write_text(recipe)
+    _make_adapter(folder / "model", folder / "adapter")
+
+
+def _make_adapter(model: Path, folder: Path) -> None:
+    """Of rank 2, for one projection of each layer."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = {}
+    for name, weight in load_file(model / "model.safetensors").items():
+        if name.endswith("q_proj.weight"):
+            place, (rows, columns) = (
+                f"base_model.model.{name.removesuffix('.weight')}",
+                weight.shape,
+            )
+            tensors[f"{place}.lora_A.weight"] = torch.full((2, columns), 0.01)
+            tensors[f"{place}.lora_B.weight"] = torch.full((rows, 2), 0.02)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"bias": "none"}))
 
 
 def _fake(inputs: Path) -> list[str]:
@@ -140,18 +180,43 @@ def _convert(inputs: Path, folder: Path) -> list[str]:
     return [*words, "--out", str(folder / "megatron")]
 
 
+def _convert_back(inputs: Path, folder: Path) -> list[str]:
+    words = ["convert", "megatron-to-hf", "--megatron", str(inputs / "megatron"), "--force"]
+    return [*words, "--max-shard-gb", "1e-4", "--out", str(folder / "hf")]
+
+
+def _merge(inputs: Path, folder: Path) -> list[str]:
+    words = ["convert", "merge", "--hf", str(inputs / "model"), "--force"]
+    return [*words, "--adapter", str(inputs / "adapter"), "--out", str(folder / "merged")]
+
+
+def _decontaminate(inputs: Path, folder: Path) -> list[str]:
+    words = ["data", "decontaminate", str(inputs / "answers.jsonl"), "--out"]
+    return [*words, str(folder / "clean.jsonl"), "--against", str(inputs / "problems.jsonl")]
+
+
+def _select(inputs: Path, folder: Path) -> list[str]:
+    words = ["data", "select", str(inputs / "answers.jsonl"), "--out", str(folder / "rows.jsonl")]
+    return [*words, "--recipe", str(inputs / "recipe.yaml"), "--seed", "1"]
+
+
 def _score(inputs: Path, folder: Path) -> list[str]:
     words = ["data", "score", str(inputs / "answers.jsonl"), "--column", "response"]
     return [*words, "--workers", "2", "--out", str(folder / "scored.jsonl")]
 
 
+_WEIGHTS = (".json", ".safetensors")
 VERBS = (
     Verb("data-make", _make),
+    Verb("data-select", _select),
+    Verb("decontaminate", _decontaminate),
     Verb("push", _push, compared=(".json", ".safetensors", ".md")),
     Verb("grade", _grade, wired=True),
     Verb("data-sample", _sample, resumes=True, wired=True),
     Verb("eval", _evaluate, resumes=True, wired=True),
     Verb("convert", _convert, compared=(".json", ".distcp")),
+    Verb("convert-back", _convert_back, compared=_WEIGHTS, before=_convert),
+    Verb("merge", _merge, compared=_WEIGHTS),
     Verb("data-score", _score),
 )
 WORKLOADS: dict[str, Workload] = {one.name: one for one in VERBS}
