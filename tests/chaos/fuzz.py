@@ -204,27 +204,33 @@ def main() -> int:
     parser.add_argument("--reader", action="append", help="of these; all without it")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    failed = 0
-    for name, case in cases().items():
-        if given.reader and name not in given.reader:
-            continue
-        folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=fast_folder()))
-        try:
-            found = fuzz(name, case, Limits(given.inputs, given.cpu_s), given.seed, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        counts = ", ".join(f"{count:,} {how}" for how, count in sorted(found.counts.items()))
-        each_ms = 1000 * found.cpu_s / found.inputs
-        seconds = f"slowest {found.slowest_s:.3f} s, {each_ms:.2f} ms each"
-        print(f"{name}: {found.inputs:,} inputs: {counts}; {seconds}", flush=True)
-        kinds = {
-            what.split(":")[0] + what.split(":")[1][:6] if ":" in what else what: (what, raw)
-            for what, raw in found.wrong
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as place:
+        tempfile.tempdir = place  # what readers make once for all inputs goes with the end
+        wanted = {
+            name: case for name, case in cases().items() if not given.reader or name in given.reader
         }
-        for what, raw in list(kinds.values())[:12]:
-            print(f"  {what}\n    {raw[:300]!r}", flush=True)
-        failed += len(found.wrong)
-    return 1 if failed else 0
+        return 1 if sum(_one_reader(*item, given) for item in wanted.items()) else 0
+
+
+def _one_reader(name: str, case: Case, given: argparse.Namespace) -> int:
+    """Says what came of its inputs; how many were wrong."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=fast_folder()))
+    try:
+        limits = Limits(given.inputs, given.cpu_s)
+        found = fuzz(name, case, limits, given.seed, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    counts = ", ".join(f"{count:,} {how}" for how, count in sorted(found.counts.items()))
+    each_ms = 1000 * found.cpu_s / found.inputs
+    seconds = f"slowest {found.slowest_s:.3f} s, {each_ms:.2f} ms each"
+    print(f"{name}: {found.inputs:,} inputs: {counts}; {seconds}", flush=True)
+    kinds = {
+        what.split(":")[0] + what.split(":")[1][:6] if ":" in what else what: (what, raw)
+        for what, raw in found.wrong
+    }
+    for what, raw in list(kinds.values())[:12]:
+        print(f"  {what}\n    {raw[:300]!r}", flush=True)
+    return len(found.wrong)
 
 
 if __name__ == "__main__":
