@@ -238,7 +238,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--schedules", type=int, help="of each program, instead of minutes")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--per-prefix", type=int, default=40, help="power cuts after each call")
+    parser.add_argument("--per-prefix", type=int, default=10, help="power cuts after each call")
     parser.add_argument("--log", type=Path, help="gets a JSON line for each schedule")
     parser.add_argument("--replay", nargs="+", metavar=("WORKLOAD", "FAULTS"))
     return parser.parse_args()
