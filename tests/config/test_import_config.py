@@ -302,7 +302,7 @@ def test_llamafactory_sets_are_found_in_their_own_list(tmp_path) -> None:
     flat = {"stage": "sft", "dataset": "mine", "dataset_dir": str(tmp_path), "cutoff_len": 9}
     work = convert(trainers()["llamafactory"], flat, None)
     assert work.ours["data.path"] == str(tmp_path / "m.json")
-    assert work.ours["data.fields"] == {"question": "ask", "answer": "say"}
+    assert work.ours["data.fields"] == {"instruction": "ask", "output": "say"}
 
 
 def test_files_that_are_none_of_these(tmp_path, capsys) -> None:
@@ -332,3 +332,232 @@ def test_files_that_are_none_of_these(tmp_path, capsys) -> None:
 )
 def test_hints_at_keys_of_other_trainers(key: str, hint: str) -> None:
     assert hint in str(meant_elsewhere(key, SftConfig))
+
+
+def findings(tool: str, keys: dict, gpus: int | None = 8) -> tuple[dict, dict[str, str]]:
+    """Our keys, and the verdict on each of the file's."""
+    work = convert(trainers()[tool], keys, gpus)
+    return work.ours, {one.key: one.verdict for one in work.findings}
+
+
+VERL = {"actor_rollout_ref.model.path": "m", "data.train_files": "d.parquet"}
+GRPO = {**VERL, "algorithm.adv_estimator": "grpo", "actor_rollout_ref.rollout.n": 4}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ours"),
+    [
+        ("actor_rollout_ref.model.lora.rank", 256, {"lora.rank": 256}),
+        ("actor_rollout_ref.actor.megatron.expert_model_parallel_size", 8, {"parallel.ep": 8}),
+        ("actor_rollout_ref.ref.model.path", "other", {"grpo.reference": "other"}),
+        ("actor_rollout_ref.model.override_config.rope_scaling.type", "yarn", None),
+        ("actor_rollout_ref.rollout.do_sample", False, None),
+        ("actor_rollout_ref.rollout.do_sample", True, {}),
+        ("actor_rollout_ref.rollout.unheard_of", 3, None),
+        ("actor_rollout_ref.rollout.max_num_seqs", 256, {}),
+        ("actor_rollout_ref.actor.fsdp_config.model_dtype", "bfloat16", None),
+        ("trainer.critic_warmup", 5, None),
+        ("trainer.critic_warmup", 0, {}),
+        ("trainer.rejection_sample", True, None),
+    ],
+)
+def test_a_section_hides_no_key_that_changes_the_run(key: str, value: object, ours) -> None:
+    """Keys of volcengine/verl's _generated_ppo_trainer.yaml, examples/grpo_trainer and
+    SkyworkAI/Skywork-OR1's or1_scripts: None = refused by name, {} = without effect."""
+    found, verdicts = findings("verl", {**GRPO, key: value})
+    if ours is None:
+        assert verdicts[key] == "refused"
+    elif ours:
+        assert ours.items() <= found.items()
+    else:
+        assert verdicts[key] == "no effect"
+
+
+def test_a_penalty_without_a_coefficient_has_that_of_the_other_tool() -> None:
+    """volcengine/verl, verl/trainer/config/actor/actor.yaml: kl_loss_coef 0.001."""
+    ours, _ = findings("verl", {**GRPO, "actor_rollout_ref.actor.use_kl_loss": True})
+    assert ours["grpo.kl"] == "k3" and ours["grpo.kl_coef"] == 0.001
+
+
+def test_columns_that_hold_objects_are_followed_to_the_text() -> None:
+    """volcengine/verl, examples/sft/gsm8k/run_qwen_05_peft.sh."""
+    keys = {"data.train_files": "d.parquet", "model.partial_pretrain": "m"}
+    keys |= {"data.prompt_key": "extra_info", "data.prompt_dict_keys": ["question"]}
+    keys |= {"data.response_key": "extra_info", "data.response_dict_keys": ["answer"]}
+    ours, _ = findings("verl", keys)
+    assert ours["data.fields"] == {"prompt": "extra_info.question", "answer": "extra_info.answer"}
+
+
+@pytest.mark.parametrize(
+    ("one", "ours", "refused"),
+    [
+        ({"path": "json", "data_files": "a.jsonl"}, {"data.path": "a.jsonl"}, []),
+        ({"path": "o/s", "revision": "0" * 40}, {"data.revision": "0" * 40}, []),
+        ({"path": "a.jsonl", "type": "alpaca"}, {}, ["datasets.type"]),
+        ({"path": "a.jsonl", "type": "completion"}, {}, ["datasets.type"]),
+        ({"path": "a.jsonl", "type": "chat_template", "field_messages": "messages"}, {}, []),
+        (
+            {"path": "a.jsonl", "type": "chat_template", "field_messages": "talk"},
+            {"data.fields": {"messages": "talk"}},
+            [],
+        ),
+        ({"path": "a.jsonl", "train_on_eos": "all"}, {}, ["datasets.train_on_eos"]),
+        ({"path": "a.jsonl", "roles_to_train": ["user"]}, {}, ["datasets.roles_to_train"]),
+        ({"path": "a.jsonl", "roles": {"assistant": ["gpt", "model"]}}, {}, []),
+        ({"path": "a.jsonl", "roles": {"assistant": ["bot"]}}, {}, ["datasets.roles"]),
+        (
+            {"path": "a.jsonl", "message_property_mappings": {"role": "from", "content": "value"}},
+            {},
+            [],
+        ),
+        (
+            {"path": "a.jsonl", "message_property_mappings": {"role": "who", "content": "says"}},
+            {},
+            ["datasets.message_property_mappings"],
+        ),
+        ({"path": "a.jsonl", "shards": 10}, {}, ["datasets.shards"]),
+    ],
+)
+def test_every_field_of_an_axolotl_set_is_used_or_refused(one, ours, refused) -> None:
+    """Fields of axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas/datasets.py (SFTDataset)."""
+    keys = {"base_model": "m", "datasets": [one], "learning_rate": 1e-5}
+    found, verdicts = findings("axolotl", keys)
+    assert ours.items() <= found.items()
+    assert [key for key, verdict in verdicts.items() if verdict == "refused"] == refused
+    assert found["optim.warmup_ratio"] == 0.03  # its own, where a file names no warmup
+
+
+def test_axolotl_plugins_that_change_the_training_are_refused() -> None:
+    """axolotl-ai-cloud/axolotl, examples/llama-3/diffusion/pretrain-1b.yaml."""
+    harmless = "axolotl.integrations.liger.LigerPlugin"
+    for plugins, verdict in (
+        ([harmless], "no effect"),
+        ([harmless, "axolotl.integrations.diffusion.DiffusionPlugin"], "refused"),
+    ):
+        keys = {"base_model": "m", "datasets": [{"path": "a.jsonl"}], "plugins": plugins}
+        assert findings("axolotl", keys)[1]["plugins"] == verdict
+
+
+def test_templates_of_other_tools_are_left_to_the_user() -> None:
+    for tool, key in (("axolotl", "chat_template"), ("llamafactory", "template")):
+        keys = {"base_model": "m", "dataset": "a", key: "llama3"}
+        assert findings(tool, keys)[1]["chat_template"] == "to do"
+        assert "chat_template" not in findings(tool, {**keys, key: "tokenizer_default"})[1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "ours", "refused"),
+    [
+        (
+            {"columns": {"prompt": "instruction", "query": "input", "response": "output"}},
+            {"data.path": "DIR/m.json"},
+            [],
+        ),
+        (
+            {"hf_hub_url": "o/s", "subset": "math", "split": "train[:5%]"},
+            {"data.path": "o/s", "data.config": "math", "data.split": "train[:5%]"},
+            [],
+        ),
+        (
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "tools": "functions"},
+                "tags": {"role_tag": "from", "content_tag": "value", "user_tag": "human"},
+            },
+            {"data.fields": {"tools": "functions"}},
+            [],
+        ),
+        (
+            {"formatting": "sharegpt", "tags": {"assistant_tag": "bot"}},
+            {},
+            ["m.tags.assistant_tag"],
+        ),
+        ({"columns": {"images": "pictures"}}, {}, ["m.columns.images"]),
+        ({"num_samples": 100}, {}, ["m.num_samples"]),
+    ],
+)
+def test_every_entry_of_dataset_info_is_used_or_refused(entry, ours, refused, tmp_path) -> None:
+    """Entries as in hiyouga/LLaMA-Factory, data/dataset_info.json and data/README.md."""
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"m": {"file_name": "m.json", **entry}}))
+    flat = {"stage": "sft", "dataset": "m", "dataset_dir": str(tmp_path), "model": "x"}
+    found, verdicts = findings("llamafactory", flat)
+    expected = {key: _in(tmp_path, value) for key, value in ours.items()}
+    assert expected.items() <= found.items()
+    assert "data.fields" in ours or "data.fields" not in found
+    assert [key for key, verdict in verdicts.items() if verdict == "refused"] == refused
+
+
+def _in(folder: Path, value: object) -> object:
+    return value.replace("DIR", str(folder)) if isinstance(value, str) else value
+
+
+def test_sets_of_several_kinds_become_a_mixture_and_pairs_are_refused(tmp_path) -> None:
+    info = {
+        "a": {"file_name": "a.json"},
+        "b": {"hf_hub_url": "o/s", "split": "train", "columns": {"prompt": "ask"}},
+        "dpo": {"file_name": "d.json", "ranking": True},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    flat = {"stage": "sft", "dataset": "a,b", "dataset_dir": str(tmp_path), "model": "x"}
+    assert findings("llamafactory", flat)[0]["data.mixture"] == [
+        {"source": str(tmp_path / "a.json")},
+        {"source": "o/s", "split": "train", "fields": {"instruction": "ask"}},
+    ]
+    with pytest.raises(ConfigError, match="ranking: true"):
+        findings("llamafactory", {**flat, "dataset": "dpo"})
+
+
+def test_rewards_and_their_weights_are_as_many() -> None:
+    keys = {"model_name_or_path": "m", "dataset_name": "d.jsonl", "num_generations": 4}
+    keys |= {"per_device_train_batch_size": 8, "reward_funcs": ["accuracy", "format"]}
+    ours, verdicts = findings("trl", keys, 1)
+    assert verdicts["reward_funcs format"] == "to do"  # open-r1's asks for more than rule think
+    keys["reward_funcs"] = ["trl.rewards.accuracy_reward", "trl.rewards.think_format_reward"]
+    keys["reward_weights"] = [1.0, 0.5]
+    ours, _ = findings("trl", keys, 1)
+    half = {"name": "format", "rule": "think", "weight": 0.5}
+    assert ours["reward.terms"] == ["correctness", half]
+    assert "data.seq_length" in ours and ours["data.seq_length"] == 512 + 256
+    with pytest.raises(ConfigError, match="1 for 2 of reward_funcs"):
+        findings("trl", {**keys, "reward_weights": [1.0]}, 1)
+
+
+def test_scripts_with_quotes_over_lines_and_with_arguments(tmp_path) -> None:
+    """hkust-nlp/simpleRL-reason, train_grpo_math_tune_ray.sh: a quoted JSON text before the keys;
+    volcengine/verl, examples/sft/gsm8k: the folder is the script's second argument."""
+    path = tmp_path / "run.sh"
+    path.write_text(
+        "NAME=run\nSUFFIX=\n# it's read\ncat <<X\nno one's keys\nX\n"
+        "ray job submit --runtime-env-json='{\n  \"env\": {}\n}' -- python -m verl \\\n"
+        "  data.train_files=d.parquet trainer.default_local_dir=out/$NAME$SUFFIX \\\n"
+        "  actor_rollout_ref.rollout.response_length='${oc.select:data.x,512}'\n"
+    )
+    flat = read_foreign(str(path))
+    assert flat["data.train_files"] == "d.parquet"
+    assert flat["trainer.default_local_dir"] == "out/run"
+    assert flat["actor_rollout_ref.rollout.response_length"] == 512
+    path.write_text("out=$2\nrun data.train_files=d trainer.default_local_dir=$out\n")
+    with pytest.raises(ConfigError, match=r"an argument of the script.*fix: trainer\.default"):
+        findings("verl", read_foreign(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("keys", "tool"),
+    [
+        ({"tuner_type": "lora", "learning_rate": 1e-4, "max_length": 9, "seed": 1}, "ms-swift"),
+        ({"policy.model_name": "m", "grpo.num_prompts_per_step": 8}, "NeMo-RL"),
+        ({"merge_method": "slerp", "base_model": "m"}, "mergekit"),
+        ({"distributed_type": "FSDP", "num_processes": 8}, "accelerate"),
+    ],
+)
+def test_files_of_tools_that_are_not_known_are_named(keys: dict, tool: str) -> None:
+    with pytest.raises(ConfigError, match=f"a file of {tool}, whose keys are not known"):
+        recognise(keys)
+
+
+def test_a_file_for_generation_trains_nothing() -> None:
+    """volcengine/verl, verl/trainer/config/generation.yaml."""
+    keys = {"data.path": "t.parquet", "data.n_samples": 5, "data.output_path": "o.parquet"}
+    assert recognise(keys) == "verl"
+    with pytest.raises(ConfigError, match="a file for generation"):
+        findings("verl", keys)

@@ -4,6 +4,7 @@ Mapped, without effect here, refused with the reason, or left to do."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ GRPO_KEYS = (
     "actor_rollout_ref.model.path",
     "algorithm.adv_estimator",
 )
+
+UNKNOWN = re.compile(r"\$(?:[0-9@*#]|\{[0-9@*#]|\(|\{\w+[^\w}])|`")
 
 
 def method_of(flat: Mapping[str, Any]) -> Method:
@@ -60,7 +63,7 @@ def _take(work: Conversion, key: str, value: Any, stops: list[str]) -> None:
         _rename(work, key, value, meaning)
     elif meaning.neutral is not None:
         work.say("no effect", key, meaning.neutral)
-    elif value in meaning.unless or (value is False and not meaning.unless):
+    elif _is_usual(value, meaning.unless):
         work.say("no effect", key, f"{shown(value)}: as it is here")
     elif meaning.refuse is not None:
         work.say("refused", key, f"{shown(value)}: {meaning.refuse}")
@@ -70,8 +73,20 @@ def _take(work: Conversion, key: str, value: Any, stops: list[str]) -> None:
         )
 
 
+def _is_usual(value: Any, unless: tuple[Any, ...]) -> bool:
+    """A value that means what happens here anyway; of a list, each of its values."""
+    if isinstance(value, list) and value and unless:
+        return all(one in unless for one in value)
+    return value in unless or (value is False and not unless)
+
+
 def _rename(work: Conversion, key: str, value: Any, meaning: Meaning) -> None:
     assert meaning.to is not None
+    if isinstance(value, str) and UNKNOWN.search(value):
+        raise ConfigError(
+            f"{key} {value}: an argument of the script, or what a program prints, and a script is"
+            f" read, never run; fix: {key}=VALUE after the file name"
+        )
     if not meaning.values:
         work.put(meaning.to, value, key)
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megaladder.config.strict_yaml import load_yaml
+from megaladder.errors import ConfigError
 
 Method = Literal["sft", "grpo"]
 TITLES = {
@@ -22,6 +23,16 @@ TITLES = {
     "transformers": "transformers",
 }
 MANY = 3  # foreign keys from which on a file counts as another trainer's
+# keys by which a file is one of a tool that is not in the table
+STRANGERS = {
+    "tuner_type": "ms-swift",
+    "train_type": "ms-swift",
+    "split_dataset_ratio": "ms-swift",
+    "policy.model_name": "NeMo-RL",
+    "policy.train_global_batch_size": "NeMo-RL",
+    "merge_method": "mergekit",
+    "distributed_type": "accelerate",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,8 @@ def trainers() -> dict[str, Trainer]:
     for name, entry in table.items():
         base = found.get(entry.get("base", ""), Trainer("", {}, {"sft": {}, "grpo": {}}))
         keys = {key: _meaning(value) for key, value in entry["keys"].items()}
+        for why, names in entry.get("neutral", {}).items():
+            keys |= {key: Meaning(neutral=why) for key in names}
         defaults: dict[Method, Mapping[str, Any]] = {
             method: {
                 **base.defaults[method],
@@ -97,16 +110,27 @@ def find_key(key: str) -> tuple[Trainer, Meaning] | None:
 
 
 def recognise(keys: Iterable[str]) -> str | None:
-    """The tool whose file has these dotted keys; None for none of them."""
+    """The tool whose file has these dotted keys; None for none of them.
+
+    Raises ConfigError for a file of a tool whose keys are not known here.
+    """
     names = set(keys)
     tops = {key.split(".")[0] for key in names}
+    if stranger := next((STRANGERS[key] for key in names if key in STRANGERS), None):
+        known = ", ".join(title for tool, title in TITLES.items() if tool != "transformers")
+        raise ConfigError(
+            f"a file of {stranger}, whose keys are not known here: {known} are; fix: `megaladder"
+            " examples` lists run files to begin with"
+        )
     if "actor_rollout_ref" in tops or {"data.train_files", "model.partial_pretrain"} & names:
+        return "verl"
+    if {"data.output_path", "data.n_samples"} & names:
         return "verl"
     if {"stage", "finetuning_type", "cutoff_len", "train_dataset", "export_dir"} & tops:
         return "llamafactory"
     if {"base_model", "sequence_len", "micro_batch_size"} & tops:
         return "axolotl"
-    known = [key for key in names if find_key(key)]
+    known = [key for key in names if key in trainers()["trl"].keys]
     if {"template", "infer_backend"} <= tops:
         return "llamafactory"
     return "trl" if len(known) >= MANY or "model_name_or_path" in tops else None

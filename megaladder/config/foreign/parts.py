@@ -4,26 +4,29 @@ Batches, schedule, precision, saving, sources, rewards, layout."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 from megaladder.config.foreign.adapters import adapters
-from megaladder.config.foreign.work import Conversion
+from megaladder.config.foreign.sets import sources
+from megaladder.config.foreign.work import Conversion, as_list
 from megaladder.errors import ConfigError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt)(\.\w+)?$")
 KL_TYPES = {"low_var_kl": "k3", "k3": "k3", "kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2"}
-REWARDS: dict[str, Any] = {"accuracy": "correctness", "format": {"name": "format", "rule": "think"}}
+THINK = {"name": "format", "rule": "think"}
+REWARDS: dict[str, Any] = {
+    "accuracy": "correctness",
+    "accuracy_reward": "correctness",
+    "format": THINK,
+    "think_format_reward": THINK,
+}
 
 
 def compute(work: Conversion) -> None:
     """Everything that needs more than one key, in an order in which each finds what it reads."""
-    for step in (_model, adapters, _sources, _layout, _batch):
+    for step in (_model, adapters, sources, _rows, _layout, _batch):
         step(work)
     for step in (_schedule, _precision, _saving, _trackers):
         step(work)
@@ -42,24 +45,22 @@ def _model(work: Conversion) -> None:
     template = work.take("chat_template")
     if template and "{" in str(template):
         work.say("to do", "chat_template", "put the text into a file: model.chat_template: FILE")
+    if (name := work.take("template_name")) not in (None, "tokenizer_default"):
+        work.say(
+            "to do",
+            "chat_template",
+            f"{name}, the other tool's own: prompts here use the tokenizer's; compare a sample in"
+            " `megaladder check`, or model.chat_template: FILE",
+        )
     if (thinking := work.take("enable_thinking")) is not None:
         kwargs = {"enable_thinking": thinking}
         work.put("model.chat_template_kwargs", kwargs, "enable_thinking")
+    if kwargs := work.take("template_kwargs"):
+        work.put("model.chat_template_kwargs", kwargs, "chat_template_kwargs")
 
 
-def _sources(work: Conversion) -> None:
-    if configs := work.take("dataset_configs"):
-        first = configs[0] if isinstance(configs, list) else configs
-        work.put("data.config", first, "dataset_configs")
-    _fields(work)
-    if names := work.take("lf_dataset"):
-        _llamafactory_sets(work, names)
-    if sets := work.take("axolotl_datasets"):
-        _axolotl_sets(work, sets)
-    if (share := work.take("holdout")) not in (None, 0, 0.0):
-        work.put(
-            "data.holdout", share, "val_set_size" if "axolotl" in work.trainer.name else "val_size"
-        )
+def _rows(work: Conversion) -> None:
+    """Packing, truncation, and which turns are trained."""
     if work.take("mask_history") is True:
         work.put("data.reasoning", "last-turn", "mask_history")
     if (packing := work.take("packing")) is not None and work.method == "sft":
@@ -74,97 +75,6 @@ def _sources(work: Conversion) -> None:
                 "data.truncation",
                 f"{truncation}: data.truncation knows drop, right, error",
             )
-    for path in _as_list(work.ours.get("data.path", [])):
-        if HUB_ID.fullmatch(str(path)) and not DATA_FILE.search(str(path)):
-            work.say("to do", "data.path", f"{path} is a hub id: set data.revision to its commit")
-
-
-def _fields(work: Conversion) -> None:
-    """Columns under other names."""
-    usual = {
-        "prompt_key": ("prompt", ("prompt", "question", "messages")),
-        "response_key": ("answer", ("answer", "response", "messages")),
-        "prompt_column": ("question", ("prompt", "question", "problem")),
-        "text_field": ("text", ("text",)),
-    }
-    fields = {}
-    for part, (ours, known) in usual.items():
-        column = work.take(part)
-        if isinstance(column, str) and column not in known:
-            fields[ours] = column
-    if fields:
-        work.put("data.fields", fields, ", ".join(fields.values()))
-
-
-def _llamafactory_sets(work: Conversion, names: Any) -> None:
-    """Names of data/dataset_info.json → files; without that file, as its folder has them."""
-    listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-    folder = Path(str(work.take("lf_dataset_dir", "data"))).expanduser()
-    known = _dataset_info(folder / "dataset_info.json")
-    paths: list[str] = []
-    fields: dict[str, str] = {}
-    for name in listed:
-        entry = known.get(name, {})
-        paths.append(
-            entry.get("hf_hub_url") or str(folder / entry.get("file_name", f"{name}.json"))
-        )
-        columns = {
-            ours: theirs for ours, theirs in entry.get("columns", {}).items() if ours != theirs
-        }
-        fields |= {
-            {"prompt": "question", "response": "answer"}.get(k, k): v for k, v in columns.items()
-        }
-        if name not in known:
-            file = folder / "dataset_info.json"
-            work.say(
-                "to do", "dataset", f"{name} is not in {file}: check that {paths[-1]} is its file"
-            )
-    work.put("data.path", paths[0] if len(paths) == 1 else paths, "dataset")
-    if fields:
-        work.put("data.fields", fields, "dataset_info.json columns")
-
-
-def _dataset_info(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: expected JSON, found {error}; fix: the file") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _axolotl_sets(work: Conversion, sets: Any) -> None:
-    parts = [one for one in _as_list(sets) if isinstance(one, dict) and one.get("path")]
-    mixture = []
-    for part in parts:
-        split = str(part.get("split") or "")
-        if "[" in split:
-            work.say(
-                "refused",
-                "datasets.split",
-                f"{split}: parts of a split; megaladder data select makes such a file",
-            )
-            split = split.split("[")[0]
-        named = {"source": part["path"], "config": part.get("name"), "split": split or None}
-        mixture.append({key: value for key, value in named.items() if value})
-    if len(mixture) == 1:
-        for theirs, ours in (("source", "path"), ("config", "config"), ("split", "split")):
-            if theirs in mixture[0]:
-                work.put(
-                    f"data.{ours}",
-                    mixture[0][theirs],
-                    f"datasets.{theirs.replace('source', 'path')}",
-                )
-    elif mixture:
-        work.put("data.mixture", mixture, "datasets")
-    kinds = sorted({str(part["type"]) for part in parts if isinstance(part.get("type"), str)})
-    if kinds:
-        work.say(
-            "no effect",
-            "datasets.type",
-            f"{', '.join(kinds)}: layouts are recognised (megaladder data stats)",
-        )
 
 
 def _layout(work: Conversion) -> None:
@@ -236,6 +146,9 @@ def _verl_batch(work: Conversion) -> None:
 
 def _schedule(work: Conversion) -> None:
     steps, ratio = work.take("warmup_steps"), work.take("warmup_ratio")
+    if work.trainer.name == "axolotl" and steps is None and ratio is None:
+        share = "axolotl takes 3 % of the steps, 100 at most"
+        work.put("optim.warmup_ratio", 0.03, share, "default")
     if isinstance(steps, (int, float)) and 0 < steps < 1:
         steps, ratio = None, steps
     if isinstance(steps, (int, float)) and steps > 0:
@@ -278,7 +191,7 @@ def _saving(work: Conversion) -> None:
 
 
 def _trackers(work: Conversion) -> None:
-    named = [str(name) for name in _as_list(work.take("report_to", []))]
+    named = [str(name) for name in as_list(work.take("report_to", []))]
     project = work.take("wandb_project")
     wandb = "wandb" in named or (project is not None and work.trainer.name != "verl")
     known = {name: name in named for name in ("tensorboard", "mlflow", "trackio")}
@@ -344,12 +257,21 @@ def _sampling(work: Conversion) -> None:
 
 
 def _rewards(work: Conversion) -> None:
-    named = _as_list(work.take("reward_funcs", []))
-    weights = _as_list(work.take("reward_weights", [1.0] * len(named)))
+    named = as_list(work.take("reward_funcs", []))
+    weights = as_list(work.take("reward_weights", [1.0] * len(named)))
+    if len(weights) != len(named):
+        raise ConfigError(
+            f"reward_weights {weights}: {len(weights)} for {len(named)} of reward_funcs; fix: one"
+            " weight for each"
+        )
     terms: list[Any] = []
-    for name, weight in zip(named, weights, strict=False):
-        if name in REWARDS:
-            term = REWARDS[name]
+    for name, weight in zip(named, weights, strict=True):
+        if name == "format":
+            text = (
+                "open-r1 also asks for <answer>…</answer> after the thinking; rule think does not"
+            )
+            work.say("to do", "reward_funcs format", text)
+        if term := REWARDS.get(str(name).removeprefix("trl.rewards.")):
             terms.append(
                 term
                 if weight == 1.0
@@ -369,7 +291,3 @@ def _rewards(work: Conversion) -> None:
         terms.append({"name": "overlong", "tokens": work.take("overlong_tokens"), "weight": weight})
     if terms:
         work.put("reward.terms", terms, "rewards")
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]

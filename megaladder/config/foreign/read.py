@@ -9,7 +9,7 @@ import ast
 import operator
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 OVERRIDE = re.compile(r"[+~]{0,2}([A-Za-z_][\w]*(?:\.\w+)+)=(.*)", re.DOTALL)
 ARITHMETIC = re.compile(r"\$\(\(((?:[^()]|\([^()]*\)|\(\([^()]*\)\))*)\)\)")
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-((?:[^{}]|\{[^{}]*\})*))?\}|([A-Za-z_]\w*))")
-INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+INTERPOLATION = re.compile(r"\$\{(?:oc\.select:)?(\w[\w.]*)(?:,\s*([^{}]*))?\}")
+HERE_DOCUMENT = re.compile(r"(?<!<)<<-?\s*['\"]?(\w+)")
+LONGEST_QUOTE = 100  # lines that one open quote may take
 MAX_LINE = 100_000
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -38,6 +40,11 @@ def read_foreign(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, no YAML, a script without overrides, an override without `=`.
     """
+    if Path(path).suffix == ".toml":
+        raise ConfigError(
+            f"{path}: TOML, and files of the tools known here are YAML or scripts; fix: `megaladder"
+            " examples` lists run files to begin with"
+        )
     if Path(path).suffix in (".sh", ".bash"):
         flat = read_script(Path(path))
     else:
@@ -72,12 +79,11 @@ def read_script(path: Path) -> dict[str, Any]:
     text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8", errors="replace"))
     variables: dict[str, str] = {}
     flat: dict[str, Any] = {}
-    for line in text.splitlines():
-        expanded = _expanded(line, variables)
+    for line in _commands(text.splitlines()):
         try:
-            words = shlex.split(expanded, comments=True)
+            words = shlex.split(_expanded(line, variables), comments=True)
         except ValueError:
-            continue  # a here-document or an open quote: no override stands there
+            continue  # a here-document: no override stands there
         if len(words) <= 2 and words and (match := ASSIGNMENT.fullmatch(words[-1])):
             variables[match[1]] = match[2]
             continue
@@ -92,12 +98,40 @@ def read_script(path: Path) -> dict[str, Any]:
     return flat
 
 
+def _commands(lines: Sequence[str]) -> Iterator[str]:
+    """The lines, those that an open quote holds together as one.
+
+    A quote that never closes, and the lines of a here-document, stay as they are."""
+    start, here = 0, ""
+    while start < len(lines):
+        end = start + 1
+        last = start + 1 if here else min(len(lines), start + LONGEST_QUOTE)
+        while end < last and not _closes(lines[start:end]):
+            end += 1
+        if not _closes(lines[start:end]):
+            end = start + 1
+        line = "\n".join(lines[start:end])
+        yield line
+        begun = HERE_DOCUMENT.search(line)
+        here = "" if line.strip() == here else here or (begun[1] if begun else "")
+        start = end
+
+
+def _closes(lines: Sequence[str]) -> bool:
+    try:
+        shlex.split("\n".join(lines), comments=True)
+    except ValueError:
+        return False
+    return True
+
+
 def _expanded(line: str, variables: Mapping[str, str]) -> str:
     """Variables of the script, then sums. What the script does not set stays as it is ($HOME)."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[3]
-        given = variables.get(name) or match[2]
+        given = variables.get(name)
+        given = match[2] if not given and match[2] is not None else given
         return match[0] if given is None else given.strip("\"'")
 
     def total(match: re.Match[str]) -> str:
@@ -136,4 +170,6 @@ def _interpolated(value: Any, flat: Mapping[str, Any]) -> Any:
     whole = INTERPOLATION.fullmatch(value)
     if whole and whole[1] in flat:
         return flat[whole[1]]
+    if whole and whole[2] is not None:
+        return parse_value(whole[2])
     return INTERPOLATION.sub(lambda match: str(flat.get(match[1], match[0])), value)

@@ -109,3 +109,8 @@ def nested(flat: Mapping[str, Any], method: Method) -> dict[str, Any]:
 def shown(value: Any) -> str:
     """As YAML writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list, or the one value as a list of one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
