@@ -117,9 +117,9 @@ def recognise(keys: Iterable[str]) -> str | None:
     names = set(keys)
     tops = {key.split(".")[0] for key in names}
     if stranger := next((STRANGERS[key] for key in names if key in STRANGERS), None):
-        known = ", ".join(title for tool, title in TITLES.items() if tool != "transformers")
+        titles = ", ".join(title for tool, title in TITLES.items() if tool != "transformers")
         raise ConfigError(
-            f"a file of {stranger}, whose keys are not known here: {known} are; fix: `megaladder"
+            f"a file of {stranger}, whose keys are not known here: {titles} are; fix: `megaladder"
             " examples` lists run files to begin with"
         )
     if "actor_rollout_ref" in tops or {"data.train_files", "model.partial_pretrain"} & names:

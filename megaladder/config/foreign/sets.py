@@ -239,11 +239,10 @@ def _llamafactory_part(
             part[ours] = entry[theirs]
     fields = {}
     for key, column in entry.get("columns", {}).items():
-        ours, usual = layout.get(key, (None, ()))
-        if ours is None:
+        if key not in layout:
             work.say("refused", f"{name}.columns.{key}", f"{column}: no column of text rows here")
-        elif column not in usual:
-            fields[ours] = column
+        elif column not in layout[key][1]:
+            fields[layout[key][0]] = column
     if fields:
         part["fields"] = fields
     for key, tag in entry.get("tags", {}).items():
