@@ -1,4 +1,4 @@
-"""How long a fault goes unnoticed, and who is named: a row for each, as docs/operators.md shows them.
+"""How long a fault goes unnoticed, and who is named: a row for each, as docs/faults.md shows them.
 
 PYTHONPATH=.:tests python -m chaos.liveness [NAME …]
 """

@@ -1,5 +1,5 @@
 """The commands of README's "Your own data, reward and exam", taken from the page, with files that a
-stranger may bring: resolved as they stand, and run with a real vLLM."""
+stranger may bring: resolved and run as they stand, with a real vLLM."""
 
 from __future__ import annotations
 
@@ -12,30 +12,16 @@ from pathlib import Path
 import pytest
 from page_commands import ROOT, resolved_verbs, run_commands
 
-SECTION = re.compile(r"^Your own data, reward and exam:.*?^```bash\n(.*?)^```$", re.M | re.S)
+SECTION = re.compile(r"^## Your own data, reward and exam$.*?^```bash\n(.*?)^```$", re.M | re.S)
 # the README's problems a step are 16, in one pass
 NUM_PROBLEMS, STEPS = 150, 9
 
 
 def commands() -> str:
-    """The block, with what a reader fills in: MODEL, step_N, the second evaluation."""
+    """The block as it stands."""
     found = SECTION.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert found is not None
-    lines = re.sub(r"  +# .*", "", found[1]).splitlines()
-    return "\n".join(filled for line in lines for filled in fill_in(line))
-
-
-def fill_in(line: str) -> list[str]:
-    if line.startswith("megaladder grpo"):
-        return [f'sed -i "s|runs/sft/hf/step_N|{newest("sft")}|" grpo.yaml', line]
-    if line.startswith("megaladder eval"):
-        lines = line, line.replace("runs/sft/", "runs/grpo/").replace("--name sft", "--name grpo")
-        return [re.sub(r"runs/(\w+)/hf/step_N", lambda run: newest(run[1]), one) for one in lines]
-    return [line.replace("MODEL", "models/base")]
-
-
-def newest(run: str) -> str:
-    return f"$(ls -d runs/{run}/hf/step_* | sort -V | tail -n 1)"
+    return found[1]
 
 
 def bring_files(folder: Path) -> None:
