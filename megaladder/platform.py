@@ -30,7 +30,6 @@ import os
 import resource
 import sys
 import types
-import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -39,6 +38,7 @@ import numpy as np
 import torch
 
 from megaladder.capabilities import Machine
+from megaladder.console.expected import silence_expected_warnings
 from megaladder.errors import ConfigError
 from megaladder.process.gpu_stack import cudnn_remedy
 
@@ -439,7 +439,8 @@ def prepare_megatron() -> None:
         if torch.cuda.get_device_capability() < (10, 0):
             os.environ.setdefault("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "1")
         return
-    _silence_expected_warnings()
+    silence_expected_warnings()
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
     for name in _MEGATRON_MODULES:
         importlib.import_module(name)
     proxy = _torch_proxy()
@@ -452,20 +453,3 @@ def prepare_megatron() -> None:
     dispatcher = importlib.import_module("megatron.core.transformer.moe.token_dispatcher")
     vars(dispatcher)["maybe_move_tensor_to_cpu"] = _counts_on_cpu
     _patch_tensor_methods()
-
-
-def _silence_expected_warnings() -> None:
-    """What megatron-core says on every start and nobody can act on here.
-
-    Missing GPU packages (`doctor` lists them), deprecations."""
-    for pattern in (
-        "Transformer Engine and Apex",
-        "full scope is deprecated",
-        "When using sequence parallelism",
-        "The .grad attribute of a",
-        ".* is deprecated. Please use",
-        "Apex is not installed",
-        "overwriting old incomplete",
-    ):
-        warnings.filterwarnings("ignore", message=pattern)
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import itertools
 import os
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from megaladder import __version__, console
 from megaladder.cli.table import VERBS, Verb
 from megaladder.cli.wanted import WANTED
+from megaladder.console.expected import silence_expected_warnings
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
 from megaladder.process import ending, heartbeat, last_word, signals
 
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     args = list(sys.argv[1:] if argv is None else argv)
     if argv is None or own_process:
         _listen(args)
+        _write_anything()
+        silence_expected_warnings()
     loud = os.environ.get(console.QUIET)
     if "--quiet" in args:
         # the ranks that are started inherit it
@@ -54,10 +58,10 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return ending.BROKEN_PIPE
     except BaseException as error:
-        status_of_disk = ending.of_bug(error)
-        if status_of_disk is None:
+        known = ending.of_bug(error, args)
+        if known is None:
             raise
-        return status_of_disk
+        return known
     finally:
         console.VOICE.end()
         if loud is None:
@@ -74,6 +78,13 @@ def _listen(args: Sequence[str]) -> None:
     verbs = (verb for verb in VERBS if verb.resumes)
     if any(tuple(args[: len(words)]) == words for words in (tuple(v.name.split()) for v in verbs)):
         signals.listen(ending.at_once)
+
+
+def _write_anything() -> None:
+    """A character that a terminal's encoding lacks (latin-1, ascii) is shown as `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def find_verb(args: Sequence[str]) -> tuple[Verb, list[str]]:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from megaladder.types import TokenSample
 
 BATCH_ROWS = 64
+# rows that are looked at without a tokenizer
+LOOKED_AT = 1000
 SAMPLE_CHARACTERS = 2400
 
 
@@ -99,6 +101,8 @@ def run_stats(config: StatsConfig) -> None:
             tokens = _tokens(config, spec, summary, tokenizer)
         except DataError as error:
             note = str(error)
+    elif refused is None:
+        summary["unusable_rows"] = _unusable(config, spec, counts.bad_rows)
     if config.json_file:
         atomic_write(config.json_file, to_json(summary, sort_keys=True, indent=2) + "\n")
     _print(summary, note, tokens, tokenizer)
@@ -156,19 +160,34 @@ def _tokens(
     """Adds what the rows are as samples to `summary`.
 
     Raises DataError for rows that are not for training on answers."""
-    options = ReadOptions(
-        format=config.format,
-        on_bad_row="skip",
-        duplicates=config.duplicates,
-        s1_teacher=config.s1_teacher,
-    )
-    reader = ExampleReader(spec, options)
+    reader = ExampleReader(spec, _read_options(config))
     template = TemplateOptions(response_template=config.response_template)
     tokens = count_tokens(reader, tokenizer, template, config.sample)
     summary |= _token_summary(tokens)
     if reader.repeats.count:
         summary["repeats"] = repeats_line(reader.repeats.count, config.duplicates)
     return tokens
+
+
+def _read_options(config: StatsConfig) -> ReadOptions:
+    return ReadOptions(
+        format=config.format,
+        on_bad_row="skip",
+        duplicates=config.duplicates,
+        s1_teacher=config.s1_teacher,
+    )
+
+
+def _unusable(config: StatsConfig, spec: SourceSpec, bad: Counter[str]) -> dict[str, int]:
+    """Reason → rows among the first ones that training on answers could not use, `bad` ones aside."""
+    try:
+        reader = ExampleReader(spec, _read_options(config))
+    except DataError:  # not for training on answers
+        return {}
+    for _ in reader:
+        if reader.rows >= LOOKED_AT:
+            break
+    return {why: count for why, count in reader.bad_rows.counts.items() if why not in bad}
 
 
 def count_rows(spec: SourceSpec) -> RowCounts:
@@ -311,10 +330,16 @@ def _lines(summary: Row, reason: str | None) -> Iterator[tuple[str, str]]:
         )
         yield "tokens a sample", _quantiles(summary["token_quantiles"])
         yield "of these loss", _quantiles(summary["loss_token_quantiles"])
-        if summary["unusable_rows"]:
-            yield "unusable rows", _reasons(summary["unusable_rows"])
         if "repeats" in summary:
             yield "repeats", summary["repeats"]
+    elif "learn" in summary["layouts"]:
+        yield (
+            "tokens",
+            "not counted: --tokenizer MODEL does, and shows a sample with its loss tokens",
+        )
+    if summary.get("unusable_rows"):
+        of_first = "" if "tokens" in summary else f" (of the first {LOOKED_AT:,})"
+        yield "unusable rows", _reasons(summary["unusable_rows"]) + of_first
 
 
 def _reasons(counts: dict[str, int]) -> str:

@@ -41,15 +41,22 @@ def no_model(name: str | Path) -> str | None:
         return (
             f"is an adapter, no model; fix: {merge}, then DIR (to train it on: lora.start {path})"
         )
-    if exports := list(exported(path).values()):
-        return f"is a run folder; fix: its export {exports[-1]}"
-    if (path / "COMMITTED").is_file() or (path / "checkpoints").is_dir():
-        newest = next(reversed(committed(path).values()), path)
-        made = f"megaladder convert megatron-to-hf --megatron {newest} --out DIR"
-        return f"holds checkpoints in Megatron's layout; fix: {made}, then DIR"
+    if (path / "COMMITTED").is_file():
+        return _in_megatrons_layout(path)
+    # hf/, checkpoints/ and rollouts/ are parts of a run
+    for run, what in ((path, "is a run folder"), (path.parent, "is a part of a run")):
+        if exports := list(exported(run).values()):
+            return f"{what}; fix: its export {exports[-1]}"
+        if steps := list(committed(run).values()):
+            return _in_megatrons_layout(steps[-1])
     if any(path.glob("*.gguf")):
         return "has a GGUF file, which is not read; fix: the Hugging Face folder it was made from"
     return "has no config.json; fix: a Hugging Face folder (config.json, *.safetensors, tokenizer)"
+
+
+def _in_megatrons_layout(checkpoint: Path) -> str:
+    made = f"megaladder convert megatron-to-hf --megatron {checkpoint} --out DIR"
+    return f"holds checkpoints in Megatron's layout; fix: {made}, then DIR"
 
 
 def find_model(name: str) -> ModelFolder:

@@ -5,6 +5,7 @@ They lie in the installed package, or beside it in a checkout.
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 from pathlib import Path
@@ -39,9 +40,16 @@ def run_examples(config: ExamplesConfig) -> None:
         wanted = Path(name.strip("/"))
         chosen = [path for path in files if path == wanted or wanted in path.parents]
         if not chosen:
-            raise ConfigError(f"example {name}: not in the list; fix: megaladder examples")
+            raise ConfigError(f"example {name}: not in the list; fix: {_meant(name, files)}")
         for path in dict.fromkeys(part for one in chosen for part in _with_parts(root, one)):
             _copy(root / path, Path(config.out) / path)
+
+
+def _meant(name: str, files: list[Path]) -> str:
+    """The command for a name without its folder or ending, or nearly right; else the list."""
+    by_word = {word: path for path in files for word in (str(path), path.name, path.stem)}
+    near = difflib.get_close_matches(Path(name).name, by_word, n=1, cutoff=0.7)
+    return f"megaladder examples {by_word[near[0]]}" if near else "megaladder examples lists them"
 
 
 def examples_folder() -> Path:

@@ -13,12 +13,15 @@ What an error or a signal becomes for people, for whoever started the process, a
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from megaladder.errors import MegaladderError
+from megaladder.errors import ConfigError, MegaladderError
 from megaladder.process import last_word
 from megaladder.process.heartbeat import killed_rank_behind
 from megaladder.process.last_word import Ending
@@ -29,6 +32,16 @@ RESUMABLE = 3
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
 BUG = 1
+# a place that was typed and cannot be what it should be
+ODD_PLACES = {
+    errno.ENOENT: "no such file or folder",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.EISDIR: "is a folder, expected a file",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.ELOOP: "a link that leads back to itself",
+}
+SPOILS_WHAT_IS_BELOW = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def of_error(error: MegaladderError) -> int:
@@ -40,16 +53,35 @@ def of_error(error: MegaladderError) -> int:
     return error.exit_status
 
 
-def of_bug(error: BaseException) -> int | None:
+def of_bug(error: BaseException, args: Sequence[str]) -> int | None:
     """The status of any other exception, None for a bug.
 
-    It has one where a disk or a killed rank is behind it (said in words). A bug's traceback has to
-    be seen."""
-    words = storage_error(error) or killed_rank_behind(error)
+    It has one where a disk, a killed rank or a path among the command's words is behind it (said in
+    words). A bug's traceback has to be seen."""
+    words = storage_error(error) or killed_rank_behind(error) or odd_place(error, args)
     if words is not None:
         return of_error(words)
     last_word.leave(Ending("bug", BUG, f"{type(error).__name__}: {error}"))
     leave_status(BUG)
+    return None
+
+
+def odd_place(error: BaseException, args: Sequence[str]) -> ConfigError | None:
+    """The error in words where a path that was typed cannot be used as it was meant.
+
+    A path that was not typed is no slip: the program chose it."""
+    if not isinstance(error, OSError) or error.errno not in ODD_PLACES:
+        return None
+    places = [Path(os.path.abspath(name)) for name in (error.filename, error.filename2) if name]
+    for before, word in zip(("", *args), args, strict=False):
+        name, equals, value = word.partition("=")
+        named = value if equals and name.startswith("--") else word
+        typed = Path(os.path.abspath(named))
+        below = error.errno in SPOILS_WHAT_IS_BELOW and any(typed in p.parents for p in places)
+        if below or any(place in (typed, *typed.parents) for place in places):
+            flag = name if equals else before
+            which = f"another {flag}" if flag.startswith("--") else "another path"
+            return ConfigError(f"{named}: {ODD_PLACES[error.errno]}; fix: {which}")
     return None
 
 

@@ -217,6 +217,16 @@ def test_a_pipe_gets_no_escape_at_all(words: tuple[str, ...]) -> None:
     assert b"--model" in done.stdout + done.stderr and ESCAPE not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_few_characters_is_shown_the_others_as_question_marks(encoding: str) -> None:
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = [sys.executable, "-m", "megaladder"]
+    for arguments, status in ((["--help"], 0), (["chat", "α"], 2)):
+        done = subprocess.run([*words, *arguments], capture_output=True, env=environ)
+        assert done.returncode == status, done.stderr
+        assert b"?" in done.stdout + done.stderr and b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 def test_no_verb_works_without_words(verb: Verb, monkeypatch) -> None:
     """From before its imports until it ends something is open that is told after some seconds."""

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,6 +139,16 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["report", "nowhere"], "fix:"),
     (["import-config", "sft.yaml"], "megaladder check sft.yaml"),
     (["examples", "nowhere"], "megaladder examples"),
+    (
+        ["examples", "sft_arithmetic_cpu"],
+        "fix: megaladder examples configs/sft_arithmetic_cpu.yaml",
+    ),
+    (["data", "stats", "-"], "fix: write them to a file first"),
+    (["data", "stats", "packed.jsonl"], "found a gzip archive (.gz); fix: the ending"),
+    (["data", "stats", "noise.jsonl"], "found bytes that are none"),
+    (["data", "stats", "batch.jsonl"], "{question: COLUMN, answer: COLUMN}"),
+    (["report", "two.jsonl"], "fix: run folders, evaluation folders"),
+    (["sft", "--model.path", "trained/checkpoints", *D], "fix: its export trained/hf/step_2"),
 )
 
 
@@ -183,11 +195,18 @@ def here(tmp_path, monkeypatch) -> Path:
         "adapter/adapter_config.json": "{}",
         "gguf/m.gguf": "GGUF",
         "table.xlsx": "x",
+        "two.jsonl": "{}\n{}\n",
+        "noise.jsonl": "\x00\x01\x02\x03",
+        "batch.jsonl": '{"custom_id": "1", "method": "POST", "body": {}}\n',
+        "trained/config.yaml": "run_dir: trained\n",
+        "trained/checkpoints/step_2/COMMITTED": "",
+        "trained/hf/step_2/config.json": "{}",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "d.jsonl").write_text(json.dumps({"question": "1?", "answer": "1"}) + "\n")
+    (tmp_path / "packed.jsonl").write_bytes(gzip.compress(b"{}"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NO_SUCH_THING", raising=False)
     return tmp_path
@@ -198,7 +217,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "leads_to"), SLIPS, ids=lambda part: " ".join(part) if part else ""
+    ("typed", "leads_to"), SLIPS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
 )
 def test_each_slip_names_the_next_step(typed, leads_to, here, capsys) -> None:
     try:
@@ -215,6 +234,42 @@ def test_flags_that_messages_name_are_taken_as_they_are_written(here, capsys) ->
     words = ["data", "stats", "odd.csv", "--fields", "{question: frage, answer: loesung}"]
     assert main(words) == 0
     assert "question-answer" in capsys.readouterr().out
+
+
+# verbs that write where they are told; `ending.ODD_PLACES` has the words
+WRITERS: tuple[Sequence[str], ...] = (
+    ("data", "make", "arithmetic", "--rows", "2", "--out"),
+    ("examples", "configs/sft_arithmetic_cpu.yaml", "--out"),
+    ("data", "score", "d.jsonl", "--out"),
+    ("data", "stats", "d.jsonl", "--json"),
+    ("study", "limo", "--out"),
+)
+
+
+@pytest.mark.parametrize("words", WRITERS, ids=lambda words: " ".join(words[:2]))
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("zero.jsonl/below.jsonl", "a file stands where a folder is needed"),
+        ("loop/below.jsonl", "(a file stands where a folder is needed|a link that leads back to)"),
+        (f"{'a' * 300}.jsonl", "the name is too long for this file system"),
+    ],
+    ids=["below a file", "a link to itself", "a name too long"],
+)
+def test_a_place_that_cannot_be_written_to_names_its_flag(words, place, why, here, capsys) -> None:
+    (here / "loop").symlink_to("loop")
+    assert main([*words, place]) == 2
+    shown = capsys.readouterr().err
+    assert re.search(f"{place}: {why}.*; fix: another {words[-1]}", shown)
+
+
+def test_a_missing_file_that_nobody_typed_is_a_bug_with_its_traceback(here, monkeypatch) -> None:
+    def fails(_path: str) -> None:
+        (here / "own").read_text()
+
+    monkeypatch.setattr("megaladder.curate.stats.open_source", fails)
+    with pytest.raises(FileNotFoundError):
+        main(["data", "stats", "d.jsonl"])
 
 
 def test_help_stands_before_the_verb_too(capsys) -> None:

@@ -93,6 +93,24 @@ def test_rl_rows_bad_rows_and_no_tokenizer(tmp_path, capsys) -> None:
         run_stats(StatsConfig(path=str(empty)))
 
 
+def test_rows_that_training_could_not_use_are_counted_without_a_tokenizer_too(
+    tmp_path, capsys
+) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "x"}}
+    seen = {"messages": [{"role": "user", "content": [picture]}, row("a", "b")["messages"][1]]}
+    unanswered = {"messages": row("a", "b")["messages"][:1]}
+    path = tmp_path / "chat.jsonl"
+    lines = [json.dumps(one) for one in (row("a", "b"), seen, unanswered)]
+    path.write_text("\n".join([*lines, "{"]))
+    run_stats(StatsConfig(path=str(path), json_file=str(tmp_path / "s.json")))
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["unusable_rows"] == {"part image_url": 1, "no assistant text": 1}
+    assert found["bad_rows"] == {"invalid JSON": 1}
+    shown = capsys.readouterr().out
+    assert "1 × part image_url, 1 × no assistant text (of the first 1,000)" in shown
+    assert "--tokenizer MODEL" in shown
+
+
 def test_rows_of_no_known_layout_and_a_missing_tokenizer_are_errors(tmp_path, capsys) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"alpha": 1}\n{"alpha": 2}\n')

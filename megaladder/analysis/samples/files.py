@@ -47,7 +47,10 @@ def read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: {str(error)[:200]}; fix: the file, or remove it") from None
+        raise DataError(
+            f"{path}: expected one JSON object, found {str(error)[:200]}; fix: run folders, evaluation"
+            " folders or results of `analyze --json`; or mend the file, or remove it"
+        ) from None
 
 
 def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:

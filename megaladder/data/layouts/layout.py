@@ -165,17 +165,19 @@ ANSWER_WORDS = ("solution", "response", "answer", "output", "completion", "targe
 def _suggestion(columns: frozenset[str], use: Use) -> str:
     """A mapping that would make the rows fit, guessed by the names of their columns."""
 
-    def guess(words: tuple[str, ...], taken: str, fallback: str) -> str:
+    def guess(words: tuple[str, ...], taken: str) -> str:
         for word in words:
             found = [name for name in sorted(columns) if word in name.lower() and name != taken]
             if found:
                 return found[0]
-        return next((name for name in sorted(columns) if name != taken), fallback)
+        # of two columns one asks and one answers; more could be anything
+        others = [name for name in sorted(columns) if name != taken]
+        return others[0] if others and len(columns) <= 2 else "COLUMN"
 
-    question = guess(QUESTION_WORDS, "", "COLUMN")
-    answer = guess(ANSWER_WORDS, question, "COLUMN")
+    question = guess(QUESTION_WORDS, "")
+    answer = guess(ANSWER_WORDS, question)
     if use == "stored":
-        return f"{{response: {guess(ANSWER_WORDS[1:], '', 'COLUMN')}, gold: COLUMN}}"
+        return f"{{response: {guess(ANSWER_WORDS[1:], '')}, gold: COLUMN}}"
     return f"{{question: {question}, answer: {answer}}}"
 
 

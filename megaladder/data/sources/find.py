@@ -260,6 +260,11 @@ def choose_split(path: str, splits: list[str], wanted: str | None) -> str:
 
 
 def _on_hub(name: str, spec: SourceSpec) -> SavedFolder:
+    if name == "-" or Path(name).exists():
+        raise DataError(
+            f"{name}: expected a file, found a pipe or device, and rows are read more than once;"
+            " fix: write them to a file first (… > rows.jsonl), then give that"
+        )
     if not HUB_ID.fullmatch(name) or as_data_file(name) is not None:
         raise DataError(
             f"{name}: expected a data file, a folder, a glob or a hub id, found nothing there; fix:"

@@ -24,6 +24,18 @@ OTHER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+BINARY_MARKS = {
+    b"\x1f\x8b": "a gzip archive (.gz)",
+    b"\x28\xb5\x2f\xfd": "a zstd archive (.zst)",
+    b"BZh": "a bzip2 archive (.bz2)",
+    b"\xfd7zXZ": "an xz archive (.xz)",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a parquet file (.parquet)",
+    b"ARROW1": "an Arrow file (.arrow)",
+    b"SQLite format 3": "an SQLite database",
+    b"\x89PNG": "a picture",
+    b"%PDF": "a PDF",
+}
 # a few bytes of a compressed file can stand for any number of them
 MAX_LINE_BYTES, MAX_FILE_BYTES = 1 << 30, 1 << 33
 _PIECE_BYTES = 1 << 20
@@ -119,8 +131,18 @@ def _lines(path: str, stream: IO[bytes]) -> Iterator[bytes]:
 
 def _check_encoding(path: str, start: bytes) -> None:
     """Raises DataError for a file in another encoding, whose lines would all be refused."""
+    kind = next((name for mark, name in BINARY_MARKS.items() if start.startswith(mark)), None)
+    if kind is not None:
+        raise DataError(
+            f"{path}:1: expected text, found {kind}; fix: the ending that says so, or unpack it"
+        )
     found = next((name for mark, name in OTHER_MARKS.items() if start.startswith(mark)), None)
     if found is None and b"\0" in start[:64]:
+        if all(start[first:16:2].strip(b"\0") for first in (0, 1)):
+            raise DataError(
+                f"{path}:1: expected text, found bytes that are none (the file starts with"
+                f" {start[:4].hex(' ')}); fix: the file that holds the rows"
+            )
         found = "UTF-16 without a byte order mark"
     if found is not None:
         raise DataError(
