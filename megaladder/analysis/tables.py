@@ -17,6 +17,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,10 +188,11 @@ def _check_header(path: str | Path, header: list[str], required: Sequence[str]) 
         )
 
 
-def read_text(path: str | Path) -> str:
-    """A UTF-8 text file as it is (line ends kept), without a byte order mark."""
+@contextmanager
+def _unreadable_in_words(path: str | Path) -> Iterator[None]:
+    """A file that cannot be opened is a DataError."""
     try:
-        raw = Path(path).read_bytes()
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; fix: the path") from None
     except IsADirectoryError:
@@ -199,6 +201,12 @@ def read_text(path: str | Path) -> str:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); fix: its permissions"
         ) from None
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file as it is (line ends kept), without a byte order mark."""
+    with _unreadable_in_words(path):
+        raw = Path(path).read_bytes()
     if not raw.strip():
         raise DataError(f"{path}: is empty; fix: give another file")
     try:
@@ -215,24 +223,12 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Blank lines are skipped; a line that is no JSON object is a DataError."""
     found = False
-    try:
-        with Path(path).open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    found = True
-                    yield (
-                        f"{path}:{number}",
-                        _json_object(line, f"{path}:{number}", complete=line.endswith(b"\n")),
-                    )
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; fix: the path") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a JSONL file; fix: the path") from None
-    except PermissionError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); fix: its permissions"
-        ) from None
+    with _unreadable_in_words(path), Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                found, where = True, f"{path}:{number}"
+                yield where, _json_object(line, where, complete=line.endswith(b"\n"))
     if not found:
         raise DataError(f"{path}: is empty; fix: give another file")
 

@@ -53,11 +53,10 @@ def run_grpo(config: GrpoConfig) -> int:
         data = prepare_problems(config, model.shape, model.folder)
         with ExitStack() as closing:
             parts = _Parts(run, model, data, watchdog, closing)
-            (
+            if config.grpo.mode == "rollout_only":
                 _roll_out(config, parts)
-                if config.grpo.mode == "rollout_only"
-                else _train(config, parts)
-            )
+            else:
+                _train(config, parts)
         watchdog.stop()
     return 0
 
@@ -74,7 +73,7 @@ class _Parts:
 
 
 def _train(config: GrpoConfig, parts: _Parts) -> None:
-    """The loop."""
+    """The loop, with an engine and a trainer that take turns (lag 0) or overlap (lag 1)."""
     watchdog, facts = parts.watchdog, parts.data.facts
     benchmarks, _ = prepare_benchmarks(
         config, config.reward.extract, parts.model.folder, config.data.seq_length

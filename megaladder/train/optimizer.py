@@ -11,7 +11,12 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    USING_PYTORCH_OPTIMIZER,
+    ChainedOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+)
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -133,7 +138,7 @@ def _finalize_gradients(model: list[Any], num_tokens: Any = None, **options: Any
 
 def build_optimizer(
     wrapped: list[DistributedDataParallel], optim: OptimSection, options: BuildOptions
-) -> Any:
+) -> ChainedOptimizer:
     """AdamW with fp32 master weights and moments sharded over data parallelism.
 
     Fused AdamW of Transformer Engine or apex where present, else torch's. Norms and biases get no
@@ -147,7 +152,7 @@ def build_optimizer(
     return optimizer
 
 
-def separate_steps(optimizer: Any) -> None:
+def separate_steps(optimizer: ChainedOptimizer) -> None:
     """Gives each parameter of a torch AdamW a step counter of its own, after a load.
 
     megatron-core gives all of them one shared tensor, which each would then advance.
@@ -158,7 +163,7 @@ def separate_steps(optimizer: Any) -> None:
                 state["step"] = state["step"].clone()
 
 
-def _let_torch_adam_load(cls: Any) -> None:
+def _let_torch_adam_load(cls: type[DistributedOptimizer]) -> None:
     """Lets megatron-core's loader find torch AdamW's `step` where it copies states.
 
     Its loader of `fully_reshardable` states copies every entry of a parameter's state, but `step`
@@ -167,7 +172,9 @@ def _let_torch_adam_load(cls: Any) -> None:
     original = cls._set_main_param_and_optimizer_states
 
     def with_step(
-        self: Any, model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+        self: DistributedOptimizer,
+        model_param: torch.nn.Parameter,
+        tensors: dict[str, torch.Tensor],
     ) -> None:
         group, order = self.model_param_group_index_map[model_param]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
@@ -182,7 +189,7 @@ if USING_PYTORCH_OPTIMIZER:
     _let_torch_adam_load(DistributedOptimizer)
 
 
-def _initialize_torch_state(optimizer: Any) -> None:
+def _initialize_torch_state(optimizer: ChainedOptimizer) -> None:
     """Gives torch's AdamW zero moments and step 0.
 
     It creates them at its first update; a checkpoint may be loaded, or saved, before.
@@ -204,14 +211,14 @@ def _initialize_torch_state(optimizer: Any) -> None:
                 }
 
 
-def zero_grad(wrapped: list[DistributedDataParallel], optimizer: Any) -> None:
+def zero_grad(wrapped: list[DistributedDataParallel], optimizer: ChainedOptimizer) -> None:
     for chunk in wrapped:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
 
 
 @torch.no_grad()
-def guarded_update(optimizer: Any, loss: float, lr: float) -> tuple[float, bool]:
+def guarded_update(optimizer: ChainedOptimizer, loss: float, lr: float) -> tuple[float, bool]:
     """Clips and updates, unless the loss or the gradient norm is not finite.
 
     lr: of this update.

@@ -14,7 +14,7 @@ figures. Not here: memory snapshots.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class StepProfiler:
             platform.synchronize()
         self._active = False
 
-    def phase(self, name: str) -> Any:
+    def phase(self, name: str) -> AbstractContextManager[Any]:
         """A named range inside a captured step."""
         if not self._active:
             return nullcontext()
