@@ -62,6 +62,7 @@ EXTRAS = {
         "ruff>=0.12",
         "mypy>=2.4",
         "types-PyYAML>=6",
+        "websockets>=14",  # the browser of tests/watch
     ],
 }
 

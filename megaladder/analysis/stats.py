@@ -40,19 +40,24 @@ def percentile_interval(draws_b: np.ndarray, level: float = 0.95) -> list[float]
 
 
 def mean_intervals(
-    values: Mapping[str, np.ndarray], draws: int = DRAWS, seed: int = 42
+    values: Mapping[str, np.ndarray],
+    draws: int = DRAWS,
+    seed: int = 42,
+    bounds: tuple[float, float] | None = None,
 ) -> dict[str, list[float] | None]:
     """95 % interval of the mean of each array [P_name]; None below two problems.
 
-    Arrays of equal length share each draw of problems."""
+    Arrays of equal length share each draw of problems. bounds: between which all values lie; where
+    an array has one value only, the interval is then exact and has a width."""
     by_size: dict[int, dict[str, np.ndarray]] = {}
     for name, array in values.items():
         by_size.setdefault(len(array), {})[name] = np.asarray(array, dtype=np.float64)
     found: dict[str, list[float] | None] = {}
-    for size, arrays in by_size.items():
-        bounds = bootstrap_intervals(arrays, draws, seed) if size > 1 else dict.fromkeys(arrays)
+    for arrays in by_size.values():
+        within = dict.fromkeys(arrays, bounds) if bounds is not None else None
+        pairs = bootstrap_intervals(arrays, draws, seed, bounds=within)
         found |= {
-            name: None if pair is None else [pair.low, pair.high] for name, pair in bounds.items()
+            name: None if pair is None else [pair.low, pair.high] for name, pair in pairs.items()
         }
     return {name: found[name] for name in values}
 

@@ -305,8 +305,10 @@ def judged_scores(
             ),
             "harm_score": np.array([_mean(row, default=1.0) for row in rows]),
         }
+        bounds = {"attack_success_rate": metrics.SHARE, "harm_score": (1.0, float(MAX_LEVEL))}
     else:
         values = {"reward": np.array([_mean(row, default=0.0) for row in rows])}
+        bounds = {}
     headline = next(iter(values))
     sampled = [[records[problem.id, sample] for sample in range(n)] for problem in problems]
     values |= length_values(sampled)
@@ -325,7 +327,7 @@ def judged_scores(
         n,
         headline,
         values,
-        metrics.bootstrap_intervals(values, seed=seed),
+        metrics.bootstrap_intervals(values, seed=seed, bounds=bounds),
         counts,
     )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DEFAULT_DRAWS = 10_000
+SHARE = (0.0, 1.0)  # the bounds of a problem's share of right samples
 _CHUNK_CELLS = 4_000_000  # draws × problems held at once: 32 MB of counts
 
 
@@ -112,10 +113,13 @@ def bootstrap_intervals(
     num_draws: int = DEFAULT_DRAWS,
     seed: int = 42,
     level: float = 0.95,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, Interval | None]:
     """Interval of the mean of each `_p` array.
 
-    All arrays share each draw of problems. None for fewer than two problems.
+    All arrays share each draw of problems. None for fewer than two problems. bounds: between which
+    the values of an array lie. Where all its problems have one value, draws would give an interval
+    without a width; with bounds it is the exact one (`exact_interval`).
 
     Drawing P problems with replacement is drawing multinomial counts, so a draw of all metrics is
     one row of a matrix product. Percentiles are expanded for small P (Hesterberg, arXiv 1411.5279,
@@ -140,7 +144,27 @@ def bootstrap_intervals(
         means.append(counts @ matrix / num_problems)
     tail = _expanded_tail(num_problems, level)
     low, high = np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0)
-    return {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(values)}
+    found = {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(values)}
+    for name in bounds or {}:
+        if is_constant(values[name]):
+            found[name] = exact_interval(values[name], (bounds or {})[name], level)
+    return found
+
+
+def is_constant(value_p: np.ndarray) -> bool:
+    """Whether all problems have one value, but for the rounding of sums."""
+    return bool(np.ptp(value_p) <= 1e-9)
+
+
+def exact_interval(value_p: np.ndarray, bounds: tuple[float, float], level: float) -> Interval:
+    """Interval of the mean where all P problems have one value.
+
+    Of all problems at most a share of 1 − (α/2)^(1/P) has another one (Clopper & Pearson 1934),
+    anywhere between the bounds: 0 of 200 right is [0, 1.8 %]."""
+    mean = float(np.mean(value_p))
+    others = 1 - ((1 - level) / 2) ** (1 / len(value_p))
+    low, high = (mean + others * (bound - mean) for bound in bounds)
+    return Interval(low, high)
 
 
 def bootstrap_interval(

@@ -90,6 +90,7 @@ def score(
     for k in (k for k in PASS_AT if 1 < k <= m):
         values[f"cov@{k}"] = metrics.cov_at_n(correct_pn, k)
         values[f"maj@{k}"] = metrics.maj_at_n(answers_pn, correct_pn, k)
+    shares = dict.fromkeys(values, metrics.SHARE)
     values |= length_values(rows)
     return Scores(
         problems[0].source,
@@ -97,7 +98,7 @@ def score(
         n,
         headline,
         values,
-        metrics.bootstrap_intervals(values, seed=seed),
+        metrics.bootstrap_intervals(values, seed=seed, bounds=shares),
         count(all_rows),
         group_means(problems, values[headline], groups or {}),
         frozenset(asked - {problem.id for problem in problems}),

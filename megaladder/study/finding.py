@@ -59,6 +59,10 @@ class Only(StrictModel):
     column: str
     value: str | int | float | tuple[str | int | float, ...]
 
+    def __str__(self) -> str:
+        values = self.value if isinstance(self.value, tuple) else (self.value,)
+        return f"problems whose {self.column} is {' or '.join(map(str, values))}"
+
 
 class _OfProblems(StrictModel):
     """A statistic over the problems of evaluations."""
@@ -68,12 +72,18 @@ class _OfProblems(StrictModel):
     answer)."""
     only: Only | None = None
 
+    def _with_problems(self, words: str) -> str:
+        return words if self.only is None else f"{words}, {self.only}"
+
 
 class Level(_OfProblems):
     """The mean itself."""
 
     kind: Literal["level"]
     of: Scores
+
+    def __str__(self) -> str:
+        return self._with_problems(f"{self.metric} of {self.of}")
 
 
 class Difference(_OfProblems):
@@ -82,6 +92,9 @@ class Difference(_OfProblems):
     kind: Literal["difference"]
     of: Scores
     minus: Scores
+
+    def __str__(self) -> str:
+        return self._with_problems(f"{self.metric} of {self.of} minus {self.minus}, paired")
 
 
 class Point(StrictModel):
@@ -98,12 +111,29 @@ class Slope(_OfProblems):
     kind: Literal["slope", "scaling"]
     points: Annotated[tuple[Point, ...], Field(min_length=2)]
 
+    def __str__(self) -> str:
+        how = "least squares" if self.kind == "slope" else "mean over all pairs"
+        of = ", ".join(point.of for point in self.points)
+        words = f"{self.metric} gained a doubling of {self._axis}, {how}: {of}"
+        return self._with_problems(words)
+
+    @property
+    def _axis(self) -> str:
+        places = [point.x for point in self.points if point.x is not None]
+        if not places:
+            return "thinking tokens"
+        return f"x ({', '.join(f'{place:g}' for place in places)})"
+
 
 class Control(StrictModel):
     """Share of samples whose thinking kept to its budget `x`, in percent (s1's control)."""
 
     kind: Literal["control"]
     points: Annotated[tuple[Point, ...], Field(min_length=1)]
+
+    def __str__(self) -> str:
+        of = ", ".join(f"{point.of} {point.x:g}" for point in self.points if point.x is not None)
+        return f"samples whose thinking kept to its budget: {of}"
 
 
 class Column(StrictModel):
@@ -121,6 +151,9 @@ class Column(StrictModel):
             raise ValueError(f"of {self.of}: should be {shape} for {self.metric}; fix: that form")
         return self
 
+    def __str__(self) -> str:
+        return f"{self.metric.replace('_', '-')} of {self.of}"
+
 
 class Correlation(StrictModel):
     """Spearman's rank correlation over runs.
@@ -132,6 +165,12 @@ class Correlation(StrictModel):
     x: Column
     y: Column
     better_than: Column | None = None
+
+    def __str__(self) -> str:
+        words = f"Spearman of {self.x} with {self.y}"
+        if self.better_than is not None:
+            words = f"{words} in size, minus that of {self.better_than}"
+        return f"{words}; runs {', '.join(self.runs)}"
 
 
 class Shift(StrictModel):
@@ -147,6 +186,10 @@ class Shift(StrictModel):
     of: str
     """A token file, under the study's output folder."""
     minus: str | None = None
+
+    def __str__(self) -> str:
+        what = {"kl": "KL to the base", "rank": "rank lost under the base"}[self.what]
+        return f"{what}, {self.of}" + ("" if self.minus is None else f" minus {self.minus}")
 
 
 Statistic = Annotated[

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from megaladder.analysis.stats import mean_intervals, percentile_interval, spearman
 from megaladder.errors import DataError
+from megaladder.evaluation.metrics import is_constant
 from megaladder.study.finding import (
     Column,
     Control,
@@ -35,12 +36,15 @@ DRAWS, SEED = 2000, 42
 
 @dataclass(frozen=True)
 class Measured:
-    """A number, its 95 % interval (None: too few to have one), over how many of what."""
+    """A number, its 95 % interval (None: too few to have one), over `n` of what.
+
+    over: what was drawn for the interval, so whose chance it holds."""
 
     value: float
     ci95: tuple[float, float] | None
     n: int
     unit: str
+    over: str = "problems"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Outcome:
     """A finding, what was measured, and what that means by its own rule."""
 
     finding: Finding
+    statistic: str
     measured: Measured
     verdict: Verdict
 
@@ -57,12 +62,14 @@ class Outcome:
             "name": self.finding.name,
             "claim": self.finding.claim,
             "published": self.finding.published,
+            "statistic": self.statistic,
             "reproduced_if": str(self.finding.reproduced),
             "opposite_if": str(self.finding.opposite),
             "value": self.measured.value,
             "ci95": self.measured.ci95,
             "n": self.measured.n,
             "unit": self.measured.unit,
+            "over": self.measured.over,
             "verdict": self.verdict,
         }
 
@@ -71,11 +78,12 @@ def judge(finding: Finding, scale: ScaleName, found: Evaluations) -> Outcome:
     """Measures a finding and applies its rule.
 
     Raises DataError naming the finding where something is missing."""
+    statistic = finding.measured[scale]
     try:
-        measured = measure(finding.measured[scale], found)
+        measured = measure(statistic, found)
     except DataError as error:
         raise DataError(f"finding {finding.name}: {error}") from None
-    return Outcome(finding, measured, finding.verdict(measured.ci95))
+    return Outcome(finding, str(statistic), measured, finding.verdict(measured.ci95))
 
 
 def measure(
@@ -111,19 +119,12 @@ def _unit(metric: str) -> str:
 def _mean(
     values: Sequence[float], unit: str, bounds: tuple[float, float] | None = None
 ) -> Measured:
-    """The mean over problems. bounds: between which a problem's value lies.
-
-    Where all have one value a bootstrap has no width. Then the exact interval: of all problems at
-    most a share of 1 − 0.025^(1/P) has another (Clopper & Pearson 1934), anywhere in the bounds."""
+    """The mean over problems. bounds: between which a problem's value lies."""
     array = np.asarray(values, dtype=np.float64)
-    mean = float(array.mean())
-    if bounds is not None and len(array) > 1 and np.ptp(array) <= 1e-9 * PERCENT:
-        others = 1 - 0.025 ** (1 / len(array))
-        low, high = (mean + others * (bound - mean) for bound in bounds)
-        return Measured(mean, (low, high), len(array), unit)
-    interval = mean_intervals({"it": array}, seed=SEED)["it"]
+    interval = mean_intervals({"it": array}, seed=SEED, bounds=bounds)["it"]
     ci95 = None if interval is None else (interval[0], interval[1])
-    return Measured(mean, ci95, len(array), unit)
+    over = "problems, exact" if bounds is not None and is_constant(array) else "problems"
+    return Measured(float(array.mean()), ci95, len(array), unit, over)
 
 
 def _kept_share(statistic: Control, found: Evaluations) -> list[float]:
@@ -190,7 +191,7 @@ def _correlation(statistic: Correlation, found: Evaluations) -> Measured:
     kept = np.array([value for value in drawn if value is not None])
     interval = percentile_interval(kept) if len(kept) else None
     ci95 = None if interval is None else (interval[0], interval[1])
-    return Measured(whole, ci95, len(statistic.runs), "Spearman")
+    return Measured(whole, ci95, len(statistic.runs), "Spearman", "runs")
 
 
 def _rank_gain(columns: Sequence[np.ndarray]) -> float | None:
@@ -213,7 +214,7 @@ def _shift(statistic: Shift, found: Evaluations) -> Measured:
     of = found.shift_values(statistic.of, statistic.what)
     unit = "nats a token" if statistic.what == "kl" else "ranks"
     if statistic.minus is None:
-        return _mean([float(value) for value in of], unit)
+        return replace(_mean([float(value) for value in of], unit), over="texts")
     minus = found.shift_values(statistic.minus, statistic.what)
     rng = np.random.default_rng(SEED)
     drawn = np.array(
@@ -224,4 +225,4 @@ def _shift(statistic: Shift, found: Evaluations) -> Measured:
     )
     interval = percentile_interval(drawn)
     ci95 = None if interval is None else (interval[0], interval[1])
-    return Measured(float(of.mean() - minus.mean()), ci95, len(of), unit)
+    return Measured(float(of.mean() - minus.mean()), ci95, len(of), unit, "texts")

@@ -56,7 +56,7 @@ def page(tmp_path, verb):
 
 
 def section(text: str, name: str) -> str:
-    return re.search(rf'<section id="{name}">.*?</section>', text, flags=re.S)[0]
+    return re.search(rf'<section id="{name}"[^>]*>.*?</section>', text, flags=re.S)[0]
 
 
 def test_grpo_against_sft_comes_first(page):

@@ -287,7 +287,7 @@ def test_the_verb_judges_and_writes_scores(service, tmp_path, capsys):
     assert "needs a judge" in capsys.readouterr().err
     assert main([*command, "--judge.url", url, "--judge.model", "gpt"]) == 0
     assert (
-        "hexphi  attack_success_rate = 100.0 % [100.0, 100.0]  (2 problems × 1)"
+        "hexphi  attack_success_rate = 100.0 % [15.8, 100.0]  (2 problems × 1)"
         in capsys.readouterr().out
     )
     summary = json.loads((tmp_path / "out" / "fake" / "hexphi" / "summary.json").read_text())

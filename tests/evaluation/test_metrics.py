@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta
 
 from megaladder.evaluation import report
 from megaladder.evaluation.metrics import (
+    SHARE,
     avg_at_n,
     bootstrap_interval,
     bootstrap_intervals,
@@ -162,6 +164,17 @@ def test_interval_corner_cases():
     assert bootstrap_intervals({}) == {}
     same = bootstrap_interval(np.ones(10))
     assert (same.low, same.high) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0, 0.0182749), (1.0, 0.9817251, 1)])
+def test_shares_without_a_spread_have_the_exact_interval(value, low, high):
+    """0 and 200 of 200: Clopper and Pearson's; a length of 200 equal values has no bounds."""
+    values = {"avg@1": np.full(200, value), "response_length": np.full(200, 7.0)}
+    found = bootstrap_intervals(values, bounds={"avg@1": SHARE})
+    assert (found["avg@1"].low, found["avg@1"].high) == pytest.approx((low, high), abs=1e-6)
+    bounds = beta.ppf(0.975, 1, 200), beta.ppf(0.025, 200, 1)
+    assert bounds == pytest.approx((0.0182749, 0.9817251), abs=1e-6)
+    assert (found["response_length"].low, found["response_length"].high) == (7.0, 7.0)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((0, 3)), np.zeros((3, 0)), np.zeros(3)])

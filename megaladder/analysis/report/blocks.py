@@ -60,13 +60,13 @@ class Prose:
 
 @dataclass(frozen=True)
 class Table:
-    """`numbers` are the CSV rows of the table's values.
+    """`caption` says what the values are, and of what their intervals tell the chance.
 
-    `wide` tables scroll sideways on a phone, others wrap."""
+    `numbers` are the CSV rows of the table's values."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | Drawing]]
-    caption: str = ""
+    caption: str
     numbers: Sequence[CsvRow] = ()
     numeric: frozenset[int] = frozenset()  # columns set flush right
     kind: str = "table"

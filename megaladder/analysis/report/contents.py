@@ -52,7 +52,7 @@ class Chapter:
 
 
 CHAPTERS = (
-    Chapter(lambda s: [findings_section([a.result for a in s.inputs.of_kind("study")])]),
+    Chapter(lambda s: [findings_section(s.inputs.of_kind("study"))]),
     Chapter(lambda s: [summary(s.inputs, s.config.seed)]),
     Chapter(lambda s: [runs_section(s.inputs)]),
     Chapter(lambda s: [data_section(s.inputs)]),

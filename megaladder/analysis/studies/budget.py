@@ -30,6 +30,7 @@ from megaladder.analysis.stats import mean_intervals
 from megaladder.analysis.tables import Warnings, format_columns, printable, write_result
 from megaladder.config.verbs.analysis import BudgetConfig
 from megaladder.errors import DataError, MissingDependencyError
+from megaladder.evaluation.metrics import SHARE
 from megaladder.rewards.worker import GradePool, GradeTask
 
 
@@ -170,7 +171,7 @@ def analyse(
             "mean_tokens": float(lengths.mean()),
             "max_tokens": int(lengths.max()),
         },
-        "ci95": mean_intervals({**means, "native": native}, seed=config.seed),
+        "ci95": mean_intervals({**means, "native": native}, seed=config.seed, bounds=SHARE),
         "n": min(len(p.correct) for p in problems),
         "num_problems": len(problems),
         "regraded": decode is not None,

@@ -149,7 +149,7 @@ def compare(
     scores = [paired_differences(a, b, warnings) for a, b in pairs]
     differences = [score_b - score_a for score_a, score_b in scores]
     named = {str(i): values for i, values in enumerate(differences)}
-    bounds = mean_intervals(named, config.draws, config.seed)
+    bounds = mean_intervals(named, config.draws, config.seed, (-100.0, 100.0))
     p_values = list(sign_flip_p_values(named, config.draws, config.seed).values())
     adjusted = holm(p_values)
     return [

@@ -54,7 +54,10 @@ def intervals(
             values[tier].append(accuracy)
     columns = {**values, "avg@n": samples.accuracy_p, "cov@n": samples.covered_p}
     return mean_intervals(
-        {name: 100 * np.asarray(column) for name, column in columns.items()}, draws, seed
+        {name: 100 * np.asarray(column) for name, column in columns.items()},
+        draws,
+        seed,
+        (0.0, 100.0),
     )
 
 

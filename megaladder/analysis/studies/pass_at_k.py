@@ -21,6 +21,7 @@ from megaladder.analysis.tables import Warnings, printable, write_result
 from megaladder.config.verbs.grade import PassAtKConfig
 from megaladder.errors import DataError
 from megaladder.evaluation.metrics import (
+    SHARE,
     Interval,
     bootstrap_intervals,
     cov_at_n,
@@ -101,7 +102,8 @@ def analyse(
             )
     if len(problems) < 2:
         warnings.add("one problem: no interval, it would resample problems")
-    intervals = bootstrap_intervals(values, config.draws, config.seed)
+    shares = dict.fromkeys(values, SHARE)
+    intervals = bootstrap_intervals(values, config.draws, config.seed, bounds=shares)
     return _result((n, len(problems), ks), values, intervals, warnings)
 
 

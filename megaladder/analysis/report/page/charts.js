@@ -238,16 +238,24 @@ class Plot {
     this.plot.setCursor({ left: -10, top: -10 });
   }
 
+  /** To another value, which a zoomed chart follows, and says it. */
   move(by) {
     const xs = this.plot.data[0];
     const { idx, left } = this.plot.cursor;
     const now = left >= 0 ? idx : by > 0 ? -1 : xs.length;
     const next = Math.min(xs.length - 1, Math.max(0, now + by));
-    this.tip.setAttribute("role", "status");
-    this.point(next);
+    const { min, max } = this.plot.scales.x;
+    const aside = Math.min(0, xs[next] - min) + Math.max(0, xs[next] - max);
+    if (aside) this.plot.setScale("x", { min: min + aside, max: max + aside });
+    queueMicrotask(() => {
+      this.point(next);
+      announce([...this.tip.children].map((line) => line.textContent).join("; "));
+    });
   }
 
   key(event) {
+    const idle = this.plot.cursor.left < 0 && !this.zoomed();
+    if (event.key === "Escape" && idle) return;
     const act = {
       ArrowRight: () => this.move(1), ArrowLeft: () => this.move(-1),
       Home: () => this.move(-Infinity), End: () => this.move(Infinity),
@@ -258,6 +266,67 @@ class Plot {
     act();
   }
 }
+
+// ---- what a chart or a text shows by place or colour, as a table
+
+/** Rows of texts under a head; on a narrow page each cell names its column. */
+function tableOf(caption, columns, rows) {
+  const table = make("table"), head = make("tr"), body = make("tbody"), top = make("thead");
+  columns.forEach((name) => head.append(make("th", "", name)));
+  [...head.children].forEach((cell) => { cell.scope = "col"; });
+  top.append(head);
+  rows.forEach((cells) => {
+    const row = make("tr");
+    cells.forEach((text, i) => {
+      const cell = make("td");
+      cell.append(make("bdi", "", text));
+      cell.dataset.label = columns[i];
+      row.append(cell);
+    });
+    body.append(row);
+  });
+  table.append(make("caption", "", caption), top, body);
+  return table;
+}
+
+function tableOfChart(element) {
+  const { xs, charts } = pageData.charts[element.closest("section").id];
+  const chart = charts[Number(element.dataset.chart)];
+  const cells = new Map(); // x -> a text for each line
+  chart.series.forEach((line, k) => {
+    expand(xs[line.x]).forEach((x, i) => {
+      if (line.v[i] === null) return;
+      const bounds = line.lo && line.lo[i] !== null ? ` [${show(line.lo[i])}, ${show(line.hi[i])}]` : "";
+      const text = line.labels?.[i] || show(line.v[i]) + bounds;
+      const row = cells.get(x) || cells.set(x, chart.series.map(() => "")).get(x);
+      row[k] = row[k] ? `${row[k]}; ${text}` : text;
+    });
+  });
+  const rows = [...cells].sort(([a], [b]) => a - b).map(([x, texts]) => [show(x), ...texts.map((text) => text || "–")]);
+  const names = chart.series.map((line) => (line.every ? `${line.n}, means of ${line.every}` : line.n));
+  return tableOf(`${chart.y} by ${chart.x}`, [chart.x, ...names], rows);
+}
+
+function tableOfTokens(element) {
+  const marked = [...element.querySelectorAll("[title]")];
+  return tableOf("Tokens that the base would have said otherwise", ["token", "under the base"],
+    marked.map((token) => [JSON.stringify(token.textContent), token.title]));
+}
+
+/** Fills an open fold of values, from what stands before it. */
+function fillValues(fold) {
+  const element = fold.previousElementSibling;
+  const place = make("div", "scroll long");
+  place.tabIndex = 0;
+  place.append(element.matches(".chart") ? tableOfChart(element) : tableOfTokens(element));
+  place.setAttribute("role", "region");
+  place.setAttribute("aria-label", place.querySelector("caption").textContent);
+  fold.replaceChildren(fold.firstElementChild, place);
+}
+
+document.addEventListener("toggle", (event) => {
+  if (event.target.matches(".values[open]")) fillValues(event.target);
+}, true);
 
 // ---- the charts of the page: drawn when they come into sight
 
@@ -287,11 +356,17 @@ function draw(element) {
 /** Finds charts and legends below an element that came into the page. */
 function startCharts(parent) {
   parent.querySelectorAll(".chart").forEach((element) => sight.observe(element));
+  watchWidths(parent);
   showPressed(parent);
 }
 
 /** After parts of the page went or got new data. */
 function refreshCharts(section) {
+  document.querySelectorAll(`#${section} .values[open]`).forEach((fold) => {
+    const top = fold.querySelector(".scroll")?.scrollTop;
+    fillValues(fold);
+    fold.querySelector(".scroll").scrollTop = top;
+  });
   for (const [element, plot] of plots) {
     if (!element.isConnected) {
       plot.plot.destroy();

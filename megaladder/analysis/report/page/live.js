@@ -3,12 +3,25 @@
 
 const EVERY_MS = 1000;
 const HIDDEN_MS = 5000;
+const CONTROLS = "a, button, input, select, summary, [tabindex='0']:not(.values > .scroll)";
+let paused = false, watchHasEnded = false;
 const known = new Map(); // section -> {html, charts: digests; blocks: HTML of its blocks as it came}
 
 function parse(html) {
   const template = document.createElement("template");
   template.innerHTML = html;
   return template.content.firstElementChild;
+}
+
+/** Puts an element in the place of another; its folds stay open, the focus where it was. */
+function replace(old, fresh) {
+  const place = [...old.querySelectorAll(CONTROLS)].indexOf(document.activeElement);
+  const folds = fresh.querySelectorAll("details");
+  old.querySelectorAll("details").forEach((fold, i) => { if (fold.open && folds[i]) folds[i].open = true; });
+  old.replaceWith(fresh);
+  startCharts(fresh);
+  startRollouts(fresh);
+  if (place >= 0) fresh.querySelectorAll(CONTROLS)[place]?.focus({ preventScroll: true });
 }
 
 /** Puts a section into the page: only the blocks that differ, folds stay open. */
@@ -22,16 +35,12 @@ function putSection(part, before) {
     startCharts(fresh);
     startRollouts(fresh);
   } else if (!last || last.length !== blocks.length) {
-    old.replaceWith(fresh);
-    startCharts(fresh);
-    startRollouts(fresh);
+    replace(old, fresh);
   } else {
     [...fresh.children].forEach((block, i) => {
       if (blocks[i] === last[i]) return;
       if (block.tagName === "DETAILS") block.open = old.children[i].open;
-      old.children[i].replaceWith(block);
-      startCharts(block);
-      startRollouts(block);
+      replace(old.children[i], block);
     });
   }
   return blocks;
@@ -76,21 +85,36 @@ function putState(state) {
   });
 }
 
-async function watch() {
+/** The line at the top; who listens hears only that it ended, or goes on. */
+function beatOf(text, ended) {
   const beat = document.getElementById("beat");
+  beat.textContent = text;
+  if (beat.classList.toggle("wrong", ended) !== watchHasEnded) announce(text);
+  watchHasEnded = ended;
+}
+
+async function ask() {
   const have = [...known].map(([id, { html, charts }]) => `${id}:${html}:${charts}`).join(",");
   try {
     const answer = await fetch(`state?have=${encodeURIComponent(have)}`);
     if (!answer.ok) throw new Error(answer.statusText);
     const state = await answer.json();
     putState(state);
-    beat.textContent = `${state.said}, ${new Date().toLocaleTimeString()}`;
-    beat.classList.remove("wrong");
+    beatOf(`${state.said}, ${new Date().toLocaleTimeString()}`, false);
   } catch {
-    beat.textContent = "megaladder watch has ended; the page stays as it is";
-    beat.classList.add("wrong");
+    beatOf("megaladder watch has ended; the page stays as it is", true);
   }
+}
+
+async function watch() {
+  if (!paused) await ask();
   setTimeout(watch, document.hidden ? HIDDEN_MS : EVERY_MS);
 }
 
-if (document.body.dataset.live) watch();
+if (document.body.dataset.live) {
+  document.getElementById("pause").addEventListener("click", (event) => {
+    paused = !paused;
+    event.currentTarget.setAttribute("aria-pressed", String(paused));
+  });
+  watch();
+}

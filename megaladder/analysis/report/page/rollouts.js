@@ -55,6 +55,7 @@ function rolloutElement(rollout) {
 function readable(text, name) {
   const element = make("pre", "", text);
   element.tabIndex = 0;
+  element.setAttribute("role", "region");
   element.setAttribute("aria-label", name);
   return element;
 }
@@ -73,7 +74,7 @@ class Rollouts {
     this.form.addEventListener("input", later);
     this.form.addEventListener("reset", later);
     this.form.addEventListener("submit", (event) => { event.preventDefault(); this.find(); });
-    this.more.addEventListener("click", () => this.add());
+    this.more.addEventListener("click", () => this.add().focus());
     this.list.addEventListener("keydown", (event) => this.key(event));
     if (!this.live) this.offer(this.sources(pageData.rollouts));
     this.find();
@@ -155,27 +156,21 @@ class Rollouts {
     this.count.textContent = text;
   }
 
+  /** Shows the next ones; the line of the first of them. */
   add() {
-    const next = this.found.slice(this.shown, this.shown + PAGE_OF_ROLLOUTS);
-    this.list.append(...next.map(rolloutElement));
+    const next = this.found.slice(this.shown, this.shown + PAGE_OF_ROLLOUTS).map(rolloutElement);
+    this.list.append(...next);
     this.shown += next.length;
     this.more.hidden = this.shown >= this.found.length;
+    return next[0]?.firstElementChild;
   }
 
-  /** Up and down go from rollout to rollout, Escape closes the one that is read. */
+  /** Up and down go from rollout to rollout. */
   key(event) {
-    const fold = event.target.closest(".rollout");
-    const onSummary = event.target.tagName === "SUMMARY";
-    if (event.key === "Escape" && fold.open) {
-      fold.open = false;
-      fold.firstElementChild.focus();
-    } else if (onSummary && event.key === "ArrowDown") {
-      fold.nextElementSibling?.firstElementChild.focus();
-    } else if (onSummary && event.key === "ArrowUp") {
-      fold.previousElementSibling?.firstElementChild.focus();
-    } else {
-      return;
-    }
+    const fold = event.target.tagName === "SUMMARY" && event.target.closest(".rollout");
+    const other = fold && { ArrowDown: fold.nextElementSibling, ArrowUp: fold.previousElementSibling }[event.key];
+    if (!other) return;
+    other.firstElementChild.focus();
     event.preventDefault();
   }
 }

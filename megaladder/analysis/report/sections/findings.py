@@ -65,8 +65,9 @@ def guarded(analysis: Analysis, show: Show, section: Section) -> None:
     try:
         show(section, analysis)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        verb = "study" if analysis.kind == "study" else f"analyze {analysis.kind}"
         raise DataError(
-            f"{analysis.path}: looks like a result of analyze {analysis.kind}, but lacks or"
+            f"{analysis.path}: looks like a result of {verb}, but lacks or"
             f" misnames {error}; fix: write it again"
         ) from None
 
@@ -141,7 +142,10 @@ def _add_predictor(section: Section, analysis: Analysis) -> None:
         )
         numbers.append(CsvRow("predict", "R² mean", name, None, found["r2_mean"]))
         numbers.append(CsvRow("predict", "R² std", name, None, found["r2_std"]))
-    caption = f"{result.get('num_runs', len(known))} runs; R² over repeated calibration splits."
+    caption = (
+        f"{result.get('num_runs', len(known))} runs; interval of Spearman by Fisher's z over runs; R²"
+        " over repeated calibration splits."
+    )
     section.blocks.append(Table(columns, rows, caption, numbers, frozenset({1, 2, 3})))
     lines = (
         [f"Take into RL, best first: {', '.join(result['select'][:10])}."]
@@ -212,7 +216,8 @@ def _add_trajectory(section: Section, analysis: Analysis) -> None:
         Table(
             ("curve", "class", "dip at step", "dip (points)", "recovered (points)"),
             rows,
-            "",
+            "Dip: score at step 0 less the lowest later one; recovered: last less lowest. No"
+            " intervals: scores as they are.",
             numbers,
             frozenset({2, 3, 4}),
         )
@@ -260,7 +265,7 @@ def _add_transfer(section: Section, analysis: Analysis) -> None:
         notes += [f"{name}: {text}" for text in model["warnings"]]
     caption = (
         f"Index {result['variant']}, base {result['base']}: % of the gain in maths that arrives;"
-        " log scale, lines at ±10, ±100, ±1000."
+        " log scale, lines at ±10, ±100, ±1000. Intervals resample problems; – without samples."
     )
     section.blocks.append(
         Table(
@@ -297,7 +302,11 @@ def _add_scaling(section: Section, analysis: Analysis) -> None:
         )
     )
     columns = ("method", "control %", "scaling (points a doubling)", "performance %")
-    section.blocks.append(Table(columns, rows, "", numbers, frozenset({1, 2, 3})))
+    caption = (
+        "Control: share of settings inside their token bounds; scaling: mean slope over all pairs;"
+        " performance: best accuracy. No intervals: settings as they are."
+    )
+    section.blocks.append(Table(columns, rows, caption, numbers, frozenset({1, 2, 3})))
 
 
 def _add_shift(section: Section, analysis: Analysis) -> None:
@@ -318,7 +327,8 @@ def _add_shift(section: Section, analysis: Analysis) -> None:
         Table(
             ("measure", "value"),
             rows,
-            f"{result.get('tuned', '')} against {result.get('base', '')}",
+            f"{result.get('tuned', '')} against {result.get('base', '')}: means over the tokens of"
+            " the tuned model's answers, without intervals.",
             numbers,
             frozenset({1}),
         )
@@ -429,7 +439,7 @@ def _add_compute(section: Section, analysis: Analysis) -> None:
             Table(
                 ("benchmark", "at", "run", "score %"),
                 rows,
-                "Linear between checkpoints.",
+                "Scores at equal cost, linear between checkpoints; no intervals.",
                 numbers,
                 frozenset({3}),
             )

@@ -14,15 +14,15 @@ from megaladder.analysis.report.palette import Palette
 from megaladder.analysis.report.svg import strip
 from megaladder.analysis.samples.files import is_benchmark
 from megaladder.analysis.samples.sets import SampleSet
-from megaladder.analysis.stats import mean_intervals
+from megaladder.analysis.stats import DRAWS, mean_intervals
 from megaladder.analysis.studies.compare import Comparison, compare
 from megaladder.analysis.studies.ladder import intervals, tier_means
 from megaladder.analysis.studies.tiers import TIERS, published_aime24
 from megaladder.analysis.tables import Warnings
 from megaladder.config.verbs.analysis import CompareConfig
-from megaladder.evaluation.metrics import bootstrap_intervals, pass_at_k
+from megaladder.evaluation.metrics import pass_at_k
 
-DRAWS = 2000
+PERCENT = (0.0, 100.0)
 
 
 MAX_SENTENCES = 8
@@ -126,12 +126,7 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     )
     for benchmark in inputs.benchmarks:
         sets = [item.samples for item in inputs.shown if item.samples.benchmark == benchmark]
-        bounds = {
-            s.model: mean_intervals(
-                {"avg": 100 * s.accuracy_p, "cov": 100 * s.covered_p}, DRAWS, seed
-            )
-            for s in sets
-        }
+        bounds = _intervals(sets, seed)
         rows: list[list[str | Drawing]] = []
         numbers: list[CsvRow] = []
         for s in sets:
@@ -201,6 +196,16 @@ def accuracy_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     return section
 
 
+def _intervals(sets: Sequence[SampleSet], seed: int) -> dict[str, dict[str, list[float] | None]]:
+    """Of avg@n and cov@n of each model, in percent, as `eval` prints them; all share their draws."""
+    values = {f"{i}avg": 100 * s.accuracy_p for i, s in enumerate(sets)}
+    values |= {f"{i}cov": 100 * s.covered_p for i, s in enumerate(sets)}
+    found = mean_intervals(values, seed=seed, bounds=PERCENT)
+    return {
+        s.model: {key: found[f"{i}{key}"] for key in ("avg", "cov")} for i, s in enumerate(sets)
+    }
+
+
 def _other_table(inputs: Inputs) -> Table:
     """Benchmarks with scores of their own kind, as their results files have them."""
     rows, numbers = [], []
@@ -244,7 +249,7 @@ def _tier_table(sets: Sequence[SampleSet], styles: Palette, seed: int) -> Table:
     return Table(
         ("tier", "model", "avg@n %", "95 %", "0 … 100 %"),
         rows,
-        "AIME24 by published difficulty tier.",
+        "AIME24 by published difficulty tier; intervals resample the problems of a tier.",
         numbers,
         frozenset({2, 3}),
     )
@@ -261,21 +266,10 @@ def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     )
     charts, shown = [], []
     for benchmark in inputs.benchmarks:
-        series = []
-        for s in (item.samples for item in inputs.shown if item.samples.benchmark == benchmark):
-            if s.num_samples < 2:
-                continue
-            ks = sorted({2**i for i in range(s.num_samples.bit_length())} | {s.num_samples})
-            values = {
-                str(k): 100 * pass_at_k(s.num_samples_p, s.num_correct_p, k)
-                for k in ks
-                if k <= s.num_samples
-            }
-            bounds = bootstrap_intervals(values, DRAWS, seed)
-            points = [(int(k), float(v.mean())) for k, v in values.items()]
-            pairs = [(band.low, band.high) if (band := bounds[k]) else None for k in values]
-            series.append(Series(s.model, points, styles[s.model], pairs))
-            shown.append(s.model)
+        asked = [item.samples for item in inputs.shown if item.samples.benchmark == benchmark]
+        sets = [s for s in asked if s.num_samples >= 2]
+        series = _pass_at_k_series(sets, styles, seed)
+        shown += [s.model for s in sets]
         if series:
             charts.append(
                 Chart(
@@ -291,6 +285,24 @@ def pass_at_k_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     if charts:
         section.blocks.append(Panels(charts, styles.legend(shown)))
     return section
+
+
+def _pass_at_k_series(sets: Sequence[SampleSet], styles: Palette, seed: int) -> list[Series]:
+    """The curve of each model; all share their draws of problems."""
+    values = {
+        f"{i} {k}": 100 * pass_at_k(s.num_samples_p, s.num_correct_p, k)
+        for i, s in enumerate(sets)
+        for k in sorted({2**i for i in range(s.num_samples.bit_length())} | {s.num_samples})
+        if k <= s.num_samples
+    }
+    bounds = mean_intervals(values, seed=seed, bounds=PERCENT)
+    series = []
+    for i, s in enumerate(sets):
+        own = [name for name in values if name.startswith(f"{i} ")]
+        points = [(int(name.split()[1]), float(values[name].mean())) for name in own]
+        pairs = [(band[0], band[1]) if (band := bounds[name]) else None for name in own]
+        series.append(Series(s.model, points, styles[s.model], pairs))
+    return series
 
 
 def length_section(inputs: Inputs, styles: Palette) -> Section:

@@ -9,8 +9,6 @@ from megaladder.analysis.report.formats import percent
 from megaladder.analysis.report.palette import Palette
 from megaladder.analysis.stats import mean_intervals
 
-DRAWS = 1000
-
 
 def steps_section(inputs: Inputs, styles: Palette, seed: int) -> Section:
     """avg@n of each run by step with a 95 % band, a panel a benchmark and stage."""
@@ -70,10 +68,8 @@ def _by_run(evals: list[EvalResult], benchmark: str) -> dict[str, list[EvalResul
 
 
 def _series(run: str, items: list[EvalResult], style: int, seed: int) -> Series:
-    points, bands = [], []
-    for item in {item.step: item for item in items}.values():
-        values = 100 * item.samples.accuracy_p
-        found = mean_intervals({"": values}, DRAWS, seed)[""]
-        points.append((item.step, float(values.mean())))
-        bands.append((found[0], found[1]) if found else None)
-    return Series(run, points, style, bands)
+    values = {item.step: 100 * item.samples.accuracy_p for item in items}
+    named = {str(step): accuracy for step, accuracy in values.items()}
+    found = mean_intervals(named, seed=seed, bounds=(0.0, 100.0)).values()
+    points = [(step, float(accuracy.mean())) for step, accuracy in values.items()]
+    return Series(run, points, style, [(pair[0], pair[1]) if pair else None for pair in found])
