@@ -208,6 +208,53 @@ def test_a_rule_is_one_bound(rule: dict[str, float]) -> None:
         finding({"kind": "level", "of": "evaluate/a/sums"}, reproduced=rule)
 
 
+@pytest.mark.parametrize(
+    ("statistic", "words"),
+    [
+        (
+            {"kind": "difference", "of": "a/b/c", "minus": "a/d/c", "metric": "pass@4",
+             "only": {"file": "f", "column": "steps", "value": [1, 2]}},
+            "pass@4 of a/b/c minus a/d/c, paired, problems whose steps is 1 or 2",
+        ),
+        (
+            {"kind": "slope", "points": [{"x": 8, "of": "a/b/c"}, {"x": 16, "of": "a/d/c"}]},
+            "accuracy gained a doubling of x (8, 16), least squares: a/b/c, a/d/c",
+        ),
+        (
+            {"kind": "scaling", "points": [{"of": "a/b/c"}, {"of": "a/d/c"}]},
+            "accuracy gained a doubling of thinking tokens, mean over all pairs: a/b/c, a/d/c",
+        ),
+        (
+            {"kind": "control", "points": [{"x": 8, "of": "a/b/c"}]},
+            "samples whose thinking kept to its budget: a/b/c 8",
+        ),
+        (
+            {"kind": "correlation", "runs": list("wxyz"),
+             "x": {"of": "sft/{run}", "metric": "held_out_loss"},
+             "y": {"of": "e/{run}/c", "metric": "accuracy"},
+             "better_than": {"of": "e/{run}/c", "metric": "pass@1"}},
+            "Spearman of held-out-loss of sft/{run} with accuracy of e/{run}/c in size, minus that"
+            " of pass@1 of e/{run}/c; runs w, x, y, z",
+        ),
+        (
+            {"kind": "shift", "what": "kl", "of": "a.jsonl", "minus": "b.jsonl"},
+            "KL to the base, a.jsonl minus b.jsonl",
+        ),
+    ],
+)  # fmt: skip
+def test_a_statistic_is_told_in_words(statistic: dict[str, object], words: str) -> None:
+    """The report's table says what was measured, not only how it ended."""
+    assert str(finding(statistic).measured["toy"]) == words
+
+
+def test_what_an_interval_draws_is_told(tmp_path: Path) -> None:
+    write_scores(tmp_path, "all", [N] * 100)
+    write_scores(tmp_path, "some", [N, 0] * 50)
+    over = [measured(tmp_path, kind="level", of=f"evaluate/{name}/sums").over
+            for name in ("all", "some")]  # fmt: skip
+    assert over == ["problems, exact", "problems"]
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     missing = finding({"kind": "level", "of": "evaluate/a/sums"})
     with pytest.raises(DataError, match=r"finding it: .*samples_sums\.jsonl; fix: run that stage"):

@@ -62,6 +62,10 @@ def test_a_study_ends_in_findings_and_a_report(whole: Path) -> None:
     assert found["cpu_s"] > 0
     page = (out / "report.html").read_text()
     assert page.index("Published findings") < page.index("Accuracy")
+    (finding,) = found["findings"]
+    shown = [finding[key] for key in ("claim", "published", "statistic", "opposite_if", "verdict")]
+    assert all(text in page for text in shown) and "(20 problems, exact)" in page
+    assert "accuracy of evaluate/a/sums minus evaluate/b/sums, paired" in shown
     assert "equal" in (out / "report.csv").read_text()
 
 
