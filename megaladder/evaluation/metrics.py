@@ -144,7 +144,9 @@ def bootstrap_intervals(
         means.append(counts @ matrix / num_problems)
     tail = _expanded_tail(num_problems, level)
     low, high = np.quantile(np.concatenate(means), [tail, 1.0 - tail], axis=0)
-    found = {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(values)}
+    found: dict[str, Interval | None] = {
+        name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(values)
+    }
     for name in bounds or {}:
         if is_constant(values[name]):
             found[name] = exact_interval(values[name], (bounds or {})[name], level)
