@@ -20,7 +20,7 @@ from pathlib import Path
 from megaladder.errors import RankLostError
 from megaladder.process import last_word
 from megaladder.process.last_word import Ending
-from megaladder.process.ranks import LAUNCHER_PID, host, process_start, rank_from_env
+from megaladder.process.ranks import LAUNCHER_PID, host, process_start, rank_from_env, speak_first
 
 FOLDER_VARIABLE = "MEGALADDER_HEARTBEATS"
 FOLDER = ".heartbeats"  # in the run folder
@@ -218,15 +218,21 @@ def killed_rank_behind(error: BaseException) -> RankLostError | None:
     if peer is None and not broken:
         return None
     lost = RankLostError(killed_in_words(peer))
-    lost.told_elsewhere = LAUNCHER_PID in os.environ or last_word.said_by_others() is not None
     if peer is not None:
         leave_killed_word(peer)
+    lost.told_elsewhere = LAUNCHER_PID in os.environ or last_word.word_of_this_start() is not None
     return lost
 
 
 def leave_killed_word(peer: Beat) -> None:
-    """The run's last word, unless it has one."""
-    last_word.leave(Ending("rank_died", 3, killed_in_words(peer), peer.rank, peer.host))
+    """The run's last word, unless it has one; said at once where no launcher of ours says it.
+
+    torchrun ends the ranks that are left, and on a loaded machine before one of them has come as
+    far as its own ending."""
+    text, status = killed_in_words(peer), RankLostError.exit_status
+    first = last_word.leave(Ending("rank_died", status, text, peer.rank, peer.host))
+    if first and LAUNCHER_PID not in os.environ:
+        speak_first(status, text)
 
 
 def killed_in_words(peer: Beat | None) -> str:

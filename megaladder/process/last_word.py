@@ -118,7 +118,7 @@ def before_is_damaged() -> bool:
     return _run.damaged
 
 
-def said_by_others() -> dict[str, Any] | None:
+def word_of_this_start() -> dict[str, Any] | None:
     """The word that this start has left already, None while it is running."""
     found = read(_run.folder) if _run.folder is not None else None
     ended = found is not None and found["reason"] != RUNNING and found["attempt"] == attempt()
@@ -133,14 +133,15 @@ def saved_step() -> int | None:
     return _run.saved_step
 
 
-def leave(ending: Ending) -> None:
-    """Writes how this start ended, unless another process of it did so before.
+def leave(ending: Ending) -> bool:
+    """Writes how this start ended, unless another process of it did so before: then False.
 
     A failing disk must not hide the ending itself, so errors of writing are dropped."""
     if _run.folder is None:
-        return
+        return True
     with contextlib.suppress(OSError):
-        leave_for(_run.folder, ending, _here())
+        return leave_for(_run.folder, ending, _here())
+    return True
 
 
 def leave_for(
@@ -148,13 +149,14 @@ def leave_for(
     ending: Ending,
     here: dict[str, Any] | None = None,
     instead_of: tuple[str, ...] = (RUNNING,),
-) -> None:
+) -> bool:
     """The same from outside: for a process of this start that can no longer speak for itself."""
     found = read(folder)
     if found is None or found["reason"] not in instead_of or found["attempt"] != attempt():
-        return
+        return False
     told = {key: value for key, value in asdict(ending).items() if value is not None}
     _write(folder, {**found, **(here or {}), **told, "time": _now()})
+    return True
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -122,6 +122,14 @@ def may_speak(status: int, told_elsewhere: bool = False) -> bool:
     return leave_status(status)
 
 
+def speak_first(status: int, text: str) -> None:
+    """Prints what ends the job before this process ends, unless another rank has spoken.
+
+    Nothing where every rank speaks for itself as it ends (see `may_speak`)."""
+    if under_launcher() and _status_file() is not None and leave_status(status):
+        print(f"megaladder: {text}", file=sys.stderr, flush=True)
+
+
 def leave_status(status: int) -> bool:
     """Writes the status file; False when another rank did so before."""
     path = _status_file()

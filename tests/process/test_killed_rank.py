@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from megaladder.process import heartbeat, last_word
+from megaladder.process import ending, heartbeat, last_word, ranks
 from megaladder.process.heartbeat import FOLDER, Beat, Heartbeat, killed_rank_behind
 from megaladder.process.ranks import LAUNCHER_PID, host, process_start
 
@@ -79,6 +79,24 @@ def test_who_follows_another_ending_says_nothing(run, dead_pid) -> None:
     error = killed_rank_behind(GLOO)
     assert error is not None and error.told_elsewhere
     assert last_word.read(run)["reason"] == "input"
+
+
+def test_whoever_finds_a_killed_rank_first_says_it_at_once(
+    run, dead_pid, monkeypatch, tmp_path, capfd
+) -> None:
+    """Under torchrun: the watchdog may leave the word before the error of the collective arrives,
+    and what is left of the job may be ended before that error is told."""
+    errors = tmp_path / "torchrun" / "attempt_0" / "0"
+    errors.mkdir(parents=True)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(errors / "error.json"))
+    monkeypatch.setattr(ranks, "LAST_WORD_S", 0.0)
+    leave_beat(run, pid=dead_pid)
+    heartbeat.leave_killed_word(heartbeat.of_this_rank().lost())
+    said = f"megaladder: rank 1 was killed (process {dead_pid} on"
+    assert capfd.readouterr().err.startswith(said)
+    error = killed_rank_behind(GLOO)
+    assert error is not None and ending.of_error(error) == 3
+    assert not capfd.readouterr().err
 
 
 def test_a_rank_in_good_order_leaves_no_file(run) -> None:
