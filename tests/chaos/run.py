@@ -76,10 +76,11 @@ class Row:
 def one_program(name: str, budget: Budget) -> Row:
     """Everything that is tried with it, in this process."""
     began = time.monotonic()
+    os.dup2(os.open(budget.scratch / f"{name}.stderr", os.O_WRONLY | os.O_CREAT), 2)
     bench = schedules.bench(name, budget.scratch)
     row = Row(name, f"{len(bench.size.files)} file calls, {len(bench.size.wires)} wire writes")
     row.setup_s = _cpu_s()
-    for starts in _schedules(bench, budget, began):
+    for starts in _schedules(bench, budget):
         _attempt(bench, starts, row, budget.log)
     row.cpu_s = _cpu_s() - row.setup_s
     if name in WITH_POWER_CUTS and budget.per_prefix:
@@ -94,8 +95,9 @@ def _cpu_s() -> float:
     return sum(os.times()[:4])
 
 
-def _schedules(bench: schedules.Bench, budget: Budget, began: float) -> Iterator[Starts]:
+def _schedules(bench: schedules.Bench, budget: Budget) -> Iterator[Starts]:
     """Each once. Single faults come from another place with each seed, drawn ones between them."""
+    began = time.monotonic()
     rng, wired = random.Random(budget.seed), bench.workload.wired
     singles = list(faults.single_faults(bench.size, wired))
     place = rng.randrange(len(singles))

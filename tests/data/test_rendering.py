@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from megaladder.data.chat import rendering
 from megaladder.data.chat.rendering import TemplateFailed, render
-from megaladder.errors import ModelError
+from megaladder.errors import ModelError, RunStopped
 
 TURNS = [{"role": "user", "content": "Hi\ud800"}]
 FINE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
@@ -79,6 +80,30 @@ def test_whatever_a_template_raises_is_told(template: str, said: str) -> None:
     with pytest.raises(TemplateFailed, match=said) as caught:
         render(Templated(template), TURNS)
     assert caught.value.exit_status == 2
+
+
+def test_a_fork_that_somebody_killed_is_replaced() -> None:
+    """No limit of ours kills: nobody's template is to blame."""
+    tokenizer = Templated(FINE)
+    before = children()
+    assert render(tokenizer, TURNS) == "user: Hi\ud800"
+    (fork,) = children() - before
+    os.kill(fork, signal.SIGKILL)
+    assert render(tokenizer, TURNS) == "user: Hi\ud800"
+
+
+def test_a_fork_that_is_killed_again_stops_the_run_which_goes_on_later(monkeypatch) -> None:
+    """As where a machine has no memory left: nothing is wrong with the input, so not status 2."""
+    monkeypatch.setattr(rendering, "_rendered", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RunStopped, match=r"killed twice by SIGKILL.*fix: free memory") as caught:
+        render(Templated(FINE), TURNS)
+    assert caught.value.exit_status == 3
+
+
+def test_a_template_that_crashes_its_process_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(rendering, "_rendered", lambda *_: os.kill(os.getpid(), signal.SIGSEGV))
+    with pytest.raises(ModelError, match=r"the chat template takes so much .*status -11"):
+        render(Templated(FINE), TURNS)
 
 
 def test_the_fork_holds_no_file_of_ours(tmp_path) -> None:

@@ -4,7 +4,7 @@ A template is a program of whoever made the tokenizer. Jinja's sandbox keeps it 
 modules, not from endless loops, nor from strings that double at every turn. So it runs in a fork,
 which the kernel ends after CPU_S of processor time for one rendering, and which has no more than
 MEMORY_BYTES beyond what it began with. One fork for each tokenizer; a rendering costs about 40 µs
-more than here.
+more than here. A fork that somebody else ended is no fault of the template: it is replaced once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megaladder.errors import DataError, ModelError
+from megaladder.errors import DataError, ModelError, RunStopped
 from megaladder.process import signals
 from megaladder.types import Tokenizer
 
@@ -53,8 +53,35 @@ def render(tokenizer: Tokenizer, turns: Sequence[Mapping[str, Any]], **options: 
     Raises:
         TemplateFailed: the template refuses the conversation, or is none.
         ModelError: it takes more time or memory than any conversation needs.
+        RunStopped: the process that renders was killed, and so was the one in its place.
     """
-    return _renderer(tokenizer).text(list(turns), options)
+    try:
+        return _renderer(tokenizer).text(list(turns), options)
+    except _Lost:
+        pass
+    try:
+        return _renderer(tokenizer).text(list(turns), options)
+    except _Lost as error:
+        raise error.in_words() from None
+
+
+class _Lost(Exception):
+    """The fork ended before it answered, and not by its limit of time.
+
+    `status`: how it ended, as of `os.waitstatus_to_exitcode`; None where that is not known."""
+
+    def __init__(self, status: int | None) -> None:
+        self.status = status
+
+    def in_words(self) -> ModelError | RunStopped:
+        """The template's doing, unless it was killed: no limit of ours does that."""
+        if self.status in (-signal.SIGKILL, -signal.SIGTERM):
+            return RunStopped(
+                f"the process that renders chat templates was killed twice by"
+                f" {signal.Signals(-self.status).name}: this machine ran out of memory (dmesg says"
+                " so), or somebody ended it; fix: free memory, then start the same command again"
+            )
+        return _too_much(f"so much that its process was ended (status {self.status})")
 
 
 _RENDERERS: weakref.WeakKeyDictionary[Tokenizer, _Renderer] = weakref.WeakKeyDictionary()
@@ -103,7 +130,7 @@ class _Renderer:
                 said = _exactly(self._end, size)
             except (OSError, EOFError) as error:
                 self._lost = f"{type(error).__name__}"
-                raise _too_much(self._how_it_ended()) from None
+                raise self._how_it_ended() from None
         if kind == _TOO_MUCH:
             raise _too_much(said.decode())
         text = said.decode("utf-8", "surrogatepass")
@@ -111,13 +138,13 @@ class _Renderer:
             raise TemplateFailed(text)
         return text
 
-    def _how_it_ended(self) -> str:
-        """In words; it is gone afterwards in any case."""
+    def _how_it_ended(self) -> ModelError | _Lost:
+        """It is gone afterwards in any case."""
         self._close.detach()
         status = _end(self._pid, self._end, self._owner)
         if status == -signal.SIGPROF:
-            return f"more than {CPU_S:.0f} s of processor time"
-        return f"so much that its process was ended (status {status})"
+            return _too_much(f"more than {CPU_S:.0f} s of processor time")
+        return _Lost(status)
 
 
 def _too_much(what: str) -> ModelError:
