@@ -104,7 +104,6 @@ class HFWriter:
         )
 
     def __enter__(self) -> HFWriter:
-        remove_temporaries(self.out_dir)
         (self.out_dir / INCOMPLETE_NAME).write_text(
             "an export into this folder is running, or was killed\n", encoding="utf-8"
         )
@@ -298,6 +297,7 @@ def prepare_folder(
     for path in present:
         if is_model_file(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove_temporaries(out_dir)  # else they are taken for files that are to stay
     needed, free = num_bytes * 1.02, shutil.disk_usage(out_dir).free
     if free < needed:
         raise StorageError(

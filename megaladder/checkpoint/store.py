@@ -25,7 +25,7 @@ from typing import Any
 
 from megaladder.errors import CheckpointError, StorageError
 from megaladder.process.faults import fault_point
-from megaladder.process.storage import fsync_folder, make_folder
+from megaladder.process.storage import fsync_folder, make_folder, replacing
 
 MARKER = "COMMITTED"
 INTEGRITY = "integrity.json"
@@ -175,13 +175,9 @@ def commit(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomic: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, sort_keys=True, indent=1, allow_nan=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
+    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def verify(path: Path, *, part: int = 0, parts: int = 1) -> None:

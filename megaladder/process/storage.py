@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -131,11 +130,15 @@ def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
     It is locked as long as it is open: one that nobody holds is nobody's.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name[:100])}.*.tmp"):
-        if _TEMPORARY.fullmatch(left.name):
-            _remove_unlocked(left)
+    start, names = f".{path.name[:100]}.", []
+    with contextlib.suppress(OSError):  # told when it is opened
+        names = os.listdir(path.parent)
+    # no glob: each pattern stays in three caches of Python, and every step has a name of its own
+    for name in names:
+        if name.startswith(start) and _TEMPORARY.fullmatch(name):
+            _remove_unlocked(path.parent / name)
     while True:
-        temporary = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.tmp"
+        temporary = path.parent / f"{start}{uuid.uuid4().hex}.tmp"
         file = temporary.open("xb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,7 +4,9 @@ what they are."""
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,14 @@ def test_what_a_killed_writer_left_goes_and_a_living_one_s_stays(tmp_path) -> No
         opened.close()
     atomic_write(target, "row\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == [strange.name, target.name]
+
+
+def test_files_of_every_step_leave_nothing_in_memory(tmp_path) -> None:
+    """A pattern for each name would stay in the caches of `re`, `fnmatch` and `pathlib`."""
+    before = len(re._cache), fnmatch._compile_pattern.cache_info().currsize
+    for step in range(20):
+        atomic_write(tmp_path / f"step_{step}.jsonl", "row\n")
+    assert (len(re._cache), fnmatch._compile_pattern.cache_info().currsize) == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

@@ -277,7 +277,8 @@ class _Watch:
         if fault.kind == "SIGSTOP":
             notify.go_on(self._listener, held)
             if met:
-                wait_until(lambda: _state(process) in "tTZX", "a stopped process")
+                # of the thread: others of the process may wait for an answer of ours
+                wait_until(lambda: _state(held.pid) in "tTZX", "a stopped thread")
             os.kill(target, signal.SIGCONT)
             return True
         return fault.kind == "SIGKILL" and met  # not carried out: the signal came before it
