@@ -131,6 +131,16 @@ class ModelShape:
         """Layers without experts."""
         return self.num_layers - (0 if self.moe is None else self.moe.num_sparse)
 
+    @property
+    def feed_forward_sizes(self) -> dict[str, int]:
+        """Widths that tensor parallelism cuts, by what messages call them.
+
+        Of an MLP that the model has: no dense layer, no shared experts, no width."""
+        sizes = {"feed-forward size": self.ffn_hidden_size} if self.num_dense else {}
+        if self.moe is not None and self.moe.shared_ffn_size:
+            sizes["shared experts' feed-forward size"] = self.moe.shared_ffn_size
+        return sizes
+
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer (from 0) has experts."""
         return self.moe is not None and self.moe.sparse_layers[layer]

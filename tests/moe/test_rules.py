@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,29 @@ def test_an_expert_that_fp8_blocks_do_not_divide_is_refused(
     message = f"expert's feed-forward size / etp {etp} = {48 // etp} to be a multiple of"
     with pytest.raises(ConfigError, match=re.escape(message) + f".*fix: {re.escape(fix)}"):
         validate_layout(asked, shape)
+
+
+def test_widths_that_no_layer_has_are_not_asked_for() -> None:
+    """intermediate_size 131 is no layer's where every layer has experts, and divides nothing."""
+    raw = {**EXPERTS, "hidden_size": 128, "head_dim": 32, "intermediate_size": 131}
+    fp8 = config(train={"fp8": "tensorwise", "precision": "bf16"})
+    for asked in (fp8, config(parallel={"tp": 2})):
+        validate_layout(asked, model_shape(raw))
+    mixed = model_shape({**raw, "mlp_only_layers": [0]})
+    with pytest.raises(ConfigError, match="feed-forward size / tp 1 = 131 to be a multiple of 16"):
+        validate_layout(fp8, mixed)
+    with pytest.raises(ConfigError, match="tp 2 does not divide the model's feed-forward size 131"):
+        validate_layout(config(parallel={"tp": 2}), mixed)
+
+
+def test_shared_experts_are_cut_like_a_dense_layer() -> None:
+    shape = model_shape(EXPERTS)
+    assert shape.moe is not None
+    tp2 = config(parallel={"tp": 2})
+    validate_layout(tp2, replace(shape, moe=replace(shape.moe, shared_ffn_size=96)))
+    message = "tp 2 does not divide the model's shared experts' feed-forward size 97"
+    with pytest.raises(ConfigError, match=message):
+        validate_layout(tp2, replace(shape, moe=replace(shape.moe, shared_ffn_size=97)))
 
 
 def test_a_stage_without_experts_is_refused() -> None:

@@ -186,7 +186,10 @@ def layout_problems(config: RunConfig, shape: LayerSizes) -> list[str]:
         block = FP8_BLOCK[recipe]
         features = {
             "hidden size": shape.hidden_size,
-            f"feed-forward size / tp {layout.tp}": shape.ffn_hidden_size // layout.tp,
+            **{
+                f"{name} / tp {layout.tp}": size // layout.tp
+                for name, size in shape.feed_forward_sizes.items()
+            },
             f"attention width / tp {layout.tp}": (
                 shape.num_attention_heads * shape.head_dim // layout.tp
             ),

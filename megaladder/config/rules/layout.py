@@ -105,11 +105,11 @@ def shape_problems(
                 f"{prefix}tp {tp} does not divide the model's {count} {name}; fix: tp one of"
                 f" {common}"
             )
-    if shape.ffn_hidden_size % tp:
-        problems.append(
-            f"{prefix}tp {tp} does not divide the model's feed-forward size"
-            f" {shape.ffn_hidden_size}; fix: another tp"
-        )
+    problems += [
+        f"{prefix}tp {tp} does not divide the model's {name} {size}; fix: another tp"
+        for name, size in shape.feed_forward_sizes.items()
+        if size % tp
+    ]
     chunks = pp * (vpp or 1)
     if shape.num_layers % chunks:
         fits = [n for n in range(1, shape.num_layers + 1) if shape.num_layers % n == 0]
