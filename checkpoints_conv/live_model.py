@@ -88,14 +88,14 @@ def load_tensors_into_chunks(
     table = name_table(shape)
 
     def account() -> Held:
-        table.check_layout(_Split.of(None).size, _Split.of(0).size)
+        table.check_layout(Split.of(None).size, Split.of(0).size)
         table.check_source(source)
         return _held(table, chunks)
 
     held = _on_all_ranks(account)
     _check_complete(table, held)
     for entry, parameter in held.values():
-        split = _Split.of(entry.expert)
+        split = Split.of(entry.expert)
         if is_quantized(parameter):  # slices of it are no views: fill a plain tensor, then quantise
             values = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
             entry.mapping.fill(values, source, split.rank, split.size)
@@ -227,7 +227,7 @@ def _write_and_drain(
 
 
 @dataclass(frozen=True, slots=True)
-class _Split:
+class Split:
     """The ranks that a parameter is split over, and this one's place among them."""
 
     rank: int
@@ -235,7 +235,7 @@ class _Split:
     group: dist.ProcessGroup
 
     @classmethod
-    def of(cls, expert: int | None) -> _Split:
+    def of(cls, expert: int | None) -> Split:
         """Of an expert's parameters, or (None) of all others."""
         group = (
             parallel_state.get_tensor_model_parallel_group()
@@ -326,7 +326,7 @@ def _check_complete(table: Table, held: Held) -> dict[str, _Owner]:
     one rank raises on all of them.
     """
     expected = {
-        name: entry.mapping.local_shape(_Split.of(entry.expert).size)
+        name: entry.mapping.local_shape(Split.of(entry.expert).size)
         for name, (entry, _) in held.items()
     }
     wrong = [
@@ -357,7 +357,7 @@ def _check_complete(table: Table, held: Held) -> dict[str, _Owner]:
     if missing or wrong:
         what = (
             f"the model's parameters are not those of {table.family.title} at tp ="
-            f" {_Split.of(None).size}"
+            f" {Split.of(None).size}"
         )
         raise ConversionError(what + listed("missing", missing) + listed("wrong shape", wrong))
     return owners
@@ -375,7 +375,7 @@ def _all_shards(
     """Every TP rank's shard of one parameter, on every rank of the replica.
 
     Broadcast to the EP ranks of its stage, then along the pipeline, then gathered over TP."""
-    split = _Split.of(entry.expert)
+    split = Split.of(entry.expert)
     pp_group = parallel_state.get_pipeline_model_parallel_group()
     ep_group = parallel_state.get_expert_model_parallel_group()
     here = dist.get_rank(pp_group) == owner.stage

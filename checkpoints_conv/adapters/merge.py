@@ -1,4 +1,4 @@
-"""Adapters added to a model's weights: W' = W + s·B·A, in float32, rounded once to W's type.
+"""Adapters added to a model's weights: W' = W + s·B·A, in float64, rounded once to W's type.
 
 In float32 the merged model computes what the adapted one does up to rounding of sums. In bfloat16
 the rounding of W' loses what of s·B·A is below half a unit in W's last place (2⁻⁹ to 2⁻⁸ of an
@@ -19,7 +19,7 @@ from megaladder.checkpoints_conv.families import TensorSource, name_table
 from megaladder.checkpoints_conv.reader import HFReader
 from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
 from megaladder.model.hf_config import model_shape, read_config_json
-from megaladder.model.lora.spec import projections
+from megaladder.model.lora.spec import sites
 
 
 def merge_folders(
@@ -70,16 +70,11 @@ def merged_tensors(
     reader: HFReader, names: list[str], table: AdapterTable, adapters: TensorSource
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(Name, tensor) of the merged model, in the order of `names`."""
-    adapted = {
-        f"{projection.module.replace('*', str(layer))}.weight": (projection, layer)
-        for layer in range(table.shape.num_layers)
-        for _, projection in projections(table.shape, table.spec)
-    }
+    adapted = {f"{site.module}.weight": site for site in sites(table.shape, table.spec)}
     for name in names:
         weight = reader.read(name)
         if name in adapted:
-            projection, layer = adapted[name]
-            a, b = (adapters.read(projection.tensor(layer, matrix)) for matrix in ("A", "B"))
-            delta = b.float() @ a.float() * table.spec.scaling
-            weight = (weight.float() + delta).to(weight.dtype)
+            a, b = (adapters.read(adapted[name].tensor(matrix)) for matrix in ("A", "B"))
+            delta = b.double() @ a.double() * table.spec.scaling
+            weight = delta.add_(weight).to(weight.dtype)
         yield name, weight

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from megaladder.checkpoints_conv.adapters.stacked import stacked_parts
 from megaladder.checkpoints_conv.adapters.tensors import AdapterTable
 from megaladder.checkpoints_conv.families import listed
 from megaladder.checkpoints_conv.writer import room_needed
@@ -46,7 +47,22 @@ class PeftReader:
             name: tuple(self._file.get_slice(stored).get_shape())
             for name, stored in self._stored.items()
         }
+        self._take_apart(table)
         self._check(table)
+
+    def _take_apart(self, table: AdapterTable) -> None:
+        """Shows each expert's tensors in the place of those that hold all of a layer."""
+        self._parts = stacked_parts(self.shapes, table.shape, table.spec)
+        self._at_hand: dict[str, torch.Tensor] = {}
+        whole = {part.stored: self.shapes[part.stored] for part in self._parts.values()}
+        for name, part in self._parts.items():
+            size = whole[part.stored]
+            share = (size[0] // part.num_experts, size[1])
+            if part.matrix == "B":
+                share = (part.rows.stop - part.rows.start, size[1] // part.num_experts)
+            self.shapes[name] = share
+        for name in whole:
+            del self.shapes[name]
 
     def _check(self, table: AdapterTable) -> None:
         want = table.shapes
@@ -70,9 +86,20 @@ class PeftReader:
         self, name: str, dim: int = 0, start: int = 0, stop: int | None = None
     ) -> torch.Tensor:
         """Rows (dim 0) or columns (dim 1) `start:stop`."""
-        window = self._file.get_slice(self._stored[name])
         stop = self.shapes[name][dim] if stop is None else stop
+        part = self._parts.get(name)
+        if part is not None:
+            return part.of(self._whole(part.stored)).narrow(dim, start, stop - start)
+        window = self._file.get_slice(self._stored[name])
         return window[start:stop] if dim == 0 else window[:, start:stop]
+
+    def _whole(self, name: str) -> torch.Tensor:
+        """A stacked tensor; A and B of the experts at hand are kept, which are read one by one."""
+        if name not in self._at_hand:
+            if len(self._at_hand) > 1:
+                self._at_hand.clear()
+            self._at_hand[name] = self._file.get_tensor(self._stored[name])
+        return self._at_hand[name]
 
 
 def _plain_name(name: str) -> str:

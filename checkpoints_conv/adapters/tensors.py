@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 
-from megaladder import parallel
 from megaladder.checkpoints_conv.families import Entry, TensorSource
-from megaladder.checkpoints_conv.live_model import Held, iter_held
+from megaladder.checkpoints_conv.live_model import Held, Split, iter_held
 from megaladder.checkpoints_conv.mapping import ColumnParallel, Mapping, Replicated, RowParallel
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.adapter import linear_adapters
-from megaladder.model.lora.spec import FusedLinear, LoraSpec, Projection, projections
+from megaladder.model.lora.spec import LoraSpec, Site, sites
 
 
 class AdapterTable:
@@ -30,9 +29,8 @@ class AdapterTable:
 
     def entries(self) -> Iterator[Entry]:
         """Every tensor, layer after layer, A before B. Its name is PEFT's on both sides."""
-        for layer in range(self.shape.num_layers):
-            for linear, projection in projections(self.shape, self.spec):
-                yield from _entries(linear, projection, layer, self.spec.rank)
+        for site in sites(self.shape, self.spec):
+            yield from _entries(site, self.spec.rank)
 
     @cached_property
     def by_name(self) -> dict[str, Entry]:
@@ -44,18 +42,19 @@ class AdapterTable:
         return {name: entry.mapping.hf_shapes[0] for name, entry in self.by_name.items()}
 
 
-def _entries(
-    linear: FusedLinear, projection: Projection, layer: int, rank: int
-) -> tuple[Entry, Entry]:
-    a_name, b_name = projection.tensor(layer, "A"), projection.tensor(layer, "B")
-    a_shape, b_shape = ((rank, projection.columns),), ((projection.rows, rank),)
+def _entries(site: Site, rank: int) -> tuple[Entry, Entry]:
+    a_name, b_name = site.tensor("A"), site.tensor("B")
+    a_shape, b_shape = ((rank, site.projection.columns),), ((site.projection.rows, rank),)
     a: Mapping
     b: Mapping
-    if linear.split == "column":
+    if site.linear.split == "column":
         a, b = Replicated((a_name,), a_shape), ColumnParallel((b_name,), b_shape)
     else:
         a, b = RowParallel((a_name,), a_shape), Replicated((b_name,), b_shape)
-    return Entry(a_name, layer, a, a_name), Entry(b_name, layer, b, b_name)
+    return (
+        Entry(a_name, site.layer, a, a_name, expert=site.expert),
+        Entry(b_name, site.layer, b, b_name, expert=site.expert),
+    )
 
 
 class FreshAdapters:
@@ -95,10 +94,9 @@ def held_adapters(table: AdapterTable, chunks: Sequence[Any]) -> Held:
 
 def load_adapters(chunks: Sequence[Any], table: AdapterTable, source: TensorSource) -> None:
     """Fills this rank's adapters. Every rank calls it; `source` holds what `table` names."""
-    rank = parallel.tp_rank()
-    size = chunks[0].config.tensor_model_parallel_size
     for entry, parameter in held_adapters(table, chunks).values():
-        entry.mapping.fill(parameter.data, source, rank, size)
+        split = Split.of(entry.expert)
+        entry.mapping.fill(parameter.data, source, split.rank, split.size)
 
 
 def iter_adapters(chunks: Sequence[Any], table: AdapterTable) -> Iterator[tuple[str, torch.Tensor]]:

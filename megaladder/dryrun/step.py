@@ -146,7 +146,7 @@ def simulate(job: Job, place: Place) -> RankProgram:
         stack.enter_context(patch.object(portable, "PackedCoreAttention", StandInAttention))
         for name in ("load_hf_into_chunks", "load_tensors_into_chunks"):
             stack.enter_context(patch.object(rl_policy, name, _no_weights))
-        options = build_options(job.config)
+        options = build_options(job.config, job.shape)
         chunks = build_chunks(job.shape, layout, replace(options, fp8=None, layers="portable"))
         if job.config.lora.enabled:
             attach(chunks, job.shape, lora_spec(job.config.lora, job.shape))

@@ -46,7 +46,8 @@ class BuildOptions:
 
     `layers`: te, portable, or auto = te in bf16 where there is Transformer Engine on CUDA (its
     packed attention takes no fp32). `gpu`: read with te layers only. adapters: the linears will
-    have some, so norms stay apart from them: an adapter takes the normed input.
+    have some, so norms stay apart from them: an adapter takes the normed input. adapts_experts: the
+    experts' linears too, which are then modules of their own, not grouped products.
     """
 
     precision: str = "fp32"
@@ -58,6 +59,7 @@ class BuildOptions:
     layers: str = "auto"
     seed: int = 42
     adapters: bool = False
+    adapts_experts: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,7 +132,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         persist_layer_norm=False,
-        **moe_fields(shape, layout, options.moe, grouped=uses_te(shape, options)),
+        **moe_fields(shape, layout, options.moe, grouped=groups_experts(shape, options)),
         **fields,
     )
 
@@ -141,6 +143,11 @@ def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 
 _GATES = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
+
+
+def groups_experts(shape: ModelShape, options: BuildOptions) -> bool:
+    """Whether the products of a rank's experts are grouped."""
+    return uses_te(shape, options) and not options.adapts_experts
 
 
 def uses_te(shape: ModelShape, options: BuildOptions) -> bool:

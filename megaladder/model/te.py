@@ -91,10 +91,15 @@ def block_spec(
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
+    grouped = config.moe_grouped_gemm
     sparse = get_gpt_layer_with_transformer_engine_spec(
-        num_experts=shape.moe.num_experts, moe_grouped_gemm=True, qk_layernorm=config.qk_layernorm
+        num_experts=shape.moe.num_experts,
+        moe_grouped_gemm=grouped,
+        qk_layernorm=config.qk_layernorm,
     )
-    sparse.submodules.mlp = expert_layer_spec(TESpecProvider(), shape, grouped=True)
+    if separate_norms:
+        _take_norms_apart(sparse, sparse=True)
+    sparse.submodules.mlp = expert_layer_spec(TESpecProvider(), shape, grouped=grouped)
     sparse.submodules.sharded_state_dict_keys_map = {
         "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"
     }
@@ -102,14 +107,17 @@ def block_spec(
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=TENorm)
 
 
-def _take_norms_apart(spec: ModuleSpec) -> None:
-    """The layer with the names that the portable specification has too."""
+def _take_norms_apart(spec: ModuleSpec, *, sparse: bool = False) -> None:
+    """The layer with the names that the portable specification has too.
+
+    A layer with experts has the norm before them apart already."""
     from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
 
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = TENorm
     layer.self_attention.submodules.linear_qkv = TEColumnParallelLinear
-    layer.mlp.submodules.linear_fc1 = TEColumnParallelLinear
+    if not sparse:
+        layer.mlp.submodules.linear_fc1 = TEColumnParallelLinear
 
 
 class RotaryTable:

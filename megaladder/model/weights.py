@@ -55,9 +55,9 @@ def plain_weight(parameter: torch.Tensor) -> torch.Tensor:
     """A weight as an ordinary tensor: what the forward pass computes with.
 
     Dequantised where it is kept in FP8; with its adapter's product where it has one, summed in
-    float32 and rounded once.
+    float64 and rounded once.
     """
     delta = getattr(parameter, "weight_delta", None)
     if delta is not None:
-        return (parameter.data.float() + delta()()).to(parameter.dtype)
+        return delta()().add_(parameter.data).to(parameter.dtype)
     return parameter.dequantize() if is_quantized(parameter) else parameter.data

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
-from megaladder.model.lora.spec import projections
+from megaladder.model.lora.spec import FusedLinear, LoraSpec, adapted_linears
 from megaladder.plan.layout import OURS, PlannedLayout, Software, Work
 
 GIB = 1024**3
@@ -164,18 +164,34 @@ def stage_parameters(shape: ModelShape, layout: PlannedLayout, stage: int) -> Pa
     )
 
 
-def adapter_parameters(shape: ModelShape, layout: PlannedLayout, work: Work, stage: int) -> int:
+def adapter_parameters(
+    shape: ModelShape, layout: PlannedLayout, work: Work, stage: int
+) -> Parameters:
     """Adapters' parameters of a rank in this stage.
 
     The matrix on the side that tensor parallelism does not split is whole on every rank."""
-    if work.adapters is None:
-        return 0
-    per_layer, tp = 0, layout.tp
-    for linear, projection in projections(shape, work.adapters):
-        rows, columns = projection.rows, projection.columns
-        split = (rows // tp, columns) if linear.split == "column" else (rows, columns // tp)
-        per_layer += work.adapters.rank * sum(split)
-    return stage_layers(shape.num_layers, layout.pp, stage) * per_layer
+    spec, beside, experts = work.adapters, 0, 0
+    if spec is None:
+        return Parameters(0, 0, 0)
+    for layer in layers_of(shape, layout, stage):
+        for linear in adapted_linears(shape, spec, layer):
+            if linear.of_experts and shape.moe is not None:
+                held = shape.moe.num_experts // layout.ep
+                experts += held * _linear_adapter(linear, spec, layout.etp)
+            else:
+                beside += _linear_adapter(linear, spec, layout.tp)
+    return Parameters(beside, 0, experts)
+
+
+def _linear_adapter(linear: FusedLinear, spec: LoraSpec, split: int) -> int:
+    """Parameters on a rank of the adapters of one linear that is cut into `split`."""
+    total = 0
+    for projection in linear.projections:
+        if projection.name in spec.targets:
+            rows, columns = projection.rows, projection.columns
+            column = linear.split == "column"
+            total += rows // split + columns if column else rows + columns // split
+    return spec.rank * total
 
 
 def micro_batch_tokens(layout: PlannedLayout, work: Work) -> int:
@@ -191,13 +207,13 @@ def stage_memory(
     value_bytes = FP32_BYTES if work.precision == "fp32" else 2
     state_bytes = 8 if work.precision == "fp32" else software.optimizer_bytes
     adapters = adapter_parameters(shape, layout, work, stage)
-    sharded = adapters / (layout.dp * layout.cp) if work.lora else held.shard(layout)
+    trained = adapters if work.lora else held
     quantized = held.layers + held.experts if work.precision == "fp8" else 0
     return MemoryEstimate(
-        weights=(held.total + adapters) * value_bytes
+        weights=(held.total + adapters.total) * value_bytes
         - (2 * quantized if software.fp8_params else 0),
-        gradients=(adapters if work.lora else held.total) * FP32_BYTES,
-        optimizer=int(sharded * state_bytes),
+        gradients=trained.total * FP32_BYTES,
+        optimizer=int(trained.shard(layout) * state_bytes),
         fp8_copies=2 * quantized,
         activations=_activation_bytes(shape, layout, work, stage),
         head=_head_bytes(shape, layout, work, value_bytes) if stage == layout.pp - 1 else 0,

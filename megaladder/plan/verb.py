@@ -9,7 +9,7 @@ from typing import Any
 from megaladder.config.verbs.plan import PlanConfig
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import ModelShape
-from megaladder.model.lora.spec import LoraSpec, check_targets, fused_linears
+from megaladder.model.lora.spec import LoraSpec, check_targets, known_targets
 from megaladder.plan.grpo import Round, engine_budget
 from megaladder.plan.hardware import find_gpu, find_model
 from megaladder.plan.layout import ADAPTERS_UNTIMED, Work
@@ -69,8 +69,8 @@ def adapters_of(config: PlanConfig, shape: ModelShape) -> LoraSpec | None:
     """The adapters that are trained instead of the weights, on every projection."""
     if config.lora_rank is None:
         return None
-    names = [p.name for linear in fused_linears(shape) for p in linear.projections]
-    spec = LoraSpec(config.lora_rank, float(config.lora_rank), tuple(names))
+    names = tuple(known_targets(shape))
+    spec = LoraSpec(config.lora_rank, float(config.lora_rank), names)
     check_targets(shape, spec)
     return spec
 

@@ -23,7 +23,7 @@ from megaladder.config.rules.model import require_model
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import read_config_json
-from megaladder.model.lora.peft_config import lora_spec, start_notes
+from megaladder.model.lora.peft_config import engine_adapters, lora_spec, start_notes
 from megaladder.plan.hardware import Gpu, find_gpu, find_model, gpus
 from megaladder.plan.layout import ADAPTERS_UNTIMED, OURS, PlannedLayout, Software, Work
 from megaladder.plan.memory import GIB, MemoryEstimate, estimate_memory
@@ -179,6 +179,8 @@ def _check_model(config: CheckSft | CheckGrpo, dp: int) -> list[str]:
     for note in start_notes(config.lora):
         show("note", note)
     _show_plan(config, shape, dp, precision)
+    if _has_engine(config):
+        engine_adapters(config.lora, shape, *_engine_sync(config))
     if not here:
         return [f"model.path {config.model.path}: no such folder here"]
     if problem := _engine_problem(config, shape):
@@ -223,6 +225,13 @@ def _has_engine(config: SftConfig | GrpoConfig) -> bool:
     if isinstance(config, GrpoConfig):
         return config.rollout.engine == "vllm"
     return bool(config.evaluate.benchmarks) and config.evaluate.engine == "vllm"
+
+
+def _engine_sync(config: CheckSft | CheckGrpo) -> tuple[str, str]:
+    """How weights reach the engine, key and value."""
+    if isinstance(config, CheckGrpo):
+        return "rollout.sync", config.rollout.sync
+    return "evaluate.sync", config.evaluate.sync
 
 
 def _count(shape: ModelShape) -> str:

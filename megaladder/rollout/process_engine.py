@@ -153,14 +153,18 @@ class ProcessEngine(BaseEngine):
     def weight_checksums(self) -> list[dict[str, str]] | None:
         """Checksum of every parameter as the engine holds it, one dict a worker.
 
-        None where the engine has no such call.
-
-        vLLM on a CPU keeps linear layers in a packed form that its checksum does not see: there
-        only embedding, head and norms count.
+        None where the engine has no such call. vLLM on a CPU keeps linear layers in a packed form
+        that its checksum does not see: there embedding, head, norms and experts count, these where
+        `watch_weights` came first.
         """
         if not self.features.get("checksums"):
             return None
         return [worker for replica in self.call("weight_checksums") for worker in replica]
+
+    def watch_weights(self) -> None:
+        """Before an update whose checksums are wanted: experts' are taken while they load."""
+        if self.features.get("checksums"):
+            self.call("watch_weights")
 
     def forget_prompts(self) -> None:
         """See `Engine.forget_prompts`: empties the prefix caches."""

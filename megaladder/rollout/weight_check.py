@@ -4,8 +4,9 @@ Checksums of every tensor, compared under the engine's own names.
 
 vLLM fuses q, k, v and gate, up, splits them over its tensor-parallel workers, pads the vocabulary
 to a multiple of 64, and says sha256 of what each worker holds (`compute_weight_checksums`). Here
-the same digests are made from the trainer's tensors. On a CPU vLLM repacks its linear layers and
-drops the originals: those tensors are not visible and are counted so.
+the same digests are made from the trainer's tensors; of experts our worker extension says them,
+taken while they were loaded. On a CPU vLLM repacks its linear layers and drops the originals: those
+tensors are not visible and are counted so.
 """
 
 from __future__ import annotations

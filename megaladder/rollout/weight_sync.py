@@ -191,13 +191,17 @@ class WeightSync:
             parallel.on_main(
                 lambda: _unless_dead(_main(self._engine), lambda engine: engine.wake(["weights"]))
             )
+        due = self._check_due()
+        if due:
+            parallel.on_main(lambda: _unless_dead(_main(self._engine), _watch))
         self._carrier.send(self._engine, version)
         if self._resting:
             parallel.on_main(lambda: _main(self._engine).wake(["kv_cache"]))
         seconds = time.perf_counter() - began
         self.version, self._resting = version, False
         fault_point("after_sync")
-        return SyncReport(version, seconds, self._model.num_bytes, self._check())
+        check = self._check() if due else None
+        return SyncReport(version, seconds, self._model.num_bytes, check)
 
     def rest(self) -> None:
         """Between rounds: an engine on the trainer's devices gives them back and drops its weights.
@@ -212,16 +216,18 @@ class WeightSync:
     def close(self) -> None:
         self._carrier.close()
 
+    def _check_due(self) -> bool:
+        """Whether the engine's checksums are compared after the coming transfer."""
+        if self._model.adapters is not None:  # the engine's weights are its own
+            return False
+        check = self._options.check
+        return check == "always" or (check == "first" and not self._checked)
+
     def _check(self) -> CheckResult | None:
         """Compares every tensor that the engine shows with the trainer's.
 
         Collective: all ranks gather, rank 0 compares.
         """
-        due = self._options.check == "always" or (
-            self._options.check == "first" and not self._checked
-        )
-        if not due or self._model.adapters is not None:  # the engine's weights are its own
-            return None
         self._checked = True
         said: list[dict[str, str]] = []
 
@@ -286,6 +292,13 @@ class NoSync:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _watch(engine: Engine) -> None:
+    """Asks for the checksums of what comes; nothing where the engine has none (the fake)."""
+    watch = getattr(engine, "watch_weights", None)
+    if watch is not None:
+        watch()
 
 
 def _checksums(engine: Engine) -> list[dict[str, str]] | None:

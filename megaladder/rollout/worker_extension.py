@@ -5,6 +5,7 @@ Imports nothing of vLLM: its worker mixes it in.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ class WorkerExtension:
     model_runner: Any
     reload_weights: Callable[..., None]
     expert_record: ExpertRecord
+    expert_digests: ExpertDigests
+    _weight_checksum_prefix: Callable[[], str]
 
     def facts(self) -> dict[str, str]:
         """device (cpu, cuda) and dtype: what a server cannot be asked over HTTP."""
@@ -45,6 +48,19 @@ class WorkerExtension:
         self.reload_weights(weights_path=weights_path)
         if on_cpu:
             self._repack_tied_output()
+
+    def watch_experts(self) -> None:
+        """From the next update on, until `expert_checksums`, keeps digests of experts' weights."""
+        if not hasattr(self, "expert_digests"):
+            self.expert_digests = ExpertDigests(self.model_runner.get_model())
+        self.expert_digests.begin()
+
+    def expert_checksums(self) -> dict[str, str]:
+        """The digests, named as vLLM's own checksums are; none where nobody watched."""
+        if not hasattr(self, "expert_digests"):
+            return {}
+        prefix = self._weight_checksum_prefix()
+        return {prefix + name: digest for name, digest in self.expert_digests.end().items()}
 
     def _forget_expert_kernels(self) -> None:
         """Lets the weights of experts be prepared as they were at the start.
@@ -81,6 +97,61 @@ class WorkerExtension:
 
         rows: name of a request → its tokens that were computed."""
         return {name: self.expert_record.text(name, count) for name, count in rows.items()}
+
+
+class ExpertDigests:
+    """What is loaded into each expert, as sha256, before its kernel orders the weights in its own way.
+
+    Afterwards nothing in the engine shows them as they came: on a CPU they are packed, on CUDA some
+    kernels swap and shuffle their rows. Names: …mlp.experts.3.gate_up_proj.weight, gate's rows and
+    then up's, and …down_proj.weight: this worker's part without what vLLM fills widths up with.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._found: dict[str, str] | None = None
+        for name, layer in model.named_modules():
+            # parts of an expert on several workers only by tensor parallelism
+            if hasattr(layer, "w13_weight") and not layer.moe_config.moe_parallel_config.use_ep:
+                self._note_before_preparing(name.partition(".experts")[0] + ".experts", layer)
+
+    def begin(self) -> None:
+        """Forgets what was found, and looks from now on."""
+        self._found = {}
+
+    def end(self) -> dict[str, str]:
+        """What was found since."""
+        found, self._found = self._found, None
+        return found or {}
+
+    def _note_before_preparing(self, name: str, layer: Any) -> None:
+        method = layer.quant_method
+        prepare = method.process_weights_after_loading
+
+        def noted(loaded: Any) -> None:
+            if self._found is not None:
+                self._note(name, loaded, self._found)
+            prepare(loaded)
+
+        method.process_weights_after_loading = noted
+
+    @staticmethod
+    def _note(name: str, layer: Any, found: dict[str, str]) -> None:
+        width = layer.moe_config.intermediate_size_per_partition_unpadded
+        hidden = layer.moe_config.hidden_dim_unpadded
+        for expert, (both, down) in enumerate(
+            zip(layer.w13_weight.detach(), layer.w2_weight.detach(), strict=True)
+        ):
+            gate_up = both.unflatten(0, (2, -1))[:, :width, :hidden].flatten(0, 1)
+            found[f"{name}.{expert}.gate_up_proj.weight"] = _sha256(gate_up)
+            found[f"{name}.{expert}.down_proj.weight"] = _sha256(down[:hidden, :width])
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    """Of a tensor's bytes, row after row."""
+    import torch
+
+    plain = tensor.cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(plain.numpy().data).hexdigest()
 
 
 class ExpertRecord:

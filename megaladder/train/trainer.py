@@ -28,6 +28,8 @@ from megaladder.files.sums import refuse_damaged
 from megaladder.model.build import BuildOptions, build_chunks
 from megaladder.model.head import HeadOptions, LossFunction
 from megaladder.model.hf_config import ModelShape, model_shape, read_config_json
+from megaladder.model.lora.peft_config import lora_spec
+from megaladder.model.lora.spec import adapts_experts
 from megaladder.model.moe.balance import Balance, move_biases, step_balance
 from megaladder.model.source import model_folder
 from megaladder.model.te import start_user_buffers
@@ -84,9 +86,9 @@ def precision_of(config: RunConfig) -> str:
     return platform.default_precision() if chosen == "auto" else chosen
 
 
-def build_options(config: RunConfig) -> BuildOptions:
+def build_options(config: RunConfig, shape: ModelShape) -> BuildOptions:
     """How the run's model computes."""
-    section = config.train
+    section, lora = config.train, config.lora
     return BuildOptions(
         precision=precision_of(config),
         recompute=section.recompute,
@@ -95,7 +97,8 @@ def build_options(config: RunConfig) -> BuildOptions:
         gpu=config.gpu,
         moe=config.moe,
         seed=section.seed,
-        adapters=config.lora.enabled,
+        adapters=lora.enabled,
+        adapts_experts=lora.enabled and adapts_experts(shape, lora_spec(lora, shape)),
     )
 
 
@@ -130,7 +133,7 @@ class Trainer:
         parallel.on_main(lambda: files.write(run.model_files))
         self.files_folder = run.model_files
         self.layout, self.folder, self.shape = layout_of(config), model.folder, model.shape
-        options = build_options(config)
+        options = build_options(config, self.shape)
         chunks = build_chunks(self.shape, self.layout, options)
         if config.model.init == "random":
             load_tensors_into_chunks(

@@ -34,7 +34,9 @@ CONFIG = {
 TOKENS = 256
 
 
-def dryrun(folder: Path, layout: dict[str, Any], **train: Any) -> dict[str, Any]:
+def dryrun(
+    folder: Path, layout: dict[str, Any], lora: dict[str, Any] | None = None, **train: Any
+) -> dict[str, Any]:
     """What a dry run of two micro-batches a rank found."""
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rows = 2 * layout["ranks"] // layout.get("tp", 1) // layout.get("pp", 1)
@@ -45,6 +47,7 @@ def dryrun(folder: Path, layout: dict[str, Any], **train: Any) -> dict[str, Any]
         "train": {"global_batch_size": rows, **train},
         "moe": {"aux_loss": "global_batch", "z_loss_coef": 1e-3},
         "parallel": layout,
+        "lora": lora or {},
     }
     (folder / "run.yaml").write_text(safe_dump(sections))
     assert main(["dryrun", str(folder / "run.yaml"), "--json", str(folder / "found.json")]) == 0
@@ -65,6 +68,13 @@ def test_bytes_are_plans(tmp_path, capsys, layout: dict[str, Any], train: dict[s
     assert_bytes_are_plans(found["stages"])
     said = capsys.readouterr().out
     assert "all_to_all" in said and "plan predicts" in said
+
+
+def test_adapters_of_experts_are_plans(tmp_path) -> None:
+    """A rank has adapters on its own experts: half of them here."""
+    found = dryrun(tmp_path, {"tp": 2, "ep": 2, "ranks": 4}, lora={"rank": 8})
+    assert found["faults"] == []
+    assert_bytes_are_plans(found["stages"])
 
 
 def test_all_to_alls_by_hand(tmp_path) -> None:

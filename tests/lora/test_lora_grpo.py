@@ -33,3 +33,26 @@ def test_a_real_engine_is_given_the_adapters_of_each_step(runs):
     assert done.status == 0, done.error
     assert [row["version"] for row in done.rows] == list(range(STEPS))
     assert (done.folder / f"adapters/step_{STEPS}/adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_real_engine_is_given_experts_with_their_adapters_merged(tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    runs = GrpoRuns(tmp_path, family="qwen3_moe")
+    reward = tmp_path / "reward.py"
+    reward.write_text("def odd(completion, gold, **row):\n    return float(len(completion) % 2)\n")
+    flags = (
+        "--rollout.engine",
+        "vllm",
+        "--reward.terms",
+        f"{reward}:odd",
+        "--train.max-steps",
+        "3",
+    )
+    done = runs.run("experts", *ADAPTERS, *flags, "--grpo.skip-zero-advantage", "false")
+    assert done.status == 0, done.error
+    assert [row["version"] for row in done.rows] == [0, 1, 2]
+    assert all(row["mismatch_mean"] <= 2e-6 and row["grad_norm"] > 0 for row in done.rows)
+    assert all(row["moe_differing_choices"] == 0 for row in done.rows)
+    refused = runs.run("alone", *ADAPTERS, *flags, "--rollout.sync", "adapter")
+    assert refused.status == 2 and "the engine's experts take no adapters" in refused.error

@@ -155,3 +155,26 @@ def test_a_run_starts_from_a_folder(whole, inputs, tmp_path):
     assert not (run.folder / "hf/step_1").exists()
     assert run.verb(*words, "--lora.rank", "4") == 2
     assert "lora.rank 4" in run.out.read_text()
+
+
+@pytest.mark.slow
+def test_adapters_on_experts_go_on_bit_for_bit_and_at_another_layout(inputs, tmp_path):
+    inputs = build_tiny_model(tmp_path / "model", "qwen3_moe", hidden=32), inputs[1]
+    whole, same, moved = (Run(inputs, tmp_path, name) for name in ("whole", "same", "moved"))
+    assert whole() == 0, whole.out.read_text()
+    stored = whole.weights("adapters/step_3")
+    assert stored["base_model.model.model.layers.1.mlp.experts.7.down_proj.lora_B.weight"].any()
+    for run, layout in ((same, ()), (moved, ("--parallel.tp", "2", "--parallel.ep", "2"))):
+        assert run(fault="update:3:SIGKILL") == -9
+        assert run(*layout) == 0, run.out.read_text()
+        assert "resumed after step 2" in run.out.read_text()
+    assert same.losses == whole.losses
+    mine = same.weights("adapters/step_3")
+    assert all(torch.equal(mine[name], stored[name]) for name in stored)
+    for (loss, norm), (loss0, norm0) in zip(moved.losses, whole.losses, strict=True):
+        assert loss == pytest.approx(loss0, rel=1e-5) and norm == pytest.approx(norm0, rel=1e-4)
+    checkpoint = str(moved.folder / "checkpoints/step_3")
+    words = ("convert", "megatron-to-hf", "--megatron", checkpoint, "--out", str(tmp_path / "out"))
+    assert moved.verb(*words) == 0, moved.out.read_text()
+    found, want = read_all(tmp_path / "out"), read_all(moved.folder / "hf/step_3")
+    assert all(torch.equal(found[name], want[name]) for name in want)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,44 @@ def test_a_published_pattern_of_targets_is_refused():
     pattern = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$"
     with pytest.raises(ModelError, match="target_modules should be a list of names"):
         spec_from_config(PEFT_0_19 | {"target_modules": pattern}, CONFIG)
+
+
+def test_stacked_adapters_of_experts_are_taken_apart(tmp_path):
+    """A [E·r, columns]: rows of an expert follow each other. B [rows, r·E]: columns lie E apart."""
+    shape = replace(find_model("Qwen3-30B-A3B"), num_layers=2, hidden_size=6)
+    moe = replace(shape.moe, sparse_layers=(True, True), num_experts=3, ffn_hidden_size=4)
+    shape, rank, experts = replace(shape, moe=moe), 2, 3
+    front = "base_model.model.model.layers.{}.mlp.experts."
+    sizes = {"base_layer.": (8, 6), "": (6, 4)}  # rows, columns: gate and up; down
+    stored = {}
+    for layer, (inner, (rows, columns)) in product(range(2), sizes.items()):
+        parent = front.format(layer) + inner
+        stored[f"{parent}lora_A.weight"] = torch.randn(experts * rank, columns)
+        stored[f"{parent}lora_B.weight"] = torch.randn(rows, rank * experts)
+    save_file(stored, tmp_path / WEIGHTS)
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = {"r": rank, "lora_alpha": 4, "target_modules": [], "target_parameters": names}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    table, reader = open_peft(tmp_path, shape)
+    assert table.spec.targets == ("gate_proj", "up_proj", "down_proj")
+    # as peft 0.21 forms the product: einsum("o r e, e r i -> e o i")
+    for layer, (inner, _) in product(range(2), sizes.items()):
+        a, b = (stored[f"{front.format(layer)}{inner}lora_{m}.weight"] for m in "AB")
+        whole = torch.einsum(
+            "ore,eri->eoi", b.reshape(len(b), rank, experts), a.reshape(experts, rank, -1)
+        )
+        for expert in range(experts):
+            parts = ("gate_proj", "up_proj") if inner else ("down_proj",)
+            named = [f"{front.format(layer)}{expert}.{part}" for part in parts]
+            found = [
+                reader.read(f"{n}.lora_B.weight") @ reader.read(f"{n}.lora_A.weight") for n in named
+            ]
+            assert torch.allclose(torch.cat(found), whole[expert], atol=1e-6)
+
+
+def test_parameters_that_are_no_experts_are_refused():
+    raw = PEFT_0_19 | {"target_modules": [], "target_parameters": ["embed_tokens.weight"]}
+    with pytest.raises(
+        ModelError, match=r"target_parameters 'embed_tokens\.weight' is none of the"
+    ):
+        spec_from_config(raw, CONFIG)

@@ -1,5 +1,6 @@
 """Loss, gradient norm and each expert's tokens of every step do not depend on EP, TP,
-PP, VPP, DP, micro-batch size, packing, padding or recompute; with every way of balancing."""
+PP, VPP, DP, micro-batch size, packing, padding or recompute; with every way of balancing, and with
+adapters."""
 
 from __future__ import annotations
 
@@ -14,14 +15,17 @@ from model_cases import make_folder
 # strong enough that a share counted twice shows in the gradient norm
 SEQUENCE = {"aux_loss": "sequence", "aux_loss_coef": 0.1, "z_loss_coef": 0.01}
 GLOBAL = {"aux_loss": "global_batch", "aux_loss_coef": 0.1}
+EXPERTS = "gate_proj,up_proj,down_proj"
 # `global_batch` takes shares of all micro-batches so far: one a step here
 QUICK = {
     1: [
         {"name": "reference"},
         {"name": "sequence-reference", "moe": SEQUENCE},
         {"name": "routed-reference", "routed": True},
+        {"name": "lora-reference", "lora": "all"},
     ],
     2: [
+        {"name": "lora-tp2-ep2", "tp": 2, "sp": True, "ep": 2, "lora": "all"},
         {"name": "ep2-unpacked", "ep": 2, "micro": 2, "packing": False},
         {"name": "sequence-tp2-ep2", "tp": 2, "sp": True, "ep": 2, "moe": SEQUENCE},
         {"name": "routed-tp2-ep2", "tp": 2, "sp": True, "ep": 2, "routed": True},
@@ -40,8 +44,15 @@ SLOW = {
         {"name": "routed-reference", "routed": True},
         {"name": "routed-recompute", "routed": True, "recompute": "full", "micro": 2},
         {"name": "routed-unpacked", "routed": True, "packing": False, "micro": 4},
+        {"name": "lora-reference", "lora": "all"},
+        {"name": "lora-recompute", "lora": "all", "recompute": "full", "micro": 2},
+        {"name": "experts-reference", "lora": EXPERTS},
     ],
     2: [
+        {"name": "lora-ep2", "lora": "all", "ep": 2},
+        {"name": "lora-tp2-ep2", "lora": "all", "tp": 2, "sp": True, "ep": 2},
+        {"name": "lora-pp2", "lora": "all", "pp": 2},
+        {"name": "experts-ep2", "lora": EXPERTS, "ep": 2, "recompute": "full"},
         {"name": "ep2", "ep": 2},
         {"name": "pp2", "pp": 2},
         {"name": "tp2-ep2", "tp": 2, "sp": True, "ep": 2},
@@ -56,6 +67,9 @@ SLOW = {
     ],
     4: [
         {"name": "ep4", "ep": 4},
+        {"name": "lora-tp2-pp2-ep2", "lora": "all", "tp": 2, "sp": True, "pp": 2, "ep": 2},
+        {"name": "lora-pp2-vpp2-ep2", "lora": "all", "pp": 2, "vpp": 2, "ep": 2},
+        {"name": "experts-tp2-ep4", "lora": EXPERTS, "tp": 2, "sp": True, "ep": 4},
         {"name": "ep2-dp4", "ep": 2, "micro": 2},
         {"name": "tp2-ep4", "tp": 2, "sp": True, "ep": 4},
         {"name": "tp2-pp2-ep2", "tp": 2, "sp": True, "pp": 2, "ep": 2},
@@ -102,7 +116,12 @@ def agree(found: dict[str, dict]) -> None:
     """Every case equals the reference of its way of balancing."""
     for name, result in found.items():
         kind = next(
-            (kind for kind in ("sequence-", "global-", "routed-") if name.startswith(kind)), ""
+            (
+                kind
+                for kind in ("sequence-", "global-", "routed-", "lora-", "experts-")
+                if name.startswith(kind)
+            ),
+            "",
         )
         reference = found[f"{kind}reference"]
         assert result["loads"] == reference["loads"], name

@@ -9,9 +9,12 @@ import pytest
 
 from megaladder.capabilities import Machine
 from megaladder.config.rules.layout import check_platform, check_world, validate_layout
+from megaladder.config.sections.shared import LoraSection
 from megaladder.config.sft import SftConfig
 from megaladder.errors import ConfigError
 from megaladder.model.hf_config import model_shape
+from megaladder.model.lora.peft_config import engine_adapters
+from megaladder.model.lora.spec import LoraSpec
 from megaladder.parallel import Layout
 from megaladder.plan.hardware import find_model
 
@@ -51,6 +54,11 @@ def config(**sections: dict) -> SftConfig:
         (
             {"moe": {"bias_update_rate": 1e-3}},
             "moe.bias_update_rate 0.001: this model's router has",
+        ),
+        ({"lora": {"rank": 4}, "parallel": {"etp": 2}}, "parallel.etp 2 with lora: adapters of a"),
+        (
+            {"lora": {"rank": 4}, "moe": {"bias_update_rate": 1e-3}},
+            "moe.bias_update_rate 0.001 with lora would move the model's own router",
         ),
     ],
     ids=str,
@@ -100,6 +108,21 @@ def test_shared_experts_are_cut_like_a_dense_layer() -> None:
     message = "tp 2 does not divide the model's shared experts' feed-forward size 97"
     with pytest.raises(ConfigError, match=message):
         validate_layout(tp2, replace(shape, moe=replace(shape.moe, shared_ffn_size=97)))
+
+
+def test_engines_get_adapters_of_experts_merged() -> None:
+    shape = model_shape(EXPERTS)
+    everywhere, attention = (
+        LoraSection(rank=4, targets=targets) for targets in ("up_proj,q_proj", "q_proj,o_proj")
+    )
+    key = "rollout.sync"
+    assert engine_adapters(LoraSection(), shape, key, "auto") is None
+    assert engine_adapters(everywhere, shape, key, "auto") is None
+    assert engine_adapters(attention, shape, key, "adapter") == LoraSpec(
+        4, 32.0, ("q_proj", "o_proj")
+    )
+    with pytest.raises(ConfigError, match=r"rollout\.sync adapter: the engine's experts take no"):
+        engine_adapters(everywhere, shape, key, "adapter")
 
 
 def test_a_stage_without_experts_is_refused() -> None:

@@ -5,18 +5,22 @@ extension does for that."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from model_cases import make_folder
+from model_cases import make_folder, read_all
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tokenizer
 
+from megaladder.model.hf_config import model_shape, read_config_json
+from megaladder.plan.hardware import find_model
 from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
+from megaladder.rollout.weight_check import compare_checksums
 from megaladder.rollout.worker_extension import WorkerExtension
 
 # 48: vLLM fills an expert's width up to 64 on a CPU
@@ -49,6 +53,19 @@ def answers(engine: VllmEngine) -> list[tuple]:
     return [(one.token_ids, one.logprobs) for group in groups for one in group]
 
 
+def assert_experts_are_seen(said: list[dict[str, str]], folder: Path, other: Path) -> None:
+    """All experts of all sparse layers are those of the folder, and none is the other's."""
+    shape = model_shape(read_config_json(folder))
+    same = compare_checksums(read_all(folder).items(), said, shape, tp=1)
+    assert same.differing == ()
+    experts = [name for name in same.equal if ".experts." in name]
+    assert len(experts) == 2 * shape.moe.num_experts * shape.moe.num_sparse
+    assert not any(".experts." in name for name in same.unseen)
+    if other != folder:
+        different = compare_checksums(read_all(other).items(), said, shape, tp=1)
+        assert set(experts) <= set(different.differing)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen3-moe", "glm4-moe"])
 def test_new_experts_compute_what_a_fresh_engine_computes(case: str, tmp_path: Path) -> None:
@@ -59,8 +76,11 @@ def test_new_experts_compute_what_a_fresh_engine_computes(case: str, tmp_path: P
     with start(first, tmp_path) as engine:
         found[first].append(answers(engine))
         for version, folder in enumerate((second, first, second, second), 1):
+            engine.watch_weights()
             engine.update_weights(str(folder), version)
+            assert_experts_are_seen(engine.weight_checksums(), folder, other=first)
             found[folder].append(answers(engine))
+        assert not any(".experts." in name for name in engine.weight_checksums()[0])  # once each
     with start(second, tmp_path) as fresh:
         found[second].append(answers(fresh))
     assert found[first][0] != found[second][0]
@@ -86,3 +106,56 @@ def test_kernels_of_experts_are_made_again_where_they_pack(device: str, kernel: 
     worker.load_folder("folder")
     assert found == [("folder", kernel)]
     assert vars(linear.quant_method) == {}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_experts_are_digested_before_their_kernel_orders_them(rank: int) -> None:
+    """Two workers with half of each expert's width, 3 features filled up to 4; then packed."""
+    width, hidden, num_experts = 6, 5, 2
+    shape = replace(find_model("Qwen3-30B-A3B"), hidden_size=hidden)
+    generator = torch.Generator().manual_seed(1)
+    sizes = {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+    weights = {
+        f"model.layers.0.mlp.experts.{expert}.{name}_proj.weight": torch.randn(
+            size, generator=generator
+        )
+        for expert in range(num_experts)
+        for name, size in sizes.items()
+    }
+
+    def pack(layer: SimpleNamespace) -> None:
+        layer.w13_weight, layer.w2_weight = layer.w13_weight.flip(1), layer.w2_weight.flip(1)
+
+    layer = SimpleNamespace(
+        w13_weight=torch.zeros(num_experts, 8, hidden),
+        w2_weight=torch.zeros(num_experts, hidden, 4),
+        quant_method=SimpleNamespace(process_weights_after_loading=pack),
+        moe_config=SimpleNamespace(
+            intermediate_size_per_partition_unpadded=3,
+            hidden_dim_unpadded=hidden,
+            moe_parallel_config=SimpleNamespace(use_ep=False),
+        ),
+    )
+    modules = [("model", SimpleNamespace()), ("model.layers.0.mlp.experts.routed_experts", layer)]
+    model = SimpleNamespace(named_modules=lambda: modules)
+    worker = WorkerExtension()
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)
+    worker._weight_checksum_prefix = lambda: f"dp0:pp0:pcp0:tp{rank}:"
+    assert worker.expert_checksums() == {}
+    worker.watch_experts()
+    part = slice(3 * rank, 3 * rank + 3)
+    for expert in range(num_experts):
+        gate, up, down = (
+            weights[f"model.layers.0.mlp.experts.{expert}.{name}_proj.weight"] for name in sizes
+        )
+        layer.w13_weight[expert, :3], layer.w13_weight[expert, 4:7] = gate[part], up[part]
+        layer.w2_weight[expert, :, :3] = down[:, part]
+    before = layer.w13_weight.clone()
+    layer.quant_method.process_weights_after_loading(layer)
+    assert torch.equal(layer.w13_weight, before.flip(1))
+    said = worker.expert_checksums()
+    found = compare_checksums(weights.items(), [said], shape, tp=2)
+    assert len(found.equal) == 4 and found.differing == () and found.unseen == ()
+    weights["model.layers.0.mlp.experts.1.up_proj.weight"][3 * rank] += 1
+    found = compare_checksums(weights.items(), [said], shape, tp=2)
+    assert [name.rpartition("experts.")[2] for name in found.differing] == ["1.gate_up_proj.weight"]

@@ -17,6 +17,7 @@ def moe_problems(config: RunConfig, shape: LayerSizes) -> list[str]:
         *_layout_problems(config, shape.moe),
         *_fp8_problems(config, shape.moe),
         *_balance_problems(config.moe, shape.moe),
+        *_lora_problems(config),
     ]
 
 
@@ -65,11 +66,6 @@ def _layout_problems(config: RunConfig, moe: ExpertSizes) -> list[str]:
             f"parallel.cp {layout.cp} is not built for a mixture of experts: its balance does not"
             " know what sequences are padded by; fix: parallel.cp 1"
         )
-    if config.lora.enabled:
-        problems.append(
-            "lora is not built for a mixture of experts: nothing adapts the experts' matrices; fix:"
-            " no lora section, or a dense model"
-        )
     bare = _stages_without(moe.sparse_layers, layout)
     if bare:
         problems.append(
@@ -106,6 +102,25 @@ def _stages_without(sparse_layers: tuple[bool, ...], layout: ParallelSection) ->
     for chunk in range(chunks):
         held[chunk % layout.pp] += sparse_layers[chunk * size : (chunk + 1) * size]
     return [stage for stage, layers in enumerate(held) if layers and not any(layers)]
+
+
+def _lora_problems(config: RunConfig) -> list[str]:
+    """What adapters beside experts do not go with."""
+    layout, rate = config.parallel, config.moe.bias_update_rate
+    problems: list[str] = []
+    if not config.lora.enabled:
+        return problems
+    if layout.etp > 1:
+        problems.append(
+            f"parallel.etp {layout.etp} with lora: adapters of a cut expert are not built; fix:"
+            " etp 1 (ep instead)"
+        )
+    if rate:
+        problems.append(
+            f"moe.bias_update_rate {rate:g} with lora would move the model's own router, which"
+            " stays as it is; fix: bias_update_rate 0"
+        )
+    return problems
 
 
 def _balance_problems(section: MoeSection, moe: ExpertSizes) -> list[str]:

@@ -10,6 +10,9 @@ gradient, of which each rank has its rows' share, is summed (under sequence para
 and reduce-scattered). Row: the partial A·x are summed (reduce-scattered). Under sequence parallelism
 the whole matrix has seen a rank's own tokens only: it is marked, and megatron-core sums its
 gradient over the ranks.
+
+An expert's matrices are whole on the ranks that hold the expert, as its weights are (expert tensor
+parallelism is refused). Its tokens come from all ranks, its gradient is summed over its holders.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from megaladder.model.lora.spec import (
     FusedLinear,
     LoraSpec,
     Projection,
+    adapted_linears,
     check_targets,
-    fused_linears,
 )
 
 ADAPTER = ".adapter."  # in the names of the parameters that `attach` adds
@@ -54,14 +57,20 @@ class ProjectionAdapter(torch.nn.Module):
 
 
 class LinearAdapter(torch.nn.Module):
-    """The adapters of one megatron-core linear."""
+    """The adapters of one megatron-core linear. expert: whose it is, over all ranks."""
 
     def __init__(
-        self, linear: FusedLinear, spec: LoraSpec, config: TransformerConfig, weight: torch.Tensor
+        self,
+        linear: FusedLinear,
+        spec: LoraSpec,
+        config: TransformerConfig,
+        weight: torch.Tensor,
+        expert: int | None = None,
     ) -> None:
         super().__init__()
         self.linear, self.scaling, self.enabled = linear, spec.scaling, True
-        self.tp_size = config.tensor_model_parallel_size
+        self.expert = expert
+        self.tp_size = config.tensor_model_parallel_size if expert is None else 1
         self.sequence_parallel = config.sequence_parallel and self.tp_size > 1
         self.rank = spec.rank
         like = {"device": weight.device, "dtype": config.params_dtype}
@@ -81,24 +90,36 @@ class LinearAdapter(torch.nn.Module):
         columns = projection.columns // (1 if column else self.tp_size)
         shapes = (self.rank, columns), (rows, self.rank)
         adapter = ProjectionAdapter(projection, *shapes, **like)
-        cut, whole = adapter.lora_A, adapter.lora_B
-        if column:
-            cut, whole = whole, cut
-        # megatron-core's gradient norm counts what is not marked on one rank only
-        marks = {"tensor_model_parallel": True, "partition_dim": int(not column)}
-        for mark, value in {**marks, "partition_stride": 1}.items():
-            setattr(cut, mark, value)
-        setattr(whole, "sequence_parallel", self.sequence_parallel)  # noqa: B010
+        self._mark(adapter)
         return adapter
+
+    def _mark(self, adapter: ProjectionAdapter) -> None:
+        """Tells megatron-core over which ranks gradients are summed and norms counted.
+
+        Its gradient norm counts what is not marked as cut on the first rank of tp only, where an
+        expert's matrices may not be at all."""
+        column = self.linear.split == "column"
+        whole, cut = adapter.lora_A, adapter.lora_B
+        if not column:
+            cut, whole = whole, cut
+        for one in (cut,) if self.expert is None else (cut, whole):
+            _set(one, tensor_model_parallel=True, partition_dim=int(not column), partition_stride=1)
+        if self.expert is None:
+            _set(whole, sequence_parallel=self.sequence_parallel)
+        else:
+            _set(cut, allreduce=False)
+            _set(whole, allreduce=False)
 
     def tensors(self, layer: int) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(PEFT's name in that layer of the whole model, this rank's part)."""
         for part in self.parts:
-            yield part.projection.tensor(layer, "A"), part.lora_A
-            yield part.projection.tensor(layer, "B"), part.lora_B
+            yield part.projection.tensor(layer, "A", self.expert), part.lora_A
+            yield part.projection.tensor(layer, "B", self.expert), part.lora_B
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[T, 1, in] as the linear takes it → what is added to its output, [T, 1, out]."""
+        """[T, 1, in] as the linear takes it → what is added to its output, [T, 1, out].
+
+        Of an expert [tokens, in] → [tokens, out]."""
         parts = self.parts
         matrix = torch.cat([part.lora_A for part in parts]) if len(parts) > 1 else parts[0].lora_A
         low = self._across_ranks(F.linear(hidden_states, matrix) * self.scaling)
@@ -146,9 +167,9 @@ class LinearAdapter(torch.nn.Module):
 
     @torch.no_grad()
     def weight_delta(self) -> torch.Tensor:
-        """s·B·A in float32, this rank's part, laid out as the linear's weight."""
+        """s·B·A in float64, this rank's part, laid out as the linear's weight."""
         found = {
-            part.projection.name: part.lora_B.float() @ part.lora_A.float() * self.scaling
+            part.projection.name: part.lora_B.double() @ part.lora_A.double() * self.scaling
             for part in self.parts
         }
         return self._fused(found, dim=0)
@@ -161,23 +182,35 @@ def attach(chunks: Sequence[Any], shape: ModelShape, spec: LoraSpec) -> None:
         ModelError: a target that the model does not have.
     """
     check_targets(shape, spec)
-    linears = [
-        linear
-        for linear in fused_linears(shape)
-        if any(projection.name in spec.targets for projection in linear.projections)
-    ]
     for chunk in chunks:
         chunk.requires_grad_(False)
         chunk.trains_adapters = True
         if chunk.pre_process:
             chunk.embedding.register_forward_hook(_with_gradient)
         for layer in chunk.decoder.layers:
-            for linear in linears:
-                module = layer.get_submodule(linear.module)
-                module.adapter = LinearAdapter(linear, spec, chunk.config, module.weight)
-                module.register_forward_hook(_add_adapter)
-                # `model.weights.plain_weight` merges by it
-                module.weight.weight_delta = weakref.WeakMethod(module.adapter.weight_delta)
+            for linear in adapted_linears(shape, spec, layer.layer_number - 1):
+                for module, expert in _modules(layer, linear):
+                    module.adapter = LinearAdapter(
+                        linear, spec, chunk.config, module.weight, expert
+                    )
+                    module.register_forward_hook(_add_adapter)
+                    # `model.weights.plain_weight` merges by it
+                    module.weight.weight_delta = weakref.WeakMethod(module.adapter.weight_delta)
+
+
+def _set(parameter: torch.nn.Parameter, **marks: Any) -> None:
+    """Attributes that megatron-core reads and no class declares."""
+    for mark, value in marks.items():
+        setattr(parameter, mark, value)
+
+
+def _modules(layer: Any, linear: FusedLinear) -> Iterator[tuple[Any, int | None]]:
+    """A layer's modules of one kind on this rank, each with its expert's index over all ranks."""
+    if not linear.of_experts:
+        yield layer.get_submodule(linear.module), None
+        return
+    for local, expert in enumerate(layer.mlp.local_expert_indices):
+        yield layer.get_submodule(linear.module.replace("@", str(local))), expert
 
 
 def _with_gradient(_module: torch.nn.Module, _args: Any, embedded: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.config.sections.shared import LoraSection
-from megaladder.errors import ModelError
+from megaladder.errors import ConfigError, ModelError
 from megaladder.model.hf_config import ModelShape, read_json_object
-from megaladder.model.lora.spec import LoraSpec, check_targets, with_targets_of
+from megaladder.model.lora.spec import LoraSpec, adapts_experts, check_targets, with_targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# transformers' parameter with the matrices of all experts → the projections in it, rows in order
+STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 # field → the values with which it changes nothing
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -35,7 +37,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "layers_to_transform": (None,),
     "trainable_token_indices": (None,),
-    "target_parameters": (None, []),
     "layer_replication": (None,),
     "alora_invocation_tokens": (None,),
     "arrow_config": (None,),
@@ -88,7 +89,25 @@ def spec_from_config(raw: Mapping[str, Any], where: Path | str) -> LoraSpec:
             f"{where}: target_modules should be a list of names such as q_proj, found {targets!r};"
             " fix: write the names out"
         )
-    return LoraSpec(rank, float(alpha), tuple(targets), raw.get("use_rslora") is True)
+    names = (*targets, *_stacked_targets(raw.get("target_parameters"), where))
+    return LoraSpec(rank, float(alpha), names, raw.get("use_rslora") is True)
+
+
+def _stacked_targets(parameters: Any, where: Path | str) -> list[str]:
+    """The projections in the parameters that transformers stacks experts in."""
+    if not isinstance(parameters or [], list):
+        parameters = [parameters]
+    found: list[str] = []
+    for parameter in parameters or []:
+        name = str(parameter).rpartition(".")[2]
+        if name not in STACKED:
+            raise ModelError(
+                f"{where}: target_parameters {parameter!r} is none of the experts'"
+                f" {' and '.join(STACKED)}; fix: merge it with peft (merge_and_unload) and use the"
+                " model"
+            )
+        found += STACKED[name]
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -126,9 +145,26 @@ def lora_spec(section: LoraSection, shape: ModelShape) -> LoraSpec:
     return with_targets_of(shape, spec)
 
 
-def adapter_rank(section: LoraSection) -> int:
-    """The rank of the adapters that a run trains."""
-    if section.rank is not None:
-        return section.rank
-    assert section.start is not None, "asked of runs with adapters"
-    return read_spec(Path(section.start)).rank
+def engine_adapters(
+    section: LoraSection, shape: ModelShape, key: str, sync: str
+) -> LoraSpec | None:
+    """The adapters that engines can be given alone; None where there are none, or on experts.
+
+    vLLM's experts on a CPU take no adapters (0.32: it ends while it starts), those on a GPU were
+    not tried. key, sync: how weights are to reach the engines.
+
+    Raises:
+        ConfigError: they are to be sent alone and cannot.
+    """
+    if not section.enabled:
+        return None
+    spec = lora_spec(section, shape)
+    if not adapts_experts(shape, spec):
+        return spec
+    if sync == "adapter":
+        raise ConfigError(
+            f"{key} adapter: the engine's experts take no adapters, and lora.targets"
+            f" {','.join(spec.targets)} put some there; fix: {key} auto, which sends the merged"
+            " model, or lora.targets q_proj,k_proj,v_proj,o_proj"
+        )
+    return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from megatron.core import parallel_state
 from megatron.core.utils import (
     make_sharded_tensor_for_checkpoint,
     make_tp_sharded_tensor_for_checkpoint,
@@ -20,10 +22,16 @@ def sharded_adapters(chunk: Any) -> dict[str, Any]:
     found = {}
     for layer, adapter in linear_adapters(chunk):
         for key, parameter in adapter.tensors(layer):
-            axis = getattr(parameter, "partition_dim", None)
-            found[names[id(parameter)]] = (
-                make_sharded_tensor_for_checkpoint(parameter, key)
-                if axis is None
-                else make_tp_sharded_tensor_for_checkpoint(parameter, key, axis)
-            )
+            found[names[id(parameter)]] = _sharded(parameter, key, adapter.expert)
     return found
+
+
+def _sharded(parameter: torch.nn.Parameter, key: str, expert: int | None) -> Any:
+    """One tensor; of those that hold the same one, which is written."""
+    axis = getattr(parameter, "partition_dim", None)
+    if expert is not None:
+        copy = (0, 0, parallel_state.get_expert_data_parallel_rank())
+        return make_sharded_tensor_for_checkpoint(parameter, key, replica_id=copy)
+    if axis is None:
+        return make_sharded_tensor_for_checkpoint(parameter, key)
+    return make_tp_sharded_tensor_for_checkpoint(parameter, key, axis)

@@ -296,6 +296,9 @@ class ServerReplica:
     def _do_weight_checksums(self) -> list[dict[str, str]]:
         return [self._work("/weight_checker", {"action": "checksum"})["checksums"]]
 
+    def _do_watch_weights(self) -> None:
+        """A server has no call for it: its experts stay unseen."""
+
     def _do_sleep(self, level: int) -> bool:
         return False
 

@@ -23,7 +23,7 @@ from megaladder.config.sections.grpo import RolloutSection
 from megaladder.config.sections.run import RunConfig
 from megaladder.config.sections.shared import LoraSection, TrainedModelSection
 from megaladder.errors import ConfigError
-from megaladder.model.lora.peft_config import adapter_rank
+from megaladder.model.lora.spec import LoraSpec
 from megaladder.rollout.engine import Engine
 from megaladder.rollout.fake_engine import FakeEngine, KnownAnswers, fake_answers
 from megaladder.rollout.process_engine import Limits, ProcessEngine
@@ -62,7 +62,7 @@ class EngineSetup:
 
     max_model_len: prompt and answer, tokens. known: what a fake engine answers; on rank 0. apart:
     engine and trainer work at the same time, so none gives the other its devices. routed_experts:
-    whether it is to tell which experts it chose.
+    whether it is to tell which experts it chose. adapters: those that it is given alone.
     """
 
     kind: Literal["vllm", "fake", "replay"]
@@ -75,6 +75,7 @@ class EngineSetup:
     apart: bool = False
     servers: Servers = Servers()
     lora: LoraSection = field(default_factory=LoraSection)
+    adapters: LoraSpec | None = None
     routed_experts: bool = False
 
     @property
@@ -233,7 +234,7 @@ def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[R
     section = setup.section
     if setup.kind == "fake":
         return [FakeSpec(lambda: _fake_engine(setup))]
-    transport = chosen_transport(section.sync, lora=setup.lora.enabled)
+    transport = chosen_transport(section.sync, lora=setup.adapters is not None)
     devices = _engine_gpus(section) if platform.has_cuda() else None
     return vllm_children(
         VllmOptions(
@@ -249,7 +250,7 @@ def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[R
             enable_sleep=setup.colocated,
             trust_remote_code=setup.model.trust_remote_code,
             weight_transfer=transport if transport in ("ipc", "nccl") else None,
-            lora_rank=adapter_rank(setup.lora) if transport == "adapter" else None,
+            lora=setup.adapters if transport == "adapter" else None,
             routed_experts=setup.routed_experts,
             log_dir=str(log_dir),
             devices=devices,
@@ -271,7 +272,7 @@ def open_weight_sync(
     transport = (
         "file"
         if setup.kind == "fake"
-        else chosen_transport(section.sync, bool(servers.urls), setup.lora.enabled)
+        else chosen_transport(section.sync, bool(servers.urls), setup.adapters is not None)
     )
     writers = (0,) if servers.urls else parallel.nodes().leaders
     shared = Path(servers.folder) if servers.folder else None

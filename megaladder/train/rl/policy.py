@@ -342,8 +342,9 @@ def reference_chunks(config: GrpoConfig, trainer: PolicyTrainer) -> list[Any]:
         ConfigError: `grpo.reference` is a model of another shape.
     """
     options = replace(
-        build_options(config),
+        build_options(config, trainer.shape),
         adapters=False,
+        adapts_experts=False,
         recompute="none",
         gpu=GpuSection(
             **{**config.gpu.model_dump(), "activation_offload_layers": 0, "tp_comm_overlap": False}

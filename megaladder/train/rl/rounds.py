@@ -25,6 +25,7 @@ from megaladder.errors import ConfigError
 from megaladder.ledger.book import Phase
 from megaladder.ledger.work import Work, generation_work, total_work
 from megaladder.model.hf_config import ModelShape
+from megaladder.model.lora.peft_config import engine_adapters
 from megaladder.process.faults import fault_point
 from megaladder.rewards.terms.builtin import Sample
 from megaladder.rewards.terms.total import RewardTerms, Scored
@@ -376,6 +377,7 @@ def engine_setup(
         apart=bool(config.grpo.lag),
         servers=Servers(rollout.servers, rollout.server_concurrency, rollout.sync_dir),
         lora=config.lora,
+        adapters=engine_adapters(config.lora, shape, "rollout.sync", rollout.sync),
         routed_experts=asks_experts(config, shape),
     )
 

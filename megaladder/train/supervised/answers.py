@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from megaladder.config.sft import SftConfig
 from megaladder.ledger.book import Ledger
+from megaladder.model.lora.peft_config import engine_adapters
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.run_dir import RunDir
 from megaladder.train.evaluation.benchmarks import BenchmarkSet
@@ -45,6 +46,7 @@ class AnsweringEngine:
             longest,
             benchmarks.known if benchmarks is not None else None,
             lora=config.lora,
+            adapters=engine_adapters(config.lora, model.shape, "evaluate.sync", section.sync),
         )
         self._start = EngineStart(self._setup, model, run)
 
