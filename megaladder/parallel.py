@@ -219,6 +219,13 @@ def weight_replica() -> int:
     return rank() % stage_ranks // ranks
 
 
+def expert_replica() -> int:
+    """This rank's place among those that hold the same experts, from 0."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_expert_data_parallel_rank()
+
+
 def tp_rank() -> int:
     from megatron.core import parallel_state
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.utils import (
     make_sharded_tensor_for_checkpoint,
     make_tp_sharded_tensor_for_checkpoint,
 )
 
+from megaladder import parallel
 from megaladder.model.lora.adapter import linear_adapters
 
 
@@ -30,7 +30,7 @@ def _sharded(parameter: torch.nn.Parameter, key: str, expert: int | None) -> Any
     """One tensor; of those that hold the same one, which is written."""
     axis = getattr(parameter, "partition_dim", None)
     if expert is not None:
-        copy = (0, 0, parallel_state.get_expert_data_parallel_rank())
+        copy = (0, 0, parallel.expert_replica())
         return make_sharded_tensor_for_checkpoint(parameter, key, replica_id=copy)
     if axis is None:
         return make_sharded_tensor_for_checkpoint(parameter, key)
