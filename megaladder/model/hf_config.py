@@ -13,8 +13,17 @@ from typing import Any
 from megaladder.errors import ModelError
 from megaladder.model.families.fields import MOST_LAYERS, Fields
 from megaladder.model.families.rope import RopeConfig, read_layer_ropes, read_rope
-from megaladder.model.families.table import COMMON_DEFAULTS, FAMILIES, LAYER_NORMS, Family
+from megaladder.model.families.table import (
+    COMMON_DEFAULTS,
+    FAMILIES,
+    LAYER_NORMS,
+    Family,
+    check_layer_types,
+)
 from megaladder.model.moe.shape import MoeShape
+
+# what transformers writes of quantised weights, and what MLX does
+QUANTIZED = ("quantization_config", "quantization")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +229,7 @@ def model_shape(raw: dict[str, Any]) -> ModelShape:
     _refuse_unsupported(fields, family)
     num_layers = fields.count("num_hidden_layers", most=MOST_LAYERS)
     window, sliding = family.windows(fields, num_layers)
+    check_layer_types(fields, sliding)
     rope, local_rope = _ropes(fields, family)
     hidden_size, head_dim = fields.count("hidden_size"), _head_dim(fields)
     bias = family.qkv_bias
@@ -287,9 +297,29 @@ def _ropes(fields: Fields, family: Family) -> tuple[RopeConfig, RopeConfig | Non
 
 
 def _refuse_unsupported(fields: Fields, family: Family) -> None:
+    _refuse_other_heads(fields, family)
+    for key in QUANTIZED:
+        if quantized := fields.get(key):
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise ModelError(
+                f"config.json: {key} ({method or 'no quant_method'}): quantised weights are neither"
+                " trained nor converted; fix: the model that they were made from, in bf16"
+            )
     for key, allowed in family.fixed.items():
         fields.one_of(key, allowed, f"{family.title} is built without it")
     fields.one_of(family.activation, (family.gate,), "the gate of the MLP")
+
+
+def _refuse_other_heads(fields: Fields, family: Family) -> None:
+    """Classifiers, reward models, drafts and bare decoders share a family's model_type."""
+    given = fields.get("architectures") or [family.architecture]
+    names = [str(name) for name in (given if isinstance(given, list) else [given])]
+    if family.architecture.lower() not in [name.lower() for name in names]:
+        raise ModelError(
+            f"config.json: architectures {', '.join(names)} is not supported: of model_type"
+            f" {fields.get('model_type')} it is {family.architecture}; fix: a model that generates"
+            " text, saved with its output layer"
+        )
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:

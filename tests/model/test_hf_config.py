@@ -244,3 +244,41 @@ def test_published_mixtures_of_experts_are_read(name, dense, active, moe):
     assert shape.qkv_bias == name.startswith("GLM") and shape.qk_norm_size == (
         0 if name == "GLM-4.5-Air" else 256
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config \(fp8\)"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization"),
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "architectures Qwen3ForSeq"),
+        ({"architectures": ["Qwen3Model"]}, "architectures Qwen3Model"),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "architectures LlamaForCausalLMEagle3"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 1 layers"),
+        (
+            {"model_type": "llama", "layer_types": ["sliding_attention", "full_attention"]},
+            "layer_types has 1 layers",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}},
+            "rope_parameters.full_attention",
+        ),
+    ],
+)
+def test_what_would_be_another_model_is_refused_by_its_key(changed, named):
+    """Keys as in vLLM's and MLX's quantised folders, Skywork's reward models, speculators' drafts
+    and Qwen3-Next, which a family's model_type alone does not tell apart."""
+    with pytest.raises(ModelError, match=named):
+        model_shape({**GOOD, **changed})
+
+
+def test_a_base_that_only_the_rotary_object_has_counts():
+    """marin-community/marin: rope_theta null beside rope_parameters, as levanter wrote it."""
+    raw = {**GOOD, "rope_theta": None, "rope_parameters": {"rope_theta": 1e6}}
+    assert model_shape(raw).rope.theta == 1e6
+    with pytest.raises(ModelError, match="rope_theta"):
+        model_shape({**GOOD, "rope_theta": None})
+    agreed = {"layer_types": ["full_attention"] * 2, "architectures": None}
+    assert model_shape({**GOOD, **agreed, "quantization_config": None}) == model_shape(GOOD)

@@ -55,7 +55,12 @@ class RopeConfig:
 def read_rope(fields: Fields, kinds: Sequence[str]) -> RopeConfig:
     """The rotary embedding of a model that has one for all layers; `kinds`: those of its family."""
     given = fields.object("rope_scaling") or fields.object("rope_parameters")
-    return _rope(given, fields, fields.number("rope_theta"), kinds)
+    if nested := [name for name in (FULL, SLIDING) if name in given]:
+        raise ModelError(
+            f"config.json: rope_parameters.{nested[0]} is not supported here: all layers of this"
+            " family share one rotary embedding"
+        )
+    return _rope(given, fields, "rope_theta", kinds)
 
 
 def read_layer_ropes(fields: Fields, local_base: str | float) -> tuple[RopeConfig, RopeConfig]:
@@ -78,16 +83,13 @@ def read_layer_ropes(fields: Fields, local_base: str | float) -> tuple[RopeConfi
     inner = Fields(nested, {})
     full = inner.object(FULL) | scaling
     local = inner.object(SLIDING)
-    local_theta = fields.number(local_base) if isinstance(local_base, str) else local_base
-    return (
-        _rope(full, fields, fields.number("rope_theta"), KINDS),
-        _rope(local, fields, local_theta, KINDS),
-    )
+    return _rope(full, fields, "rope_theta", KINDS), _rope(local, fields, local_base, KINDS)
 
 
 def _rope(
-    given: Mapping[str, Any], fields: Fields, theta: float, kinds: Sequence[str]
+    given: Mapping[str, Any], fields: Fields, base: str | float, kinds: Sequence[str]
 ) -> RopeConfig:
+    """base: the rotary base, or the key that has it, where the object itself has none."""
     key = "rope_type" if given.get("rope_type") else "type"
     kind = given.get(key) or "default"
     if kind not in kinds:
@@ -98,12 +100,18 @@ def _rope(
     inner = Fields(given, {"truncate": True}, "rope_scaling.")
     common: dict[str, Any] = {
         "kind": kind,
-        "theta": inner.number("rope_theta", theta),
+        "theta": _theta(inner, fields, base),
         "rotary_share": inner.number(
             "partial_rotary_factor", fields.number("partial_rotary_factor", 1.0)
         ),
     }
     return RopeConfig(**common, **_SCALING[kind](inner, fields))
+
+
+def _theta(inner: Fields, fields: Fields, base: str | float) -> float:
+    if inner.get("rope_theta") is not None:
+        return inner.number("rope_theta")
+    return fields.number(base) if isinstance(base, str) else base
 
 
 def _positions(fields: Fields) -> int:

@@ -135,6 +135,17 @@ def every_nth_full(period: int, key: str | None = None) -> Callable[[Fields, int
     return windows
 
 
+def check_layer_types(fields: Fields, sliding: tuple[bool, ...]) -> None:
+    """Refuses `layer_types` that say otherwise than the keys by which the family's layers slide."""
+    if (given := _layer_types(fields, len(sliding))) and given != sliding:
+        kinds = sorted({SLIDING if one else FULL for one in sliding})
+        raise ModelError(
+            f"config.json: layer_types has {sum(given)} layers of {SLIDING}, and the other keys of"
+            f" windows (sliding_window, use_sliding_window) say {' and '.join(kinds)}; fix: the keys"
+            " that the model was trained with"
+        )
+
+
 def _layer_types(fields: Fields, num_layers: int) -> tuple[bool, ...]:
     """Which layers slide, by name; empty where the file does not say it."""
     given = fields.get("layer_types")
@@ -156,7 +167,7 @@ class Family:
     `defaults`: keys that a published config.json may leave out. `fixed`: keys that must have one of
     these values, since anything else would compute another function.
 
-    qkv_bias: always, never, or the key that decides. qk_norm: over each head or over the whole
+    architecture: transformers' class, as `architectures` names it. qkv_bias: always, never, or the key that decides. qk_norm: over each head or over the whole
     projection, where the key `qk_norm_key` does not say false. layer_ropes: sliding layers have a
     rotary embedding of their own, with this base or the one under this key. norm_offset: norms
     multiply by 1 + weight. scaled_embedding: by √hidden_size. activation: the key that names the
@@ -166,6 +177,7 @@ class Family:
     """
 
     title: str
+    architecture: str
     names: Names
     defaults: dict[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -212,6 +224,7 @@ _OLMO = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "attention_bias"
 FAMILIES = {  # by config.json's model_type
     "qwen3": Family(
         "Qwen3",
+        "Qwen3ForCausalLM",
         _LLAMA | _QK_NORM,
         defaults=_QWEN | {"head_dim": 128, "attention_bias": False},
         fixed=_OUTPUT_BIAS,
@@ -219,10 +232,16 @@ FAMILIES = {  # by config.json's model_type
         windows=upper_layers,
     ),
     "qwen2": Family(
-        "Qwen2 / Qwen2.5", _LLAMA | _QKV_BIAS, defaults=_QWEN, qkv_bias=True, windows=upper_layers
+        "Qwen2 / Qwen2.5",
+        "Qwen2ForCausalLM",
+        _LLAMA | _QKV_BIAS,
+        defaults=_QWEN,
+        qkv_bias=True,
+        windows=upper_layers,
     ),
     "qwen3_moe": Family(
         "Qwen3-MoE",
+        "Qwen3MoeForCausalLM",
         _LLAMA | _QK_NORM | _EXPERTS,
         defaults={
             "num_key_value_heads": 4,
@@ -239,12 +258,14 @@ FAMILIES = {  # by config.json's model_type
     ),
     "llama": Family(
         "Llama 2 / 3",
+        "LlamaForCausalLM",
         _LLAMA,
         defaults={"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
         fixed=_OUTPUT_BIAS | {"mlp_bias": (False,)},
     ),
     "mistral": Family(
         "Mistral",
+        "MistralForCausalLM",
         _LLAMA,
         defaults={
             "num_key_value_heads": 8,
@@ -255,6 +276,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "internlm2": Family(
         "InternLM2 / 2.5",
+        "InternLM2ForCausalLM",
         _INTERNLM2,
         # of the configuration class that comes with the weights
         defaults={"max_position_embeddings": 2048, "bias": True},
@@ -262,6 +284,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "phi3": Family(
         "Phi-3 / Phi-4",
+        "Phi3ForCausalLM",
         _LLAMA | _PACKED,
         defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
         windows=all_layers,
@@ -269,6 +292,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "glm": Family(
         "GLM-4 (before 0414)",
+        "GlmForCausalLM",
         _without(_LLAMA, "gate_up") | _QKV_BIAS | _names(gate_up=".mlp.gate_up_proj.weight"),
         defaults=_GLM,
         qkv_bias="attention_bias",
@@ -276,6 +300,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "glm4": Family(
         "GLM-4-0414",
+        "Glm4ForCausalLM",
         _LLAMA | _QKV_BIAS | _GLM4_NORMS | _names(gate_up=".mlp.gate_up_proj.weight"),
         defaults=_GLM,
         qkv_bias="attention_bias",
@@ -283,6 +308,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "glm4_moe": Family(
         "GLM-4.5",
+        "Glm4MoeForCausalLM",
         _LLAMA | _QKV_BIAS | _QK_NORM | _EXPERTS | _SHARED_EXPERT,
         defaults={
             "num_key_value_heads": 8,
@@ -311,6 +337,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "olmo2": Family(
         "OLMo-2",
+        "Olmo2ForCausalLM",
         _without(_LLAMA, "input_norm", "mlp_norm") | _QK_NORM | _POST_NORMS,
         defaults=_OLMO,
         fixed=_OUTPUT_BIAS,
@@ -318,6 +345,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "olmo3": Family(
         "OLMo-3",
+        "Olmo3ForCausalLM",
         _without(_LLAMA, "input_norm", "mlp_norm") | _QK_NORM | _POST_NORMS,
         defaults=_OLMO
         | {"rope_theta": 500000.0, "rope_local_base_freq": 500000.0, "sliding_window": 4096},
@@ -328,6 +356,7 @@ FAMILIES = {  # by config.json's model_type
     ),
     "gemma3_text": Family(
         "Gemma-3 (text)",
+        "Gemma3ForCausalLM",
         _LLAMA | _QK_NORM | _FOUR_NORMS,
         defaults={
             "num_key_value_heads": 4,
