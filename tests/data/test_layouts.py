@@ -116,3 +116,86 @@ def test_a_layout_is_good_for_something_and_only_beats_layouts_that_exist(name: 
         for other in LAYOUTS.values()
         if other is not layout
     )
+
+
+ASKED, ANSWERED = {"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "5"}
+SPOKEN = [{"from": "human", "value": "2+3?"}, {"from": "gpt", "value": "5"}]
+
+
+def opened(tmp_path: Path, row: dict) -> list[tuple[str, str]]:
+    """Role and text of every turn that SFT reads of a row."""
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([row]))
+    (example,) = ExampleReader(path, ReadOptions())
+    return [(turn.role, turn.content) for turn in example.messages]
+
+
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        # hiyouga/LLaMA-Factory data/README.md, modelscope/ms-swift's query-response form
+        (
+            {"instruction": "2+3?", "input": "", "output": "5", "history": [["1+1?", "2"]]},
+            [("user", "1+1?"), ("assistant", "2")],
+        ),
+        (
+            {"system": "S", "query": "2+3?", "response": "5", "history": [["1+1?", "2"]]},
+            [("system", "S"), ("user", "1+1?"), ("assistant", "2")],
+        ),
+        ({"instruction": "2+3?", "output": "5", "history": []}, []),
+        # a system text beside turns
+        ({"system": "S", "messages": [ASKED, ANSWERED]}, [("system", "S")]),
+        ({"system_prompt": "S", "messages": [ASKED, ANSWERED]}, [("system", "S")]),
+        ({"system_prompt": "S", "conversations": SPOKEN}, [("system", "S")]),
+        (
+            {"system": "S", "messages": [{"role": "system", "content": "own"}, ASKED, ANSWERED]},
+            [("system", "own")],
+        ),
+        # LLaMA-Factory data/v1_sft_demo.jsonl: text under `value`, a weight a turn
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "value": "2+3?"}],
+                        "loss_weight": 0.0,
+                    },
+                    {**ANSWERED, "loss_weight": 1.0},
+                ]
+            },
+            [],
+        ),
+        # LLaMA-Factory data/dpo_en_demo.json: one turn each, after those of the conversation
+        ({"conversations": SPOKEN[:1], "chosen": SPOKEN[1], "rejected": SPOKEN[1]}, []),
+        # thoughts that stand in the answer too, and a word about the row
+        ({"messages": [ASKED, ANSWERED], "reasoning": "on"}, []),
+    ],
+)
+def test_all_that_a_row_says_is_read(tmp_path: Path, row: dict, before: list) -> None:
+    assert opened(tmp_path, row) == [*before, ("user", "2+3?"), ("assistant", "5")]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"instruction": "2+3?", "output": "5", "history": ["1+1?"]}, "history"),
+        # LLaMA-Factory data/kto_en_demo.json, TRL's unpaired preferences
+        ({"messages": [ASKED, ANSWERED], "label": False}, "label false"),
+        ({"prompt": "2+3?", "completion": "6", "label": False}, "label false"),
+        ({"messages": [ASKED, ANSWERED], "functions": [{"name": "f"}]}, "tools: functions"),
+        ({"question": "2+3?", "thinking": "two and three", "answer": "5"}, "'thinking'"),
+        ({"messages": [ASKED, ANSWERED], "reasoning": "two and three"}, "'reasoning'"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "body": "2+3?"}]},
+                    ANSWERED,
+                ]
+            },
+            "one text",
+        ),
+    ],
+)
+def test_what_would_be_lost_is_refused_by_name(tmp_path: Path, row: dict, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        opened(tmp_path, row)

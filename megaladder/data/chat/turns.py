@@ -20,7 +20,9 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 # one value under the names that frameworks give it
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 # whether a turn is trained, under the names that frameworks give it
-LOSS_KEYS = ("loss", "loss_mask", "weight", "train", "trainable")
+LOSS_KEYS = ("loss", "loss_mask", "loss_weight", "weight", "train", "trainable")
+# where a part of a turn may have its text (OpenAI; LLaMA-Factory's newer rows; others)
+PART_KEYS = ("text", "value", "content")
 TOOL_KEYS = ("tool_calls", "tool_call_id", "name")
 # notes about a turn that no framework trains by
 NEUTRAL_KEYS = (
@@ -32,6 +34,8 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 # columns of a row that would change the loss, or that no text model can take in
 MEDIA_COLUMNS = ("images", "image", "videos", "video", "audios", "audio")
 WEIGHT_COLUMNS = ("weight", "loss_weight", "sample_weight", "loss_mask")
+# columns that may hold the thoughts before an answer: as text, not as a word about the row (on, off)
+THOUGHT_COLUMNS = ("reasoning_content", "thinking", "reasoning")
 # arguments of the template that the row may not set: the program sets them
 RESERVED_ARGUMENTS = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
@@ -74,13 +78,36 @@ def read_row_fields(row: RawRow, example: Example) -> Example:
     Raises BadRow for columns that would change the loss, and for images, video and sound.
     """
     refuse_columns(row, MEDIA_COLUMNS)
+    if row.data.get("label") is False:  # KTO
+        expected, fix = "answers that are wanted", "remove the rows whose label is false"
+        raise BadRow(row.where, "unwanted answer", expected, "label false", fix)
+    if not _is_empty(row.data.get("functions")):
+        expected, fix = "tools in a column 'tools'", "data.fields: {tools: functions}"
+        raise BadRow(row.where, "column functions", expected, "the column 'functions'", fix)
     for key in WEIGHT_COLUMNS:
         value = row.data.get(key)
         if not _is_empty(value) and not _is_one(value):
             expected, fix = "rows that all weigh 1", "remove the column, or the rows it would drop"
             found = f"{describe(value)} in column {key!r}"
             raise BadRow(row.where, f"column {key}", expected, found, fix)
+    _refuse_lost_thoughts(row, example)
     return replace(example, tools=read_tools(row), template_kwargs=read_template_kwargs(row))
+
+
+def _refuse_lost_thoughts(row: RawRow, example: Example) -> None:
+    """Raises BadRow where a column of thoughts stands in no turn: they would not be trained."""
+    trained = [text for one in example.messages for text in (one.content, one.reasoning_content)]
+    for key in THOUGHT_COLUMNS:
+        value = row.data.get(key)
+        if not isinstance(value, str) or len(value.split()) < 2:
+            continue
+        if not any(value.strip() in text for text in trained if text):
+            expected, found = (
+                "thoughts in the turn that they lead to",
+                f"the column {key!r} beside it",
+            )
+            fix = "write them as reasoning_content of the turn, or remove the column"
+            raise BadRow(row.where, f"column {key}", expected, found, fix)
 
 
 def refuse_columns(row: RawRow, columns: Sequence[str]) -> None:
@@ -99,11 +126,18 @@ def _plain_text(row: RawRow, name: str, content: Any) -> str:
         if other is not None:
             expected, fix = f"text in {name}", "only text can be trained on; remove the row"
             raise BadRow(row.where, f"part {other}", expected, f"a part of type {other!r}", fix)
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        content = "".join(_part_text(row, name, part) for part in content)
     if not isinstance(content, str):
         fix = "only text turns can be trained on"
         raise _malformed(row, f"a string as {name}", content, fix)
     return content
+
+
+def _part_text(row: RawRow, name: str, part: dict[str, Any]) -> str:
+    texts = [part[key] for key in PART_KEYS if isinstance(part.get(key), str)]
+    if len(texts) != 1:
+        raise _malformed(row, f"one text ({' or '.join(PART_KEYS)}) in each part of {name}", part)
+    return texts[0]
 
 
 def read_tools(row: RawRow) -> tuple[dict[str, Any], ...]:
@@ -174,7 +208,7 @@ def _is_trained(row: RawRow, place: str, value: dict[str, Any], role: Role) -> b
     if len({bool(flag) for flag in given.values()}) > 1:
         expected, found = f"flags of {place} that agree", f"{given}"
         raise BadRow(row.where, "flags that disagree", expected, found, "keep one of them")
-    asked = next((key for key, flag in given.items() if flag and key != "weight"), None)
+    asked = next((key for key, flag in given.items() if flag and "weight" not in key), None)
     if role != "assistant" and asked is not None:
         expected, found = "loss on assistant turns only", f"{asked!r} set in {place} ({role})"
         raise BadRow(row.where, "loss on a prompt", expected, found, f"remove {asked!r} there")

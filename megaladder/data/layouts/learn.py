@@ -160,7 +160,7 @@ def _conversation(row: RawRow, messages: tuple[Message, ...], options: ReadOptio
 
 def from_messages(row: RawRow, options: ReadOptions) -> Example:
     """Turns in a column `messages`."""
-    return _conversation(row, _turns(row, "messages"), options)
+    return _conversation(row, _with_system(row, _turns(row, "messages")), options)
 
 
 def from_prompt_completion(row: RawRow, options: ReadOptions) -> Example:
@@ -187,9 +187,7 @@ def from_sharegpt(row: RawRow, options: ReadOptions) -> Example:
     plain = bool(first) and isinstance(first[0], dict) and "role" in first[0]
     keys = ("role", "content") if plain else ("from", "value")
     turns = _turns(_with_calls(row, *keys), "conversations", keys, SHAREGPT_ROLES)
-    if turns[0].role != "system":
-        turns = (*_system_turn(row, "system"), *turns)
-    return _conversation(row, turns, options)
+    return _conversation(row, _with_system(row, turns), options)
 
 
 def _with_calls(row: RawRow, role: str, text: str) -> RawRow:
@@ -207,7 +205,7 @@ def _with_calls(row: RawRow, role: str, text: str) -> RawRow:
                 calls = f"[{calls}]"
             turn = {**turn, text: None, "tool_calls": calls}
         found.append(turn)
-    return RawRow(row.where, {**row.data, "conversations": found})
+    return RawRow(row.where, {**row.data, "conversations": found}, row.nulls)
 
 
 def pair(question: str, answer: str, system: str = "system") -> Learn:
@@ -216,6 +214,7 @@ def pair(question: str, answer: str, system: str = "system") -> Learn:
     def convert(row: RawRow, options: ReadOptions) -> Example:
         turns = (
             *_system_turn(row, system),
+            *_history(row),
             *_string_or_turns(row, question, "user"),
             *_string_or_turns(_first_of_texts(row, answer), answer, "assistant"),
         )
@@ -245,22 +244,29 @@ def instruction(context: str, answer: str) -> Learn:
         if isinstance(extra, str) and extra.strip():
             asked = f"{asked}\n\n{extra}"
         turns = (Message("user", asked), Message("assistant", _string(row, answer)))
-        return _conversation(row, (*_system_turn(row, "system"), *turns), options)
+        before = (*_system_turn(row, "system"), *_history(row))
+        return _conversation(row, (*before, *turns), options)
 
     return convert
 
 
 def from_conversation(row: RawRow, options: ReadOptions) -> Example:
     """Turns in a column `conversation`."""
-    return _conversation(row, _turns(row, "conversation"), options)
+    return _conversation(row, _with_system(row, _turns(row, "conversation")), options)
 
 
 def from_preference(row: RawRow, options: ReadOptions) -> Example:
-    """The chosen answer of a pair, as a text after `prompt`, or with the prompt's turns in it."""
-    chosen = _string_or_turns(row, "chosen", "assistant")
-    if chosen[0].role == "assistant":
-        chosen = (*_string_or_turns(row, "prompt", "user"), *chosen)
-    return _conversation(row, chosen, options)
+    """The chosen answer of a pair, as a text after `prompt`, or with the prompt's turns in it.
+
+    LLaMA-Factory's pairs hold one turn, after those of `conversations`."""
+    chosen, shared = row.data.get("chosen"), row.data.get("conversations")
+    if isinstance(chosen, dict) and isinstance(shared, list):
+        whole = {**row.data, "conversations": [*shared, chosen]}
+        return from_sharegpt(RawRow(row.where, whole, row.nulls), options)
+    answer = _string_or_turns(row, "chosen", "assistant")
+    if answer[0].role == "assistant":
+        answer = (*_string_or_turns(row, "prompt", "user"), *answer)
+    return _conversation(row, answer, options)
 
 
 def from_first_response(row: RawRow, options: ReadOptions) -> Example:
@@ -280,6 +286,31 @@ def _first_of_texts(row: RawRow, key: str) -> RawRow:
     value = row.data.get(key)
     listed = isinstance(value, list) and bool(value) and isinstance(value[0], str)
     return RawRow(row.where, {**row.data, key: value[0]}) if listed and value else row
+
+
+def _history(row: RawRow) -> tuple[Message, ...]:
+    """Earlier turns in a column `history`, as pairs of question and answer (LLaMA-Factory, swift).
+
+    Raises BadRow for a history of another form."""
+    pairs = row.data.get("history") or ()
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and [type(text) for text in pair] == [str, str]
+        for pair in pairs
+    ):
+        expected, found = "pairs of question and answer in 'history'", describe(pairs)
+        fix = "write the turns in a column 'messages'"
+        raise BadRow(row.where, "malformed history", expected, found, fix)
+    roles: tuple[Role, Role] = ("user", "assistant")
+    return tuple(
+        Message(role, text) for pair in pairs for role, text in zip(roles, pair, strict=True)
+    )
+
+
+def _with_system(row: RawRow, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns after the text of a column `system` or `system_prompt`, unless they have their own."""
+    if turns[0].role == "system":
+        return turns
+    return (*(_system_turn(row, "system") or _system_turn(row, "system_prompt")), *turns)
 
 
 def _system_turn(row: RawRow, key: str) -> tuple[Message, ...]:

@@ -73,7 +73,13 @@ CONVERSATIONS = (
         ("instruction", "response"),
         learn.instruction("context", "response"),
     ),
-    Layout("preference", "UltraFeedback, TRL", ("chosen", "rejected"), learn.from_preference),
+    Layout(
+        "preference",
+        "UltraFeedback, TRL, LLaMA-Factory",
+        ("chosen", "rejected"),
+        learn.from_preference,
+        over=("sharegpt",),
+    ),
     Layout(
         "reasoning-content",
         "distilled R1 rows",
