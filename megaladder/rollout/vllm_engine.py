@@ -33,7 +33,6 @@ from megaladder.config.rules.engine import head_size_problem, room_for_rank, rou
 from megaladder.errors import ConfigError, MissingDependencyError
 from megaladder.files.models import no_model
 from megaladder.model.hf_config import read_config_json
-from megaladder.model.lora.spec import LoraSpec
 from megaladder.model.moe.choices import to_text
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
@@ -64,7 +63,7 @@ class VllmOptions:
     enforce_eager: bool | None = None  # None = eager on CPU, CUDA graphs on CUDA
     enable_sleep: bool = False
     weight_transfer: str | None = None  # vLLM's weight transfer backend: ipc, nccl
-    lora: LoraSpec | None = None  # such adapters are loaded beside the weights
+    lora_rank: int | None = None  # adapters up to this rank are loaded beside the weights
     routed_experts: bool = False  # keep which experts each token goes through, for those who ask
     trust_remote_code: bool = False
     log_dir: str | None = None  # None = a temporary folder, named in every error
@@ -101,8 +100,8 @@ def vllm_children(options: VllmOptions) -> list[ChildSpec]:
     here = (Path(options.model) / "config.json").is_file()
     if here and (problem := head_size_problem(read_config_json(options.model))):
         raise ConfigError(f"{options.model}: {problem}")
-    if options.lora is not None:
-        room_for_rank(options.lora.rank)
+    if options.lora_rank is not None:
+        room_for_rank(options.lora_rank)
     if options.routed_experts and (problem := routing_problem(options.tp)):
         raise ConfigError(problem)
     log_dir = Path(options.log_dir or tempfile.mkdtemp(prefix="megaladder-engine-"))

@@ -55,4 +55,4 @@ def test_a_real_engine_is_given_experts_with_their_adapters_merged(tmp_path):
     assert all(row["mismatch_mean"] <= 2e-6 and row["grad_norm"] > 0 for row in done.rows)
     assert all(row["moe_differing_choices"] == 0 for row in done.rows)
     refused = runs.run("alone", *ADAPTERS, *flags, "--rollout.sync", "adapter")
-    assert refused.status == 2 and "the engine's experts take no adapters" in refused.error
+    assert refused.status == 2 and "engines take no adapters beside experts" in refused.error

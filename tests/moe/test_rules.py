@@ -110,19 +110,17 @@ def test_shared_experts_are_cut_like_a_dense_layer() -> None:
         validate_layout(tp2, replace(shape, moe=replace(shape.moe, shared_ffn_size=97)))
 
 
-def test_engines_get_adapters_of_experts_merged() -> None:
-    shape = model_shape(EXPERTS)
-    everywhere, attention = (
-        LoraSection(rank=4, targets=targets) for targets in ("up_proj,q_proj", "q_proj,o_proj")
-    )
-    key = "rollout.sync"
-    assert engine_adapters(LoraSection(), shape, key, "auto") is None
-    assert engine_adapters(everywhere, shape, key, "auto") is None
-    assert engine_adapters(attention, shape, key, "adapter") == LoraSpec(
-        4, 32.0, ("q_proj", "o_proj")
-    )
-    with pytest.raises(ConfigError, match=r"rollout\.sync adapter: the engine's experts take no"):
-        engine_adapters(everywhere, shape, key, "adapter")
+def test_engines_get_the_adapters_of_a_model_with_experts_merged() -> None:
+    section, dense = LoraSection(rank=4, targets=("q_proj", "o_proj")), find_model("Qwen3-0.6B")
+    for shape in (dense, model_shape(EXPERTS)):
+        assert engine_adapters(LoraSection(), shape, "rollout.sync", "auto") is None
+    alone = engine_adapters(section, dense, "rollout.sync", "adapter")
+    assert alone == LoraSpec(4, 32.0, ("q_proj", "o_proj"))
+    assert engine_adapters(section, model_shape(EXPERTS), "rollout.sync", "auto") is None
+    with pytest.raises(
+        ConfigError, match=r"rollout\.sync adapter: engines take no adapters beside"
+    ):
+        engine_adapters(section, model_shape(EXPERTS), "rollout.sync", "adapter")
 
 
 def test_a_stage_without_experts_is_refused() -> None:

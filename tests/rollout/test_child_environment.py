@@ -16,7 +16,6 @@ from megaladder.config.rules import engine as engine_rules
 from megaladder.config.sections.engine import SyncedEngineSection
 from megaladder.config.sections.shared import TrainedModelSection
 from megaladder.errors import ConfigError
-from megaladder.model.lora.spec import LoraSpec
 from megaladder.parallel import Nodes
 from megaladder.process import gpu_stack
 from megaladder.rollout.replica import child_environment
@@ -121,9 +120,6 @@ def test_heads_that_a_cpu_does_not_compute_are_told_before_any_engine_starts(
 
 
 def test_adapters_of_a_rank_that_vllm_does_not_take_are_told_before_any_engine_starts() -> None:
-    def children(rank: int) -> list:
-        return vllm_children(VllmOptions("owner/name", lora=LoraSpec(rank, 1.0, ("q_proj",))))
-
-    assert len(children(512)) == 1
+    assert len(vllm_children(VllmOptions(model="owner/name", lora_rank=512))) == 1
     with pytest.raises(ConfigError, match="adapters of rank 513: vLLM takes up to 512; fix: "):
-        children(513)
+        vllm_children(VllmOptions(model="owner/name", lora_rank=513))

@@ -70,9 +70,9 @@ class SyncedEngineSection(StrictModel):
     """Tensor parallel ranks of the engine; independent of parallel.tp."""
     sync: Literal["auto", "file", "ipc", "nccl", "adapter"] = "auto"
     """How weights reach the engine: file (shared memory, any machine), ipc or nccl (CUDA); adapter
-    (with lora) = the adapter alone, which the engine applies. auto = adapter with lora, unless it
-    sits on experts, else ipc on CUDA and file on CPU; nccl with servers. Other ways than adapter
-    bring the merged model."""
+    (with lora) = the adapter alone, which the engine applies. auto = adapter with lora on
+    a model without experts, else ipc on CUDA and file on CPU; nccl with servers. Other ways than
+    adapter bring the merged model."""
     sync_bucket_mib: Positive = 512
     """Weights travel in pieces of this size, MiB."""
     check_sync: Literal["never", "first", "always"] = "first"

@@ -14,7 +14,7 @@ from typing import Any
 from megaladder.config.sections.shared import LoraSection
 from megaladder.errors import ConfigError, ModelError
 from megaladder.model.hf_config import ModelShape, read_json_object
-from megaladder.model.lora.spec import LoraSpec, adapts_experts, check_targets, with_targets_of
+from megaladder.model.lora.spec import LoraSpec, check_targets, with_targets_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # transformers' parameter with the matrices of all experts → the projections in it, rows in order
@@ -148,23 +148,21 @@ def lora_spec(section: LoraSection, shape: ModelShape) -> LoraSpec:
 def engine_adapters(
     section: LoraSection, shape: ModelShape, key: str, sync: str
 ) -> LoraSpec | None:
-    """The adapters that engines can be given alone; None where there are none, or on experts.
+    """The adapters that engines can be given alone; None where none are, or the model has experts.
 
-    vLLM's experts on a CPU take no adapters (0.32: it ends while it starts), those on a GPU were
-    not tried. key, sync: how weights are to reach the engines.
+    With adapters vLLM (0.32) computes experts with Triton's kernels, whatever has adapters, which
+    fail on a CPU and were not tried on a GPU. key, sync: how weights are to reach the engines.
 
     Raises:
         ConfigError: they are to be sent alone and cannot.
     """
     if not section.enabled:
         return None
-    spec = lora_spec(section, shape)
-    if not adapts_experts(shape, spec):
-        return spec
+    if shape.moe is None:
+        return lora_spec(section, shape)
     if sync == "adapter":
         raise ConfigError(
-            f"{key} adapter: the engine's experts take no adapters, and lora.targets"
-            f" {','.join(spec.targets)} put some there; fix: {key} auto, which sends the merged"
-            " model, or lora.targets q_proj,k_proj,v_proj,o_proj"
+            f"{key} adapter: engines take no adapters beside experts, which"
+            f" {shape.family.title} has; fix: {key} auto, which sends the merged model"
         )
     return None

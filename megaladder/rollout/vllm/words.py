@@ -40,13 +40,11 @@ def engine_arguments(options: Mapping[str, Any], on_cpu: bool, accepts: set[str]
     else:
         given["enable_sleep_mode"] = options["enable_sleep"] or None
         given["enable_return_routed_experts"] = options["routed_experts"] or None
-    if lora := options["lora"]:
+    if options["lora_rank"] is not None:
         given |= {
             "enable_lora": True,
             "max_loras": 1,
-            "max_lora_rank": room_for_rank(lora["rank"]),
-            # else its experts, which on a CPU take none, would get room for them too
-            "lora_target_modules": list(lora["targets"]),
+            "max_lora_rank": room_for_rank(options["lora_rank"]),
         }
     given["worker_extension_cls"] = OUR_WORKER_EXTENSION
     if options["weight_transfer"]:

@@ -250,7 +250,7 @@ def node_replicas(setup: EngineSetup, folder: Path, log_dir: Path) -> Sequence[R
             enable_sleep=setup.colocated,
             trust_remote_code=setup.model.trust_remote_code,
             weight_transfer=transport if transport in ("ipc", "nccl") else None,
-            lora=setup.adapters if transport == "adapter" else None,
+            lora_rank=setup.adapters.rank if transport == "adapter" and setup.adapters else None,
             routed_experts=setup.routed_experts,
             log_dir=str(log_dir),
             devices=devices,
