@@ -35,6 +35,7 @@ from megaladder.config.verbs.convert import (
 )
 from megaladder.console import doing
 from megaladder.errors import ConversionError
+from megaladder.files.typed import typed
 from megaladder.finished import write_converted
 from megaladder.run_dir import atomic_write, to_json
 
@@ -52,7 +53,7 @@ def run_hf_to_megatron(config: HfToMegatronConfig) -> int:
         )
     lines = [
         f"{config.out}: {_rate(num_bytes, began)}; loads at any TP × PP",
-        f"next: megaladder convert verify --hf {config.hf} --megatron {config.out}",
+        f"next: megaladder convert verify --hf {typed(config.hf)} --megatron {typed(config.out)}",
     ]
     print("\n".join(lines))
     write_converted(config, lines)
@@ -69,7 +70,9 @@ def run_megatron_to_hf(config: MegatronToHfConfig) -> int:
     if exported.left_out:
         counts = (f"{name} {count}" for name, count in sorted(exported.left_out.items()))
         lines.append("left out (training state): " + ", ".join(counts))
-    lines.append(f"next: megaladder convert verify --hf {config.out} --megatron {config.megatron}")
+    lines.append(
+        f"next: megaladder convert verify --hf {typed(config.out)} --megatron {typed(config.megatron)}"
+    )
     print("\n".join(lines))
     write_converted(config, lines)
     return 0
@@ -93,7 +96,7 @@ def run_adapter(config: AdapterConfig) -> int:
     num_bytes = adapter_to_peft(config.megatron, config.out, force=config.force)
     lines = [
         f"{config.out}: adapter of {num_bytes / 1e9:.3f} GB",
-        f"next: megaladder convert merge --hf MODEL --adapter {config.out} --out DIR",
+        f"next: megaladder convert merge --hf MODEL --adapter {typed(config.out)} --out DIR",
     ]
     print("\n".join(lines))
     return 0
@@ -105,7 +108,10 @@ def run_merge(config: MergeConfig) -> int:
     options = _options(config.dtype, config.max_shard_gb, config.force)
     with progress("merge", _hf_bytes(config.hf)) as on_bytes:
         num_bytes = merge_folders(config.hf, config.adapter, config.out, options, on_bytes)
-    lines = [f"{config.out}: {_rate(num_bytes, began)}", f"next: megaladder chat {config.out}"]
+    lines = [
+        f"{config.out}: {_rate(num_bytes, began)}",
+        f"next: megaladder chat {typed(config.out)}",
+    ]
     print("\n".join(lines))
     return 0
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from megaladder.config.sections.run import RunConfig
 from megaladder.console import VOICE, Task, clock, is_quiet
 from megaladder.events.callback import Callback
+from megaladder.files.typed import typed
 from megaladder.process import last_word
 from megaladder.run_dir import JsonlFile, RunDir, drop_rows_after, read_jsonl
 from megaladder.trackers.courier import Courier
@@ -292,10 +293,10 @@ def evaluation_command(model: Path, data_path: str) -> str:
     get` writes it), else to be chosen."""
     data = Path(data_path)
     if data.stem in ("train", "test") and data.parent.name:
-        chosen = f"{data.parent.name} --data-dir {data.parent.parent}"
+        chosen = f"{typed(data.parent.name)} --data-dir {typed(data.parent.parent)}"
     else:
         chosen = "NAME or FILE.jsonl (--benchmark list prints the names)"
-    return f"megaladder eval --model {model} --benchmark {chosen}"
+    return f"megaladder eval --model {typed(model)} --benchmark {chosen}"
 
 
 def _print_line(text: str, stream: TextIO) -> None:

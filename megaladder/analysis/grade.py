@@ -22,6 +22,7 @@ from megaladder.data.layouts.stored import lifted, stored_layout
 from megaladder.data.read import BadRow
 from megaladder.data.sources.source import open_source
 from megaladder.errors import ConfigError, DataError
+from megaladder.files.typed import typed
 from megaladder.process.storage import fails_by_itself, fsync_folder, open_temporary
 from megaladder.rewards.grade import grader_label
 from megaladder.rewards.verifiers import VERIFIERS, check_row
@@ -280,4 +281,4 @@ def _summarise(config: GradeConfig, counts: _Counts, seconds: float) -> None:
     if num_undecided > MAX_NAMED:
         print(f"… and {num_undecided - MAX_NAMED} more; `correct` is null in their rows")
     print(f"written: {config.output}")
-    print(f"next: megaladder analyze pass-at-k {config.output} --k 1 --json pass_at_k.json")
+    print(f"next: megaladder analyze pass-at-k {typed(config.output)} --k 1 --json pass_at_k.json")

@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,7 +134,7 @@ def resolve_words(verb: Verb, config_class: type[StrictModel], rest: Sequence[st
 def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
     # imports alone take seconds on a busy machine
     if not {"-h", "--help", "--print-config"} & set(rest):
-        console.VOICE.turn(verb.name)
+        console.VOICE.turn(f"{verb.name} is at work")
     try:
         from megaladder.config.resolve import to_yaml
     except ModuleNotFoundError as error:
@@ -283,7 +284,7 @@ def overview(verbs: Sequence[Verb] = VERBS) -> str:
 def _unknown_verb(args: Sequence[str], names: Sequence[str]) -> str:
     typed = args[0]
     if Path(typed).suffix in (".yaml", ".yml"):
-        return f"{typed} stands where a verb is expected; fix: megaladder sft {typed} (or grpo, check, eval)"
+        return f"{typed} stands where a verb is expected; fix: megaladder sft {shlex.quote(typed)} (or grpo, check, eval)"
     words = list(itertools.takewhile(lambda arg: not arg.startswith("-"), args[:3])) or [typed]
     family = [name for name in names if name.startswith(f"{typed} ")]
     close = _close(" ".join(words), family or names, cutoff=0.8)

@@ -33,6 +33,7 @@ from megaladder.evaluation.run import Progress, Timing, run_task
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.evaluation.store import Journal
 from megaladder.files.sums import refuse_damaged
+from megaladder.files.typed import typed
 from megaladder.finished import write_evaluated
 from megaladder.ledger.sampled import shape_at
 from megaladder.rewards.programs.runner import isolation
@@ -76,7 +77,7 @@ def run_eval(config: EvalConfig) -> int:
     ):
         plan.generate(engine, pool)
     plan.judge()  # the engine has left: a local judge may need its memory
-    following = f"next: megaladder report {plan.out} --out {plan.out / 'report.html'}"
+    following = f"next: megaladder report {typed(plan.out)} --out {typed(plan.out / 'report.html')}"
     print(following)
     written = [*plan.written(), *(Path(p) for p in [config.json_path] if p)]
     write_evaluated(config, [*plan.score_lines(), following], written)

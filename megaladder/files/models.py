@@ -8,6 +8,7 @@ from pathlib import Path
 from megaladder.errors import ConfigError
 from megaladder.files.steps import committed, exported
 from megaladder.files.sums import refuse_damaged
+from megaladder.files.typed import typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def no_model(name: str | Path) -> str | None:
     if not path.is_dir() or (path / "config.json").is_file():
         return None
     if (path / "adapter_config.json").is_file():
-        merge = f"megaladder convert merge --hf MODEL --adapter {path} --out DIR"
+        merge = f"megaladder convert merge --hf MODEL --adapter {typed(path)} --out DIR"
         return (
             f"is an adapter, no model; fix: {merge}, then DIR (to train it on: lora.start {path})"
         )
@@ -55,7 +56,7 @@ def no_model(name: str | Path) -> str | None:
 
 
 def _in_megatrons_layout(checkpoint: Path) -> str:
-    made = f"megaladder convert megatron-to-hf --megatron {checkpoint} --out DIR"
+    made = f"megaladder convert megatron-to-hf --megatron {typed(checkpoint)} --out DIR"
     return f"holds checkpoints in Megatron's layout; fix: {made}, then DIR"
 
 
@@ -93,7 +94,7 @@ def _newest_export(run: Path) -> ModelFolder:
     if exports := list(exported(run).values()):
         return ModelFolder(exports[-1], run)
     newest = next(reversed(committed(run).values()), run)
-    made = f"megaladder convert megatron-to-hf --megatron {newest} --out DIR"
+    made = f"megaladder convert megatron-to-hf --megatron {typed(newest)} --out DIR"
     raise ConfigError(
         f"model {run}: a run without an export (hf/step_N); fix: {made}, then that folder; or"
         " checkpoint.export_hf: true in its run.yaml"

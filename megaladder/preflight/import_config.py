@@ -16,6 +16,7 @@ from megaladder.config.foreign.work import CONFIGS, Conversion, Finding, nested
 from megaladder.config.resolve import validate
 from megaladder.config.resolve.resolver import dump_yaml
 from megaladder.errors import ConfigError
+from megaladder.files.typed import typed
 from megaladder.run_dir import atomic_write
 
 ORDER = ("to do", "refused", "mapped", "default", "no effect")
@@ -65,7 +66,9 @@ def run_import_config(config: ImportConfig) -> None:
         print("\n".join(lines), file=sys.stderr)
         return
     atomic_write(Path(config.out), text)
-    print("\n".join([*lines, f"{config.out}: written", f"next: megaladder check {config.out}"]))
+    print(
+        "\n".join([*lines, f"{config.out}: written", f"next: megaladder check {typed(config.out)}"])
+    )
 
 
 def _as_yaml(config: ImportConfig, work: Conversion) -> str:

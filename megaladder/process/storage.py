@@ -25,15 +25,27 @@ from megaladder.errors import MegaladderError, StorageError
 
 # error number -> what happened, what to do
 MEANINGS: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no space left on the disk", "free some space, or use another run_dir"),
+    errno.ENOSPC: (
+        "no space left on the disk",
+        "free some space, or write elsewhere (run_dir, --out)",
+    ),
     errno.EDQUOT: ("the disk quota is used up", "free some space or ask for a larger quota"),
     errno.EFBIG: (
         "the file is too large for the file system or the process's limit (ulimit -f)",
         "raise the limit, or use another file system",
     ),
-    errno.EROFS: ("the file system is read-only", "remount it for writing, or use another run_dir"),
-    errno.EACCES: ("permission denied", "correct its permissions, or use another run_dir"),
-    errno.EPERM: ("operation not permitted", "correct its permissions, or use another run_dir"),
+    errno.EROFS: (
+        "the file system is read-only",
+        "remount it for writing, or write elsewhere (run_dir, --out)",
+    ),
+    errno.EACCES: (
+        "permission denied",
+        "correct its permissions, or write elsewhere (run_dir, --out)",
+    ),
+    errno.EPERM: (
+        "operation not permitted",
+        "correct its permissions, or write elsewhere (run_dir, --out)",
+    ),
     errno.EIO: (
         "the device reports an input/output error",
         "look at the kernel's log (dmesg); use another disk",
@@ -95,11 +107,15 @@ def storage_error(error: BaseException, place: Path | str | None = None) -> Stor
     for cause in known[:1]:
         what, fix = MEANINGS[cause.errno or 0]
         where = cause.filename if isinstance(cause.filename, str | os.PathLike) else place
+        if isinstance(where, str | os.PathLike) and _TEMPORARY.fullmatch(Path(where).name):
+            where = _of_temporary(Path(where))
         return StorageError(_message(where, what, fix))
     if isinstance(error, MegaladderError) or not any(w in str(error) for w in _WRITER_WORDS):
         return None
     what = f"a file could not be written completely ({str(error).splitlines()[0]})"
-    return StorageError(_message(place, what, "make room there, or use another run_dir"))
+    return StorageError(
+        _message(place, what, "make room there, or write elsewhere (run_dir, --out)")
+    )
 
 
 def fails_by_itself(error: OSError) -> bool:
@@ -123,6 +139,11 @@ def naming(path: Path | str) -> Iterator[None]:
 
 # as `open_temporary` and the last word name theirs
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
+
+
+def _of_temporary(temporary: Path) -> Path:
+    """The file whose place it takes when it is complete; its name begins so."""
+    return temporary.with_name(temporary.name.removeprefix(".").rsplit(".", 2)[0])
 
 
 def open_temporary(path: Path) -> tuple[Path, BinaryIO]:

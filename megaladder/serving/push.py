@@ -11,6 +11,7 @@ from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ConfigError, StorageError
 from megaladder.files.models import ModelFolder, find_model
 from megaladder.files.sums import write_sums
+from megaladder.files.typed import typed
 from megaladder.run_dir import atomic_write
 from megaladder.serving.card import model_card
 from megaladder.serving.settings import PushConfig
@@ -79,7 +80,7 @@ def _to_folder(folder: ModelFolder, card: str, config: PushConfig) -> None:
     atomic_write(out / CARD, card)
     write_sums(out, [name for name in (*names, CARD) if name != SUMS])
     print(f"{out}: {len(names)} files and {CARD}")
-    print(f"next: megaladder chat {out}")
+    print(f"next: megaladder chat {typed(out)}")
 
 
 def _to_hub(folder: ModelFolder, card: str, repository: str, config: PushConfig) -> None:

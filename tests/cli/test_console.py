@@ -242,5 +242,5 @@ def test_no_verb_works_without_words(verb: Verb, monkeypatch) -> None:
     monkeypatch.setattr(dispatch, "_place_ranks", listen)
     monkeypatch.setattr(dispatch, "load", lambda target: listen)
     assert main(verb.name.split(" ")) == 0
-    assert len(heard) >= 3 and all(words == [verb.name] for words in heard)
+    assert len(heard) >= 3 and all(words == [f"{verb.name} is at work"] for words in heard)
     assert console.VOICE._tasks == []

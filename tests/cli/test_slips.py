@@ -63,6 +63,9 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["sft", "list.yaml"], "expected a mapping"),
     (["sft", "grpo.yaml"], "is a file for `megaladder grpo`; fix: megaladder grpo grpo.yaml"),
     (["grpo", "sft.yaml"], "is a file for `megaladder sft`; fix: megaladder sft sft.yaml"),
+    (["sft", "my grpo.yaml"], "fix: megaladder grpo 'my grpo.yaml'"),
+    (["my grpo.yaml"], "fix: megaladder sft 'my grpo.yaml'"),
+    (["chat", "my adapter"], "--adapter 'my adapter' --out DIR"),
     (["sft", "trl.yaml"], "megaladder import-config trl.yaml --out run.yaml"),
     (["sft", "recipe.yaml"], "megaladder data select FILE --recipe recipe.yaml"),
     (["sft", "base.yaml"], "base ../nowhere.yaml: no such file"),
@@ -148,6 +151,7 @@ SLIPS: tuple[tuple[Sequence[str], str], ...] = (
     (["data", "stats", "noise.jsonl"], "found bytes that are none"),
     (["data", "stats", "batch.jsonl"], "{question: COLUMN, answer: COLUMN}"),
     (["report", "two.jsonl"], "fix: run folders, evaluation folders"),
+    (["sft", "--model.path", "no/such/model", *D], "no such folder in /"),
     (["sft", "--model.path", "trained/checkpoints", *D], "fix: its export trained/hf/step_2"),
 )
 
@@ -195,6 +199,8 @@ def here(tmp_path, monkeypatch) -> Path:
         "adapter/adapter_config.json": "{}",
         "gguf/m.gguf": "GGUF",
         "table.xlsx": "x",
+        "my grpo.yaml": "data: {path: d}\nrollout: {n: 4}\ngrpo: {preset: dapo}\n",
+        "my adapter/adapter_config.json": "{}",
         "two.jsonl": "{}\n{}\n",
         "noise.jsonl": "\x00\x01\x02\x03",
         "batch.jsonl": '{"custom_id": "1", "method": "POST", "body": {}}\n',

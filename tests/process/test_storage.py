@@ -23,6 +23,13 @@ from megaladder.process.storage import (
 from megaladder.run_dir import JsonlFile, atomic_write
 
 
+def test_a_file_that_was_not_complete_is_called_by_its_own_name(tmp_path) -> None:
+    temporary, file = open_temporary(tmp_path / "rows.jsonl")
+    file.close()
+    error = storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary)))
+    assert str(error).startswith(f"{tmp_path / 'rows.jsonl'}: no space left")
+
+
 @pytest.mark.parametrize("number", sorted(MEANINGS))
 def test_every_number_has_path_meaning_and_fix(number, tmp_path) -> None:
     path = tmp_path / "step_4" / "shard"

@@ -209,8 +209,9 @@ def pairs_of(
             pairs += pair_up(sets_of(runs, a), sets_of(runs, b), warnings)
         if not pairs:
             raise DataError(
-                "no run whose model of before was evaluated too; found"
-                f" {', '.join(runs.names)[:300]}; fix: --base with the path or name of A"
+                "expected a run and the model that it started from, both evaluated, found"
+                f" {', '.join(runs.names)[:300]}; fix: megaladder eval of both into one folder, and"
+                " give that, or --base with the path or name of what to compare with"
             )
         return pairs, runs
     base = _base_sets(config, runs, warnings)

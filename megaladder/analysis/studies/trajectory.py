@@ -111,7 +111,7 @@ def curves_of(runs: Runs, only: Sequence[str] = ()) -> dict[tuple[str, str], lis
     curves = curves_by_run(runs, runs.records, only)
     if not curves:
         raise DataError(
-            "no run was evaluated both before its first step and after another; found"
+            "expected a run that was evaluated before training and after at least one step, found"
             f" {_evaluated(runs)}; fix: megaladder eval of the base model and of the run's steps, and"
             " give both folders"
         )

@@ -12,6 +12,7 @@ from megaladder.config.sft import SftConfig
 from megaladder.config.strict_yaml import YamlFile
 from megaladder.config.verbs.data import SampleConfig
 from megaladder.config.verbs.evaluation import EvalConfig
+from megaladder.files.typed import typed
 
 VERBS: dict[str, type[StrictModel]] = {
     "sft": SftConfig,
@@ -81,16 +82,16 @@ def other_kind(file: YamlFile, config_class: type[StrictModel]) -> str | None:
     if all(key in own for key in flat):
         return None
     if {"stages", "vary"} & file.values.keys():
-        return (
-            f"{path}: is a recipe of data select; fix: megaladder data select FILE --recipe {path}"
-        )
+        return f"{path}: is a recipe of data select; fix: megaladder data select FILE --recipe {typed(path)}"
     fits = [name for name in VERBS if flat and all(key in _keys(name) for key in flat)]
     if fits and not issubclass(config_class, VERBS[fits[0]]):
-        return f"{path}: is a file for `megaladder {fits[0]}`; fix: megaladder {fits[0]} {path}"
+        return (
+            f"{path}: is a file for `megaladder {fits[0]}`; fix: megaladder {fits[0]} {typed(path)}"
+        )
     name = recognise(flat)
     foreign = [key for key in flat if key not in own and find_key(key)]
     if name is not None and (len(foreign) >= MANY or name == "verl"):
-        fix = f"megaladder import-config {path} --out run.yaml"
+        fix = f"megaladder import-config {typed(path)} --out run.yaml"
         return f"{path}: looks like a file of {TITLES[name]}; fix: {fix}, or the keys below"
     return None
 

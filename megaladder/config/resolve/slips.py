@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megaladder.config.base import StrictModel, section_of
 from megaladder.errors import ConfigError
+from megaladder.files.typed import typed
 
 YAML_SUFFIXES = (".yaml", ".yml", ".json")
 FILE_FLAGS = ("c", "f", "config", "config_file", "config_path", "yaml", "file")
@@ -55,7 +56,9 @@ def _manner(args: Sequence[str], i: int, own: Sequence[str], takes_yaml: bool) -
         file = value or next(iter(args[i + 1 : i + 2]), "run.yaml")
         known = flag in own or not file.endswith(YAML_SUFFIXES)
         return (
-            None if known else f"'{word}': the file has no flag; fix: {file} right after the verb"
+            None
+            if known
+            else f"'{word}': the file has no flag; fix: {typed(file)} right after the verb"
         )
     if word.startswith("-") and not word.startswith("--") and flag in own:
         return f"'{word}' has one dash; fix: --{flag}{equals}{value}"
@@ -86,7 +89,7 @@ def refuse_other_file(path: str) -> None:
         key, _, value = path.partition("=")
         told = f"is no file; fix: run.yaml first, keys as flags: --{key} {value}"
     if told is not None:
-        raise ConfigError(f"{path}: {told.format(file=path)}")
+        raise ConfigError(f"{path}: {told.format(file=typed(path))}")
 
 
 def meant_flag(key: str, config_class: type[StrictModel], own: Sequence[str]) -> str:

@@ -23,12 +23,13 @@ def require_model(path: str, revision: str | None) -> None:
         "fix: make or download it (the comments on top of the run.yaml say how; hf download"
         " OWNER/NAME --local-dir FOLDER)"
     )
+    here = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise ModelError(
-            f"{path}: no such folder; {get}, or model.path a hub id like Qwen/Qwen3-14B-Base"
+            f"{path}: no such folder{here}; {get}, or model.path a hub id like Qwen/Qwen3-14B-Base"
         )
     if revision is None:
         raise ModelError(
-            f"{path}: no such folder; {get}; as a hub id it needs model.revision (a commit), so"
+            f"{path}: no such folder{here}; {get}; as a hub id it needs model.revision (a commit), so"
             " that the run can be repeated"
         )

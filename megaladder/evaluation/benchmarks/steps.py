@@ -31,6 +31,7 @@ from megaladder.evaluation.benchmarks.turns import Turn, take_turns
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
 from megaladder.files.steps import exported
 from megaladder.files.sums import refuse_damaged
+from megaladder.files.typed import typed
 from megaladder.finished import write_evaluated
 from megaladder.log import format_table
 from megaladder.run_dir import atomic_lines, atomic_write, sealed_line, to_json
@@ -91,7 +92,10 @@ def run_steps(config: EvalConfig) -> int:
     atomic_lines(out / "evaluations.jsonl", map(sealed_line, rows))
     if config.json_path:
         atomic_write(Path(config.json_path), to_json({"rows": rows}, indent=2) + "\n")
-    lines = [_table(rows), f"next: megaladder report {run_dir} --out {run_dir / 'report.html'}"]
+    lines = [
+        _table(rows),
+        f"next: megaladder report {typed(run_dir)} --out {typed(run_dir / 'report.html')}",
+    ]
     print("\n".join(lines))
     written = [*(Path(name) for name in [config.json_path] if name), out / "evaluations.jsonl"]
     written += [path for plan in plans for path in plan.written()]

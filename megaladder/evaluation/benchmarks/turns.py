@@ -20,6 +20,7 @@ from megaladder.evaluation.run import missing_requests
 from megaladder.evaluation.store import Journal
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
 from megaladder.files.sums import refuse_damaged
+from megaladder.files.typed import typed
 from megaladder.finished import write_evaluated
 from megaladder.rewards.verifiers.pool import VerifierPool
 from megaladder.rollout.engine import Engine
@@ -69,7 +70,7 @@ def run_cases(config: EvalConfig) -> int:
         _by_one_engine(list(group))
     for plan in plans:
         plan.judge()
-    following = f"next: megaladder report {config.results}"
+    following = f"next: megaladder report {typed(config.results)}"
     print(following)
     written = [path for plan in plans for path in plan.written()]
     if config.json_path:

@@ -33,6 +33,7 @@ from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
 from megaladder.files.sums import export_damage
+from megaladder.files.typed import typed
 from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
 from megaladder.process import heartbeat, last_word
@@ -370,7 +371,8 @@ class RunLife:
         if not self._config.checkpoint.export_hf:
             checkpoint = step_dir(self._run.checkpoints, step)
             return rows, (
-                f"megaladder convert megatron-to-hf --megatron {checkpoint} --out {folder}"
+                f"megaladder convert megatron-to-hf --megatron {typed(checkpoint)}"
+                f" --out {typed(folder)}"
             )
         if not parallel.on_main(lambda: self._is_exported(step)):
             self._trainer.export(step)
@@ -378,8 +380,8 @@ class RunLife:
             rows.append(("adapter", str(adapter)))
             if not self._config.lora.merged_export:
                 return rows, (
-                    f"megaladder convert merge --hf {self._config.model.path} --adapter {adapter}"
-                    f" --out {folder}"
+                    f"megaladder convert merge --hf {typed(self._config.model.path)}"
+                    f" --adapter {typed(adapter)} --out {typed(folder)}"
                 )
         rows.append(("HF model", str(folder)))
         best = parallel.on_main(lambda: self._export_best(step))
