@@ -269,6 +269,8 @@ def overview(verbs: Sequence[Verb] = VERBS) -> str:
     width = max(len(verb.name) for verb in verbs) + 2
     lines = ["usage: megaladder <verb> [run.yaml] [--a.b.c value …]"]
     lines += ["       megaladder <verb> --help    every field: default, unit, meaning"]
+    if len(verbs) == len(VERBS):
+        lines += ["first steps: doctor → examples → check → sft → grpo → eval → report → chat"]
     for group in dict.fromkeys(verb.group for verb in verbs):
         lines += ["", group]
         lines += [f"  {verb.name:<{width}}{verb.help}" for verb in verbs if verb.group == group]

@@ -29,7 +29,7 @@ class EngineSection(StrictModel):
     """Independent engines side by side; problems are spread over them. GPUs needed: tp ·
     replicas."""
     dtype: str = "auto"
-    """Of weights and activations: auto (the checkpoint's, but bfloat16 for a float32 one),
+    """Type of weights and activations: auto (the checkpoint's, but bfloat16 for a float32 one),
     bfloat16, float32. Part of the protocol."""
     max_model_len: Positive | None = None
     """Longest prompt plus answer, tokens. null = the model's own limit."""

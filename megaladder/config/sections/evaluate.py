@@ -59,7 +59,7 @@ class EvaluateSection(StrictModel):
     max_tokens: Positive | None = None
     """Longest answer, tokens."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Of sampling, option shuffles and intervals. Training draws from train.seed, never from this
+    """Seed of sampling, option shuffles and intervals. Training draws from train.seed, never from this
     one."""
     prompt: BenchmarkPromptSection = BenchmarkPromptSection()
     keep_best: Positive | None = 1
@@ -69,7 +69,7 @@ class EvaluateSection(StrictModel):
     """End the training, as finished, after this many evaluations in a row without a better score.
     null = train all steps."""
     min_delta: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """What a score must have above the best before it to count as better for patience: a share,
+    """How far a score must exceed the best so far to count as better for patience: a share,
     0.01 = one percentage point."""
 
 

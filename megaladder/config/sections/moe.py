@@ -19,9 +19,9 @@ class MoeSection(StrictModel):
     over each sequence (DeepSeek-V3), or over all ranks' micro-batches of the step so far
     (arXiv 2501.11873; exactly the whole batch where a step has one micro-batch)."""
     aux_loss_coef: Coefficient = 1.0e-3
-    """What that loss counts beside the main one. Both are means over tokens."""
+    """Weight of that loss beside the main one. Both are means over tokens."""
     z_loss_coef: Coefficient = 0.0
-    """What the mean of log²(Σ exp router logits) counts (ST-MoE). 0 = off."""
+    """Weight of the mean of log²(Σ exp router logits) (ST-MoE). 0 = off."""
     bias_update_rate: Coefficient = 0.0
     """Models whose router has a bias: how far it moves after a step, up for experts with fewer
     tokens than the mean and down for others (DeepSeek-V3, 1e-3 there). 0 = it stays."""

@@ -38,11 +38,11 @@ class ModelSection(StrictModel):
     """Arguments of the chat template, e.g. {enable_thinking: false} (Qwen3). They become its
     defaults, also in the exported template; a row's own chat_template_kwargs win."""
     template_date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = TEMPLATE_DATE
-    """The day that a chat template is told which prints today's date (Llama 3.1 and later), so that
-    every start of a run, its rollouts and its evaluation see the same prompts."""
+    """Today's date for chat templates that print it (Llama 3.1 and later), fixed so that every
+    start of a run, its rollouts and its evaluation see the same prompts."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model folder. Off: that code would have all your
-    rights."""
+    """Run Python code that comes with the model folder. Leave it off for models of strangers:
+    the code has all your rights."""
 
 
 class TrainedModelSection(ModelSection):
@@ -126,7 +126,7 @@ class TrainSection(StrictModel):
     """Stop after this many steps, even inside an epoch; the schedule ends there too. null = epochs
     decide."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of weights and activations; master weights and optimizer state are fp32. auto = bf16 on CUDA,
+    """Type of weights and activations; master weights and optimizer state are fp32. auto = bf16 on CUDA,
     fp32 on CPU."""
     fp8: Literal["tensorwise", "blockwise", "delayed", "mxfp8"] | None = None
     """FP8 recipe of Transformer Engine's linear layers (H200: tensorwise or blockwise; mxfp8 needs
@@ -143,7 +143,7 @@ class TrainSection(StrictModel):
     half the memory, about 3 % of the head's time less (calculated). auto = bf16 in SFT, fp32 in
     GRPO, whose ratios would cross the clip by rounding."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Of sample order, random initialisation and dropout."""
+    """Seed of sample order, random initialisation and dropout."""
     nonfinite_limit: Positive = 3
     """Steps in a row with a non-finite loss or gradient before the run stops itself (status 3).
     Each such step changes nothing."""

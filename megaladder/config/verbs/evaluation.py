@@ -126,7 +126,7 @@ class EvalConfig(StrictModel):
     """Run folder of a training in the place of model.path: every step that it kept is evaluated, by
     one engine that is given their weights in turn. Also as first argument: megaladder eval RUN_DIR."""
     steps: CommaInts = ()
-    """Of run_dir: only these steps. none = all whose checkpoint or export is there."""
+    """Only these steps of run_dir. none = all whose checkpoint or export is there."""
     benchmark: CommaStrs = ()
     """Names from the registry (`--benchmark list` prints it), a file of rows of your own
     (problems.jsonl), or a YAML file that names data, fields, prompt, kind and decoding; several
@@ -155,7 +155,7 @@ class EvalConfig(StrictModel):
     before n where it is known which of the two is better, or where more samples would not tell. A
     difference where none is: 5 %, over all waves. null = n."""
     seed: Annotated[int, Field(ge=0)] = 42
-    """Of sampling, option shuffles and intervals."""
+    """Seed of sampling, option shuffles and intervals."""
     rollout: EvalRolloutSection = EvalRolloutSection()
     prompt: BenchmarkPromptSection = BenchmarkPromptSection()
     budget: BudgetSection = BudgetSection()
