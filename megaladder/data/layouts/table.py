@@ -376,6 +376,33 @@ SAMPLES = (
         ),
         over=("verdicts",),
     ),
+    Layout(
+        "verl-rollouts",
+        "verl's rollout_data_dir and validation_data_dir",
+        ("input", "output", "gts"),
+        stored=Stored(("output",), ("gts",), ("acc",), ("pred",), ids=("input",)),
+        over=("verdicts",),
+    ),
+    Layout(
+        "qwen-math-eval",
+        "Qwen2.5-Math's evaluation and its forks (simpleRL)",
+        ("question", "gt", "code"),
+        stored=Stored(("code",), ("gt",), ("score",), ("pred",), ids=("idx",)),
+        over=("verdicts",),
+    ),
+    Layout(
+        "nemo-skills",
+        "NeMo-Skills' output.jsonl",
+        ("problem", "expected_answer", "generation"),
+        stored=Stored(
+            ("generation",),
+            ("expected_answer",),
+            ("symbolic_correct", "is_correct"),
+            ("predicted_answer",),
+            ids=("id", "problem"),
+        ),
+        over=("verdicts",),
+    ),
 )
 LAYOUTS = {one.name: one for one in (*CONVERSATIONS, *WORKED, *PROBLEMS, *SAMPLES)}
 
