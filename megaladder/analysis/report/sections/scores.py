@@ -109,8 +109,8 @@ def _add_comparisons(
         *("95 % interval", "p (Holm)", "problems", "real"),
     )
     caption = (
-        f"Paired by problem; p of {config.draws:,} sign flips, adjusted over the rows; real: below"
-        f" {config.level:g}."
+        f"Paired by problem; intervals resample problems; p of {config.draws:,} sign flips, adjusted"
+        f" over the rows; real: below {config.level:g}."
     )
     section.blocks.append(Table(columns, rows, caption, numbers, frozenset({3, 4, 5, 6})))
 
