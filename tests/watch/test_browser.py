@@ -117,6 +117,7 @@ def test_charts_by_keys(tab: Tab, report: str) -> None:
         "[...document.querySelectorAll('.values tbody tr')].map((row) => row.innerText.split('\\t'))"
     )
     assert len(rows) == STEPS and rows[1] == ["2", "0.5", "0.5"]
+    assert tab.value("document.activeElement.matches('.values > summary')")
     tab.press("Tab")
     assert attribute(tab, ":focus", "role") == "region"
     tab.press("Escape")

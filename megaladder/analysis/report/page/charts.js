@@ -321,7 +321,9 @@ function fillValues(fold) {
   place.append(element.matches(".chart") ? tableOfChart(element) : tableOfTokens(element));
   place.setAttribute("role", "region");
   place.setAttribute("aria-label", place.querySelector("caption").textContent);
-  fold.replaceChildren(fold.firstElementChild, place);
+  // the line that opened it stays where it is, and keeps the focus
+  fold.querySelector(":scope > .scroll")?.remove();
+  fold.append(place);
 }
 
 document.addEventListener("toggle", (event) => {
