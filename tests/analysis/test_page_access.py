@@ -27,7 +27,7 @@ from megaladder.analysis.report.svg import strip
 
 VOID = {"meta", "link", "input", "line", "circle", "rect", "br", "img"}
 CONTROLS = {"button", "input", "select", "summary"}
-ROLES = {"application", "group", "img", "region", "search", "status"}
+ROLES = {"application", "group", "img", "search", "status"}
 # elements whose own meaning may have a name
 NAMED = CONTROLS | {"nav", "form", "section"}
 
@@ -153,7 +153,7 @@ def test_what_opens_has_a_line_to_open_it_and_what_scrolls_is_reached(page: list
     folds = [element for element in page if element.tag == "details"]
     assert folds and all(fold.elements[0].tag == "summary" for fold in folds)
     long = [e for e in page if {"long", "tokens"} & set(e.attributes.get("class", "").split())]
-    assert len(long) == 2 and all(e.is_reached and e.attributes["role"] == "region" for e in long)
+    assert len(long) == 2 and all(e.is_reached and e.attributes["role"] == "group" for e in long)
 
 
 def test_tables_say_what_they_hold_and_charts_have_one(page: list[Element]) -> None:

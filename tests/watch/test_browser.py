@@ -119,7 +119,7 @@ def test_charts_by_keys(tab: Tab, report: str) -> None:
     assert len(rows) == STEPS and rows[1] == ["2", "0.5", "0.5"]
     assert tab.value("document.activeElement.matches('.values > summary')")
     tab.press("Tab")
-    assert attribute(tab, ":focus", "role") == "region"
+    assert attribute(tab, ":focus", "role") == "group"
     tab.press("Escape")
     assert attribute(tab, ".values", "open") is None
     assert tab.value("document.activeElement.tagName") == "SUMMARY"
@@ -193,11 +193,11 @@ def test_a_watched_page_leaves_focus_and_folds_where_they_are(tab: Tab, tmp_path
             file.write(json.dumps(row(4) | {"entropy": 1.0, "grad_norm": 1.0}) + "\n")
         tab.wait(f"{rows} === 4")
         assert tab.value("document.activeElement.matches('#learning .values > summary')")
-        assert not tab.value("document.querySelector('[role=status]').textContent")
+        assert not tab.value("document.getElementById('said').textContent")
         focus(tab, "#pause")
         tab.press(" ")
         assert attribute(tab, "#pause", "aria-pressed") == "true" and tab.value("paused")
         tab.press(" ")
         assert tab.said == []
-    tab.wait("/has ended/.test(document.querySelector('[role=status]').textContent)")
+    tab.wait("/has ended/.test(document.getElementById('said').textContent)")
     assert all(re.search("ERR_CONNECTION_REFUSED", said) for said in tab.said)

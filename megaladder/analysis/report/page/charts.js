@@ -319,7 +319,7 @@ function fillValues(fold) {
   const place = make("div", "scroll long");
   place.tabIndex = 0;
   place.append(element.matches(".chart") ? tableOfChart(element) : tableOfTokens(element));
-  place.setAttribute("role", "region");
+  place.setAttribute("role", "group");
   place.setAttribute("aria-label", place.querySelector("caption").textContent);
   // the line that opened it stays where it is, and keeps the focus
   fold.querySelector(":scope > .scroll")?.remove();

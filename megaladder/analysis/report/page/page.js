@@ -43,7 +43,7 @@ const overflows = new ResizeObserver((entries) => {
   entries.forEach(({ target }) => {
     if (target.tabIndex === 0 || target.scrollWidth <= target.clientWidth) return;
     target.tabIndex = 0;
-    target.setAttribute("role", "region");
+    target.setAttribute("role", "group");
     target.setAttribute("aria-label", target.querySelector("caption").textContent);
   });
 });

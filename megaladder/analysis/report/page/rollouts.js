@@ -55,7 +55,7 @@ function rolloutElement(rollout) {
 function readable(text, name) {
   const element = make("pre", "", text);
   element.tabIndex = 0;
-  element.setAttribute("role", "region");
+  element.setAttribute("role", "group");
   element.setAttribute("aria-label", name);
   return element;
 }
