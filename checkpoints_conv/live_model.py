@@ -39,6 +39,7 @@ from megaladder.model.families.table import Family
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.adapter import ADAPTER, has_adapters
 from megaladder.model.weights import is_quantized, plain_weight, set_weight
+from megaladder.process.storage import storage_error
 
 
 class Table(Protocol):
@@ -221,9 +222,9 @@ def _write_and_drain(
     except (MegaladderError, OSError) as error:
         for _ in stream:
             pass
-        return (
-            error if isinstance(error, MegaladderError) else ConversionError(f"{out_dir}: {error}")
-        )
+        if isinstance(error, MegaladderError):
+            return error
+        return storage_error(error, out_dir) or ConversionError(f"{out_dir}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

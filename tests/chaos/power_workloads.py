@@ -212,6 +212,6 @@ class Rows(Workload):
         return None if there == list(range(1, step + 1)) else f"rows {there} of step {step}"
 
 
-_TWO_KEPT = Training("two kept", steps=4, keep_last=2)
+_TWO_KEPT = Training("two kept", steps=5, keep_last=2)
 _ALL = (Results(), TokenCache(), StudyRecord(), Teacher(), Objects(), Rows(), _TWO_KEPT)
 WORKLOADS: dict[str, Workload] = {one.name: one for one in _ALL}
