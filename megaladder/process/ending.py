@@ -45,11 +45,17 @@ SPOILS_WHAT_IS_BELOW = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def of_error(error: MegaladderError) -> int:
-    """Says an expected error once, leaves it as last word, returns its status."""
-    last_word.leave(Ending(error.reason, error.exit_status, str(error)))
+    """Says an expected error once, leaves it as last word, returns its status.
+
+    A rank that only ends with another one lets that leave its word first: it knows the cause."""
+    word = Ending(error.reason, error.exit_status, str(error))
+    if not error.told_elsewhere:
+        last_word.leave(word)
     sys.stdout.flush()
     if may_speak(error.exit_status, error.told_elsewhere):
         print(f"megaladder: {error}", file=sys.stderr, flush=True)
+    if error.told_elsewhere:
+        last_word.leave(word)
     return error.exit_status
 
 

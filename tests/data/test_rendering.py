@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,33 @@ def test_a_fork_that_is_killed_again_stops_the_run_which_goes_on_later(monkeypat
     with pytest.raises(RunStopped, match=r"killed twice by SIGKILL.*fix: free memory") as caught:
         render(Templated(FINE), TURNS)
     assert caught.value.exit_status == 3
+
+
+@pytest.mark.parametrize("wrong", [b"?\0\0\0\1x", b"t\xff\xff\xff\xff", b"t\0\0\0\7half"])
+def test_an_answer_that_is_none_is_asked_for_again(monkeypatch, tmp_path, wrong) -> None:
+    """The first fork garbles it, or stops in the middle of it."""
+    monkeypatch.setattr(rendering, "REST_S", 0.2)
+    serve, first = rendering._serve, tmp_path / "first"
+
+    def garbled(tokenizer: Any, theirs: socket.socket) -> None:
+        if first.exists():
+            serve(tokenizer, theirs)
+        first.touch()
+        theirs.recv(1 << 16)
+        theirs.sendall(wrong)
+        signal.pause()
+
+    monkeypatch.setattr(rendering, "_serve", garbled)
+    assert render(Templated(FINE), TURNS) == "user: Hi\ud800"
+
+
+def test_a_request_that_is_cut_short_does_not_hold_the_fork_up(monkeypatch) -> None:
+    monkeypatch.setattr(rendering, "REST_S", 0.1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"\0\0\0\7half")
+        with pytest.raises(TimeoutError):
+            rendering._request(theirs)
 
 
 def test_a_template_that_crashes_its_process_is_named(monkeypatch) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from megaladder.errors import StorageError
 from megaladder.process import ending, heartbeat, last_word, ranks
 from megaladder.process.heartbeat import FOLDER, Beat, Heartbeat, killed_rank_behind
 from megaladder.process.ranks import LAUNCHER_PID, host, process_start
@@ -97,6 +98,22 @@ def test_whoever_finds_a_killed_rank_first_says_it_at_once(
     error = killed_rank_behind(GLOO)
     assert error is not None and ending.of_error(error) == 3
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("cause", ["…/__0_0.distcp: its writer hangs", None])
+def test_the_rank_with_the_cause_has_the_last_word(run, monkeypatch, cause) -> None:
+    """Unless it never comes to it."""
+
+    def meanwhile(*_: object) -> bool:
+        if cause is not None:
+            last_word.leave(last_word.Ending("storage", 3, cause))
+        return False
+
+    monkeypatch.setattr(ending, "may_speak", meanwhile)
+    error = StorageError("step_4: another rank could not write its part")
+    error.told_elsewhere = True
+    assert ending.of_error(error) == 3
+    assert last_word.read(run)["message"] == (cause or str(error))
 
 
 def test_a_rank_in_good_order_leaves_no_file(run) -> None:

@@ -32,6 +32,8 @@ MEMORY_BYTES = 1 << 30
 MAX_TEXT_BYTES = 1 << 28
 # only a fork that waits for a lock which nobody holds any more is silent for so long
 SILENT_S = 600.0
+# a message is sent as a whole: the rest of one that has begun is there at once
+REST_S = 60.0
 _HEAD = struct.Struct("!cI")
 _TEXT, _FAILED, _TOO_MUCH = b"t", b"f", b"m"
 
@@ -126,8 +128,7 @@ class _Renderer:
         with self._lock:
             try:
                 self._end.sendall(struct.pack("!I", len(request)) + request)
-                kind, size = _HEAD.unpack(_exactly(self._end, _HEAD.size))
-                said = _exactly(self._end, size)
+                kind, said = self._answer()
             except (OSError, EOFError) as error:
                 self._lost = f"{type(error).__name__}"
                 raise self._how_it_ended() from None
@@ -137,6 +138,16 @@ class _Renderer:
         if kind == _FAILED:
             raise TemplateFailed(text)
         return text
+
+    def _answer(self) -> tuple[bytes, bytes]:
+        """Raises OSError or EOFError where there comes none, or nonsense."""
+        kind, size = _HEAD.unpack(_exactly(self._end, _HEAD.size))
+        if kind not in (_TEXT, _FAILED, _TOO_MUCH) or size > MAX_TEXT_BYTES:
+            raise EOFError
+        self._end.settimeout(REST_S)
+        said = _exactly(self._end, size)
+        self._end.settimeout(SILENT_S)
+        return kind, said
 
     def _how_it_ended(self) -> ModelError | _Lost:
         """It is gone afterwards in any case."""
@@ -189,13 +200,22 @@ def _serve(tokenizer: Tokenizer, theirs: socket.socket) -> NoReturn:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (limit := _address_space() + MEMORY_BYTES, limit))
         while True:
-            request = _exactly(theirs, struct.unpack("!I", _exactly(theirs, 4))[0])
+            request = _request(theirs)
             signal.setitimer(signal.ITIMER_PROF, CPU_S)
             kind, said = _rendered(tokenizer, request)
             signal.setitimer(signal.ITIMER_PROF, 0.0)
             theirs.sendall(_HEAD.pack(kind, len(said)) + said)
     finally:
         os._exit(0)
+
+
+def _request(theirs: socket.socket) -> bytes:
+    """What is to be rendered. Raises OSError or EOFError at the parent's end, or for nonsense."""
+    (size,) = struct.unpack("!I", _exactly(theirs, 4))
+    theirs.settimeout(REST_S)
+    found = _exactly(theirs, size)
+    theirs.settimeout(None)
+    return found
 
 
 def _let_go(kept: int) -> None:

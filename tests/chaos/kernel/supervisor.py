@@ -16,6 +16,7 @@ import random
 import select
 import signal
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -322,8 +323,11 @@ def _takes(descriptor: int) -> bool:
 
 
 def _shut(descriptor: int) -> None:
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        connection.shutdown(socket.SHUT_RDWR)
+    """A socket, for both sides. A copy of a pipe's end would keep it open."""
+    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _state(pid: int) -> str:
