@@ -8,7 +8,9 @@ are `evaluation`'s business.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -115,6 +117,10 @@ class ProblemReader:
         return found
 
 
+# what NuminaMath-1.5 writes where a problem has no final answer
+NO_ANSWERS = ("proof", "notfound")
+
+
 def read_problems(
     path: SourceSpec | str | Path, options: ProblemOptions | None = None
 ) -> list[Problem]:
@@ -201,7 +207,23 @@ def _kind_and_gold(row: RawRow, asked: Asked, kind: Kind | None) -> tuple[Kind, 
             describe(asked.gold),
             "fill it, name its column in data.fields, or remove the row",
         )
+    if kind == "math" and not asked.kind:
+        _refuse_no_value(row, text)
     return kind, text
+
+
+def _refuse_no_value(row: RawRow, gold: str) -> None:
+    """Raises BadRow for a gold answer that no mathematical answer is compared with."""
+    fix = "remove the row, or name its verifier in a column 'verifier'"
+    if gold.lower() in NO_ANSWERS:
+        expected = "a final answer to compare with"
+        raise BadRow(row.where, "no final answer", expected, f"the word {gold!r}", fix)
+    parsed: Any = None
+    with suppress(ValueError, RecursionError):
+        parsed = json.loads(gold) if gold.startswith("{") else None
+    if isinstance(parsed, dict) and parsed:
+        expected, found = "a final answer to compare with", "a JSON object (tests, a rule)"
+        raise BadRow(row.where, "gold of another task", expected, found, fix)
 
 
 def _given_id(row: RawRow) -> str:

@@ -583,34 +583,16 @@ PUBLISHED = (
         MATH,
         2,
     ),
+    # verl/trainer/ppo/ray_trainer.py; hkust-nlp/simpleRL-reason; NVIDIA-NeMo/Skills
+    Published("verl's rollouts", {"input": Q, "output": WORK, "gts": A, "acc": True}, graded=1),
     Published(
-        "verl's rollout dump (verl/trainer/ppo/ray_trainer.py)",
-        {"input": Q, "output": WORK, "gts": A, "score": 1.0, "step": 3, "acc": True},
-        graded=1,
-    ),
-    Published(
-        "Qwen2.5-Math's evaluation (hkust-nlp/simpleRL-reason)",
-        {
-            "idx": 0,
-            "question": Q,
-            "gt_cot": "",
-            "gt": A,
-            "code": [WORK, "4"],
-            "pred": [A, "4"],
-            "report": [None, None],
-            "score": [True, False],
-        },
+        "Qwen2.5-Math's evaluation",
+        {"idx": 0, "question": Q, "gt": A, "code": [WORK, "4"], "score": [True, False]},
         graded=2,
     ),
     Published(
         "NeMo-Skills",
-        {
-            "problem": Q,
-            "expected_answer": A,
-            "generation": WORK,
-            "predicted_answer": A,
-            "symbolic_correct": True,
-        },
+        {"problem": Q, "expected_answer": A, "generation": WORK, "symbolic_correct": True},
         graded=1,
     ),
 )

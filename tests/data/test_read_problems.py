@@ -148,3 +148,23 @@ def test_real_files(name, rows, kind, gold):
         p.gold.strip() and p.prompt[0].content.strip() for p in problems
     )
     assert problems[0].gold == gold
+
+
+@pytest.mark.parametrize(
+    ("gold", "named"),
+    [
+        # NuminaMath-1.5; PRIME-RL/Eurus-2-RL-Data's tests of programs; allenai/RLVR-IFeval's rules
+        ("proof", "the word 'proof'"),
+        ("notfound", "the word 'notfound'"),
+        ('{"inputs": ["1"], "outputs": ["2"]}', "a JSON object"),
+        ('{"func_name": "validate_lowercase"}', "a JSON object"),
+    ],
+)
+def test_a_gold_that_no_mathematical_answer_meets_is_refused(tmp_path, gold, named):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"problem": "Show it.", "answer": gold}]))
+    with pytest.raises(DataError, match=named):
+        read_problems(path)
+    for value in ("{1, 2}", "{}", "proof by cases"):
+        path.write_text(json.dumps([{"problem": "Which set?", "answer": value}]))
+        assert read_problems(path)[0].gold == value
