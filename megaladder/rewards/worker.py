@@ -174,6 +174,7 @@ class _Run:
         self.found: dict[int, list[Any]] = {}
         self.num_missing = len(tasks)
         self.tried_once: set[int] = set()
+        self.num_lost_starts = 0
         self.selector = selectors.DefaultSelector()
 
     def answers(self) -> list[list[Any]]:
@@ -289,6 +290,9 @@ class _Run:
         self.pool._cpu.look([worker.process.pid])
         worker.kill()
         if not worker.ready:
+            self.num_lost_starts += 1
+            if self.num_lost_starts == 1:  # by somebody else, perhaps: another takes its place
+                return
             raise ConfigError(_start_message(f"the process ended before it was ready ({detail})"))
         if not worker.pending:
             return

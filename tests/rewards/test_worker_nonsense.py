@@ -100,6 +100,22 @@ def test_a_beginning_that_is_none_is_told(stub, said):
         pool.grade_many(tasks(1))
 
 
+def test_a_process_that_somebody_killed_while_it_started_is_replaced(stub, tmp_path):
+    """Once: a grader that never starts is told."""
+    stub(f"""
+        import os, signal
+        if not os.path.exists({str(tmp_path / "first")!r}):
+            open({str(tmp_path / "first")!r}, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        read()
+        say(frame(b'{{"ready": []}}'))
+        read()
+        say(frame(b'[[true, "5", "exact", ""]]'))
+    """)
+    with GradePool(num_workers=1) as pool:
+        assert pool.grade_many(tasks(1))[0].correct and pool.failures == []
+
+
 def test_large_batches_travel_in_pieces():
     """Responses larger than any pipe, to real processes that read."""
     long = "x " * 150_000 + "\\boxed{5}"
