@@ -427,14 +427,20 @@ def test_results_of_the_verbs_are_shown(verb, write, tmp_path):
     write(
         "a/shift.json",
         json.dumps(
-            {"kl": 0.1, "mean_rank_shift": 2.0, "pca_shift": {"distance": None}, "num_tokens": 3}
+            {
+                "kl": 0.1,
+                "mean_rank_shift": 2.0,
+                "pca_shift": {"distance": None},
+                "num_tokens": 3,
+                "tokens": "../t/seen.jsonl",
+            }
         ),
     )
     tokens = [
         {"token": "<a>", "rank": 1, "kl": 0.0},
         {"token": "\u202eb", "rank": 500, "kl": 2.0, "base_says": '"><x>'},
     ]
-    write("a/shift_tokens.jsonl", [{"input": "<q>", "tokens": tokens}])
+    write("t/seen.jsonl", [{"input": "<q>", "tokens": tokens}])
     text, rows = build(verb, tmp_path, tmp_path / "a")
     page = Page(text)
     assert set(page.tags) <= ALLOWED_TAGS

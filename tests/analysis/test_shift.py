@@ -162,6 +162,7 @@ def test_token_view_and_faults(verb, write, models, tmp_path):
         "0",
     )
     views = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert done.json["tokens"] == "t.jsonl", "from where the JSON lies"
     assert ["".join(token["token"] for token in view["tokens"]) for view in views] == [
         row["output"] for row in ROWS
     ]

@@ -12,7 +12,9 @@ output token; we do not.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,6 +226,9 @@ def _run(config: ShiftConfig) -> None:
 
 
 def _write(config: ShiftConfig, pair: ModelPair, scored: Scored, out: dict[str, Any]) -> None:
+    # as the report finds it, wherever both are moved together
+    folder = Path(config.json_path or ".").parent
+    out["tokens"] = os.path.relpath(config.tokens, folder) if config.tokens else None
     write_result(config.json_path, out)
     if config.tokens:
         pairs = zip(scored.rows, scored.scores, strict=True)

@@ -333,8 +333,8 @@ class ShiftConfig(StrictModel):
     """Weights and activations; log-probabilities are taken in float64 either way. auto = bfloat16 on
     a GPU, float32 on a CPU."""
     tokens: str | None = None
-    """Write the token view here (JSONL, one object a row); the report shows it when it lies beside
-    shift.json."""
+    """Write the token view here (JSONL, one object a row); the report finds it by the JSON, which
+    records where it lies."""
     json_path: JsonPath = None
     """Write the result here."""
 

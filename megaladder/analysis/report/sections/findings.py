@@ -41,7 +41,7 @@ MAX_TOKENS = 3000
 
 def finding_sections(inputs: Inputs) -> list[Section]:
     """All of them, in page order; empty ones say what would fill them."""
-    shift_files = "shift.json of analyze shift (and its token file beside it)"
+    shift_files = "a JSON of analyze shift (with --tokens: marked tokens)"
     with_cost = "a JSON of analyze compare with --compute"
     sections: list[tuple[str, str, str, str, Show]] = [
         ("predict", "predict", "What predicts the score after RL", "", _add_predictor),
@@ -327,8 +327,8 @@ def _add_shift(section: Section, analysis: Analysis) -> None:
         Table(
             ("measure", "value"),
             rows,
-            f"{result.get('tuned', '')} against {result.get('base', '')}: means over the tokens of"
-            " the tuned model's answers, without intervals.",
+            f"{result.get('tuned', '')} against {result.get('base', '')}, on the tuned model's own"
+            " answers: KL as mean over answers, ranks over tokens; no intervals.",
             numbers,
             frozenset({1}),
         )
@@ -359,18 +359,9 @@ def _add_shift(section: Section, analysis: Analysis) -> None:
             )
     if charts:
         section.blocks.append(Panels(charts))
-    tokens = next(
-        (
-            p
-            for p in (
-                analysis.path.parent / f"{analysis.path.stem}_tokens.jsonl",
-                analysis.path.with_suffix(".jsonl"),
-            )
-            if p.is_file()
-        ),
-        None,
-    )
-    if tokens:
+    # recorded by `analyze shift`; beside the published files by its name
+    recorded = result.get("tokens", f"{analysis.path.stem}_tokens.jsonl")
+    if recorded and (tokens := analysis.path.parent / recorded).is_file():
         section.blocks.append(_token_view(tokens))
 
 
