@@ -167,13 +167,14 @@ class Family:
     `defaults`: keys that a published config.json may leave out. `fixed`: keys that must have one of
     these values, since anything else would compute another function.
 
-    architecture: transformers' class, as `architectures` names it. qkv_bias: always, never, or the key that decides. qk_norm: over each head or over the whole
-    projection, where the key `qk_norm_key` does not say false. layer_ropes: sliding layers have a
-    rotary embedding of their own, with this base or the one under this key. norm_offset: norms
-    multiply by 1 + weight. scaled_embedding: by √hidden_size. activation: the key that names the
-    gate's function. score_scalar: the key that stands for the head's size where scores are scaled.
-    experts: reads the numbers of a mixture of experts. prediction_layers: published folders hold
-    layers past the last one, which predict further tokens; they are neither trained nor exported.
+    architecture: transformers' class, as `architectures` names it. qkv_bias: always, never, or the
+    key that decides. qk_norm: over each head or over the whole projection, where the key
+    `qk_norm_key` does not say false. layer_ropes: sliding layers have a rotary embedding of their
+    own, with this base or the one under this key. norm_offset: norms multiply by 1 + weight.
+    scaled_embedding: by √hidden_size. activation: the key that names the gate's function.
+    score_scalar: the key that stands for the head's size where scores are scaled. experts: reads
+    the numbers of a mixture of experts. prediction_layers: published folders hold layers past the
+    last one, which predict further tokens; they are neither trained nor exported.
     """
 
     title: str
