@@ -58,7 +58,10 @@ MEANINGS: dict[int, tuple[str, str]] = {
     errno.ENOLCK: ("the file system has no locks left", "use another file system for run_dir"),
 }
 # torch's C++ writer drops the error number of a write that failed
-_WRITER_WORDS = ("unexpected pos", "PytorchStreamWriter failed", "file write failed")
+_WRITER_WORDS = (
+    *("unexpected pos", "PytorchStreamWriter failed", "file write failed"),
+    "open file failed with strerror",
+)
 
 
 DIGEST = "own_sha256"

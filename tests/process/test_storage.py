@@ -113,6 +113,14 @@ def test_what_a_killed_writer_left_goes_and_a_living_one_s_stays(tmp_path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == [strange.name, target.name]
 
 
+def test_a_file_that_torch_cannot_open_is_a_disk_s_fault(tmp_path) -> None:
+    """Its C++ says so with the words of the system, not with its number."""
+    failed = "[enforce fail at inline_container.cc:747] . open file failed with strerror: "
+    words = storage_error(RuntimeError(failed + "Input/output error"), tmp_path)
+    assert words is not None and words.exit_status == 3
+    assert str(words).startswith(f"{tmp_path}: ") and "Input/output error" in str(words)
+
+
 def test_files_of_every_step_leave_nothing_in_memory(tmp_path) -> None:
     """A pattern for each name would stay in the caches of `re`, `fnmatch` and `pathlib`."""
     before = len(re._cache), fnmatch._compile_pattern.cache_info().currsize

@@ -19,7 +19,7 @@ from megaladder.files.sums import refuse_damaged
 
 
 class Export(Workload):
-    """A Hugging Face folder of two shards."""
+    """A Hugging Face folder of two shards; one that is whole is not written again, as the verbs do."""
 
     name = "export"
 
@@ -27,12 +27,14 @@ class Export(Workload):
         self._tensors = {f"w{n}": torch.full((8, 8), float(n)) for n in range(3)}
 
     def run(self, folder: Path, mark: Mark) -> None:
-        source = folder / "model"
+        source, hf = folder / "model", folder / "hf"
+        if (hf / "config.json").exists() and not (hf / ".incomplete").exists():
+            return
         run_dir.atomic_write(source / "config.json", '{"model_type": "qwen3"}')
         run_dir.atomic_write(source / "tokenizer.json", "{}")
         specs = [TensorSpec(name, (8, 8), torch.float32) for name in self._tensors]
         options = WriteOptions(max_shard_bytes=512, force=True)
-        with HFWriter(folder / "hf", specs, options) as writer:
+        with HFWriter(hf, specs, options) as writer:
             for name, tensor in self._tensors.items():
                 writer.write(name, tensor)
             writer.commit(source)
