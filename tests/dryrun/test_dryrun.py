@@ -19,6 +19,7 @@ from megaladder.config.resolve import resolve
 from megaladder.config.sft import SftConfig
 from megaladder.dryrun import ranks, step
 from megaladder.dryrun.report import traffic
+from megaladder.model.families.table import FAMILIES
 from megaladder.model.hf_config import ModelShape, model_shape
 
 CONFIG = {
@@ -95,7 +96,8 @@ def test_ranks_agree_and_bytes_are_plans(write, tmp_path, capsys, layout: dict[s
 @pytest.mark.parametrize("kind", ["glm4", "olmo3", "gemma3_text"])
 def test_ranks_of_every_kind_of_layer_agree(write, tmp_path, kind: str) -> None:
     run, out = write({"tp": 2, "pp": 2, "ranks": 4}), tmp_path / "found.json"
-    config = {**CONFIG, "model_type": kind, "num_hidden_layers": 2}
+    architectures = [FAMILIES[kind].architecture]
+    config = {**CONFIG, "model_type": kind, "architectures": architectures, "num_hidden_layers": 2}
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert main(["dryrun", str(run), "--json", str(out)]) == 0
     found = json.loads(out.read_text())

@@ -65,7 +65,7 @@ def test_a_file_of_rows(tmp_path) -> None:
 
 def test_columns_of_other_names_lead_to_a_file_that_is_taken(tmp_path) -> None:
     path = tmp_path / "exam.csv"
-    path.write_text("frage;loesung;thema\n1+1?;2;sums\n", encoding="utf-8")
+    path.write_text("frage;loesung\n1+1?;2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"fix: .* --benchmark my_exam.yaml, a file") as told:
         problems_of(path)
     data, fields = re.findall("`([^`]+)`", str(told.value))

@@ -9,6 +9,7 @@ import pytest
 from data.layouts_published import PUBLISHED
 
 from megaladder.cli import main
+from megaladder.data.layouts.stored import lifted, stored_layout
 from megaladder.rewards.grade import grade
 
 ROWS = [
@@ -91,6 +92,15 @@ def test_stored_samples_of_every_layout_are_graded_and_analysed(tmp_path, publis
     found = json.loads(pass_at_k_of(tmp_path, out).read_text())
     assert found["avg@n"] == sum(listed) / len(listed) and found["n"] == published.graded
     assert found["maj@n"] is not None
+
+
+@pytest.mark.parametrize(
+    "published", [one for one in PUBLISHED if one.graded], ids=lambda one: one.source
+)
+def test_what_grade_wrote_counts_before_what_a_row_came_with(published):
+    layout = stored_layout(published.row, "a row")
+    found = lifted({**published.row, "correct": False, "extracted_answer": "7"}, layout.stored)
+    assert (found["correct"], found["extracted_answers"]) == (False, "7")
 
 
 @pytest.mark.parametrize("name", ["`eval` samples_*.jsonl", "LIMO's evaluation output"])

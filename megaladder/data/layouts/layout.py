@@ -24,7 +24,8 @@ from megaladder.errors import DataError
 class Stored:
     """Where a row of stored samples keeps them; names with a dot reach inside.
 
-    The first column that a row has counts. `verdicts` empty: the rows are not graded."""
+    The first column that a row has counts, after those that `grade` writes (`correct`,
+    `extracted_answer`). `verdicts` empty: the rows come without any of another name."""
 
     responses: tuple[str, ...]
     gold: tuple[str, ...]

@@ -47,7 +47,8 @@ def lifted(row: dict[str, Any], stored: Stored) -> dict[str, Any]:
     """The row under our names, as far as it has them.
 
     `id`, `responses` (or `response`), `gold`, `correct`, `extracted_answers`. A verdict or an
-    answer that is null is kept: it says that there is none."""
+    answer that is null is kept: it says that there is none. What `grade` wrote counts before what
+    the row came with."""
     taken = (*ANSWER_COLUMNS, "response", "responses", "correct")
     plain = {name: value for name, value in row.items() if name not in taken}
     responses = texts_of(find(row, stored.responses))
@@ -58,7 +59,8 @@ def lifted(row: dict[str, Any], stored: Stored) -> dict[str, Any]:
         "verifier": find(row, (stored.kind,)),
     }
     plain |= {name: value for name, value in found.items() if value is not None}
-    for name, columns in (("correct", stored.verdicts), ("extracted_answers", stored.answers)):
+    verdicts, answers = ("correct", *stored.verdicts), ("extracted_answer", *stored.answers)
+    for name, columns in (("correct", verdicts), ("extracted_answers", answers)):
         column = next((column for column in columns if _has(row, column)), None)
         if column is not None:
             plain[name] = find(row, (column,))

@@ -23,8 +23,8 @@ GOLD = ("answer", "golden_answer", "ground_truth", "final_answer")
 LM_EVAL = Stored(
     responses=("resps",),
     gold=("target", "doc.answer"),
-    verdicts=("correct", "doc.samples.exact_matches", "exact_matches", "exact_match"),
-    answers=("extracted_answer", "doc.samples.extracted_answers", "extracted_answers"),
+    verdicts=("doc.samples.exact_matches", "exact_matches", "exact_match"),
+    answers=("doc.samples.extracted_answers", "extracted_answers"),
     ids=("doc.id", "id", "doc.unique_id", "doc_id"),
     kind="doc.kind",
 )
@@ -133,13 +133,7 @@ WORKED = (
         ("problem", "answer", "generations", "messages"),
         learn.from_messages,
         asks("problem", GOLD),
-        Stored(
-            ("generations",),
-            ("answer",),
-            ("correct", "correctness_math_verify"),
-            ("extracted_answer",),
-            ids=("uuid",),
-        ),
+        Stored(("generations",), ("answer",), ("correctness_math_verify",), ids=("uuid",)),
         over=("numinamath-cot", "problem-solution", "verdicts"),
     ),
     Layout(
@@ -162,7 +156,7 @@ WORKED = (
         ("question", "final_answer", "r1_solution_1"),
         pair("question", "r1_solution_1"),
         asks("question", ("final_answer",)),
-        Stored(("r1_solution_1",), ("final_answer",), ("correct",), ("extracted_answer",)),
+        Stored(("r1_solution_1",), ("final_answer",)),
         over=("verdicts",),
     ),
     Layout(
@@ -323,10 +317,7 @@ SAMPLES = (
         "what `grade` takes and gives",
         ("gold", "response|responses"),
         stored=Stored(
-            ("responses", "response"),
-            ("gold",),
-            ("correct",),
-            ("extracted_answer", "extracted_answers", "answer"),
+            ("responses", "response"), ("gold",), answers=("extracted_answers", "answer")
         ),
         over=("verdicts",),
     ),
@@ -334,7 +325,7 @@ SAMPLES = (
         "verdicts",
         "ids and verdicts alone",
         ("correct",),
-        stored=Stored(("responses", "response"), ("gold",), ("correct",), ("answer",)),
+        stored=Stored(("responses", "response"), ("gold",), answers=("answer",)),
     ),
     Layout(
         "lm-eval",
@@ -350,8 +341,8 @@ SAMPLES = (
         stored=Stored(
             ("generated_responses",),
             ("gold_answer",),
-            ("correct", "answers_correctness"),
-            ("extracted_answer", "generated_answers"),
+            ("answers_correctness",),
+            ("generated_answers",),
         ),
         over=("verdicts",),
     ),
@@ -359,9 +350,7 @@ SAMPLES = (
         "rethinking-eval",
         "Rethinking SFT's budget evaluation",
         ("problem", "responses", "gold", "accuracy"),
-        stored=Stored(
-            ("responses",), ("gold",), ("correct", "accuracy"), ("extracted_answer", "prediction")
-        ),
+        stored=Stored(("responses",), ("gold",), ("accuracy",), ("prediction",)),
         over=("samples",),
     ),
     Layout(
@@ -371,8 +360,7 @@ SAMPLES = (
         stored=Stored(
             ("model_outputs", "model_output"),
             ("expected_answer", "answer"),
-            ("correct",),
-            ("extracted_answer", "model_answers", "model_answer"),
+            answers=("model_answers", "model_answer"),
         ),
         over=("verdicts",),
     ),
