@@ -252,6 +252,10 @@ GOLDEN = {
         b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
         r":3: expected text in content of messages\[0\], found a part of type 'image'; fix",
     ),
+    "parts of nothing": (
+        b'{"messages": [{"role": "user", "content": [[]]}]}',
+        r":3: expected one text \(text or value or content\) in each part of content of messages\[0\]",
+    ),
     "tools": (
         b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}',
         r":3: expected a list of calls as tool_calls of messages\[0\], found a list of 1",

@@ -133,8 +133,9 @@ def _plain_text(row: RawRow, name: str, content: Any) -> str:
     return content
 
 
-def _part_text(row: RawRow, name: str, part: dict[str, Any]) -> str:
-    texts = [part[key] for key in PART_KEYS if isinstance(part.get(key), str)]
+def _part_text(row: RawRow, name: str, part: Any) -> str:
+    given = part if isinstance(part, dict) else {}
+    texts = [given[key] for key in PART_KEYS if isinstance(given.get(key), str)]
     if len(texts) != 1:
         raise _malformed(row, f"one text ({' or '.join(PART_KEYS)}) in each part of {name}", part)
     return texts[0]
