@@ -1,6 +1,7 @@
 """A share of `make chaos` in seconds, and that the harness itself finds what it is there to find."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -75,6 +76,16 @@ def test_a_promise_that_is_broken_is_found_and_made_short():
 @needs_notify
 def test_what_outlives_its_start_is_named():
     assert "sleep 1000" in chaos("--replay", "leaving", "0:SIGSTOP", status=1)
+
+
+@needs_notify
+def test_what_is_asked_of_the_kernel_is_no_wire():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as asking:
+        asking.bind((0, 0))
+        assert notify.to_kernel(os.readlink(f"/proc/self/fd/{asking.fileno()}"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert not notify.to_kernel(os.readlink(f"/proc/self/fd/{ours.fileno()}"))
 
 
 @pytest.mark.parametrize(

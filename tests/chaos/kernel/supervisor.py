@@ -233,7 +233,7 @@ class _Watch:
         if any(self._is_ours(path) for path in paths):
             self._files.append(held.name)
             return self._faults.get((False, len(self._files) - 1), self._sticky)
-        if paths[0].startswith(("pipe:", "socket:")):
+        if paths[0].startswith(("pipe:", "socket:")) and not notify.to_kernel(paths[0]):
             end = SOCKET if paths[0].startswith("socket:") else ""
             self._wires.append(held.name + end)
             return self._faults.get((True, len(self._wires) - 1))
