@@ -314,12 +314,15 @@ def _refuse_other_heads(fields: Fields, family: Family) -> None:
     """Classifiers, reward models, drafts and bare decoders share a family's model_type."""
     given = fields.get("architectures") or [family.architecture]
     names = [str(name) for name in (given if isinstance(given, list) else [given])]
-    if family.architecture.lower() not in [name.lower() for name in names]:
-        raise ModelError(
-            f"config.json: architectures {', '.join(names)} is not supported: of model_type"
-            f" {fields.get('model_type')} it is {family.architecture}; fix: a model that generates"
-            " text, saved with its output layer"
-        )
+    if family.architecture.lower() in [name.lower() for name in names]:
+        return
+    fix = "a model that generates text, saved with its output layer"
+    if f"FSDP{family.architecture}" in names:  # torch's wrapper has a class of its own
+        fix = f'"architectures": ["{family.architecture}"] there: engines do not know FSDP2\'s name'
+    raise ModelError(
+        f"config.json: architectures {', '.join(names)} is not supported: of model_type"
+        f" {fields.get('model_type')} it is {family.architecture}; fix: {fix}"
+    )
 
 
 def padded_vocab_size(vocab_size: int, tp: int) -> int:

@@ -255,6 +255,11 @@ def test_published_mixtures_of_experts_are_read(name, dense, active, moe):
         ({"architectures": ["Qwen3ForSequenceClassification"]}, "architectures Qwen3ForSeq"),
         ({"architectures": ["Qwen3Model"]}, "architectures Qwen3Model"),
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "architectures LlamaForCausalLMEagle3"),
+        # huggingface/transformers#40750, NovaSky-AI/SkyRL#97
+        (
+            {"architectures": ["FSDPQwen3ForCausalLM"]},
+            r'fix: "architectures": \["Qwen3ForCausalLM"\]',
+        ),
         ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 1 layers"),
         (
