@@ -208,21 +208,27 @@ def _kind_and_gold(row: RawRow, asked: Asked, kind: Kind | None) -> tuple[Kind, 
             "fill it, name its column in data.fields, or remove the row",
         )
     if kind == "math" and not asked.kind:
-        _refuse_no_value(row, text)
+        _refuse_no_value(row, text, asked.used[-1])
     return kind, text
 
 
-def _refuse_no_value(row: RawRow, gold: str) -> None:
+def _refuse_no_value(row: RawRow, gold: str, column: str) -> None:
     """Raises BadRow for a gold answer that no mathematical answer is compared with."""
-    fix = "remove the row, or name its verifier in a column 'verifier'"
+    expected = "a final answer to compare with"
     if gold.lower() in NO_ANSWERS:
-        expected = "a final answer to compare with"
+        words = sorted({*NO_ANSWERS, gold})
+        stage = f"drop: {{rules: [{{column: {column}, one_of: [{', '.join(words)}]}}]}}"
+        fix = (
+            "`megaladder data select FILE --recipe recipe.yaml --out rows.jsonl` leaves such rows"
+            f" out, recipe.yaml: `{{name: answered, stages: [{{{stage}}}]}}`"
+        )
         raise BadRow(row.where, "no final answer", expected, f"the word {gold!r}", fix)
     parsed: Any = None
     with suppress(ValueError, RecursionError):
         parsed = json.loads(gold) if gold.startswith("{") else None
     if isinstance(parsed, dict) and parsed:
-        expected, found = "a final answer to compare with", "a JSON object (tests, a rule)"
+        fix = "name its verifier in a column 'verifier', or remove the row"
+        found = "a JSON object (tests, a rule)"
         raise BadRow(row.where, "gold of another task", expected, found, fix)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from real_data import REAL_DATA
 
+from megaladder.cli import main
 from megaladder.data.read_problems import ProblemOptions, ProblemReader, read_problems
 from megaladder.errors import DataError
 from megaladder.types import Message
@@ -168,3 +170,20 @@ def test_a_gold_that_no_mathematical_answer_meets_is_refused(tmp_path, gold, nam
     for value in ("{1, 2}", "{}", "proof by cases"):
         path.write_text(json.dumps([{"problem": "Which set?", "answer": value}]))
         assert read_problems(path)[0].gold == value
+
+
+def test_rows_without_a_final_answer_are_left_out_by_what_their_message_says(tmp_path):
+    """Columns of NuminaMath-1.5; more of them than `on_bad_row: skip` lets pass."""
+    rows = [
+        {"problem": f"What is {i} + 1?", "solution": "s", "answer": answer, "source": "olympiads"}
+        for i, answer in enumerate(["1", "Proof", "notfound", "4"])
+    ]
+    path = write(tmp_path / "numina.jsonl", *rows)
+    with pytest.raises(DataError, match="the word 'Proof'") as told:
+        read_problems(path)
+    command, recipe = re.findall("`([^`]+)`", str(told.value))
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    out = tmp_path / "rows.jsonl"
+    files = {"FILE": path, "recipe.yaml": tmp_path / "recipe.yaml", "rows.jsonl": out}
+    assert main([str(files.get(word, word)) for word in command.split()[1:]]) == 0
+    assert sorted(problem.gold for problem in read_problems(out)) == ["1", "4"]
