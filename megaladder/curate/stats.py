@@ -181,12 +181,11 @@ def _read_options(config: StatsConfig) -> ReadOptions:
 def _unusable(config: StatsConfig, spec: SourceSpec, bad: Counter[str]) -> dict[str, int]:
     """Reason → rows among the first ones that training on answers could not use, `bad` ones aside."""
     try:
-        reader = ExampleReader(spec, _read_options(config))
+        reader = ExampleReader(spec, _read_options(config), most_rows=LOOKED_AT)
     except DataError:  # not for training on answers
         return {}
     for _ in reader:
-        if reader.rows >= LOOKED_AT:
-            break
+        pass
     return {why: count for why, count in reader.bad_rows.counts.items() if why not in bad}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from megaladder.data.layouts.layout import check_fits
@@ -26,20 +27,25 @@ class ExampleReader:
     After the iteration `rows`, `repeats.count` and `bad_rows` say what happened.
 
     Ids: the row's `id` (text or integer; 1 and "1" are the same), else a hash of the content.
+    most_rows: only so many of the first rows; None = all.
     """
 
     def __init__(
-        self, spec: SourceSpec | str | Path, options: ReadOptions, bad_rows: BadRowLog | None = None
+        self,
+        spec: SourceSpec | str | Path,
+        options: ReadOptions,
+        bad_rows: BadRowLog | None = None,
+        most_rows: int | None = None,
     ) -> None:
         self.source = open_source(spec)
         self.options = options
         self.layout = layout_of(self.source, options.format, "learn")
         self.bad_rows = bad_rows or BadRowLog(options.on_bad_row)
         self.repeats = Repeats(self.source, options.duplicates)
-        self.rows = 0
+        self.rows, self._most_rows = 0, most_rows
 
     def __iter__(self) -> Iterator[Example]:
-        for row in self.source.rows():
+        for row in islice(self.source.rows(), self._most_rows):
             self.rows += 1
             try:
                 if isinstance(row, BadRow):

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from megaladder.config.verbs.data import StatsConfig
+from megaladder.curate import stats
 from megaladder.curate.rows import RowWriter, fetch_rows, iter_rows
 from megaladder.curate.stats import run_stats
 from megaladder.errors import DataError, ModelError
@@ -94,7 +95,7 @@ def test_rl_rows_bad_rows_and_no_tokenizer(tmp_path, capsys) -> None:
 
 
 def test_rows_that_training_could_not_use_are_counted_without_a_tokenizer_too(
-    tmp_path, capsys
+    tmp_path, capsys, monkeypatch
 ) -> None:
     picture = {"type": "image_url", "image_url": {"url": "x"}}
     seen = {"messages": [{"role": "user", "content": [picture]}, row("a", "b")["messages"][1]]}
@@ -109,6 +110,10 @@ def test_rows_that_training_could_not_use_are_counted_without_a_tokenizer_too(
     shown = capsys.readouterr().out
     assert "1 × part image_url, 1 × no assistant text (of the first 1,000)" in shown
     assert "--tokenizer MODEL" in shown
+    path.write_text("\n".join([json.dumps(unanswered)] * 3))
+    monkeypatch.setattr(stats, "LOOKED_AT", 2)  # rows, whether they can be used or not
+    run_stats(StatsConfig(path=str(path)))
+    assert "2 × no assistant text (of the first 2)" in capsys.readouterr().out
 
 
 def test_rows_of_no_known_layout_and_a_missing_tokenizer_are_errors(tmp_path, capsys) -> None:
