@@ -147,9 +147,9 @@ def bootstrap_intervals(
     found: dict[str, Interval | None] = {
         name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(values)
     }
-    for name in bounds or {}:
+    for name, limits in (bounds or {}).items():
         if is_constant(values[name]):
-            found[name] = exact_interval(values[name], (bounds or {})[name], level)
+            found[name] = exact_interval(values[name], limits, level)
     return found
 
 
