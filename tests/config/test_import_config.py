@@ -16,8 +16,9 @@ from megaladder.config.foreign.convert import convert
 from megaladder.config.foreign.meanings import recognise, trainers
 from megaladder.config.foreign.read import read_foreign
 from megaladder.config.foreign.work import CONFIGS
-from megaladder.config.resolve.elsewhere import meant_elsewhere
+from megaladder.config.resolve.elsewhere import meant_elsewhere, other_kind
 from megaladder.config.sft import SftConfig
+from megaladder.config.strict_yaml import YamlFile
 from megaladder.errors import ConfigError
 
 BEGIN, END = "<!-- made by tests/config/test_import_config.py -->", "<!-- until here -->"
@@ -392,6 +393,7 @@ def test_columns_that_hold_objects_are_followed_to_the_text() -> None:
     ("one", "ours", "refused"),
     [
         ({"path": "json", "data_files": "a.jsonl"}, {"data.path": "a.jsonl"}, []),
+        ({"data_files": ["a.jsonl"], "path": "json"}, {"data.path": "a.jsonl"}, []),
         ({"path": "o/s", "revision": "0" * 40}, {"data.revision": "0" * 40}, []),
         ({"path": "a.jsonl", "type": "alpaca"}, {}, ["datasets.type"]),
         ({"path": "a.jsonl", "type": "completion"}, {}, ["datasets.type"]),
@@ -455,8 +457,8 @@ def test_templates_of_other_tools_are_left_to_the_user() -> None:
         ),
         (
             {"hf_hub_url": "o/s", "subset": "math", "split": "train[:5%]"},
-            {"data.path": "o/s", "data.config": "math", "data.split": "train[:5%]"},
-            [],
+            {"data.path": "o/s", "data.config": "math", "data.split": "train"},
+            ["m.split"],
         ),
         (
             {
@@ -553,6 +555,14 @@ def test_scripts_with_quotes_over_lines_and_with_arguments(tmp_path) -> None:
 def test_files_of_tools_that_are_not_known_are_named(keys: dict, tool: str) -> None:
     with pytest.raises(ConfigError, match=f"a file of {tool}, whose keys are not known"):
         recognise(keys)
+
+
+def test_a_key_of_another_tool_makes_a_run_file_of_ours_none_of_its_files() -> None:
+    values = {"model": {"path": "m"}, "data": {"path": "d.jsonl"}, "optim": {"lr": 1e-5}}
+    ours = YamlFile("run.yaml", {**values, "train_type": "lora"}, {})
+    assert other_kind(ours, SftConfig) is None
+    with pytest.raises(ConfigError, match="ms-swift"):
+        other_kind(YamlFile("swift.yaml", {"train_type": "lora", "model": "m"}, {}), SftConfig)
 
 
 def test_a_file_for_generation_trains_nothing() -> None:

@@ -122,9 +122,8 @@ def recognise(keys: Iterable[str]) -> str | None:
             f"a file of {stranger}, whose keys are not known here: {titles} are; fix: `megaladder"
             " examples` lists run files to begin with"
         )
-    if "actor_rollout_ref" in tops or {"data.train_files", "model.partial_pretrain"} & names:
-        return "verl"
-    if {"data.output_path", "data.n_samples"} & names:
+    of_verl = {"data.train_files", "data.output_path", "data.n_samples", "model.partial_pretrain"}
+    if "actor_rollout_ref" in tops or of_verl & names:
         return "verl"
     if {"stage", "finetuning_type", "cutoff_len", "train_dataset", "export_dir"} & tops:
         return "llamafactory"

@@ -16,7 +16,7 @@ from megaladder.errors import ConfigError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|txt)(\.\w+)?$")
-# a field of one set → ours; None changes nothing
+# a field of one set → ours; None changes nothing, or is read elsewhere
 PARTS: dict[str, str | None] = {
     "path": "source",
     "id": "source",
@@ -24,6 +24,7 @@ PARTS: dict[str, str | None] = {
     "config": "config",
     "split": "split",
     "revision": "revision",
+    "data_files": None,
     "columns": None,
     "ds_type": None,
 }
@@ -135,11 +136,9 @@ def _part(work: Conversion, one: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if key in PARTS:
             if ours := PARTS[key]:
-                part[ours] = _split(work, value) if key == "split" else value
+                part[ours] = _split(work, "datasets.split", value) if key == "split" else value
         elif key == "type":
             _kind(work, value)
-        elif key == "data_files":
-            part["source"] = _files(part.get("source", one.get("path")), value)
         elif key == "roles" and _known_roles(value):
             work.say("no effect", "datasets.roles", "these names of roles are read")
         elif key == "message_property_mappings" and _as_read(value):
@@ -152,6 +151,8 @@ def _part(work: Conversion, one: Mapping[str, Any]) -> dict[str, Any]:
             )
         else:
             work.say("refused", f"datasets.{key}", f"{shown(value)}: no field of a set known here")
+    if files := one.get("data_files"):
+        part["source"] = _files(part.get("source"), files)
     return part
 
 
@@ -168,14 +169,11 @@ def _known_roles(value: Any) -> bool:
     )
 
 
-def _split(work: Conversion, value: Any) -> str | None:
-    split = str(value)
+def _split(work: Conversion, key: str, value: Any) -> str | None:
+    split = str(value or "")
     if "[" in split:
-        work.say(
-            "refused",
-            "datasets.split",
-            f"{split}: parts of a split; megaladder data select makes such a file",
-        )
+        text = f"{split}: parts of a split; megaladder data select makes such a file"
+        work.say("refused", key, text)
     return split.split("[")[0] or None
 
 
@@ -234,9 +232,10 @@ def _llamafactory_part(
     layout = SHAREGPT if entry.get("formatting", "alpaca") == "sharegpt" else ALPACA
     source = entry.get("hf_hub_url") or str(folder / entry.get("file_name", f"{name}.json"))
     part: dict[str, Any] = {"source": source}
-    for theirs, ours in (("subset", "config"), ("split", "split")):
-        if entry.get(theirs):
-            part[ours] = entry[theirs]
+    if entry.get("subset"):
+        part["config"] = entry["subset"]
+    if split := _split(work, f"{name}.split", entry.get("split")):
+        part["split"] = split
     fields = {}
     for key, column in entry.get("columns", {}).items():
         if key not in layout:

@@ -88,6 +88,8 @@ def other_kind(file: YamlFile, config_class: type[StrictModel]) -> str | None:
         return (
             f"{path}: is a file for `megaladder {fits[0]}`; fix: megaladder {fits[0]} {typed(path)}"
         )
+    if sum(key in own for key in flat) > len(flat) / 2:  # ours, with some key that is none
+        return None
     name = recognise(flat)
     foreign = [key for key in flat if key not in own and find_key(key)]
     if name is not None and (len(foreign) >= MANY or name == "verl"):
