@@ -6,32 +6,26 @@ import base64
 import json
 import shutil
 import subprocess
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-BINARY = shutil.which("chromium") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BINARY = next(filter(None, map(shutil.which, NAMES)), None)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0")
 ADDRESS = "DevTools listening on "
 ANSWER_S = 120  # on a machine that much other work shares
-# key -> what a page sees of it beside its name: code, number, text
-KEYS = {
-    "Tab": ("Tab", 9, ""),
-    "Enter": ("Enter", 13, "\r"),
-    "Escape": ("Escape", 27, ""),
-    " ": ("Space", 32, " "),
-    "End": ("End", 35, ""),
-    "Home": ("Home", 36, ""),
-    "ArrowLeft": ("ArrowLeft", 37, ""),
-    "ArrowUp": ("ArrowUp", 38, ""),
-    "ArrowRight": ("ArrowRight", 39, ""),
-    "ArrowDown": ("ArrowDown", 40, ""),
-    "+": ("Equal", 187, "+"),
-    "-": ("Minus", 189, "-"),
-}
+# what a page sees of a key beside its name: a number; a code and a text where they are others
+NUMBERS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "+": 187, "-": 189}
+NUMBERS |= {f"Arrow{way}": 37 + i for i, way in enumerate(("Left", "Up", "Right", "Down"))}
+CODES = {" ": "Space", "+": "Equal", "-": "Minus"}
+TEXTS = {"Enter": "\r"}
 
 
 class Tab:
@@ -53,13 +47,18 @@ class Tab:
         self._socket.send(
             json.dumps(message | ({"sessionId": self._session} if self._session else {}))
         )
-        while (answer := self._next()).get("id") != self._asked:
-            pass
+        # events come meanwhile, each second those of a page that is watched
+        end = time.monotonic() + ANSWER_S
+        try:
+            while (answer := self._next(end)).get("id") != self._asked:
+                pass
+        except TimeoutError:
+            raise AssertionError(f"no answer in {ANSWER_S} s: {method} {params}") from None
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
-    def _next(self) -> dict[str, Any]:
-        message = json.loads(self._socket.recv(ANSWER_S))
+    def _next(self, end: float) -> dict[str, Any]:
+        message = json.loads(self._socket.recv(max(0.0, end - time.monotonic())))
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         if message.get("method") in kinds:
             self.said.append(json.dumps(message["params"]))
@@ -98,7 +97,9 @@ class Tab:
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """A key goes down and up."""
-        code, number, text = KEYS.get(key, ("", ord(key.upper()[:1]), key))
+        number = NUMBERS.get(key, ord(key.upper()[:1]))
+        code = CODES.get(key, key if len(key) > 1 else "")
+        text = TEXTS.get(key, key if len(key) == 1 else "")
         event = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": 8 * shift}
         self.call(
             "Input.dispatchKeyEvent", type="keyDown", **event, **({"text": text} if text else {})
@@ -122,15 +123,20 @@ def browser(profile: Path) -> Iterator[Tab]:
     assert BINARY is not None
     command = [BINARY, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert child.stderr is not None
+    # what it says later is read too, or it waits where the pipe is full
+    reader = Thread(target=deque, args=(child.stderr, 0))
     try:
-        assert child.stderr is not None
-        lines = (line for line in child.stderr if line.startswith(ADDRESS))
-        with connect(next(lines).removeprefix(ADDRESS).strip(), max_size=None) as socket:
+        address = next((line for line in child.stderr if line.startswith(ADDRESS)), None)
+        assert address is not None, f"{BINARY} ended before it listened"
+        reader.start()
+        with connect(address.removeprefix(ADDRESS).strip(), max_size=None) as socket:
             yield Tab(socket)
             with suppress(Exception):
                 socket.send(json.dumps({"id": 0, "method": "Browser.close"}))
     finally:
         child.terminate()
         child.wait()
-        assert child.stderr is not None
+        if reader.ident is not None:
+            reader.join()
         child.stderr.close()
