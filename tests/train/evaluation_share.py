@@ -56,7 +56,9 @@ def compared(run: Path, plain: Path) -> list[str]:
         for name, ours, theirs in differences(of_training(a), of_training(b)):
             found.append(f"step {a['step']}: {name} {ours!r}, without evaluations {theirs!r}")
     last = f"hf/step_{rows[-1]['step']}"
-    for path in sorted((run / last).glob("*.safetensors")):
+    weights = sorted((run / last).glob("*.safetensors"))
+    found += [] if weights else [f"no weights of step {rows[-1]['step']}"]
+    for path in weights:
         digests = [
             hashlib.sha256((folder / last / path.name).read_bytes()).hexdigest()
             for folder in (run, plain)

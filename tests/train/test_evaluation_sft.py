@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
+from train.evaluation_share import compared
 
 from megaladder.rollout.fake_engine import FakeEngine
 
 SMALL = (
     "--data.seq-length 128 --train.global-batch-size 8 --train.max-steps 4 --optim.lr 1e-2"
-    " --checkpoint.every 4 --checkpoint.keep-steps 2"
+    " --checkpoint.every 4 --checkpoint.keep-steps 2 --checkpoint.export-hf true"
 )
 ASKED = (
     "--evaluate.benchmarks arithmetic --evaluate.every 2 --evaluate.limit 6 --evaluate.n 2"
@@ -66,11 +67,6 @@ def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def losses(folder: Path, name: str) -> list[tuple]:
-    found = rows(folder / name / "metrics.jsonl")
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in found]
-
-
 @pytest.fixture(scope="module")
 def plain(folder) -> Path:
     assert sft(folder, "plain") == 0
@@ -81,7 +77,7 @@ def test_an_engine_beside_the_training_scores_it_and_changes_nothing(folder, pla
     fake = asked(folder, "--evaluate.engine", "fake")
     assert sft(folder, "evaluated", *fake, fault="before_append:17:SIGKILL") == -9
     assert sft(folder, "evaluated", *fake) == 0, (folder / "evaluated.err").read_text()
-    assert losses(folder, "evaluated") == losses(folder, "plain")
+    assert compared(folder / "evaluated", plain) == []
     scores = rows(folder / "evaluated" / "evaluations.jsonl")
     assert [(row["step"], row["benchmark"]) for row in scores] == [
         (step, "arithmetic") for step in (0, 2, 4)
@@ -89,6 +85,17 @@ def test_an_engine_beside_the_training_scores_it_and_changes_nothing(folder, pla
     # the answers are the fake engine's, whatever the weights: the first of equal scores is best
     assert json.loads((folder / "evaluated" / "best.json").read_text())["step"] == 0
     assert json.loads((folder / "evaluated" / "last_word.json").read_text())["best_step"] == 0
+
+
+def test_a_number_that_an_evaluation_changed_would_be_named(folder, plain) -> None:
+    other = [row | {"loss": row["loss"] + 1e-6 * (row["step"] == 2)} for row in
+             rows(plain / "metrics.jsonl")[:3]]  # fmt: skip
+    (folder / "other").mkdir()
+    unsealed = ({key: row[key] for key in row if key != "sha256"} for row in other)
+    (folder / "other" / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in unsealed))
+    assert [line.split(":")[0] for line in compared(folder / "other", plain)] == [
+        *("3 and 4 steps", "step 2", "no weights of step 3"),
+    ]  # fmt: skip
 
 
 def test_eval_takes_the_run_folder_and_streams_its_steps_into_one_engine(
