@@ -97,7 +97,7 @@ def run(config: GenerateHfConfig) -> int:
     import numpy as np
 
     from megaladder.data.read_problems import ProblemOptions, read_problems
-    from megaladder.evaluation.metrics import bootstrap_interval
+    from megaladder.evaluation.metrics import SHARE, bootstrap_interval
     from megaladder.rewards.verifiers import verify
 
     problems = read_problems(config.data, ProblemOptions(kind=config.kind))[: config.num_problems]
@@ -113,7 +113,7 @@ def run(config: GenerateHfConfig) -> int:
     )
     for problem, text in list(zip(problems, responses, strict=True))[: config.show]:
         print(f"{problem.prompt[-1].content}\n{text}\ngold: {problem.gold}\n")
-    interval = bootstrap_interval(correct, seed=config.seed)
+    interval = bootstrap_interval(correct, seed=config.seed, bounds=SHARE)
     around = "" if interval is None else f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
     print(
         f"accuracy {100 * correct.mean():.1f} %{around} ({len(problems)} problems, 95 % interval"

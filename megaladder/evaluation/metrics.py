@@ -170,10 +170,14 @@ def exact_interval(value_p: np.ndarray, bounds: tuple[float, float], level: floa
 
 
 def bootstrap_interval(
-    value_p: np.ndarray, num_draws: int = DEFAULT_DRAWS, seed: int = 42, level: float = 0.95
+    value_p: np.ndarray,
+    num_draws: int = DEFAULT_DRAWS,
+    seed: int = 42,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval | None:
-    """Interval of the mean of one `_p` array."""
-    return bootstrap_intervals({"": value_p}, num_draws, seed, level)[""]
+    """95 % interval of the mean of one `_p` array. bounds: as in `bootstrap_intervals`."""
+    within = None if bounds is None else {"": bounds}
+    return bootstrap_intervals({"": value_p}, num_draws, seed, bounds=within)[""]
 
 
 def _expanded_tail(num_problems: int, level: float) -> float:

@@ -175,6 +175,7 @@ def test_shares_without_a_spread_have_the_exact_interval(value, low, high):
     bounds = beta.ppf(0.975, 1, 200), beta.ppf(0.025, 200, 1)
     assert bounds == pytest.approx((0.0182749, 0.9817251), abs=1e-6)
     assert (found["response_length"].low, found["response_length"].high) == (7.0, 7.0)
+    assert bootstrap_interval(values["avg@1"], bounds=SHARE) == found["avg@1"]
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((0, 3)), np.zeros((3, 0)), np.zeros(3)])
