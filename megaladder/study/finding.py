@@ -57,7 +57,9 @@ class Only(StrictModel):
     file: str
     """Under the study's output folder; rows with `id`."""
     column: str
+    """Of that file."""
     value: str | int | float | tuple[str | int | float, ...]
+    """What stands there, or a list of such."""
 
     def __str__(self) -> str:
         values = self.value if isinstance(self.value, tuple) else (self.value,)
@@ -71,6 +73,7 @@ class _OfProblems(StrictModel):
     """accuracy (share of correct samples, in percent), pass@K (percent) or tokens (of an
     answer)."""
     only: Only | None = None
+    """Some of the problems."""
 
     def _with_problems(self, words: str) -> str:
         return words if self.only is None else f"{words}, {self.only}"
@@ -81,6 +84,7 @@ class Level(_OfProblems):
 
     kind: Literal["level"]
     of: Scores
+    """STAGE/LABEL/BENCHMARK; `*` in a label averages several, problem by problem."""
 
     def __str__(self) -> str:
         return self._with_problems(f"{self.metric} of {self.of}")
@@ -91,7 +95,9 @@ class Difference(_OfProblems):
 
     kind: Literal["difference"]
     of: Scores
+    """The one."""
     minus: Scores
+    """The other."""
 
     def __str__(self) -> str:
         return self._with_problems(f"{self.metric} of {self.of} minus {self.minus}, paired")
@@ -103,6 +109,7 @@ class Point(StrictModel):
     x: float | None = None
     """Its place. null = the mean thinking tokens that its samples used."""
     of: Scores
+    """Its scores."""
 
 
 class Slope(_OfProblems):
@@ -110,6 +117,7 @@ class Slope(_OfProblems):
 
     kind: Literal["slope", "scaling"]
     points: Annotated[tuple[Point, ...], Field(min_length=2)]
+    """Two or more."""
 
     def __str__(self) -> str:
         how = "least squares" if self.kind == "slope" else "mean over all pairs"
@@ -130,6 +138,7 @@ class Control(StrictModel):
 
     kind: Literal["control"]
     points: Annotated[tuple[Point, ...], Field(min_length=1)]
+    """Each with its `x`, in tokens."""
 
     def __str__(self) -> str:
         of = ", ".join(f"{point.of} {point.x:g}" for point in self.points if point.x is not None)
@@ -142,6 +151,7 @@ class Column(StrictModel):
     of: str
     """STAGE/{run}/BENCHMARK, or STAGE/{run} for the loss; {run} stands for each label of `runs`."""
     metric: Annotated[str, Field(pattern=r"^(accuracy|tokens|pass@[1-9][0-9]*|held_out_loss)$")]
+    """accuracy, pass@K, tokens or held_out_loss."""
 
     @model_validator(mode="after")
     def _depth(self) -> Column:
@@ -162,9 +172,13 @@ class Correlation(StrictModel):
 
     kind: Literal["correlation"]
     runs: Annotated[tuple[str, ...], Field(min_length=4)]
+    """Labels of cases, four or more."""
     x: Column
+    """What may predict."""
     y: Column
+    """What is predicted."""
     better_than: Column | None = None
+    """What may predict less well."""
 
     def __str__(self) -> str:
         words = f"Spearman of {self.x} with {self.y}"
@@ -186,6 +200,7 @@ class Shift(StrictModel):
     of: str
     """A token file, under the study's output folder."""
     minus: str | None = None
+    """Another such file."""
 
     def __str__(self) -> str:
         what = {"kl": "KL to the base", "rank": "rank lost under the base"}[self.what]
@@ -201,6 +216,7 @@ class Finding(StrictModel):
     """A published claim, how it is tested here, and what counts as what."""
 
     name: str
+    """For messages; no two are alike."""
     claim: str
     """The published sentence, in plain words."""
     published: str

@@ -64,6 +64,7 @@ class Stage(StrictModel):
     stage's, `${study}` the study's own files, `${recipes}` examples/recipes of a checkout,
     `${AXIS}` a value of the sweep; a list becomes several words."""
     sweep: Sweep = Sweep()
+    """The cases that the commands are run for; without one once, in a case called `all`."""
     together: dict[str, dict[str, Value]] = Field(default_factory=dict)
     """Cases that one command works off, which gets them as `${together}`: `eval --cases
     ${together}` starts one engine for all of them; a sweep would start one for each."""
@@ -95,6 +96,7 @@ class Scale(StrictModel):
     about: str
     """What it trains on what, and what it takes."""
     stages: tuple[Stage, ...]
+    """In the order in which they run."""
     report: tuple[str, ...]
     """Stages whose runs and evaluations the report shows."""
 
@@ -123,10 +125,13 @@ class Study(StrictModel):
     """A published study that can be run."""
 
     title: str
+    """Head of the report."""
     source: str
     """Authors and arXiv number."""
     scales: dict[ScaleName, Scale]
+    """Its sizes, by name: toy, paper, or both."""
     findings: tuple[Finding, ...]
+    """What it tests."""
 
     @model_validator(mode="after")
     def _findings_can_be_measured(self) -> Study:

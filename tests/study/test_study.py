@@ -15,11 +15,13 @@ import yaml
 from waiting import descendants, is_alive, wait_until
 
 from megaladder.cli import main
+from megaladder.config.base import StrictModel
 from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.spec import own_name
+from megaladder.study import finding as kinds
 from megaladder.study.plan import make_plan
-from megaladder.study.study import Scale, Stage, load_study, shipped_studies
+from megaladder.study.study import Scale, Stage, Study, Sweep, load_study, shipped_studies
 from megaladder.study.verb import run_study
 
 MOMENTS = (
@@ -271,3 +273,45 @@ def _places(statistic: dict[str, object]) -> list[str]:
         elif key in ("of", "minus") and isinstance(value, str):
             found.append(value)
     return found
+
+
+# where a mapping stands in study.yaml, and what it is
+PLACES: dict[str, type[StrictModel]] = {
+    "": Study,
+    "a scale": Scale,
+    "a stage": Stage,
+    "`sweep`": Sweep,
+    "a finding": kinds.Finding,
+    "`reproduced`, `opposite`: one of": kinds.Bound,
+    "`measured`, `kind: level`": kinds.Level,
+    "`kind: difference`": kinds.Difference,
+    "`kind: slope`, `scaling`": kinds.Slope,
+    "`kind: control`": kinds.Control,
+    "`kind: correlation`": kinds.Correlation,
+    "`kind: shift`": kinds.Shift,
+    "a point": kinds.Point,
+    "`x`, `y`, `better_than`": kinds.Column,
+    "`only`": kinds.Only,
+}
+SHARED = ("metric", "only")
+
+
+def table_of_keys() -> str:
+    """Every key of study.yaml, as the models describe them."""
+    lines = ["| in | key | meaning |", "|---|---|---|"]
+    for place, model in PLACES.items():
+        for key, field in model.model_fields.items():
+            # what all statistics of problems share stands once
+            if key == "kind" or (key in SHARED and model in (kinds.Difference, kinds.Slope)):
+                continue
+            assert field.description, f"{model.__name__}.{key} has no docstring"
+            meaning = " ".join(field.description.split())
+            optional = "" if field.is_required() else " (optional)"
+            lines.append(f"| {place} | `{key}` | {meaning}{optional} |")
+            place = ""
+    return "\n".join(lines)
+
+
+def test_the_page_lists_every_key_of_a_study() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text("utf-8")
+    assert f"\n{table_of_keys()}\n" in page, "put table_of_keys() there"
