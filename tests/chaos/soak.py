@@ -147,6 +147,7 @@ class Soak:
         self.samples: list[Sample] = []
         self.faults: Counter[str] = Counter()
         self.broken: list[str] = []
+        self._below: list[int] = []  # its processes as the fault came
         self._began, self._started = time.monotonic(), time.monotonic()
 
     # --- faults
@@ -155,10 +156,12 @@ class Soak:
         """Does it, and waits until the run is on its way again."""
         process = self.run.process
         assert process is not None
+        self._below = []
         if process.poll() is not None:
             self._ended("nothing", (0,))
             return
         self.faults[kind] += 1
+        self._below = tree_of(process.pid)[1:]
         getattr(self, f"_{kind}")(process.pid)
 
     def _kill(self, pid: int) -> None:
@@ -181,8 +184,12 @@ class Soak:
         self._kill_child(pid, "rewards")
 
     def _kill_child(self, pid: int, word: str) -> None:
+        """One that works: the second step from now needs it, whatever came before.
+
+        One that is killed while it starts ends the run, which is told and not tried again."""
+        self.until_steps(2)
         found = [one for one in tree_of(pid)[1:] if word in _command(one)]
-        if not found:  # it is being started anyway
+        if not found:  # the run has ended meanwhile
             self.faults[f"no {word}"] += 1
         for one in found[:1]:
             os.kill(one, signal.SIGKILL)
@@ -204,8 +211,7 @@ class Soak:
     ) -> None:
         """Waits for the end, notes a wrong status and what is left, and starts the command again."""
         assert self.run.process is not None
-        pid = self.run.process.pid
-        children = tree_of(pid)[1:]
+        children = {*self._below, *tree_of(self.run.process.pid)[1:]}
         status = self.run.ended()
         if status not in allowed:
             self.broken.append(f"{what}: status {status}; {self.run.said()[-600:]}")
@@ -241,7 +247,8 @@ class Soak:
         target = len(self.run.rows()) + more
         process = self.run.process
         assert process is not None
-        while len(self.run.rows()) < target and process.poll() is None:
+        while (done := len(self.run.rows())) < target and process.poll() is None:
+            target = min(target, done + more)  # a start takes rows of unsaved steps away
             self.watch(5.0)
 
     def next_fault(self, share: float) -> str:
@@ -296,7 +303,9 @@ def soak(given: argparse.Namespace, place: Place) -> dict[str, Any]:
     quiet.start()
     began = time.monotonic()
     one.until_steps(2)
-    while (share := (time.monotonic() - began) / (60 * given.minutes)) < 1:
+    while (share := (time.monotonic() - began) / (60 * given.minutes)) < 1 or (
+        one.faults.total() < given.faults
+    ):
         one.fault(one.next_fault(share))
         one.watch(given.every * (0.75 + 0.5 * one._rng.random()))
     one.until_steps(1)
@@ -342,6 +351,7 @@ def _shared() -> set[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--faults", type=int, default=0, help="goes on until so many have come")
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two faults")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds of a round's sampling")
     parser.add_argument("--seed", type=int, default=0)
