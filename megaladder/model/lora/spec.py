@@ -182,12 +182,7 @@ def _experts(shape: ModelShape, linear: FusedLinear) -> Iterable[int | None]:
 
 def adapts_experts(shape: ModelShape, spec: LoraSpec) -> bool:
     """Whether adapters sit on the experts' own matrices."""
-    return shape.moe is not None and any(
-        projection.name in spec.targets
-        for linear in fused_linears(shape, sparse=True)
-        for projection in linear.projections
-        if linear.of_experts
-    )
+    return any(site.expert is not None for site in sites(shape, spec))
 
 
 def known_targets(shape: ModelShape) -> list[str]:
