@@ -78,11 +78,8 @@ def compare_checksums(
         if not entries:
             unseen += hf_names
         for rank, name, digest in entries:
-            (
-                equal
-                if _digest(_worker_part(engine_name, parts, shape, rank, tp)) == digest
-                else differing
-            ).append(name)
+            ours = tensor_digest(_worker_part(engine_name, parts, shape, rank, tp))
+            (equal if ours == digest else differing).append(name)
     return CheckResult(tuple(equal), tuple(differing), tuple(unseen))
 
 
@@ -159,7 +156,8 @@ def _heads(tensor: torch.Tensor, num_heads: int, rank: int, tp: int) -> torch.Te
     return tensor.chunk(num_heads, 0)[rank * num_heads // tp]
 
 
-def _digest(tensor: torch.Tensor) -> str:
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """sha256 of a tensor's bytes, row after row."""
     return hashlib.sha256(
         tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
     ).hexdigest()

@@ -5,7 +5,6 @@ Imports nothing of vLLM: its worker mixes it in.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -136,22 +135,15 @@ class ExpertDigests:
 
     @staticmethod
     def _note(name: str, layer: Any, found: dict[str, str]) -> None:
+        from megaladder.rollout.weight_check import tensor_digest
+
         width = layer.moe_config.intermediate_size_per_partition_unpadded
         hidden = layer.moe_config.hidden_dim_unpadded
-        for expert, (both, down) in enumerate(
-            zip(layer.w13_weight.detach(), layer.w2_weight.detach(), strict=True)
-        ):
+        weights = zip(layer.w13_weight, layer.w2_weight, strict=True)
+        for expert, (both, down) in enumerate(weights):
             gate_up = both.unflatten(0, (2, -1))[:, :width, :hidden].flatten(0, 1)
-            found[f"{name}.{expert}.gate_up_proj.weight"] = _sha256(gate_up)
-            found[f"{name}.{expert}.down_proj.weight"] = _sha256(down[:hidden, :width])
-
-
-def _sha256(tensor: torch.Tensor) -> str:
-    """Of a tensor's bytes, row after row."""
-    import torch
-
-    plain = tensor.cpu().contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(plain.numpy().data).hexdigest()
+            found[f"{name}.{expert}.gate_up_proj.weight"] = tensor_digest(gate_up)
+            found[f"{name}.{expert}.down_proj.weight"] = tensor_digest(down[:hidden, :width])
 
 
 class ExpertRecord:
