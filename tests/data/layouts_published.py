@@ -583,16 +583,46 @@ PUBLISHED = (
         MATH,
         2,
     ),
-    # verl/trainer/ppo/ray_trainer.py; hkust-nlp/simpleRL-reason; NVIDIA-NeMo/Skills
-    Published("verl's rollouts", {"input": Q, "output": WORK, "gts": A, "acc": True}, graded=1),
+    # verl/trainer/ppo/ray_trainer.py, _dump_generations, with what math_dapo's reward adds
+    Published(
+        "verl's rollouts",
+        {"input": Q, "output": WORK, "gts": A, "score": 1.0, "step": 10, "acc": True, "pred": A},
+        graded=1,
+    ),
+    # QwenLM/Qwen2.5-Math, evaluation/math_eval.py
     Published(
         "Qwen2.5-Math's evaluation",
-        {"idx": 0, "question": Q, "gt": A, "code": [WORK, "4"], "score": [True, False]},
-        graded=2,
+        {
+            "idx": 0,
+            "question": Q,
+            "gt_cot": WORK,
+            "gt": A,
+            "level": 2,
+            "type": "Algebra",
+            "solution": WORK,
+            "answer": A,
+            "code": [WORK, "4"],
+            "pred": [A, "4"],
+            "report": [None, None],
+            "score": [True, False],
+        },
+        WORK,
+        MATH,
+        2,
     ),
+    # NVIDIA-NeMo/Skills, nemo_skills/evaluation/evaluator/math_grader.py
     Published(
         "NeMo-Skills",
-        {"problem": Q, "expected_answer": A, "generation": WORK, "symbolic_correct": True},
+        {
+            "id": "aime24-0",
+            "problem": Q,
+            "expected_answer": A,
+            "reference_solution": WORK,
+            "generation": WORK,
+            "num_generated_tokens": 12,
+            "predicted_answer": A,
+            "symbolic_correct": True,
+        },
         graded=1,
     ),
 )
