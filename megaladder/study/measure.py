@@ -142,8 +142,16 @@ def _slope(statistic: Slope, found: Evaluations) -> Measured:
     """Per problem, its score's gain for a doubling of x; the mean over problems."""
     curves = [found.scores(p.of, statistic.metric, statistic.only).values for p in statistic.points]
     ids = [name for name in curves[0] if all(name in curve for curve in curves)]
+    places = [_place(point.x, point.of, found) for point in statistic.points]
+    if not ids:
+        raise DataError(f"{', '.join(p.of for p in statistic.points)} have no problem in common")
+    if min(places) <= 0 or len(set(places)) == 1:
+        raise DataError(
+            f"a slope a doubling needs points at two places above 0, found {places}; fix: other"
+            " points, or their `x`"
+        )
     y_kp = np.array([[curve[name] for name in ids] for curve in curves])
-    x_k = np.log2([_place(point.x, point.of, found) for point in statistic.points])
+    x_k = np.log2(places)
     weights_k = _slope_weights(statistic.kind, x_k)
     most = PERCENT * float(weights_k.clip(min=0).sum())
     bounds = None if statistic.metric == "tokens" else (-most, most)

@@ -259,3 +259,22 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     missing = finding({"kind": "level", "of": "evaluate/a/sums"})
     with pytest.raises(DataError, match=r"finding it: .*samples_sums\.jsonl; fix: run that stage"):
         judge(missing, "toy", Evaluations(tmp_path))
+
+
+def test_a_slope_without_two_places_or_without_shared_problems_is_refused(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_scores(tmp_path, label, [0, N] * 5, thinking=8)
+    write_scores(tmp_path, "none", [0, N] * 5, thinking=0)
+    points = [{"of": f"evaluate/{label}/sums"} for label in ("a", "b", "none")]
+    for kind in ("slope", "scaling"):
+        with pytest.raises(DataError, match=r"two places above 0, found \[8\.0, 8\.0\]; fix:"):
+            measured(tmp_path, kind=kind, points=points[:2])
+        with pytest.raises(DataError, match=r"two places above 0, found \[8\.0, 0\.0\]; fix:"):
+            measured(tmp_path, kind=kind, points=points[1:])
+    other = tmp_path / "evaluate" / "other" / "sums" / "samples_sums.jsonl"
+    other.parent.mkdir(parents=True)
+    text = (tmp_path / "evaluate" / "a" / "sums" / "samples_sums.jsonl").read_text()
+    other.write_text(text.replace('"id": "p', '"id": "q'))
+    apart = [{"x": 1, **points[0]}, {"x": 2, "of": "evaluate/other/sums"}]
+    with pytest.raises(DataError, match=r"evaluate/a/sums, evaluate/other/sums have no problem in"):
+        measured(tmp_path, kind="slope", points=apart)
