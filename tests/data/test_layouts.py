@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from data.layouts_published import PUBLISHED, Published
+from data.layouts_published import PUBLISHED
+from data.published import Published
 
 from megaladder.cli import main
 from megaladder.config.verbs.data import StatsConfig
