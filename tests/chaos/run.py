@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,10 +35,11 @@ MAX_SHRUNK, MAX_SHOWN = 5, 10
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What one program may take. scratch: where it makes its folder, beside those of the others;
-    schedules: at most so many, None = as the time allows; log: a file for a line of each."""
+    until: the moment of the machine's monotonic clock after which no schedule begins, but its
+    first; schedules: so many instead; log: a file for a line of each."""
 
     scratch: Path
-    seconds: float
+    until: float
     schedules: int | None
     seed: str
     per_prefix: int
@@ -49,7 +50,7 @@ class Budget:
 class Row:
     """What was tried with one program. tried: different schedules of which a fault happened, by the
     kind of that, or `drawn`; happened: faults, by kind; missed: schedules of which none happened;
-    cpu_s: of all of them, without the start of the harness, which took `setup_s`."""
+    cpu_s: of all of them, without the start of the harness and power cuts: `setup_s`."""
 
     name: str
     calls: str
@@ -79,13 +80,13 @@ def one_program(name: str, budget: Budget) -> Row:
     os.dup2(os.open(budget.scratch / f"{name}.stderr", os.O_WRONLY | os.O_CREAT), 2)
     bench = schedules.bench(name, budget.scratch)
     row = Row(name, f"{len(bench.size.files)} file calls, {len(bench.size.wires)} wire writes")
+    if name in WITH_POWER_CUTS and budget.per_prefix:
+        row.num_cuts, lost = power_cuts(bench, budget.per_prefix)
+        row.broken += lost
     row.setup_s = _cpu_s()
     for starts in _schedules(bench, budget):
         _attempt(bench, starts, row, budget.log)
     row.cpu_s = _cpu_s() - row.setup_s
-    if name in WITH_POWER_CUTS and budget.per_prefix:
-        row.num_cuts, lost = power_cuts(bench, budget.per_prefix)
-        row.broken += lost
     row.wall_s = time.monotonic() - began
     return row
 
@@ -97,14 +98,13 @@ def _cpu_s() -> float:
 
 def _schedules(bench: schedules.Bench, budget: Budget) -> Iterator[Starts]:
     """Each once. Single faults come from another place with each seed, drawn ones between them."""
-    began = time.monotonic()
     rng, wired = random.Random(budget.seed), bench.workload.wired
     singles = list(faults.single_faults(bench.size, wired))
     place = rng.randrange(len(singles))
     walked = iter(singles[place:] + singles[:place])
     seen: set[Starts] = set()
     while budget.schedules is None or len(seen) < budget.schedules:
-        if budget.schedules is None and time.monotonic() - began > budget.seconds:
+        if budget.schedules is None and seen and time.monotonic() > budget.until:
             return
         starts = _next(bench, walked, rng)
         if starts not in seen:
@@ -192,37 +192,61 @@ def _replay(given: argparse.Namespace, scratch: Path) -> int:
 
 def _all(given: argparse.Namespace, scratch: Path) -> int:
     began, names = time.monotonic(), given.workload or NAMES
-    rows: list[Row] = []
-    # a process each: forks of one that has imported little are cheap
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.processes, spawn, max_tasks_per_child=1) as pool:
-        futures = {
-            pool.submit(one_program, name, _budget(given, scratch, name, names)): name
-            for name in names
-        }
-        for future in as_completed(futures):
-            rows.append(_row_of(future, futures[future]))
-            print("\n  ".join([rows[-1].line(), *rows[-1].broken[:MAX_SHOWN]]), flush=True)
+    rows = []
+    for row in _programs(names, began + 60 * given.minutes, given, scratch):
+        rows.append(row)
+        print("\n  ".join([row.line(), *row.broken[:MAX_SHOWN]]), flush=True)
     rows.sort(key=lambda row: names.index(row.name))
     print(f"\n{table(rows)}\n")
+    print(f"{_summary(rows)}; {time.monotonic() - began:.0f} s, seed {given.seed}: ", end="")
     failed = sum(len(row.broken) for row in rows)
-    tried, cuts = (sum(n) for n in zip(*((r.tried.total(), r.num_cuts) for r in rows), strict=True))
-    cpu_s = sum(row.setup_s + row.cpu_s for row in rows)
-    print(
-        f"{tried} schedules, {cuts} power cuts in {time.monotonic() - began:.0f} s"
-        f" ({cpu_s:.0f} CPU s), seed {given.seed}: ",
-        end="",
-    )
     print(f"{failed} did not hold" if failed else "all held")
     return 1 if failed else 0
 
 
-def _budget(given: argparse.Namespace, scratch: Path, name: str, names: Sequence[str]) -> Budget:
-    """A program's share of the time, by its weight among the others."""
-    weight = weight_of(name) / sum(map(weight_of, names))
-    seconds = 60 * given.minutes * given.processes * weight
-    seed = f"{given.seed}/{name}"
-    return Budget(scratch, seconds, given.schedules, seed, given.per_prefix, given.log)
+def _summary(rows: list[Row]) -> str:
+    tried, cpu_s = sum(row.tried.total() for row in rows), sum(row.cpu_s for row in rows)
+    missed, faults = sum(row.missed for row in rows), sum(row.happened.total() for row in rows)
+    return (
+        f"{tried} schedules ({missed} more met no fault), {faults} faults,"
+        f" {sum(row.num_cuts for row in rows)} power cuts;"
+        f" {sum(row.setup_s for row in rows):.0f} + {cpu_s:.0f} CPU s"
+        f" ({cpu_s / max(tried, 1):.2f} a schedule)"
+    )
+
+
+def _programs(
+    names: Sequence[str], deadline: float, given: argparse.Namespace, scratch: Path
+) -> Iterator[Row]:
+    """Each in a process of its own, as forks of one that has imported little are cheap; so many at a
+    time. The dear ones come first: what one of them takes too long is spread over the others."""
+    waiting = sorted(names, key=weight_of, reverse=True)
+    running: dict[Future[Row], str] = {}
+    ends: dict[str, float] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.processes, spawn, max_tasks_per_child=1) as pool:
+        while waiting or running:
+            while waiting and len(running) < given.processes:
+                busy_until = [ends[name] for name in running.values()]
+                name, free = waiting[0], given.processes - len(running)
+                ends[name] = share_ends(waiting, deadline, busy_until, free)
+                seed = f"{given.seed}/{waiting.pop(0)}"
+                limits = (ends[name], given.schedules, seed, given.per_prefix, given.log)
+                running[pool.submit(one_program, name, Budget(scratch, *limits))] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield _row_of(future, running.pop(future))
+
+
+def share_ends(
+    waiting: Sequence[str], deadline: float, busy_until: Sequence[float], free: int
+) -> float:
+    """When the first of `waiting` is to end: its share, by weight, of what processes have left.
+
+    busy_until: planned ends in those that work; free: how many do not."""
+    now = time.monotonic()
+    left = free * (deadline - now) + sum(deadline - max(now, end) for end in busy_until)
+    weight = weight_of(waiting[0]) / sum(map(weight_of, waiting))
+    return min(deadline, now + max(left, 0.0) * weight)
 
 
 def _row_of(future: Future[Row], name: str) -> Row:

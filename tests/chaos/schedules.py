@@ -91,7 +91,8 @@ class Bench:
             with self._marks.open("a", buffering=1) as marks:
                 return status_of(self.workload, self.folder, lambda name: print(name, file=marks))
 
-        limits = supervisor.Limits(self.workload.patience_s, self.workload.grace_s)
+        given = self.workload
+        limits = supervisor.Limits(given.patience_s, given.grace_s, given.wired)
         said = self._scratch / "said"
         if faults is None:
             return supervisor.run_undisturbed(program, said, limits)

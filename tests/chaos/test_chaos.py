@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from chaos import power_cut
+from chaos import power_cut, run
 from chaos.calls import Call
 from chaos.kernel import notify
 from chaos.kernel.faults import Fault
@@ -104,3 +104,15 @@ def test_a_forked_program_is_in_its_session_once_it_is_started(tmp_path):
             started = subprocess.Popen(words, start_new_session=True)
         assert os.getpgid(started.pid) == started.pid
         assert started.wait() == 0
+
+
+def test_programs_share_the_time_that_is_left(monkeypatch):
+    """By weight, among those that wait; what a program took too long is taken from the others, and
+    none is planned beyond the end."""
+    monkeypatch.setattr(run, "weight_of", {"dear": 3.0, "cheap": 1.0}.__getitem__)
+    monkeypatch.setattr(run.time, "monotonic", lambda: 100.0)
+    assert run.share_ends(["dear", "cheap"], 180.0, [], free=2) == 180.0
+    assert run.share_ends(["cheap", "cheap"], 180.0, [], free=1) == 140.0
+    # 80 s of a free process, and 40 s of the one that works until 140
+    assert run.share_ends(["cheap", "dear"], 180.0, [140.0], free=1) == 130.0
+    assert run.share_ends(["dear"], 90.0, [140.0], free=1) == 90.0  # late: its first, no more

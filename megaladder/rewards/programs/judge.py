@@ -48,7 +48,7 @@ def read_tests(found: Any) -> list[Test]:
         found = _from_text(found)
     if isinstance(found, Mapping) and {"inputs", "outputs"} <= set(found):
         functional = bool(found.get("fn_name"))
-        pairs = zip(found["inputs"], found["outputs"], strict=True)
+        pairs = zip(_list(found, "inputs"), _list(found, "outputs"), strict=True)
         return [Test(_text(i, functional), _text(o, functional), functional) for i, o in pairs]
     if not isinstance(found, Sequence) or not all(_is_case(case) for case in found):
         raise ValueError("expected a list of {input, output}, or {inputs, outputs}")
@@ -60,6 +60,14 @@ def read_tests(found: Any) -> list[Test]:
         )
         for case in found
     ]
+
+
+def _list(found: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """A text would be taken apart into its letters, an object into its keys."""
+    value = found[key]
+    if isinstance(value, (list, tuple)):
+        return value
+    raise ValueError(f"{key}: expected a list, a value for each test, not {str(value)[:40]!r}")
 
 
 def _is_case(case: Any) -> bool:

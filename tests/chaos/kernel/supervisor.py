@@ -35,10 +35,11 @@ _OFFSET = struct.Struct("d")
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds: for a start, on a machine that does other things as well; then for helpers of the
-    process that has ended."""
+    process that has ended. wired: calls that write to sockets are held too."""
 
     patience_s: float
     grace_s: float
+    wired: bool = False
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ def run(
         status = 1
         try:
             ours.close()
-            _prepare(theirs, said, clock)
+            _prepare(theirs, said, clock, limits.wired)
             status = program()
         finally:
             os._exit(status)
@@ -125,12 +126,12 @@ def _kill_descendants() -> None:
         _nobody_left()
 
 
-def _prepare(theirs: socket.socket, said: Path, clock: mmap.mmap) -> None:
+def _prepare(theirs: socket.socket, said: Path, clock: mmap.mmap, wired: bool) -> None:
     _begin_session(said)
     real, real_ns = time.time, time.time_ns
     time.time = lambda: real() + _OFFSET.unpack_from(clock)[0]
     time.time_ns = lambda: real_ns() + int(_OFFSET.unpack_from(clock)[0]) * 10**9
-    listener = notify.listen()
+    listener = notify.listen(wired)
     socket.send_fds(theirs, [b"l"], [listener])
     os.close(listener)
     theirs.close()

@@ -21,7 +21,7 @@ from megaladder.files.sums import refuse_damaged
 from megaladder.process import last_word
 from megaladder.run_dir import read_jsonl
 
-STEPS = 3
+STEPS = 2
 _COMPARED = ("step", "loss", "grad_norm", "reward", "groups_sha256")
 
 

@@ -53,7 +53,7 @@ class Verb(Workload):
         self._inputs = shared_inputs(scratch)
         if self.before is not None:
             words = self.before(self._inputs, self._inputs)
-            in_fork(lambda: main(words))
+            in_fork(lambda: _quietly(words))
         import megaladder.rewards.verifiers  # noqa: F401  (and sympy, once)
 
         self._import_all(scratch / "first")
@@ -61,9 +61,8 @@ class Verb(Workload):
     def _import_all(self, folder: Path) -> None:
         """Once in this process: forks find imported what the verb imports on its way."""
         folder.mkdir()
-        with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
-            with forked_programs():
-                assert main(self.words(self._inputs, folder)) == 0
+        with forked_programs():
+            assert _quietly(self.words(self._inputs, folder)) == 0
 
     def run(self, folder: Path, mark: Mark) -> int:
         with forked_programs():
@@ -78,6 +77,12 @@ class Verb(Workload):
         ]
         names = [str(path.relative_to(folder)) for path in kept]
         return names, {str(path.relative_to(folder)): _content(path) for path in found}
+
+
+def _quietly(words: list[str]) -> int:
+    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
+        status: int = main(words)
+    return status
 
 
 def _content(path: Path) -> Any:

@@ -104,7 +104,8 @@ def test_hidden_tests_are_read_and_no_pickle_is_loaded():
     assert read_tests(cases)[0] == Test("1", "2")
     with pytest.raises(ValueError, match="only one text is read"):
         pickled_text(pickle.dumps(Bomb()))
-    for bad in ("nonsense!", encoded(b"\x80"), encoded(pickle.dumps([1])), "[1]", "{}"):
+    no_lists = ('{"inputs": true, "outputs": ["2"]}', '{"inputs": "12", "outputs": "34"}')
+    for bad in ("nonsense!", encoded(b"\x80"), encoded(pickle.dumps([1])), "[1]", "{}", *no_lists):
         with pytest.raises(DataError, match="fix:"):
             check_row("code", bad, {})
 
