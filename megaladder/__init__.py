@@ -9,8 +9,13 @@ through the extra path entry below (a top-level importable package called `kerne
 transformers, which imports the hub package of that name).
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from megaladder import startup
+
+# before anything that takes time
+startup.listen_if_command()
+
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from megaladder.api import Callback, Evaluation, Run, Score, evaluate, grpo, load, report, sft

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from megaladder import __version__, console
+from megaladder import __version__, console, startup
 from megaladder.cli.table import VERBS, Verb
 from megaladder.cli.wanted import WANTED
 from megaladder.console.expected import silence_expected_warnings
@@ -35,16 +35,15 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
     argv.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    if argv is None or own_process:
-        _listen(args)
-        _write_anything()
-        silence_expected_warnings()
+    own_process = own_process or argv is None
     loud = os.environ.get(console.QUIET)
-    if "--quiet" in args:
-        # the ranks that are started inherit it
-        os.environ[console.QUIET] = "1"
-        args.remove("--quiet")
     try:
+        if own_process:
+            _own_process(args)
+        if "--quiet" in args:
+            # the ranks that are started inherit it
+            os.environ[console.QUIET] = "1"
+            args.remove("--quiet")
         status = _dispatch(args)
         if status == 0:
             last_word.leave(last_word.Ending("finished", 0, "all steps are done"))
@@ -64,6 +63,9 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
             raise
         return known
     finally:
+        if own_process and not signals.listening():
+            # the work is over: an interrupt from here on has nothing to put in order
+            startup.listen(args)
         console.VOICE.end()
         if loud is None:
             os.environ.pop(console.QUIET, None)
@@ -74,11 +76,16 @@ def main(argv: Sequence[str] | None = None, *, own_process: bool = False) -> int
             signals.ignore()
 
 
-def _listen(args: Sequence[str]) -> None:
-    """Stop signals of a verb that can go on are taken from here on, before anything is imported."""
-    verbs = (verb for verb in VERBS if verb.resumes)
-    if any(tuple(args[: len(words)]) == words for words in (tuple(v.name.split()) for v in verbs)):
+def _own_process(args: Sequence[str]) -> None:
+    """What a command does to its own process, before anything large is imported.
+
+    Stop signals of a verb that can go on are taken from here on."""
+    if startup.resumes(args):
         signals.listen(ending.at_once)
+    else:
+        startup.hand_over()
+    _write_anything()
+    silence_expected_warnings()
 
 
 def _write_anything() -> None:

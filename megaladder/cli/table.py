@@ -28,8 +28,6 @@ class Verb:
     takes_yaml: bool = False  # a first argument without dashes is a run.yaml
     # config.parallel says how many ranks; started here unless torchrun did
     distributed: bool = False
-    # the same command goes on where an earlier one was stopped: stop signals end it with status 3
-    resumes: bool = False
     # what follows the name in the line to type under --help; None = run.yaml, or what is required
     example: str | None = None
 
@@ -68,7 +66,6 @@ VERBS: tuple[Verb, ...] = (
         finished="megaladder.finished:answer_training",
         takes_yaml=True,
         distributed=True,
-        resumes=True,
     ),
     Verb(
         "grpo",
@@ -80,7 +77,6 @@ VERBS: tuple[Verb, ...] = (
         finished="megaladder.finished:answer_training",
         takes_yaml=True,
         distributed=True,
-        resumes=True,
     ),
     Verb(
         "convert hf-to-megatron",
@@ -180,7 +176,6 @@ VERBS: tuple[Verb, ...] = (
         finished="megaladder.finished:answer_evaluation",
         example="--model DIR --benchmark gsm8k,my_exam.jsonl",
         takes_yaml=True,
-        resumes=True,
     ),
     Verb(
         "chat",
@@ -311,7 +306,6 @@ VERBS: tuple[Verb, ...] = (
         "megaladder.study.verb:run_study",
         "a published study from data to findings with verdicts, at toy or paper scale; resumable",
         "Studies",
-        resumes=True,
     ),
     Verb(
         "data get",
@@ -355,7 +349,6 @@ VERBS: tuple[Verb, ...] = (
         "rejection sampling from a teacher through the shared engine and grader; resumable",
         "Data",
         finished="megaladder.finished:answer_sampling",
-        resumes=True,
     ),
     Verb(
         "data make",

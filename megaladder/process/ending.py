@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from megaladder import startup
 from megaladder.errors import ConfigError, MegaladderError
 from megaladder.process import last_word
 from megaladder.process.heartbeat import killed_rank_behind
@@ -28,8 +29,7 @@ from megaladder.process.last_word import Ending
 from megaladder.process.ranks import LAUNCHER_PID, leave_status, may_speak
 from megaladder.process.storage import storage_error
 
-RESUMABLE = 3
-INTERRUPTED = 130  # 128 + SIGINT
+RESUMABLE, INTERRUPTED = startup.RESUMABLE, startup.INTERRUPTED
 BROKEN_PIPE = 141  # 128 + SIGPIPE: the reader of our output went away
 BUG = 1
 # a place that was typed and cannot be what it should be

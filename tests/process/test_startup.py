@@ -1,0 +1,92 @@
+"""Stop signals while a command still imports: one line, its status, no traceback.
+
+The moment is the import of a named module, so nothing here waits for a time to pass.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from distributed import environment
+
+from megaladder.cli import VERBS
+from megaladder.startup import RESUMING_VERBS
+
+# the first module that Python loads by itself: from then on it watches what is imported
+WATCHER = """
+import os, signal, sys
+
+class Watcher:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["MOMENT"]:
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+
+sys.meta_path.insert(0, Watcher())
+"""
+# what an installer writes into bin/
+SCRIPT = "import sys\nfrom megaladder.cli import main\nsys.exit(main())\n"
+BEFORE = "before it began; start the same command again"
+LATER = "; what was finished before is on disk; start the same command again"
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("watched")
+    (folder / "sitecustomize.py").write_text(WATCHER)
+    (folder / "megaladder").write_text(SCRIPT)
+    return folder
+
+
+def interrupted_at(
+    folder: Path, moment: str, number: int, command: list[str]
+) -> subprocess.CompletedProcess[str]:
+    env = environment()
+    env |= {"MOMENT": moment, "SIGNAL": str(int(number)), "MEGALADDER_QUIET": "1"}
+    env["PYTHONPATH"] = f"{folder}:{env['PYTHONPATH']}"
+    return subprocess.run(
+        [sys.executable, *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "verb", "status", "said"),
+    [
+        ("megaladder.cli", signal.SIGINT, "sft run.yaml", 3, f"stopped by SIGINT {BEFORE}"),
+        ("megaladder.cli", signal.SIGTERM, "--quiet sft", 3, f"stopped by SIGTERM {BEFORE}"),
+        ("difflib", signal.SIGUSR1, "data sample", 3, f"stopped by SIGUSR1 {BEFORE}"),
+        ("difflib", signal.SIGINT, "data stats", 130, "interrupted"),
+        ("pydantic", signal.SIGINT, "grpo", 3, f"stopped by SIGINT{LATER}"),
+        ("pydantic", signal.SIGINT, "plan", 130, "interrupted"),
+    ],
+)
+def test_an_import_is_interrupted_with_one_line(
+    watched, moment, number, verb, status, said
+) -> None:
+    command = ["-m", "megaladder", *verb.split()]
+    done = interrupted_at(watched, moment, number, command)
+    assert (done.returncode, done.stderr) == (status, f"megaladder: {said}\n")
+
+
+def test_the_installed_script_is_interrupted_like_the_module(watched) -> None:
+    command = [str(watched / "megaladder"), "eval"]
+    done = interrupted_at(watched, "megaladder.cli", signal.SIGINT, command)
+    assert (done.returncode, done.stderr) == (3, f"megaladder: stopped by SIGINT {BEFORE}\n")
+
+
+def test_a_program_that_imports_the_package_keeps_its_interrupt(watched) -> None:
+    program = "try:\n import megaladder.cli\nexcept KeyboardInterrupt:\n print('its own')"
+    done = interrupted_at(watched, "difflib", signal.SIGINT, ["-c", program, "megaladder"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "its own\n", "")
+
+
+def test_the_verbs_that_go_on_are_verbs() -> None:
+    assert set(RESUMING_VERBS) <= {verb.name for verb in VERBS}
