@@ -149,3 +149,25 @@ def test_a_report_of_many_runs_stays_small(tmp_path, verb, num_runs):
     assert done.status == 0, done.err
     size = (tmp_path / "r.html").stat().st_size
     assert 1_000_000 < size < (3_000_000 if num_runs == 100 else 2_000_000)
+
+
+def test_lines_of_many_runs_are_told_apart_without_colour_and_the_legend_shows_how(tmp_path, verb):
+    """28 runs: dashes and mark of each are its own, in the chart and in its key."""
+    for number in range(28):
+        rows = [{"step": s, "loss": s + number, "tokens": 10, "step_s": 1.0} for s in (1, 2)]
+        (tmp_path / f"r{number:02d}").mkdir()
+        write_rows(tmp_path / f"r{number:02d}" / "metrics.jsonl", rows)
+    runs = sorted(tmp_path.glob("r*"))
+    done = verb("report", *runs, "--out", tmp_path / "page.html", with_json=False)
+    assert done.status == 0, done.err
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script[^>]* id="data"[^>]*>(.*?)</script>', text, re.S)[1])
+    [loss] = [c for c in data["charts"]["learning"]["charts"] if c["y"] == "loss"]
+    drawn = {line["n"]: (line.get("dash", []), line.get("mark")) for line in loss["series"]}
+    assert len({(tuple(dash), mark) for dash, mark in drawn.values()}) == len(runs)
+    keys = re.findall(r'data-run="(r\d+)".*?(<svg class="key".*?</svg>)', text, flags=re.S)
+    assert dict(keys).keys() == drawn.keys()
+    for name, key in keys:
+        dash, mark = (re.search(rf'{part}="([^"]*)"', key) for part in ("stroke-dasharray", " d"))
+        shown = [int(n) for n in dash[1].split()] if dash else [], mark and mark[1]
+        assert shown == drawn[name]

@@ -17,7 +17,19 @@ import numpy as np
 
 from megaladder.analysis.report.formats import chart_number
 
-NUM_STYLES = 8
+NUM_COLOURS = 8
+# of a line, in pixels: drawn, left out, …
+DASHES: tuple[tuple[int, ...], ...] = ((), (8, 3), (2, 3), (10, 3, 2, 3))
+# on a line: SVG paths around (0, 0), as wide as the keys of a legend allow
+MARKS = (
+    "",
+    "M-4 -4H4V4H-4Z",
+    "M0 -5L5 4H-5Z",
+    "M0 -5.5L5.5 0L0 5.5L-5.5 0Z",
+    "M0 5L5 -4H-5Z",
+    "M-1.6 -5H1.6V-1.6H5V1.6H1.6V5H-1.6V1.6H-5V-1.6H-1.6Z",
+    "M-5 -5L5 5L5 -5L-5 5Z",
+)
 # of all lines of a page together, and of one
 MAX_POINTS = 120_000
 FEWEST, MOST = 16, 400
@@ -48,10 +60,27 @@ class Curve(Sequence[tuple[float, float]]):
 
 
 @dataclass(frozen=True)
+class Look:
+    """How the lines of one model or run are told from the others.
+
+    Without its colour too: dashes and mark are a pair of its own for each of the first 28 styles;
+    with the colour 56 are different."""
+
+    colour: int
+    dash: tuple[int, ...]
+    mark: str
+
+    @classmethod
+    def of(cls, style: int) -> Look:
+        row, column = divmod(style, len(DASHES))
+        return cls(style % NUM_COLOURS, DASHES[column], MARKS[row % len(MARKS)])
+
+
+@dataclass(frozen=True)
 class Series:
     """Points (x, y) of one line, with optional bounds (low, high) and labels for the tooltip.
 
-    `style` picks colour and dash; `line` False: dots."""
+    `style` picks its `Look`; `line` False: dots."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -130,7 +159,10 @@ class Encoder:
         order = [place for _, place in points]
         xs = [x for (x, _), _ in points]
         place = self._places.setdefault(_steps(xs), len(self._places))
-        given = {"n": series.name, "s": series.style % NUM_STYLES, "x": place}
+        look = Look.of(series.style)
+        given = {"n": series.name, "s": look.colour, "x": place}
+        given |= {"dash": look.dash} if look.dash else {}
+        given |= {"mark": look.mark} if look.mark else {}
         given |= {} if series.line else {"dots": True}
         given |= {"every": series.every} if series.every > 1 else {}
         given |= {"labels": [series.labels[i] for i in order]} if series.labels else {}

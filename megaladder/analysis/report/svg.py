@@ -12,12 +12,16 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from megaladder.analysis.report.charts import NUM_STYLES
+from megaladder.analysis.report.charts import NUM_COLOURS, Look
 
 
 def legend_key(style: int) -> str:
-    """The line of a legend, with the colour and the dashes that the charts draw."""
-    drawn = f'<line class="line s{style % NUM_STYLES}" x1="1" x2="33" y1="6" y2="6"/>'
+    """The line of a legend, with the colour, the dashes and the mark that the charts draw."""
+    look = Look.of(style)
+    dash = f' stroke-dasharray="{" ".join(map(str, look.dash))}"' if look.dash else ""
+    drawn = f'<line class="line s{look.colour}" x1="1" x2="33" y1="6" y2="6"{dash}/>'
+    if look.mark:
+        drawn += f'<path class="s{look.colour}" transform="translate(17 6)" d="{look.mark}"/>'
     return f'<svg class="key" viewBox="0 0 34 12" aria-hidden="true">{drawn}</svg>'
 
 
@@ -34,7 +38,7 @@ def strip(
     def at(x: float) -> str:
         return f"{1 + 98 * (min(max(x, low), high) - low) / (high - low):.2f}%"
 
-    s = style % NUM_STYLES
+    s = style % NUM_COLOURS
     parts = [
         f'<svg class="strip" role="img" aria-label="{escape(label)}"><line class="axis" x1="1%"'
         ' x2="99%" y1="50%" y2="50%"/>'
@@ -59,7 +63,7 @@ def filled(share: float | None, style: int, label: str = "") -> str:
     width = 98 * min(max(share or 0.0, 0.0), 1.0)
     return (
         f'<svg class="strip" role="img" aria-label="{escape(label)}"><rect class="track" x="1%"'
-        f' width="98%" y="32%" height="36%"/><rect class="bar s{style % NUM_STYLES}" x="1%"'
+        f' width="98%" y="32%" height="36%"/><rect class="bar s{style % NUM_COLOURS}" x="1%"'
         f' width="{width:.2f}%" y="32%" height="36%"/><title>{escape(label)}</title></svg>'
     )
 
@@ -84,7 +88,7 @@ def bar(value: float | None, reach: float, style: int, label: str = "") -> str:
     if value is not None:
         end = 50 + 48 * signed_log(value) / signed_log(reach)
         parts.append(
-            f'<rect class="bar s{style % NUM_STYLES}" x="{min(50, end):.2f}%"'
+            f'<rect class="bar s{style % NUM_COLOURS}" x="{min(50, end):.2f}%"'
             f' width="{abs(end - 50):.2f}%" y="22%" height="56%"/>'
         )
     return "".join(parts) + f"<title>{escape(label)}</title></svg>"

@@ -7,6 +7,7 @@ const PAPER_WIDTH = 310;
 const MOST_IN_TIP = 6;
 const MOST_BESIDE = 2; // in charts that only follow the cursor of another one
 const FEW_POINTS = 40;
+const MARK_EVERY = 70; // pixels, on lines of many points
 const hidden = new Set(); // names of lines that are switched off
 const view = { log: false, smooth: 0 };
 const plots = new Map(); // element -> Plot
@@ -95,9 +96,9 @@ class Plot {
       show: !hidden.has(line.n),
       stroke,
       width: 1.7,
-      dash: line.s < 4 ? [] : [7, 3],
+      dash: line.dash || [],
       paths: line.dots ? () => null : undefined,
-      points: { show: few, size: line.dots ? 8 : 5, fill: stroke, stroke },
+      points: { show: few && !line.mark, size: line.dots ? 8 : 5, fill: stroke, stroke },
     };
   }
 
@@ -118,7 +119,7 @@ class Plot {
         { ...axis, ...whole, label: x, labelSize: 16, size: 30, space: 46 },
         { ...axis, size: (u, values) => 14 + 6.4 * Math.max(2, ...(values || []).map((text) => text.length)) },
       ],
-      hooks: { setCursor: [() => this.tell()], draw: [(u) => this.whiskers(u)] },
+      hooks: { setCursor: [() => this.tell()], draw: [(u) => this.whiskers(u), (u) => this.marks(u)] },
     };
   }
 
@@ -141,6 +142,30 @@ class Plot {
         u.ctx.moveTo(left, u.valToPos(line.lo[i], "y", true));
         u.ctx.lineTo(left, u.valToPos(line.hi[i], "y", true));
         u.ctx.stroke();
+      });
+    });
+  }
+
+  /** The marks by which lines are told apart where there are more than colours and dashes for. */
+  marks(u) {
+    this.lines.forEach((line, i) => {
+      if (!line.mark || hidden.has(line.n)) return;
+      const shape = new Path2D(line.mark);
+      const all = line.dots || line.v.length <= FEW_POINTS;
+      u.ctx.fillStyle = colour(`--c${line.s}`);
+      // not all in one column
+      let last = all ? -Infinity : u.bbox.left - MARK_EVERY * devicePixelRatio * (1 - (i % 5) / 5);
+      u.data[this.columns[i]].forEach((value, k) => {
+        const left = u.valToPos(u.data[0][k], "x", true);
+        const apart = all || left - last >= MARK_EVERY * devicePixelRatio;
+        if (value === null || value === undefined || !apart) return;
+        last = left;
+        if (left < u.bbox.left || left > u.bbox.left + u.bbox.width) return;
+        u.ctx.save();
+        u.ctx.translate(left, u.valToPos(value, "y", true));
+        u.ctx.scale(0.8 * devicePixelRatio, 0.8 * devicePixelRatio);
+        u.ctx.fill(shape);
+        u.ctx.restore();
       });
     });
   }
@@ -191,7 +216,8 @@ class Plot {
   }
 
   update(chart, xs) {
-    const same = JSON.stringify(chart.series.map((s) => [s.n, s.s, !!s.lo])) === JSON.stringify(this.chart.series.map((s) => [s.n, s.s, !!s.lo]));
+    const kind = (s) => [s.n, s.s, s.dash, s.mark, !!s.lo];
+    const same = JSON.stringify(chart.series.map(kind)) === JSON.stringify(this.chart.series.map(kind));
     this.take(chart, xs);
     if (!same) return this.build();
     this.plot.setData(this.data(), !this.zoomed());
