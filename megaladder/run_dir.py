@@ -29,9 +29,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from megaladder import shared_memory
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError, DataError
+from megaladder.files import shared_memory
 from megaladder.files.surroundings import environment
 from megaladder.process import heartbeat, last_word
 from megaladder.process.lock import RunLock

@@ -66,7 +66,7 @@ ROOT_FILES = {
     "parallel",
     "finished",
     "process",
-    "shared_memory",
+    "startup",
     "console",
     "files",
 }

@@ -20,9 +20,10 @@ from typing import Annotated
 
 import tyro
 
-from megaladder import __version__, shared_memory
+from megaladder import __version__
 from megaladder.capabilities import FP8_BLOCK, Machine, fp8_problem
 from megaladder.config.base import StrictModel
+from megaladder.files import shared_memory
 from megaladder.process.gpu_stack import STACKS, matching_stack
 from megaladder.process.launch import available_cores
 from megaladder.run_dir import atomic_write, to_json

@@ -39,13 +39,13 @@ from megaladder.checkpoints_conv.families import name_table
 from megaladder.checkpoints_conv.live_model import export_hf, iter_hf_tensors
 from megaladder.checkpoints_conv.writer import WriteOptions
 from megaladder.errors import EngineError, MissingDependencyError
+from megaladder.files.shared_memory import SharedFolder, weight_folder
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.weights import gathered
 from megaladder.process.faults import fault_point
 from megaladder.rollout.engine import Engine, FileWeights, WeightClient
 from megaladder.rollout.remote.clients import PickledHandles, RankedWorkers
 from megaladder.rollout.weight_check import CheckResult, compare_checksums
-from megaladder.shared_memory import SharedFolder, weight_folder
 from megaladder.types import required
 
 Transport = Literal["file", "ipc", "nccl", "adapter"]

@@ -6,7 +6,7 @@ import signal
 import pytest
 from clean_fork import run_in_fork
 
-from megaladder import shared_memory
+from megaladder.files import shared_memory
 from megaladder.preflight.doctor import DoctorConfig, run_doctor
 from megaladder.run_dir import RunDir
 

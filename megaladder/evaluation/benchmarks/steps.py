@@ -29,13 +29,13 @@ from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.job import score_row
 from megaladder.evaluation.benchmarks.turns import Turn, take_turns
 from megaladder.evaluation.verb import ModelPlan, make_engine, plan_model, warm_pool
+from megaladder.files.shared_memory import SharedFolder, weight_folder
 from megaladder.files.steps import exported
 from megaladder.files.sums import refuse_damaged
 from megaladder.files.typed import typed
 from megaladder.finished import write_evaluated
 from megaladder.log import format_table
 from megaladder.run_dir import atomic_lines, atomic_write, sealed_line, to_json
-from megaladder.shared_memory import SharedFolder, weight_folder
 
 
 @dataclass(frozen=True, slots=True)
