@@ -41,6 +41,27 @@ PUBLISHED = (
         },
         WORK,
     ),
+    Published(
+        "conversations.json of ChatGPT's data export",
+        {
+            "title": "t",
+            "mapping": {
+                name: {
+                    "parent": parent,
+                    "message": {
+                        "author": {"role": role},
+                        "content": {"content_type": "text", "parts": [text]},
+                    },
+                }
+                for name, parent, role, text in (
+                    ("a", None, "user", Q),
+                    ("b", "a", "assistant", WORK),
+                )
+            },
+            "current_node": "b",
+        },
+        WORK,
+    ),
     Published("ShareGPT", {"id": "x", "conversations": SHARED}, WORK),
     Published("open-thoughts/OpenThoughts-114k", {"system": "s", "conversations": SHARED}, WORK),
     Published(

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from megaladder.config.sections.data import Duplicates
 from megaladder.data.chat.turns import ROLES, read_row_fields, read_turn
+from megaladder.data.layouts.chatgpt import branch_turns
 from megaladder.data.read import BadRow, RawRow, describe
 from megaladder.errors import DataError
 from megaladder.types import Example, Message, Role
@@ -253,6 +254,11 @@ def instruction(context: str, answer: str) -> Learn:
 def from_conversation(row: RawRow, options: ReadOptions) -> Example:
     """Turns in a column `conversation`."""
     return _conversation(row, _with_system(row, _turns(row, "conversation")), options)
+
+
+def from_chatgpt_export(row: RawRow, options: ReadOptions) -> Example:
+    """The branch of a conversation's tree that was read last."""
+    return _conversation(row, branch_turns(row), options)
 
 
 def from_preference(row: RawRow, options: ReadOptions) -> Example:

@@ -42,6 +42,12 @@ CONVERSATIONS = (
         ("conversations",),
         learn.from_sharegpt,
     ),
+    Layout(
+        "chatgpt-export",
+        "conversations.json of ChatGPT's data export",
+        ("mapping", "current_node"),
+        learn.from_chatgpt_export,
+    ),
     Layout("conversation", "WildChat, LMSYS-Chat", ("conversation",), learn.from_conversation),
     Layout(
         "prompt-completion", "TRL, OpenAI", ("prompt", "completion"), learn.from_prompt_completion
