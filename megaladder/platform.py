@@ -11,7 +11,9 @@ CPU and whose `torch.cuda` answers
   when asked from that optimizer;
 * `Tensor.cuda()` is the identity, only when asked from megatron-core;
 * RNG-state juggling for dropout on the device is a no-op (our models have no dropout; weights are
-  initialised on the CPU).
+  initialised on the CPU);
+* its small functions for `torch.compile` stay as they are: the compiler alone takes as long to
+  import as all the rest, and needs a C++ compiler at run time.
 
 It does not make megatron-core's CUDA-only features (fused kernels, CUDA graphs, FP8) work on a CPU;
 the configuration refuses those.
@@ -418,6 +420,19 @@ def _counts_on_cpu(
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """Inside it `torch.compile` gives a function back as it is.
+
+    megatron-core keeps the one that it finds when it is first imported."""
+    real = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = real
+
+
 class _FusedAdamW(torch.optim.AdamW):
     """torch's single-pass AdamW kernel in the place of the fused AdamW.
 
@@ -441,8 +456,9 @@ def prepare_megatron() -> None:
         return
     silence_expected_warnings()
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    for name in _MEGATRON_MODULES:
-        importlib.import_module(name)
+    with _nothing_compiled():
+        for name in _MEGATRON_MODULES:
+            importlib.import_module(name)
     proxy = _torch_proxy()
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:

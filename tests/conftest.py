@@ -103,3 +103,22 @@ def shared_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"{REAL_DATA} does not exist; `megaladder data get gsm8k math500` fills it")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def engine_server() -> Iterator[str]:
+    """Where forks of a process that has imported vLLM are to be had (see `forked_engines.py`)."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from forked_engines import server
+
+    with server() as door:
+        yield door
+
+
+@pytest.fixture
+def forked_engines(engine_server: str) -> Iterator[None]:
+    """Every VllmEngine of the test is such a fork."""
+    from forked_engines import using
+
+    with using(engine_server):
+        yield

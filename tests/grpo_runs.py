@@ -4,7 +4,8 @@ so imports are paid once.
     result = GrpoRuns(tmp_path).run("a", "--grpo.lag", "1")       result.status, result.rows
     (metrics.jsonl), result.error
 
-`respond(request, gold, tokenizer)` replaces the fake engine's answers, `faults` breaks it.
+`respond(request, gold, tokenizer)` replaces the fake engine's answers, `faults` breaks it;
+`engine_server`: where a real vLLM is forked (see `forked_engines.py`).
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ class GrpoRuns:
 
 
 def _run(config: Any, fault: str | None, how: dict[str, Any]) -> int:
+    import forked_engines
+
     from megaladder.rollout.fake_engine import FakeEngine
     from megaladder.train.grpo import run_grpo
     from megaladder.train.life import engines
@@ -136,6 +139,8 @@ def _run(config: Any, fault: str | None, how: dict[str, Any]) -> int:
             )
 
         engines.fake_answers = fake_answers
+    if door := how.get("engine_server"):
+        forked_engines.use(door)
     if faults := how.get("faults"):
         engines.FakeEngine = lambda **given: FakeEngine(**given, faults=faults)
     return run_grpo(config)

@@ -1,5 +1,5 @@
-"""What the server of `clean_fork` has imported before it forks: all that runs need, nothing
-computed.
+"""What the server of `clean_fork` has imported before it forks: all that runs need, and nothing
+computed but the digest of our code.
 
 Its objects are frozen: megatron-core collects garbage at every save, and a fork would look through
 a million objects of imported modules each time.
@@ -16,7 +16,9 @@ import megaladder.checkpoint.checkpointer
 import megaladder.checkpoints_conv.live_model
 import megaladder.train.grpo
 import megaladder.train.sft  # noqa: F401
+from megaladder.files import surroundings
 
+surroundings.environment()
 gc.collect()
 gc.freeze()
 # else libraries report what is left at the server's end

@@ -317,13 +317,21 @@ def _loaded_by(statement: str) -> set[str]:
         timeout=240,
         check=True,
     )
-    return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    return {name.split(".")[0] for name in loaded} | {"torch._dynamo"} & set(loaded)
 
 
 def test_the_package_itself_imports_nothing_heavy() -> None:
     assert not _loaded_by(
         "import megaladder, megaladder.cli, megaladder.errors, megaladder.process.launch"
     ) & {*HEAVY, "numpy", "pydantic"}
+
+
+def test_training_on_a_cpu_starts_without_torch_s_compiler() -> None:
+    """It takes as long to import as all the rest."""
+    on_a_cpu = "import os; os.environ['MEGALADDER_PLATFORM'] = 'cpu'"
+    found = _loaded_by(f"{on_a_cpu}; import megaladder.train.sft, megaladder.train.grpo")
+    assert "megatron" in found and not found & {"torch._dynamo", "transformers", "vllm"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from megaladder import __version__, console, startup
 from megaladder.cli.table import VERBS, Verb
 from megaladder.cli.wanted import WANTED
+from megaladder.console import imports
 from megaladder.console.expected import silence_expected_warnings
 from megaladder.errors import ConfigError, MegaladderError, MissingDependencyError
 from megaladder.process import ending, heartbeat, last_word, signals
@@ -84,6 +85,7 @@ def _own_process(args: Sequence[str]) -> None:
         signals.listen(ending.at_once)
     else:
         startup.hand_over()
+    imports.begin()
     _write_anything()
     silence_expected_warnings()
 
@@ -172,7 +174,9 @@ def _run_verb(verb: Verb, rest: list[str], args: list[str]) -> int:
         if status is not None:
             return status
     try:
-        return load(verb.run)(config) or 0
+        run = load(verb.run)
+        imports.done()
+        return run(config) or 0
     except MegaladderError as error:
         error.args = (in_own_words(str(error), config_class), *error.args[1:])
         raise
@@ -234,6 +238,7 @@ def _place_ranks(config: SftConfig | GrpoConfig, args: list[str]) -> int | None:
     # the ranks say what they do
     console.VOICE.end()
     command = [sys.executable, "-m", "megaladder", *args]
+    imports.done()
     return launch_local(num_ranks, command, Path(config.run_dir), config.train.timeout_s)
 
 

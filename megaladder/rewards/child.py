@@ -13,7 +13,6 @@ is not trusted by its reader.
 
 from __future__ import annotations
 
-import gc
 import json
 import mmap
 import os
@@ -108,9 +107,11 @@ def _prepare(
     sys.path += setup["sys_path"][1:]
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
+    from megaladder.console import imports
     from megaladder.process.signals import go_on_without_parent
     from megaladder.rewards.sandbox import Limits, enter
 
+    imports.begin()
     go_on_without_parent()  # to the end of its pipe, also when it was stopped
     folder = tempfile.mkdtemp(prefix="megaladder-grade-")
     os.chdir(folder)
@@ -128,7 +129,7 @@ def _prepare(
         import math_verify  # noqa: F401
     limits = Limits(setup["timeout_s"], setup["memory_bytes"])
     chosen = partial(verify, grader=setup["grader"], dialect=setup["dialect"])
-    gc.freeze()  # what the imports made stays: collections need not look at it
+    imports.done()
     return partial(_grade, chosen), limits, enter(limits)
 
 

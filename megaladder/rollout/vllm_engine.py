@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.config.rules.engine import head_size_problem, room_for_rank, routing_problem
+from megaladder.console import imports
 from megaladder.errors import ConfigError, MissingDependencyError
 from megaladder.files.models import no_model
 from megaladder.model.hf_config import read_config_json
@@ -186,6 +187,7 @@ class _Server:
 
     def load(self) -> None:
         """Imports vLLM, loads the model, reports "ready"."""
+        imports.begin()
         import vllm
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
@@ -199,7 +201,9 @@ class _Server:
         self._arguments = engine_arguments(
             self._options, self._on_cpu, set(EngineArgs.__dataclass_fields__)
         )
-        self._llm = vllm.LLM(**self._arguments)
+        llm_class = vllm.LLM
+        imports.done()
+        self._llm = llm_class(**self._arguments)
         self._engine = self._llm.llm_engine
         if self._options["routed_experts"] and self._on_cpu:
             self._llm.collective_rpc("record_experts")

@@ -89,7 +89,7 @@ def test_flipped_bytes_are_told():
 @pytest.mark.slow
 def test_a_short_soak(tmp_path):
     """Too short for slopes: statuses, rows and what is left behind count."""
-    flags = ["--minutes", "2", "--faults", "4", "--every", "15", "--pause", "0.2"]
+    flags = ["--minutes", "0.5", "--faults", "4", "--every", "8", "--pause", "0.2"]
     command = [sys.executable, "-m", "chaos.soak", *flags, "--out", str(tmp_path / "soak.json")]
     subprocess.run(command, env=environment(), capture_output=True, check=False)
     found = json.loads((tmp_path / "soak.json").read_text())

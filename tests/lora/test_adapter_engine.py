@@ -52,8 +52,8 @@ def greedy(folder: Path) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_engines")
 def test_vllm_with_an_adapter_says_what_the_merged_model_says(tmp_path):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
     model = build_tiny_model(tmp_path / "model")
     how = {"dtype": "float32", "max_model_len": 64, "log_dir": str(tmp_path / "log")}
     adapters = [

@@ -25,19 +25,17 @@ def test_the_reference_is_the_model_without_its_adapters(runs):
 
 
 @pytest.mark.slow
-def test_a_real_engine_is_given_the_adapters_of_each_step(runs):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
+def test_a_real_engine_is_given_the_adapters_of_each_step(runs, engine_server):
     engine = ("--rollout.engine", "vllm", "--rollout.sync", "adapter")
     exported = ("--checkpoint.export-hf", "true", "--lora.merged-export", "false")
-    done = runs.run("vllm_adapter", *ADAPTERS, *engine, *exported)
+    done = runs.run("vllm_adapter", *ADAPTERS, *engine, *exported, engine_server=engine_server)
     assert done.status == 0, done.error
     assert [row["version"] for row in done.rows] == list(range(STEPS))
     assert (done.folder / f"adapters/step_{STEPS}/adapter_config.json").is_file()
 
 
 @pytest.mark.slow
-def test_a_real_engine_is_given_experts_with_their_adapters_merged(tmp_path):
-    pytest.importorskip("vllm", reason="vLLM is not installed")
+def test_a_real_engine_is_given_experts_with_their_adapters_merged(tmp_path, engine_server):
     runs = GrpoRuns(tmp_path, family="qwen3_moe")
     reward = tmp_path / "reward.py"
     reward.write_text("def odd(completion, gold, **row):\n    return float(len(completion) % 2)\n")
@@ -49,7 +47,8 @@ def test_a_real_engine_is_given_experts_with_their_adapters_merged(tmp_path):
         "--train.max-steps",
         "3",
     )
-    done = runs.run("experts", *ADAPTERS, *flags, "--grpo.skip-zero-advantage", "false")
+    all_groups = ("--grpo.skip-zero-advantage", "false")
+    done = runs.run("experts", *ADAPTERS, *flags, *all_groups, engine_server=engine_server)
     assert done.status == 0, done.error
     assert [row["version"] for row in done.rows] == [0, 1, 2]
     assert all(row["mismatch_mean"] <= 2e-6 and row["grad_norm"] > 0 for row in done.rows)

@@ -88,19 +88,20 @@ def test_resumed_at_another_ep_it_ends_near(verb: Verb) -> None:
     assert max((found[name] - want[name]).abs().max() for name in want) <= 2e-4
 
 
-def test_a_killed_run_follows_its_engine_as_before(tmp_path: Path) -> None:
+def test_a_killed_run_follows_its_engine_as_before(tmp_path: Path, engine_server: str) -> None:
     """A real vLLM tells its experts; the stored round's choices are read again."""
-    pytest.importorskip("vllm", reason="vLLM is not installed")
     runs = GrpoRuns(tmp_path, family="qwen3_moe")
     reward = tmp_path / "reward.py"
     reward.write_text("def odd(completion, gold, **row):\n    return float(len(completion) % 2)\n")
     flags = ("--rollout.engine", "vllm", "--reward.terms", f"{reward}:odd", "--optim.lr", "3e-3")
     flags += ("--checkpoint.export-hf", "true", "--train.max-steps", "3")
-    whole = runs.run("whole", *flags)
+    whole = runs.run("whole", *flags, engine_server=engine_server)
     assert whole.status == 0 and len(whole.rows) == 3, whole.error
-    killed = runs.run("killed", *flags, fault="rollouts_stored:3:SIGKILL")
+    killed = runs.run(
+        "killed", *flags, fault="rollouts_stored:3:SIGKILL", engine_server=engine_server
+    )
     assert killed.status == -9
-    done = runs.run("killed", *flags)
+    done = runs.run("killed", *flags, engine_server=engine_server)
     assert done.status == 0 and done.record() == whole.record(), done.error
     assert all(row["moe_differing_choices"] == 0 for row in done.rows)
     assert "routed_experts" in (done.folder / "rollouts/step_3.jsonl").read_text()

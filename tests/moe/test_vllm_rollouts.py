@@ -1,5 +1,5 @@
 """GRPO of experts with a real vLLM on this machine's CPU, in fp32: its choices of experts travel, and
-trainer and engine agree. Half a minute a run."""
+trainer and engine agree."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def flags(runs: GrpoRuns, mode: str) -> list[str]:
     ]
 
 
-def test_trainer_and_engine_agree_with_its_experts(runs: GrpoRuns, tmp_path: Path) -> None:
-    done = runs.run("replay", *flags(runs, "replay"))
+def test_trainer_and_engine_agree_with_its_experts(
+    runs: GrpoRuns, tmp_path: Path, engine_server: str
+) -> None:
+    done = runs.run("replay", *flags(runs, "replay"), engine_server=engine_server)
     assert done.status == 0 and len(done.rows) == STEPS, done.error
     for row in done.rows:
         assert row["mismatch_mean"] <= 2e-6, row
@@ -47,9 +49,9 @@ def test_trainer_and_engine_agree_with_its_experts(runs: GrpoRuns, tmp_path: Pat
     assert run_in_fork(again, stdout=said, stderr=tmp_path / "err") == 0, said.read_text()
 
 
-def test_choices_are_counted_or_not_asked_for(runs: GrpoRuns) -> None:
-    counted = runs.run("count", *flags(runs, "count"))
-    silent = runs.run("none", *flags(runs, "none"))
+def test_choices_are_counted_or_not_asked_for(runs: GrpoRuns, engine_server: str) -> None:
+    counted = runs.run("count", *flags(runs, "count"), engine_server=engine_server)
+    silent = runs.run("none", *flags(runs, "none"), engine_server=engine_server)
     assert counted.status == 0 == silent.status, counted.error + silent.error
     assert all("moe_differing_share" in row for row in counted.rows)
     assert not any("moe_differing_share" in row for row in silent.rows)

@@ -1,5 +1,5 @@
 """A real vLLM on this machine's CPU takes new weights of experts again and again: its numbers are
-those of an engine that was started with them (two engines a case, half a minute); and by hand what our
+those of an engine that was started with them (two engines a case); and by hand what our
 extension does for that."""
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def assert_experts_are_seen(said: list[dict[str, str]], folder: Path, other: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_engines")
 @pytest.mark.parametrize("case", ["qwen3-moe", "glm4-moe"])
 def test_new_experts_compute_what_a_fresh_engine_computes(case: str, tmp_path: Path) -> None:
     first = make_folder(case, tmp_path / "first", **SIZES)

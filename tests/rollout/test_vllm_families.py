@@ -1,5 +1,5 @@
 """An export of every family loads in a real vLLM, which then chooses the same tokens as
-transformers. An engine for each case: about half a minute."""
+transformers. An engine for each case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.process_engine import Limits
 from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_engines")]
 CASES = (  # vLLM refuses a Qwen whose window is on some layers only
     "qwen2-yarn",
     "llama-linear",

@@ -262,7 +262,7 @@ def test_trainer_and_vllm_agree_in_fp32(model, tmp_path, tp):
 
 
 @pytest.mark.slow
-@needs_vllm
+@pytest.mark.usefixtures("forked_engines")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tie", [False, True])
 def test_vllm_with_new_weights_equals_a_fresh_one_and_survives_being_killed(tie, tmp_path):

@@ -82,6 +82,7 @@ def test_a_killed_serve_takes_its_server_along(model: Path) -> None:
     wait_until(lambda: not any(map(is_alive, started)), f"the end of {started}")
 
 
+@pytest.mark.usefixtures("forked_engines")
 def test_an_answer_comes_piece_by_piece(model: Path, tmp_path: Path) -> None:
     options = VllmOptions(
         str(model), max_model_len=256, cpu_kv_cache_gib=0.25, log_dir=str(tmp_path)

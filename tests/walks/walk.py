@@ -114,13 +114,19 @@ class Deed:
     told: str = field(compare=False)
 
 
-def walk(how: Walk, folder: Path, keys: list[str] | None = None) -> dict[str, Finding]:
+def walk(
+    how: Walk, folder: Path, keys: list[str] | None = None, plain: dict[str, Deed] | None = None
+) -> dict[str, Finding]:
     """Changes every key of the verb (or those of `keys`), one run each, in `folder`.
+
+    plain: the verb's runs without the change, by what they were given, of earlier walks; those that
+    this one makes are added.
 
     What a key did is found under its name; what it did without what it `needs`, where that was
     neither refused nor noted, under its name and "alone".
     """
-    runs = _Runs(next(one for one in verb_configs() if one.name == how.verb), how, folder)
+    verb = next(one for one in verb_configs() if one.name == how.verb)
+    runs = _Runs(verb, how, folder, {} if plain is None else plain)
     found = {}
     for key in keys or list(runs.verb.keys):
         needs = how.needs.get(key, {})
@@ -136,9 +142,8 @@ def walk(how: Walk, folder: Path, keys: list[str] | None = None) -> dict[str, Fi
 class _Runs:
     """The runs of a walk; those that others are compared with happen once."""
 
-    def __init__(self, verb: VerbConfig, how: Walk, folder: Path) -> None:
-        self.verb, self._how, self._folder = verb, how, folder
-        self._plain: dict[str, Deed] = {}
+    def __init__(self, verb: VerbConfig, how: Walk, folder: Path, plain: dict[str, Deed]) -> None:
+        self.verb, self._how, self._folder, self._plain = verb, how, folder, plain
 
     def changed(self, key: str, flat: dict[str, Any], name: str) -> Finding:
         """What another value of `key` does beside the values of `flat`."""

@@ -102,11 +102,9 @@ def dump_yaml(values: dict[str, Any]) -> str:
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     # PyYAML writes some line separators (U+0085, U+2028) bare, and reads them back as line breaks;
     # escaped they survive
-    return (
-        text
-        if yaml.safe_load(text) == values
-        else yaml.safe_dump(values, sort_keys=False, width=120)
-    )
+    if text.isascii() or yaml.safe_load(text) == values:
+        return text
+    return yaml.safe_dump(values, sort_keys=False, width=120)
 
 
 def validate(
