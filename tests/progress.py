@@ -14,7 +14,16 @@ from collections.abc import Iterable
 import pytest
 
 # Files of these folders take longest: begun first, so that two processes end together.
-LONGEST_FIRST = ("faults", "train", "dryrun", "checkpoints_conv", "model", "rollout", "slurm")
+LONGEST_FIRST = (
+    "config",
+    "faults",
+    "train",
+    "dryrun",
+    "checkpoints_conv",
+    "model",
+    "rollout",
+    "slurm",
+)
 
 
 class Progress:
