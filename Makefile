@@ -10,6 +10,8 @@
 PYTHON ?= python3
 export PYTHON
 export USE_HUB_KERNELS = NO
+# Python keeps what it has compiled, here too where an image says otherwise: a run starts hundreds of processes.
+export PYTHONDONTWRITEBYTECODE =
 VENV = "$${MEGALADDER_VENV:-$$PWD/.venv}"
 RUN = $(VENV)/bin/python
 ARGS ?=

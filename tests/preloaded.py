@@ -10,6 +10,9 @@ import gc
 
 import pytest  # noqa: F401
 import tiny_models  # noqa: F401
+
+# an optimizer loads it when it is first made
+import torch._dynamo  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM  # noqa: F401
 
 import megaladder.checkpoint.checkpointer

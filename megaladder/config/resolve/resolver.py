@@ -10,8 +10,9 @@ is read but the YAML file.
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -56,11 +57,12 @@ def resolve(
     _refuse_unknown_flags(config_class, rest)
     flags = _as_tyro_flags(config_class, rest)
     _take_preset_flags(config_class, flags, defaults)
+    default = _unvalidated(config_class, defaults)
+    silent = _silent_sections(default, flags)
     registry = ConstructorRegistry()
-    registry.struct_rule(_model_as_dict)
+    registry.struct_rule(functools.partial(_model_as_dict, silent=silent))
     registry.primitive_rule(_yaml_words)
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
-    default = _unvalidated(config_class, defaults)
     with registry, _a_fix_at_the_end(prog):
         # the parsed sections are dicts, see `_model_as_dict`
         values: Any = tyro.cli(
@@ -71,7 +73,29 @@ def resolve(
             description=config_class.__doc__,
             config=(tyro.conf.EnumChoicesFromValues,),
         )
-    return validate(config_class, values, file)
+    return validate(config_class, {**silent, **values}, file)
+
+
+def _silent_sections(default: StrictModel, flags: list[str]) -> dict[str, Any]:
+    """Sections that no flag names and that lack nothing, with their values.
+
+    tyro need not learn their flags, which is most of what a start without `--help` waits for."""
+    if any(flag.partition("=")[0] in ("-h", "--help") for flag in flags):
+        return {}
+    spoken = {flag.removeprefix("--").partition(".")[0].replace("-", "_") for flag in flags}
+    sections = {
+        name: _as_dict(value)
+        for name in type(default).model_fields
+        if isinstance(value := getattr(default, name), StrictModel) and name not in spoken
+    }
+    return {name: values for name, values in sections.items() if not _lacks(values)}
+
+
+def _lacks(values: dict[str, Any]) -> bool:
+    """Whether something that is required was not given."""
+    return any(
+        _lacks(value) if isinstance(value, dict) else value is MISSING for value in values.values()
+    )
 
 
 @contextmanager
@@ -330,8 +354,10 @@ def _as_dict(model: StrictModel) -> dict[str, Any]:
     }
 
 
-def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The tyro rule by which a section's flags come from its fields.
+def _model_as_dict(
+    info: StructTypeInfo, silent: Collection[str] = ()
+) -> StructConstructorSpec | None:
+    """The tyro rule by which a section's flags come from its fields, but those of `silent` sections.
 
     The parsed section is a dict, so that validation happens once, at the end."""
     model = section_of(info.type)
@@ -339,6 +365,8 @@ def _model_as_dict(info: StructTypeInfo) -> StructConstructorSpec | None:
         return None
     fields = []
     for name, field in model.model_fields.items():
+        if name in silent and section_of(field.annotation):
+            continue
         fields.append(
             StructFieldSpec(
                 name=name,
