@@ -33,7 +33,7 @@ from megaladder.checkpoints_conv.reader import (
     auxiliary_files,
 )
 from megaladder.errors import ConversionError, StorageError
-from megaladder.files.sums import SUMS, write_sums
+from megaladder.files.sums import SUMS, export_damage, write_sums
 from megaladder.process.storage import fsync_folder, make_folder, remove_temporaries, storage_error
 from megaladder.run_dir import atomic_write
 
@@ -193,6 +193,16 @@ class HFWriter:
         total = sum(spec.num_bytes for shard in self._shards for spec in shard.specs)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def is_exported(folder: Path, config: str = "config.json") -> bool:
+    """Whether an export into it came to its end, and is still what was written.
+
+    config: the file by which other programs take it for complete; SHA256SUMS is written after it.
+    """
+    if not (folder / config).is_file() or (folder / INCOMPLETE_NAME).exists():
+        return False
+    return export_damage(folder) is None
 
 
 def _plan_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[_Shard]:

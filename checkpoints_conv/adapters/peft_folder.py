@@ -17,12 +17,14 @@ from safetensors.torch import save
 from megaladder.checkpoints_conv.adapters.stacked import stacked_parts
 from megaladder.checkpoints_conv.adapters.tensors import AdapterTable
 from megaladder.checkpoints_conv.families import listed
+from megaladder.checkpoints_conv.reader import INCOMPLETE_NAME
 from megaladder.checkpoints_conv.writer import room_needed
 from megaladder.errors import ModelError
 from megaladder.files.sums import write_sums
 from megaladder.model.hf_config import ModelShape
 from megaladder.model.lora.peft_config import CONFIG, WEIGHTS, read_spec
 from megaladder.model.lora.spec import PREFIX
+from megaladder.process.storage import fsync_folder, make_folder
 from megaladder.run_dir import atomic_write, to_json
 
 
@@ -117,11 +119,19 @@ def open_peft(folder: Path, shape: ModelShape) -> tuple[AdapterTable, PeftReader
 def write_peft(
     out: Path, tensors: dict[str, torch.Tensor], config: Mapping[str, Any], *, digests: bool = True
 ) -> None:
-    """Writes a folder; adapter_config.json, which makes it look complete, comes last."""
+    """Writes a folder.
+
+    adapter_config.json, which makes it look complete to others, comes last, then the digests; a
+    file `.incomplete` lies there until the end."""
+    marker = out / INCOMPLETE_NAME
     with room_needed(out):
+        make_folder(out)
+        marker.touch()
         (out / CONFIG).unlink(missing_ok=True)
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         atomic_write(out / WEIGHTS, save(plain, metadata={"format": "pt"}))
         atomic_write(out / CONFIG, to_json(dict(config), indent=2) + "\n")
         if digests:
             write_sums(out, (WEIGHTS, CONFIG))
+    marker.unlink()
+    fsync_folder(out)

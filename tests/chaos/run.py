@@ -2,7 +2,7 @@
 is up; power cuts of the small ones. A table by kind and program at the end, and status 1 with the
 shortest schedule for anything that does not hold.
 
-    PYTHONPATH=.:tests python -m chaos.run [--minutes 20] [--workload NAME] [--seed 0] [--log FILE]
+    PYTHONPATH=.:tests python -m chaos.run [--minutes 20] [--workload NAME] [--seed N] [--log FILE]
     PYTHONPATH=.:tests python -m chaos.run --replay training 12:EIO 3:SIGKILL,9:torn
 """
 
@@ -261,7 +261,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--workload", metavar="NAME", action="append", help=", ".join(NAMES))
-    parser.add_argument("--seed", type=int, default=0)
+    words = "of what is drawn; without it another one at each time, which the last line tells"
+    parser.add_argument(
+        "--seed", type=int, default=random.SystemRandom().randrange(10**6), help=words
+    )
     parser.add_argument("--schedules", type=int, help="of each program, instead of minutes")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--per-prefix", type=int, default=10, help="power cuts after each call")

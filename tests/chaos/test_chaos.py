@@ -21,7 +21,7 @@ needs_notify = pytest.mark.skipif(
 def chaos(*words: str, status: int = 0) -> str:
     """What `make chaos` says, in a process of its own: forks of one that has imported little are
     cheap."""
-    command = [sys.executable, "-m", "chaos.run", *words]
+    command = [sys.executable, "-m", "chaos.run", "--seed", "0", *words]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stdout + done.stderr[-2000:]
     return done.stdout

@@ -29,10 +29,9 @@ from megaladder.checkpoint import lineage
 from megaladder.checkpoint.store import MARKER, step_dir
 from megaladder.checkpoints_conv.adapters.run import adapter_folder
 from megaladder.checkpoints_conv.megatron_to_hf import convert_to_hf
-from megaladder.checkpoints_conv.writer import WriteOptions
+from megaladder.checkpoints_conv.writer import WriteOptions, is_exported
 from megaladder.config.sections.run import RunConfig
 from megaladder.errors import RunStopped
-from megaladder.files.sums import export_damage
 from megaladder.files.typed import typed
 from megaladder.finished import write_finished
 from megaladder.log import RunLog, evaluation_command, format_table, open_run_log
@@ -394,9 +393,7 @@ class RunLife:
         if self._config.lora.enabled:
             wanted = wanted if self._config.lora.merged_export else []
             wanted.append((adapter_folder(self._run, step), "adapter_config.json"))
-        return all(
-            (folder / name).is_file() and not export_damage(folder) for folder, name in wanted
-        )
+        return all(is_exported(folder, name) for folder, name in wanted)
 
     def _export_best(self, last: int) -> list[Path]:
         """Converts the checkpoint with the highest score, where it is not the last one."""
@@ -406,7 +403,7 @@ class RunLife:
         checkpoint, folder = step_dir(self._run.checkpoints, best), self._run.hf_folder(best)
         if not (checkpoint / MARKER).is_file():
             return []
-        if not (folder / "config.json").is_file() or export_damage(folder):
+        if not is_exported(folder):
             convert_to_hf(checkpoint, folder, WriteOptions(force=True))
         return [folder]
 

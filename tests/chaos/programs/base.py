@@ -87,8 +87,9 @@ _WHERE = {
         "convert-back": 1.0,
         "merge": 1.0,
         "data-score": 1.0,
+        "study": 1.0,
     },
-    "trainings": {"sft": 2.0, "sft-tp2": 2.0, "sft-pp2": 2.0, "grpo": 2.0},
+    "trainings": {"sft": 2.0, "sft-tp2": 2.0, "sft-pp2": 2.0, "grpo": 2.0, "sft-experts": 2.0},
 }
 _OF_TESTS = {"faulty": {"careless": 1.0, "leaving": 1.0}}
 NAMES = tuple(name for names in _WHERE.values() for name in names)

@@ -13,7 +13,7 @@ from megaladder import run_dir
 from megaladder.checkpoint import store
 from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointReader, DistCheckpointWriter
 from megaladder.checkpoints_conv.reader import HFReader
-from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions
+from megaladder.checkpoints_conv.writer import HFWriter, TensorSpec, WriteOptions, is_exported
 from megaladder.errors import MegaladderError
 from megaladder.files.sums import refuse_damaged
 
@@ -28,7 +28,7 @@ class Export(Workload):
 
     def run(self, folder: Path, mark: Mark) -> None:
         source, hf = folder / "model", folder / "hf"
-        if (hf / "config.json").exists() and not (hf / ".incomplete").exists():
+        if is_exported(hf):
             return
         run_dir.atomic_write(source / "config.json", '{"model_type": "qwen3"}')
         run_dir.atomic_write(source / "tokenizer.json", "{}")
@@ -45,8 +45,7 @@ class Export(Workload):
 
     def broken_promise(self, folder: Path, marks: Sequence[str]) -> str | None:
         hf = folder / "hf"
-        whole = (hf / "config.json").exists() and not (hf / ".incomplete").exists()
-        if not whole:
+        if not is_exported(hf):
             return "it was exported, and is not whole" if "exported" in marks else None
         try:
             refuse_damaged(hf)

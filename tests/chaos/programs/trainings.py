@@ -1,5 +1,5 @@
 """Whole trainings with a tiny model: one rank, two by tensor or pipeline parallelism, GRPO with its
-grading processes. A start takes seconds of processor time, so their faults are drawn."""
+grading processes, adapters of experts that are evaluated at each step. A start takes seconds of processor time, so their faults are drawn."""
 
 from __future__ import annotations
 
@@ -109,10 +109,29 @@ def _grpo(inputs: Path, folder: Path) -> list[str]:
     )
 
 
+def _experts(inputs: Path, folder: Path) -> list[str]:
+    """Adapters of every expert, evaluated on a benchmark after each step."""
+    return _trained(
+        *("sft", inputs, folder),
+        data__path=inputs / "chat.jsonl",
+        train__global_batch_size=4,
+        model__path=inputs / "experts",
+        lora__rank=2,
+        evaluate__engine="fake",
+        evaluate__benchmarks="arithmetic",
+        evaluate__data_dir=inputs / "bench",
+        evaluate__every=1,
+        evaluate__n=2,
+        evaluate__max_tokens=16,
+        evaluate__grade_workers=1,
+    )
+
+
 RUNS = (
     Trained("sft", _sft()),
     Trained("sft-tp2", _sft(parallel__tp=2, parallel__ranks=2)),
     Trained("sft-pp2", _sft(parallel__pp=2, parallel__ranks=2)),
     Trained("grpo", _grpo, wired=True),
+    Trained("sft-experts", _experts, wired=True),
 )
 WORKLOADS: dict[str, Workload] = {one.name: one for one in RUNS}

@@ -20,6 +20,7 @@ from megaladder.cli import main
 # values that no two starts share
 _OF_A_START = {
     *("seconds", "time", "wall_s", "cpu_s", "date", "pid", "host", "started", "attempt", "argv"),
+    *("mtime_ns", "job_s"),
     *("sha256", "own_sha256"),  # of a row or an object that holds them
     *(
         "tokens_per_s",
@@ -112,11 +113,15 @@ def shared_inputs(scratch: Path) -> Path:
 
 
 def make_inputs(folder: Path) -> None:
-    """A tiny model with its tokenizer, an adapter of it, problems, answers to grade, conversations,
-    a recipe."""
+    """A tiny model with its tokenizer, an adapter of it, one of experts, problems, answers to grade,
+    conversations, a recipe, a study, a benchmark."""
+    from study.conftest import write_study
     from tiny_models import build_tiny_model
 
     build_tiny_model(folder / "model")
+    build_tiny_model(folder / "experts", "qwen3_moe", num_layers=1, hidden=32)
+    write_study(folder / "study")
+    (folder / "bench" / "arithmetic").mkdir(parents=True)
     problems = [
         {"id": f"p{i}", "question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(4)
     ]
@@ -124,7 +129,8 @@ def make_inputs(folder: Path) -> None:
         {"id": f"a{i}", "gold": str(i), "response": f"so \\boxed{{{i % 3}}}"} for i in range(6)
     ]
     chat = [{"question": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(24)]
-    for name, rows in (("problems", problems), ("answers", answers), ("chat", chat)):
+    files = {"problems": problems, "answers": answers, "chat": chat}
+    for name, rows in (files | {"bench/arithmetic/test": problems}).items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = "name: some\nstages:\n  - sample: {n: 4}\n"
     (folder / "recipe.yaml").write_text(recipe)
@@ -210,6 +216,10 @@ def _score(inputs: Path, folder: Path) -> list[str]:
     return [*words, "--workers", "2", "--out", str(folder / "scored.jsonl")]
 
 
+def _study(inputs: Path, folder: Path) -> list[str]:
+    return ["study", str(inputs / "study"), "--out", str(folder / "out"), "--jobs", "2"]
+
+
 _WEIGHTS = (".json", ".safetensors")
 VERBS = (
     Verb("data-make", _make),
@@ -223,5 +233,6 @@ VERBS = (
     Verb("convert-back", _convert_back, compared=_WEIGHTS, before=_convert),
     Verb("merge", _merge, compared=_WEIGHTS),
     Verb("data-score", _score),
+    Verb("study", _study, resumes=True),
 )
 WORKLOADS: dict[str, Workload] = {one.name: one for one in VERBS}
