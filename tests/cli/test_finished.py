@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clean_fork import run_in_fork
 from distributed import environment
 from tiny_models import build_tiny_model
 
@@ -38,6 +39,19 @@ def start(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def work(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """The same command where it has work to do: a fork, which need not import what it loads."""
+
+    def run() -> int:
+        from megaladder.cli import main
+
+        return main([*map(str, words)])
+
+    out, error = folder / "stdout.txt", folder / "stderr.txt"
+    status = run_in_fork(run, stdout=out, stderr=error)
+    return subprocess.CompletedProcess(words, status, out.read_text(), error.read_text())
+
+
 def assert_answered(words: list[object], first: str) -> None:
     again = start(*words)
     assert again.returncode == 0, again.stderr
@@ -55,16 +69,16 @@ def sample_words(inputs, out: Path) -> list[object]:
 def test_data_sample(inputs, tmp_path) -> None:
     out = tmp_path / "rows.jsonl"
     words = sample_words(inputs, out)
-    first = start(*words)
+    first = work(tmp_path, *words)
     assert first.returncode == 0 and SAID not in first.stdout, first.stderr
     rows = out.read_bytes()
     assert_answered(words, first.stdout)
     out.write_bytes(rows + b"{}\n")  # not what was written: made again, without new samples
-    again = start(*words)
+    again = work(tmp_path, *words)
     assert again.returncode == 0 and "0 new" in again.stdout and out.read_bytes() == rows
     journal = tmp_path / "rows.jsonl.samples" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b'"correct": false', b'"correct": true ', 1))
-    again = start(*words)
+    again = work(tmp_path, *words)
     assert again.returncode == 0 and "journal.jsonl: 1 lines have changed since" in again.stderr
     assert "1 new" in again.stdout and out.read_bytes() == rows  # that sample was made again
 
@@ -75,11 +89,11 @@ def test_conversions(inputs, tmp_path) -> None:
     back = ["convert", "megatron-to-hf", "--megatron", tmp_path / "megatron"]
     back += ["--out", tmp_path / "hf"]
     for words in (there, back):
-        first = start(*words)
+        first = work(tmp_path, *words)
         assert first.returncode == 0, first.stderr
         assert_answered(words, first.stdout)
     (tmp_path / "hf" / "config.json").write_text("{}")
-    again = start(*back)
+    again = work(tmp_path, *back)
     assert again.returncode == 2 and "not empty" in again.stderr
 
 
@@ -89,6 +103,6 @@ def test_grpo(inputs, tmp_path) -> None:
     words += ["--data.path", problems, "--data.seq-length", "128", "--rollout.engine", "fake"]
     words += ["--rollout.n", "2", "--rollout.max-tokens", "8", "--grpo.preset", "dr_grpo"]
     words += ["--grpo.prompts-per-step", "2", "--train.max-steps", "1", "--reward.workers", "1"]
-    first = start(*words)
+    first = work(tmp_path, *words)
     assert first.returncode == 0, first.stderr
     assert_answered(words, first.stdout)

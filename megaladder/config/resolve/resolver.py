@@ -60,7 +60,7 @@ def resolve(
     default = _unvalidated(config_class, defaults)
     silent = _silent_sections(default, flags)
     registry = ConstructorRegistry()
-    registry.struct_rule(functools.partial(_model_as_dict, silent=silent))
+    registry.struct_rule(functools.partial(_model_as_dict, whole=config_class, silent=silent))
     registry.primitive_rule(_yaml_words)
     usage = f"{prog} [run.yaml]" if takes_yaml else prog
     with registry, _a_fix_at_the_end(prog):
@@ -355,9 +355,11 @@ def _as_dict(model: StrictModel) -> dict[str, Any]:
 
 
 def _model_as_dict(
-    info: StructTypeInfo, silent: Collection[str] = ()
+    info: StructTypeInfo, whole: type[StrictModel], silent: Collection[str]
 ) -> StructConstructorSpec | None:
-    """The tyro rule by which a section's flags come from its fields, but those of `silent` sections.
+    """The tyro rule by which a section's flags come from its fields.
+
+    `whole`, the configuration, is parsed without its `silent` sections.
 
     The parsed section is a dict, so that validation happens once, at the end."""
     model = section_of(info.type)
@@ -365,7 +367,7 @@ def _model_as_dict(
         return None
     fields = []
     for name, field in model.model_fields.items():
-        if name in silent and section_of(field.annotation):
+        if model is whole and name in silent:
             continue
         fields.append(
             StructFieldSpec(
