@@ -1,5 +1,5 @@
 """What the server of `clean_fork` has imported before it forks: all that runs need, and nothing
-computed but the digest of our code.
+computed but what they were made by.
 
 Its objects are frozen: megatron-core collects garbage at every save, and a fork would look through
 a million objects of imported modules each time.

@@ -31,14 +31,8 @@ def environment() -> dict[str, Any]:
     Versions of the packages that decide numbers, our code, Python, processor, threads, command
     line. No other environment variables (secrets).
     """
-    versions: dict[str, str | None] = {}
-    for name in FINGERPRINT_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
-        "packages": versions,
+        "packages": dict(_versions()),
         "python": sys.version.split()[0],
         "code": _code_digest(),
         "machine": os.uname().machine,
@@ -47,6 +41,18 @@ def environment() -> dict[str, Any]:
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "argv": sys.argv,
     }
+
+
+@cache
+def _versions() -> dict[str, str | None]:
+    """Of each package that decides numbers; None where it is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in FINGERPRINT_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 @cache
