@@ -6,7 +6,9 @@ torch, megatron-core or vLLM take to import.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+from collections.abc import Iterator
 
 
 def begin() -> None:
@@ -19,3 +21,15 @@ def done() -> None:
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """The same for an import in the midst of work, whose own garbage stays to be collected."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from megaladder.config.sections.shared import TEMPLATE_DATE, ModelSection
+from megaladder.console import imports
 from megaladder.data.chat.defaults import with_defaults
 from megaladder.data.sources.hub import hub_failures, limit_patience
 from megaladder.errors import ConfigError, ModelError
@@ -101,7 +102,8 @@ def load_tokenizer(
     None, which `text` rows do not need. `arguments` of the template and the `day` that it is told
     stand in its text (`defaults`). Raises ModelError, ConfigError.
     """
-    from transformers import AutoTokenizer
+    with imports.uncollected():
+        from transformers import AutoTokenizer
 
     folder = tokenizer_dir(name, revision)
     _refuse_large_ids(folder / "tokenizer.json")
