@@ -8,6 +8,7 @@ socket pair, its log, and a pipe on which its process id and then its exit statu
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -24,7 +25,7 @@ MAX_BYTES = 1 << 20
 
 def serve(path: str) -> None:
     """Until the end of the process that started this one."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, reap)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(path)
         listening.listen()
@@ -38,6 +39,13 @@ def serve(path: str) -> None:
                 keep(json.loads(message), *descriptors)
             for number in descriptors:
                 os.close(number)
+
+
+def reap(*_signal: object) -> None:
+    """Waits for what has ended, so that its seconds count among this process's children's."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def keep(environment: dict[str, str], end: int, log: int, told: int) -> None:
