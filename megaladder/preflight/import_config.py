@@ -29,8 +29,8 @@ class ImportConfig(StrictModel):
     trl_sft.yaml --out run.yaml --gpus 8"""
 
     file: Positional[str]
-    """YAML file of TRL, LLaMA-Factory, axolotl or verl; or a shell script with verl's overrides
-    (it is read, not run)."""
+    """YAML file of TRL, LLaMA-Factory, axolotl or verl; or the shell script that starts one of
+    them (it is read, not run)."""
     overrides: Positional[tuple[str, ...]] = ()
     """key=value in the other tool's names, put over the file's, e.g. trainer.nnodes=2."""
     out: str | None = None

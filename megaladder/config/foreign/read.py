@@ -1,6 +1,6 @@
 """Files of other trainers as flat, dotted keys.
 
-YAML, and the shell scripts in which verl's examples keep their overrides. Nothing is executed: a
+YAML, and shell scripts with verl's overrides or with flags of the others. Nothing is executed: a
 script's assignments are read, not run."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megaladder.config.foreign.launched import Launched, keys_of, launched
 from megaladder.config.strict_yaml import load_yaml, parse_value
 from megaladder.errors import ConfigError
 
@@ -73,12 +74,13 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_script(path: Path) -> dict[str, Any]:
-    """The dotted overrides of a shell script, its own variables and sums put in."""
+    """The overrides or flags of a shell script, its own variables and sums put in."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; fix: the path of a YAML file or a script")
     text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8", errors="replace"))
     variables: dict[str, str] = {}
     flat: dict[str, Any] = {}
+    trainings: list[Launched] = []
     for line in _commands(text.splitlines()):
         try:
             words = shlex.split(_expanded(line, variables), comments=True)
@@ -90,12 +92,25 @@ def read_script(path: Path) -> dict[str, Any]:
         flat |= {
             match[1]: parse_value(match[2]) for word in words if (match := OVERRIDE.fullmatch(word))
         }
-    if not flat:
+        trainings += filter(None, [launched(words)])
+    return flat or _of_the_training(path, trainings)
+
+
+def _of_the_training(path: Path, trainings: Sequence[Launched]) -> dict[str, Any]:
+    """The keys of the one training that a script without dotted overrides starts."""
+    if not trainings:
         raise ConfigError(
-            f"{path}: expected a script with overrides such as data.train_files=…, found none; fix:"
-            " the script that starts the training"
+            f"{path}: expected a script with overrides such as data.train_files=…, or one that"
+            " starts TRL, LLaMA-Factory or axolotl with --learning_rate …, found none; fix: the"
+            " script that starts the training"
         )
-    return flat
+    if len(trainings) > 1:
+        programs = ", ".join(one.program for one in trainings)
+        raise ConfigError(
+            f"{path}: expected one training, found {len(trainings)} ({programs}); fix: a script for"
+            " each"
+        )
+    return flattened(keys_of(path, trainings[0]))
 
 
 def _commands(lines: Sequence[str]) -> Iterator[str]:
