@@ -58,6 +58,19 @@ def hand_over() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def restart_in_utf8() -> None:
+    """Begins the process anew in Python's UTF-8 mode where its locale has another encoding.
+
+    Libraries read files of their own in the locale's encoding: under LC_ALL=C torch itself cannot
+    be imported. Paths keep their bytes, what is printed the terminal's encoding; whatever this
+    process starts inherits both."""
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
+        return
+    shown = f"{getattr(sys.stdout, 'encoding', None) or 'ascii'}:replace"
+    environment = {"PYTHONIOENCODING": shown, **os.environ, "PYTHONUTF8": "1"}
+    os.execve(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]], environment)
+
+
 def end_now(number: signal.Signals, status: int) -> NoReturn:
     """One line, also where the signal interrupted another line, then the end."""
     text = "interrupted"

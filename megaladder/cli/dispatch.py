@@ -81,6 +81,7 @@ def _own_process(args: Sequence[str]) -> None:
     """What a command does to its own process, before anything large is imported.
 
     Stop signals of a verb that can go on are taken from here on."""
+    startup.restart_in_utf8()
     if startup.resumes(args):
         signals.listen(ending.at_once)
     else:

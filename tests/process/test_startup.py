@@ -88,5 +88,41 @@ def test_a_program_that_imports_the_package_keeps_its_interrupt(watched) -> None
     assert (done.returncode, done.stdout, done.stderr) == (0, "its own\n", "")
 
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_of_ascii_reads_paths_and_prints_what_it_can(tmp_path) -> None:
+    """Read byte by byte, the two bytes of the ä would be two question marks."""
+    (tmp_path / "läuf.yaml").write_text("seed: {", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "megaladder", "--quiet", "check", "läuf.yaml"],
+        env=environment() | ASCII,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("megaladder: l?uf.yaml:1: "), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_locale_of_ascii_starts_is_in_utf8(watched) -> None:
+    """Libraries read their own files so: torch cannot be imported otherwise."""
+    look = (
+        "import os, sys; print(sys.flags.utf8_mode, os.environ['PYTHONUTF8'], sys.stdout.encoding)"
+    )
+    restarted = f"from megaladder import startup; startup.restart_in_utf8(); {look}"
+    done = subprocess.run(
+        [sys.executable, "-c", restarted],
+        env=environment() | ASCII,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.stdout == "1 1 ascii\n", done.stderr
+
+
 def test_the_verbs_that_go_on_are_verbs() -> None:
     assert set(RESUMING_VERBS) <= {verb.name for verb in VERBS}
