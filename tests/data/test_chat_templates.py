@@ -264,3 +264,23 @@ def test_published_templates(load, name):
         assert whole.count("3*4=12") == answer.count("3*4=12")
         assert whole.endswith(f"12{closing}")
         assert not sample.loss_mask[: len(prompt)].any()
+
+
+REFUSE = "{{ raise_exception('SAID') }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "fix"),
+    [
+        (
+            REFUSE.replace("SAID", "After the system turn roles must alternate"),
+            "reorder the turns, or",
+        ),
+        (REFUSE.replace("SAID", "one text is embedded at a time"), "model.chat_template: one that"),
+        ("{{ messages[0].number + 'x' }}", "give the turns or their tool calls the field 'number'"),
+    ],
+)
+def test_a_refusal_leads_on_by_what_the_template_says(load, template, fix) -> None:
+    with pytest.raises(BadRow) as refused:
+        tokenize_example(row(USER, "12"), load(template))
+    assert f"fix: {fix}" in str(refused.value), refused.value

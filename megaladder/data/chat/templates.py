@@ -49,6 +49,9 @@ _TURN_STARTS = {
 
 
 _THINK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+# what a template says that misses a field, or wants another order of roles
+_MISSING = re.compile(r"has no attribute '(\w+)'")
+_ORDER = re.compile(r"\b(roles?|system|alternat\w*|order|first|last|start|begin)\b", re.IGNORECASE)
 _THINK_TAG = re.compile(r"</?think>")
 
 
@@ -94,7 +97,7 @@ class Renderer:
             roles = [message.role for message in example.messages[:count]]
             expected = "a conversation that the chat template accepts"
             found = f"{error.said} (roles {roles})"
-            fix = "reorder the turns"
+            fix = _way_out(error.said)
             raise BadRow(example.where, "template refuses it", expected, found, fix) from error
 
     def prompt(self, example: Example) -> str:
@@ -180,6 +183,14 @@ class Renderer:
         if opening not in ("", "<think>") or written is None:
             return full
         return before + written + tail
+
+
+def _way_out(said: str) -> str:
+    """What to do where a template refuses a conversation, by what it says."""
+    another = "model.chat_template: one that takes such turns"
+    if missing := _MISSING.search(said):
+        return f"give the turns or their tool calls the field {missing[1]!r} that it reads, or {another}"
+    return f"reorder the turns, or {another}" if _ORDER.search(said) else another
 
 
 def turn_fields(message: Message) -> dict[str, Any]:
