@@ -31,6 +31,7 @@ from megaladder.data.repeats import Repeats, numbered, repeats_line
 from megaladder.data.sources.find import SourceSpec
 from megaladder.data.sources.source import open_source
 from megaladder.errors import DataError
+from megaladder.files.typed import typed
 from megaladder.rewards.verifiers import VERIFIERS, check_row
 from megaladder.rewards.verifiers.base import parameter
 from megaladder.types import Kind, Message, Problem
@@ -218,8 +219,10 @@ def _refuse_no_value(row: RawRow, gold: str, column: str) -> None:
     if gold.lower() in NO_ANSWERS:
         words = sorted({*NO_ANSWERS, gold})
         stage = f"drop: {{rules: [{{column: {column}, one_of: [{', '.join(words)}]}}]}}"
+        path = row.where.rpartition(":")[0]
+        file = typed(path) if Path(path).is_file() else "FILE"
         fix = (
-            "`megaladder data select FILE --recipe recipe.yaml --out rows.jsonl` leaves such rows"
+            f"`megaladder data select {file} --recipe recipe.yaml --out rows.jsonl` leaves such rows"
             f" out, recipe.yaml: `{{name: answered, stages: [{{{stage}}}]}}`"
         )
         raise BadRow(row.where, "no final answer", expected, f"the word {gold!r}", fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -178,12 +179,12 @@ def test_rows_without_a_final_answer_are_left_out_by_what_their_message_says(tmp
         {"problem": f"What is {i} + 1?", "solution": "s", "answer": answer, "source": "olympiads"}
         for i, answer in enumerate(["1", "Proof", "notfound", "4"])
     ]
-    path = write(tmp_path / "numina.jsonl", *rows)
+    path = write(tmp_path / "numina math.jsonl", *rows)
     with pytest.raises(DataError, match="the word 'Proof'") as told:
         read_problems(path)
     command, recipe = re.findall("`([^`]+)`", str(told.value))
     (tmp_path / "recipe.yaml").write_text(recipe)
     out = tmp_path / "rows.jsonl"
-    files = {"FILE": path, "recipe.yaml": tmp_path / "recipe.yaml", "rows.jsonl": out}
-    assert main([str(files.get(word, word)) for word in command.split()[1:]]) == 0
+    files = {"recipe.yaml": tmp_path / "recipe.yaml", "rows.jsonl": out}
+    assert main([str(files.get(word, word)) for word in shlex.split(command)[1:]]) == 0
     assert sorted(problem.gold for problem in read_problems(out)) == ["1", "4"]
