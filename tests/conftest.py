@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import forkserver as forkserver_module
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -51,6 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """A line a file, from the process that prints; with -vv a line a test."""
     if not hasattr(config, "workerinput") and config.option.verbose <= 0:
         config.pluginmanager.register(Progress(config))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules are no garbage: no collections while they come."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
