@@ -69,7 +69,7 @@ ALLOWED_TAGS = {
         "caption",
     ),
     *("table", "thead", "tbody", "tr", "th", "td", "button", "input", "select", "option"),
-    *("svg", "g", "line", "circle", "rect", "noscript", "form", "label"),
+    *("svg", "g", "line", "path", "circle", "rect", "noscript", "form", "label"),
 }
 
 

@@ -13,6 +13,7 @@ fault needs the right to mount, and is left out without it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -196,14 +197,12 @@ class Soak:
 
     def _full(self, pid: int) -> None:
         filler = self._place.disk / "filler"
-        free = shutil.disk_usage(self._place.disk).free
-        try:
-            with filler.open("wb", buffering=0) as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, free - 4096))
-                while True:
-                    file.write(b"x" * 512)
-        except OSError:
-            pass
+        process = self.run.process
+        assert process is not None
+        # again and again: what the run deletes meanwhile is room that it would go on with
+        while process.poll() is None:
+            _fill(filler, shutil.disk_usage(self._place.disk).free)
+            self.pause(0.2)
         self._ended("full disk", (3,), before=lambda: filler.unlink(missing_ok=True))
 
     def _ended(
@@ -256,6 +255,17 @@ class Soak:
         deadly = DEADLY if self._place.mounted else DEADLY[:2]
         mild_only = 1 / 3 <= share < 0.8
         return self._rng.choice(MILD if mild_only or self._rng.random() < 0.6 else deadly)
+
+
+def _fill(filler: Path, free: int) -> None:
+    """Takes the room that a disk has left: most of it at once, the rest by writing."""
+    with filler.open("ab", buffering=0) as file:
+        with contextlib.suppress(OSError):  # less is left meanwhile
+            os.posix_fallocate(file.fileno(), file.tell(), max(1, free - 4096))
+            file.seek(0, os.SEEK_END)
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 512)
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

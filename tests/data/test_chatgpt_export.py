@@ -97,6 +97,7 @@ def test_the_branch_that_was_read_last_is_learned(tmp_path, conversation, turns)
 
 
 BROKEN = tree(ASKED, ANSWER) | {"current_node": "gone"}
+NAMELESS = tree(ASKED, ANSWER) | {"current_node": []}
 LOOP = tree(ASKED, ANSWER)
 LOOP["mapping"]["root"]["parent"] = "n1"
 
@@ -112,6 +113,7 @@ UNUSABLE = {
         ASKED, of_kind("tool", "execution_output", text="2"), ANSWER
     ),
     "no node str 'gone'": BROKEN,
+    "no node a list of 0": NAMELESS,
     "node 'n1' twice": LOOP,
 }
 
@@ -127,4 +129,4 @@ def test_data_stats_counts_both_kinds(tmp_path, capsys) -> None:
     assert main(["data", "stats", str(path)]) == 0
     output = capsys.readouterr().out
     assert "sft: chatgpt-export" in output
-    assert "1 × part image_asset_pointer" in output and "2 × broken tree" in output
+    assert "1 × part image_asset_pointer" in output and "3 × broken tree" in output

@@ -22,8 +22,8 @@ from model_cases import INTERNLM2_NAMES, make_folder, random_model, read_all
 from tiny_models import build_tiny_model
 from waiting import wait_until
 
-from megaladder import shared_memory
 from megaladder.errors import EngineError, MissingDependencyError
+from megaladder.files import shared_memory
 from megaladder.rollout import weight_sync
 from megaladder.rollout.weight_check import compare_checksums
 

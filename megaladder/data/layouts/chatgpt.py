@@ -43,10 +43,12 @@ def _branch(row: RawRow) -> list[tuple[str, Mapping[str, Any]]]:
     found: list[tuple[str, Mapping[str, Any]]] = []
     seen: set[str] = set()
     while name is not None:
-        node = mapping.get(name) if isinstance(mapping, dict) and isinstance(name, str) else None
-        if not isinstance(node, dict) or name in seen:
+        named = isinstance(name, str)
+        node = mapping.get(name) if isinstance(mapping, dict) and named else None
+        twice = named and name in seen
+        if not isinstance(node, dict) or twice:
             expected = "a tree in 'mapping' that leads from 'current_node' to its root"
-            again = f"node {name!r} twice" if name in seen else f"no node {describe(name)}"
+            again = f"node {name!r} twice" if twice else f"no node {describe(name)}"
             raise BadRow(row.where, "broken tree", expected, again, "export the data again")
         seen.add(name)
         if isinstance(node.get("message"), dict):
