@@ -39,17 +39,20 @@ class Follower:
         if not self._begun:
             self._begun = True
             self._tell("on_start")
+        # read against the order in which a run writes, so that what is told has its step before it
+        checkpoints = self._run.checkpoints
+        scores, held_out = self._scores.look(), self._held_out.look()
         for row in self._metrics.look():
             self._tell("on_step", row)
             # written before the step's row
             rollouts = self._run.folder / "rollouts" / f"step_{row['step']}.jsonl"
             if rollouts.is_file():
                 self._tell("on_rollouts", row["step"], rollouts)
-        for row in self._held_out.look():
+        for row in held_out:
             self._tell("on_held_out", row)
-        for row in self._scores.look():
+        for row in scores:
             self._tell("on_evaluation", score_of(row))
-        for step, path in self._run.checkpoints.items():
+        for step, path in checkpoints.items():
             if step not in self._checkpoints:
                 self._checkpoints.add(step)
                 self._tell("on_checkpoint", step, path)

@@ -132,6 +132,35 @@ def test_callbacks_hear_what_is_new_once_and_a_failing_one_is_left_out(tmp_path)
     assert broken.heard == []
 
 
+@pytest.mark.parametrize("during", ["metrics.jsonl", "held_out.jsonl", "evaluations.jsonl"])
+def test_what_comes_during_a_look_is_told_in_its_order(tmp_path, monkeypatch, during) -> None:
+    """A run writes a step, then its score, while the files are looked at: after each of them."""
+    folder, heard = tmp_path / "run", []
+    folder.mkdir()
+    (folder / "config.yaml").write_text("run_dir: x\n")
+    listener = Listener()
+    listener.on_step = lambda run, row: heard.append("step")
+    listener.on_evaluation = lambda run, score: heard.append("score")
+    follower = Follower(folder, {"one": listener}, pytest.fail)
+    files = {
+        "metrics.jsonl": follower._metrics,
+        "held_out.jsonl": follower._held_out,
+        "evaluations.jsonl": follower._scores,
+    }
+    look = files[during].look
+
+    def writes_after() -> list[dict]:
+        found = look()
+        monkeypatch.setattr(files[during], "look", look)
+        fake_run(folder)
+        return found
+
+    monkeypatch.setattr(files[during], "look", writes_after)
+    follower.look()
+    follower.look()
+    assert heard == ["step", "step", "score"]
+
+
 CAUSE, LAUNCHER = "megaladder: data.jsonl: no rows; fix: rows", "megaladder: rank 0 of 2 exited"
 STOPPING, STOPPED = "megaladder: SIGINT: a step that has begun is finished", "megaladder: stopped"
 
