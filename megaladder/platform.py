@@ -422,11 +422,15 @@ def _counts_on_cpu(
 
 @contextlib.contextmanager
 def _nothing_compiled() -> Iterator[None]:
-    """Inside it `torch.compile` gives a function back as it is.
+    """Inside it `torch.compile` gives a function back as it is, also as a decorator with options.
 
     megatron-core keeps the one that it finds when it is first imported."""
+
+    def as_it_is(function: Any = None, **_options: object) -> Any:
+        return as_it_is if function is None else function
+
     real = torch.compile
-    torch.compile = lambda function: function  # type: ignore[assignment]
+    torch.compile = as_it_is  # type: ignore[assignment]
     try:
         yield
     finally:

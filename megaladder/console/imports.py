@@ -11,16 +11,25 @@ import gc
 from collections.abc import Iterator
 
 
+_began = False
+
+
 def begin() -> None:
     """No collections from here on, until `done`."""
+    global _began
+    _began = gc.isenabled()
     gc.disable()
 
 
 def done() -> None:
-    """Collections again, of what comes after this; nothing without a `begin`."""
-    if not gc.isenabled():
+    """Collections again, of what comes after this.
+
+    Nothing without a `begin`: a program that calls the package may have ended its own."""
+    global _began
+    if _began:
         gc.freeze()
         gc.enable()
+    _began = False
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The moment is the import of a named module, so nothing here waits for a time to 
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from distributed import environment
 
 from megaladder.cli import VERBS
+from megaladder.console import imports
 from megaladder.startup import RESUMING_VERBS
 
 # the first module that Python loads by itself: from then on it watches what is imported
@@ -107,14 +109,15 @@ def test_a_locale_of_ascii_reads_paths_and_prints_what_it_can(tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_what_a_locale_of_ascii_starts_is_in_utf8(watched) -> None:
+@pytest.mark.parametrize("options", [[], ["-X", "utf8=0"]])
+def test_what_a_locale_of_ascii_starts_is_in_utf8(watched, options) -> None:
     """Libraries read their own files so: torch cannot be imported otherwise."""
     look = (
         "import os, sys; print(sys.flags.utf8_mode, os.environ['PYTHONUTF8'], sys.stdout.encoding)"
     )
     restarted = f"from megaladder import startup; startup.restart_in_utf8(); {look}"
     done = subprocess.run(
-        [sys.executable, "-c", restarted],
+        [sys.executable, *options, "-c", restarted],
         env=environment() | ASCII,
         capture_output=True,
         text=True,
@@ -122,6 +125,24 @@ def test_what_a_locale_of_ascii_starts_is_in_utf8(watched) -> None:
         check=False,
     )
     assert done.stdout == "1 1 ascii\n", done.stderr
+
+
+def test_collections_wait_for_imports_and_a_callers_own_choice_stays() -> None:
+    assert gc.isenabled()
+    imports.begin()
+    assert not gc.isenabled()
+    imports.done()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        imports.done()
+        assert not gc.isenabled()
+        imports.begin()
+        imports.done()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_the_verbs_that_go_on_are_verbs() -> None:

@@ -1,5 +1,7 @@
 """Whole trainings with a tiny model: one rank, two by tensor or pipeline parallelism, GRPO with its
-grading processes, adapters of experts that are evaluated at each step. A start takes seconds of processor time, so their faults are drawn."""
+grading processes, adapters of experts that are evaluated at each step.
+
+A start takes seconds of processor time, so their faults are drawn."""
 
 from __future__ import annotations
 
