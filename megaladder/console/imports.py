@@ -10,7 +10,6 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-
 _began = False
 
 
