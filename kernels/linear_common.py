@@ -192,8 +192,15 @@ def scratch_bytes(head: Head, device: torch.device) -> int:
     return LEAST_SCRATCH if is_split(head.tp) else max(LEAST_SCRATCH, free_bytes(device) // 2)
 
 
+@torch.compiler.assume_constant_result
 def free_bytes(device: torch.device) -> int:
-    """What the device has left, blocks that the allocator holds unused included; no waiting."""
+    """What the device has left, blocks that the allocator holds unused included; no waiting.
+
+    0 while a CUDA graph is captured, which allows no such question. A compiled graph keeps what it
+    found when it was made.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        return 0
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
 

@@ -145,7 +145,12 @@ class _Factors:
             self._under_way.append((arrived, event))
 
     def look(self) -> None:
-        """Checks what has arrived."""
+        """Checks what has arrived.
+
+        Not while a CUDA graph is captured: an event may not be asked then, and the capture would end.
+        """
+        if not self._under_way or torch.cuda.is_current_stream_capturing():
+            return
         while self._under_way and self._under_way[0][1].query():
             self._check(float(self._under_way.pop(0)[0]))
 

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from megaladder.kernels import linear_common
+from megaladder.kernels import linear_loss as linear_loss_module
 from megaladder.kernels.linear_logprob import linear_logprob
 from megaladder.kernels.linear_loss import TokenTerms, linear_loss
 
@@ -197,3 +198,23 @@ def test_rows_without_gradient_never_enter_a_product(monkeypatch):
     others = torch.ones(TOKENS, dtype=torch.bool)
     others[rows] = False
     assert torch.count_nonzero(hidden.grad[others]) == 0
+
+
+def test_a_graphs_capture_asks_no_event(monkeypatch):
+    """CUDA ends a capture in which an event of another stream is asked; the factor waits."""
+
+    class Event:
+        asked = 0
+
+        def query(self) -> bool:
+            self.asked += 1
+            return True
+
+    factors, event = linear_loss_module._Factors(), Event()
+    factors._under_way.append((torch.tensor(2.0), event))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    factors.look()
+    assert event.asked == 0
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.raises(RuntimeError, match="brought the factor"):
+        factors.look()

@@ -29,6 +29,7 @@ def sft_loss(
             sequence_of_token=batch.sequence_of_token if mode in NEEDS_SEQUENCES else None,
             clip_low=clip_low,
             clip_high=clip_high,
+            num_sequences=batch.num_sequences,
         )
         return LossSums(token_losses(mode, inputs).sum())
 

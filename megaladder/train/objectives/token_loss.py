@@ -41,7 +41,8 @@ class TokenLossInputs:
 
     logprobs: float32 [T], the only one with a gradient; mask: bool [T], tokens that count;
     old_logprobs, advantages: float32 [T] where the mode needs them; sequence_of_token: int64 [T]
-    (gspo modes); clip_low, clip_high: the clip is [1 − low, 1 + high].
+    (gspo modes); clip_low, clip_high: the clip is [1 − low, 1 + high]; num_sequences: as
+    `sequence_mean` takes it.
     """
 
     logprobs: torch.Tensor
@@ -51,6 +52,7 @@ class TokenLossInputs:
     sequence_of_token: torch.Tensor | None = None
     clip_low: float = 1.0
     clip_high: float = 1.0
+    num_sequences: int | None = None
 
     def clip(self, ratio: torch.Tensor) -> torch.Tensor:
         return ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
@@ -71,12 +73,18 @@ class TokenLossInputs:
 
 
 def sequence_mean(
-    values_t: torch.Tensor, mask_t: torch.Tensor, sequence_of_token: torch.Tensor
+    values_t: torch.Tensor,
+    mask_t: torch.Tensor,
+    sequence_of_token: torch.Tensor,
+    num_sequences: int | None = None,
 ) -> torch.Tensor:
     """Mean of `values_t` over the masked tokens of each token's own sequence.
 
-    Laid back on the tokens [T]."""
-    size = int(sequence_of_token[-1]) + 1 if len(sequence_of_token) else 0
+    Laid back on the tokens [T]. num_sequences: None = read from `sequence_of_token`, for which the
+    host waits."""
+    size = num_sequences
+    if size is None:
+        size = int(sequence_of_token[-1]) + 1 if len(sequence_of_token) else 0
     weight = mask_t.to(values_t.dtype)
     total = values_t.new_zeros(size).index_add_(0, sequence_of_token, values_t * weight)
     count = values_t.new_zeros(size).index_add_(0, sequence_of_token, weight)
@@ -89,7 +97,8 @@ def _sequence_ratio(x: TokenLossInputs) -> torch.Tensor:
     exp(min(logp − sg logp + sg mean(logp − old), 10)).
     """
     sequences = required(x.sequence_of_token, "sequence_of_token")
-    mean = sequence_mean((x.logprobs - x.old).detach(), x.mask, sequences)
+    gap = (x.logprobs - x.old).detach()
+    mean = sequence_mean(gap, x.mask, sequences, x.num_sequences)
     return (x.logprobs - x.logprobs.detach() + mean).clamp(max=_GSPO_LOG_RATIO_LIMIT).exp()
 
 
