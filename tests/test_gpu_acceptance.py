@@ -7,9 +7,11 @@ not a test).
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +20,11 @@ from pathlib import Path
 import pytest
 from waiting import descendants, is_alive, wait_until
 
-from megaladder.errors import ConfigError
+from megaladder.errors import ConfigError, MegaladderError
 from megaladder.tools import gpu_acceptance
 from megaladder.tools.acceptance import page, record
 from megaladder.tools.acceptance.context import Context, kept_cases
+from megaladder.tools.acceptance.stages import gpu_tests
 from megaladder.tools.acceptance.stages.kernels import goal_figures
 from megaladder.tools.acceptance.table import BY_NAME, BY_VALUE, LIMIT_S, STAGES
 from megaladder.tools.bench_kernels import HEAD_TABLE
@@ -73,6 +76,7 @@ def test_the_table_covers_the_issue_and_fits_a_lent_machine() -> None:
         ("extrapolated.mfu", 0.57, True),
         ("speedup", 1.45, True),
         ("extrapolated.tflops", 760.0, True),
+        ("failed", 0.0, False),
         ("mismatch_mean", 0.012, False),
         ("sync_14b_s", 2.0, False),
     }
@@ -106,6 +110,24 @@ def test_the_heads_goals_come_from_the_tables_rows() -> None:
         "row_kernels_tp8": 0.8,
     }
     assert goal_figures(rows[:2]) == {"sft_ratio": 1.25} and goal_figures([]) == {}
+
+
+def test_a_log_of_pytest_gives_counts_and_reasons_even_where_it_was_cut() -> None:
+    log = (
+        "tests/gpu/test_a.py::test_one[a b-True] PASSED                  [ 10%]\n"
+        "tests/gpu/test_a.py::test_two FAILED                            [ 20%]\n"
+        "tests/gpu/test_a.py::test_three SKIPPED (needs CUDA)            [ 30%]\n"
+        "tests/gpu/test_a.py::test_four ERROR                            [ 40%]\n"
+        "FAILED tests/gpu/test_a.py::test_two - assert 1.0 < 0.5\n"
+    )
+    failures = {
+        "tests/gpu/test_a.py::test_two": "assert 1.0 < 0.5",
+        "tests/gpu/test_a.py::test_four": "",
+    }
+    counted = {"passed": 1, "failed": 2, "skipped": 1}
+    assert gpu_tests.verdicts(log) == {**counted, "failures": failures}
+    with pytest.raises(MegaladderError, match="no test ran; fix:"):
+        gpu_tests.verdicts("collected 0 items")
 
 
 def test_figures_are_kept_one_by_one(tmp_path: Path) -> None:
@@ -276,3 +298,28 @@ def test_without_a_gpu_nothing_is_started(tmp_path: Path, capsys) -> None:
     assert gpu_acceptance.main(["--stages", "nonsense"]) == 2
     assert gpu_acceptance.main(["--kit"]) == 0
     assert "tools/env/gpu_kit_core_te.txt" in capsys.readouterr().out
+
+
+def names(*files: str) -> set[str]:
+    """Packages of requirement lists, as indexes spell them."""
+    lines = [line for file in files for line in (ROOT / "tools/env" / file).read_text().split("\n")]
+    return {plain(line) for line in lines if line and not line.startswith("#")}
+
+
+def plain(requirement: str) -> str:
+    return re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_the_machine_and_the_kit_have_all_that_an_installation_has() -> None:
+    """The lent machine has no network: what is in neither list ends the first stage."""
+    there = names("gpu_machine.txt", "gpu_kit_core_te.txt")
+    required = [line for line in setup_requirements() if plain(line) not in there]
+    assert required == []
+
+
+def setup_requirements() -> list[str]:
+    """REQUIRES of setup.py."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRES":
+            return ast.literal_eval(node.value)
+    raise AssertionError("setup.py has no REQUIRES")

@@ -1,19 +1,19 @@
 """One command that proves the GPU half of this program, in stages of at most eight minutes each.
 
-Finished stages are kept.
+    python3 tools/gpu_acceptance.py                    every stage that has not run well yet
+    python3 tools/gpu_acceptance.py --budget-s 780     within 13 minutes, what decides most first
+    python3 tools/gpu_acceptance.py --list             what each needs and decides, what is done
+    python3 tools/gpu_acceptance.py --stages te_parity,sft_curves --no-resume
+    python3 tools/gpu_acceptance.py --kit              what an offline machine must be brought
+    python3 tools/gpu_acceptance.py --dry-run          what would run, as commands; starts nothing
+    python3 tools/gpu_acceptance.py --device cpu --size tiny --out /tmp/rehearsal     on a CPU
 
-    python3 tools/gpu_acceptance.py                         every stage that has not run well yet →
-    docs/h200/*.json, docs/h200.md python3 tools/gpu_acceptance.py --list                  stages,
-    what each needs and decides, and what is done python3 tools/gpu_acceptance.py --stages
-    te_parity,sft_curves --no-resume python3 tools/gpu_acceptance.py --kit                   what an
-    offline machine must be brought, as commands python3 tools/gpu_acceptance.py --dry-run
-    what would run, with its commands; starts nothing python3 tools/gpu_acceptance.py --device cpu
-    --size tiny --out /tmp/rehearsal      the same stages on a CPU, to find mistakes
-
-Each stage is a process of its own: a crash, a hang or an out-of-memory costs that stage only and is
-recorded with its reason. A killed run starts again where it stopped. A CPU rehearsal writes to a
-folder of its own and never to docs/h200. Exit status: 0 when every chosen stage is done or was
-skipped with a reason, 1 when one failed, 2 for wrong arguments.
+Records: docs/h200/*.json; page: docs/h200.md. Each stage is a process of its own: a crash, a hang
+or an out-of-memory costs that stage only and is recorded with its reason. Stages that ended well
+are kept, and so is each figure of one that did not: the same command goes on where it stopped. The
+rehearsal on a CPU finds mistakes; it writes to a folder of its own and never to docs/h200. Exit
+status: 0 when every chosen stage is done or was skipped with a reason, 1 when one failed, 2 for
+wrong arguments.
 """
 
 from __future__ import annotations
@@ -101,7 +101,6 @@ def chosen(names: str | None) -> list[Stage]:
 
 
 def stage_command(stage: Stage, given: argparse.Namespace, folder: Path, result: Path) -> list[str]:
-    """The process of a stage, as words."""
     """The command line of one stage in a process of its own; it writes its result to `result`."""
     return [
         sys.executable,
@@ -186,8 +185,7 @@ def _lost(
         "status": record.FAILED,
         "reason": reason,
         "figures": {"cases": kept_cases(given.work, stage.name)},
-        "device": given.device,
-        "gpu": None,
+        **given.facts,
     }
 
 
@@ -292,8 +290,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 print(f"{stage.name:<16} {why or command}")
             return 0
-        if given.device == "cuda":
-            record.device_facts("cuda")
+        given.facts = record.device_facts(given.device)
         return run_all(stages, given, folder)
     except MegaladderError as error:
         print(f"gpu_acceptance: {error}", file=sys.stderr)

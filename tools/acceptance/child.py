@@ -19,7 +19,7 @@ from typing import Any
 
 from megaladder.errors import MegaladderError
 from megaladder.run_dir import atomic_write, to_json
-from megaladder.tools.acceptance.context import Context, StageSkipped
+from megaladder.tools.acceptance.context import Context, StageSkipped, kept_cases
 from megaladder.tools.acceptance.record import DONE, FAILED, SKIPPED, device_facts
 from megaladder.tools.acceptance.table import BY_NAME
 
@@ -36,16 +36,21 @@ def run_stage(context: Context) -> dict[str, Any]:
     except StageSkipped as skipped:
         outcome = {"status": SKIPPED, "reason": str(skipped), "figures": {}}
     except MegaladderError as error:
-        outcome = {"status": FAILED, "reason": str(error), "figures": {}}
+        outcome = {"status": FAILED, "reason": str(error), "figures": _kept(context)}
     except Exception as error:  # noqa: BLE001  (a bug in one stage must not cost the others their figures)
         reason = f"{type(error).__name__}: {error}"
         outcome = {
             "status": FAILED,
             "reason": reason,
             "traceback": traceback.format_exc()[-4000:],
-            "figures": {},
+            "figures": _kept(context),
         }
     return {**facts, **outcome, "seconds": time.monotonic() - began}
+
+
+def _kept(context: Context) -> dict[str, Any]:
+    """What the stage had found before it failed."""
+    return {"cases": kept_cases(context.work, context.stage)}
 
 
 def main() -> int:

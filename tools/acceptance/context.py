@@ -10,9 +10,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from megaladder.errors import MegaladderError
@@ -79,8 +80,7 @@ class Context:
     def megaladder(self, name: str, verb: str, *arguments: str, **overrides: Any) -> Path:
         """Runs `megaladder verb` to its end; returns its log.
 
-        overrides: `train__max_steps=3` for --train.max_steps 3. overrides: `train__max_steps=3` for
-        --train.max_steps 3.
+        overrides: `train__max_steps=3` for --train.max_steps 3.
 
         Raises:
             StageFailed: it ended badly, or the stage's time is up.
@@ -92,10 +92,12 @@ class Context:
         ]
         return self.run(name, [sys.executable, "-m", "megaladder", verb, *arguments, *flags])
 
-    def run(self, name: str, command: list[str]) -> Path:
+    def run(
+        self, name: str, command: list[str], variables: Mapping[str, str] = MappingProxyType({})
+    ) -> Path:
         """Runs a command with its output in `work`/name.log.
 
-        Ends it when the stage's time is up."""
+        Ends it when the stage's time is up. variables: further ones of its environment."""
         log = self.work / f"{name}.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
@@ -103,7 +105,7 @@ class Context:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env=self.environment(),
+                env={**self.environment(), **variables},
                 start_new_session=True,
             )
             try:

@@ -11,12 +11,14 @@ PARTS = {
 }
 
 TEXT = """\
-The GPU machine (CPython 3.12, torch 2.11.0+cu130, triton 3.6) has no network and lacks
-megatron-core, Transformer Engine, vLLM and pydantic. Versions: megaladder/process/gpu_stack.py.
+The GPU machine (CPython 3.12, torch 2.11.0+cu130, triton 3.6; all that it has:
+tools/env/gpu_machine.txt) has no network and lacks megatron-core, Transformer Engine, vLLM,
+pydantic. Versions: megaladder/process/gpu_stack.py.
 
 Here (with network, CPython 3.12), in the checkout:
     echo '/.gpu*/' >> "$(git rev-parse --git-path info/exclude)"
-    python3 -m pip download --no-deps -d .gpu -r tools/env/gpu_kit_core_te.txt
+    python3 -m pip download --no-deps -d .gpu -r tools/env/gpu_kit_core_te.txt \\
+        -r tools/env/gpu_kit_peers.txt
     NVTE_FRAMEWORK=pytorch NVTE_CUDA_ARCHS=90 MAX_JOBS=2 python3 -m pip wheel -w .gpu \\
         --no-build-isolation --no-deps transformer_engine_torch==2.12.0   # with torch 2.11.0
     python3 -m pip download --no-deps -d .gpu-vllm -r tools/env/gpu_kit_vllm.txt
@@ -26,11 +28,12 @@ There:
     export PYTHONPATH=/tmp/site:$PWD VLLM_USE_FLASHINFER_SAMPLER=0
     python3 tools/gpu_acceptance.py --budget-s 780     # again in the next call: it goes on
 
-Stages kernel_checks and kernel_table need nothing of this. torch's own cuDNN is put before the
-system's for every stage. Figures are kept case by case in --work (runs/acceptance-cuda); records:
-docs/h200/*.json, page: docs/h200.md; where only a few files come back:
-tar czf $OUT/h200.tgz docs/h200 docs/h200.md. vLLM 0.25.1 of the lists has no trainer's side of the
-weight transfer: `file` is measured, `ipc` says why it was not (it needs vLLM 0.28 or later)."""
+Stages kernel_checks and kernel_table need nothing of this but the peers, gpu_tests the rest only
+for Transformer Engine's. torch's own cuDNN is put before the system's for every stage. Figures are
+kept case by case in --work (runs/acceptance-cuda); records: docs/h200/*.json, page: docs/h200.md;
+where only a few files come back: tar czf $OUT/h200.tgz docs/h200 docs/h200.md. vLLM 0.25.1 of the
+lists has no trainer's side of the weight transfer: `file` is measured, `ipc` says why it was not
+(it needs vLLM 0.28 or later)."""
 
 
 def missing(needs: tuple[str, ...]) -> list[str]:

@@ -110,12 +110,12 @@ def device_facts(device: str) -> dict[str, Any]:
     Raises:
         ConfigError: `cuda` was asked for and there is none.
     """
+    if device == "cpu":
+        return {"device": "cpu", "gpu": None, "driver": None, "cuda": None}
     import torch
 
     from megaladder import platform
 
-    if device == "cpu":
-        return {"device": "cpu", "gpu": None, "driver": None, "cuda": None}
     if not platform.has_cuda():
         raise ConfigError(
             "--device cuda: torch finds no CUDA device here; fix: run it on one, or --device cpu"

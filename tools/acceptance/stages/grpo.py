@@ -5,7 +5,9 @@ In FP8 too where there is a GPU."""
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from megaladder import platform
@@ -32,17 +34,21 @@ def run(context: Context) -> dict[str, Any]:
         if problem:
             figures["not_run"][recipe] = problem
             continue
-        folder = context.work / f"grpo_{recipe}"
-        shutil.rmtree(folder, ignore_errors=True)
-        context.megaladder(
-            f"grpo_{recipe}",
-            "grpo",
-            **grpo_overrides(context, model, folder, steps),
-            optim__lr=1e-6 if not context.tiny else 1e-4,
-            train__fp8=None if recipe == "bf16" else recipe,
-        )
-        figures["runs"][recipe] = _summary(context.metrics(folder))
+        figures["runs"][recipe] = context.case(recipe, partial(_run, context, model, recipe, steps))
     return figures
+
+
+def _run(context: Context, model: Path, recipe: str, steps: int) -> dict[str, Any]:
+    folder = context.work / f"grpo_{recipe}"
+    shutil.rmtree(folder, ignore_errors=True)
+    context.megaladder(
+        f"grpo_{recipe}",
+        "grpo",
+        **grpo_overrides(context, model, folder, steps),
+        optim__lr=1e-6 if not context.tiny else 1e-4,
+        train__fp8=None if recipe == "bf16" else recipe,
+    )
+    return _summary(context.metrics(folder))
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -80,9 +80,10 @@ def run(context: Context) -> dict[str, Any]:
         if isinstance(options, str):
             figures[name] = {"not_run": options}
             continue
-        found = _pass(shape, batches, options, weights)
-        figures[name] = _compare(found, reference)
-        del found
+        figures[name] = context.case(
+            name,
+            lambda options=options: _compare(_pass(shape, batches, options, weights), reference),
+        )
         platform.release_memory()
     parallel.shutdown()
     return figures

@@ -8,6 +8,7 @@ width of Qwen3-14B.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,19 +65,23 @@ def _transport(context: Context, model: Path, transport: str) -> dict[str, Any]:
     problem = _impossible(context, transport)
     if problem:
         return {"not_run": problem}
-    folder = context.work / f"rollout_{transport}"
-    shutil.rmtree(folder, ignore_errors=True)
     try:
-        context.megaladder(
-            f"rollout_{transport}",
-            "grpo",
-            **grpo_overrides(context, model, folder, STEPS),
-            rollout__sync=transport,
-            rollout__check_sync="always",
-            optim__lr=1e-6,
-        )
+        return context.case(transport, partial(_synced, context, model, transport))
     except MegaladderError as error:
         return {"not_run": str(error)[-1500:]}
+
+
+def _synced(context: Context, model: Path, transport: str) -> dict[str, Any]:
+    folder = context.work / f"rollout_{transport}"
+    shutil.rmtree(folder, ignore_errors=True)
+    context.megaladder(
+        f"rollout_{transport}",
+        "grpo",
+        **grpo_overrides(context, model, folder, STEPS),
+        rollout__sync=transport,
+        rollout__check_sync="always",
+        optim__lr=1e-6,
+    )
     rows = context.metrics(folder)
     log = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
     syncs = [row["sync_s"] for row in rows[1:]]  # the first step's engine holds the weights already

@@ -48,7 +48,8 @@ def _work(context: Context) -> Work:
             warmup=1,
             steps=3,
         )
-    return Work()
+    # four timed steps differed by 0.3 % in bf16 and 1 % in FP8 (28 November 2026)
+    return Work(warmup=2, steps=4, profile_steps=1)
 
 
 def _bf16(context: Context) -> dict[str, Any]:
