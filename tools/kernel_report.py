@@ -69,7 +69,7 @@ def variants() -> list[Variant]:
     found = []
     for letters, entropy in itertools.product(("bf16", "fp32"), (False, True)):
         found += _row_variants(letters, entropy)
-    return [*found, _merge_variant()]
+    return [*found, _merge_variant(), _adamw_variant()]
 
 
 def _row_variants(letters: str, entropy: bool) -> list[Variant]:
@@ -110,6 +110,17 @@ def _merge_variant() -> Variant:
     constants = {"BLOCK": configs.MERGE_BLOCK, "ACC": tl.float32}
     signature = {"targets_ptr": "*i64", "part_stride": "i64"}
     return Variant("merge_stats", "log-prob", merge_kernel, signature, constants, 4, 3, 0)
+
+
+def _adamw_variant() -> Variant:
+    from megaladder.kernels.triton_kernels import adamw
+
+    constants = {"COPY": 1, "BLOCK": adamw.BLOCK}
+    kinds = {"copy_ptr": "*bf16", "num_elements": "i32"}
+    scalars = ("lr", "beta1", "beta2", "rest1", "rest2", "unbias1", "unbias2")
+    kinds |= dict.fromkeys((*scalars, "eps", "weight_decay", "grad_scale"), "fp32")
+    label = f"fp32 states, bf16 copy, {adamw.WARPS} warps"
+    return Variant("adamw", label, adamw.adamw_kernel, kinds, constants, adamw.WARPS, 3, 0)
 
 
 def _compile(variant: Variant):

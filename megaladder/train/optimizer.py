@@ -22,6 +22,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megaladder import platform
 from megaladder.config.sections.shared import OptimSection
+from megaladder.kernels import dispatch
 from megaladder.model.build import BuildOptions, LadderGPT
 
 # fp8 moments: scaled bytes
@@ -211,6 +212,75 @@ def _initialize_torch_state(optimizer: ChainedOptimizer) -> None:
                 }
 
 
+class FusedUpdate:
+    """Clipping, AdamW and the copy to 16-bit weights of one megatron-core optimizer, as one pass.
+
+    In the place of three: megatron-core scales all gradients, runs its AdamW, then copies. States
+    lie where that AdamW has them, so checkpoints do not know the difference.
+    """
+
+    def __init__(self, part: DistributedOptimizer) -> None:
+        self._part = part
+        self._copies = {
+            id(main): copy
+            for mains, copies in zip(
+                part.shard_fp32_from_float16_groups, part.shard_float16_groups, strict=True
+            )
+            for main, copy in zip(mains, copies, strict=True)
+        }
+
+    @classmethod
+    def of(cls, part: Any) -> FusedUpdate | None:
+        """None where this optimizer is left to megatron-core.
+
+        No float32 states (precision-aware, FP8 weights, on the host), or no Triton kernels."""
+        if not isinstance(part, DistributedOptimizer) or part.is_stub_optimizer:
+            return None
+        config, inner = part.config, part.optimizer
+        others = (
+            config.use_precision_aware_optimizer,
+            config.optimizer_cpu_offload,
+            part.ddp_config.fp8_param_gather,
+            not (
+                isinstance(inner, torch.optim.AdamW) or bool(getattr(inner, "adam_w_mode", False))
+            ),
+        )
+        if any(others) or dispatch.backend(platform.device()) != "triton":
+            return None
+        return cls(part)
+
+    def step(self, grad_scale: float) -> None:
+        """One update with the gradients times `grad_scale`; weights are gathered as ever."""
+        inner = self._part.optimizer
+        for group in inner.param_groups:
+            if "step" in group or not isinstance(inner, torch.optim.AdamW):
+                group["step"] = group.get("step", 0) + 1
+            for main in group["params"]:
+                if main.grad is not None:
+                    self._step_one(main, group, inner.state[main], grad_scale)
+        if not self._part.ddp_config.overlap_param_gather:
+            for chunk in self._part.model_chunks:
+                chunk.start_param_sync()
+
+    def _step_one(
+        self, main: torch.Tensor, group: dict[str, Any], state: dict[str, Any], grad_scale: float
+    ) -> None:
+        from megaladder.kernels.triton_kernels.adamw import AdamStep, adamw
+
+        if "step" not in group:  # torch counts for each parameter
+            state["step"] += 1
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name not in state:
+                state[name] = torch.zeros_like(main)
+        step = int(group["step"] if "step" in group else state["step"])
+        beta1, beta2 = group["betas"]
+        numbers = AdamStep(
+            group["lr"], beta1, beta2, group["eps"], group["weight_decay"], step, grad_scale
+        )
+        moments = (state["exp_avg"], state["exp_avg_sq"])
+        adamw(main.detach(), main.grad, moments, self._copies.get(id(main)), numbers)
+
+
 def zero_grad(wrapped: list[DistributedDataParallel], optimizer: ChainedOptimizer) -> None:
     for chunk in wrapped:
         chunk.zero_grad_buffer()
@@ -233,14 +303,24 @@ def guarded_update(optimizer: ChainedOptimizer, loss: float, lr: float) -> tuple
     grad_norm = float("nan") if overflow else float(optimizer.get_grad_norm())
     if not (math.isfinite(grad_norm) and math.isfinite(loss)):
         return grad_norm, False
+    updated = True
     for part in optimizer.chained_optimizers:
-        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
-        if parameters and part.config.clip_grad > 0.0:
-            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
-            clip_grad_by_total_norm_fp32(
-                parameters,
-                max_norm=part.config.clip_grad,
-                total_norm=grad_norm,
-                use_decoupled_grad=decoupled,
-            )
-    return grad_norm, bool(optimizer.step_with_ready_grads())
+        fused, limit = FusedUpdate.of(part), part.config.clip_grad
+        if fused is not None:
+            fused.step(min(1.0, limit / (grad_norm + 1e-6)) if limit > 0.0 else 1.0)
+        else:
+            _clip(part, grad_norm)
+            updated &= bool(part.step_with_ready_grads())
+    return grad_norm, updated
+
+
+def _clip(part: Any, grad_norm: float) -> None:
+    """megatron-core's, a pass over all gradients where the norm is over the limit."""
+    parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
+    if parameters and part.config.clip_grad > 0.0:
+        clip_grad_by_total_norm_fp32(
+            parameters,
+            max_norm=part.config.clip_grad,
+            total_norm=grad_norm,
+            use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+        )

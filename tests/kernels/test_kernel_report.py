@@ -20,7 +20,7 @@ BUDGETS = {
 }
 
 
-FEW = r"16 warps|^ce_stats.*(bf16|fp32).* 8 warps"
+FEW = r"16 warps|^adamw|^ce_stats.*(bf16|fp32).* 8 warps"
 
 
 @pytest.fixture(
@@ -72,7 +72,7 @@ def test_instructions_per_element_stay_within_budget(reports):
     over = {
         named(r): r["instr_per_element"]
         for r in reports
-        if r["kernel"] != "merge_stats"
+        if r["instr_per_element"] is not None
         and r["instr_per_element"] > BUDGETS[r["kernel"], "entropy" in r["config"]]
     }
     assert over == {}
