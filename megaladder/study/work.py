@@ -176,12 +176,13 @@ def _environment(places: int) -> dict[str, str]:
 
 def _failure(running: _Running, status: int) -> StageFailedError:
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    stopped = status < 0 or status in (ending.RESUMABLE, ending.INTERRUPTED)
     lines = running.log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
     told = "\n".join(f"    {line}" for line in lines)
-    ours = ending.RESUMABLE if status < 0 or status == ending.RESUMABLE else status
+    ours = ending.RESUMABLE if stopped else status
     fix = (
         "start the same command again, it goes on"
-        if ours == ending.RESUMABLE
+        if stopped
         else "what its log names, then the same command again"
     )
     return StageFailedError(f"{running.job.name}: {how} ({running.log})\n{told}\nfix: {fix}", ours)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from megaladder.config.verbs.analysis import StudyConfig
 from megaladder.errors import ConfigError
 from megaladder.evaluation.benchmarks.spec import own_name
 from megaladder.study import finding as kinds
+from megaladder.study import work
 from megaladder.study.plan import make_plan
 from megaladder.study.study import Scale, Stage, Study, Sweep, load_study, shipped_studies
 from megaladder.study.verb import run_study
@@ -144,6 +146,19 @@ def test_a_command_that_fails_is_named_with_the_end_of_its_log(
     assert (
         "data/all: status 2" in said and "different training questions" in said and "fix:" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"), [(1, 1), (2, 2), (3, 3), (130, 3), (-signal.SIGKILL, 3), (-2, 3)]
+)
+def test_a_study_whose_command_somebody_stopped_goes_on(tmp_path: Path, ended, status) -> None:
+    """Also one that knows no resume itself, and says 130 for Ctrl-C."""
+    log = tmp_path / "log.txt"
+    log.write_text("megaladder: interrupted\n")
+    running = SimpleNamespace(job=SimpleNamespace(name="data/all"), log=log)
+    told = work._failure(running, ended)  # type: ignore[arg-type]
+    assert told.exit_status == status
+    assert ("start the same command again, it goes on" in str(told)) == (status == 3)
 
 
 def test_dry_run_lists_every_command_and_starts_none(
