@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import signal
 import socket
 import struct
 import sys
+import tempfile
 
 from megaladder.rollout.replica import SOCKET_VARIABLE
 
 NUMBER = struct.Struct("<q")
 MAX_BYTES = 1 << 20
+# what an engine imports while it starts and answers
+_ON_THE_WAY = (
+    *("vllm.engine.arg_utils", "vllm.platforms", "vllm.lora.resolver"),
+    *("vllm.v1.worker.cpu_model_runner", "vllm.v1.worker.cpu_worker"),
+    *("vllm.v1.attention.backends.cpu_attn", "vllm.v1.core.sched.scheduler"),
+    *("vllm.distributed.elastic_ep.elastic_execute", "vllm.utils.cpu_triton_utils"),
+    *("vllm.model_executor.models.qwen3", "vllm.plugins.lora_resolvers.filesystem_resolver"),
+    *("vllm.entrypoints.launchers.cli_args", "vllm.v1.pool.flash_maxsim"),
+)
 
 
 def serve(path: str) -> None:
@@ -69,6 +80,7 @@ def run(environment: dict[str, str], end: int, log: int) -> None:
     try:
         for stream in (1, 2):
             os.dup2(log, stream)
+        tempfile.tempdir = None  # it is asked for again
         os.environ.clear()
         os.environ.update(environment, **{SOCKET_VARIABLE: str(end)})
         from megaladder.rollout.vllm_engine import main
@@ -80,19 +92,26 @@ def run(environment: dict[str, str], end: int, log: int) -> None:
         os._exit(status)
 
 
+def override_kernels() -> None:
+    """What a worker does first: looks through all modules for kernels that a CPU has not. Once."""
+    from vllm.platforms import current_platform
+
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
+
+
 def preload() -> None:
     """All that a start imports; nothing is computed, so there is one thread to fork."""
     gc.disable()
     import vllm
-    import vllm.v1.worker.cpu_model_runner
-    import vllm.v1.worker.cpu_worker
-    from vllm.engine.arg_utils import EngineArgs  # noqa: F401
-    from vllm.platforms import current_platform  # noqa: F401
 
     import megaladder.rollout.vllm_engine
     import megaladder.rollout.worker_extension  # noqa: F401
 
     _ = vllm.LLM
+    for name in _ON_THE_WAY:
+        importlib.import_module(name)
+    override_kernels()
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads: forks may wait for ever"
     gc.freeze()

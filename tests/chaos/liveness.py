@@ -188,7 +188,7 @@ ROWS: dict[str, Callable[[Path], Found]] = {
     "engine is stopped": lambda f: engine_child({"stop_after": 3}, f),
     "engine is stopped and does not read": lambda f: engine_child({"deaf": True}, f),
     "engine says garbage": lambda f: engine_child(
-        {"garble_after": 3, "garbage": "000000027b7b"}, f
+        {"garble_after": 3, "garbage": "00000002fffffffd7b7b"}, f
     ),
     "engine dies": lambda f: engine_child({"die_after": 3}, f),
     "server answers garbage": lambda f: server(_garble(b"<html>"), f),

@@ -52,6 +52,7 @@ class Bench:
         self.workload, self.folder, self._scratch = program, scratch / "at", scratch
         self._temporary = scratch / "temporary"
         os.environ["TMPDIR"] = str(self._temporary)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "compiled")  # no temporary files
         self._clean()
         program.prepare(scratch)
         gc.collect()

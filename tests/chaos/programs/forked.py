@@ -14,10 +14,12 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 _TAKES_A_VALUE = ("-X", "-W")
@@ -34,10 +36,10 @@ def in_fork(action: Callable[[], int | None]) -> None:
             traceback.print_exc()
         finally:
             os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0, action
+    assert os.waitpid(pid, 0)[1] == 0, repr(action)
 
 
-class _Forked(subprocess.Popen):
+class Forked(subprocess.Popen):
     def _execute_child(self, args: Any, *rest: Any) -> None:
         words = [] if isinstance(args, (str, bytes)) else [os.fsdecode(word) for word in args]
         if not words or words[0] != sys.executable or "-c" in words[1:3]:
@@ -49,11 +51,11 @@ class _Forked(subprocess.Popen):
         if self.pid == 0:
             status = 1
             try:
-                _become(streams, (*pass_fds, ready), new_session, env, cwd)
+                become(streams, (*pass_fds, ready), new_session, env, cwd)
                 if preexec is not None:
                     preexec()
                 os.close(ready)
-                status = _run(words[1:])
+                status = run_words(words[1:])
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -66,7 +68,7 @@ class _Forked(subprocess.Popen):
         return None
 
 
-def _become(
+def become(
     streams: Sequence[int], pass_fds: Sequence[int], new_session: bool, env: Any, cwd: Any
 ) -> None:
     """Files, session, signals and environment of a program that was just started."""
@@ -80,17 +82,21 @@ def _become(
     for first, last in zip([2, *kept], [*kept, os.sysconf("SC_OPEN_MAX")], strict=True):
         os.closerange(first + 1, last)
     signal.set_wakeup_fd(-1)
+    resource_tracker._resource_tracker = tracker = resource_tracker.ResourceTracker()
+    for name in ("ensure_running", "register", "unregister", "getfd"):  # a program starts its own
+        setattr(resource_tracker, name, getattr(tracker, name))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if env is not None:
         os.environ.clear()
         os.environ.update({os.fsdecode(key): os.fsdecode(value) for key, value in env.items()})
+    tempfile.tempdir = None  # it is asked for again
     if cwd is not None:
         os.chdir(cwd)
 
 
-def _run(words: list[str]) -> int:
+def run_words(words: list[str]) -> int:
     """`python words…`; its status."""
     sys.stdin, sys.stdout, sys.stderr = (
         open(stream, mode, closefd=False, encoding="utf-8")  # noqa: SIM115
@@ -116,9 +122,9 @@ def _run(words: list[str]) -> int:
 
 
 @contextmanager
-def forked_programs() -> Iterator[None]:
-    """See the module."""
-    before, subprocess.Popen = subprocess.Popen, _Forked  # type: ignore[misc]
+def forked_programs(popen: type[subprocess.Popen] = Forked) -> Iterator[None]:
+    """See the module. popen: another one that does it."""
+    before, subprocess.Popen = subprocess.Popen, popen  # type: ignore[misc]
     try:
         yield
     finally:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from chaos.programs.base import Workload
-from chaos.programs.forked import forked_programs, in_fork
+from chaos.programs.forked import in_fork
 from chaos.programs.verbs import Verb, shared_inputs
 
 from megaladder.checkpoint import store
-from megaladder.cli import main
 from megaladder.files.sums import refuse_damaged
 from megaladder.process import last_word
 from megaladder.run_dir import read_jsonl
@@ -41,24 +40,7 @@ class Trained(Verb):
         self._import_all(scratch / "first")
 
     def _import_all(self, folder: Path) -> None:
-        """As a run of its own does, which leaves nothing but a list: this process computes nothing,
-        so that its forks may."""
-        folder.mkdir()
-        names = folder / "modules"
-
-        def run() -> int:
-            null = os.open(os.devnull, os.O_WRONLY)
-            for stream in (1, 2):
-                os.dup2(null, stream)
-            with forked_programs():
-                status: int = main(self.words(self._inputs, folder), own_process=True)
-            names.write_text("\n".join(sorted(sys.modules)))
-            return status
-
-        in_fork(run)
-        for name in names.read_text().splitlines():
-            with suppress(Exception):  # some are no modules by themselves
-                importlib.import_module(name)
+        import_as_in_a_fork(self, folder)
 
     def result(self, folder: Path) -> Any:
         run = folder / "run"
@@ -74,7 +56,27 @@ class Trained(Verb):
         return rows, names, weights, None if word is None else word["reason"]
 
 
-def _trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str]:
+def import_as_in_a_fork(program: Verb, folder: Path) -> None:
+    """What a run of its own imports, which leaves nothing but a list: this process computes nothing,
+    so that its forks may."""
+    folder.mkdir()
+    names = folder / "modules"
+
+    def run() -> int:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(null, stream)
+        status = program.run(folder, lambda name: None)
+        names.write_text("\n".join(sorted(sys.modules)))
+        return status
+
+    in_fork(run)
+    for name in names.read_text().splitlines():
+        with suppress(Exception):  # some are no modules by themselves
+            importlib.import_module(name)
+
+
+def trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str]:
     given = {
         "run-dir": folder / "run",
         "model.path": inputs / "model",
@@ -92,13 +94,13 @@ def _trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str
 def _sft(**layout: int) -> Any:
     def words(inputs: Path, folder: Path) -> list[str]:
         data = {"data__path": inputs / "chat.jsonl", "train__global_batch_size": 4}
-        return _trained("sft", inputs, folder, **data, **layout)
+        return trained("sft", inputs, folder, **data, **layout)
 
     return words
 
 
 def _grpo(inputs: Path, folder: Path) -> list[str]:
-    return _trained(
+    return trained(
         *("grpo", inputs, folder),
         data__path=inputs / "problems.jsonl",
         data__seq_length=128,
@@ -113,7 +115,7 @@ def _grpo(inputs: Path, folder: Path) -> list[str]:
 
 def _experts(inputs: Path, folder: Path) -> list[str]:
     """Adapters of every expert, evaluated on a benchmark after each step."""
-    return _trained(
+    return trained(
         *("sft", inputs, folder),
         data__path=inputs / "chat.jsonl",
         train__global_batch_size=4,

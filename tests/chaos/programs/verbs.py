@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,15 @@ class Verb(Workload):
     def _import_all(self, folder: Path) -> None:
         """Once in this process: forks find imported what the verb imports on its way."""
         folder.mkdir()
-        with forked_programs():
+        with self.programs():
             assert _quietly(self.words(self._inputs, folder)) == 0
 
+    def programs(self) -> AbstractContextManager[object]:
+        """How those that it starts are started."""
+        return forked_programs()
+
     def run(self, folder: Path, mark: Mark) -> int:
-        with forked_programs():
+        with self.programs():
             status: int = main(self.words(self._inputs, folder), own_process=True)
         return status
 
