@@ -14,7 +14,7 @@ import pickle
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -198,11 +198,12 @@ def _start(transforms: list[Any], bucket: Bucket) -> tuple[BaseProcess, Connecti
 def _answer(receiver: Connection, process: BaseProcess, path: Path) -> list[Any]:
     try:
         answer = receiver.recv()
-    except EOFError:
+    except Exception:  # noqa: BLE001  (no answer, half of one, or what is none)
         process.join()
         code = process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        raise WriterError(f"{path}: the process that wrote it {how}{_WAY_OUT}") from None
+        told = f"{path}: the process that wrote it {how}, without a whole answer"
+        raise WriterError(told + _WAY_OUT) from None
     if isinstance(answer, WriterError):
         raise answer
     return answer
@@ -221,7 +222,8 @@ def _write(transforms: list[Any], bucket: Bucket, sender: Connection, parent: in
         box.value = WriterError(
             str(words) if words else f"{bucket[0]}: {type(box.value).__name__}: {box.value}"
         )
-    sender.send(box.value)
+    with suppress(OSError):  # the rank reads half an answer, or is gone
+        sender.send(box.value)
     sender.close()
 
 

@@ -18,13 +18,12 @@ import json
 import os
 import sys
 import time
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megaladder.process.ranks import attempt, host, process_start, rank_from_env
-from megaladder.process.storage import with_digest, without_digest
+from megaladder.process.storage import open_temporary, with_digest, without_digest
 
 NAME = "last_word.json"
 _KEYS = (
@@ -250,15 +249,15 @@ def _now() -> str:
 
 
 def _write(folder: Path, word: dict[str, Any]) -> None:
-    """Atomic; a reader sees the old word or the new one."""
-    temporary = folder / f".{NAME}.{uuid.uuid4().hex}.tmp"
+    """Atomic; a reader sees the old word or the new one. What killed writers of one left goes."""
+    temporary, opened = open_temporary(folder / NAME)
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(with_digest(word), file, ensure_ascii=False)
-            file.write("\n")
+        with opened as file:
+            text = json.dumps(with_digest(word), ensure_ascii=False)
+            file.write(f"{text}\n".encode("utf-8", "surrogatepass"))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / NAME)
+            os.replace(temporary, folder / NAME)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

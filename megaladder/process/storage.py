@@ -60,7 +60,7 @@ MEANINGS: dict[int, tuple[str, str]] = {
 # torch's C++ writer drops the error number of a write that failed
 _WRITER_WORDS = (
     *("unexpected pos", "PytorchStreamWriter failed", "file write failed"),
-    "open file failed with strerror",
+    *("open file failed with strerror", "iostream error"),
 )
 
 

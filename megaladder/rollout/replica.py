@@ -13,10 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import Any, Protocol
 
 from megaladder.process.gpu_stack import cudnn_environment
 from megaladder.process.ranks import StoppedProcesses, is_stopped, stopped_in_words
-from megaladder.rollout.wire import Channel
+from megaladder.rollout.wire import TEMPORARY_VARIABLE, Channel
 
 SOCKET_VARIABLE = "MEGALADDER_ENGINE_SOCKET"  # the child's end, as a file descriptor number
 LOG_TAIL_BYTES = 20_000
@@ -100,6 +103,15 @@ def child_environment(own: Mapping[str, str], socket_number: int) -> dict[str, s
     return {**inherited, **cudnn_environment(inherited), **own, SOCKET_VARIABLE: str(socket_number)}
 
 
+def temporary_environment(folder: str) -> dict[str, str]:
+    """What has a child's temporary files lie in a folder that goes when it does.
+
+    vLLM's stay when it is killed. What torch has compiled is no such file: the next child uses it."""
+    compiled = Path(tempfile.gettempdir()) / f"torchinductor_uid_{os.getuid()}"
+    kept = {"TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled))}
+    return {**kept, "TMPDIR": folder, TEMPORARY_VARIABLE: folder}
+
+
 class Replica:
     """One child process; see `AnyReplica`."""
 
@@ -112,6 +124,7 @@ class Replica:
         self._inbox = inbox
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
+        self._temporary = ""
         self._stopped = StoppedProcesses()
 
     @property
@@ -135,11 +148,14 @@ class Replica:
         self.incarnation += 1
         self.info = {}
         ours, theirs = socket.socketpair()
+        # the child makes it: who ends just now leaves nothing
+        self._temporary = f"{tempfile.gettempdir()}/megaladder-engine-{uuid.uuid4().hex}"
+        own = {**self._spec.environment, **temporary_environment(self._temporary)}
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.log_path.open("ab") as log, theirs:
             self._process = subprocess.Popen(
                 list(self._spec.command),
-                env=child_environment(self._spec.environment, theirs.fileno()),
+                env=child_environment(own, theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -173,6 +189,7 @@ class Replica:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
         if self._channel is not None:
             self._channel.close()
         self._process = self._channel = None

@@ -169,6 +169,9 @@ def _devices(options: VllmOptions, index: int) -> str:
 
 # --- child process
 
+# to the end of the process, where that ends all of vLLM: its own clean-up takes seconds
+_KEPT: list[_Server] = []
+
 
 class _Server:
     """The child's loop: take commands, step vLLM, report what finished.
@@ -193,9 +196,9 @@ class _Server:
         from vllm.platforms import current_platform
 
         self._on_cpu = current_platform.is_cpu()
-        self._in_process = self._on_cpu and self._options["tp"] == 1
+        self.in_process = self._on_cpu and self._options["tp"] == 1
         # one process fewer: on a CPU there is no device to overlap with, and start-up halves
-        if self._in_process:
+        if self.in_process:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self._vllm = vllm
         self._arguments = engine_arguments(
@@ -320,7 +323,7 @@ class _Server:
         self._channel.send(reply)
 
     def _do_engine_arguments(self) -> dict[str, Any]:
-        return {**self._arguments, "in_process": self._in_process}
+        return {**self._arguments, "in_process": self.in_process}
 
     def _do_load_folder(self, path: str) -> None:
         if (Path(path) / "adapter_config.json").is_file():
@@ -417,6 +420,8 @@ def main() -> int:
     try:
         server.load()
         server.serve()
+        if server.in_process:
+            _KEPT.append(server)
     except Exception as error:  # noqa: BLE001  (told to the parent, then this process is over)
         traceback.print_exc()
         channel.send({"op": "broken", "message": f"{type(error).__name__}: {error}"})

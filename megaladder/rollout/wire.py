@@ -1,6 +1,7 @@
 """Messages between an engine's parent and its child process.
 
-JSON objects, each behind a 4-byte length, over one end of a socket pair.
+JSON objects, each behind a 4-byte length and its complement, over one end of a socket pair: a
+length that is none is known at once, and nobody waits for what it says.
 
 Plain data only, so that neither side can make the other run code. The socket pair is inherited: no
 port, no address, nobody else can connect. Not for tensors.
@@ -12,6 +13,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import socket
 import struct
@@ -20,13 +22,21 @@ from typing import Any
 
 from megaladder.process.signals import go_on_without_parent
 
-LENGTH = struct.Struct("!I")
+TEMPORARY_VARIABLE = "MEGALADDER_ENGINE_TEMPORARY"  # the child's folder for temporary files
+HEAD = struct.Struct("!II")
+_ALL_BITS = 0xFFFFFFFF
 MAX_MESSAGE_BYTES = 1 << 30  # far above a round of prompts; more is garbage
 
 
 def _packed(message: dict[str, Any]) -> bytes:
     raw = json.dumps(message, separators=(",", ":")).encode()
-    return LENGTH.pack(len(raw)) + raw
+    return HEAD.pack(len(raw), len(raw) ^ _ALL_BITS) + raw
+
+
+def length_of(head: bytes) -> int:
+    """What a message's first bytes say of the others; -1: that these are no message's."""
+    size, complement = HEAD.unpack(head)
+    return size if size ^ complement == _ALL_BITS else -1
 
 
 class Channel:
@@ -62,12 +72,12 @@ class Channel:
 
         After nonsense nothing that follows can be understood: whoever listens ends the other side.
         """
-        head = self._exactly(LENGTH.size)
+        head = self._exactly(HEAD.size)
         if head is None:
             return None
-        (size,) = LENGTH.unpack(head)
-        if size > MAX_MESSAGE_BYTES:
-            self.nonsense = f"a message of {size:,} bytes"
+        size = length_of(head)
+        if not 0 <= size <= MAX_MESSAGE_BYTES:
+            self.nonsense = "what is no length" if size < 0 else f"a message of {size:,} bytes"
             return None
         raw = self._exactly(size)
         try:
@@ -116,15 +126,20 @@ def commands_of_parent(channel: Channel) -> queue.SimpleQueue[dict[str, Any]]:
     """In an engine's child process: what its parent says, in order.
 
     When the parent is gone, however it died, this process's whole group is killed by the thread
-    that listens; the kernel wakes a process that stands still (SIGSTOP) for that.
+    that listens, and its temporary files go; the kernel wakes a process that stands still (SIGSTOP)
+    for that.
     """
     commands: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    temporary = os.environ.get(TEMPORARY_VARIABLE, "")
 
     def listen() -> None:
         while (message := channel.receive()) is not None:
             commands.put(message)
+        shutil.rmtree(temporary, ignore_errors=True)
         os.killpg(os.getpgid(0), signal.SIGKILL)  # nothing of ours may stay
 
+    if temporary:
+        os.mkdir(temporary, 0o700)
     go_on_without_parent()
     threading.Thread(target=listen, daemon=True, name="commands").start()
     return commands

@@ -79,6 +79,27 @@ def test_a_writer_that_raises_is_told(folder) -> None:
     assert "ended with 1" in (folder.parent / "said").read_text()
 
 
+@pytest.mark.parametrize("end", [7, 0], ids=["half", "garbled"])
+def test_a_writer_without_a_whole_answer_is_told(folder, end) -> None:
+    """What it says is cut in the middle, or is other bytes; it has ended well."""
+    assert run_in_fork(_save_by_one_that_says, folder, end) == STOPPED
+    said = (folder.parent / "said").read_text()
+    assert said.startswith(f"{folder}/__0_")
+    assert "the process that wrote it ended with 0, without a whole answer" in said
+
+
+def _save_by_one_that_says(folder: Path, end: int) -> int:
+    """Only so many bytes of its answer, or others instead."""
+    from multiprocessing.connection import Connection
+
+    def say(self: Connection, answer: object) -> None:
+        raw = b"\x00\x00\x00\x40" + bytes(64)
+        os.write(self.fileno(), raw[:end] if end else raw)
+
+    Connection.send = say  # type: ignore[method-assign]
+    return save(folder, None)
+
+
 def test_a_writer_that_stands_still_is_named(folder) -> None:
     """Nobody waits for the watchdog: the kernel says that it is stopped."""
     assert run_in_fork(save, folder, "SIGSTOP", 0.5) == STOPPED

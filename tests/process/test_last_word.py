@@ -56,6 +56,12 @@ def test_nothing_is_written_without_a_run_folder(tmp_path) -> None:
     assert last_word.read(tmp_path) is None
 
 
+def test_what_a_killed_writer_of_one_left_goes(tmp_path) -> None:
+    (tmp_path / f".last_word.json.{'0' * 32}.tmp").write_text("{")
+    last_word.begin(tmp_path, writer=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["last_word.json"]
+
+
 def test_a_full_disk_does_not_hide_the_ending(tmp_path, monkeypatch) -> None:
     last_word.begin(tmp_path, writer=True)
 

@@ -3,7 +3,7 @@ seed, misbehaves on demand.
 
 STUB_PLAN (JSON): `die_after`/`hang_after`/`break_after`/`stop_after`/`garble_after` (with bytes
 `garbage`) completions (first `faulty` incarnations only, counted in `counter`'s lines); `deaf`:
-stops as soon as it is ready, `refuse_longer` tokens, `slow_s` per completion, `log`: where
+stops as soon as it is ready, `leave`: a temporary file, `refuse_longer` tokens, `slow_s` per completion, `log`: where
 calls are written.
 """
 
@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -28,6 +29,8 @@ with counter.open("a") as file:
 incarnation = len(counter.read_text().splitlines())
 faulty = incarnation <= plan.get("faulty", 1)
 commands = commands_of_parent(channel)
+if plan.get("leave"):
+    Path(tempfile.gettempdir(), "left").touch()
 
 
 def note(what: str) -> None:

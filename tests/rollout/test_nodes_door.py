@@ -20,7 +20,7 @@ def knock(meeting: Meeting, said: bytes = b"") -> socket.socket:
 
 
 def frame(raw: bytes) -> bytes:
-    return struct.pack("!I", len(raw)) + raw
+    return struct.pack("!II", len(raw), len(raw) ^ 0xFFFFFFFF) + raw
 
 
 def arrive(meeting: Meeting) -> threading.Thread:
@@ -37,7 +37,7 @@ def test_strangers_do_not_hold_the_real_node_up(monkeypatch):
     monkeypatch.setattr(nodes, "HELLO_TIMEOUT_S", 1000.0)
     listener = Listener(1, "127.0.0.1")
     token = listener.meeting.token.encode()
-    said = [b"", b"x", token[:-1], b"\x00" * 64, token[::-1], token + b"\xff\xff\xff\xff"]
+    said = [b"", b"x", token[:-1], b"\x00" * 64, token[::-1], token + b"\xff" * 4 + bytes(4)]
     said += [token + frame(b"[1]"), token + frame(b"{"), token + frame(b""), token + frame(b"\xff")]
     strangers = [knock(listener.meeting, words) for words in said]
     thread = arrive(listener.meeting)

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from clean_fork import run_in_fork
 from waiting import is_alive, wait_until
 
 from megaladder.errors import ConfigError, EngineError, ModelError
@@ -75,7 +77,12 @@ def test_one_loss_is_healed_and_only_the_unfinished_is_sampled_again(tmp_path, e
     assert len(calls(tmp_path, 1)) == 12  # the healthy replica went on
 
 
-GARBAGE = {"too long": "ffffffff", "no JSON": "000000027b7b", "no object": "00000002" + b"[]".hex()}
+GARBAGE = {
+    "too long": "ffffffff00000000",
+    "no length": "0000010000000100",  # nobody waits for 256 bytes
+    "no JSON": "00000002fffffffd7b7b",
+    "no object": "00000002fffffffd" + b"[]".hex(),
+}
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
@@ -87,7 +94,9 @@ def test_a_child_that_says_what_is_no_message_is_replaced_and_named(tmp_path, ex
         assert two.restarts == 1
     (tmp_path / "never").mkdir()
     with engine(tmp_path / "never", plan, stall_s=1000.0, max_restarts=0) as one:
-        with pytest.raises(EngineError, match=r"replica 0 said a message (of 4,|that is no)"):
+        with pytest.raises(
+            EngineError, match=r"replica 0 said (what is no|a message (of 4,|that is))"
+        ):
             one.generate(PROMPTS, PARAMS)
 
 
@@ -112,6 +121,28 @@ def test_a_call_to_a_child_that_stands_still_ends_and_names_it(tmp_path, monkeyp
             EngineError, match=r"reset_prefix_cache: replica 0 process \d+ has been"
         ):
             one.forget_prompts()
+
+
+@pytest.mark.parametrize("end", ["close", "kill", "trainer"])
+def test_temporary_files_of_a_child_go_with_it(tmp_path, end):
+    """Whether it is told to end, is killed, or its trainer is."""
+    places = tmp_path / "temporary"
+    places.mkdir()
+    trainer = run_in_fork(_leave_a_file, tmp_path, end == "kill", end == "trainer")
+    assert trainer == (-signal.SIGKILL if end == "trainer" else 0)
+    wait_until(lambda: not list(places.iterdir()), "an empty folder")
+
+
+def _leave_a_file(folder: Path, kill_it: bool, kill_us: bool) -> int:
+    tempfile.tempdir = str(folder / "temporary")
+    with engine(folder, {"leave": True}) as one:
+        one.generate(PROMPTS, PARAMS)
+        assert list(Path(tempfile.tempdir).glob("**/left"))
+        if kill_us:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kill_it:
+            os.kill(one.pids[0], signal.SIGKILL)
+    return 0
 
 
 def test_second_loss_ends_the_call_with_the_engines_words(tmp_path):

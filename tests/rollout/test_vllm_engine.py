@@ -165,6 +165,16 @@ def test_files_downstream_do_not_depend_on_who_generated(engine, tmp_path):
     assert len(kept) == 12 and files["vllm"] == files["fake"]
 
 
+def test_an_engine_that_is_told_to_end_does(models, tmp_path, forked_engines, monkeypatch):
+    """At once: vLLM's own clean-up, which takes seconds, is no part of it."""
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    options = VllmOptions(str(models[0]), cpu_kv_cache_gib=0.1, log_dir=str(tmp_path))
+    with VllmEngine(options, Limits(start_s=200.0)) as one:
+        one.forget_prompts()
+    said = (tmp_path / "vllm_0.log").read_text()
+    assert "DEBUG" in said and "[shutdown]" not in said
+
+
 @pytest.mark.slow
 def test_killed_engine_is_restarted_once_then_the_call_ends(engine, models):
     engine.update_weights(str(models[1]), 3)

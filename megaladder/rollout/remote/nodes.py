@@ -31,7 +31,7 @@ from typing import Any
 
 from megaladder.errors import EngineError, MegaladderError
 from megaladder.rollout.replica import Inbox, ReplicaSpec
-from megaladder.rollout.wire import LENGTH, Channel
+from megaladder.rollout.wire import HEAD, Channel, length_of
 
 TOKEN_BYTES = 32
 HELLO_TIMEOUT_S = 10.0  # a connection that has not said who it is by then is dropped
@@ -182,15 +182,15 @@ class _Greeting:
         if not hmac.compare_digest(self._said[:head], self._token):
             raise ValueError("another token")
         if self._wanted == head:
-            self._wanted += LENGTH.size
+            self._wanted += HEAD.size
             return None
-        if self._wanted == head + LENGTH.size:
-            (size,) = LENGTH.unpack(self._said[head:])
+        if self._wanted == head + HEAD.size:
+            size = length_of(self._said[head:])
             if not 0 < size <= MAX_HELLO_BYTES:
                 raise ValueError(f"a greeting of {size} bytes")
             self._wanted += size
             return None
-        words = json.loads(self._said[head + LENGTH.size :])
+        words = json.loads(self._said[head + HEAD.size :])
         if not isinstance(words, dict):
             raise ValueError("no greeting")
         return words
