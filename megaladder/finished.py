@@ -20,6 +20,7 @@ from megaladder.config.resume import compare_for_resume
 from megaladder.config.sections.evaluate import EvaluateSection
 from megaladder.errors import DataError
 from megaladder.files.sums import read_sums
+from megaladder.process import last_word
 from megaladder.run_dir import RunDir, read_object, to_json, write_object
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def answer_training(config: RunConfig) -> bool:
     whole = same and all(
         is_as_written(run.path / name, written) for name, written in record["exports"].items()
     )
+    if whole:
+        last_word.forget_unwritten(run.path)
     return whole and _say(record)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.process.ranks import attempt, host, process_start, rank_from_env
-from megaladder.process.storage import open_temporary, with_digest, without_digest
+from megaladder.process.storage import open_temporary, remove_abandoned, with_digest, without_digest
 
 NAME = "last_word.json"
 _KEYS = (
@@ -165,6 +165,11 @@ def read(folder: Path) -> dict[str, Any] | None:
         return _checked(without_digest(found)) if isinstance(found, dict) else None
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def forget_unwritten(folder: Path) -> None:
+    """Removes what killed writers of one left: no start of a finished run comes by with its lock."""
+    remove_abandoned(folder, f".{NAME}.")
 
 
 def damaged(folder: Path) -> bool:

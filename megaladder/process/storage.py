@@ -140,7 +140,7 @@ def naming(path: Path | str) -> Iterator[None]:
         raise
 
 
-# as `open_temporary` and the last word name theirs
+# as `open_temporary` names them
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
@@ -154,13 +154,8 @@ def open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
     It is locked as long as it is open: one that nobody holds is nobody's.
     """
-    start, names = f".{path.name[:100]}.", []
-    with contextlib.suppress(OSError):  # told when it is opened
-        names = os.listdir(path.parent)
-    # no glob: each pattern stays in three caches of Python, and every step has a name of its own
-    for name in names:
-        if name.startswith(start) and _TEMPORARY.fullmatch(name):
-            _remove_unlocked(path.parent / name)
+    start = f".{path.name[:100]}."
+    remove_abandoned(path.parent, start)
     while True:
         temporary = path.parent / f"{start}{uuid.uuid4().hex}.tmp"
         file = temporary.open("xb")
@@ -194,6 +189,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path, start: str = ".") -> None:
+    """What killed writers left in a folder, of names that begin so. What a writer has open stays."""
+    names = []
+    with contextlib.suppress(OSError):  # told when a file is opened there
+        names = os.listdir(folder)
+    # no glob: each pattern stays in three caches of Python, and every step has a name of its own
+    for name in names:
+        if name.startswith(start) and _TEMPORARY.fullmatch(name):
+            _remove_unlocked(folder / name)
 
 
 def _remove_unlocked(path: Path) -> None:

@@ -11,6 +11,7 @@ from clean_fork import run_in_fork
 from tiny_models import build_tiny_model
 
 from megaladder.process import heartbeat, last_word
+from megaladder.process.storage import open_temporary
 
 SMALL = (
     "--data.seq-length 128 --train.global-batch-size 8 --train.epochs 10 --optim.lr 1e-2"
@@ -167,3 +168,16 @@ def test_a_rank_has_left_a_sign_of_life_before_any_begins_a_step(tmp_path, monke
     monkeypatch.setattr(run_life, "StopSignals", object)
     run_life.RunLife.listen(SimpleNamespace())
     assert seen == [0]
+
+
+def test_a_last_word_that_a_kill_cut_short_goes_at_the_next_start(run):
+    """A finished run is answered without its lock, and nobody else would come by."""
+    assert run("--train.max-steps", "2") == 0
+    names = sorted(path.name for path in run.folder.iterdir())
+    held, file = open_temporary(run.folder / "last_word.json")
+    with file:  # of a start that writes right now
+        (run.folder / f".last_word.json.{'0' * 32}.tmp").write_text("{")
+        assert run("--train.max-steps", "2") == 0
+        assert held.exists()
+    held.unlink()
+    assert sorted(path.name for path in run.folder.iterdir()) == names

@@ -13,7 +13,7 @@ from pathlib import Path
 from chaos.programs.base import Workload
 from chaos.programs.forked import forked_programs
 from chaos.programs.nursery import Nursery
-from chaos.programs.trainings import Trained, import_as_in_a_fork, trained
+from chaos.programs.trainings import Trained, trained
 from chaos.programs.verbs import Verb
 
 ENGINE = "megaladder.rollout.vllm_engine"
@@ -47,13 +47,11 @@ class TrainedWithVllm(Trained):
 @dataclass
 class EvaluatedByVllm(Verb):
     dear: bool = True
+    computes: bool = True
 
     def prepare(self, scratch: Path) -> None:
         _preload()
         super().prepare(scratch)
-
-    def _import_all(self, folder: Path) -> None:
-        import_as_in_a_fork(self, folder)
 
     def programs(self) -> AbstractContextManager[object]:
         return _forked_engines()

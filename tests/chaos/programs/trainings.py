@@ -5,16 +5,11 @@ A start takes seconds of processor time, so their faults are drawn."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chaos.programs.base import Workload
-from chaos.programs.forked import in_fork
 from chaos.programs.verbs import Verb, shared_inputs
 
 from megaladder.checkpoint import store
@@ -32,15 +27,13 @@ class Trained(Verb):
 
     resumes: bool = True
     dear: bool = True
+    computes: bool = True
 
     def prepare(self, scratch: Path) -> None:
         import preloaded  # noqa: F401
 
         self._inputs = shared_inputs(scratch)
         self._import_all(scratch / "first")
-
-    def _import_all(self, folder: Path) -> None:
-        import_as_in_a_fork(self, folder)
 
     def result(self, folder: Path) -> Any:
         run = folder / "run"
@@ -54,26 +47,6 @@ class Trained(Verb):
         weights = [path.read_bytes() for path in export]
         word = last_word.truth(run)
         return rows, names, weights, None if word is None else word["reason"]
-
-
-def import_as_in_a_fork(program: Verb, folder: Path) -> None:
-    """What a run of its own imports, which leaves nothing but a list: this process computes nothing,
-    so that its forks may."""
-    folder.mkdir()
-    names = folder / "modules"
-
-    def run() -> int:
-        null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(null, stream)
-        status = program.run(folder, lambda name: None)
-        names.write_text("\n".join(sorted(sys.modules)))
-        return status
-
-    in_fork(run)
-    for name in names.read_text().splitlines():
-        with suppress(Exception):  # some are no modules by themselves
-            importlib.import_module(name)
 
 
 def trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str]:

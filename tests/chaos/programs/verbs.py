@@ -4,10 +4,12 @@ they say, how they end."""
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ class Verb(Workload):
     """`megaladder WORDS`, where words are made of the folder of inputs and the run's own.
 
     compared: suffixes of the files whose content is the result; the names of all are. before: words
-    of a verb that makes what it reads, once, in the folder of inputs.
+    of a verb that makes what it reads, once, in the folder of inputs. computes: with torch, whose
+    threads a fork does not have: it would wait for them.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Verb(Workload):
     wired: bool = False
     compared: tuple[str, ...] = (".jsonl", ".json")
     before: Words | None = None
+    computes: bool = False
 
     def prepare(self, scratch: Path) -> None:
         self._inputs = shared_inputs(scratch)
@@ -61,6 +65,8 @@ class Verb(Workload):
 
     def _import_all(self, folder: Path) -> None:
         """Once in this process: forks find imported what the verb imports on its way."""
+        if self.computes:
+            return import_as_in_a_fork(self, folder)
         folder.mkdir()
         with self.programs():
             assert _quietly(self.words(self._inputs, folder)) == 0
@@ -82,6 +88,26 @@ class Verb(Workload):
         ]
         names = [str(path.relative_to(folder)) for path in kept]
         return names, {str(path.relative_to(folder)): _content(path) for path in found}
+
+
+def import_as_in_a_fork(program: Verb, folder: Path) -> None:
+    """What a run of its own imports, which leaves nothing but a list: this process computes nothing,
+    so that its forks may."""
+    folder.mkdir()
+    names = folder / "modules"
+
+    def run() -> int:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(null, stream)
+        status = program.run(folder, lambda name: None)
+        names.write_text("\n".join(sorted(sys.modules)))
+        return status
+
+    in_fork(run)
+    for name in names.read_text().splitlines():
+        with suppress(Exception):  # some are no modules by themselves
+            importlib.import_module(name)
 
 
 def _quietly(words: list[str]) -> int:
@@ -235,7 +261,7 @@ VERBS = (
     Verb("eval", _evaluate, resumes=True, wired=True),
     Verb("convert", _convert, compared=(".json", ".distcp")),
     Verb("convert-back", _convert_back, compared=_WEIGHTS, before=_convert),
-    Verb("merge", _merge, compared=_WEIGHTS),
+    Verb("merge", _merge, compared=_WEIGHTS, computes=True),
     Verb("data-score", _score),
     Verb("study", _study, resumes=True),
 )
