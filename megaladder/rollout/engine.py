@@ -213,8 +213,12 @@ OnPiece = Callable[[Piece], None]
 class EngineFailure(Exception):
     """Inside engines only: a replica died, hung or broke.
 
-    Recoverable by a restart; `EngineError` is what callers see when it is not.
+    Recoverable by a restart; `EngineError` is what callers see when it is not. `replica`: which.
     """
+
+    def __init__(self, words: str, replica: int | None = None) -> None:
+        super().__init__(words)
+        self.replica = replica
 
 
 def sample_seed(seed: int, prompt_ids: Sequence[int], sample: int) -> int:

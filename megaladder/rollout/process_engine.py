@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,14 @@ from megaladder.rollout.engine import (
     EngineFailure,
     FileWeights,
     Health,
-    OnPiece,
     Piece,
     RestartBudget,
     SampleRequest,
-    SamplingParams,
     Weights,
 )
 from megaladder.rollout.replica import AnyReplica, Inbox, ReplicaSpec
-from megaladder.types import Completion, FinishReason
+from megaladder.rollout.wire import Stream, completion_of
+from megaladder.types import Completion
 
 POLL_S = 1.0
 CLOSE_PATIENCE_S = 5.0
@@ -144,6 +144,8 @@ class ProcessEngine(BaseEngine):
                 self._limits.stall_s,
             )
         except EngineFailure as failure:
+            if failure.replica is not None:  # whatever it does still, its answer is not waited for
+                self._replicas[failure.replica].kill()
             raise EngineError(f"{method}: {failure}") from None
         for index in sorted(replies):
             if "error" in replies[index]:
@@ -212,14 +214,13 @@ class ProcessEngine(BaseEngine):
                 if index not in indices:
                     others.append((index, incarnation, message))
                 elif message is None or message["op"] == "broken":
-                    raise EngineFailure(self._words(index, message))
+                    raise EngineFailure(self._words(index, message), index)
                 elif pattern.items() <= message.items():
                     found[index] = message
         except queue.Empty:
             silent = self._replicas[min(indices - found.keys())]
-            raise EngineFailure(
-                f"no answer within {timeout_s:.0f} s: {silent.post_mortem()}"
-            ) from None
+            words = f"no answer within {timeout_s:.0f} s: {silent.post_mortem()}"
+            raise EngineFailure(words, silent.index) from None
         finally:
             for item in others:
                 self._inbox.put(item)
@@ -237,7 +238,7 @@ class ProcessEngine(BaseEngine):
             return self._inbox.get(timeout=max(0.0, min(POLL_S, left_s)))
         for index in sorted(silent):
             if self._replicas[index].stopped:
-                raise EngineFailure(self._replicas[index].post_mortem())
+                raise EngineFailure(self._replicas[index].post_mortem(), index)
         if left_s <= POLL_S:
             raise queue.Empty
         return None
@@ -250,7 +251,7 @@ class ProcessEngine(BaseEngine):
     def _run(
         self, requests: Sequence[SampleRequest], budget: RestartBudget
     ) -> Generator[tuple[int, Completion]]:
-        stream = _Stream(requests, next(self._calls), self._on_piece)
+        stream = Stream(requests, next(self._calls), self._on_piece)
         loads = [_Load() for _ in self._replicas]
         finished = False
         try:
@@ -274,15 +275,13 @@ class ProcessEngine(BaseEngine):
                     replica.index, EngineFailure(replica.post_mortem()), budget, num_unfinished
                 )
 
-    def _submit(
-        self, index: int, share: Sequence[int], stream: _Stream, loads: list[_Load]
-    ) -> None:
+    def _submit(self, index: int, share: Sequence[int], stream: Stream, loads: list[_Load]) -> None:
         loads[index] = _Load(set(share))
         if share:
             self._replicas[index].send(stream.message(share))
 
     def _next_results(
-        self, stream: _Stream, loads: list[_Load], budget: RestartBudget
+        self, stream: Stream, loads: list[_Load], budget: RestartBudget
     ) -> Iterator[tuple[int, Completion]]:
         """Waits for one message and yields the completions in it.
 
@@ -309,9 +308,9 @@ class ProcessEngine(BaseEngine):
             for item in message["items"]:
                 if item["id"] in loads[index].pending:
                     loads[index].pending.discard(item["id"])
-                    yield item["id"], _completion(item, self._version)
+                    yield item["id"], completion_of(item, self._version)
 
-    def _heal_stalled(self, stream: _Stream, loads: list[_Load], budget: RestartBudget) -> None:
+    def _heal_stalled(self, stream: Stream, loads: list[_Load], budget: RestartBudget) -> None:
         now = time.monotonic()
         for index, load in enumerate(loads):
             replica = self._replicas[index]
@@ -327,7 +326,7 @@ class ProcessEngine(BaseEngine):
         self,
         index: int,
         failure: EngineFailure,
-        stream: _Stream,
+        stream: Stream,
         loads: list[_Load],
         budget: RestartBudget,
     ) -> None:
@@ -341,6 +340,7 @@ class ProcessEngine(BaseEngine):
     ) -> None:
         while True:
             budget.spend(failure, num_unfinished)
+            _tell(failure)
             self._restarts += 1
             try:
                 self._start([self._replicas[index]])
@@ -350,8 +350,19 @@ class ProcessEngine(BaseEngine):
         self._weights_after_restart(index)
 
     def _apply(self, weights: Weights, replica: int | None = None) -> None:
-        if replica is None:
-            self._start_dead()
+        """Once more for each restart allowed, where replicas are lost meanwhile."""
+        left = self._max_restarts if getattr(weights, "resendable", False) else 0
+        while True:
+            try:
+                return self._give(weights, replica)
+            except EngineError as error:
+                if not left or not self.dead_replicas:
+                    raise
+                left -= 1
+                _tell(error)
+
+    def _give(self, weights: Weights, replica: int | None) -> None:
+        self._start_dead(replica)
         client = _Client(self, replica)
         if isinstance(weights, FileWeights):
             self._load_folders(weights, replica)
@@ -370,12 +381,12 @@ class ProcessEngine(BaseEngine):
                 _require_weights(path)
         self.call("load_folder", [{"path": str(Path(path).resolve())} for path in paths], replica)
 
-    def _start_dead(self) -> None:
-        """Starts replicas that died since the last call.
+    def _start_dead(self, replica: int | None) -> None:
+        """Starts replicas that died since the last call, or this one of them.
 
         The new weights are for them too.
         """
-        dead = [replica for replica in self._replicas if not replica.alive]
+        dead = [one for one in self._replicas if not one.alive and replica in (None, one.index)]
         self._restarts += len(dead)
         try:
             self._start(dead)
@@ -421,6 +432,11 @@ class _Client:
         )
 
 
+def _tell(failure: Exception) -> None:
+    """Why an engine is started again, for who looks at the run's log later."""
+    print(f"megaladder: {failure}; it is started again", file=sys.stderr, flush=True)
+
+
 def _require_weights(path: str) -> None:
     if not any(Path(path).glob("*.safetensors")):
         raise ModelError(
@@ -433,67 +449,3 @@ def _wrap(key: str, value: Arguments, **more: str) -> Arguments:
     if isinstance(value, Sequence):
         return [{key: dict(item), **more} for item in value]
     return {key: dict(value or {}), **more}
-
-
-class _Stream:
-    """One `stream` call: its requests, and how they are told to a child.
-
-    Each prompt and each set of parameters is sent once.
-    """
-
-    def __init__(
-        self, requests: Sequence[SampleRequest], call: int, on_piece: OnPiece | None = None
-    ):
-        self.requests, self.call, self.on_piece = requests, call, on_piece
-
-    def spread(self, num_replicas: int) -> list[list[int]]:
-        """Request indices per replica.
-
-        All samples of a prompt go to one replica (prefix cache); shares are even to within one
-        prompt.
-        """
-        by_prompt: dict[tuple[int, ...], list[int]] = {}
-        for index, request in enumerate(self.requests):
-            by_prompt.setdefault(request.prompt_ids, []).append(index)
-        shares: list[list[int]] = [[] for _ in range(num_replicas)]
-        for indices in by_prompt.values():
-            min(shares, key=len).extend(indices)
-        return shares
-
-    def message(self, indices: Sequence[int]) -> dict[str, Any]:
-        """The "generate" message.
-
-        `requests` are [id, index into prompts, index into params, seed]."""
-        prompts: dict[tuple[int, ...], int] = {}
-        params: dict[SamplingParams, int] = {}
-        rows = []
-        for index in indices:
-            request = self.requests[index]
-            prompt = prompts.setdefault(request.prompt_ids, len(prompts))
-            rows.append(
-                [
-                    index,
-                    prompt,
-                    params.setdefault(replace(request.params, seed=None), len(params)),
-                    request.params.seed,
-                ]
-            )
-        return {
-            "op": "generate",
-            "call": self.call,
-            "pieces": self.on_piece is not None,
-            "requests": rows,
-            "prompts": [list(prompt) for prompt in prompts],
-            "params": [asdict(one) for one in params],
-        }
-
-    def prompt_length(self, index: int) -> int:
-        return len(self.requests[index].prompt_ids)
-
-
-def _completion(item: Mapping[str, Any], version: int) -> Completion:
-    reason = (
-        FinishReason(item["finish"]) if item["finish"] in ("stop", "length") else FinishReason.ABORT
-    )
-    logprobs, experts = tuple(item["logprobs"]), item.get("experts", "")
-    return Completion(tuple(item["ids"]), item["text"], reason, logprobs, version, experts)

@@ -35,6 +35,7 @@ from megaladder.errors import ConfigError, MissingDependencyError
 from megaladder.files.models import no_model
 from megaladder.model.hf_config import read_config_json
 from megaladder.model.moe.choices import to_text
+from megaladder.process.faults import fault_point
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.replica import SOCKET_VARIABLE, ChildSpec
 from megaladder.rollout.vllm.words import as_plain, engine_arguments, params_builder, refusal_types
@@ -226,6 +227,7 @@ class _Server:
                     return
                 self._handle(command)
             self._report(self._engine.step())
+            fault_point("engine_step")
             if time.monotonic() - last_beat > BEAT_S:
                 last_beat = time.monotonic()
                 self._channel.send({"op": "beat"})
@@ -330,6 +332,7 @@ class _Server:
             self._load_adapter(path)
             return
         self._llm.collective_rpc("load_folder", kwargs={"weights_path": path})
+        fault_point("engine_update")
 
     def _load_adapter(self, path: str) -> None:
         """Replaces the adapter: under a number of its own, for vLLM loads none twice."""
@@ -355,12 +358,14 @@ class _Server:
         self._llm.collective_rpc("watch_experts")
 
     def _do_sleep(self, level: int) -> bool:
+        fault_point("engine_sleep")
         if not self._features()["sleep"]:
             return False
         self._llm.sleep(level=level)
         return True
 
     def _do_wake(self, tags: list[str]) -> bool:
+        fault_point("engine_wake")
         if not self._features()["sleep"]:
             return False
         self._llm.wake_up(tags=tags or None)

@@ -195,13 +195,18 @@ class WeightSync:
         if due:
             parallel.on_main(lambda: _unless_dead(_main(self._engine), _watch))
         self._carrier.send(self._engine, version)
-        if self._resting:
+        if self._resting and not parallel.on_main(self._wake_cache):
+            # lost while it woke: the one in its place takes the weights again
+            self._carrier.send(self._engine, version)
             parallel.on_main(lambda: _main(self._engine).wake(["kv_cache"]))
         seconds = time.perf_counter() - began
         self.version, self._resting = version, False
         fault_point("after_sync")
         check = self._check() if due else None
         return SyncReport(version, seconds, self._model.num_bytes, check)
+
+    def _wake_cache(self) -> bool:
+        return _unless_dead(_main(self._engine), lambda engine: engine.wake(["kv_cache"]))
 
     def rest(self) -> None:
         """Between rounds: an engine on the trainer's devices gives them back and drops its weights.

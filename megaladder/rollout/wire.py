@@ -18,9 +18,13 @@ import signal
 import socket
 import struct
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from megaladder.process.signals import go_on_without_parent
+from megaladder.rollout.engine import OnPiece, SampleRequest, SamplingParams
+from megaladder.types import Completion, FinishReason
 
 TEMPORARY_VARIABLE = "MEGALADDER_ENGINE_TEMPORARY"  # the child's folder for temporary files
 HEAD = struct.Struct("!II")
@@ -135,7 +139,10 @@ def commands_of_parent(channel: Channel) -> queue.SimpleQueue[dict[str, Any]]:
     def listen() -> None:
         while (message := channel.receive()) is not None:
             commands.put(message)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for _ in range(100):  # the other thread may be writing there
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not os.path.isdir(temporary):
+                break
         os.killpg(os.getpgid(0), signal.SIGKILL)  # nothing of ours may stay
 
     if temporary:
@@ -143,3 +150,68 @@ def commands_of_parent(channel: Channel) -> queue.SimpleQueue[dict[str, Any]]:
     go_on_without_parent()
     threading.Thread(target=listen, daemon=True, name="commands").start()
     return commands
+
+
+class Stream:
+    """One `stream` call: its requests, and how they are told to a child.
+
+    Each prompt and each set of parameters is sent once.
+    """
+
+    def __init__(
+        self, requests: Sequence[SampleRequest], call: int, on_piece: OnPiece | None = None
+    ):
+        self.requests, self.call, self.on_piece = requests, call, on_piece
+
+    def spread(self, num_replicas: int) -> list[list[int]]:
+        """Request indices per replica.
+
+        All samples of a prompt go to one replica (prefix cache); shares are even to within one
+        prompt.
+        """
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(self.requests):
+            by_prompt.setdefault(request.prompt_ids, []).append(index)
+        shares: list[list[int]] = [[] for _ in range(num_replicas)]
+        for indices in by_prompt.values():
+            min(shares, key=len).extend(indices)
+        return shares
+
+    def message(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The "generate" message.
+
+        `requests` are [id, index into prompts, index into params, seed]."""
+        prompts: dict[tuple[int, ...], int] = {}
+        params: dict[SamplingParams, int] = {}
+        rows = []
+        for index in indices:
+            request = self.requests[index]
+            prompt = prompts.setdefault(request.prompt_ids, len(prompts))
+            rows.append(
+                [
+                    index,
+                    prompt,
+                    params.setdefault(replace(request.params, seed=None), len(params)),
+                    request.params.seed,
+                ]
+            )
+        return {
+            "op": "generate",
+            "call": self.call,
+            "pieces": self.on_piece is not None,
+            "requests": rows,
+            "prompts": [list(prompt) for prompt in prompts],
+            "params": [asdict(one) for one in params],
+        }
+
+    def prompt_length(self, index: int) -> int:
+        return len(self.requests[index].prompt_ids)
+
+
+def completion_of(item: Mapping[str, Any], version: int) -> Completion:
+    """An item of a "done" message, made with that version of the weights."""
+    reason = (
+        FinishReason(item["finish"]) if item["finish"] in ("stop", "length") else FinishReason.ABORT
+    )
+    logprobs, experts = tuple(item["logprobs"]), item.get("experts", "")
+    return Completion(tuple(item["ids"]), item["text"], reason, logprobs, version, experts)

@@ -53,12 +53,18 @@ class Records:
         return self._plan.out / NOTES / job.stage / job.label
 
     def is_finished(self, job: Job) -> bool:
-        """Whether its record says so and is still true."""
+        """Whether its record says so and is still true.
+
+        Then what it took stands there, and a note that a start which was killed just then left goes.
+        """
         record = self._read(job)
         if record.get("inputs") != self._inputs_of(job):
             return False
         written = record["outputs"].items()
-        return all(is_as_written(job.folder / name, found) for name, found in written)
+        finished = all(is_as_written(job.folder / name, found) for name, found in written)
+        if finished:
+            (self.notes(job) / "cost.json").unlink(missing_ok=True)
+        return finished
 
     def begin(self, job: Job) -> None:
         """Makes the job's folder; what was made there from something else is removed.

@@ -6,6 +6,7 @@ PYTHONPATH=.:tests python -m chaos.liveness [NAME …]
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -17,19 +18,24 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import forked_engines
 from distributed import environment
 from rollout.test_process_engine import PARAMS, PROMPTS, engine
 from rollout.test_server_replica import HEAD, Server
+from tiny_models import build_tiny_model
 from waiting import is_alive, wait_until
 
-from megaladder.errors import MegaladderError
+from megaladder.errors import EngineError, MegaladderError
 from megaladder.process.ranks import is_stopped
 from megaladder.rewards import child, worker
 from megaladder.rewards.worker import GradePool, GradeTask
+from megaladder.rollout.engine import SamplingParams
 from megaladder.rollout.process_engine import Limits, ProcessEngine
 from megaladder.rollout.remote.server import ServerOptions, ServerSpec
+from megaladder.rollout.vllm_engine import VllmEngine, VllmOptions
 
 Found = tuple[float, str]
 BACKGROUND = ("--checkpoint.async-save", "true")
@@ -108,6 +114,43 @@ def rank(fault: str, folder: Path, *flags: str) -> Found:
     return time.monotonic() - begun, f"status {running.returncode}, {word['message']}"
 
 
+class _Heard(io.StringIO):
+    """What is said on stderr, and since when."""
+
+    since = 0.0
+
+    def write(self, text: str) -> int:
+        self.since = self.since or time.monotonic()
+        return super().write(text)
+
+
+def vllm(fault: str, action: Callable[[VllmEngine, str], object], folder: Path) -> Found:
+    """The real one (a fork of a process that has imported it), lost at that place; afterwards it
+    generates with new weights. From the request to the words."""
+    model = str(build_tiny_model(folder / "model"))
+    options = VllmOptions(model, max_model_len=256, cpu_kv_cache_gib=0.1, log_dir=str(folder))
+    os.environ["MEGALADDER_FAULT"] = fault
+    with forked_engines.server() as door, forked_engines.using(door):
+        with VllmEngine(options, Limits(stall_s=1800.0, max_restarts=1)) as one:
+            del os.environ["MEGALADDER_FAULT"]
+            begun, heard = time.monotonic(), _Heard()
+            with contextlib.redirect_stderr(heard):
+                words = _words_of(lambda: action(one, model))
+            seconds = (heard.since or time.monotonic()) - begun
+            one.update_weights(model, 2)
+            assert len(one.generate(PROMPTS, LONG, expect_version=2)) == len(PROMPTS)
+            assert one.restarts == 1
+    return seconds, heard.getvalue() or f"{words}; the next update starts another"
+
+
+def _words_of(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
 def hub(folder: Path) -> Found:
     """A hub that accepts and says nothing, with a patience of 3 s."""
     from megaladder.data.sources import hub as asked
@@ -181,6 +224,13 @@ def _end(there: Server) -> None:
     there.server_close()
 
 
+LONG = SamplingParams(n=2, max_tokens=64, ignore_eos=True, seed=1)
+IN_VLLM: dict[str, tuple[str, Callable[[VllmEngine, str], object]]] = {
+    "a rollout": ("engine_step:20", lambda one, _: one.generate(PROMPTS, LONG)),
+    "a weight update": ("engine_update:1", lambda one, model: one.update_weights(model, 1)),
+    "sleep": ("engine_sleep:1", lambda one, _: one.sleep(1)),
+    "wake": ("engine_wake:1", lambda one, _: one.wake()),
+}
 ROWS: dict[str, Callable[[Path], Found]] = {
     "grader does not read": lambda f: grader("time.sleep(100_000)", f),
     "grader is stopped": lambda f: grader("os.kill(os.getpid(), signal.SIGSTOP)", f),
@@ -208,6 +258,11 @@ ROWS: dict[str, Callable[[Path], Found]] = {
     "rank is killed in a save": lambda f: rank("writing:1:SIGKILL@rank1", f),
     "rank is killed": lambda f: rank("update:6:SIGKILL@rank1", f),
     "rank is stopped": lambda f: rank("update:6:SIGSTOP@rank1", f),
+    **{
+        f"vLLM is {done} in {place}": partial(vllm, f"{point}:{by}", action)
+        for place, (point, action) in IN_VLLM.items()
+        for done, by in (("stopped", "SIGSTOP"), ("killed", "SIGKILL"))
+    },
 }
 
 

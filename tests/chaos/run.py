@@ -79,6 +79,7 @@ def one_program(name: str, budget: Budget) -> Row:
     began = time.monotonic()
     # as in the product: what a pool of spawned processes makes would be spawned too
     multiprocessing.set_start_method("fork", force=True)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes: a fork has no other threads
     os.dup2(os.open(budget.scratch / f"{name}.stderr", os.O_WRONLY | os.O_CREAT), 2)
     bench = schedules.bench(name, budget.scratch)
     row = Row(name, f"{len(bench.size.files)} file calls, {len(bench.size.wires)} wire writes")

@@ -3,7 +3,7 @@ seed, misbehaves on demand.
 
 STUB_PLAN (JSON): `die_after`/`hang_after`/`break_after`/`stop_after`/`garble_after` (with bytes
 `garbage`) completions (first `faulty` incarnations only, counted in `counter`'s lines); `deaf`:
-stops as soon as it is ready, `leave`: a temporary file, `refuse_longer` tokens, `slow_s` per completion, `log`: where
+stops as soon as it is ready, `leave`: a temporary file, `lost_in`: a call, `by` that signal, `refuse_longer` tokens, `slow_s` per completion, `log`: where
 calls are written.
 """
 
@@ -100,6 +100,8 @@ while (command := commands.get())["op"] != "exit":
         generate(command)
     elif command["op"] == "call":
         note(f"call {command['method']} {json.dumps(command['kwargs'])}")
+        if faulty and command["method"] == plan.get("lost_in"):
+            os.kill(os.getpid(), getattr(signal, plan["by"]))
         reply = {"op": "reply", "call": command["call"]}
         broken = command["method"] == "load_folder" and "bad" in command["kwargs"]["path"]
         channel.send(

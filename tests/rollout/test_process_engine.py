@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,40 @@ def test_weights_go_to_all_and_after_a_restart_to_the_new_child_only(tmp_path):
             two.update_weights(str(tmp_path / "bad"), 5)
         two.update_weights(str(tmp_path / "w"), 5)
         assert two.generate(PROMPTS, PARAMS, expect_version=5)
+
+
+@pytest.mark.parametrize("by", ["SIGKILL", "SIGSTOP"])
+def test_a_child_lost_in_an_update_is_replaced_once_and_named(tmp_path, monkeypatch, capfd, by):
+    monkeypatch.setattr(ranks, "STOPPED_S", 0.2)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    plan = {"lost_in": "load_folder", "by": by}
+    with engine(tmp_path, plan, {}, stall_s=1000.0) as two:
+        two.update_weights(str(tmp_path), 4)
+        assert two.restarts == 1 and len(two.generate(PROMPTS, PARAMS, expect_version=4)) == 6
+    what = "killed by SIGKILL" if by == "SIGKILL" else r"process \d+ has been stopped for 0.2 s"
+    assert re.search(
+        rf"load_folder: replica 0 {what}.*; it is started again", capfd.readouterr().err
+    )
+    (tmp_path / "always").mkdir()
+    with engine(tmp_path / "always", {**plan, "faulty": 2}, stall_s=1000.0) as one:
+        with pytest.raises(EngineError, match=f"load_folder: replica 0 {what}"):
+            one.update_weights(str(tmp_path), 4)
+        with pytest.raises(EngineError, match="did not finish"):
+            one.generate(PROMPTS, PARAMS)
+
+
+@pytest.mark.parametrize("method", ["sleep", "wake"])
+@pytest.mark.parametrize("by", ["SIGKILL", "SIGSTOP"])
+def test_a_child_lost_in_a_call_is_dead_for_the_next_update(tmp_path, monkeypatch, method, by):
+    """Which starts another in its place: nobody waits again for one that stands still."""
+    monkeypatch.setattr(ranks, "STOPPED_S", 0.2)
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with engine(tmp_path, {"lost_in": method, "by": by}, stall_s=1000.0) as one:
+        with pytest.raises(EngineError, match=f"{method}: replica 0 "):
+            getattr(one, method)()
+        assert one.dead_replicas == [0]
+        one.update_weights(str(tmp_path), 1)
+        assert len(one.generate(PROMPTS, PARAMS, expect_version=1)) == 6 and one.restarts == 1
 
 
 def test_death_between_calls_is_healed_by_the_next(tmp_path, expected):

@@ -77,8 +77,12 @@ def test_what_is_finished_is_not_done_again(
     whole: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing may be started
+    # of a start that was killed when the job's record was written already
+    left = whole / "out" / ".study" / "evaluate" / "a" / "cost.json"
+    left.write_text("{}")
     run_study(StudyConfig(name=str(whole / "small"), out=str(whole / "out")))
     assert "more: 2 job(s), 2 finished by an earlier start" in capfd.readouterr().out
+    assert not left.exists()
 
 
 def test_only_what_depends_on_a_change_is_done_again(
