@@ -103,6 +103,7 @@ def override_kernels() -> None:
 def preload() -> None:
     """All that a start imports; nothing is computed, so there is one thread to fork."""
     gc.disable()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes
     import vllm
 
     import megaladder.rollout.vllm_engine
