@@ -241,9 +241,8 @@ class Replica:
 def last_error(log_path: Path) -> str:
     """The last line of a log that names an error, at most 500 characters.
 
-    `ValueError: …`, else the last line of all.
-
-    At most 500 characters.
+    `ValueError: …`, but in no warning: what failed there was done in another way. Else the last
+    line of all.
     """
     try:
         with log_path.open("rb") as file:
@@ -255,5 +254,6 @@ def last_error(log_path: Path) -> str:
             ]
     except OSError:
         return ""
-    errors = [line for line in lines if "Error:" in line or "Exception:" in line]
+    told = [line for line in lines if " WARNING " not in line]
+    errors = [line for line in told if "Error:" in line or "Exception:" in line]
     return (errors or lines or [""])[-1][:500]

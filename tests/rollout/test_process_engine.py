@@ -20,7 +20,7 @@ from megaladder.errors import ConfigError, EngineError, ModelError
 from megaladder.process import ranks
 from megaladder.rollout.engine import SamplingParams, expand
 from megaladder.rollout.process_engine import Limits, ProcessEngine
-from megaladder.rollout.replica import ChildSpec
+from megaladder.rollout.replica import ChildSpec, last_error
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUB = Path(__file__).with_name("stub_child.py")
@@ -144,6 +144,15 @@ def _leave_a_file(folder: Path, kill_it: bool, kill_us: bool) -> int:
         if kill_it:
             os.kill(one.pids[0], signal.SIGKILL)
     return 0
+
+
+def test_a_warning_is_not_blamed_for_an_end(tmp_path):
+    log = tmp_path / "vllm_0.log"
+    warning = "WARNING 11-29 [utils.py:597] another way is taken. Exception: no primitive"
+    log.write_text(f"(Main) {warning}\nready\n")
+    assert last_error(log) == "ready"
+    log.write_text(f"ValueError: no such model\n(Main) {warning}\nready\n")
+    assert last_error(log) == "ValueError: no such model"
 
 
 def test_second_loss_ends_the_call_with_the_engines_words(tmp_path):

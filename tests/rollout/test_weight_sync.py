@@ -14,6 +14,7 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -313,6 +314,41 @@ def test_vllm_with_new_weights_equals_a_fresh_one_and_survives_being_killed(tie,
         f"reload of {sum(p.stat().st_size for p in other.glob('*.safetensors')):,} bytes:"
         f" {reload_s:.3f} s"
     )
+
+
+class Waking:
+    """An engine that is lost when it first gives its cache memory again."""
+
+    def __init__(self) -> None:
+        self.dead_replicas: list[int] = []
+        self.did: list[object] = []
+
+    def sleep(self, level: int) -> bool:
+        return True
+
+    def wake(self, tags: list[str]) -> None:
+        self.did.append(*tags)
+        if tags == ["kv_cache"] and self.did.count("kv_cache") == 1:
+            self.dead_replicas = [0]
+            raise EngineError("killed by SIGKILL")
+
+
+class Carrying:
+    def __init__(self, *_: object) -> None: ...
+
+    def send(self, engine: Waking, version: int) -> None:
+        engine.dead_replicas = []
+        engine.did.append(version)
+
+
+def test_an_engine_that_is_lost_while_it_wakes_takes_the_weights_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(weight_sync, "FileCarrier", Carrying)
+    engine, model = Waking(), SimpleNamespace(chunks=(), adapters=None, num_bytes=0)
+    options = weight_sync.SyncOptions("file", 1, "never", tmp_path, colocated=True)
+    sync = weight_sync.WeightSync(model, options, engine, version=0)
+    sync.rest()
+    assert sync.send(1).version == 1
+    assert engine.did == ["weights", 1, "kv_cache", 1, "kv_cache"]
 
 
 @pytest.mark.slow
