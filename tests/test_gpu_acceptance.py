@@ -22,7 +22,7 @@ from waiting import descendants, is_alive, wait_until
 
 from megaladder.errors import ConfigError, MegaladderError
 from megaladder.tools import gpu_acceptance
-from megaladder.tools.acceptance import page, record
+from megaladder.tools.acceptance import kit, page, record
 from megaladder.tools.acceptance.context import Context, kept_cases
 from megaladder.tools.acceptance.stages import gpu_tests
 from megaladder.tools.acceptance.stages.kernels import goal_figures
@@ -323,3 +323,11 @@ def setup_requirements() -> list[str]:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRES":
             return ast.literal_eval(node.value)
     raise AssertionError("setup.py has no REQUIRES")
+
+
+def test_the_kit_has_what_vllm_imports_before_it_generates() -> None:
+    """On 28 November 2026 its first stop on an H200 was `import llguidance`."""
+    listed = names("gpu_kit_vllm.txt")
+    assert {"llguidance", "xgrammar", "apache-tvm-ffi", "outlines-core"} <= listed
+    assert "lm-format-enforcer" in listed and "flashinfer-python" not in listed
+    assert "VLLM_USE_FLASHINFER_SAMPLER=0" in kit.TEXT

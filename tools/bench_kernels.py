@@ -6,6 +6,7 @@ And against what the machine could do.
     python -m megaladder.tools.bench_kernels --csv F --markdown F   # one GPU: a sweep of shapes
     python -m megaladder.tools.bench_kernels --checks   # one GPU: CUDA graph, torch.compile, …
     python -m megaladder.tools.bench_kernels --memory   # CPU: peak bytes per token of an SFT head
+    python -m megaladder.tools.bench_kernels --fp8-errors   # CPU: gradient products in eight bits
 
 Every round runs all contenders of a shape once, in another order (rotations of a fixed shuffle),
 next to a copy of as many bytes as the logits hold and to the bare three matrix products: ratios
@@ -329,6 +330,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--checks", action="store_true")
+    parser.add_argument(
+        "--fp8-errors",
+        action="store_true",
+        help="what eight bits would do to the gradients; on a CPU",
+    )
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--memory-tokens", type=int, nargs="+", default=[128, 256, 512, 1024])
     parser.add_argument(
@@ -343,6 +349,11 @@ def main(argv: list[str] | None = None) -> int:
             print(peak_bytes_per_token(variant, *map(int, sizes)))
         else:
             print(memory_table(arguments.memory_tokens, 64, arguments.vocab))
+        return 0
+    if arguments.fp8_errors:
+        from megaladder.tools.kernel_peers.fp8_error import table
+
+        print(table())
         return 0
     if arguments.checks:
         return run_checks()
