@@ -24,7 +24,7 @@ from megaladder.errors import ConfigError, MegaladderError
 from megaladder.tools import gpu_acceptance
 from megaladder.tools.acceptance import kit, page, record
 from megaladder.tools.acceptance.context import Context, kept_cases
-from megaladder.tools.acceptance.stages import gpu_tests
+from megaladder.tools.acceptance.stages import gpu_tests, grpo, rollout
 from megaladder.tools.acceptance.stages.kernels import goal_figures
 from megaladder.tools.acceptance.table import BY_NAME, BY_VALUE, LIMIT_S, STAGES
 from megaladder.tools.bench_kernels import HEAD_TABLE
@@ -331,3 +331,13 @@ def test_the_kit_has_what_vllm_imports_before_it_generates() -> None:
     assert {"llguidance", "xgrammar", "apache-tvm-ffi", "outlines-core"} <= listed
     assert "lm-format-enforcer" in listed and "flashinfer-python" not in listed
     assert "VLLM_USE_FLASHINFER_SAMPLER=0" in kit.TEXT
+
+
+def test_steps_that_miss_a_figure_do_not_cost_the_others() -> None:
+    """A phase that only some steps have, and a run whose engine was compared with nothing."""
+    row = {"reward": 0.5, "loss": 0.0, "step_s": 2.0, "tokens": 10, "update_s": 1.0}
+    found = grpo._summary([row, row | {"grading_cpu_s": 0.5}, row])
+    assert found["phases_s"] == {"grading_cpu_s": 0.25, "update_s": 1.0}
+    assert rollout._mismatch([row])["mismatch_max"] is None
+    watched = {"mismatch_mean": 0.01, "mismatch_k3": 0.1, "mismatch_max": 0.3}
+    assert rollout._mismatch([row, row | watched]) == watched

@@ -62,6 +62,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "loss": [row["loss"] for row in rows],
         "mismatch_mean": [row.get("mismatch_mean") for row in rows],
         "step_s": sorted(row["step_s"] for row in later)[len(later) // 2],
-        "phases_s": {name: sum(row[name] for row in later) / len(later) for name in phases},
+        "phases_s": {
+            name: sum(row.get(name, 0.0) for row in later) / len(later) for name in phases
+        },
         "tokens_per_s": sum(row["tokens"] for row in later) / sum(row["step_s"] for row in later),
     }

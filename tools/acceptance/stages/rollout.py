@@ -80,6 +80,7 @@ def _synced(context: Context, model: Path, transport: str) -> dict[str, Any]:
         **grpo_overrides(context, model, folder, STEPS),
         rollout__sync=transport,
         rollout__check_sync="always",
+        grpo__skip_zero_advantage=False,  # so that every token is compared with the engine's
         optim__lr=1e-6,
     )
     rows = context.metrics(folder)
@@ -100,7 +101,8 @@ def _mismatch(rows: list[dict[str, Any]]) -> dict[str, Any]:
     One whose advantages are all zero compares none."""
     compared = [row for row in rows if "mismatch_mean" in row]
     if not compared:
-        return {"mismatch_mean": None, "mismatch_note": "no step had a token with an advantage"}
+        note = "no step trained on a token"
+        return {"mismatch_mean": None, "mismatch_max": None, "mismatch_note": note}
     means = {
         name: sum(row[name] for row in compared) / len(compared)
         for name in ("mismatch_mean", "mismatch_k3")
