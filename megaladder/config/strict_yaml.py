@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
 
 from megaladder.errors import ConfigError
 
@@ -22,6 +23,7 @@ _PLAIN_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 # far more than any file that people write
 MAX_VALUES, MAX_DEPTH = 100_000, 50
 _TOO_DEEP = f"values inside values, more than {MAX_DEPTH} deep; fix: write them flat"
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 _TAGS_ARE_NOT_READ = "tags such as !!python are not read"
 
 
@@ -47,16 +49,8 @@ class YamlFile:
         return self.path
 
 
-class _CoreLoader(yaml.SafeLoader):
-    """SafeLoader with the implicit types of the YAML 1.2 core schema only.
-
-    No dates, no yes/no, no sexagesimals, no merge keys.
-    """
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's class-level registry)
-
-
-for _tag, _pattern, _first in (
+# implicit types of the YAML 1.2 core schema: tag, pattern, first characters
+_CORE_SCHEMA = (
     ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
@@ -65,17 +59,55 @@ for _tag, _pattern, _first in (
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
         list("-+.0123456789"),
     ),
-):
-    _CoreLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
-    )
+)
 
 
-def _decimal_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+def _decimal_int(loader: Any, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))  # `010` is ten, as in YAML 1.2
 
 
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", _decimal_int)
+def _core_loader(base: Any) -> Any:
+    """A safe loader of PyYAML with the implicit types of the core schema only.
+
+    No dates, no yes/no, no sexagesimals, no merge keys.
+    """
+    loader: Any = type("CoreLoader", (base,), {"yaml_implicit_resolvers": {}})
+    for tag, pattern, first in _CORE_SCHEMA:
+        loader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), first
+        )
+    loader.add_constructor("tag:yaml.org,2002:int", _decimal_int)
+    return loader
+
+
+def _quick_loader() -> Any:
+    """The same around libyaml's parser, where PyYAML was built with it.
+
+    Its events are put together in Python: libyaml's own composer goes as deep as the values lie,
+    and ends the process where its stack ends."""
+    if not yaml.__with_libyaml__:
+        return _PLAIN
+    libyaml: Any = yaml.CSafeLoader
+
+    class Composed(Composer, libyaml):  # type: ignore[misc]
+        def __init__(self, text: str) -> None:
+            libyaml.__init__(self, text)
+            Composer.__init__(self)
+
+    return _core_loader(Composed)
+
+
+class _Bounded(yaml.SafeLoader):
+    """The time of its scanner grows with the square of the depth of brackets."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level > MAX_DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
+
+
+_PLAIN = _core_loader(_Bounded)
+_QUICK = _quick_loader()
 
 
 def load_yaml(path: str | Path) -> YamlFile:
@@ -108,8 +140,7 @@ def load_yaml(path: str | Path) -> YamlFile:
 def parse_yaml(text: str, path: str) -> YamlFile:
     """`load_yaml` for text in hand; `path` only names it in messages."""
     try:
-        loader = _CoreLoader(text)
-        root = loader.get_single_node()
+        loader, root = _composed(text)
     except RecursionError:
         raise ConfigError(f"{path}: {_TOO_DEEP}") from None
     except yaml.MarkedYAMLError as error:
@@ -137,10 +168,25 @@ def parse_yaml(text: str, path: str) -> YamlFile:
     return YamlFile(path, values, lines)
 
 
+def _composed(text: str) -> tuple[Any, Any]:
+    """A loader and the node of the one document in `text`, None for an empty one.
+
+    libyaml reads it several times as fast; what that refuses, the parser in Python accepts, or
+    refuses in its words.
+    """
+    try:
+        loader = _QUICK(text)
+        return loader, loader.get_single_node()
+    except (yaml.YAMLError, UnicodeError):
+        loader = _PLAIN(text)
+        return loader, loader.get_single_node()
+
+
 def parse_value(text: str) -> Any:
     """A value as a file would hold it; text that is no YAML stays text, `None` is nothing."""
     try:
-        value = yaml.load(text, _CoreLoader)
+        loader, root = _composed(text)
+        value = None if root is None else loader.construct_document(root)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return None if value == "None" else value
@@ -153,7 +199,7 @@ class _Builder:
     Refuses duplicate or non-string keys and self-containing anchors.
     """
 
-    loader: _CoreLoader
+    loader: Any
     path: str
     lines: dict[KeyPath, int]
 
@@ -203,7 +249,7 @@ class _Builder:
                     f"{self.path}:{line}: a key must be a plain word, found a {key_node.id}; fix:"
                     " quote it"
                 )
-            name = key_node.value
+            name = self._whole(key_node.value, line)
             if name in first_line:
                 dotted = ".".join((*key, name))
                 before = first_line[name]
@@ -218,12 +264,21 @@ class _Builder:
 
     def _scalar(self, node: yaml.Node, line: int) -> Any:
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             reason = getattr(error, "problem", None) or str(error)
             raise ConfigError(
                 f"{self.path}:{line}: {reason}; fix: a plain value ({_TAGS_ARE_NOT_READ})"
             ) from None
+        return self._whole(value, line)
+
+    def _whole(self, value: Any, line: int) -> Any:
+        """Half of a surrogate pair (`"\\ud800"`) is no text, and could not be written again."""
+        if isinstance(value, str) and not value.isascii() and _HALF_PAIR.search(value):
+            raise ConfigError(
+                f"{self.path}:{line}: half of a UTF-16 surrogate pair; fix: the character itself"
+            )
+        return value
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from megaladder.types import Message, Problem
 MAX_LEVEL = 5
 WAVE = 64  # judgements that are under way together
 HTTP_TIMEOUT_S = 300.0  # of a whole request, however its answer comes
+_NO_USE = (*range(300, 400), 400, 401, 403, 404)  # statuses after which no further try helps
 # no connection, half an answer, no JSON, or JSON of another shape
 _NO_ANSWER = (
     *(OSError, http.client.HTTPException),
@@ -179,7 +180,7 @@ class HttpJudge:
                 return str(reply["choices"][0]["message"]["content"] or "")
             except _NO_ANSWER as error:
                 if attempt == section.retries or (
-                    isinstance(error, urllib.error.HTTPError) and error.code in (400, 401, 403, 404)
+                    isinstance(error, urllib.error.HTTPError) and error.code in _NO_USE
                 ):
                     raise RunStopped(
                         f"the judge at {self._address} failed ({type(error).__name__}: {error}) after"

@@ -11,12 +11,16 @@ that is no wrong answer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 from megaladder.errors import ConfigError, RewardError
 from megaladder.rewards.cpu_time import CpuMeter
@@ -27,6 +31,7 @@ from megaladder.types import Graded, GradeReason
 
 REAPER = str(reap.__file__)
 CANNOT_START = 127
+MAX_SAID_BYTES = 1 << 20  # of each stream, its end: a verdict takes less
 
 
 class SandboxPool:
@@ -66,7 +71,7 @@ class SandboxPool:
             return Graded(False, None, GradeReason.NO_ANSWER, "no ``` block")
         try:
             tests = json.loads(task.gold)
-        except ValueError:
+        except (ValueError, RecursionError):
             tests = task.gold
         try:
             done = _run(self._command, json.dumps({"code": code, "tests": tests}), self._timeout_s)
@@ -85,6 +90,28 @@ class SandboxPool:
         return _verdict(task, done)
 
 
+class _Said(threading.Thread):
+    """The end of what a stream says until it closes: it may be much, and no text."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._stream, self.raw = stream, b""
+        self.start()
+
+    def run(self) -> None:
+        with self._stream:
+            while piece := self._stream.read1(1 << 16):  # type: ignore[attr-defined]
+                self.raw = (self.raw + piece)[-MAX_SAID_BYTES:]
+
+
+def _tell(stream: IO[bytes], job: bytes) -> None:
+    """Hands the job over; a command that does not read it is no fault."""
+    with contextlib.suppress(OSError):
+        stream.write(job)
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
 def _run(command: list[str], job: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """The command's end. It runs under `reap`, which leaves none of its processes behind.
 
@@ -96,15 +123,24 @@ def _run(command: list[str], job: str, timeout_s: float) -> subprocess.Completed
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         start_new_session=True,
     )
+    assert process.stdin and process.stdout and process.stderr
+    ends_at = time.monotonic() + timeout_s
+    said = _Said(process.stdout), _Said(process.stderr)
+    teller = threading.Thread(target=_tell, args=(process.stdin, job.encode()), daemon=True)
+    teller.start()
     try:
-        out, err = process.communicate(job, timeout=timeout_s)
+        for one in said:  # both close once the command and all that it started have ended
+            one.join(max(0.0, ends_at - time.monotonic()))
+        process.wait(max(0.0, ends_at - time.monotonic()))
     finally:
         if process.poll() is None:
             process.terminate()  # the reaper ends what it watches, then itself
-            process.communicate()
+            process.wait()
+        for thread in (*said, teller):
+            thread.join()
+    out, err = (one.raw.decode("utf-8", "replace") for one in said)
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
@@ -112,7 +148,7 @@ def _verdict(task: GradeTask, done: subprocess.CompletedProcess[str]) -> Graded:
     try:
         reply = json.loads(done.stdout)
         passed, detail = reply["passed"], str(reply.get("detail", ""))[:500]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         passed, detail = None, ""
     if done.returncode != 0 or not isinstance(passed, bool):
         said = (done.stderr or done.stdout).strip()[-300:]

@@ -161,6 +161,9 @@ def _myself() -> dict[str, object]:
     }
 
 
+_KINDS = {"pid": int, "host": str, "since": str, "started": str}
+
+
 def _holder_in_words(holder: dict[str, object]) -> str:
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
 
@@ -168,10 +171,10 @@ def _holder_in_words(holder: dict[str, object]) -> str:
 def _read_holder(path: Path) -> dict[str, object]:
     unknown: dict[str, object] = {"pid": "?", "host": "?", "since": "?", "started": None}
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        said = json.loads(path.read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, RecursionError, AttributeError):
         return unknown
-    return {**unknown, **found} if isinstance(found, dict) else unknown
+    return {**unknown, **{key: one for key, one in said if isinstance(one, _KINDS.get(key, ()))}}
 
 
 def _is_dead(holder: dict[str, object], age_s: float) -> bool:

@@ -28,6 +28,16 @@ def checked_answers(message: Any, num_pending: int) -> list[list[Any]]:
 def _is_answer(*parts: Any) -> bool:
     if len(parts) == 1:
         return isinstance(parts[0], str)
-    if len(parts) != 4 or parts[0] not in (True, False, None):
+    if len(parts) != 4 or not isinstance(parts[0], bool | None):
         return False
-    return isinstance(parts[1], str | None) and parts[2] in _REASONS and isinstance(parts[3], str)
+    texts = isinstance(parts[1], str | None) and isinstance(parts[3], str)
+    return texts and isinstance(parts[2], str) and parts[2] in _REASONS
+
+
+def is_beginning(message: Any) -> bool:
+    """Whether a grading process may begin with this: what protects it, or why it cannot start."""
+    if not isinstance(message, dict):
+        return False
+    ready = message.get("ready")
+    protected = isinstance(ready, list) and all(isinstance(one, str) for one in ready)
+    return protected or isinstance(message.get("error"), str)

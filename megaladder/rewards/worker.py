@@ -34,7 +34,7 @@ import megaladder
 from megaladder.errors import ConfigError, DataError
 from megaladder.process.ranks import is_stopped
 from megaladder.rewards import child
-from megaladder.rewards.answers import Nonsense, checked_answers
+from megaladder.rewards.answers import Nonsense, checked_answers, is_beginning
 from megaladder.rewards.cpu_time import Activity, CpuMeter
 from megaladder.rewards.dialects import OWN_DIALECT
 from megaladder.rewards.extract import MAX_RESPONSE_CHARS
@@ -50,6 +50,7 @@ MAX_ANSWER_BYTES = 16 << 20
 START_TIMEOUT_S = 120.0
 # between two looks at processes that owe answers
 LOOK_S = 1.0
+MAX_LOST_IDLE = 20  # of one call
 _TIME_SIGNALS = (-signal.SIGALRM, -signal.SIGPROF, -signal.SIGXCPU)
 
 
@@ -174,7 +175,7 @@ class _Run:
         self.found: dict[int, list[Any]] = {}
         self.num_missing = len(tasks)
         self.tried_once: set[int] = set()
-        self.num_lost_starts = 0
+        self.num_lost = Counter[bool]()  # without work; by whether they had become ready
         self.selector = selectors.DefaultSelector()
 
     def answers(self) -> list[list[Any]]:
@@ -263,7 +264,7 @@ class _Run:
             self._lost(worker, worker.died())
 
     def _begin(self, worker: _Worker, message: Any) -> None:
-        if not isinstance(message, dict) or not {"error", "ready"} & message.keys():
+        if not is_beginning(message):
             raise Nonsense("began with something that is no beginning")
         if "error" in message:
             raise ConfigError(_start_message(message["error"]))
@@ -289,12 +290,10 @@ class _Run:
         self.pool._workers.remove(worker)
         self.pool._cpu.look([worker.process.pid])
         worker.kill()
-        if not worker.ready:
-            self.num_lost_starts += 1
-            if self.num_lost_starts == 1:  # by somebody else, perhaps: another takes its place
-                return
-            raise ConfigError(_start_message(f"the process ended before it was ready ({detail})"))
-        if not worker.pending:
+        if not worker.pending:  # by somebody else, perhaps: another takes its place
+            self.num_lost[worker.ready] += 1
+            if self.num_lost[worker.ready] > (MAX_LOST_IDLE if worker.ready else 1):
+                raise ConfigError(_start_message(f"the process ended before it had work ({detail})"))
             return
         culprit = worker.current()
         self.todo.extendleft(index for index in reversed(worker.pending) if index != culprit)

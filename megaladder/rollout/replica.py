@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from megaladder.process.gpu_stack import cudnn_environment
 from megaladder.process.ranks import StoppedProcesses, is_stopped, stopped_in_words
-from megaladder.rollout.wire import TEMPORARY_VARIABLE, Channel
+from megaladder.rollout.wire import TEMPORARY_VARIABLE, Channel, is_of_child
 
 SOCKET_VARIABLE = "MEGALADDER_ENGINE_SOCKET"  # the child's end, as a file descriptor number
 LOG_TAIL_BYTES = 20_000
@@ -233,7 +233,7 @@ class Replica:
         return stopped_in_words(self.pid) if self.stopped else "still running"
 
     def _read(self, channel: Channel, incarnation: int) -> None:
-        while (message := channel.receive()) is not None:
+        while (message := channel.receive(is_of_child)) is not None:
             self._inbox.put((self.index, incarnation, message))
         self._inbox.put((self.index, incarnation, None))
 

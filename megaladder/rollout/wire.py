@@ -18,7 +18,7 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,6 +30,73 @@ TEMPORARY_VARIABLE = "MEGALADDER_ENGINE_TEMPORARY"  # the child's folder for tem
 HEAD = struct.Struct("!II")
 _ALL_BITS = 0xFFFFFFFF
 MAX_MESSAGE_BYTES = 1 << 30  # far above a round of prompts; more is garbage
+Kinds = Mapping[str, Any]  # name → type, or types
+# what a message has by its `op`: of an engine's child, and of rank 0 to another node
+_OF_CHILD: dict[str, Kinds] = {
+    "ready": {"describe": dict, "features": dict},
+    "beat": {},
+    "broken": {"message": str},
+    "refused": {"call": int, "id": int, "message": str},
+    "piece": {"call": int, "start": int, "text": str},
+    "done": {"call": int, "items": list},
+    "reply": {"call": int},
+}
+_FOR_NODE: dict[str, Kinds] = {
+    "start": {},
+    "tell": {"message": dict},
+    "stop": {"patience_s": (int, float)},
+}
+_ITEM: Kinds = {"id": int, "ids": list, "text": str, "finish": (str, type(None)), "logprobs": list}
+_GREETING: Kinds = {"node": int, "slot": int, "slots": int}
+_REFUSAL: Kinds = {"node": int, "error": str, "exit_status": int}
+_OF_NODE: Kinds = {
+    "incarnation": int,
+    "message": (dict, type(None)),
+    "how": str,
+    "pid": (int, type(None)),
+}
+
+
+def is_of_child(message: dict[str, Any]) -> bool:
+    """Whether an engine's child may say this."""
+    op = message.get("op")
+    if not isinstance(op, str) or not _has(message, _OF_CHILD.get(op)):
+        return False
+    if op == "reply":
+        return "result" in message or isinstance(message.get("error"), str)
+    return op != "done" or all(map(_is_item, message["items"]))
+
+
+def _is_item(item: Any) -> bool:
+    """A finished completion."""
+    if not _has(item, _ITEM) or not isinstance(item.get("experts", ""), str):
+        return False
+    return set(map(type, item["ids"])) <= {int} and set(map(type, item["logprobs"])) <= {int, float}
+
+
+def is_for_node(message: dict[str, Any]) -> bool:
+    """Whether rank 0 may say this to another node."""
+    op = message.get("op")
+    return isinstance(op, str) and _has(message, _FOR_NODE.get(op))
+
+
+def is_of_node(message: dict[str, Any]) -> bool:
+    """Whether another node may say this of its replica."""
+    said = message.get("message")
+    return _has(message, _OF_NODE) and (said is None or is_of_child(said))
+
+
+def is_greeting(words: Any) -> bool:
+    """Whether another node may begin with this."""
+    return _has(words, _REFUSAL) or _has(words, _GREETING)
+
+
+def _has(message: Any, kinds: Kinds | None) -> bool:
+    return (
+        kinds is not None
+        and isinstance(message, dict)
+        and all(isinstance(message.get(name, ...), kind) for name, kind in kinds.items())
+    )
 
 
 def _packed(message: dict[str, Any]) -> bytes:
@@ -71,8 +138,10 @@ class Channel:
                 self._writer = threading.Thread(target=self._write, daemon=True, name="posts")
                 self._writer.start()
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self, is_known: Callable[[dict[str, Any]], bool] = bool) -> dict[str, Any] | None:
         """The next message, or None when the other side is gone, or says what is none.
+
+        An object that is not `is_known` is no message either.
 
         After nonsense nothing that follows can be understood: whoever listens ends the other side.
         """
@@ -91,6 +160,9 @@ class Channel:
             return None
         if message is not None and not isinstance(message, dict):
             self.nonsense = "a message that is no object"
+            return None
+        if message is not None and not is_known(message):
+            self.nonsense = "a message of no known kind"
             return None
         return message
 

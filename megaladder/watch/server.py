@@ -108,7 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Host first, then the secret, then the name."""
         if not self.server.allows_host(self.headers.get("Host")):
             return self._refuse(HTTPStatus.FORBIDDEN)
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError:  # such as `//[`
+            return self._refuse(HTTPStatus.NOT_FOUND)
         _, _, rest = address.path.partition("/")
         token, slash, name = rest.partition("/")
         known = compare_digest(token.encode("utf-8", "replace"), self.server.token.encode())

@@ -216,3 +216,60 @@ def by_columns(seed: bytes, rng: random.Random) -> bytes:
         ):
             continue
     return seed
+
+
+# --- what comes over a wire
+
+STATUS = [b"HTTP/1.1 200 OK", b"HTTP/1.0 200", b"HTTP/1.1 302 Found", b"HTTP/1.1 307 x", b"HTTP/9"]
+STATUS += [b"HTTP/1.1 503 Busy", b"HTTP/1.1 404", b"HTTP/1.1 999 x", b"HTTP/1.1 100 Continue", b""]
+STATUS += [b"HTTP/1.1 204 No", b"HTTP/1.1 304 No", b"ICY 200 OK", b"HTTP/1.1 -1 x", b"x" * 70_000]
+REQUESTS = [b"GET //[ HTTP/1.1", b"GET /t/state?have=a:b:c,, HTTP/1.1", b"GET", b"GET /t HTTP/1.1"]
+REQUESTS += [b"GET /t/rollouts?least=nan&most=1e999 HTTP/1.1", b"GET http://[::1/t/ HTTP/1.1"]
+REQUESTS += [b"GET /t/%00/..%2f HTTP/1.1", b"POST /t/save HTTP/1.1", b"GET /t/save HTTP/0.9", b"\x16"]
+REQUESTS += [b"GET /t/rollouts?step=-1&text=%ff HTTP/1.1", b"GET /" + b"a" * 70_000 + b" HTTP/1.1"]
+HEADS = [b"Content-Length: -1", b"Content-Length: 99999999999999", b"Content-Length: x", b": x"]
+HEADS += [b"Content-Length: 2", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"x"]
+HEADS += [b"Location: http://[", b"Location: file:///etc/passwd", b"Location: //", b"Location: \xff"]
+HEADS += [b"Content-Type: image/png", b"Content-Encoding: gzip", b"Connection: upgrade", b" folded"]
+HEADS += [b"Set-Cookie: " + b"a" * 70_000, b"\xff\xfe: \x00", b"Host: [", b"Host: a", b"Host:"]
+HEADS += [b"WWW-Authenticate: Basic", b"Expect: 100-continue", b"Retry-After: -1"]
+
+
+def by_http(seed: bytes, rng: random.Random) -> bytes:
+    """An HTTP message of which the first line, headers, or the body as it is cut up are wrong."""
+    head, _, body = seed.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    for _ in range(rng.randint(1, 3)):
+        kind = rng.randrange(6)
+        if kind == 0:
+            lines[0] = rng.choice(STATUS if seed.startswith(b"HTTP/") else REQUESTS)
+        elif kind == 1:
+            lines[1:1] = [rng.choice(HEADS)] * rng.choice((1, 1, 2, 150))
+        elif kind == 2 and len(lines) > 1:
+            del lines[rng.randrange(1, len(lines))]
+        elif kind == 3:
+            body = rng.choice((b"", body[: len(body) // 2], body * 2, raw(body, rng), b"\xff" * 9))
+        elif kind == 4:
+            size = rng.choice((b"%x" % len(body), b"-5", b"ffffffffffff", b"x", b"", b"1;a=b", b"0"))
+            body = size + b"\r\n" + body + rng.choice((b"\r\n0\r\n\r\n", b"", b"\r\n0\r\na: b\r\n"))
+        else:
+            before = b"HTTP/1.1 100 Continue\r\n\r\n" * rng.choice((1, 3, 300))
+            lines[0] = before + lines[0] if seed.startswith(b"HTTP/") else lines[0]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def by_frames(seed: bytes, rng: random.Random) -> bytes:
+    """Frames (four bytes of length, then JSON) of which one says something else, or another
+    length."""
+    frames, place = [], 0
+    while place < len(seed):
+        (size,) = struct.unpack_from(">I", seed, place)
+        frames.append(seed[place + 4 : place + 4 + size])
+        place += 4 + size
+    wrong = rng.randrange(len(frames))
+    frames[wrong] = by_json(frames[wrong], rng)
+    lengths = [len(frame) for frame in frames]
+    if rng.random() < 0.1:
+        lengths[wrong] = rng.choice((0, 1, 2**31, 2**32 - 1, lengths[wrong] * 2))
+    pairs = zip(lengths, frames, strict=True)
+    return b"".join(struct.pack(">I", length) + frame for length, frame in pairs)

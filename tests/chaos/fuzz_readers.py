@@ -379,9 +379,13 @@ def _model_cases() -> dict[str, Case]:
 
 def cases() -> dict[str, Case]:
     """Every reader, by name."""
+    from chaos.fuzz_caches import cache_cases
     from chaos.fuzz_folders import folder_cases
+    from chaos.fuzz_foreign import foreign_cases
+    from chaos.fuzz_wire import wire_cases
 
-    return {**_settings_cases(), **_row_cases(), **_model_cases(), **folder_cases()}
+    own = {**_settings_cases(), **_row_cases(), **_model_cases()}
+    return {**own, **foreign_cases(), **folder_cases(), **cache_cases(), **wire_cases()}
 
 
 def sha256(raw: bytes) -> str:

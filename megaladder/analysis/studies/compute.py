@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,11 @@ from megaladder.ledger.work import Work
 MEASURES = ("tokens", "train_flops", "flops", "gpu_hours")
 PARAMETER_KEYS = ("num_parameters", "num_params", "parameters")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# what reading a header that is none may raise
+_NO_HEADER = (
+    *(ValueError, RecursionError, LookupError),
+    *(TypeError, AttributeError, ArithmeticError),
+)
 SECOND_KEYS = ("step_s", "step_seconds", "wall_s")
 
 
@@ -188,12 +194,13 @@ def count_parameters(model: Path) -> int:
                 )
             try:
                 header = json.loads(file.read(size))
-                total += sum(
-                    math.prod(tensor["shape"])
+                numbers = [
+                    math.prod(map(operator.index, tensor["shape"]))
                     for name, tensor in header.items()
                     if name != "__metadata__"
-                )
-            except (ValueError, KeyError, TypeError) as error:
+                ]
+                total += int(math.fsum(numbers))
+            except _NO_HEADER as error:
                 raise DataError(
                     f"{path}: no safetensors header ({error}); fix: the model folder"
                 ) from None

@@ -258,6 +258,6 @@ def _dataset_info(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+    except (ValueError, RecursionError, AttributeError) as error:
         raise ConfigError(f"{path}: expected JSON, found {error}; fix: the file") from None
-    return found if isinstance(found, dict) else {}

@@ -102,9 +102,9 @@ class _Process:
             bufsize=0,
         )
         ready = self._read(time.monotonic() + START_TIMEOUT_S)
-        if isinstance(ready, str) or "error" in ready:
+        if isinstance(ready, str) or not isinstance(ready.get("batched"), bool):
             self.kill()
-            why = ready if isinstance(ready, str) else ready["error"]
+            why = ready if isinstance(ready, str) else ready.get("error", "it began otherwise")
             raise ConfigError(f"reward function {spec} cannot be loaded: {why}; fix: that file")
         self.batched: bool = ready["batched"]
 
@@ -120,6 +120,8 @@ class _Process:
         )
         writer.start()
         reply = self._read(deadline)
+        if isinstance(reply, dict) and not _is_reply(reply, len(samples)):
+            reply = "the process answered with something else"
         if isinstance(reply, str):
             self.kill()
         writer.join()
@@ -146,7 +148,11 @@ class _Process:
                 data += piece
                 if size is None and len(data) >= 4:
                     size = 4 + struct.unpack_from(">I", data)[0]
-        return loads(bytes(data[4:]))
+        try:
+            found = loads(bytes(data[4:size]))
+        except (ValueError, RecursionError) as error:
+            return f"the process answered with no JSON ({error})"
+        return found if isinstance(found, dict) else "the process answered with no object"
 
     def _ending(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -165,6 +171,15 @@ class _Process:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def _is_reply(found: Mapping[str, Any], num_samples: int) -> bool:
+    """A value for each sample, or a fault of the function with the sample that showed it."""
+    values, place = found.get("values"), found.get("sample")
+    if isinstance(values, list) and "bug" not in found:
+        kinds = (int, float, str, type(None))
+        return len(values) == num_samples and all(isinstance(one, kinds) for one in values)
+    return "bug" in found and isinstance(place, int) and 0 <= place < num_samples
 
 
 def _checked_spec(spec: str) -> str:

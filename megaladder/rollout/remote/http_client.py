@@ -152,15 +152,23 @@ def _body(response: http.client.HTTPResponse) -> bytes:
     return text
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error that names its status: the request would go on as a GET without its
+    body, and its key to whatever machine the answer names."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
 def answer_within(request: urllib.request.Request, timeout_s: float) -> bytes:
     """The whole body of an answer from anywhere; the environment's proxies count.
 
-    Raises TimeoutError when it is not there in time, whatever came meanwhile; else what urllib and
-    http.client raise.
+    No redirect is followed. Raises TimeoutError when it is not there in time, whatever came
+    meanwhile; else what urllib and http.client raise.
     """
     opened: list[socket.socket] = []
     ends_at = time.monotonic() + timeout_s
-    opener = urllib.request.build_opener(_Opener(opened))
+    opener = urllib.request.build_opener(_Opener(opened), _NoRedirect)
     watch = threading.Timer(timeout_s, _shut_all, (opened,))
     watch.daemon = True
     watch.start()

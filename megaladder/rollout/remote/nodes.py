@@ -31,7 +31,7 @@ from typing import Any
 
 from megaladder.errors import EngineError, MegaladderError
 from megaladder.rollout.replica import Inbox, ReplicaSpec
-from megaladder.rollout.wire import HEAD, Channel, length_of
+from megaladder.rollout.wire import HEAD, Channel, is_for_node, is_greeting, is_of_node, length_of
 
 TOKEN_BYTES = 32
 HELLO_TIMEOUT_S = 10.0  # a connection that has not said who it is by then is dropped
@@ -190,8 +190,11 @@ class _Greeting:
                 raise ValueError(f"a greeting of {size} bytes")
             self._wanted += size
             return None
-        words = json.loads(self._said[head + HEAD.size :])
-        if not isinstance(words, dict):
+        try:
+            words = json.loads(self._said[head + HEAD.size :])
+        except RecursionError as error:
+            raise ValueError(str(error)) from None
+        if not is_greeting(words):
             raise ValueError("no greeting")
         return words
 
@@ -240,7 +243,7 @@ def serve(channel: Channel, spec: ReplicaSpec, slot: int) -> None:
                 return  # rank 0 is gone; the loop below ends too
 
     threading.Thread(target=report, daemon=True, name=f"node-engine-{slot}-report").start()
-    while (command := channel.receive()) is not None:
+    while (command := channel.receive(is_for_node)) is not None:
         if command["op"] == "start":
             replica.start()
         elif command["op"] == "tell":
@@ -248,6 +251,7 @@ def serve(channel: Channel, spec: ReplicaSpec, slot: int) -> None:
         elif command["op"] == "stop":
             replica.stop(command["patience_s"])
     replica.kill()
+    channel.close()  # of a rank 0 that says what is no command, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +322,7 @@ class RemoteReplica:
         return self._linked
 
     def _read(self) -> None:
-        while (said := self._channel.receive()) is not None:
+        while (said := self._channel.receive(is_of_node)) is not None:
             current = said["incarnation"] == self.incarnation
             if current:
                 self.pid = said["pid"]
@@ -327,9 +331,12 @@ class RemoteReplica:
             self._inbox.put((self.index, said["incarnation"], said["message"]))
         self._linked = False
         self._lost()
+        self._channel.close()  # then the node ends its child, whatever it said
 
     def _lost(self) -> None:
-        self._alive, self._how = False, "the connection to the node was lost"
+        said = self._channel.nonsense
+        why = f"the node said {said}" if said else "the connection to the node was lost"
+        self._alive, self._how = False, why
         self._inbox.put((self.index, self.incarnation, None))
 
 
