@@ -232,7 +232,8 @@ class DistCheckpointReader:
             raise CheckpointError(f"{self.folder}: {key} is stored with holes; fix: save it again")
         try:
             self._files.read_data(LoadPlan(items), _IntoTensor(out)).wait()
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        # bytes that are no archive may raise anything on the way
+        except Exception as error:
             raise CheckpointError(
                 f"{self.folder}: {key} cannot be read ({error}); fix: copy the folder again"
             ) from error

@@ -89,7 +89,7 @@ def _quick_loader() -> Any:
         return _PLAIN
     libyaml: Any = yaml.CSafeLoader
 
-    class Composed(Composer, libyaml):  # type: ignore[misc]
+    class Composed(Composer, libyaml):
         def __init__(self, text: str) -> None:
             libyaml.__init__(self, text)
             Composer.__init__(self)

@@ -34,6 +34,7 @@ from megaladder.evaluation.benchmarks.problems import fill
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.report import Scores, count, length_values
 from megaladder.evaluation.store import Record, Sample
+from megaladder.files.shapes import expected
 from megaladder.rewards.extract import answer_part
 from megaladder.rollout.engine import Engine, SamplingParams, expand
 from megaladder.rollout.remote.http_client import answer_within
@@ -270,10 +271,11 @@ def judge_records(
     path = Path(folder) / "judgements.jsonl"
     set_damaged_aside(path)
     with JsonlFile(path) as file:
-        known = {
-            row["key"]: Judgement(row["score"], row["reason"])
-            for row in read_jsonl(path, sealed=True)
-        }
+        with expected(path, "judgements", "delete it, then the judge is asked again"):
+            known = {
+                str(row["key"]): Judgement(_score(row["score"]), str(row["reason"]))
+                for row in read_jsonl(path, sealed=True)
+            }
         todo = list({names[key]: key for key in keys if names[key] not in known}.values())
         for first in range(0, len(todo), WAVE):
             wave = todo[first : first + WAVE]
@@ -281,6 +283,10 @@ def judge_records(
                 known[names[wave[index]]] = judgement
                 file.append({"key": names[wave[index]], **asdict(judgement)})
     return {key: known[names[key]] for key in keys}
+
+
+def _score(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def judged_scores(

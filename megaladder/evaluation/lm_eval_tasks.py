@@ -25,6 +25,7 @@ from megaladder.evaluation import metrics, report
 from megaladder.evaluation.benchmarks.prompting import Prompter
 from megaladder.evaluation.benchmarks.spec import BenchmarkSpec
 from megaladder.evaluation.store import fingerprint_of
+from megaladder.files.shapes import expected
 from megaladder.files.sums import forget_sums, write_sums
 from megaladder.rewards.extract import answer_part
 from megaladder.rollout.engine import Engine, SampleRequest, SamplingParams, expand
@@ -80,7 +81,10 @@ class Generations:
         ]
         set_damaged_aside(self._path)
         with JsonlFile(self._path) as file:
-            known = {row["key"]: row for row in read_jsonl(self._path, sealed=True)}
+            with expected(
+                self._path, "answers to lm-eval's tasks", "delete it, they are made again"
+            ):
+                known = {str(row["key"]): _kept(row) for row in read_jsonl(self._path, sealed=True)}
             todo = [index for index, key in enumerate(keys) if key not in known]
             requests: list[SampleRequest] = [
                 expand(self._prompter.ids(arguments[i][0]), params[i])[0] for i in todo
@@ -125,6 +129,12 @@ class Generations:
     def _key(self, context: str, params: SamplingParams) -> str:
         values = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
         return hashlib.sha256(to_json([self._made_by, context, values]).encode()).hexdigest()[:32]
+
+
+def _kept(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of the file holds of an answer."""
+    named = ("text", str), ("num_tokens", int), ("finish_reason", str)
+    return {name: kind(row[name]) for name, kind in named}
 
 
 def run_spec(

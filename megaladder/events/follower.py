@@ -7,11 +7,11 @@ once however often the run was resumed, and nobody who listens can slow the run 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megaladder.events.run import Run, score_of
+from megaladder.events.run import SCORE_KEYS, Run, score_of
 from megaladder.files.growing import GrowingLines
 
 
@@ -26,9 +26,9 @@ class Follower:
     ) -> None:
         self._run, self._warn = Run(folder), warn
         self._callbacks = dict(callbacks)
-        self._metrics = NewRows(folder / "metrics.jsonl")
-        self._held_out = NewRows(folder / "held_out.jsonl")
-        self._scores = NewRows(folder / "evaluations.jsonl")
+        self._metrics = NewRows(folder / "metrics.jsonl", ("step",), warn)
+        self._held_out = NewRows(folder / "held_out.jsonl", (), warn)
+        self._scores = NewRows(folder / "evaluations.jsonl", SCORE_KEYS, warn)
         self._checkpoints = set(self._run.checkpoints) if callbacks else set()
         self._begun = False
 
@@ -79,12 +79,14 @@ class Follower:
 class NewRows:
     """Rows of a JSON-lines file that are new since the last look.
 
+    needs: keys that a row has; of what is no row `warn` gets a sentence.
+
     A resumed run cuts the rows of lost work off before it writes on: what is told is every row
     that was not there, in this place, before.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lines = GrowingLines(path)
+    def __init__(self, path: Path, needs: Iterable[str], warn: Callable[[str], None]) -> None:
+        self._lines, self._needs, self._warn = GrowingLines(path), frozenset(needs), warn
         # of the line in each place
         self._hashes: list[int] = []
         for _ in self._new_lines():
@@ -92,9 +94,17 @@ class NewRows:
 
     def look(self) -> list[dict[str, Any]]:
         """The new rows without the digests that end them."""
-        rows = [json.loads(line) for line in self._new_lines()]
-        for row in rows:
+        rows: list[dict[str, Any]] = []
+        for line in self._new_lines():
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not self._needs <= row.keys():
+                    raise ValueError(f"a row without {', '.join(sorted(self._needs))}")
+            except (ValueError, RecursionError) as error:
+                self._warn(f"{self._lines.path}:{self._lines.number}: passed over ({error})")
+                continue
             row.pop("sha256", None)
+            rows.append(row)
         return rows
 
     def _new_lines(self) -> Iterator[bytes]:

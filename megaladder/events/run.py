@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.files.models import find_model
+from megaladder.files.shapes import expected
 from megaladder.files.steps import committed, exported
 from megaladder.process import last_word
 from megaladder.run_dir import RunDir, read_jsonl
@@ -42,6 +43,10 @@ class Score:
         return f"{self.benchmark} {self.metric} {100 * self.value:.1f} %{around}, {asked}"
 
 
+# what a row of evaluations.jsonl has
+SCORE_KEYS = ("benchmark", "metric", "score", "low", "high", "num_problems", "n", "step")
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A training run, by its folder."""
@@ -61,7 +66,9 @@ class Run:
     @property
     def scores(self) -> tuple[Score, ...]:
         """Scores between the steps (`evaluate.benchmarks`), in the order they were measured."""
-        return tuple(score_of(row) for row in _rows(self.folder / "evaluations.jsonl"))
+        path = self.folder / "evaluations.jsonl"
+        with expected(path, "scores between the steps", "restore the file"):
+            return tuple(score_of(row) for row in _rows(path))
 
     @property
     def checkpoints(self) -> dict[int, Path]:

@@ -293,7 +293,9 @@ class _Run:
         if not worker.pending:  # by somebody else, perhaps: another takes its place
             self.num_lost[worker.ready] += 1
             if self.num_lost[worker.ready] > (MAX_LOST_IDLE if worker.ready else 1):
-                raise ConfigError(_start_message(f"the process ended before it had work ({detail})"))
+                raise ConfigError(
+                    _start_message(f"the process ended before it had work ({detail})")
+                )
             return
         culprit = worker.current()
         self.todo.extendleft(index for index in reversed(worker.pending) if index != culprit)

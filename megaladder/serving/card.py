@@ -14,6 +14,7 @@ from megaladder import __version__
 from megaladder.analysis.runs.folder import read_config
 from megaladder.errors import ConfigError
 from megaladder.files.models import ModelFolder
+from megaladder.files.shapes import expected
 from megaladder.ledger.book import describe
 from megaladder.ledger.folder import run_ledger
 from megaladder.run_dir import read_jsonl, read_object
@@ -136,19 +137,26 @@ def _rows_of(folder: Path) -> Iterator[tuple[str, ...]]:
             f"evals {folder}: no summary.json; fix: the folder of one model that eval wrote, e.g."
             " runs/eval/step_640"
         )
-    for name, entry in sorted(_read_json(path).get("benchmarks", {}).items()):
-        headline = entry["headline"]
-        interval = entry.get("ci95", {}).get(headline)
-        score = entry["metrics"].get(headline)
-        decoding = entry.get("protocol", {}).get("decoding", {})
-        drawn = f"T {decoding.get('temperature')}, top-p {decoding.get('top_p')}, {decoding.get('max_tokens')} tokens"
-        yield (
-            name,
-            "–" if score is None else f"{headline} {100 * score:.1f} %",
-            f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %" if interval else "–",
-            f"{entry.get('num_problems')} × {entry.get('n')}",
-            drawn,
-        )
+    entries = _read_json(path).get("benchmarks", {})
+    with expected(path, "a summary of `eval`", "evaluate again, or leave --evals out"):
+        rows = [_row_of(name, entry) for name, entry in sorted(entries.items())]
+    yield from rows
+
+
+def _row_of(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of a benchmark."""
+    headline = entry["headline"]
+    interval = entry.get("ci95", {}).get(headline)
+    score = entry["metrics"].get(headline)
+    decoding = entry.get("protocol", {}).get("decoding", {})
+    drawn = f"T {decoding.get('temperature')}, top-p {decoding.get('top_p')}, {decoding.get('max_tokens')} tokens"
+    return (
+        name,
+        "–" if score is None else f"{headline} {100 * score:.1f} %",
+        f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %" if interval else "–",
+        f"{entry.get('num_problems')} × {entry.get('n')}",
+        drawn,
+    )
 
 
 def _use() -> str:

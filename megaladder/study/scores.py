@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megaladder.analysis.samples.rows import sample_rows
+from megaladder.analysis.samples.rows import problem_id, sample_rows
 from megaladder.analysis.samples.sets import SampleSet, read_samples
 from megaladder.analysis.tables import Warnings
 from megaladder.errors import DataError
 from megaladder.evaluation.metrics import pass_at_k
+from megaladder.files.shapes import as_number, expected
 from megaladder.run_dir import read_jsonl
 from megaladder.study.finding import Only
 
@@ -69,25 +70,27 @@ class Evaluations:
                     raise DataError(
                         f"{where}: no num_thinking_tokens; fix: evaluate under a budget"
                     )
-                found.setdefault(str(row["doc"]["id"]), []).extend(tokens)
+                found.setdefault(problem_id(row, where), []).extend(tokens)
         return found
 
     def last_held_out(self, of: str) -> float:
         """The last held-out loss of a run."""
         path = self._out / of / "held_out.jsonl"
         rows = list(read_jsonl(path)) if path.is_file() else []
-        losses = [value for row in rows for key, value in row.items() if key.endswith("loss")]
+        values = [value for row in rows for key, value in row.items() if key.endswith("loss")]
+        losses = [loss for value in values if (loss := as_number(value)) is not None]
         if not losses:
             raise DataError(f"{path}: no held-out loss; fix: data.holdout in the run's file")
-        return float(losses[-1])
+        return losses[-1]
 
     def shift_values(self, of: str, what: str) -> np.ndarray:
         """One number a text from a token file of `analyze shift`, float64 [T]."""
         path = self._out / of
         if not path.is_file():
             raise DataError(f"{path}: no such file; fix: run that stage")
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        return np.array([_of_tokens(row["tokens"], what) for row in rows])
+        with expected(path, "tokens of `analyze shift`", "run that stage again"):
+            rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+            return np.array([_of_tokens(row["tokens"], what) for row in rows])
 
     def _values(self, path: Path, metric: str) -> dict[str, float]:
         if path not in self._read:
@@ -101,9 +104,10 @@ class Evaluations:
         wanted = only.value if isinstance(only.value, tuple) else (only.value,)
         if not path.is_file():
             raise DataError(f"{path}: no such file; fix: `only.file` of the finding")
-        rows = read_jsonl(path)
         values = {str(value) for value in wanted}
-        return {str(row["id"]) for row in rows if str(row.get(only.column)) in values}
+        with expected(path, "rows with an id", "`only.file` of the finding"):
+            rows = read_jsonl(path)
+            return {str(row["id"]) for row in rows if str(row.get(only.column)) in values}
 
 
 def _metric(samples: SampleSet, metric: str) -> Sequence[float]:

@@ -102,7 +102,7 @@ def test_rows_that_a_resumed_run_made_again_are_new_and_the_rest_is_not(tmp_path
     path = tmp_path / "metrics.jsonl"
     first = [{"step": step, "step_s": 1.0} for step in (1, 2, 3)]
     write_rows(path, first)
-    new = NewRows(path)
+    new = NewRows(path, (), print)
     assert new.look() == []
     write_rows(path, first[:2])  # resumed after step 2
     assert new.look() == []

@@ -225,16 +225,33 @@ def _analyses() -> tuple[bytes, ...]:
 
 
 _FINDING = {
-    **{"name": "a", "claim": "b", "published": "c", "statistic": "d", "value": 1.5, "unit": "points"},
-    **{"ci95": [1.0, 2.0], "n": 20, "over": "problems", "verdict": "reproduced"},
-    **{"reproduced_if": "> 0", "opposite_if": "< 0"},
+    "name": "a",
+    "claim": "b",
+    "published": "c",
+    "statistic": "d",
+    "value": 1.5,
+    "unit": "points",
+    "ci95": [1.0, 2.0],
+    "n": 20,
+    "over": "problems",
+    "verdict": "reproduced",
+    "reproduced_if": "> 0",
+    "opposite_if": "< 0",
 }
 _STUDY = {
-    **{"study": "a", "title": "b", "source": "c", "scale": "tiny", "changed_rules": []},
+    "study": "a",
+    "title": "b",
+    "source": "c",
+    "scale": "tiny",
+    "changed_rules": [],
     "findings": [_FINDING],
 }
 _STAGES = {
-    **{"name": "a", "seed": 1, "rows_read": 3, "rows": 2, "ids_sha256": "a"},
+    "name": "a",
+    "seed": 1,
+    "rows_read": 3,
+    "rows": 2,
+    "ids_sha256": "a",
     "stages": [{"stage": "b", "rows_in": 3, "rows_out": 2, "published": 2, "dropped": {"c": 1}}],
 }
 _DIFFICULTY = _line({"id": "q", "success_rate": 0.5}) + _line({"id": "r", "success_rate": 1.0})
@@ -242,15 +259,26 @@ _SUMMARY = {
     "model": "m",
     "benchmarks": {
         "exam": {
-            **{"headline": "avg@2", "metrics": {"avg@2": 0.5}, "ci95": {"avg@2": [0.25, 0.75]}},
-            **{"num_problems": 2, "n": 2, "protocol": {"decoding": {"temperature": 1.0}}},
+            "headline": "avg@2",
+            "metrics": {"avg@2": 0.5},
+            "ci95": {"avg@2": [0.25, 0.75]},
+            "num_problems": 2,
+            "n": 2,
+            "protocol": {"decoding": {"temperature": 1.0}},
         }
     },
 }
 _LEDGER = {"generation": {"tokens": 10, "prompt_tokens": 4, "cpu_s": 1.0}}
 _SCORE_ROW = {
-    **{"step": 2, "benchmark": "exam", "metric": "avg@2", "score": 0.5, "low": 0.1, "high": 0.9},
-    **{"num_problems": 2, "n": 2, "loss": 0.5},
+    "step": 2,
+    "benchmark": "exam",
+    "metric": "avg@2",
+    "score": 0.5,
+    "low": 0.1,
+    "high": 0.9,
+    "num_problems": 2,
+    "n": 2,
+    "loss": 0.5,
 }
 _TOKENS = _line({"tokens": [{"logprob_tuned": -0.5, "logprob_base": -1.0, "rank": 1}]})
 _THINKING = json.loads(_SAMPLES) | {"num_thinking_tokens": [3, 4]}
@@ -314,7 +342,9 @@ def _page_cases() -> dict[str, Case]:
     return {
         "page of an analysis": Case("page/found.json", _analyses, _read_page, JSON),
         "page of a selection": Case("page-a/a.stages.json", stages, _read_page_of_folder, JSON),
-        "page of difficulties": Case("page-b/a.difficulty.jsonl", (_DIFFICULTY,), _read_page, LINES),
+        "page of difficulties": Case(
+            "page-b/a.difficulty.jsonl", (_DIFFICULTY,), _read_page, LINES
+        ),
         "page of a run": Case("page-c/metrics.jsonl", (_STEPS,), _read_page, LINES),
         "page of rollouts": Case("page-d/rollouts/step_1.jsonl", (_ROUND,), _read_run_page, LINES),
         "page of samples": Case("page-e/exam/samples_exam.jsonl", (_SAMPLES,), _read_page, LINES),

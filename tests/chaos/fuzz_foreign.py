@@ -97,7 +97,9 @@ def _read_base(path: Path) -> object:
 def _published() -> tuple[bytes, ...]:
     from data.layouts_published import PUBLISHED
 
-    return tuple(json.dumps(one.row).encode() + b"\n" for one in PUBLISHED if one.learned or one.asked)
+    return tuple(
+        json.dumps(one.row).encode() + b"\n" for one in PUBLISHED if one.learned or one.asked
+    )
 
 
 def _read_published(path: Path) -> object:
@@ -169,6 +171,10 @@ def _of_saved(name: str) -> Callable[[], tuple[bytes, ...]]:
     return lambda: (((_saved() / name).read_bytes()),)
 
 
+def _table() -> tuple[bytes, ...]:
+    return _of_saved("data-00000-of-00001.arrow")()
+
+
 def _read_saved(path: Path) -> object:
     """A folder of `datasets.save_to_disk` of which one file is another."""
     for file in _saved().iterdir():
@@ -210,8 +216,8 @@ def _checkpoint() -> Path:
     """A converted checkpoint of two tensors, with `common.pt`."""
     import torch
 
-    from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointWriter
     from megaladder.checkpoint import store
+    from megaladder.checkpoints_conv.dist_checkpoint import DistCheckpointWriter
 
     folder = Path(tempfile.mkdtemp(prefix="fuzz-checkpoint-")) / "step_1"
     store.prepare_folder(folder, 100)
@@ -308,9 +314,12 @@ def _row_cases() -> dict[str, Case]:
         ),
         "Arrow stream": Case("stream.arrow", _stream, _read_problems),
         **{
-            f"saved data set's {name}": Case(f"saved-{name}/{name}", _of_saved(name), _read_saved, JSON)
+            f"saved data set's {name}": Case(
+                f"saved-{name}/{name}", _of_saved(name), _read_saved, JSON
+            )
             for name in ("state.json", "dataset_info.json")
         },
+        "saved data set's table": Case("saved/data-00000-of-00001.arrow", _table, _read_saved),
     }
 
 

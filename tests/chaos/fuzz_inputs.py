@@ -225,11 +225,21 @@ STATUS += [b"HTTP/1.1 503 Busy", b"HTTP/1.1 404", b"HTTP/1.1 999 x", b"HTTP/1.1 
 STATUS += [b"HTTP/1.1 204 No", b"HTTP/1.1 304 No", b"ICY 200 OK", b"HTTP/1.1 -1 x", b"x" * 70_000]
 REQUESTS = [b"GET //[ HTTP/1.1", b"GET /t/state?have=a:b:c,, HTTP/1.1", b"GET", b"GET /t HTTP/1.1"]
 REQUESTS += [b"GET /t/rollouts?least=nan&most=1e999 HTTP/1.1", b"GET http://[::1/t/ HTTP/1.1"]
-REQUESTS += [b"GET /t/%00/..%2f HTTP/1.1", b"POST /t/save HTTP/1.1", b"GET /t/save HTTP/0.9", b"\x16"]
+REQUESTS += [
+    b"GET /t/%00/..%2f HTTP/1.1",
+    b"POST /t/save HTTP/1.1",
+    b"GET /t/save HTTP/0.9",
+    b"\x16",
+]
 REQUESTS += [b"GET /t/rollouts?step=-1&text=%ff HTTP/1.1", b"GET /" + b"a" * 70_000 + b" HTTP/1.1"]
 HEADS = [b"Content-Length: -1", b"Content-Length: 99999999999999", b"Content-Length: x", b": x"]
 HEADS += [b"Content-Length: 2", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"x"]
-HEADS += [b"Location: http://[", b"Location: file:///etc/passwd", b"Location: //", b"Location: \xff"]
+HEADS += [
+    b"Location: http://[",
+    b"Location: file:///etc/passwd",
+    b"Location: //",
+    b"Location: \xff",
+]
 HEADS += [b"Content-Type: image/png", b"Content-Encoding: gzip", b"Connection: upgrade", b" folded"]
 HEADS += [b"Set-Cookie: " + b"a" * 70_000, b"\xff\xfe: \x00", b"Host: [", b"Host: a", b"Host:"]
 HEADS += [b"WWW-Authenticate: Basic", b"Expect: 100-continue", b"Retry-After: -1"]
@@ -250,7 +260,9 @@ def by_http(seed: bytes, rng: random.Random) -> bytes:
         elif kind == 3:
             body = rng.choice((b"", body[: len(body) // 2], body * 2, raw(body, rng), b"\xff" * 9))
         elif kind == 4:
-            size = rng.choice((b"%x" % len(body), b"-5", b"ffffffffffff", b"x", b"", b"1;a=b", b"0"))
+            size = rng.choice(
+                (b"%x" % len(body), b"-5", b"ffffffffffff", b"x", b"", b"1;a=b", b"0")
+            )
             body = size + b"\r\n" + body + rng.choice((b"\r\n0\r\n\r\n", b"", b"\r\n0\r\na: b\r\n"))
         else:
             before = b"HTTP/1.1 100 Continue\r\n\r\n" * rng.choice((1, 3, 300))

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from megaladder.analysis.report.charts import Chart
+from megaladder.files.shapes import as_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,30 @@ class RolloutList:
 
 
 Block = Prose | Table | Panels | TokenView | RolloutList
+
+
+def refuse_other_kinds(block: Block) -> None:
+    """Raises TypeError for a block of a file's values that has others than texts and numbers."""
+    for text in _texts(block):
+        if not isinstance(text, str | Drawing):
+            raise TypeError(f"a text ({str(text)[:80]})")
+    for row in block.csv(""):
+        place = () if isinstance(row.x, str) else (row.x,)
+        for value in (*place, row.y, row.low, row.high, row.n):
+            if value is not None and as_number(value) is None:
+                raise TypeError(f"a number of {row.figure} ({str(value)[:80]})")
+
+
+def _texts(block: Block) -> Iterator[object]:
+    if isinstance(block, Prose):
+        yield from block.lines
+    elif isinstance(block, Table):
+        yield from (block.caption, *(cell for row in block.rows for cell in row))
+    elif isinstance(block, Panels):
+        for chart in block.charts:
+            yield from (chart.title, chart.x_label, chart.y_label, chart.note, chart.csv_name)
+            yield from (text for one in chart.series for text in (one.name, *one.labels))
+    yield from (text for row in block.csv("") for text in (row.figure, row.series))
 
 
 @dataclass

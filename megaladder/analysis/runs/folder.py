@@ -8,6 +8,7 @@ from typing import Any
 from megaladder.analysis.tables import Warnings, read_growing
 from megaladder.config.strict_yaml import load_yaml
 from megaladder.errors import ConfigError, DataError
+from megaladder.files.shapes import as_number
 from megaladder.run_dir import refuse_changed_yaml
 
 
@@ -32,7 +33,8 @@ def read_held_out(folder: Path, warnings: Warnings) -> dict[int, float]:
     if note:
         warnings.add(note)
     return {
-        row["step"]: float(row["held_out_loss"])
+        row["step"]: loss
         for _, row in rows
-        if isinstance(row.get("step"), int) and isinstance(row.get("held_out_loss"), (int, float))
+        if isinstance(row.get("step"), int)
+        and (loss := as_number(row.get("held_out_loss"))) is not None
     }

@@ -145,7 +145,7 @@ def response_ids(row: dict[str, Any], where: str) -> list[list[int]]:
 
 
 def _is_token(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def row_verdicts(row: dict[str, Any], where: str) -> tuple[list[bool | None], bool]:

@@ -25,6 +25,7 @@ from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.studies.trajectory import Point
 from megaladder.analysis.tables import Warnings, read_growing
 from megaladder.errors import DataError
+from megaladder.files.shapes import as_number
 from megaladder.ledger.book import Phase, add_up, read_work, row_of, training_flops
 from megaladder.ledger.folder import run_ledger
 from megaladder.ledger.sampled import read_sampled_ledger, teacher_ledger
@@ -146,8 +147,9 @@ def _has_step(row: Mapping[str, Any], where: str) -> bool:
 
 def _sum(rows: list[dict[str, Any]], names: tuple[str, ...]) -> np.ndarray | None:
     for name in names:
-        if all(isinstance(row.get(name), (int, float)) for row in rows):
-            return np.cumsum([float(row[name]) for row in rows])
+        values = [value for row in rows if (value := as_number(row.get(name))) is not None]
+        if len(values) == len(rows):
+            return np.cumsum(values)
     return None
 
 

@@ -201,7 +201,8 @@ def _kind(work: Conversion, value: Any) -> None:
 
 def _llamafactory_sets(work: Conversion, names: Any) -> None:
     """Names of data/dataset_info.json → files; without that file, as its folder has them."""
-    listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    given = names.split(",") if isinstance(names, str) else as_list(names)
+    listed = [str(name).strip() for name in given]
     folder = Path(str(work.take("lf_dataset_dir", "data"))).expanduser()
     known = _dataset_info(folder / "dataset_info.json")
     for name in (name for name in listed if name not in known):
@@ -230,27 +231,33 @@ def _llamafactory_part(
             " not train on; fix: another dataset"
         )
     layout = SHAREGPT if entry.get("formatting", "alpaca") == "sharegpt" else ALPACA
-    source = entry.get("hf_hub_url") or str(folder / entry.get("file_name", f"{name}.json"))
+    source = entry.get("hf_hub_url") or str(folder / str(entry.get("file_name", f"{name}.json")))
     part: dict[str, Any] = {"source": source}
     if entry.get("subset"):
         part["config"] = entry["subset"]
     if split := _split(work, f"{name}.split", entry.get("split")):
         part["split"] = split
     fields = {}
-    for key, column in entry.get("columns", {}).items():
+    for key, column in _object(entry, "columns").items():
         if key not in layout:
             work.say("refused", f"{name}.columns.{key}", f"{column}: no column of text rows here")
         elif column not in layout[key][1]:
             fields[layout[key][0]] = column
     if fields:
         part["fields"] = fields
-    for key, tag in entry.get("tags", {}).items():
+    for key, tag in _object(entry, "tags").items():
         if tag not in TAGS.get(key, ()):
             work.say("refused", f"{name}.tags.{key}", f"{tag}: not read; rename it in the rows")
     for key in ("num_samples", "folder", "script_url"):
         if entry.get(key):
             work.say("refused", f"{name}.{key}", f"{entry[key]}: not carried over")
     return part
+
+
+def _object(entry: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object in an entry; an empty one where there is none, or another value."""
+    found = entry.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _dataset_info(path: Path) -> dict[str, Any]:

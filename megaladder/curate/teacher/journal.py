@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from megaladder.errors import DataError
 from megaladder.evaluation.store import SampleJournal
+from megaladder.files.shapes import expected
 from megaladder.process.faults import fault_point
 from megaladder.run_dir import read_jsonl
 from megaladder.types import Completion, Graded
@@ -76,13 +77,14 @@ class TeacherJournal(SampleJournal[TeacherSample, Verdict]):
                     f"{self.path}:{line + 1}: was made with other settings than its folder says;"
                     " fix: use another --out"
                 )
-            key = (row["id"], row["sample"])
+            where = f"{self.path}:{line + 1}"
+            with expected(where, "a sample of `data sample`", "delete that line, it is made again"):
+                key, verdict = (str(row["id"]), int(row["sample"])), _verdict(row, line)
             if key in records:
                 raise DataError(
-                    f"{self.path}:{line + 1}: sample {key[1]} of problem {key[0]!r} again; fix:"
-                    " delete the line"
+                    f"{where}: sample {key[1]} of problem {key[0]!r} again; fix: delete the line"
                 )
-            records[key] = _verdict(row, line)
+            records[key] = verdict
         return records
 
 

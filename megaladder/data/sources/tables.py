@@ -28,7 +28,7 @@ def table_batches(
     Of a parquet or Arrow file, of a saved folder or a hub data set."""
     if isinstance(item, SavedFolder):
         data = _load_hub(item.path, spec) if item.on_hub else _load_saved(item.path, spec)
-        return data.with_format("arrow").iter(batch_size=BATCH_ROWS)
+        return _valid(item.path, data.with_format("arrow").iter(batch_size=BATCH_ROWS))
     return _file_batches(item)
 
 
@@ -84,6 +84,21 @@ def _file_batches(file: DataFile) -> Iterator[pyarrow.RecordBatch]:
         ) from error
 
 
+def _valid(path: str, batches: Iterable[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    """Tables whose offsets lie inside of them: they are used as they are."""
+    import pyarrow
+
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            _ = batch.schema.names
+            yield batch
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: expected complete Arrow files, found: {error}; fix: save it again"
+        ) from error
+
+
 def _ipc_batches(source: Any) -> Iterator[pyarrow.RecordBatch]:
     """Both Arrow forms: the file with a footer, and the stream that `datasets` writes."""
     import pyarrow
@@ -105,10 +120,11 @@ def _load_saved(path: str, spec: SourceSpec) -> Any:
 
     try:
         data = datasets.load_from_disk(path)
-    except (OSError, ValueError) as error:
+    # files of another kind raise anything on their way through the library
+    except Exception as error:
         raise DataError(
-            f"{path}: expected a folder written by datasets.save_to_disk, found: {error}; fix: save"
-            " it again"
+            f"{path}: expected a folder written by datasets.save_to_disk, found"
+            f" {type(error).__name__}: {error}; fix: save it again"
         ) from error
     return data[choose_split(path, list(data), spec.split)] if isinstance(data, dict) else data
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -207,7 +208,7 @@ def stored_shares(folder: Path, task: Task) -> dict[str, float]:
         )
     try:
         docs = [row["doc"] for row in read_jsonl(path)]
-        rows = {doc["id"]: doc["samples"]["exact_matches"] for doc in docs}
+        rows = {str(doc["id"]): _decided(doc["samples"]["exact_matches"]) for doc in docs}
     except (KeyError, TypeError):
         raise ConfigError(f"{path}: not as `eval` writes it; fix: evaluate that model") from None
     missing = [problem.id for problem in task.problems if problem.id not in rows]
@@ -217,5 +218,12 @@ def stored_shares(folder: Path, task: Task) -> dict[str, float]:
             f" {task.benchmark} are not in it, the first is {missing[0]}; fix: evaluate both with"
             " the same data and --limit"
         )
-    decided = {name: [v for v in verdicts if v is not None] for name, verdicts in rows.items()}
-    return {name: sum(found) / len(found) for name, found in decided.items() if found}
+    return {name: sum(found) / len(found) for name, found in rows.items() if found}
+
+
+def _decided(verdicts: Any) -> list[bool]:
+    """Raises TypeError for what are no verdicts."""
+    found = [verdict for verdict in verdicts if verdict is not None]
+    if any(verdict not in (0, 1) for verdict in found):
+        raise TypeError(f"verdicts {verdicts}")
+    return list(map(bool, found))

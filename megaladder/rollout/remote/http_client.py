@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MAX_BODY_BYTES = 1 << 28  # a million tokens with their log-probs take a third of it
+_PIECE_BYTES = 1 << 20
 QUICK_S = 60.0  # for questions that take no work
 _RETRYABLE = (408, 429)
 
@@ -143,18 +144,27 @@ class _Watch:
 
 def _body(response: http.client.HTTPResponse) -> bytes:
     """All of an answer, unless it is so long that it would fill the memory."""
-    if response.length is None:
-        text = response.read(MAX_BODY_BYTES + 1)
-    else:
-        text = response.read() if response.length <= MAX_BODY_BYTES else b""
-    if len(text) > MAX_BODY_BYTES or (response.length or 0) > MAX_BODY_BYTES:
+    found = bytearray()
+    try:
+        if (response.length or 0) <= MAX_BODY_BYTES:
+            while piece := response.read(_PIECE_BYTES):  # whatever lengths the answer claims
+                found += piece
+                if len(found) > MAX_BODY_BYTES:
+                    break
+    except ValueError as error:  # a chunk of a negative size
+        raise http.client.HTTPException(str(error)) from None
+    if len(found) > MAX_BODY_BYTES or (response.length or 0) > MAX_BODY_BYTES:
         raise http.client.HTTPException(f"more than {MAX_BODY_BYTES:,} bytes")
-    return text
+    if response.length:  # `read` of a number of bytes says nothing of an early end
+        raise http.client.IncompleteRead(bytes(found[-100:]), response.length)
+    return bytes(found)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error that names its status: the request would go on as a GET without its
-    body, and its key to whatever machine the answer names."""
+    """A redirect is an error that names its status.
+
+    Followed, the request would become a GET without a body, and its key would go to whatever
+    machine the answer names."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from megaladder.analysis.report.blocks import Block, CsvRow, Panels, Section, Table
+from megaladder.analysis.report.blocks import (
+    Block,
+    CsvRow,
+    Panels,
+    Section,
+    Table,
+    refuse_other_kinds,
+)
 from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import Inputs
 from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.tables import read_json_lines
-from megaladder.errors import DataError
+from megaladder.files.shapes import as_number, expected
 
 BINS = 10
 
@@ -41,7 +48,7 @@ def data_section(inputs: Inputs) -> Section:
 
 def _stages(path: Path) -> list[Block]:
     name, record = path.name.removesuffix(".stages.json"), read_object(path)
-    try:
+    with expected(path, "a record of data select", "write it again, or move it away"):
         rows, numbers = [], []
         for number, entry in enumerate(record["stages"], start=1):
             published = entry.get("published")
@@ -59,13 +66,10 @@ def _stages(path: Path) -> list[Block]:
             f"{name}: {record['name']}, seed {record['seed']}, {record['rows_read']:,} rows read,"
             f" {record['rows']:,} kept; ids {str(record['ids_sha256'])[:12]}"
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path}: no record of data select ({error} is missing or of another kind); fix: write it"
-            " again, or move it away"
-        ) from None
-    columns = ("stage", "rows in", "rows out", "published", "dropped for")
-    return [Table(columns, rows, caption, numbers, frozenset({1, 2, 3}))]
+        columns = ("stage", "rows in", "rows out", "published", "dropped for")
+        table = Table(columns, rows, caption, numbers, frozenset({1, 2, 3}))
+        refuse_other_kinds(table)
+    return [table]
 
 
 def _reasons(dropped: dict[str, Any]) -> str:
@@ -77,9 +81,9 @@ def _difficulty(path: Path) -> Chart | None:
     """Share of problems by the teacher's success rate, in ten bins."""
     name = path.name.removesuffix(".difficulty.jsonl")
     rates = [
-        float(row["success_rate"])
+        rate
         for _, row in read_json_lines(path)
-        if isinstance(row.get("success_rate"), (int, float))
+        if (rate := as_number(row.get("success_rate"))) is not None
     ]
     if not rates:
         return None

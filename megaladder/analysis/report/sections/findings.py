@@ -17,6 +17,7 @@ from megaladder.analysis.report.blocks import (
     Token,
     TokenView,
     ends,
+    refuse_other_kinds,
 )
 from megaladder.analysis.report.charts import Chart, Series
 from megaladder.analysis.report.collect import Analysis, Inputs, rollout_rows
@@ -32,6 +33,7 @@ from megaladder.analysis.report.sections.rollouts import visible
 from megaladder.analysis.report.svg import bar
 from megaladder.analysis.studies.compute import MEASURES
 from megaladder.errors import DataError
+from megaladder.files.shapes import OTHER_KIND
 
 # adds one result to its section
 Show = Callable[[Section, Analysis], None]
@@ -62,9 +64,12 @@ def finding_sections(inputs: Inputs) -> list[Section]:
 
 def guarded(analysis: Analysis, show: Show, section: Section) -> None:
     """Runs `show(section, analysis)`; a result file of another shape is bad input, not a crash."""
+    before = len(section.blocks)
     try:
         show(section, analysis)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        for block in section.blocks[before:]:
+            refuse_other_kinds(block)
+    except OTHER_KIND as error:
         verb = "study" if analysis.kind == "study" else f"analyze {analysis.kind}"
         raise DataError(
             f"{analysis.path}: looks like a result of {verb}, but lacks or"

@@ -8,6 +8,7 @@ surrogates become visible symbols, and very long texts are cut in the middle, wi
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -29,6 +30,7 @@ from megaladder.analysis.samples.rows import (
 )
 from megaladder.config.verbs.analysis import ReportConfig
 from megaladder.errors import DataError
+from megaladder.files.shapes import as_number
 
 MAX_ROWS_READ = 2000  # of one file; the report is for reading, not for storage
 QUESTION_SHARE = 4  # a question may take a quarter of max_chars
@@ -141,6 +143,11 @@ def fit(chosen: Sequence[Rollout], max_bytes: int) -> tuple[list[Rollout], int |
     return list(chosen), None
 
 
+def _finite(value: Any) -> float | None:
+    number = as_number(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
 def as_json(rollout: Rollout) -> dict[str, Any]:
     """What the page's script reads: what is known of it, the reward as it is shown."""
     given = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
@@ -192,7 +199,7 @@ def read_rollouts(source: Source, max_chars: int) -> Iterator[Rollout]:
                 gold=visible(gold, 500),
                 answer="" if answers[i] is None else visible(str(answers[i]), 500),
                 correct=None if correct[i] is None else bool(correct[i]),
-                reward=float(rewards[i]) if isinstance(rewards[i], (int, float)) else None,
+                reward=_finite(rewards[i]),
                 tokens=lengths[i] if isinstance(lengths[i], int) else None,
                 truncated=None if ends[i] is None else str(ends[i]) == "length",
             )
