@@ -14,6 +14,8 @@ from typing import Any
 from megaladder.events.run import SCORE_KEYS, Run, score_of
 from megaladder.files.growing import GrowingLines
 
+MAX_STEP = 1 << 62
+
 
 class Follower:
     """Tells callbacks what is new in a run folder since the last look.
@@ -100,6 +102,8 @@ class NewRows:
                 row = json.loads(line)
                 if not isinstance(row, dict) or not self._needs <= row.keys():
                     raise ValueError(f"a row without {', '.join(sorted(self._needs))}")
+                if not isinstance(row.get("step", 0), int) or abs(row.get("step", 0)) > MAX_STEP:
+                    raise ValueError(f"step {str(row['step'])[:80]}")
             except (ValueError, RecursionError) as error:
                 self._warn(f"{self._lines.path}:{self._lines.number}: passed over ({error})")
                 continue

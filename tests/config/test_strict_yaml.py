@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from megaladder.config import strict_yaml
 from megaladder.config.resolve.resolver import dump_yaml
 from megaladder.config.strict_yaml import load_yaml, parse_yaml
 from megaladder.errors import ConfigError
@@ -147,3 +151,28 @@ def test_anchors_inside_anchors_are_counted_before_they_fill_the_memory():
 def test_values_inside_values_have_an_end(text):
     with pytest.raises(ConfigError, match=r"run.yaml"):
         parse_yaml(text, "run.yaml")
+
+
+def test_half_of_a_surrogate_pair_is_no_text():
+    with pytest.raises(ConfigError, match=r"^f:2: half of a UTF-16 surrogate pair; fix: "):
+        parse_yaml('a: 1\nb: "\\ud800"\n', "f")
+
+
+def test_what_is_no_yaml_is_not_scanned_deeper_than_values_may_lie():
+    """The scanner in Python takes the square of the depth: it stops where values may not lie."""
+    with pytest.raises(ConfigError, match="more than 50 deep"):
+        parse_yaml("{a:" + "{" * 100_000, "f")
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML without libyaml")
+def test_both_parsers_read_our_files_alike():
+    """What libyaml reads has the values and lines that PyYAML's own parser finds."""
+    files = list(Path(strict_yaml.__file__).parents[1].rglob("*.yaml"))
+    assert len(files) > 20
+    for path in files:
+        text = path.read_text("utf-8")
+        found = [
+            (strict_yaml._Builder(loader, "f", lines).build(loader.get_single_node(), ()), lines)
+            for loader, lines in ((strict_yaml._QUICK(text), {}), (strict_yaml._PLAIN(text), {}))
+        ]
+        assert found[0] == found[1], path

@@ -216,7 +216,7 @@ def refuse_other_kinds(block: Block) -> None:
         if not isinstance(text, str | Drawing):
             raise TypeError(f"a text ({str(text)[:80]})")
     for row in block.csv(""):
-        place = () if isinstance(row.x, str) else (row.x,)
+        place = () if isinstance(row.x, str) and not isinstance(block, Panels) else (row.x,)
         for value in (*place, row.y, row.low, row.high, row.n):
             if value is not None and as_number(value) is None:
                 raise TypeError(f"a number of {row.figure} ({str(value)[:80]})")

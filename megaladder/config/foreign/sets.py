@@ -6,6 +6,7 @@ A field of a set that is neither carried over nor known to change nothing is ref
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -246,7 +247,7 @@ def _llamafactory_part(
     if fields:
         part["fields"] = fields
     for key, tag in _object(entry, "tags").items():
-        if tag not in TAGS.get(key, ()):
+        if str(tag) not in TAGS.get(key, ()):
             work.say("refused", f"{name}.tags.{key}", f"{tag}: not read; rename it in the rows")
     for key in ("num_samples", "folder", "script_url"):
         if entry.get(key):
@@ -261,7 +262,7 @@ def _object(entry: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _dataset_info(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that is none is no file either
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
