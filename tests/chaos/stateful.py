@@ -1,6 +1,6 @@
 """Histories of a run folder, drawn by hypothesis, against a model of what a run may say.
 
-    PYTHONPATH=.:tests python -m chaos.stateful [--examples 2000] [--steps 12]
+    PYTHONPATH=.:tests python -m chaos.stateful [--examples 2000] [--steps 12] [--seed 1]
 
 Starts, kills at any call, stops, rewinds, other settings, damaged bytes, in any order; each start
 is the real `RunLife` in a fork (`tiny_life`). After each: the status is one that the request allows,
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from chaos.tiny_life import Start, prepare, run_start, status_of, values
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -178,10 +178,11 @@ def _fast_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def explore(examples: int, steps: int, shrink: bool = True) -> None:
+def explore(examples: int, steps: int, shrink: bool = True, number: int | None = None) -> None:
     """Runs so many histories of so many steps; raises for the shortest that breaks something.
 
-    Without `shrink` for the first that does."""
+    Without `shrink` for the first that does. `number`: of a seed; the same histories each time
+    without one too."""
     warm = Path(tempfile.mkdtemp(prefix="histories-"))
     try:  # what the first start imports, its forks need not
         prepare(warm)
@@ -189,12 +190,14 @@ def explore(examples: int, steps: int, shrink: bool = True) -> None:
     finally:
         shutil.rmtree(warm)
     case = Histories.TestCase
+    if number is not None:
+        seed(number)(Histories)
     case.settings = settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         database=None,
-        derandomize=True,
+        derandomize=number is None,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
         report_multiple_bugs=shrink,
@@ -206,8 +209,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--seed", type=int, help="other histories for each")
     given = parser.parse_args()
-    explore(given.examples, given.steps)
+    explore(given.examples, given.steps, number=given.seed)
     print(f"{given.examples} histories of up to {given.steps} steps: all held")
     return 0
 

@@ -1,5 +1,6 @@
 """Bytes that once broke a reader: each is read, or refused in words that name what is wrong."""
 
+import io
 import json
 import struct
 from pathlib import Path
@@ -15,10 +16,25 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 HOST = b" HTTP/1.1\r\nHost: localhost:80\r\nConnection: close\r\n\r\n"
 DEEP, HUGE = b"[" * 3000, b"1" + b"0" * 400
 NO_DIGITS = {"ops": "done"}
+
+
+def _doubled_columns() -> bytes:
+    import pyarrow
+
+    table = pyarrow.table(
+        [["What is 1?"], ["#### 1"], [None]], names=["question", "answer", "answer"]
+    )
+    out = io.BytesIO()
+    with pyarrow.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    return out.getvalue()
+
+
 DONE = {"op": "done", "call": 1, "items": [{"id": 0, "ids": ["a"], "text": "", "finish": "stop"}]}
 READY = {"op": "ready", "describe": {}, "features": {}}
 TYPED = b'{"features": {"question": {"dtype": "string", "None": "Value"}}}'
 FOUND = {
+    "Arrow stream": _doubled_columns(),
     "yaml": b'a: "\\ud800"\n',
     "study.yaml": b'name: a\ntitle: "\\ud800"\n',
     "import yaml of others": b"stage: sft\nmodel_name_or_path: a\ndataset: true\n",

@@ -141,7 +141,7 @@ def service():
     it was sent."""
 
     class Handler(BaseHTTPRequestHandler):
-        failures, seen = [], []
+        failures, seen, elsewhere = [], [], ""
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -149,6 +149,8 @@ def service():
             status = Handler.failures.pop(0) if Handler.failures else 200
             reply = {"choices": [{"message": {"content": "#thereason: x\n#thescore: 5"}}]}
             self.send_response(status)
+            if Handler.elsewhere:
+                self.send_header("Location", Handler.elsewhere)
             self.end_headers()
             self.wfile.write(json.dumps(reply).encode())
 
@@ -159,6 +161,21 @@ def service():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/v1", Handler
     server.shutdown()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_told_and_takes_the_key_nowhere(service, monkeypatch, status):
+    url, handler = service
+    monkeypatch.setenv("MY_KEY", "sesame-123")
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        handler.failures, place = [status], f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
+        handler.elsewhere = place
+        by = judge.HttpJudge(JudgeSection(url=url, model="gpt", key_variable="MY_KEY"))
+        with pytest.raises(RunStopped, match=rf"HTTP Error {status}: .* after 1 tries"):
+            list(by.judge([judge.Exchange("a", "b")]))
+        elsewhere.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has come
+            elsewhere.accept()
 
 
 def test_service_is_tried_again_and_its_key_is_written_nowhere(service, monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from tiny_models import build_tokenizer
 
 from megaladder.cli import main
 from megaladder.errors import ConfigError, RewardError
+from megaladder.evaluation import sandbox
 from megaladder.evaluation.sandbox import SandboxPool
 from megaladder.rewards.verifiers.code import last_program
 from megaladder.rewards.worker import GradeTask
@@ -63,6 +64,26 @@ def test_hang_is_one_wrong_answer_and_a_broken_sandbox_is_none(command):
         pool.grade_many([task("```python\nbroken\n```")])
     with pytest.raises(ConfigError, match="cannot be started"):
         SandboxPool("/no/such/sandbox", 1, 1.0).grade_many([task("```python\nx\n```")])
+
+
+@pytest.mark.parametrize(
+    ("prints", "found"),
+    [
+        (r"b'\xff\xfe'", "status 0: \ufffd\ufffd"),
+        ("b'[' * 100_000", r"status 0: \[\[\["),
+        ("b'x' * (64 << 20)", "status 0: xxx"),
+    ],
+    ids=["no text", "deep", "without end"],
+)
+def test_what_is_no_verdict_is_told(tmp_path, monkeypatch, prints, found):
+    """However much it is: the end of it is kept."""
+    monkeypatch.setattr(sandbox, "MAX_SAID_BYTES", 1 << 18)
+    (tmp_path / "judge.py").write_text(f"import sys; sys.stdout.buffer.write({prints})")
+    pool = SandboxPool(f"{sys.executable} {tmp_path / 'judge.py'}", 1, 600.0)
+    done = sandbox._run(pool._command, "{}", 600.0)
+    assert len(done.stdout) <= 1 << 18
+    with pytest.raises(RewardError, match=found):
+        pool.grade_many([task("```python\nprint(1)\n```")])
 
 
 def test_what_a_command_leaves_behind_is_ended(tmp_path):

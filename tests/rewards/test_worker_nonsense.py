@@ -71,6 +71,8 @@ NONSENSE = {
     "too many": 'frame(b\'[[true, "5", "correct", ""], [true, "5", "correct", ""]]\')',
     "no verdict": 'frame(b\'[[1.5, null, "correct", ""]]\')',
     "unknown reason": 'frame(b\'[[true, "5", "because", ""]]\')',
+    "no reason": 'frame(b\'[[true, "5", ["exact"], ""]]\')',
+    "a number for true": 'frame(b\'[[1, "5", "exact", ""]]\')',
     "too long": r"b'\xff\xff\xff\xff'",
     "half": "frame(b'[[true]]')[:6]",
 }
@@ -90,7 +92,7 @@ def test_answers_that_are_none_cost_their_sample(stub, said):
         assert pool.failures[0].id == "q0" and "the process" in pool.failures[0].detail
 
 
-@pytest.mark.parametrize("said", [b"[]", b"{}", b"{", b"7"])
+@pytest.mark.parametrize("said", [b"[]", b"{}", b"{", b"7", b'{"ready": 5}'])
 def test_a_beginning_that_is_none_is_told(stub, said):
     stub(f"""
         read()
@@ -114,6 +116,18 @@ def test_a_process_that_somebody_killed_while_it_started_is_replaced(stub, tmp_p
     """)
     with GradePool(num_workers=1) as pool:
         assert pool.grade_many(tasks(1))[0].correct and pool.failures == []
+
+
+def test_processes_that_end_before_they_have_work_do_so_so_often_only(stub, monkeypatch):
+    """Each is ready and talks nonsense at once: nobody is to blame, so no sample ends it."""
+    monkeypatch.setattr(worker, "MAX_LOST_IDLE", 3)
+    stub("""
+        read()
+        say(frame(b'{"ready": []}') + frame(b'7'))
+    """)
+    with GradePool(num_workers=1) as pool:
+        with pytest.raises(ConfigError, match="ended before it had work"):
+            pool.grade_many(tasks(1))
 
 
 def test_large_batches_travel_in_pieces():

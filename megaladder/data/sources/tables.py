@@ -75,13 +75,23 @@ def _file_batches(file: DataFile) -> Iterator[pyarrow.RecordBatch]:
             else:
                 batches = _ipc_batches(source)
             for batch in batches:
-                _ = batch.schema.names  # decodes them, which bytes that are no text end
+                _refuse_doubled(file.path, batch)
                 yield batch
     except (pyarrow.ArrowException, MemoryError, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.path}: expected a complete {file.kind} file, found: {error}; fix: copy or"
             " download it again"
         ) from error
+
+
+def _refuse_doubled(path: str, batch: pyarrow.RecordBatch | pyarrow.Table) -> None:
+    """Decodes the names of the columns, and raises DataError for one that stands there twice."""
+    twice = [name for name, count in Counter(batch.schema.names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{path}: expected a name a column, found {', '.join(map(repr, twice))} twice; fix:"
+            " rename one of them"
+        )
 
 
 def _valid(path: str, batches: Iterable[pyarrow.Table]) -> Iterator[pyarrow.Table]:
@@ -91,7 +101,7 @@ def _valid(path: str, batches: Iterable[pyarrow.Table]) -> Iterator[pyarrow.Tabl
     try:
         for batch in batches:
             batch.validate(full=True)
-            _ = batch.schema.names
+            _refuse_doubled(path, batch)
             yield batch
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
