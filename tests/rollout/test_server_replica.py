@@ -3,6 +3,7 @@ server with weights from a trainer."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -247,7 +248,18 @@ def test_an_answer_that_does_not_end_is_given_up_within_the_configured_time(serv
     server.hung_up.set()
 
 
-def test_closing_does_not_wait_for_answers(server):
+@pytest.mark.parametrize("connects_slowly", [False, True])
+def test_closing_does_not_wait_for_answers(server, monkeypatch, connects_slowly):
+    """Nor for one that is asked for while it closes."""
+    closed, connect = threading.Event(), http.client.HTTPConnection.connect
+
+    def connect_late(connection: http.client.HTTPConnection) -> None:
+        connect(connection)
+        if server.bodies(GENERATE):
+            closed.wait()
+
+    if connects_slowly:
+        monkeypatch.setattr(http.client.HTTPConnection, "connect", connect_late)
     server.drips = b""
     options = ServerOptions(concurrency=4, ping_s=0.05, timeout_s=1000)
     one = ProcessEngine([ServerSpec(server.url, options)], Limits(start_s=60, stall_s=1000))
@@ -257,6 +269,7 @@ def test_closing_does_not_wait_for_answers(server):
     wait_until(lambda: server.bodies(GENERATE), "the first request")
     pool = one._replicas[0]._pool
     one.close()
+    closed.set()
     pool.shutdown(wait=True)  # its threads have ended
     server.hung_up.set()
 

@@ -63,7 +63,7 @@ class HttpClient:
             self.post(path, body, timeout_s=30.0)
 
     def hang_up(self) -> None:
-        """Ends every request that is under way: it raises OSError."""
+        """Ends every request that is under way, and each that comes later: it raises OSError."""
         self._watch.shut_all()
 
     def _ask(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Any:
@@ -108,10 +108,13 @@ class _Watch:
         self._deadlines: dict[socket.socket, float] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._over = False
 
     @contextmanager
     def until(self, connection: socket.socket, deadline: float) -> Iterator[None]:
         with self._changed:
+            if self._over:  # while it connected
+                raise ConnectionAbortedError("hung up")
             self._deadlines[connection] = deadline
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, daemon=True, name="deadlines")
@@ -125,11 +128,13 @@ class _Watch:
 
     def shut_all(self) -> None:
         with self._changed:
+            self._over = True
             self._shut(list(self._deadlines))
+            self._changed.notify()
 
     def _run(self) -> None:
         with self._changed:
-            while True:
+            while not self._over:
                 now = time.monotonic()
                 self._shut([one for one, at in self._deadlines.items() if at <= now])
                 next_at = min(self._deadlines.values(), default=None)

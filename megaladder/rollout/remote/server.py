@@ -89,6 +89,7 @@ class ServerReplica:
         self._how, self._mark = "not started", ""
         self._nonce = secrets.token_hex(4)
         self._http = HttpClient(spec.url, may_refuse=(GENERATE,))
+        self._farewell = HttpClient(spec.url)  # what is said while the other hangs up
         self._pool = ThreadPoolExecutor(
             spec.options.concurrency, thread_name_prefix=f"server-{index}"
         )
@@ -99,6 +100,7 @@ class ServerReplica:
         """Looks for the server until it answers; "ready" or "broken" goes to the inbox."""
         self.incarnation += 1
         self.info, self.alive, self._how = {}, True, "no answer yet"
+        self._http = HttpClient(self._spec.url, may_refuse=(GENERATE,))
         threading.Thread(target=self._greet, args=(self.incarnation,), daemon=True).start()
         threading.Thread(target=self._ping, args=(self.incarnation,), daemon=True).start()
 
@@ -261,7 +263,7 @@ class ServerReplica:
             self._pending.clear()
         if names:
             threading.Thread(
-                target=self._http.try_post,
+                target=self._farewell.try_post,
                 args=("/inference/v1/abort_requests", {"request_ids": names}),
                 daemon=True,
             ).start()
