@@ -273,15 +273,27 @@ def by_http(seed: bytes, rng: random.Random) -> bytes:
 def by_frames(seed: bytes, rng: random.Random) -> bytes:
     """Frames (four bytes of length, then JSON) of which one says something else, or another
     length."""
+    return _framed(seed, rng, struct.Struct(">I"))
+
+
+def by_messages(seed: bytes, rng: random.Random) -> bytes:
+    """The same with lengths that are followed by their complements."""
+    return _framed(seed, rng, struct.Struct(">II"))
+
+
+def _framed(seed: bytes, rng: random.Random, head: struct.Struct) -> bytes:
     frames, place = [], 0
     while place < len(seed):
-        (size,) = struct.unpack_from(">I", seed, place)
-        frames.append(seed[place + 4 : place + 4 + size])
-        place += 4 + size
+        size = head.unpack_from(seed, place)[0]
+        place += head.size + size
+        frames.append(seed[place - size : place])
     wrong = rng.randrange(len(frames))
     frames[wrong] = by_json(frames[wrong], rng)
     lengths = [len(frame) for frame in frames]
     if rng.random() < 0.1:
         lengths[wrong] = rng.choice((0, 1, 2**31, 2**32 - 1, lengths[wrong] * 2))
     pairs = zip(lengths, frames, strict=True)
-    return b"".join(struct.pack(">I", length) + frame for length, frame in pairs)
+    numbers = len(head.format.strip(">"))
+    return b"".join(
+        head.pack(*(length, length ^ 0xFFFFFFFF)[:numbers]) + frame for length, frame in pairs
+    )

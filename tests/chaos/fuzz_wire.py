@@ -23,7 +23,7 @@ from chaos.fuzz_readers import JSON, LINES, Case
 from megaladder.errors import DataError
 
 HTTP = (wrong.raw, wrong.by_http)
-FRAMES = (wrong.raw, wrong.by_frames)
+FRAMES, MESSAGES = (wrong.raw, wrong.by_frames), (wrong.raw, wrong.by_messages)
 NOBODY = 0x7FFFFFFF  # above every process id of Linux
 PIPE_BYTES = 60_000  # what a pipe takes without a reader
 
@@ -363,18 +363,23 @@ def _frames(*values: Any) -> bytes:
     return b"".join(map(_frame, values))
 
 
+def _messages(*values: Any) -> bytes:
+    from megaladder.rollout.wire import _packed
+
+    return b"".join(map(_packed, values))
+
+
 def wire_cases() -> dict[str, Case]:
     """Every reader of what others say, by name."""
-    child = _frames(_READY, _BEAT, _DONE)
+    child = _messages(_READY, _BEAT, _DONE)
     begun = _frames({"ready": ["seccomp"]}, [_VERDICT], [_VERDICT, [None, None, "no_answer", "x"]])
     function = _frames({"batched": True}, {"values": [0.5, None]})
-    greeting = b"token" + _frame(_GREETING)
+    greeting = b"token" + _messages(_GREETING)
+    node = _messages(_OF_NODE, {**_OF_NODE, "message": None})
     return {
         **_http_cases(),
-        "engine's messages": Case("child", (child,), _read_child, FRAMES),
-        "node's messages": Case(
-            "node", (_frames(_OF_NODE, {**_OF_NODE, "message": None}),), _read_node, FRAMES
-        ),
+        "engine's messages": Case("child", (child,), _read_child, MESSAGES),
+        "node's messages": Case("node", (node,), _read_node, MESSAGES),
         "node's greeting": Case("greeting", (greeting,), _read_greeting, _after(b"token")),
         "grader's frames": Case("grader", (begun,), _read_grader, FRAMES),
         "reward function's frames": Case("function", (function,), _read_function, FRAMES),
@@ -389,7 +394,7 @@ def wire_cases() -> dict[str, Case]:
 def _after(start: bytes) -> tuple[wrong.Mutate, ...]:
     """Mutations of what follows this."""
 
-    def by_frames(seed: bytes, rng: Any) -> bytes:
-        return start + wrong.by_frames(seed.removeprefix(start), rng)
+    def by_messages(seed: bytes, rng: Any) -> bytes:
+        return start + wrong.by_messages(seed.removeprefix(start), rng)
 
-    return wrong.raw, by_frames
+    return wrong.raw, by_messages

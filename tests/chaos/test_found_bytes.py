@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from chaos.fuzz_caches import _FINDING, _STUDY, _SUMMARY, _sealed
 from chaos.fuzz_readers import Case, cases
-from chaos.fuzz_wire import _GREETING, _OF_NODE, _frame, _frames, _http
+from chaos.fuzz_wire import _GREETING, _OF_NODE, _frames, _http, _messages
 
 from megaladder.errors import MegaladderError
 
@@ -63,9 +63,9 @@ FOUND = {
     "HTTP answer": b"HTTP/1.1 200 OK\r\n" + CHUNKED + b"-5\r\nabc\r\n0\r\n\r\n",
     "judge's answer": b"HTTP/1.1 204 No\r\n" + CHUNKED + b"ffffffffffff\r\n",
     "request to watch": b"GET //[" + HOST,
-    "engine's messages": _frames(READY, DONE),
-    "node's messages": _frames({**_OF_NODE, "message": NO_DIGITS}) + _frames({"a": 1}),
-    "node's greeting": b"token" + _frame({**_GREETING, "slots": "x"}),
+    "engine's messages": _messages(READY, DONE),
+    "node's messages": _messages({**_OF_NODE, "message": NO_DIGITS}, {"a": 1}),
+    "node's greeting": b"token" + _messages({**_GREETING, "slots": "x"}),
     "grader's frames": _frames({"ready": ["a"]}, [[True, "5", ["exact"], ""]]),
     "reward function's frames": _frames({"batched": True}, {"values": 5}),
     "program's report": b'{"status": "done", "output": "2',
