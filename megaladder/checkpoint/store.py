@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from megaladder.errors import CheckpointError, StorageError
+from megaladder.files.shapes import as_number
 from megaladder.process.faults import fault_point
 from megaladder.process.storage import fsync_folder, make_folder, replacing
 
@@ -255,14 +256,19 @@ def read_trainer(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def _held_out_loss(path: Path) -> float | None:
+    """None of a damaged checkpoint too: that is told by who would begin with it."""
+    try:
+        return as_number(read_trainer(path).get("held_out_loss"))
+    except CheckpointError:
+        return None
+
+
 def apply_retention(root: Path, retention: Retention) -> list[int]:
     """Deletes committed steps that the rule does not keep; returns them.
 
     Main rank only. The marker goes first."""
-    losses = {
-        step: read_trainer(step_dir(root, step)).get("held_out_loss")
-        for step in committed_steps(root)
-    }
+    losses = {step: _held_out_loss(step_dir(root, step)) for step in committed_steps(root)}
     doomed = sorted(set(losses) - retention.kept(losses))
     for step in doomed:
         _delete(step_dir(root, step))

@@ -85,6 +85,17 @@ def test_retention_keeps_last_listed_and_best(tmp_path):
     assert store.committed_steps(tmp_path) == [10, 20, 30, 60]
 
 
+@pytest.mark.parametrize("damage", ["", "[]", '{"step": 10, "held_out_loss": "low"}'])
+def test_a_damaged_older_step_ends_no_run_that_saves(tmp_path, damage):
+    """It has no loss to be kept for; the newest are kept as ever."""
+    for step, loss in ((10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)):
+        _save(tmp_path, step, loss)
+    (store.step_dir(tmp_path, 10) / store.TRAINER).write_text(damage)
+    kept = store.Retention(keep_last=2, keep_best=1)
+    assert store.apply_retention(tmp_path, kept) == [10]
+    assert store.committed_steps(tmp_path) == [20, 30, 40]
+
+
 def test_a_full_disk_is_told_before_writing_with_both_numbers(tmp_path, monkeypatch):
     _save(tmp_path, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 1199))
