@@ -84,14 +84,14 @@ def _read_judge(path: Path) -> object:
 
 def _read_choice(path: Path) -> object:
     """A server's completion, as an engine hands it on."""
-    from megaladder.rollout import process_engine
+    from megaladder.rollout import wire
     from megaladder.rollout.remote import server
 
     try:
         item = {"id": 0, **server._completion(json.loads(path.read_bytes()))}
     except Exception as error:
         raise DataError(str(error)) from None
-    return process_engine._completion(item, 0)
+    return wire.completion_of(item, 0)
 
 
 @cache
