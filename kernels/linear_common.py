@@ -248,17 +248,18 @@ class WeightGrad:
 
         With `main_grad` the placeholder."""
         if self.main is not None:
-            return self._placeholder()
+            return gradient_placeholder(self._weight)
         full = self._sum if factor is None else self._sum.mul_(factor.to(self._sum.dtype))
         return full.to(self._weight.dtype)
 
-    def _placeholder(self) -> torch.Tensor | None:
-        weight = self._weight
-        if not hasattr(weight, "grad_added_to_main_grad"):
-            return None
-        weight.grad_added_to_main_grad = True
-        make = torch.zeros if getattr(weight, "zero_out_wgrad", False) else torch.empty
-        return make(weight.shape, dtype=weight.dtype, device=weight.device)
+
+def gradient_placeholder(weight: torch.Tensor) -> torch.Tensor | None:
+    """What autograd gets for a weight whose gradient is in `main_grad` already."""
+    if not hasattr(weight, "grad_added_to_main_grad"):
+        return None
+    weight.grad_added_to_main_grad = True
+    make = torch.zeros if getattr(weight, "zero_out_wgrad", False) else torch.empty
+    return make(weight.shape, dtype=weight.dtype, device=weight.device)
 
 
 def main_grad_of(weight: torch.Tensor) -> torch.Tensor | None:

@@ -29,7 +29,13 @@ from megaladder.model import te
 from megaladder.model.batch import DeviceBatch
 from megaladder.model.families.frequencies import inverse_frequencies
 from megaladder.model.families.rope import RopeConfig
-from megaladder.model.head import HeadOptions, HeadOutput, LossSums, VocabularyHead
+from megaladder.model.head import (
+    HeadOptions,
+    HeadOutput,
+    LossSums,
+    VocabularyEmbedding,
+    VocabularyHead,
+)
 from megaladder.model.hf_config import ModelShape, padded_vocab_size
 from megaladder.model.moe.balance import routers
 from megaladder.model.moe.layer import moe_fields
@@ -222,6 +228,9 @@ class LadderGPT(GPTModel):
         if self.post_process:
             VocabularyHead.take_over(self.output_layer)
         super().setup_embeddings_and_output_layer()
+        if self.pre_process:
+            tied_here = self.post_process and self.share_embeddings_and_output_weights
+            VocabularyEmbedding.take_over(self.embedding.word_embeddings, tied_here=tied_here)
 
     def _rotary(self, batch: DeviceBatch) -> tuple[torch.Tensor | None, PackedSeqParams]:
         """The rotary tensor that megatron-core's TE layers take, and the packing description."""
@@ -336,7 +345,7 @@ def _frequencies(shape: ModelShape, rope: RopeConfig) -> torch.Tensor:
 
 
 _SPLIT_DIM = {
-    "VocabParallelEmbedding": 0,
+    "VocabularyEmbedding": 0,
     "VocabularyHead": 0,
     "ColumnParallelLinear": 0,
     "LayerNormColumnParallelLinear": 0,

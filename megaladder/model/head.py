@@ -21,11 +21,12 @@ import torch
 from megatron.core import tensor_parallel
 
 from megaladder import platform
+from megaladder.kernels.linear_common import gradient_placeholder, main_grad_of
 from megaladder.kernels.linear_logprob import linear_logprob
 from megaladder.kernels.linear_loss import TokenTerms, linear_loss
 from megaladder.kernels.shard import TensorParallel, is_split, valid_columns
 from megaladder.model.batch import DeviceBatch
-from megaladder.types import IGNORE_INDEX
+from megaladder.types import IGNORE_INDEX, required
 
 
 class HeadOutput(NamedTuple):
@@ -191,3 +192,63 @@ class _Parts:
             metrics = {name: value + part.metrics[name] for name, value in metrics.items()}
             maxima = {name: torch.maximum(v, part.maxima[name]) for name, v in maxima.items()}
         return LossSums(loss, metrics, maxima)
+
+
+class VocabularyEmbedding(tensor_parallel.VocabParallelEmbedding):
+    """megatron-core's embedding whose gradient adds a micro-batch's rows to DDP's fp32 `main_grad`.
+
+    megatron-core makes a dense gradient of the vocabulary's size, which DDP then adds. Its
+    parameter and its checkpoint entry stay, and so does its forward where there is no gradient.
+    """
+
+    @classmethod
+    def take_over(cls, layer: tensor_parallel.VocabParallelEmbedding, *, tied_here: bool) -> None:
+        """Turns the GPTModel's embedding into this class.
+
+        tied_here: the output layer of this stage has the same parameter and reports it to DDP."""
+        layer.__class__ = cls
+        layer.tied_here = tied_here
+        if tied_here:  # nothing is left in `grad` for DDP to add
+            layer.weight.zero_out_wgrad = False
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        """input_: int64 [1, T], global columns."""
+        main_grad = main_grad_of(self.weight)
+        if main_grad is None or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(input_)
+        local, outside = input_ - self.vocab_start_index, None
+        if self.tp_group.size() > 1:
+            count = self.num_embeddings_per_partition
+            outside = (local < 0) | (local >= count)
+            # other ranks' tokens add zeros, spread out: all to one row would wait for each other
+            spread = torch.arange(local.numel(), device=local.device).remainder_(count)
+            local = torch.where(outside, spread.view_as(local), local)
+        rows = _Lookup.apply(self.weight, local, outside, self.tied_here)
+        if self.reduce_scatter_embeddings:
+            return tensor_parallel.reduce_scatter_to_sequence_parallel_region(
+                rows.transpose(0, 1).contiguous(), group=self.tp_group
+            )
+        return tensor_parallel.reduce_from_tensor_model_parallel_region(rows, group=self.tp_group)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, index, outside, tied_here: bool):
+        ctx.save_for_backward(index, outside)
+        ctx.weight, ctx.tied_here = weight, tied_here
+        rows = torch.nn.functional.embedding(index, weight)
+        return rows if outside is None else rows.masked_fill_(outside.unsqueeze(-1), 0.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        index, outside = ctx.saved_tensors
+        main_grad = required(main_grad_of(ctx.weight), "main_grad")
+        rows = gradient.to(main_grad.dtype)
+        if outside is not None:
+            rows = rows.masked_fill(outside.unsqueeze(-1), 0.0)
+        # in the order of the tokens, whatever the device; without the check of bounds, for which
+        # the host would wait
+        torch.ops.aten._index_put_impl_(
+            main_grad, [index.reshape(-1)], rows.reshape(-1, rows.shape[-1]), True, True
+        )
+        return None if ctx.tied_here else gradient_placeholder(ctx.weight), None, None, None

@@ -58,7 +58,9 @@ class StepCounts(TorchDispatchMode):
                     continue
                 if tensor.untyped_storage().data_ptr() in self._buffers and not _view(function):
                     written = argument.alias_info is not None and argument.alias_info.is_write
-                    self.counts["written" if written else "read"] += tensor.numel() / self.size
+                    # of an embedding, the rows that it adds to
+                    touched = args[2] if name.startswith("_index_put_impl_") else tensor
+                    self.counts["written" if written else "read"] += touched.numel() / self.size
 
 
 def _asker() -> str:
@@ -95,9 +97,11 @@ def run_case(model_dir: str, case: dict) -> dict:
             if half == "forward and backward":
                 counter.watch(args[0])
                 sizes = {name: p.numel() for c in args[0] for name, p in c.named_parameters()}
-                tied = next(n for name, n in sizes.items() if "word_embeddings" in name)
+                width = args[0][0].module.config.hidden_size
+                tokens = sum(len(batch.input_ids_t) for batch in args[1])
                 found["micro_batches"] = len(args[1])
-                found["gradients"] = (sum(sizes.values()) + tied) / counter.size
+                found["gradients"] = sum(sizes.values()) / counter.size
+                found["embedded"] = tokens * width / counter.size
             counter.counts, counter.active = Counter(), True
             result = original(*args, **kwargs)
             counter.active = False
