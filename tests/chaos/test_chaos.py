@@ -11,6 +11,7 @@ from chaos.calls import Call
 from chaos.kernel import notify
 from chaos.kernel.faults import Fault
 from chaos.programs.forked import forked_programs
+from chaos.programs.nursery import Nursery
 from distributed import environment
 
 needs_notify = pytest.mark.skipif(
@@ -104,6 +105,33 @@ def test_a_forked_program_is_in_its_session_once_it_is_started(tmp_path):
             started = subprocess.Popen(words, start_new_session=True)
         assert os.getpgid(started.pid) == started.pid
         assert started.wait() == 0
+
+
+def test_a_program_of_the_nursery_is_what_was_asked_for(tmp_path, monkeypatch):
+    """A child of the one that asks, in a session and an environment of its own, as the nursery was
+    when it came about."""
+    said = "import os, sys; print(os.getppid(), os.getsid(0) == os.getpid(), os.environ)"
+    (tmp_path / "nursed.py").write_text(f"{said}; sys.exit('late' in sys.modules)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Nursery() as nursery, forked_programs(nursery.popen("nursed")):
+        monkeypatch.setitem(sys.modules, "late", os)
+        started = subprocess.Popen(
+            [sys.executable, "-m", "nursed"],
+            start_new_session=True,
+            env={"OWN": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        found, _ = started.communicate()
+    assert found == f"{os.getpid()} True environ({{'OWN': '1'}})\n"
+    assert started.returncode == 0
+
+
+@pytest.mark.slow
+@needs_notify
+def test_faults_beside_the_real_vllm_lose_nothing():
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    chaos("--schedules", "4", "--workload", "eval-vllm", "--workload", "grpo-vllm")
 
 
 def test_programs_share_the_time_that_is_left(monkeypatch):
