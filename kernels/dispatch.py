@@ -2,10 +2,10 @@
 
 Chosen by device, overridable with one variable, said once in the log.
 
-MEGALADDER_KERNELS = auto (default): Triton for CUDA tensors, the twin (`reference.py`) for all
-others;
+MEGALADDER_KERNELS = auto (default): Triton for CUDA tensors, the twin (`reference.py`) for others;
                      triton: always Triton; CPU tensors then need TRITON_INTERPRET=1 (slow, for
-                     tests); torch: always the twin, also on CUDA (to bisect a fault).
+                     tests);
+                     torch: always the twin, also on CUDA (to bisect a fault).
 
 Imports no Triton itself: `triton_kernels` is loaded at the first launch.
 """

@@ -36,9 +36,8 @@ class LogpOptions:
 
     entropy: "none", "value" (no gradient flows into it) or "grad".
     overwrite_logits: the backward writes the gradient over the logits, which saves their size in
-    memory. Any other use of the logits
-        by autograd after that raises; reading their values after the backward gives gradients. Leaf
-        tensors are never overwritten.
+    memory. Any other use of the logits by autograd after that raises; reading their values after
+    the backward gives gradients. Leaf tensors are never overwritten.
     """
 
     ignore_index: int = -100
@@ -138,11 +137,13 @@ def vocab_logprob(
 
     Args:
         logits: [T, V_local] float32, bfloat16, float16 or float64. A row stride that is a multiple
-        of 16 is four times faster on a GPU. targets: int64 [T], global columns; `ignore_index`
-        marks tokens without loss. Others outside the vocabulary give −inf. n_valid: columns of this
-        rank that belong to the true vocabulary (`shard.valid_columns`); default all of them.
-        inv_temperature: 1/temperature, one number or [T]; no gradient flows into it. options:
-        fields of `LogpOptions`.
+            of 16 is four times faster on a GPU.
+        targets: int64 [T], global columns; `ignore_index` marks tokens without loss. Others outside
+            the vocabulary give −inf.
+        n_valid: columns of this rank that belong to the true vocabulary (`shard.valid_columns`);
+            default all of them.
+        inv_temperature: 1/temperature, one number or [T]; no gradient flows into it.
+        options: fields of `LogpOptions`.
     """
     settings = LogpOptions(**options)
     valid = logits.shape[-1] if n_valid is None else n_valid
