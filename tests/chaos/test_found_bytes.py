@@ -60,6 +60,8 @@ FOUND = {
     "page of a selection": b'{"stages": [{"stage": "a", "rows_in": 1, "rows_out": %b}]}' % HUGE,
     "page of difficulties": b'{"success_rate": %b}\n' % HUGE,
     "page of rollouts": b'{"id": "q", "prompt": "a", "completion": "b", "reward": NaN}\n',
+    "page of samples": b'{"doc": {"id": "q", "samples": {"exact_matches": [1], "num_tokens": [%b]}},'
+    b' "resps": [["a"]]}\n' % HUGE,
     "HTTP answer": b"HTTP/1.1 200 OK\r\n" + CHUNKED + b"-5\r\nabc\r\n0\r\n\r\n",
     "judge's answer": b"HTTP/1.1 204 No\r\n" + CHUNKED + b"ffffffffffff\r\n",
     "request to watch": b"GET //[" + HOST,
@@ -111,3 +113,20 @@ def test_half_of_an_answer_is_none(readers: dict[str, Case], tmp_path: Path):
     (tmp_path / "answer").write_bytes(_http(b'{"a": 1}')[:-8] + b"12")
     with pytest.raises(MegaladderError, match="cut short"):
         readers["HTTP answer"].read(tmp_path / "answer")
+
+
+def test_a_tokenizer_that_its_library_panics_over_is_told(monkeypatch, tmp_path: Path):
+    import transformers
+
+    from megaladder.data.chat.tokenizer import load_tokenizer
+
+    class PanicException(BaseException):
+        """As PyO3 raises it."""
+
+    def panic(*words: object, **how: object) -> None:
+        raise PanicException("range end index 26 out of range for slice of length 13")
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", panic)
+    with pytest.raises(MegaladderError, match="expected a loadable tokenizer, found Panic"):
+        load_tokenizer(tmp_path)

@@ -113,7 +113,9 @@ def load_tokenizer(
             "Tokenizer",
             AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code),
         )
-    except Exception as error:  # the library raises bare Exception for a damaged file
+    except BaseException as error:  # for a damaged file bare Exception, or a panic of its Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(
             f"{folder}: expected a loadable tokenizer, found {type(error).__name__}: {error}; fix:"
             " copy it again"

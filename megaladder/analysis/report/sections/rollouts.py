@@ -143,6 +143,10 @@ def fit(chosen: Sequence[Rollout], max_bytes: int) -> tuple[list[Rollout], int |
     return list(chosen), None
 
 
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and as_number(value) is not None else None
+
+
 def _finite(value: Any) -> float | None:
     number = as_number(value)
     return number if number is not None and math.isfinite(number) else None
@@ -200,7 +204,7 @@ def read_rollouts(source: Source, max_chars: int) -> Iterator[Rollout]:
                 answer="" if answers[i] is None else visible(str(answers[i]), 500),
                 correct=None if correct[i] is None else bool(correct[i]),
                 reward=_finite(rewards[i]),
-                tokens=lengths[i] if isinstance(lengths[i], int) else None,
+                tokens=_count(lengths[i]),
                 truncated=None if ends[i] is None else str(ends[i]) == "length",
             )
 
