@@ -34,7 +34,7 @@ class StepCounts(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter = Counter()
-        self.active, self._buffers = False, {}
+        self.active, self.in_head, self._buffers = False, False, {}
 
     def watch(self, chunks) -> None:
         """The gradient buffers of megatron-core's DDP; passes are counted in units of their size."""
@@ -49,7 +49,8 @@ class StepCounts(TorchDispatchMode):
 
     def _count(self, function, args) -> None:
         name = str(function).removeprefix("aten.")
-        self.counts["operations"] += 1
+        if self.in_head and not _view(function) and not name.startswith(("empty", "new_empty")):
+            self.counts["head"] += 1
         if name.startswith(QUESTIONS):
             self.counts[f"question {name.split('.')[0]} {_asker()}"] += 1
         for argument, value in zip(function._schema.arguments, args, strict=False):
@@ -86,6 +87,8 @@ def run_case(model_dir: str, case: dict) -> dict:
     worker = import_module(
         {"sft": "train.layout_worker", "grpo": "train.grpo_layout_worker"}[case["worker"]]
     )
+    from megaladder.kernels.linear_loss import _LinearLoss
+    from megaladder.model.head import VocabularyHead
     from megaladder.train import optimizer, step
 
     counter, found = StepCounts(), {}
@@ -110,12 +113,23 @@ def run_case(model_dir: str, case: dict) -> dict:
 
         return call
 
+    def of_the_head(original):
+        def call(*args, **kwargs):
+            counter.in_head = True
+            result = original(*args, **kwargs)
+            counter.in_head = False
+            return result
+
+        return call
+
     parts = {
         (step, "run_micro_batches"): "forward and backward",
         (optimizer, "guarded_update"): "optimizer",
     }
     with (
         counter,
+        mock.patch.object(VocabularyHead, "forward", of_the_head(VocabularyHead.forward)),
+        mock.patch.object(_LinearLoss, "backward", of_the_head(_LinearLoss.backward)),
         mock.patch.multiple(
             step,
             run_micro_batches=counted(parts[step, "run_micro_batches"], step.run_micro_batches),

@@ -49,3 +49,11 @@ def test_gradients_are_written_once_a_micro_batch_and_once_reduced(counts, name)
     expected = found["micro_batches"] * found["gradients"] + found["embedded"] + 1.0
     assert found["forward and backward"]["written"] == pytest.approx(expected, rel=1e-6)
     assert found["optimizer"].get("written", 0.0) <= 1.0
+
+
+@pytest.mark.parametrize(("name", "most"), [("sft", 28), ("dapo", 162), ("cispo-kl", 148)])
+def test_the_head_launches_few_operations_a_micro_batch(counts, name, most):
+    """Forward and backward, loss and metrics. Each costs some microseconds whatever its size; views
+    and allocations cost none, a kernel of ours counts as one."""
+    found = counts[name]
+    assert 0 < found["forward and backward"]["head"] <= most * found["micro_batches"]
