@@ -19,6 +19,8 @@ from chaos.kernel.supervisor import Ended
 from chaos.programs.base import Workload, status_of, workload
 from chaos.programs.forked import in_fork
 
+from megaladder.files import shared_memory
+
 NO_PERMISSION = ("EACCES", "EROFS")
 _OF_SIGNALS = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGPIPE)
 
@@ -46,12 +48,15 @@ class Verdict:
 
 
 class Bench:
-    """One program in one scratch folder: `at` is its own, `inputs` and `temporary` lie beside."""
+    """One program in one scratch folder: `at` is its own; `inputs`, `temporary` and `shared` lie
+    beside."""
 
     def __init__(self, program: Workload, scratch: Path) -> None:
         self.workload, self.folder, self._scratch = program, scratch / "at", scratch
-        self._temporary = scratch / "temporary"
+        self._temporary, self._shared = scratch / "temporary", scratch / "shared"
         os.environ["TMPDIR"] = str(self._temporary)
+        # what is shared through memory, apart from the runs of others; its starts are forks
+        shared_memory.ROOT = self._shared
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch / "compiled")  # no temporary files
         self._clean()
         program.prepare(scratch)
@@ -76,7 +81,7 @@ class Bench:
         return log
 
     def _clean(self) -> None:
-        for folder in (self.folder, self._temporary):
+        for folder in (self.folder, self._temporary, self._shared):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
         self._marks.unlink(missing_ok=True)
@@ -144,8 +149,10 @@ class Bench:
         if result != self.expected:
             return f"another result: {_difference(result, self.expected)}"
         killed = any(fault.kind in ("SIGKILL", "torn") for faults in starts for fault in faults)
-        left = [path.name for path in self._temporary.iterdir()]
-        return f"temporary files are left: {left}" if left and not killed else None
+        left = {path.name for at in (self._temporary, self._shared) for path in at.iterdir()}
+        if left and not killed:
+            return f"temporary files or shared memory are left: {sorted(left)}"
+        return None
 
     def _said(self) -> str:
         return (self._scratch / "said").read_text(errors="replace")[-3000:].strip()

@@ -80,6 +80,13 @@ def test_what_outlives_its_start_is_named():
 
 
 @needs_notify
+def test_shared_memory_that_outlives_its_run_is_named():
+    assert "shared memory are left: ['megaladder-weights'" in chaos(
+        "--replay", "hoarding", "0:SIGSTOP", status=1
+    )
+
+
+@needs_notify
 def test_what_is_asked_of_the_kernel_is_no_wire():
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as asking:
         asking.bind((0, 0))

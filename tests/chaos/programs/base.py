@@ -92,7 +92,7 @@ _WHERE = {
     "trainings": {"sft": 2.0, "sft-tp2": 2.0, "sft-pp2": 2.0, "grpo": 2.0, "sft-experts": 2.0},
     "engines": {"grpo-vllm": 2.0, "eval-vllm": 2.0},
 }
-_OF_TESTS = {"faulty": {"careless": 1.0, "leaving": 1.0}}
+_OF_TESTS = {"faulty": {"careless": 1.0, "leaving": 1.0, "hoarding": 1.0}}
 NAMES = tuple(name for names in _WHERE.values() for name in names)
 WITH_POWER_CUTS = (*_WHERE["small"], *_WHERE["tensors"], "careless")
 _ALL = {**_WHERE, **_OF_TESTS}

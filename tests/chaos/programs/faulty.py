@@ -9,6 +9,8 @@ from typing import Any
 
 from chaos.programs.base import Mark, Workload
 
+from megaladder.files import shared_memory
+
 
 class Careless(Workload):
     """Writes its only copy in place, and takes whatever is there for it."""
@@ -45,4 +47,17 @@ class Leaving(Workload):
         return None
 
 
-WORKLOADS: dict[str, Workload] = {one.name: one for one in (Careless(), Leaving())}
+class Hoarding(Workload):
+    """Keeps what it shared through memory."""
+
+    name = "hoarding"
+
+    def run(self, folder: Path, mark: Mark) -> None:
+        shared_memory.take("weights")
+        (folder / "again").touch()
+
+    def result(self, folder: Path) -> Any:
+        return None
+
+
+WORKLOADS: dict[str, Workload] = {one.name: one for one in (Careless(), Leaving(), Hoarding())}
