@@ -318,7 +318,7 @@ def _finish(job: Job, config: EvalConfig, parts: dict[str, Any], timing: Timing)
 
 def _judged(job: Job, config: EvalConfig, journal: Journal) -> report.Scores:
     kind, task = str(job.spec.judge), job.task
-    with _make_judge(kind, config) as by:
+    with _make_judge(kind, config, job.folder) as by:
         judgements = judge.judge_records(task.problems, journal.stored, by, job.folder)
     return judge.judged_scores(
         task.problems, journal.records, judgements, kind, task.params.n, config.seed
@@ -326,16 +326,17 @@ def _judged(job: Job, config: EvalConfig, journal: Journal) -> report.Scores:
 
 
 @contextmanager
-def _make_judge(kind: str, config: EvalConfig) -> Iterator[judge.Judge]:
+def _make_judge(kind: str, config: EvalConfig, folder: Path) -> Iterator[judge.Judge]:
     if kind == "reward":
         yield judge.RewardJudge(config.judge)
     elif config.judge.url is not None:
         yield judge.HttpJudge(config.judge)
     else:
-        folder = str(config.judge.model)
-        prompter = make_prompter(load_tokenizer(folder), PromptSection(), folder)
+        model = str(config.judge.model)
+        prompter = make_prompter(load_tokenizer(model), PromptSection(), model)
         options = VllmOptions(
-            model=str(config.judge.model),
+            model=model,
+            log_dir=str(folder / "logs"),
             tp=config.rollout.tp,
             cpu_kv_cache_gib=config.rollout.cpu_kv_cache_gib,
         )

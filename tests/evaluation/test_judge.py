@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 from tiny_models import build_tiny_model, build_tokenizer
@@ -16,7 +17,7 @@ from megaladder.cli import main
 from megaladder.config.sections.evaluate import PromptSection
 from megaladder.config.verbs.evaluation import JudgeSection
 from megaladder.errors import ConfigError, RunStopped
-from megaladder.evaluation import judge
+from megaladder.evaluation import judge, verb
 from megaladder.evaluation.benchmarks.prompting import make_prompter
 from megaladder.evaluation.store import Record
 from megaladder.rollout.fake_engine import FakeEngine
@@ -309,3 +310,22 @@ def test_the_verb_judges_and_writes_scores(service, tmp_path, capsys):
     )
     summary = json.loads((tmp_path / "out" / "fake" / "hexphi" / "summary.json").read_text())
     assert summary["metrics"]["harm_score"] == 5.0 and summary["counts"]["without_score"] == 0
+
+
+def test_a_judge_s_own_engine_logs_beside_its_verdicts(tmp_path, monkeypatch):
+    """A folder for temporary files would keep its log for ever."""
+    given = []
+
+    class Seen(contextlib.nullcontext):
+        def __init__(self, options):
+            super().__init__()
+            given.append(options)
+
+    monkeypatch.setattr(verb, "VllmEngine", Seen)
+    config = SimpleNamespace(
+        judge=JudgeSection(model=str(build_tiny_model(tmp_path / "model"))),
+        rollout=SimpleNamespace(tp=1, cpu_kv_cache_gib=1.0),
+    )
+    with verb._make_judge("harm", config, tmp_path / "hexphi"):
+        pass
+    assert [options.log_dir for options in given] == [str(tmp_path / "hexphi" / "logs")]
