@@ -192,7 +192,6 @@ def scratch_bytes(head: Head, device: torch.device) -> int:
     return LEAST_SCRATCH if is_split(head.tp) else max(LEAST_SCRATCH, free_bytes(device) // 2)
 
 
-@torch.compiler.assume_constant_result
 def free_bytes(device: torch.device) -> int:
     """What the device has left, blocks that the allocator holds unused included; no waiting.
 
@@ -203,6 +202,10 @@ def free_bytes(device: torch.device) -> int:
         return 0
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
+
+
+if torch.cuda.is_available():  # asks torch's compiler, whose import takes seconds
+    free_bytes = torch.compiler.assume_constant_result(free_bytes)
 
 
 def block_rows(num_rows: int, fit: int) -> int:
