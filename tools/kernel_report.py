@@ -69,7 +69,7 @@ def variants() -> list[Variant]:
     found = []
     for letters, entropy in itertools.product(("bf16", "fp32"), (False, True)):
         found += _row_variants(letters, entropy)
-    return [*found, _merge_variant(), _adamw_variant()]
+    return [*found, _merge_variant(), *map(_adamw_variant, (True, False))]
 
 
 def _row_variants(letters: str, entropy: bool) -> list[Variant]:
@@ -112,14 +112,16 @@ def _merge_variant() -> Variant:
     return Variant("merge_stats", "log-prob", merge_kernel, signature, constants, 4, 3, 0)
 
 
-def _adamw_variant() -> Variant:
+def _adamw_variant(whole: bool) -> Variant:
     from megaladder.kernels.triton_kernels import adamw
 
-    constants = {"COPY": 1, "BLOCK": adamw.BLOCK}
+    constants = {"COPY": 1, "WHOLE": whole, "BLOCK": adamw.BLOCK}
     kinds = {"copy_ptr": "*bf16", "num_elements": "i32"}
     scalars = ("lr", "beta1", "beta2", "rest1", "rest2", "unbias1", "unbias2")
     kinds |= dict.fromkeys((*scalars, "eps", "weight_decay", "grad_scale"), "fp32")
-    label = f"fp32 states, bf16 copy, {adamw.WARPS} warps"
+    label = (
+        f"fp32 states, bf16 copy, {'' if whole else 'a last block of 16 n, '}{adamw.WARPS} warps"
+    )
     return Variant("adamw", label, adamw.adamw_kernel, kinds, constants, adamw.WARPS, 3, 0)
 
 
@@ -136,7 +138,7 @@ def _compile(variant: Variant):
             continue
         default = "*fp32" if name.endswith("_ptr") else "i32"
         signature[name] = variant.signature.get(name, default)
-        if signature[name].startswith("*") or name in ("row_stride", "out_stride"):
+        if signature[name].startswith("*") or name in ("row_stride", "out_stride", "num_elements"):
             aligned.append(name)
     source = ASTSource(
         fn=variant.function,

@@ -34,46 +34,6 @@ class AdamStep:
 
 
 @triton.jit
-def update_block(
-    weight_ptr,
-    grad_ptr,
-    mean_ptr,
-    square_ptr,
-    copy_ptr,
-    at,
-    num_elements,
-    lr,
-    beta1,
-    beta2,
-    rest1,
-    rest2,
-    unbias1,
-    unbias2,
-    eps,
-    weight_decay,
-    grad_scale,
-    COPY: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """Elements `at`; those from `num_elements` on are left alone unless the block is WHOLE."""
-    if WHOLE:  # noqa: SIM108, the compiler decides
-        inside = None
-    else:
-        inside = at < num_elements
-    grad = tl.load(grad_ptr + at, mask=inside) * grad_scale
-    mean = tl.load(mean_ptr + at, mask=inside) * beta1 + grad * rest1
-    square = tl.load(square_ptr + at, mask=inside) * beta2 + grad * grad * rest2
-    weight = tl.load(weight_ptr + at, mask=inside)
-    change = tl.div_rn(mean * unbias1, tl.sqrt_rn(square * unbias2) + eps) + weight * weight_decay
-    weight = weight - lr * change
-    tl.store(mean_ptr + at, mean, mask=inside)
-    tl.store(square_ptr + at, square, mask=inside)
-    tl.store(weight_ptr + at, weight, mask=inside)
-    if COPY:
-        tl.store(copy_ptr + at, weight.to(copy_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def adamw_kernel(
     weight_ptr,
     grad_ptr,
@@ -92,57 +52,28 @@ def adamw_kernel(
     weight_decay,
     grad_scale,
     COPY: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """rest = 1 − beta, unbias = 1/(1 − beta^step), rounded from float64 on the host.
 
-    Only the last block asks which elements there are: a mask would narrow the loads."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    at = start + tl.arange(0, BLOCK)
-    if start + BLOCK <= num_elements:
-        update_block(
-            weight_ptr,
-            grad_ptr,
-            mean_ptr,
-            square_ptr,
-            copy_ptr,
-            at,
-            num_elements,
-            lr,
-            beta1,
-            beta2,
-            rest1,
-            rest2,
-            unbias1,
-            unbias2,
-            eps,
-            weight_decay,
-            grad_scale,
-            COPY,
-            True,
-        )
+    WHOLE: the blocks cover the elements exactly, and nothing asks which there are."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if WHOLE:  # noqa: SIM108, the compiler decides
+        inside = None
     else:
-        update_block(
-            weight_ptr,
-            grad_ptr,
-            mean_ptr,
-            square_ptr,
-            copy_ptr,
-            at,
-            num_elements,
-            lr,
-            beta1,
-            beta2,
-            rest1,
-            rest2,
-            unbias1,
-            unbias2,
-            eps,
-            weight_decay,
-            grad_scale,
-            COPY,
-            False,
-        )
+        inside = at < num_elements
+    grad = tl.load(grad_ptr + at, mask=inside) * grad_scale
+    mean = tl.load(mean_ptr + at, mask=inside) * beta1 + grad * rest1
+    square = tl.load(square_ptr + at, mask=inside) * beta2 + grad * grad * rest2
+    weight = tl.load(weight_ptr + at, mask=inside)
+    change = tl.div_rn(mean * unbias1, tl.sqrt_rn(square * unbias2) + eps) + weight * weight_decay
+    weight = weight - lr * change
+    tl.store(mean_ptr + at, mean, mask=inside)
+    tl.store(square_ptr + at, square, mask=inside)
+    tl.store(weight_ptr + at, weight, mask=inside)
+    if COPY:
+        tl.store(copy_ptr + at, weight.to(copy_ptr.dtype.element_ty), mask=inside)
 
 
 def adamw(
@@ -176,6 +107,7 @@ def adamw(
             numbers.weight_decay,
             numbers.grad_scale,
             COPY=copy is not None,
+            WHOLE=count % BLOCK == 0,
             BLOCK=BLOCK,
             num_warps=WARPS,
         )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from megaladder.process.ranks import attempt, host, process_start, rank_from_env
-from megaladder.process.storage import open_temporary, remove_abandoned, with_digest, without_digest
+from megaladder.process.storage import remove_abandoned, replacing, with_digest, without_digest
 
 NAME = "last_word.json"
 _KEYS = (
@@ -255,17 +255,9 @@ def _now() -> str:
 
 def _write(folder: Path, word: dict[str, Any]) -> None:
     """Atomic; a reader sees the old word or the new one. What killed writers of one left goes."""
-    temporary, opened = open_temporary(folder / NAME)
-    try:
-        with opened as file:
-            text = json.dumps(with_digest(word), ensure_ascii=False)
-            file.write(f"{text}\n".encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, folder / NAME)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    line = json.dumps(with_digest(word), ensure_ascii=False) + "\n"
+    with replacing(folder / NAME) as file:
+        file.write(line.encode("utf-8", "surrogatepass"))
 
 
 def main(folder: str) -> int:

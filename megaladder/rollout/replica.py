@@ -254,6 +254,6 @@ def last_error(log_path: Path) -> str:
             ]
     except OSError:
         return ""
-    told = [line for line in lines if " WARNING " not in line]
+    told = [line for line in lines if "WARNING " not in line]
     errors = [line for line in told if "Error:" in line or "Exception:" in line]
     return (errors or lines or [""])[-1][:500]

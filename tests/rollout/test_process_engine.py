@@ -146,12 +146,13 @@ def _leave_a_file(folder: Path, kill_it: bool, kill_us: bool) -> int:
     return 0
 
 
-def test_a_warning_is_not_blamed_for_an_end(tmp_path):
+@pytest.mark.parametrize("who", ["", "(Main) ", "(EngineCore pid=7) "])
+def test_a_warning_is_not_blamed_for_an_end(tmp_path, who):
     log = tmp_path / "vllm_0.log"
-    warning = "WARNING 11-29 [utils.py:597] another way is taken. Exception: no primitive"
-    log.write_text(f"(Main) {warning}\nready\n")
+    warning = f"{who}WARNING 11-29 [utils.py:597] another way is taken. Exception: no primitive"
+    log.write_text(f"{warning}\nready\n")
     assert last_error(log) == "ready"
-    log.write_text(f"ValueError: no such model\n(Main) {warning}\nready\n")
+    log.write_text(f"ValueError: no such model\n{warning}\nready\n")
     assert last_error(log) == "ValueError: no such model"
 
 

@@ -25,7 +25,7 @@ from megaladder.analysis.samples.files import read_object
 from megaladder.analysis.studies.trajectory import Point
 from megaladder.analysis.tables import Warnings, read_growing
 from megaladder.errors import DataError
-from megaladder.files.shapes import as_number
+from megaladder.files.shapes import OTHER_KIND, as_number
 from megaladder.ledger.book import Phase, add_up, read_work, row_of, training_flops
 from megaladder.ledger.folder import run_ledger
 from megaladder.ledger.sampled import read_sampled_ledger, teacher_ledger
@@ -34,11 +34,6 @@ from megaladder.ledger.work import Work
 MEASURES = ("tokens", "train_flops", "flops", "gpu_hours")
 PARAMETER_KEYS = ("num_parameters", "num_params", "parameters")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-# what reading a header that is none may raise
-_NO_HEADER = (
-    *(ValueError, RecursionError, LookupError),
-    *(TypeError, AttributeError, ArithmeticError),
-)
 SECOND_KEYS = ("step_s", "step_seconds", "wall_s")
 
 
@@ -196,13 +191,13 @@ def count_parameters(model: Path) -> int:
                 )
             try:
                 header = json.loads(file.read(size))
-                numbers = [
+                found = sum(
                     math.prod(map(operator.index, tensor["shape"]))
                     for name, tensor in header.items()
                     if name != "__metadata__"
-                ]
-                total += int(math.fsum(numbers))
-            except _NO_HEADER as error:
+                )
+                total += int(float(found))  # OverflowError where no float is so large
+            except OTHER_KIND as error:
                 raise DataError(
                     f"{path}: no safetensors header ({error}); fix: the model folder"
                 ) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from chaos.programs.base import Workload
 from chaos.programs.forked import forked_programs
 from chaos.programs.nursery import Nursery
-from chaos.programs.trainings import Trained, trained
+from chaos.programs.trainings import Trained, grpo
 from chaos.programs.verbs import Verb
 
 ENGINE = "megaladder.rollout.vllm_engine"
@@ -57,21 +57,6 @@ class EvaluatedByVllm(Verb):
         return _forked_engines()
 
 
-def _grpo(inputs: Path, folder: Path) -> list[str]:
-    return trained(
-        *("grpo", inputs, folder),
-        data__path=inputs / "problems.jsonl",
-        data__seq_length=128,
-        rollout__engine="vllm",
-        rollout__cpu_kv_cache_gib=0.1,
-        rollout__n=2,
-        rollout__max_tokens=16,
-        grpo__prompts_per_step=2,
-        train__epochs=4,
-        reward__workers=1,
-    )
-
-
 def _evaluate(inputs: Path, folder: Path) -> list[str]:
     words = ["eval", "--benchmark", str(inputs / "problems.jsonl"), "--out", str(folder / "eval")]
     words += ["--model.path", str(inputs / "model"), "--rollout.n", "2"]
@@ -80,7 +65,7 @@ def _evaluate(inputs: Path, folder: Path) -> list[str]:
 
 
 RUNS = (
-    TrainedWithVllm("grpo-vllm", _grpo, wired=True),
+    TrainedWithVllm("grpo-vllm", grpo("vllm", rollout__cpu_kv_cache_gib=0.1), wired=True),
     EvaluatedByVllm("eval-vllm", _evaluate, resumes=True, wired=True),
 )
 WORKLOADS: dict[str, Workload] = {one.name: one for one in RUNS}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos.programs.base import Workload
-from chaos.programs.verbs import Verb, shared_inputs
+from chaos.programs.verbs import Verb, Words, shared_inputs
 
 from megaladder.checkpoint import store
 from megaladder.files.sums import refuse_damaged
@@ -64,7 +64,7 @@ def trained(verb: str, inputs: Path, folder: Path, **flags: object) -> list[str]
     return [verb, *(word for key, value in given.items() for word in (f"--{key}", str(value)))]
 
 
-def _sft(**layout: int) -> Any:
+def _sft(**layout: int) -> Words:
     def words(inputs: Path, folder: Path) -> list[str]:
         data = {"data__path": inputs / "chat.jsonl", "train__global_batch_size": 4}
         return trained("sft", inputs, folder, **data, **layout)
@@ -72,18 +72,24 @@ def _sft(**layout: int) -> Any:
     return words
 
 
-def _grpo(inputs: Path, folder: Path) -> list[str]:
-    return trained(
-        *("grpo", inputs, folder),
-        data__path=inputs / "problems.jsonl",
-        data__seq_length=128,
-        rollout__engine="fake",
-        rollout__n=2,
-        rollout__max_tokens=16,
-        grpo__prompts_per_step=2,
-        train__epochs=4,
-        reward__workers=1,
-    )
+def grpo(engine: str, **flags: object) -> Words:
+    """GRPO whose answers come from that engine."""
+
+    def words(inputs: Path, folder: Path) -> list[str]:
+        return trained(
+            *("grpo", inputs, folder),
+            data__path=inputs / "problems.jsonl",
+            data__seq_length=128,
+            rollout__engine=engine,
+            rollout__n=2,
+            rollout__max_tokens=16,
+            grpo__prompts_per_step=2,
+            train__epochs=4,
+            reward__workers=1,
+            **flags,
+        )
+
+    return words
 
 
 def _experts(inputs: Path, folder: Path) -> list[str]:
@@ -108,7 +114,7 @@ RUNS = (
     Trained("sft", _sft()),
     Trained("sft-tp2", _sft(parallel__tp=2, parallel__ranks=2)),
     Trained("sft-pp2", _sft(parallel__pp=2, parallel__ranks=2)),
-    Trained("grpo", _grpo, wired=True),
+    Trained("grpo", grpo("fake"), wired=True),
     Trained("sft-experts", _experts, wired=True),
 )
 WORKLOADS: dict[str, Workload] = {one.name: one for one in RUNS}
